@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from small_runs import recipe, seal
+from trustcxr.apps.serve import inference, worker
+from trustcxr.apps.serve.worker import Limits
 from trustcxr.data.phantom.render import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.serve import looking, worker
-from trustcxr.serve.worker import Limits
 from trustcxr.storage import atomic
 
 

@@ -17,18 +17,18 @@ from pydicom.uid import generate_uid  # noqa: E402
 
 import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
+from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
 from trustcxr.data.checks.check import audit  # noqa: E402
 from trustcxr.data.images import dicom_files, generated  # noqa: E402
 from trustcxr.data.phantom.render import render  # noqa: E402
-from trustcxr.dicom import answers, films  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402
 
 
 def written(film: Path, **fields: object) -> tuple[Path, Path]:
-    heatmap, finding = answers.write(film, answered(film, **fields))
+    heatmap, finding = writer.write(film, answered(film, **fields))
     return Path(heatmap), Path(finding)
 
 
@@ -57,7 +57,7 @@ def test_they_belong_to_the_film_s_study_and_refer_to_it(tmp_path: Path) -> None
         for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber"):
             assert made[name].value == source[name].value, name
         assert not any(word in made.to_json() for word in ("Betelgeuse", "a maker of scanners"))
-        assert answers.RESEARCH in made.SeriesDescription
+        assert writer.RESEARCH in made.SeriesDescription
     assert heatmap.SeriesInstanceUID != finding.SeriesInstanceUID
     (reference,) = heatmap.SourceImageSequence
     assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (CR, source.SOPInstanceUID)
@@ -122,8 +122,8 @@ def test_no_answer_takes_the_place_of_another_film_s(tmp_path: Path) -> None:
     other = chest(tmp_path / "two" / "x.dcm")
     answer = answered(other)
     answer.heatmap = str(tmp_path / "one" / "x.heatmap.png")  # where the first one's picture was, moved away since
-    with pytest.raises(answers.NoDicomAnswer, match="the answer of another film"):
-        answers.write(other, answer)
+    with pytest.raises(writer.NoDicomAnswer, match="the answer of another film"):
+        writer.write(other, answer)
     assert [path.read_bytes() for path in first] == before
     assert written(tmp_path / "one" / "x.dcm") == first  # its own is written anew
 
@@ -136,7 +136,7 @@ def test_the_notice_is_in_the_picture(tmp_path: Path) -> None:
 
 
 def test_a_large_film_s_heatmap_is_as_large_as_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "MOST_SIDE", 48)
+    monkeypatch.setattr(writer, "MOST_SIDE", 48)
     heatmap = pydicom.dcmread(written(chest(tmp_path / "x.dcm"))[0])
     assert (heatmap.Rows, heatmap.Columns) == (48, 48)
 
@@ -163,7 +163,7 @@ def test_no_file_of_another_is_written_over(tmp_path: Path) -> None:
     written(film)
     written(film)  # our own of before
     other = chest(tmp_path / "x.finding.dcm", seed=1).read_bytes()
-    with pytest.raises(answers.NoDicomAnswer, match="not written here"):
+    with pytest.raises(writer.NoDicomAnswer, match="not written here"):
         written(film)
     assert (tmp_path / "x.finding.dcm").read_bytes() == other
 
@@ -174,8 +174,8 @@ def test_a_film_without_identifiers_has_no_dicom_answer_and_it_says_so(tmp_path:
     broken = pydicom.dcmread(film)
     broken[missing].value = ""
     broken.save_as(film, enforce_file_format=False)
-    with pytest.raises(answers.NoDicomAnswer, match=f"has no {missing}"):
-        answers.write(film, answered(film))
+    with pytest.raises(writer.NoDicomAnswer, match=f"has no {missing}"):
+        writer.write(film, answered(film))
 
 
 def test_no_damaged_header_is_more_than_a_line(tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ def test_no_damaged_header_is_more_than_a_line(tmp_path: Path) -> None:
         for place in draw.integers(128, len(data), 3):
             data[place] = draw.integers(256)
         film.write_bytes(bytes(data))
-        with contextlib.suppress(answers.NoDicomAnswer):
-            answers.write(film, answer)
+        with contextlib.suppress(writer.NoDicomAnswer):
+            writer.write(film, answer)
             continue
-        with pytest.raises(answers.NoDicomAnswer) as caught:
-            answers.write(film, answer)
+        with pytest.raises(writer.NoDicomAnswer) as caught:
+            writer.write(film, answer)
         reasons.append(str(caught.value))
     assert len(reasons) > 10
     for part in (*SECRET.split("^"), NUMBER, "\n"):
@@ -210,9 +210,9 @@ def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> 
     (tmp_path / "s" / "readme.txt").write_text("x")
     (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
     index = chest(tmp_path / "s" / "DICOMDIR", study=study)
-    found = films.expand([tmp_path / "s"])
+    found = studies_on_disk.expand([tmp_path / "s"])
     assert found.films == [first, second]
-    assert found.films == films.expand([index]).films
+    assert found.films == studies_on_disk.expand([index]).films
     why = {Path(answer.image).relative_to(tmp_path).as_posix(): answer.left_out for answer in found.left_out}
     assert "lateral" in why["s/DX2/1"]
     assert "CT" in why["s/CT/1"]
@@ -225,17 +225,17 @@ def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> 
 
 def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = chest(tmp_path / "s" / "1")
-    monkeypatch.setattr(films.os, "access", lambda *_: False)
-    monkeypatch.setattr(films.reading, "is_dicom", lambda _: False)
-    found = films.expand([tmp_path / "s"])
+    monkeypatch.setattr(studies_on_disk.os, "access", lambda *_: False)
+    monkeypatch.setattr(studies_on_disk.reading, "is_dicom", lambda _: False)
+    found = studies_on_disk.expand([tmp_path / "s"])
     assert (found.films, found.left_out) == ([film], [])
 
     def refuse(place: object) -> None:
         raise PermissionError(13, "Permission denied", str(place))
 
-    monkeypatch.setattr(films.os, "scandir", refuse)
+    monkeypatch.setattr(studies_on_disk.os, "scandir", refuse)
     with pytest.raises(UserError, match="s: cannot be read: permission denied"):
-        films.expand([tmp_path / "s"])
+        studies_on_disk.expand([tmp_path / "s"])
 
 
 def test_a_folder_without_a_film_or_with_too_many_files_is_refused(
@@ -243,14 +243,14 @@ def test_a_folder_without_a_film_or_with_too_many_files_is_refused(
 ) -> None:
     chest(tmp_path / "s" / "1", ViewPosition="LL")
     with pytest.raises(UserError, match=r"no frontal chest film here: a lateral view"):
-        films.expand([tmp_path / "s"])
+        studies_on_disk.expand([tmp_path / "s"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it is empty"):
-        films.expand([tmp_path / "empty"])
-    monkeypatch.setattr(films, "MOST_FILES", 1)
+        studies_on_disk.expand([tmp_path / "empty"])
+    monkeypatch.setattr(studies_on_disk, "MOST_FILES", 1)
     chest(tmp_path / "s" / "2")
     with pytest.raises(UserError, match="more than 1 files"):
-        films.expand([tmp_path / "s"])
+        studies_on_disk.expand([tmp_path / "s"])
 
 
 def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     chest(tmp_path / "s" / "1", seed=3)
     chest(tmp_path / "s" / "2", ViewPosition="RL")
     Image.fromarray(render("Normal", 0, 64).image).save(tmp_path / "plain.png")
-    given = films.predict(run, [tmp_path / "s", tmp_path / "plain.png"], out=tmp_path / "out", objects=True)
+    given = studies_on_disk.predict(run, [tmp_path / "s", tmp_path / "plain.png"], out=tmp_path / "out", objects=True)
     film, plain, left_out = given
     assert [complaints(Path(place)) for place in film.dicom] == [[], []]
     assert "not DICOM" in str(plain.no_dicom)
@@ -270,7 +270,7 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
 
 
 def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, real = small_runs.untrained(tmp_path / "run"), answers.replacing
+    run, real = small_runs.untrained(tmp_path / "run"), writer.replacing
     both = [chest(tmp_path / name, seed=seed) for seed, name in enumerate(("a.dcm", "b.dcm"))]
 
     @contextlib.contextmanager
@@ -280,8 +280,8 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield temporary
 
-    monkeypatch.setattr(answers, "replacing", full)
-    first, second = films.predict(run, both, out=tmp_path / "out", objects=True)
+    monkeypatch.setattr(writer, "replacing", full)
+    first, second = studies_on_disk.predict(run, both, out=tmp_path / "out", objects=True)
     assert first.predicted
     assert not first.dicom
     assert re.match(r"no DICOM answer: .*a\.heatmap\.dcm: cannot be written: no space left", str(first.error))
@@ -295,7 +295,7 @@ def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> N
     for number in range(3):
         chest(place / f"IM{number:04}", seed=number)
     assert len(read_manifest(tmp_path / "data").table) == 3
-    films.predict(run, [place / "IM0000"], objects=True)
+    studies_on_disk.predict(run, [place / "IM0000"], objects=True)
     found = read_manifest(tmp_path / "data")
     assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
     assert sorted(Path(path).name for path in found.passed_over) == [
@@ -313,11 +313,11 @@ def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> N
 
 def test_an_answer_is_no_film_whatever_it_is_called(tmp_path: Path) -> None:
     run = small_runs.untrained(tmp_path / "run")
-    (answer,) = films.predict(run, [chest(tmp_path / "x.dcm")], out=tmp_path / "out", objects=True)
+    (answer,) = studies_on_disk.predict(run, [chest(tmp_path / "x.dcm")], out=tmp_path / "out", objects=True)
     for number, place in enumerate([answer.heatmap, *answer.dicom]):
         film = tmp_path / f"film{number}{Path(place).suffix}"
         shutil.copy(place, film)
-        (said,) = films.predict(run, [film], out=tmp_path / "again")
+        (said,) = studies_on_disk.predict(run, [film], out=tmp_path / "again")
         assert said.left_out in (generated.SAID, dicom_files.ANSWER)
     assert not (tmp_path / "again").exists()
 
@@ -327,5 +327,5 @@ def test_a_film_that_was_cut_off_in_its_header_is_damaged_and_not_left_out(tmp_p
     chest(tmp_path / "s" / "1")
     whole = chest(tmp_path / "s" / "2").read_bytes()
     (tmp_path / "s" / "2").write_bytes(whole[:700])
-    _, cut = films.predict(run, [tmp_path / "s"], out=tmp_path / "out")
+    _, cut = studies_on_disk.predict(run, [tmp_path / "s"], out=tmp_path / "out")
     assert "a film without an image, as if cut off" in str(cut.error)

@@ -24,11 +24,11 @@ from pynetdicom import AE, evt  # noqa: E402
 
 import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
-from trustcxr.dicom import answers  # noqa: E402
+from trustcxr.apps.dicom import writer  # noqa: E402
+from trustcxr.apps.serve import dicom_node  # noqa: E402
+from trustcxr.apps.serve.dicom_node import Node, Peer, Place  # noqa: E402
+from trustcxr.apps.serve.worker import Limits, Reply  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
-from trustcxr.serve import dicom_node  # noqa: E402
-from trustcxr.serve.dicom_node import Node, Peer, Place  # noqa: E402
-from trustcxr.serve.worker import Limits, Reply  # noqa: E402
 
 SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
 
@@ -113,8 +113,8 @@ def send(to: Node, film: Path | Dataset, *, caller: str = "MODALITY", called: st
 
 def real_answer(film: Path) -> Reply:
     heatmap = answered(film)
-    with answers.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, answers.packed(answers.of(film, heatmap, picture)))
+    with writer.Image.open(str(heatmap.heatmap)) as picture:
+        return Reply(200, writer.packed(writer.of(film, heatmap, picture)))
 
 
 def test_a_film_is_answered_with_both_objects(
@@ -231,7 +231,7 @@ def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = answers.unpacked(reply.body)
+    _, report = writer.unpacked(reply.body)
     with node(archive, monkeypatch, lambda data: reply) as found:
         assert send(found, report) == 0
         until(lambda: found.refused == 1)

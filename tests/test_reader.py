@@ -19,15 +19,15 @@ import browser as browsers
 import small_runs
 from study_fixture import CLASSES, make_study
 from test_cli import complaint
+from trustcxr.apps.reader import annotations, prepare, reader_results, reader_study
+from trustcxr.apps.reader.annotations import Mark
+from trustcxr.apps.reader.database import Film, Judgement, Reader, Store
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import examples
-from trustcxr.reader import preparing, regions, results, study
-from trustcxr.reader.regions import Mark
-from trustcxr.reader.store import Film, Judgement, Reader, Store
 from trustcxr.report import study_folder
 from trustcxr.storage import atomic
 from trustcxr.storage.locks import LOCK_FILE
@@ -40,14 +40,14 @@ ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A study of four runs that has saved the maps of five films; they are shown small, which is quicker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "SHOWN", 96)
+        patch.setattr(prepare, "SHOWN", 96)
         yield make_study(tmp_path_factory.mktemp("study"), panels=5, images=15, resamples=5, epochs=2)
 
 
 @pytest.fixture(scope="module")
 def shown(finished: Path) -> list[Film]:
     """Four films with the maps of three arms."""
-    return preparing.films(preparing.arms(finished, ARMS), data=None, count=4, seed=1)
+    return prepare.films(prepare.arms(finished, ARMS), data=None, count=4, seed=1)
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
 
 
 def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None:
-    arms = preparing.arms(finished, ARMS[:2])
-    shown = preparing.films(arms, data=None, count=3, seed=0)
-    assert [f.sample for f in shown] == [f.sample for f in preparing.films(arms, data=None, count=3, seed=0)]
+    arms = prepare.arms(finished, ARMS[:2])
+    shown = prepare.films(arms, data=None, count=3, seed=0)
+    assert [f.sample for f in shown] == [f.sample for f in prepare.films(arms, data=None, count=3, seed=0)]
     assert len({f.sample for f in shown}) == 3
     run = study_folder.read(finished).runs[0]
     assert run.panels is not None
@@ -97,8 +97,8 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
     data = write.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
     runs = [study_folder.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
-    arms = [preparing.Arm(runs[0], "gradcam"), preparing.Arm(runs[1], "gradcam"), preparing.Arm(runs[0], "occlusion")]
-    shown = preparing.films(arms, data=data, count=2, seed=4)
+    arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
+    shown = prepare.films(arms, data=data, count=2, seed=4)
     assert len({film.sample for film in shown}) == 2
     dataset = load_dataset(data, split="Test", size=32, classes=CLASSES)
     loaded = {folder: load_run(folder) for folder in folders}
@@ -107,13 +107,13 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(film.mask))), dataset.masks("infection")[row])
         for arm, drawn in zip(arms, film.maps, strict=True):
             panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
-            assert drawn == preparing._over(panel["image"][0], panel["saliency"][0])
+            assert drawn == prepare._over(panel["image"][0], panel["saliency"][0])
     assert len({png for film in shown for png in film.maps}) > 2  # a network that was never trained may see nothing
     with pytest.raises(UserError, match="100 are asked for"):
-        preparing.films(arms, data=data, count=100, seed=4)
+        prepare.films(arms, data=data, count=100, seed=4)
     other = study_folder.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
     with pytest.raises(UserError, match="other classes"):
-        preparing.films([arms[0], preparing.Arm(other, "gradcam")], data=data, count=3, seed=4)
+        prepare.films([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        preparing.films(preparing.arms(finished, arms), data=None, count=count, seed=0)
+        prepare.films(prepare.arms(finished, arms), data=None, count=count, seed=0)
 
 
 @pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--films", 7), ("--reader", "R1"), ("--seed", 1)])
@@ -140,23 +140,23 @@ def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[o
 def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = study.place(finished)
+    place = reader_study.place(finished)
     try:
-        first = study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+        first = reader_study.open_or_make(finished, reader_study.Asked(arms=ARMS, films=2))
         first.add("R1")
-        again = study.open_or_make(finished, study.Asked())
+        again = reader_study.open_or_make(finished, reader_study.Asked())
         assert [r.token for r in again.readers()] == [r.token for r in first.readers()]
         assert place.stat().st_mode & 0o077 == 0  # the key is its owner's
-        for asked in (study.Asked(arms=ARMS[:2]), study.Asked(films=3)):
+        for asked in (reader_study.Asked(arms=ARMS[:2]), reader_study.Asked(films=3)):
             with pytest.raises(UserError, match="move that folder away"):
-                study.open_or_make(finished, asked)
+                reader_study.open_or_make(finished, asked)
         with pytest.raises(UserError, match="drawn by seed 0; move that folder away"):
-            study.open_or_make(finished, study.Asked(seed=99))
-        study.open_or_make(finished, study.Asked(seed=0, data=tmp_path / "nowhere"))
+            reader_study.open_or_make(finished, reader_study.Asked(seed=99))
+        reader_study.open_or_make(finished, reader_study.Asked(seed=0, data=tmp_path / "nowhere"))
         assert capsys.readouterr().err.count("--data is not looked at") == 1
         place.write_bytes(b"nonsense" * 100)
         with pytest.raises(UserError, match="not the file of a reader study"):
-            study.open_or_make(finished, study.Asked())
+            reader_study.open_or_make(finished, reader_study.Asked())
     finally:
         place.unlink()
 
@@ -169,14 +169,14 @@ def test_other_films_and_films_without_lesion_masks_are_not_read(
     content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
     atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
-    arms = [preparing.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
-    assert len(preparing.films(arms, data=data, count=2, seed=0)) == 2
+    arms = [prepare.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
+    assert len(prepare.films(arms, data=data, count=2, seed=0)) == 2
     other = write.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
     with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
-        preparing.films(arms, data=other, count=2, seed=0)
+        prepare.films(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
     with pytest.raises(UserError, match="no infection masks here"):
-        preparing.films(arms, data=data, count=2, seed=0)
+        prepare.films(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
@@ -184,8 +184,8 @@ def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     whole = f"say who: trustcxr reader {finished} --reader NAME"
     for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
-            study.serve(finished, study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
-    assert not study.place(finished).exists()
+            reader_study.serve(finished, reader_study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
+    assert not reader_study.place(finished).exists()
 
 
 def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path: Path) -> None:
@@ -206,10 +206,10 @@ def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Stor
 
 
 def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path) -> None:
-    place = study.place(finished)
+    place = reader_study.place(finished)
     place.parent.mkdir(exist_ok=True)
     with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
-        study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+        reader_study.open_or_make(finished, reader_study.Asked(arms=ARMS, films=2))
     assert not place.exists()
 
 
@@ -253,8 +253,8 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
-    from trustcxr.reader import app
-    from trustcxr.reader import store as module
+    from trustcxr.apps.reader import database as module
+    from trustcxr.apps.reader import reader_page
 
     reader, opened = store.readers()[0], module._open
     read_all(store, reader, [1, 2, 3])
@@ -271,7 +271,7 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     large = {"regions": [outline] * 20}
     with pytest.raises(UserError, match=why):
         store.save_mark(other, 0, Mark.model_validate(large))
-    with TestClient(app.build(store, hosts=None)) as api:
+    with TestClient(reader_page.build(store, hosts=None)) as api:
         refused = api.put("/api/v1/films/0/mark", headers={"Authorization": f"Bearer {other.token}"}, json=large)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not-saved")
     assert str(store.path) not in refused.text
@@ -287,8 +287,8 @@ def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
     quarter = np.zeros((side, side), np.uint8)
     quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
     for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
-        assert np.array_equal(regions.pixels(mark, side, side), quarter)
-    left, right = (regions.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+        assert np.array_equal(annotations.pixels(mark, side, side), quarter)
+    left, right = (annotations.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
     assert not (left & right).any(), "what touches shares no pixel"
 
 
@@ -300,21 +300,21 @@ def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
         points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
         inside = Path2D(points).contains_points(middles).reshape(30, 40)
-        assert np.array_equal(regions.pixels(mark, 30, 40), inside)
+        assert np.array_equal(annotations.pixels(mark, 30, 40), inside)
 
 
 @pytest.mark.parametrize("kind", ["box", "outline"])
 def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
     points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
     mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
-    assert np.argwhere(regions.pixels(mark, 10, 10)).tolist() == [[3, 9]]
+    assert np.argwhere(annotations.pixels(mark, 10, 10)).tolist() == [[3, 9]]
 
 
 def test_regions_become_pixels() -> None:
-    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
+    assert annotations.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
-    assert regions.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
-    assert not regions.pixels(Mark(regions=[]), 6, 8).any()
+    assert annotations.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
+    assert not annotations.pixels(Mark(regions=[]), 6, 8).any()
     for bad in ([[0, 0]], [[0, 0], [1, 2]], [[0, 0], [1, 1], [0, 1]], [[0, 0], [float("nan"), 1]]):
         with pytest.raises(ValueError, match="regions"):
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
@@ -327,7 +327,7 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
-    from trustcxr.reader.app import build
+    from trustcxr.apps.reader.reader_page import build
 
     one, other = store.readers()
     with TestClient(build(store, hosts=("localhost",)), base_url="http://localhost") as api:
@@ -380,12 +380,12 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
 ) -> None:
     one, other = store.readers()
     with pytest.raises(UserError, match="nothing to count"):
-        results.write(results.gather(store), [], tmp_path)
+        reader_results.write(reader_results.gather(store), [], tmp_path)
     read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
     runs = study_folder.read(finished).runs
     _with_saliency(runs[0], store)
-    found = {table.title.split(": ")[1]: table for table in results.tables(results.gather(store), runs)}
+    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), runs)}
     best, *rest = found["preference"].rows
     assert best[0].text == f"{ARMS[0]}:gradcam"
     assert best[1].value > 0.9
@@ -398,17 +398,17 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert agreed["regions: mean IoU of two readers"] == 1
     assert 0 < agreed["ranks: Krippendorff’s alpha, ordinal"] < 1
     people, first, _, model = found["regions"].rows
-    scores = results.reader_scores(results.gather(store))
+    scores = reader_results.reader_scores(reader_results.gather(store))
     assert people[1].value == pytest.approx(scores["infection_energy"].mean())
     assert first[1].value == pytest.approx(people[1].value)
-    masks = results.gather(store).masks
-    region = regions.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
+    masks = reader_results.gather(store).masks
+    region = annotations.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
     own = [(region & mask).sum() / (region | mask).sum() for mask in masks]
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"
     assert model[1].value == pytest.approx(0.25)
     assert "to" in model[1].beside
-    written = results.write(results.gather(store), runs, tmp_path / "out")
+    written = reader_results.write(reader_results.gather(store), runs, tmp_path / "out")
     assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
     page = written[0].read_text(encoding="utf-8")
     assert "the human benchmark" in page
@@ -420,7 +420,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
 def test_maps_that_share_the_first_place_are_not_the_one_that_is_named_first(store: Store) -> None:
     for reader, ranks in zip(store.readers(), ([1, 1, 2], [1, 2, 3]), strict=True):
         read_all(store, reader, ranks)
-    agreed = {row[0].text: row[1].value for row in results.tables(results.gather(store), [])[2].rows}
+    agreed = {row[0].text: row[1].value for row in reader_results.tables(reader_results.gather(store), [])[2].rows}
     assert agreed["which map is best: Fleiss’ kappa"] == pytest.approx(-1)
 
 
@@ -428,7 +428,7 @@ def _with_saliency(run: study_folder.Run, store: Store) -> None:
     rows = [
         {"sample_id": sample, "group": group, "method": "gradcam", "condition": "clean", "measure": name, "value": 0.25}
         for sample, group, _ in store.samples()
-        for name in results.SCORED
+        for name in reader_results.SCORED
     ]
     atomic.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
 
@@ -455,7 +455,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
             better = draw.random() < truth
             store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
             store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
-    found = {table.title.split(": ")[1]: table for table in results.tables(results.gather(store), [])}
+    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), [])}
     robust = found["preference"].rows[0]
     assert robust[1].value == pytest.approx(truth, abs=0.06)
     low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
@@ -473,7 +473,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
 def serving(store: Store) -> Iterator[str]:
     uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip("fastapi")
-    from trustcxr.reader.app import build
+    from trustcxr.apps.reader.reader_page import build
 
     server = uvicorn.Server(uvicorn.Config(build(store, hosts=("127.0.0.1",)), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from trustcxr.reader import agreement, preference
-from trustcxr.reader.agreement import fleiss_kappa, krippendorff_alpha
+from trustcxr.apps.reader import agreement, preference
+from trustcxr.apps.reader.agreement import fleiss_kappa, krippendorff_alpha
 from trustcxr.statistics import Bootstrap, interval
 
 NAN = float("nan")

@@ -26,9 +26,9 @@ from trustcxr.version import NOTICE
 fastapi = pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
-from trustcxr.serve import app as application  # noqa: E402
-from trustcxr.serve import doors, server  # noqa: E402
-from trustcxr.serve.worker import Limits  # noqa: E402
+from trustcxr.apps.serve import app as application  # noqa: E402
+from trustcxr.apps.serve import middleware, server  # noqa: E402
+from trustcxr.apps.serve.worker import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 
@@ -44,7 +44,7 @@ def pool(run: Path) -> served.Here:
 
 
 def client(pool: served.Here, *, token: str | None = None, local: bool = True, **limits: object) -> TestClient:
-    hosts = doors.local_names("127.0.0.1") if local else None
+    hosts = middleware.local_names("127.0.0.1") if local else None
     built = application.build(pool, Limits(**limits), token=token, hosts=hosts)  # type: ignore[arg-type]
     return TestClient(built, base_url=LOCAL, raise_server_exceptions=False)
 
@@ -272,8 +272,8 @@ def test_beyond_this_machine_a_token_is_demanded(pool: served.Here) -> None:
 
 
 def test_addresses_and_links() -> None:
-    assert [doors.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert [doors.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
+    assert [middleware.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert [middleware.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
     assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
     everywhere = f"http://{socket.gethostname()}:80/#token=x"  # where nobody else could open 0.0.0.0
     assert [server.Address(host, 80, "x").link for host in ("::", "0.0.0.0")] == [everywhere] * 2

@@ -330,10 +330,10 @@ def predict(
     cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
     """
     refuse_missing(images)
-    from trustcxr.dicom import films
+    from trustcxr.apps.dicom import studies_on_disk
     from trustcxr.report import terminal
 
-    answers = films.predict(run, images, epsilon=epsilon, out=out, objects=dicom)
+    answers = studies_on_disk.predict(run, images, epsilon=epsilon, out=out, objects=dicom)
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:

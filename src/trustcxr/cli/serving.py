@@ -37,10 +37,10 @@ def serve(
 
     Beyond 127.0.0.1 a token is demanded: the one in TRUSTCXR_TOKEN, or one that is made up and printed.
     """
+    from trustcxr.apps.serve import server
+    from trustcxr.apps.serve.dicom_node import Place
+    from trustcxr.apps.serve.worker import Limits
     from trustcxr.errors import UserError
-    from trustcxr.serve import server
-    from trustcxr.serve.dicom_node import Place
-    from trustcxr.serve.worker import Limits
 
     place, ours = None, {"title": dicom_title, "host": dicom_host, "port": dicom_port}
     said = {key: value for key, value in ours.items() if value is not None}
@@ -80,8 +80,8 @@ def reader(
 
     Each reader has a link of their own and goes on where they stopped. Whose map is whose stays in STUDY/reader/.
     """
+    from trustcxr.apps.reader import reader_study as reading
     from trustcxr.errors import UserError
-    from trustcxr.reader import study as reading
     from trustcxr.version import NOTICE
 
     typed = {"arm": arm, "data": data, "films": films, "reader": name, "seed": seed}

@@ -14,13 +14,13 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
-from trustcxr.serve import answers, uploads
-from trustcxr.serve.doors import Doors, problem, show, tell_faults
-from trustcxr.serve.pool import Pool
-from trustcxr.serve.worker import PNG, RETRY_AFTER, Asked, Kind, Limits, Part, Reply
+from trustcxr.apps.serve import api_models, uploads
+from trustcxr.apps.serve.middleware import Doors, problem, show, tell_faults
+from trustcxr.apps.serve.pool import Pool
+from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Asked, Kind, Limits, Part, Reply
 from trustcxr.version import NOTICE, __version__
 
-_HERE = "trustcxr.serve"
+_HERE = "trustcxr.apps.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}
 PAGE |= {"/page.js": (_HERE, "page.js", "text/javascript"), "/icon.svg": (_HERE, "icon.svg", "image/svg+xml")}
 _HIGHEST = 0.3
@@ -138,8 +138,8 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
 def _films(app: FastAPI, house: House) -> None:
     """The routes that take a film."""
     for kind, model, about in (
-        ("predict", answers.Prediction, "Classes with probabilities, warnings, and whether the answer stays."),
-        ("examine", answers.Examination, "The same with pictures: maps, the smallest perturbation, corruptions."),
+        ("predict", api_models.Prediction, "Classes with probabilities, warnings, and whether the answer stays."),
+        ("examine", api_models.Examination, "The same with pictures: maps, the smallest perturbation, corruptions."),
         ("heatmap", None, "The map of the predicted class over the film, as a PNG."),
     ):
         responses = _problems()
@@ -171,20 +171,20 @@ def _about(app: FastAPI, house: House) -> None:
     secured = [Depends(HTTPBearer(auto_error=False))] if house.token else []
 
     @app.get("/api/v1/runs", operation_id="runs", dependencies=secured, responses=_problems(401, 403, 421))
-    async def runs() -> answers.Served:
+    async def runs() -> api_models.Served:
         """What answers here."""
         known = [
-            answers.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
+            api_models.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
             for r in house.pool.runs
         ]
         most, needed = house.limits.most_bytes, house.token is not None
-        return answers.Served(version=__version__, runs=known, most_bytes=most, token_needed=needed)
+        return api_models.Served(version=__version__, runs=known, most_bytes=most, token_needed=needed)
 
     @app.get("/healthz", operation_id="health", responses=_problems(403, 421))
-    async def health() -> answers.Health:
+    async def health() -> api_models.Health:
         """Whether it can answer."""
         alive = house.pool.alive
-        return answers.Health(status="ok" if alive else "starting", workers=alive)
+        return api_models.Health(status="ok" if alive else "starting", workers=alive)
 
     @app.get(
         "/metrics",
@@ -239,7 +239,7 @@ def _body(kind: Kind) -> dict[str, object]:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    return {status: {"model": answers.Problem} for status in statuses or _PROBLEMS}
+    return {status: {"model": api_models.Problem} for status in statuses or _PROBLEMS}
 
 
 async def _http(_: Request, fault: Exception) -> Response:

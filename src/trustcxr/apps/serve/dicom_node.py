@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trustcxr.apps.serve.worker import Asked, Limits, Reply, Worker
 from trustcxr.console import say
 from trustcxr.data.images.dicom_files import FILMS, INSTALL
 from trustcxr.errors import UserError
-from trustcxr.serve.worker import Asked, Limits, Reply, Worker
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -245,9 +245,9 @@ class Node:
 
     def _send(self, body: bytes) -> bool:
         """Send both objects, and again after each of _AGAIN_AFTER what the peer did not take; whether it has them."""
-        from trustcxr.dicom import answers
+        from trustcxr.apps.dicom import writer
 
-        left = answers.unpacked(body)
+        left = writer.unpacked(body)
         for wait in (0.0, *_AGAIN_AFTER):
             if self._ending.wait(wait):
                 return False

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from trustcxr.apps.serve.inference import Ready
     from trustcxr.explain.predict import Film
-    from trustcxr.serve.looking import Ready
 
 Kind = Literal["predict", "examine", "heatmap", "dicom"]
 Part = Literal["seen", "changed"]  # of "examine", which two workers share
@@ -161,8 +161,8 @@ def _work(connection: Connection, folders: list[Path], threads: int, memory: int
 
 
 def _loaded(folders: Sequence[Path]) -> "list[Ready]":
+    from trustcxr.apps.serve.inference import Ready
     from trustcxr.evaluation.trained_run import load_run
-    from trustcxr.serve.looking import Ready
 
     runs = [load_run(folder, on="cpu") for folder in folders]
     names = [run.name for run in runs]
@@ -220,13 +220,13 @@ def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None
 
 
 def _of_film(asked: Asked, ready: "Ready", film: "Film", since: float) -> Reply:
-    from trustcxr.serve import looking
+    from trustcxr.apps.serve import inference
 
     if asked.kind == "dicom":
-        return Reply(200, looking.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
+        return Reply(200, inference.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":
-        return Reply(200, looking.heatmap(ready, film, method=asked.method), PNG)
+        return Reply(200, inference.heatmap(ready, film, method=asked.method), PNG)
     if asked.kind == "changed":
-        return Reply(200, looking.changed(ready, film).model_dump_json().encode())
-    look = looking.predict if asked.kind == "predict" else looking.seen
+        return Reply(200, inference.changed(ready, film).model_dump_json().encode())
+    look = inference.predict if asked.kind == "predict" else inference.seen
     return Reply(200, look(ready, film, epsilon=asked.epsilon, since=since).model_dump_json().encode())

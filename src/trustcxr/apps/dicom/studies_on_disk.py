@@ -32,11 +32,11 @@ def predict(
 
     Last what of the folders is left out, and why.
     """
-    from trustcxr.dicom import answers
+    from trustcxr.apps.dicom import writer
     from trustcxr.explain import predict as one_image
 
     if objects:
-        answers.check_installed()
+        writer.check_installed()
     found = expand(paths)
     given = one_image.predict(run, found.films, epsilon=epsilon, out=out)
     for answer in given if objects else ():
@@ -46,14 +46,14 @@ def predict(
 
 
 def _as_dicom(film: Path, answer: FilmAnswer) -> None:
-    from trustcxr.dicom import answers
+    from trustcxr.apps.dicom import writer
 
     if not read.is_dicom(film):
         answer.no_dicom = "the film is not DICOM, so there is no study to belong to"
         return
     try:
-        answer.dicom = answers.write(film, answer)
-    except answers.NoDicomAnswer as why:
+        answer.dicom = writer.write(film, answer)
+    except writer.NoDicomAnswer as why:
         answer.no_dicom = str(why)
     except CannotWrite as problem:  # every film was answered by now: none of that is lost
         answer.error = f"no DICOM answer: {problem}"

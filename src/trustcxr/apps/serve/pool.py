@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from trustcxr.apps.serve.worker import OVERLOADED, Asked, Known, Limits, Reply, Worker
 from trustcxr.errors import UserError
-from trustcxr.serve.worker import OVERLOADED, Asked, Known, Limits, Reply, Worker
 
 _AGAIN = 5.0  # seconds until a worker that could not be started is tried again
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trustcxr.apps.reader import agreement, preference
+from trustcxr.apps.reader.annotations import pixels
+from trustcxr.apps.reader.database import Reader, Store
 from trustcxr.errors import UserError
-from trustcxr.reader import agreement, preference
-from trustcxr.reader.regions import pixels
-from trustcxr.reader.store import Reader, Store
 from trustcxr.report import study_folder, words
 from trustcxr.report.tables import cells
 from trustcxr.report.tables.cells import Cell, Table

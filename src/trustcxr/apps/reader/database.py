@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from trustcxr.apps.reader.annotations import Mark
 from trustcxr.errors import UserError
-from trustcxr.reader.regions import Mark
 from trustcxr.storage.atomic import replacing
 from trustcxr.storage.os_errors import writing
 

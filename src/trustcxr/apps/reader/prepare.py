@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from trustcxr.apps.reader.database import Film
 from trustcxr.errors import UserError, lookup
 from trustcxr.explain import heatmap_io
-from trustcxr.reader.store import Film
 from trustcxr.report import study_folder
 from trustcxr.storage.prediction_table import CLEAN
 

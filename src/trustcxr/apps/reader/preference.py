@@ -53,7 +53,7 @@ def bradley_terry(won: ArrayLike) -> Floats:
     HALF_A_WIN each way is added to each pair.
 
     >>> import numpy as np
-    >>> from trustcxr.reader.preference import bradley_terry
+    >>> from trustcxr.apps.reader.preference import bradley_terry
     >>> bradley_terry(np.array([[[0, 29.5], [9.5, 0]]])).round(2)  # log(30 / 10), halved
     array([[ 0.55, -0.55]])
     """

@@ -18,7 +18,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats:
     """Agreement on categories beyond what their shares give by chance (Fleiss 1971), of films that all readers rated.
 
-    >>> from trustcxr.reader.agreement import fleiss_kappa
+    >>> from trustcxr.apps.reader.agreement import fleiss_kappa
     >>> fleiss_kappa([[1, 1, 1], [2, 2, 2], [1, 1, 2]]).round(3)
     array([0.55])
     """
@@ -44,7 +44,7 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: Ar
     Films with a single rating do not count; those with some missing do. `level` says what a difference is: all alike
     (nominal), by how many ratings lie between (ordinal), or squared (interval).
 
-    >>> from trustcxr.reader.agreement import krippendorff_alpha
+    >>> from trustcxr.apps.reader.agreement import krippendorff_alpha
     >>> krippendorff_alpha([[1, 1], [2, 3], [3, 3], [2, float("nan")]], "interval").round(3)
     array([0.75])
     """

@@ -7,15 +7,15 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect
 
+from trustcxr.apps.reader.annotations import Mark
+from trustcxr.apps.reader.database import RATINGS, Judgement, Reader, Store
+from trustcxr.apps.serve.middleware import Doors, bearer, problem, show, tell_faults
 from trustcxr.console import say
 from trustcxr.errors import CannotWrite
-from trustcxr.reader.regions import Mark
-from trustcxr.reader.store import RATINGS, Judgement, Reader, Store
-from trustcxr.serve.doors import Doors, bearer, problem, show, tell_faults
 from trustcxr.version import NOTICE, __version__
 
 MOST_BYTES = 1 << 20  # of what a reader sends: twenty outlines of six hundred points, every digit of them
-_HERE, _SERVE = "trustcxr.reader", "trustcxr.serve"
+_HERE, _SERVE = "trustcxr.apps.reader", "trustcxr.apps.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/reader.css": (_HERE, "reader.css", "text/css")}
 PAGE |= {"/reader.js": (_HERE, "reader.js", "text/javascript"), "/page.css": (_SERVE, "page.css", "text/css")}
 PAGE |= {"/icon.svg": (_SERVE, "icon.svg", "image/svg+xml")}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trustcxr.apps.reader import prepare
+from trustcxr.apps.reader.database import FILE, FOLDER, Store
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.reader import preparing
-from trustcxr.reader.store import FILE, FOLDER, Store
 from trustcxr.report import study_folder
 from trustcxr.storage import layout, locks
 from trustcxr.storage.os_errors import as_typed
@@ -36,12 +36,12 @@ def open_or_make(study: Path, asked: Asked) -> Store:
     path = place(study)
     if path.exists():
         return _opened(study, path, asked)
-    chosen = preparing.arms(study, asked.arms)
+    chosen = prepare.arms(study, asked.arms)
     with locks.holding(path.parent):
         if path.exists():  # another process has made it since
             return _opened(study, path, asked)
         seed = _SEED if asked.seed is None else asked.seed
-        films = preparing.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
+        films = prepare.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
         store = Store.create(path, arms=[arm.name for arm in chosen], films=films, seed=seed)
     say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
     return store
@@ -49,7 +49,7 @@ def open_or_make(study: Path, asked: Asked) -> Store:
 
 def _opened(study: Path, path: Path, asked: Asked) -> Store:
     store = Store(path)
-    if asked.arms and [arm.name for arm in preparing.arms(study, asked.arms)] != store.arms:
+    if asked.arms and [arm.name for arm in prepare.arms(study, asked.arms)] != store.arms:
         raise UserError(
             f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
         )
@@ -64,7 +64,7 @@ def _opened(study: Path, path: Path, asked: Asked) -> Store:
 
 def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: int) -> None:
     """Say each reader's link, and answer until Ctrl-C. UserError for what cannot be shown, or where to listen."""
-    from trustcxr.serve import server
+    from trustcxr.apps.serve import server
 
     server.check_installed()
     proper, path = [_proper(name) for name in names], place(study)
@@ -74,12 +74,12 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
     store = open_or_make(study, asked)
     for name in proper:
         store.add(name)
-    from trustcxr.reader import app
-    from trustcxr.serve import doors
+    from trustcxr.apps.reader import reader_page
+    from trustcxr.apps.serve import middleware
 
-    local = doors.is_loopback(host)
+    local = middleware.is_loopback(host)
     with server.listening(host, port) as listener:
-        house = app.build(store, hosts=doors.local_names(host) if local else None)
+        house = reader_page.build(store, hosts=middleware.local_names(host) if local else None)
         for reader in store.readers():
             address = server.Address(host, listener.getsockname()[1], reader.token)
             say(f"{reader.name}: {address.link}")
@@ -89,7 +89,7 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
 
 def results(study: Path, out: Path | None = None) -> list[Path]:
     """Write the tables of what the readers found into the reader study's folder, or `out`; their paths."""
-    from trustcxr.reader import results as tables
+    from trustcxr.apps.reader import reader_results as tables
 
     path = place(study)
     return tables.write(tables.gather(Store(path)), study_folder.read(study).runs, out or path.parent)

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from trustcxr.apps.serve.worker import Limits
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.serve.worker import Limits
 from trustcxr.storage import layout
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from trustcxr.serve import dicom_node
-    from trustcxr.serve.pool import Pool
+    from trustcxr.apps.serve import dicom_node
+    from trustcxr.apps.serve.pool import Pool
 
 INSTALL = "pip install '.[serve]'"
 TOKEN = "TRUSTCXR_TOKEN"
@@ -55,19 +55,19 @@ def serve(
     UserError where a run cannot be loaded, or an address cannot be had.
     """
     try:
-        from trustcxr.serve import app, dicom_node, doors
-        from trustcxr.serve.pool import Pool
+        from trustcxr.apps.serve import app, dicom_node, middleware
+        from trustcxr.apps.serve.pool import Pool
     except ImportError as problem:
         raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
     for folder in runs:
         layout.check_run(folder)
-    local = doors.is_loopback(host)
+    local = middleware.is_loopback(host)
     token = _chosen() or (None if local else secrets.token_urlsafe(24))
     with ExitStack() as stack:
         listener = stack.enter_context(listening(host, port))
         where = Address(host, listener.getsockname()[1], token)
         pool = Pool(runs, limits or Limits())
-        house = app.build(pool, pool.limits, token=token, hosts=doors.local_names(host) if local else None)
+        house = app.build(pool, pool.limits, token=token, hosts=middleware.local_names(host) if local else None)
         if dicom is not None:
             stack.enter_context(dicom_node.listening(runs[0], dicom, pool.limits))
         asyncio.run(_serving(_server(house), pool, listener, where))

@@ -12,8 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
 from trustcxr import explain
+from trustcxr.apps.dicom import writer as dicom_answers
+from trustcxr.apps.serve import api_models, png
 from trustcxr.data.images import dicom_files, greyscale, resize
-from trustcxr.dicom import answers as dicom_answers
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import counterfactual_view, heatmap_io, ood
@@ -21,7 +22,6 @@ from trustcxr.explain import predict as one_image
 from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
 from trustcxr.report import terminal, words
-from trustcxr.serve import answers, pictures
 from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE
 
@@ -50,13 +50,13 @@ class Ready:
         return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
 
 
-def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Prediction:
+def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> api_models.Prediction:
     """The classes of a film, and whether they stay within epsilon."""
     found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    return answers.Prediction(**_said(ready, film, found, since))
+    return api_models.Prediction(**_said(ready, film, found, since))
 
 
-def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> answers.Seen:
+def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> api_models.Seen:
     """The same, with the film and its maps: one part of an examination."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
@@ -67,19 +67,19 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
         "width": width,
         "height": height,
         "size": run.size,
-        "film": pictures.film(film.pixels),
-        "network_film": pictures.grey(pixels[0, 0]),
+        "film": png.film(film.pixels),
+        "network_film": png.grey(pixels[0, 0]),
         "maps": [_map(run, each, film) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
     }
-    return answers.Seen(**looked, **_said(ready, film, found, since))
+    return api_models.Seen(**looked, **_said(ready, film, found, since))
 
 
-def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
+def changed(ready: Ready, film: one_image.Film) -> api_models.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
     ((predicted, _),) = one_image.answers(run, pixels)
-    return answers.Changed(
+    return api_models.Changed(
         perturbation=_flip(
             run, counterfactual_view.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
         ),
@@ -138,63 +138,63 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
     one_image.doubt(found, ready.run, ready.known, film)
     familiar = None
     if ready.known is not None and found.rarer_than is not None:
-        familiar = answers.Familiar(
+        familiar = api_models.Familiar(
             rarer_than=found.rarer_than, accepted=ood.ACCEPTED, validated=len(ready.known.scores)
         )
     ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
     return {
         "run": ready.name,
         "predicted": found.predicted,
-        "classes": [answers.ClassProbability(name=name, probability=p) for name, p in ranked],
+        "classes": [api_models.ClassProbability(name=name, probability=p) for name, p in ranked],
         "calibrated": bool(found.calibrated),
         "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
         "warnings": [*found.warnings, *([found.border] if found.border else []), *([] if ready.known else [UNKNOWN])],
         "familiarity": familiar,
         "epsilon": found.epsilon,
-        "survives": [answers.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
+        "survives": [api_models.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
         "seconds": round(time.monotonic() - since, 3),
     }
 
 
-def _map(run: Run, found: counterfactual_view.Map, film: one_image.Film) -> answers.SaliencyMap:
+def _map(run: Run, found: counterfactual_view.Map, film: one_image.Film) -> api_models.SaliencyMap:
     shown = resize.on_film(run.size, film.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
-        answers.ControlMap(
+        api_models.ControlMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
-            png=pictures.heat(other.pixels[shown]),
+            png=png.heat(other.pixels[shown]),
         )
         for other in found.beside
     ]
-    return answers.SaliencyMap(
+    return api_models.SaliencyMap(
         method=found.method,
         label=words.method(found.method),
         cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
-        png=pictures.heat(found.pixels[shown]),
+        png=png.heat(found.pixels[shown]),
         controls=beside,
     )
 
 
-def _flip(run: Run, found: counterfactual_view.Flip | None) -> answers.SmallestPerturbation | None:
+def _flip(run: Run, found: counterfactual_view.Flip | None) -> api_models.SmallestPerturbation | None:
     if found is None:
         return None
-    difference, factor = pictures.difference(found.change)
-    return answers.SmallestPerturbation(
+    difference, factor = png.difference(found.change)
+    return api_models.SmallestPerturbation(
         epsilon=found.epsilon,
         grey_levels=round(255 * found.epsilon, 2),
         becomes=run.classes[found.predicted],
         probability=found.probability,
         steps=found.steps,
-        film=pictures.grey(found.film),
+        film=png.grey(found.film),
         difference=difference,
         magnified=round(factor, 1),
     )
 
 
-def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> answers.Corrupted:
-    return answers.Corrupted(
+def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
+    return api_models.Corrupted(
         name=found.name,
         label=words.corruption(found.name),
         about=found.about,
@@ -202,5 +202,5 @@ def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> answ
         predicted=run.classes[found.predicted],
         probability=found.probability,
         changed=found.predicted != predicted,
-        png=pictures.grey(found.film),
+        png=png.grey(found.film),
     )

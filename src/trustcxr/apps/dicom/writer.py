@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from trustcxr.apps.dicom.structured_report import content
 from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
 from trustcxr.data.images.greyscale import quiet
-from trustcxr.dicom.finding import content
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import replacing
 from trustcxr.storage.schemas import FilmAnswer
