@@ -15,10 +15,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trustcxr.audit.run_audit import audit
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.storage.schemas import AuditDocument
-from trustcxr.study.audit import audit
 
 ATTACKS = ("fgsm", "pgd", "worst-case")
 CLEAN, ATTACKED = 1e-9, 0.005  # what an audit may differ by from that of the run

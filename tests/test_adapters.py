@@ -32,10 +32,10 @@ from foreign_models import (
     small,
     traced,
 )
+from trustcxr.audit import formats
+from trustcxr.audit.formats import load
 from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
-from trustcxr.models import adapters
-from trustcxr.models.adapters import load
 
 pytest.importorskip("onnxruntime")
 
@@ -341,7 +341,7 @@ def test_an_exported_program_with_checks_in_it_is_run(net: nn.Module, films: Ten
 def test_onnx_that_is_not_converted_answers_without_gradients(
     net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trustcxr.models.adapters import onnx_operators
+    from trustcxr.audit.formats import onnx_operators
 
     path = onnx(net, tmp_path / "m.onnx")
     monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
@@ -380,7 +380,7 @@ def test_an_onnx_file_with_channels_last_is_told_from_one_of_64_channels(net: nn
 
     path, images = tmp_path / "m.onnx", torch.rand(2, SIDE, SIDE, 3)
     torch.onnx.export(Last().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
-    for call in (lambda: adapters.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
+    for call in (lambda: formats.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
         with pytest.raises(UserError, match=r"takes images as .*32, 32, 3\), channels last; export it with channels"):
             call()
 
@@ -401,7 +401,7 @@ def test_the_logarithm_of_a_softmax_in_onnx_stays_finite(tmp_path: Path) -> None
 def test_an_onnx_file_of_two_outputs_says_that_one_is_not_looked_at(
     known: bool, net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trustcxr.models.adapters import onnx_operators
+    from trustcxr.audit.formats import onnx_operators
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -418,7 +418,7 @@ def test_an_onnx_file_of_two_outputs_says_that_one_is_not_looked_at(
     given = load(path, classes=CLASSES, **IMAGENET)
     assert [note for note in given.origin.notes if note.startswith("it has 2 outputs, of which the first")]
     assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
-    assert "has 2 outputs" in adapters.describe_file(path)
+    assert "has 2 outputs" in formats.describe_file(path)
     one = load(onnx(net, tmp_path / "one.onnx"), classes=CLASSES, **IMAGENET)
     assert "outputs" not in " ".join(one.origin.notes)
 
@@ -596,8 +596,8 @@ def test_a_draft_says_what_the_file_shows_and_asks_for_the_rest(
     path = write(Probabilities(net).eval(), tmp_path / name)
     if name != "m.onnx":
         with pytest.raises(UserError, match=f"{name}: it can run its maker's code .*--trust-code.* ONNX"):
-            adapters.describe_file(path)
-    text = adapters.describe_file(path, trust_code=True)
+            formats.describe_file(path)
+    text = formats.describe_file(path, trust_code=True)
     draft = yaml.safe_load(text)
     assert draft["source"] == name
     assert draft["input"].items() >= known.items()
@@ -619,12 +619,12 @@ def test_a_draft_asks_whether_answers_between_0_and_1_are_sigmoids(net: nn.Modul
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 0.4 + 0.01 * self.net(images).tanh()
 
-    text = adapters.describe_file(onnx(Small().eval(), tmp_path / "m.onnx"))
+    text = formats.describe_file(onnx(Small().eval(), tmp_path / "m.onnx"))
     [line] = [line for line in text.splitlines() if line.strip().startswith("kind:")]
     assert line.startswith("  kind: sigmoid  # ? its answers to noise lie between 0 and 1: logits, ")
-    assert "kind" in str(adapters.drafted(tmp_path / "m.onnx")["questions"])
+    assert "kind" in str(formats.drafted(tmp_path / "m.onnx")["questions"])
     assert yaml.safe_load(text)["output"]["thresholds"] == [0.5, 0.5, 0.5]
-    plain = adapters.describe_file(onnx(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.onnx"))
+    plain = formats.describe_file(onnx(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.onnx"))
     assert "kind: logits\n" in plain
 
 
@@ -635,7 +635,7 @@ def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Pat
     model = library.load(path)
     library.helper.set_model_props(model, {"names": "{0: 'COVID-19', 1: 'Non-COVID', 2: 'Normal'}", "author": "x"})
     library.save(model, path)
-    text = adapters.describe_file(path)
+    text = formats.describe_file(path)
     assert yaml.safe_load(text)["output"]["classes"] == list(CLASSES)
     assert "says of itself author: x" in text
 
@@ -647,12 +647,12 @@ def test_a_draft_asks_where_names_and_outputs_are_not_as_many(net: nn.Module, tm
     model = library.load(path)
     library.helper.set_model_props(model, {"classes": '["COVID-19", "Normal"]'})
     library.save(model, path)
-    (line,) = (line for line in adapters.describe_file(path).splitlines() if "  classes:" in line)
+    (line,) = (line for line in formats.describe_file(path).splitlines() if "  classes:" in line)
     asked = "# ? the file says 2 names and has 3 outputs: one name for each, in their order"
     assert line == f'  classes: ["COVID-19", "Normal"]  {asked}'
-    assert asked in str(adapters.drafted(path)["questions"])
+    assert asked in str(formats.drafted(path)["questions"])
     save_file({"w": torch.zeros(1, 4)}, tmp_path / "m.safetensors", metadata={"classes": "ill, well"})
-    assert "2 names and has 1 output: one" in adapters.describe_file(tmp_path / "m.safetensors")
+    assert "2 names and has 1 output: one" in formats.describe_file(tmp_path / "m.safetensors")
 
 
 def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
@@ -660,11 +660,11 @@ def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
 
     net = timm.create_model("test_resnet", num_classes=3, in_chans=1)
     save_file(net.state_dict(), tmp_path / "m.safetensors")
-    text = adapters.describe_file(tmp_path / "m.safetensors")
+    text = formats.describe_file(tmp_path / "m.safetensors")
     assert "timm:  # ? which timm architecture" in text
     assert yaml.safe_load(text)["input"]["channels"] == 1
     pd.DataFrame({"image": ["a"], "x": [0.2], "y": [0.8]}).to_csv(tmp_path / "s.csv", index=False)
-    assert yaml.safe_load(adapters.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
+    assert yaml.safe_load(formats.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
 
 
 def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) -> None:
@@ -673,12 +673,12 @@ def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) 
     for names in (bomb, "[" * 5000):
         about = {"author": "x\npython: os:system\u2028output: 1\x1b[2J", "names": names}
         save_file({"w": torch.zeros(3, 2)}, tmp_path / "m.safetensors", metadata=about)
-        text = adapters.describe_file(tmp_path / "m.safetensors")
+        text = formats.describe_file(tmp_path / "m.safetensors")
         draft = yaml.safe_load(text)
         assert draft.keys() == {"source", "timm", "input", "output"}
         assert "author: x python: os:system output: 1 [2J\n" in text
     pd.DataFrame({"image": [], "x": [], "y": []}, dtype=float).to_csv(tmp_path / "s.csv", index=False)
-    assert "0 rows" in adapters.describe_file(tmp_path / "s.csv")
+    assert "0 rows" in formats.describe_file(tmp_path / "s.csv")
     with pytest.raises(UserError, match="no row"):
         load(tmp_path / "s.csv", classes=("x", "y"), output="logits")
 

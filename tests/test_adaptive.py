@@ -15,7 +15,7 @@ from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.bpda import Attackable, StandIns, _gains, look
 from trustcxr.attacks.surrogate import distil
-from trustcxr.evaluation.carried_out import CarriedOut
+from trustcxr.audit.attack_runner import CarriedOut
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
@@ -354,7 +354,7 @@ def test_a_surrogate_learns_from_the_films_that_it_is_given_for_that(
     films: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[Tensor] = []
-    monkeypatch.setattr("trustcxr.evaluation.carried_out.distil", lambda model, some, **_: learned.append(some))
+    monkeypatch.setattr("trustcxr.audit.attack_runner.distil", lambda model, some, **_: learned.append(some))
     model, others = trained(), images_and_labels(8, seed=77)[0]
     traits = look(model, films[0])
     for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):

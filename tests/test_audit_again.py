@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from test_cli import complaint
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.audit_data import open_films
+from trustcxr.audit.identity import Audit
 from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import board
 from trustcxr.storage.schemas import AuditDocument
-from trustcxr.study import audit as audits
-from trustcxr.study.audit_data import open_films
-from trustcxr.study.audited import Audit
 
 CLASSES = ("dark", "bright")
 

@@ -20,14 +20,15 @@ from pack import Pack
 from small_networks import write_onnx
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
+from trustcxr.audit import attack_runner, compare
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.entry_checks import Check, Door, examine_at_the_door
 from trustcxr.data.phantom import write
-from trustcxr.evaluation import carried_out, predictions
-from trustcxr.evaluation.door import Check, Door, examine_at_the_door
+from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import protocol
 from trustcxr.storage import atomic, schemas
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs, run_folder
+from trustcxr.study import run_folder
 
 CLASSES = ("dark", "grey", "bright")
 GREYS = (0.3, 0.5, 0.7)
@@ -48,7 +49,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
-    monkeypatch.setattr(carried_out, "distil", partial(distil, steps=20))
+    monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
 
 
 class Brightness(nn.Module):
@@ -156,7 +157,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     good, bad = tmp_path / "good", tmp_path / "bad"
     audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
     audits.audit(model_file(tmp_path / "two", Brightness((0, 1, 1))), greys, bad)
-    found = audit_pairs.compare(good, bad, resamples=200)
+    found = compare.compare(good, bad, resamples=200)
     clean = found.plain()["rows"][0]
     assert clean["measure"] == "clean accuracy"
     tables = [atomic.read_table(folder / "predictions.parquet") for folder in (good, bad)]
@@ -166,7 +167,7 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     assert clean["difference"]["value"] == pytest.approx(float(right[1].mean() - right[0].mean()))
     assert clean["difference"]["value"] < -0.2
     assert clean["settled"]
-    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200).plain()["rows"])
+    assert not any(row["settled"] for row in compare.compare(good, good, resamples=200).plain()["rows"])
     said = run("compare", good, bad).stdout
     assert "less" in said
     assert "Research" in said

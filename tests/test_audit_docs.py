@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel
 
-from trustcxr.models.adapters import InputSpec, ModelFile, OutputSpec
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats import InputSpec, ModelFile, OutputSpec
 from trustcxr.recipes import protocol
-from trustcxr.study import audit as audits
 
 TEXT = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
 

@@ -17,10 +17,13 @@ from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
+from trustcxr.audit import compare, multilabel
+from trustcxr.audit import identity as audited_
+from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write
-from trustcxr.evaluation import alarms, each_finding, findings
+from trustcxr.evaluation import alarms, each_finding
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_page, board
@@ -28,9 +31,6 @@ from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, Classification, RunDocument
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
-from trustcxr.study import audited as audited_
 
 NAMES = ("Common", "Even", "Rare")
 THRESHOLDS = (0.7, 0.5, 0.2)
@@ -287,7 +287,7 @@ def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
     outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
-        one = findings.OneFinding(data, np.arange(len(data)), truth.astype(float))
+        one = multilabel.OneFinding(data, np.arange(len(data)), truth.astype(float))
         views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
         for place, view in enumerate(views["lungs_on_another_film"][:, 0].numpy()):
             away = [np.abs(view - other)[outside[place]].sum() for other in images]
@@ -303,7 +303,7 @@ def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument,
     rows = atomic.read_table(masked[1] / "predictions.parquet")
     without = rows[~rows["attack"].isin(VIEWS)]
     for name in ("Ill", "Severe"):
-        one, other = (findings.worst_scores(part[part["finding"] == name]) for part in (rows, without))
+        one, other = (multilabel.worst_scores(part[part["finding"] == name]) for part in (rows, without))
         worst = one["attack"] == "worst-case"
         assert worst.any()
         assert np.array_equal(
@@ -327,7 +327,7 @@ def test_two_models_compare_finding_by_finding(
     known: pd.DataFrame, whole: tuple[AuditDocument, Path], tmp_path: Path
 ) -> None:
     audited(known, tmp_path, lambda row: np.array([row[0], 1 - row[1], row[2]]))
-    pair = audit_pairs.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
+    pair = compare.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
     rows = {row.measure: row for row in pair.rows}
     assert list(rows) == ["clean accuracy", *(f"clean accuracy, {name}" for name in NAMES)]
     for (truth, _, said), name in zip(by_finding(known), NAMES, strict=True):
@@ -341,7 +341,7 @@ def test_two_models_compare_finding_by_finding(
 
 def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
     document, out, _ = masked
-    rows = {row.measure: row for row in audit_pairs.compare(out, out, resamples=50).rows}
+    rows = {row.measure: row for row in compare.compare(out, out, resamples=50).rows}
     table = atomic.read_table(out / "predictions.parquet")
     at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
     for name in ("Ill", "Severe"):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from foreign_models import DropoutLeftOn
 from test_cli import run
+from trustcxr.audit.multilabel import Decision
+from trustcxr.audit.run_audit import audit
 from trustcxr.data import read_manifest
-from trustcxr.evaluation.findings import Decision
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
-from trustcxr.study.audit import audit
 
 EACH = 10  # films of a class: with more these would be the slow suite's tail
 FORMATS = [

@@ -12,13 +12,13 @@ import pytest
 from test_audit_command import Brightness, few_steps, model_file
 from test_audit_tables import table
 from test_report import Page
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.multilabel import STATES
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
-from trustcxr.evaluation.findings import STATES
 from trustcxr.report import audit_page
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, read
-from trustcxr.study import audit as audits
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "schema" / "audit.schema.json"
 FINDINGS = ("Ill", "Severe")

@@ -11,9 +11,9 @@ import yaml
 from pack import Pack
 from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
+from trustcxr.audit import compare
+from trustcxr.audit import run_audit as audits
 from trustcxr.storage import atomic
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
 
 TABLE = "predictions.parquet"
 Change = Callable[[pd.DataFrame], pd.DataFrame]
@@ -87,5 +87,5 @@ def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_pat
 
 
 def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
-    found = audit_pairs.compare(made / "good", made / "bad", resamples=100)
+    found = compare.compare(made / "good", made / "bad", resamples=100)
     assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from test_audit_command import CLASSES, GREYS, Brightness, few_steps, model_file
-from trustcxr.study.audit import audit
+from trustcxr.audit.run_audit import audit
 
 SIDE, BEYOND = 16, 8
 

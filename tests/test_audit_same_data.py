@@ -17,16 +17,15 @@ from small_networks import write_onnx
 from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # noqa: F401
 from test_audit_tables import table as scores_file
 from test_cli import complaint
+from trustcxr.audit import compare, submitted
+from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation import handed_in
 from trustcxr.report import board
 from trustcxr.report.audits import pair_remarks
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, AuditedData, read
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
 
 ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 
@@ -61,7 +60,7 @@ def changed(folder: Path, to: Path, **data: Any) -> Path:
 
 
 def rows(one: Path, other: Path) -> dict[str, tuple[float | None, float | None, int | None]]:
-    return {row.measure: (row.first, row.second, row.n) for row in audit_pairs.compare(one, other, resamples=100).rows}
+    return {row.measure: (row.first, row.second, row.n) for row in compare.compare(one, other, resamples=100).rows}
 
 
 def right(folder: Path) -> float:
@@ -78,9 +77,9 @@ def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_
     before = atomic.read_json(first / "audit.json")["data"]
     assert before["fingerprint"] != larger.data.fingerprint
     assert before["files"] == larger.data.files != ""
-    pair = audit_pairs.compare(first, tmp_path / "out" / "larger", resamples=100)
+    pair = compare.compare(first, tmp_path / "out" / "larger", resamples=100)
     assert any("at different sizes" in line for line in pair_remarks(pair))
-    assert not pair_remarks(audit_pairs.compare(first, first, resamples=100))
+    assert not pair_remarks(compare.compare(first, first, resamples=100))
     found = rows(first, tmp_path / "out" / "larger")
     assert set(ATTACKS) <= set(found)
     assert found["clean accuracy"] == (right(first), right(tmp_path / "out" / "larger"), 36)
@@ -138,9 +137,9 @@ def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_anoth
     small, large = (load_dataset(greys, size=size) for size in (16, 24))
     images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
     save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
-    assert handed_in.read(tmp_path / "a.safetensors", small).epsilon == 0.1
+    assert submitted.read(tmp_path / "a.safetensors", small).epsilon == 0.1
     with pytest.raises(UserError, match=r"but the film is a float image \(1, 24, 24\)"):
-        handed_in.read(tmp_path / "a.safetensors", large)
+        submitted.read(tmp_path / "a.safetensors", large)
 
 
 def listed(root: Path, to: Path, change: int | None = None) -> Path:
@@ -253,14 +252,14 @@ def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monk
     for mask in films.rglob("lung masks/*.png"):  # those in the folder of infections too
         Image.fromarray(np.roll(np.asarray(Image.open(mask)), 2, axis=1)).save(mask)
     audit("again", 48)
-    pair = audit_pairs.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
+    pair = compare.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
     kept = {row.measure for row in pair.rows}
     assert set(of_before) - kept == set(pair.other_lungs) >= {"lungs_blacked_out accuracy", "lungs_only accuracy"}
     assert set(of_before) > kept > {"clean accuracy", "fgsm accuracy @0.01"}
     said = "Not compared, since by other lung masks in one of them: lungs_blacked_out accuracy, "
     assert any(line.startswith(said) for line in pair_remarks(pair))
     old = changed(tmp_path / "out" / "again", tmp_path / "old", lungs=None)  # of which nobody knows
-    assert audit_pairs.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
+    assert compare.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
 
 
 def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(
@@ -288,7 +287,7 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     atomic.write_table(other / "predictions.parquet", table.assign(logits=logits))
 
     def settled(one: Path, two: Path) -> bool:
-        (row,) = [r for r in audit_pairs.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
+        (row,) = [r for r in compare.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
         assert abs(row.difference.value or 0) > 0.5
         return row.settled
 
@@ -300,7 +299,7 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     atomic.write_json(other / "audit.json", content | {"handed_in": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)
-    pair = audit_pairs.compare(first, other, resamples=200)
+    pair = compare.compare(first, other, resamples=200)
     assert pair.handed_in == [[], ["Ada"]]
     (line,) = [line for line in pair_remarks(pair) if "handed in" in line]
     assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
@@ -314,7 +313,7 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     nothing = by | {"found_alone": 0, "missed": 36}
     atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [nothing]})
     assert settled(first, other)
-    pair = audit_pairs.compare(first, other, resamples=200)
+    pair = compare.compare(first, other, resamples=200)
     assert pair.handed_in == [[], []]
     assert not any("handed in" in line for line in pair_remarks(pair))
     more = atomic.read_json(other / "audit.json") | {"handed_in": [by]}
@@ -325,7 +324,7 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     # Attacked alike: nothing to say.
     atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [by]})
     assert settled(better, other)
-    assert not any("handed in" in line for line in pair_remarks(audit_pairs.compare(better, other, resamples=200)))
+    assert not any("handed in" in line for line in pair_remarks(compare.compare(better, other, resamples=200)))
 
 
 def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on() -> None:
@@ -335,11 +334,11 @@ def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on()
 
     names, plain = ("Edema", "Mass"), audit()
     edema = audit(("Ada (Edema)", 0.02, 2), ("Ada (Mass)", 0.02, 0))
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Edema", names) == 1
-    assert audit_pairs.attacked_more([edema, plain], "worst-case accuracy @0.02", names) == 0
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Mass", names) is None
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.01, Edema", names) is None
-    assert audit_pairs.attacked_more([plain, edema], "clean accuracy, Edema", names) is None
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert compare.attacked_more([edema, plain], "worst-case accuracy @0.02", names) == 0
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.02, Mass", names) is None
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.01, Edema", names) is None
+    assert compare.attacked_more([plain, edema], "clean accuracy, Edema", names) is None
     mass = audit(("Bo (Mass)", 0.02, 1))
-    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02, Edema", names) == 1
-    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02", names) is None
+    assert compare.attacked_more([mass, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert compare.attacked_more([mass, edema], "worst-case accuracy @0.02", names) is None

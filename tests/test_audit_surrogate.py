@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
 from trustcxr.attacks.surrogate import SurrogateNet
-from trustcxr.evaluation import carried_out, predictions
+from trustcxr.audit import attack_runner, audit_data
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.audit_data import Films, open_films
+from trustcxr.audit.identity import Audit
+from trustcxr.evaluation import predictions
 from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.storage import atomic
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_data
-from trustcxr.study.audit_data import Films, open_films
-from trustcxr.study.audited import Audit
 
 SPLITS = {"Train": 20, "Val": 2, "Test": 8}  # films a class
 SHARED, COPIES = 3, 2  # of the training films of a class: those of patients of Test, and those that are films of Test
@@ -114,7 +114,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             torch.manual_seed(len(films))  # what it becomes hangs on its films
             return SurrogateNet(3).eval()
 
-    monkeypatch.setattr(carried_out, "distil", distil)
+    monkeypatch.setattr(attack_runner, "distil", distil)
     return found
 
 

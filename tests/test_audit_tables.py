@@ -11,12 +11,12 @@ from PIL import Image
 
 from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats import describe_file
 from trustcxr.evaluation.model_protocol import load_model
-from trustcxr.models.adapters import describe_file
 from trustcxr.report import board
 from trustcxr.report.audits import sentences
 from trustcxr.storage.schemas import AuditDocument, read
-from trustcxr.study import audit as audits
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
 Scores = Mapping[str, np.ndarray]

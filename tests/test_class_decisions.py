@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
-from trustcxr.evaluation import class_decisions, operating_points
-from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.audit import one_vs_rest, operating_points
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.operating_points import Threshold
 from trustcxr.recipes import protocol
 from trustcxr.report.audits import sentences
 from trustcxr.storage.schemas import OperatingPoint
-from trustcxr.study import audit as audits
 
 CLASSES = ("a", "b", "c")
 EPSILON = 0.04
@@ -105,7 +105,7 @@ def test_the_decision_of_a_class_is_that_of_its_operating_point(threshold: Thres
     films, _ = images_and_labels(40, seed=3)
     logits = trained()(films).detach()
     for k in range(3):
-        said = class_decisions.decision(trained(), k, threshold)(films).argmax(1) == 1
+        said = one_vs_rest.decision(trained(), k, threshold)(films).argmax(1) == 1
         scores = logits.double().softmax(1)[:, k]
         expected = logits.argmax(1) == k if threshold.value is None else scores >= threshold.value
         assert torch.equal(said, expected)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
+from trustcxr.audit.entry_checks import Door, examine_at_the_door
+from trustcxr.audit.formats import load, onnx_operators
+from trustcxr.audit.formats.loading import held_on
+from trustcxr.audit.run_audit import audit
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.evaluation.door import Door, examine_at_the_door
-from trustcxr.models.adapters import load, onnx_operators
-from trustcxr.models.adapters.loading import held_on
-from trustcxr.study.audit import audit
 
 pytest.importorskip("onnxruntime")
 

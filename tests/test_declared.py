@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.declared import check_declaration, check_order
+from trustcxr.audit.declaration_check import check_declaration, check_order
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # The class answered, of 100 films of each true class.

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.declared import Judged, chosen, other_input, other_names
-from trustcxr.models.adapters import load
+from trustcxr.audit.declaration_check import Judged, chosen, other_input, other_names
+from trustcxr.audit.formats import load
 
 NAMES = ("Left", "Right", "Never known")
 COUNT = 120

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
 from trustcxr.attacks.bpda import Attackable
+from trustcxr.audit import active_test as active_test_
+from trustcxr.audit.active_test import active_test
+from trustcxr.audit.entry_checks import Check, Door, black_box_check, check_kind, examine_at_the_door
+from trustcxr.audit.formats import load
+from trustcxr.audit.formats.outputs import InBatches
 from trustcxr.errors import UserError
-from trustcxr.evaluation import active_test as active_test_
-from trustcxr.evaluation.active_test import active_test
-from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
 from trustcxr.models import export
-from trustcxr.models.adapters import load
-from trustcxr.models.adapters.answers import InBatches
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 

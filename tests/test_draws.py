@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa: F401
 from test_cli import run
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.stochastic import OverDraws, judge
 from trustcxr.data import load_dataset
-from trustcxr.evaluation.draws import OverDraws, judge
 from trustcxr.report.audits import sentences
 from trustcxr.storage import atomic
-from trustcxr.study import audit as audits
 
 
 class Restless(Brightness):
@@ -126,7 +126,7 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
         str(tmp_path / "a.safetensors"),
         metadata={"epsilon": "0.05", "by": "somebody"},
     )
-    monkeypatch.setattr("trustcxr.evaluation.carried_out.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    monkeypatch.setattr("trustcxr.audit.attack_runner.CarriedOut.__call__", lambda self, a, x, *rest: x)
     asked = {"attacks": ["worst-case"], "epsilons": [0.05], "trust_code": True}
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]

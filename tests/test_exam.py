@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from trustcxr.attacks import adaptive, surrogate
+from trustcxr.audit import active_test, audit_data, one_vs_rest
 from trustcxr.errors import UserError
-from trustcxr.evaluation import active_test, class_decisions
 from trustcxr.recipes.protocol import EffortRecipe, load_exam
 from trustcxr.registry import JUDGED
-from trustcxr.study import audit_data
 
 
 def default(function: object, name: str) -> object:
@@ -20,7 +19,7 @@ def default(function: object, name: str) -> object:
 
 def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
     assert load_exam("exam-1").effort == EffortRecipe(
-        threshold_steps=class_decisions.STEPS,
+        threshold_steps=one_vs_rest.STEPS,
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
         draws=JUDGED,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, Sigmoids, exported, small
 from test_cli import complaint, run
+from trustcxr.audit import operating_points
+from trustcxr.audit.formats import load
 from trustcxr.data.phantom import write
-from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
-from trustcxr.models.adapters import load
 from trustcxr.storage import atomic
 
 SIZE = 64

@@ -14,11 +14,11 @@ import torch
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
+from trustcxr.audit import saliency_support
+from trustcxr.audit.formats import load
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import given
-from trustcxr.models.adapters import load
 from trustcxr.storage import atomic, schemas
 
 SIZE = 64  # at which the last map of the tests' network has more than one cell
@@ -164,7 +164,7 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(fi
 def test_of_programs_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
     for source in (traced(small(), tmp_path / "m.pt"), exported(small(), tmp_path / "m.pt2")):
         found = load(source, classes=CLASSES, trust_code=True, **IMAGENET)
-        left = given.left_out(found, given.check(found, ["occlusion"]))
+        left = saliency_support.left_out(found, saliency_support.check(found, ["occlusion"]))
         assert left.notes() == [left.cascade]
 
 

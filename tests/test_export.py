@@ -13,11 +13,12 @@ import torch
 import trustcxr as tx
 from small_runs import recipe, same, weights
 from test_cli import complaint, run
+from trustcxr.audit import formats
 from trustcxr.data.phantom import write
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import as_before_refit
-from trustcxr.models import adapters, export, factory
+from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards
 from trustcxr.storage import atomic, layout
@@ -54,7 +55,7 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     done = run("export", plain, "--format", "torch-export", "--out", out)
     assert "answers as the run to within" in done.stdout
     assert "--out DIR --trust-code" in done.stdout
-    given = adapters.load(out.with_suffix(".yaml"), trust_code=True)
+    given = formats.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
     images = torch.rand(5, 1, 32, 32)
     assert given.model is not None

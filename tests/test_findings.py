@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from small_networks import write_onnx
 from trustcxr import attacks
+from trustcxr.audit import multilabel, operating_points, subgroups
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats.model_file import OutputSpec
+from trustcxr.audit.formats.score_table import _logits
+from trustcxr.audit.formats.wrapper import logits_of_probabilities
+from trustcxr.audit.operating_points import Threshold
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, operating_points, subgroups
-from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.models.adapters.adapted import logits_of_probabilities
-from trustcxr.models.adapters.declaration import OutputSpec
-from trustcxr.models.adapters.scores import _logits
 from trustcxr.recipes import protocol
 from trustcxr.report.audits import sentences
 from trustcxr.storage import atomic
-from trustcxr.study import audit as audits
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
 
@@ -82,12 +82,12 @@ MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
 def test_what_is_known_of_a_film() -> None:
     table = pd.DataFrame({"class": ["Edema|Hernia", "No Finding", "Edema", "Bright"]})
     expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
-    np.testing.assert_array_equal(findings.known(table, NAMES), expected)
+    np.testing.assert_array_equal(multilabel.known(table, NAMES), expected)
     stated = pd.DataFrame({"class": ["x"] * 4, "edema": ["1", "0.0", "-1", None]})
-    assert findings.known(stated, NAMES)[:, 2].tolist() == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
-    assert np.isnan(findings.known(stated, NAMES)[:, 0]).all()
+    assert multilabel.known(stated, NAMES)[:, 2].tolist() == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
+    assert np.isnan(multilabel.known(stated, NAMES)[:, 0]).all()
     with pytest.raises(UserError, match=r"finding 'bronchitis'.*--label 'bronchitis=Bright'"):
-        findings.known(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
+        multilabel.known(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
 
 
 def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
@@ -95,7 +95,7 @@ def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return 40 * images.mean((2, 3)) - 20 + torch.zeros(1, 4)
 
-    decision = findings.Decision(Logits(), 1, 0.7)
+    decision = multilabel.Decision(Logits(), 1, 0.7)
     images = torch.tensor([0.50, 0.53]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).contiguous()
     labels = decision(images).argmax(1)
     assert labels.tolist() == [0, 1], "the threshold lies at a probability of 0.7, a mean of 0.521"
@@ -197,7 +197,7 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
         [clean, *driven, rows("worst-case", 0.02, [-1, 2])],
         ignore_index=True,
     )
-    found = findings.worst_scores(table)
+    found = multilabel.worst_scores(table)
     assert [float(pair[1]) for pair in found["logits"].iloc[-2:]] == [-3, 2]
     assert found["logits"].iloc[:6].tolist() == table["logits"].iloc[:6].tolist()
 
@@ -205,10 +205,10 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
 def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
     logits, truth = np.array([[-2.0, -1.0, 1.0, 2.0, 9.0]]).T, np.array([[0, 0, 1, 1, np.nan]]).T
     plain, stated = (OutputSpec(kind="sigmoid", classes=("a",), thresholds=given) for given in (None, (0.3,)))
-    assert findings.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
-    assert findings.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
-    assert "validation" in findings.threshold_of(plain, 0, (logits, truth)).origin
-    assert "want of another" in findings.threshold_of(plain, 0, None).origin
+    assert multilabel.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
+    assert multilabel.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
+    assert "validation" in multilabel.threshold_of(plain, 0, (logits, truth)).origin
+    assert "want of another" in multilabel.threshold_of(plain, 0, None).origin
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
@@ -223,10 +223,10 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
     about = {"sample_id": list("xyz"), "group": list("xyz"), "attack": "clean", "epsilon": 0.0, "steps": 0}
     table = pd.DataFrame(about | {"severity": 0, "logits": list(given.astype(np.float32))})
-    decided = findings.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
+    decided = multilabel.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
     expected = [True, False, True]
     assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
-    assert (findings.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
+    assert (multilabel.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
     (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, defences
+from trustcxr.audit.formats import load
+from trustcxr.audit.multilabel import Decision
 from trustcxr.defences import adversarial
-from trustcxr.evaluation.findings import Decision
 from trustcxr.models import factory, zoo
-from trustcxr.models.adapters import load
 from trustcxr.models.fuse_batchnorm import faster, folded, pairs
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))

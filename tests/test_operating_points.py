@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from trustcxr.evaluation import operating_points, roc
-from trustcxr.evaluation.operating_points import CHOSEN, Threshold
+from trustcxr.audit import operating_points
+from trustcxr.audit.operating_points import CHOSEN, Threshold
+from trustcxr.evaluation import roc
 from trustcxr.statistics import Bootstrap
 
 

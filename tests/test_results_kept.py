@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 
 from small_runs import newest, seal
 from test_cli import complaint, run
+from trustcxr.audit import run_audit
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
@@ -28,7 +29,7 @@ from trustcxr.report import study_folder
 from trustcxr.storage import atomic, locks, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.schemas import StudyDocument
-from trustcxr.study import audit, engines, provenance, run_folder
+from trustcxr.study import engines, provenance, run_folder
 from trustcxr.study import films as tested
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
@@ -393,10 +394,10 @@ def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: 
     for name in (".lock", "predictions.parquet", "report.html"):
         (tmp_path / "audit" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "audit" / name).write_text("ours")
-    audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
+    run_audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
     (tmp_path / "audit" / ".lock").unlink()
     with pytest.raises(UserError, match="which this command did not write"):
-        audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
+        run_audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
 
 
 def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from trustcxr.audit import subgroups
 from trustcxr.data import read_manifest
-from trustcxr.evaluation import subgroups
 from trustcxr.statistics import inside_against_outside
 from trustcxr.storage.schemas import Division
 

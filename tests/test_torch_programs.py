@@ -10,8 +10,8 @@ from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
 from test_cli import complaint
 from trustcxr.attacks.bpda import look
+from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
-from trustcxr.models.adapters import load
 
 DECLARED = "it does not take images of 1 channel and 32 pixels"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from benchmarks.formats import first_images
 from benchmarks.speed import serve
+from trustcxr.audit.run_audit import audit
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.report import words
 from trustcxr.report.tables.cells import markdown_rows
-from trustcxr.study.audit import audit
 from trustcxr.version import NOTICE
 
 TEST = 570  # images of covidqu-mini's Test

@@ -31,14 +31,14 @@ from torch import Tensor, nn
 
 from benchmarks.formats import as_weights, first_images
 from trustcxr import attacks
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.attack_runner import CarriedOut
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.carried_out import CarriedOut
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.fuse_batchnorm import faster
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
-from trustcxr.study import audit as audits
 
 RADIUS = 1e-7
 DOOR, FIGURES, REST = "the gate at the door", "figures with intervals", "films as they are and gone wrong, judging"

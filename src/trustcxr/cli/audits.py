@@ -43,7 +43,7 @@ def audit(
 ) -> None:
     """The whole examination of any model: a run, or what a model file names. Started again after a cut, it goes on."""
     if init:
-        from trustcxr.models.adapters import describe_file, drafted
+        from trustcxr.audit.formats import describe_file, drafted
 
         if json:
             return print_json(drafted(model, trust_code=trust_code))
@@ -53,8 +53,8 @@ def audit(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
     _refuse_at_once(model, data, attack or (), epsilon or ())
+    from trustcxr.audit.run_audit import audit as examine
     from trustcxr.report import audit_page, audits
-    from trustcxr.study.audit import audit as examine
 
     document = examine(
         model,
@@ -100,8 +100,8 @@ def compare(
 ) -> None:
     """Two audits, paired image by image: what B has over A, with intervals and corrected tests."""
     from trustcxr import report
+    from trustcxr.audit import compare as audit_pairs
     from trustcxr.report import audits
-    from trustcxr.study import audit_pairs
 
     found = audit_pairs.compare(first, second)
     if json:

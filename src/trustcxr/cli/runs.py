@@ -281,10 +281,10 @@ def explain(
         "listing": listing(column, images),
     }
     if given and out is not None:
-        from trustcxr.study import explain_given
+        from trustcxr.audit import explain_external
 
         typed = {**typed, "trust_code": trust_code, "finding": finding}
-        document, folder = explain_given.explain(model, data, out, **typed), out
+        document, folder = explain_external.explain(model, data, out, **typed), out
     else:
         from trustcxr.study import run_folder
 

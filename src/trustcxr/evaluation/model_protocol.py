@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from trustcxr.audit import formats
+from trustcxr.audit.formats import Given
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, device, load_run
-from trustcxr.models import adapters
-from trustcxr.models.adapters import Given
 from trustcxr.storage import layout
 
 Subject = Run | Given
@@ -49,4 +49,4 @@ def load_model(
         if options:
             raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
         return load_run(model, on=on)
-    return adapters.load(model, on=on or device(), **options)
+    return formats.load(model, on=on or device(), **options)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import base
+from trustcxr.audit import stochastic
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import draws, input_gradients, parallel
+from trustcxr.evaluation import input_gradients, parallel
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.trained_run import Run, load_run
@@ -163,7 +164,7 @@ def predict(
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
     first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     asked = replace(asked, random=is_randomised(run.model, first[:1]))
-    if asked.random and conditions and not isinstance(run.model, draws.OverDraws):  # whose judge draws anew
+    if asked.random and conditions and not isinstance(run.model, stochastic.OverDraws):  # whose judge draws anew
         say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
     threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
@@ -297,7 +298,7 @@ def _judged(
     """
     # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.undisturbed(run.model):
-        logits, right_share = draws.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
+        logits, right_share = stochastic.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
         base.check_finite(logits)
     except NotFiniteError as problem:

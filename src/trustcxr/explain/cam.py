@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
-from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
 from trustcxr.models.preserve_state import as_found
 

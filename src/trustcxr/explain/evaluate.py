@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
+from trustcxr.audit.saliency_support import ALL_DONE, LeftOut
 from trustcxr.console import Progress, say, track
 from trustcxr.data.dataset import filled
 from trustcxr.data.lesion_edits import Films
@@ -36,7 +37,6 @@ from trustcxr.explain.baseline_scores import (
     of_random_weights,
 )
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.study.audit_pairs import compare
+    from trustcxr.audit.compare import compare
     from trustcxr.study.comparison import standard_against_robust
     from trustcxr.study.protocol import Study
 else:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from trustcxr.attacks import undisturbed
+from trustcxr.audit import formats
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.onnx import OnnxNet
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import Run, load_run
-from trustcxr.models import adapters
 from trustcxr.models import export as exporting
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.onnx_files import OnnxNet
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import ExportDocument
 from trustcxr.study import films as tested
@@ -44,7 +44,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
         temporary.parent.mkdir(parents=True, exist_ok=True)
         exporting.write(loaded.model, loaded.size, temporary, kind)
         # Read as an audit would read it, from the file alone.
-        given = adapters.load(
+        given = formats.load(
             temporary,
             classes=loaded.classes,
             size=loaded.size,

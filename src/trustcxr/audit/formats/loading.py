@@ -10,19 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats.model_file import InputSpec, Kind, ModelFile, OutputSpec, Reported, check, read_model_file
+from trustcxr.audit.formats.outputs import InBatches, in_a_line, refused_images
+from trustcxr.audit.formats.resolve import SUFFIXES, Found, Gradients, code_of, from_object, no_gradients, open_source
+from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.answers import InBatches, in_a_line, refused_images
-from trustcxr.models.adapters.declaration import (
-    InputSpec,
-    Kind,
-    ModelFile,
-    OutputSpec,
-    Reported,
-    check,
-    read_model_file,
-)
-from trustcxr.models.adapters.sources import SUFFIXES, Found, Gradients, code_of, from_object, no_gradients, open_source
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
 
@@ -151,7 +143,7 @@ def _opened(declared: ModelFile, trust_code: bool, on: torch.device | str | None
 
 
 def _table(declared: ModelFile) -> Given:
-    from trustcxr.models.adapters.scores import read_scores
+    from trustcxr.audit.formats.score_table import read_scores
 
     path = Path(str(declared.predictions))
     table, notes = read_scores(path, declared.output)
@@ -225,7 +217,7 @@ def held_on(given: Given, films: Tensor) -> tuple[Given, float | None]:
     conversion fails, it is the original, which has no gradients, and a note says why.
     Raises UserError where the original itself does not take the films.
     """
-    from trustcxr.models.adapters.onnx_files import AGREE, apart, otherwise
+    from trustcxr.audit.formats.onnx import AGREE, apart, otherwise
 
     model, original = given.model, given.original
     if model is None or original is None:
@@ -252,7 +244,7 @@ def _origin(declared: ModelFile, kind: str) -> Origin:
 
 
 def _beside(source: Path) -> list[Path]:
-    from trustcxr.models.adapters.onnx_files import external_files
+    from trustcxr.audit.formats.onnx import external_files
 
     return external_files(source)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.models.adapters.adapted import plain_name
-from trustcxr.models.adapters.answers import sole
+from trustcxr.audit.formats.outputs import sole
+from trustcxr.audit.formats.wrapper import plain_name
 
 _LAYERS = {"linear", "addmm", "matmul", "mm", "conv2d", "convolution", "_convolution"}
 _SUMS = {"mean", "sum", "add", "sub", "__add__", "__sub__", "stack", "cat", "__getitem__", "chunk"}

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.bpda import Traits, look
+from trustcxr.audit.active_test import ENOUGH, Planted, active_test
+from trustcxr.audit.declaration_check import Declared, check_declaration
+from trustcxr.audit.formats import Adapted, Given
+from trustcxr.audit.formats.last_layer import answers_of_a_layer
+from trustcxr.audit.formats.loading import held_on
+from trustcxr.audit.formats.wrapper import plain_name, saturation
+from trustcxr.audit.stochastic import OverDraws
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
-from trustcxr.evaluation.active_test import ENOUGH, Planted, active_test
-from trustcxr.evaluation.declared import Declared, check_declaration
-from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.model_protocol import Subject
-from trustcxr.models.adapters import Adapted, Given
-from trustcxr.models.adapters.adapted import plain_name, saturation
-from trustcxr.models.adapters.last_layer import answers_of_a_layer
-from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED
 from trustcxr.storage.schemas import GateCheck

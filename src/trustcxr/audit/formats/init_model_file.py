@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from trustcxr.audit.formats.loading import TABLES
+from trustcxr.audit.formats.resolve import SUFFIXES, check_trusted
+from trustcxr.audit.formats.torch_programs import ExportedNet, is_torchscript, load_torchscript
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.adapters.loading import TABLES
-from trustcxr.models.adapters.sources import SUFFIXES, check_trusted
-from trustcxr.models.adapters.torch_programs import ExportedNet, is_torchscript, load_torchscript
 from trustcxr.storage.atomic import parse_yaml
 
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
@@ -84,7 +84,7 @@ def _scripted(path: Path) -> Draft:
 
 
 def _onnx(path: Path) -> Draft:
-    from trustcxr.models.adapters.onnx_files import OnnxNet, read_onnx
+    from trustcxr.audit.formats.onnx import OnnxNet, read_onnx
 
     net, model = OnnxNet(path), read_onnx(path)
     _, channels, size, _ = (*(n if isinstance(n, int) else None for n in net.shape), None, None, None, None)[:4]
@@ -101,7 +101,7 @@ def _onnx(path: Path) -> Draft:
 
 
 def _weights(path: Path) -> Draft:
-    from trustcxr.models.adapters.weight_files import metadata, read_tensors
+    from trustcxr.audit.formats.weight_files import metadata, read_tensors
 
     state = read_tensors(path)
     said = metadata(path) if path.suffix == ".safetensors" else {}
@@ -118,7 +118,7 @@ def _weights(path: Path) -> Draft:
 
 
 def _table(path: Path) -> Draft:
-    from trustcxr.models.adapters.scores import KEYS
+    from trustcxr.audit.formats.score_table import KEYS
     from trustcxr.storage.atomic import read_table
 
     table = read_table(path, text=KEYS)

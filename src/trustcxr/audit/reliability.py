@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from trustcxr.audit.entry_checks import Check, Door, black_box_check
 from trustcxr.evaluation.alarms import CONSTANT
-from trustcxr.evaluation.door import Check, Door, black_box_check
 from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Verdict

@@ -8,20 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trustcxr.audit import measure, multilabel, operating_points
+from trustcxr.audit.audit_data import Films
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.operating_points import Threshold
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation import findings, operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.model_protocol import Examined
-from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.explain import evaluate
 from trustcxr.explain.lesion_effect import asked_of
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.statistics import probability_said
 from trustcxr.storage.schemas import RunDocument
-from trustcxr.study import audit_measures
-from trustcxr.study.audit_data import Films
 
 
 class OfFinding(NamedTuple):
@@ -60,7 +59,7 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     threshold = _threshold(subject, model, films, place, at_once=at_once)
     assert threshold.value is not None
     asked = model.of_finding(place, operating_points.cut(threshold.value))
-    run = Examined(f"{subject.name}, {name}", asked, findings.STATES, subject.device)
+    run = Examined(f"{subject.name}, {name}", asked, multilabel.STATES, subject.device)
     held = None if films.validation is None else _known_of(films.validation, subject, place)
     said = probability_said(threshold.value)
     note = (
@@ -75,7 +74,7 @@ def no_better(name: str, films: Dataset, document: RunDocument) -> list[str]:
     right, constant = document.clean.accuracy.value, document.clean.constant_answer
     if right is None or constant is None or right > constant:
         return []
-    state = findings.STATES[int(np.mean(films.labels) > 0.5)]
+    state = multilabel.STATES[int(np.mean(films.labels) > 0.5)]
     return [
         f"{name} is told no better than by one answer for all films: {right:.1%} are answered rightly, always {state} "
         f"would be right in {constant:.1%}; so its maps are of an answer that does not tell it"
@@ -90,7 +89,7 @@ def _place(subject: Given, wanted: str) -> int:
 
 
 def _settled(subject: Given, films: Dataset) -> int:
-    known = findings.known(films.table, subject.classes)
+    known = multilabel.known(films.table, subject.classes)
     there = np.flatnonzero((known[evaluate.annotated(films)] == 1).any(0))
     if len(there) == 1:
         return int(there[0])
@@ -101,9 +100,9 @@ def _settled(subject: Given, films: Dataset) -> int:
 
 def _known_of(films: Dataset, subject: Given, place: int) -> Dataset | None:
     """The films of which it is known whether they have the finding, which stand in for a data set; None: of none."""
-    labels = findings.known(films.table, subject.classes)[:, place]
+    labels = multilabel.known(films.table, subject.classes)[:, place]
     rows = np.flatnonzero(np.isfinite(labels))
-    return findings.OneFinding(films, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]
+    return multilabel.OneFinding(films, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]
 
 
 def _threshold(subject: Given, model: Adapted, films: Films, place: int, *, at_once: bool) -> Threshold:
@@ -111,5 +110,5 @@ def _threshold(subject: Given, model: Adapted, films: Films, place: int, *, at_o
     if films.validation is not None and subject.output.thresholds is None:
         asked = Examined(subject.name, model, subject.classes, subject.device)
         answers = evaluation.predict(asked, films.validation, views=False, at_once=at_once)
-        held = audit_measures.answers_known(films.validation, answers, subject.classes)
-    return findings.threshold_of(subject.output, place, held, films.unchosen)
+        held = measure.answers_known(films.validation, answers, subject.classes)
+    return multilabel.threshold_of(subject.output, place, held, films.unchosen)

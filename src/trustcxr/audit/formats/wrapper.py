@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from trustcxr.audit.formats.model_file import InputSpec, Kind, OutputSpec
+from trustcxr.audit.formats.outputs import InBatches, sole
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.answers import InBatches, sole
-from trustcxr.models.adapters.declaration import InputSpec, Kind, OutputSpec
 
 TINY = 1e-30  # the smallest probability whose logarithm is taken
 _SOFTMAX = {"softmax", "_softmax"}

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trustcxr import statistics
-from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
+from trustcxr.audit.formats.model_file import IMAGENET, InputSpec
+from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.statistics import Bootstrap, Floats, interval
 
 ENOUGH = 20  # films from which on scores alone tell a wrong order: the test needs ten answers that turn right

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats.outputs import in_a_line, sole
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.answers import in_a_line, sole
 
 _BATCHES = (1, 4, 8, 16, 32, 64)  # beside 2, of which a trace may take one alone
 

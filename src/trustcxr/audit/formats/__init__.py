@@ -5,10 +5,10 @@ module or a table of scores. `describe_file` writes the model file's first draft
 code of a file's maker runs unless it is trusted.
 """
 
-from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.declaration import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
-from trustcxr.models.adapters.draft import describe_file, drafted
-from trustcxr.models.adapters.loading import Given, Origin, load
+from trustcxr.audit.formats.init_model_file import describe_file, drafted
+from trustcxr.audit.formats.loading import Given, Origin, load
+from trustcxr.audit.formats.model_file import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
+from trustcxr.audit.formats.wrapper import Adapted
 
 __all__ = [
     "Adapted",

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats.onnx_operators import OPERATORS, Attributes, Operator, Unknown
+from trustcxr.audit.formats.outputs import in_a_line
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.answers import in_a_line
-from trustcxr.models.adapters.onnx_operators import OPERATORS, Attributes, Operator, Unknown
 
 AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
 Values = dict[str, Any]  # of a graph that runs, by the names that it has for them

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.findings import Decision
-from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.audit.attack_runner import CarriedOut
+from trustcxr.audit.multilabel import Decision
+from trustcxr.audit.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import WORST_CASE

@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from trustcxr.audit import saliency_support
+from trustcxr.audit.audit_data import at_the_door, open_films
+from trustcxr.audit.entry_checks import check_kind
+from trustcxr.audit.explain_multilabel import OfFinding, check_finding, no_better, of_finding
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.loading import held_on
+from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.identity import Audit, about, refuse_held
+from trustcxr.audit.run_audit import open_model
 from trustcxr.console import say
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.door import check_kind
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.explain import evaluate, given
+from trustcxr.explain import evaluate
 from trustcxr.explain.lesion_effect import asked_of
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.loading import held_on
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
@@ -27,10 +32,6 @@ from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import RunDocument
 from trustcxr.study import beside, explaining
-from trustcxr.study.audit import open_model
-from trustcxr.study.audit_data import at_the_door, open_films
-from trustcxr.study.audited import Audit, about, refuse_held
-from trustcxr.study.explained_finding import OfFinding, check_finding, no_better, of_finding
 from trustcxr.study.provenance import Results, data_hash
 
 GATE = 120  # films on which a conversion is held against what it was made from
@@ -74,7 +75,7 @@ def explain(
         held = None  # no threshold can be tuned on them
     with holding(out):
         document = _begun(whole, asked, out)
-        left_out = given.left_out(subject, given.check(subject, wanted.methods))
+        left_out = saliency_support.left_out(subject, saliency_support.check(subject, wanted.methods))
         document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
         if asked.name:
             document.notes[1:1] = no_better(asked.name, asked.films, document)
@@ -100,7 +101,7 @@ def explain(
 
 def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
     """What was given as these methods explain it; UserError where they cannot."""
-    run = Examined(subject.name, given.check(subject, options.methods), subject.classes, subject.device)
+    run = Examined(subject.name, saliency_support.check(subject, options.methods), subject.classes, subject.device)
     evaluate.check(run, options.methods)
     return run
 

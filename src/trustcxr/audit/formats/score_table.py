@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trustcxr.audit.formats.model_file import OutputSpec
+from trustcxr.audit.formats.wrapper import TINY
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.adapted import TINY
-from trustcxr.models.adapters.declaration import OutputSpec
 from trustcxr.storage.atomic import read_table
 
 if TYPE_CHECKING:

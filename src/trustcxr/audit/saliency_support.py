@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.torch_programs import ExportedNet
+from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
 from trustcxr.explain.methods import COMBINE, parse
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.adapted import Adapted
-from trustcxr.models.adapters.torch_programs import ExportedNet
 from trustcxr.models.feature_maps import before_mixing
 from trustcxr.registry import SALIENCY, Method
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from trustcxr.audit import multilabel
+from trustcxr.audit.audit_data import Films, trained_on
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.loading import Origin
+from trustcxr.audit.submitted import Images
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings
-from trustcxr.evaluation.handed_in import Images
 from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import DEFENCES
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditedData, AuditedModel
-from trustcxr.study.audit_data import Films, trained_on
 from trustcxr.study.provenance import data_hash
 
 AUDIT_VERSION = 1  # of how figures are computed: an audit of another version is made again
@@ -89,7 +89,7 @@ class Audit:
         if not self.of_findings:
             return ""
         names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
-        known = findings.known(self.dataset.table, names)[order]
+        known = multilabel.known(self.dataset.table, names)[order]
         return sha256("\n".join(names).encode() + known.tobytes()).hexdigest()[:16]
 
     def data(self, count: int | None) -> AuditedData:

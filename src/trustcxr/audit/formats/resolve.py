@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats.model_file import ModelFile
+from trustcxr.audit.formats.torch_programs import ExportedNet, fixed_batch, is_torchscript, load_torchscript
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.adapters.declaration import ModelFile
-from trustcxr.models.adapters.torch_programs import ExportedNet, fixed_batch, is_torchscript, load_torchscript
 
 Gradients = Literal["own", "converted", "none"]
 SUFFIXES = (".pt2", ".pt", ".onnx", ".safetensors", ".pth")
@@ -79,7 +79,7 @@ def check_trusted(source: str, trust_code: bool) -> None:
 
 
 def _onnx(path: Path, probe: Tensor) -> Found:
-    from trustcxr.models.adapters.onnx_files import load_onnx
+    from trustcxr.audit.formats.onnx import load_onnx
 
     net, converted, why = load_onnx(path, probe)
     outputs = net.outputs
@@ -98,8 +98,8 @@ def no_gradients(why: str) -> str:
 def _weights(path: Path, declared: ModelFile) -> Found:
     import timm
 
+    from trustcxr.audit.formats.weight_files import read_tensors
     from trustcxr.models import evidence_networks
-    from trustcxr.models.adapters.weight_files import read_tensors
     from trustcxr.models.factory import build
     from trustcxr.models.plain import PLAIN_MODELS
     from trustcxr.models.zoo import architecture

@@ -10,23 +10,24 @@ import pandas as pd
 from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import look
+from trustcxr.audit import declaration_check as declared
+from trustcxr.audit import multilabel, one_vs_rest, operating_points, subgroups, submitted
+from trustcxr.audit.attack_runner import CarriedOut
+from trustcxr.audit.audit_data import Films, pixels_of, scored
+from trustcxr.audit.entry_checks import LOOKED_AT, Check, Door, declaration_check
+from trustcxr.audit.formats import Given
+from trustcxr.audit.identity import Audit
+from trustcxr.audit.operating_points import Threshold
+from trustcxr.audit.stochastic import OverDraws
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import class_decisions, declared, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
-from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.model_protocol import Examined, Subject
-from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.models.adapters import Given
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
 from trustcxr.storage.schemas import Division, Finding, HandedIn, OperatingPoint, RunDocument
-from trustcxr.study.audit_data import Films, pixels_of, scored
-from trustcxr.study.audited import Audit
 
 
 @dataclass(frozen=True)
@@ -156,20 +157,20 @@ def _aimed(
     examined: Examined, whole: Audit, door: Door, thresholds: Mapping[str, Threshold], shown: Tensor, parts: Path
 ) -> pd.DataFrame | None:
     """Predictions under attacks on each class at its threshold; None where worst-case is not asked for."""
-    attacks = class_decisions.attacks(whole.attacks(gradients=door.gradients), gradients=door.gradients)
+    attacks = one_vs_rest.attacks(whole.attacks(gradients=door.gradients), gradients=door.gradients)
     if door.model is None or not attacks:
         return None
-    pieces, places = [], class_decisions.places(len(examined.classes))
+    pieces, places = [], one_vs_rest.places(len(examined.classes))
     for place in places:
         name = examined.classes[place]
-        decision = class_decisions.decision(door.model, place, thresholds[name])
+        decision = one_vs_rest.decision(door.model, place, thresholds[name])
         table = _predict(
             whole,
             examined,
             attacks=attacks,
             views=False,
             clean=False,
-            carry_out=class_decisions.against(_runner(whole, door, decision, shown, attacks), place),
+            carry_out=one_vs_rest.against(_runner(whole, door, decision, shown, attacks), place),
             parts=parts / f"class{place}",
             title=_title(name, place, len(places)),
         )
@@ -187,7 +188,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     assert isinstance(subject, Given)
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
-    truth = findings.known(whole.dataset.table, names)
+    truth = multilabel.known(whole.dataset.table, names)
     held = answers_known(whole.films.validation, validation, names)
     answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     pieces: list[pd.DataFrame] = []
@@ -195,7 +196,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = findings.threshold_of(subject.output, place, held, whole.films.unchosen)
+        threshold = multilabel.threshold_of(subject.output, place, held, whole.films.unchosen)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
@@ -203,13 +204,13 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
             continue
         assert threshold.value is not None
         by_film = dict(zip(whole.dataset.sample_ids, labels, strict=True))
-        table = findings.as_decisions(answers, name, place, threshold.value, by_film)
+        table = multilabel.as_decisions(answers, name, place, threshold.value, by_film)
         if door.model is not None:
             attacked, judge = _attacked(whole, door, place, threshold.value, labels, shown, parts)
-            table = pd.concat([table, findings.marked(attacked, name, threshold.value)], ignore_index=True)
+            table = pd.concat([table, multilabel.marked(attacked, name, threshold.value)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
-        points += operating_points.of_finding(findings.worst_scores(table), name, threshold, resamples=exam.bootstrap)
+        points += operating_points.of_finding(multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap)
         pieces.append(table)
     if not pieces:
         raise UserError(
@@ -219,10 +220,10 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     if whole.handed is not None and not handed:
         raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
-    examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
+    examined = Examined(subject.name, door.model or nn.Identity(), multilabel.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
-    divisions = _divisions(whole, table, findings.STATES, names)
+    divisions = _divisions(whole, table, multilabel.STATES, names)
     remedies = _remedies(whole, door, answers, truth, judged)
     checks = [*checks, _declaration(points, remedies, door), _above_constant(points)]
     count = int(answered.sum())
@@ -233,7 +234,7 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
     """The predictions with what was handed in, where that misleads the model and ours does not."""
     if whole.handed is None:
         return table, []
-    table, found = handed_in.worse_of_both(table, whole.handed, model, whole.subject.device)
+    table, found = submitted.worse_of_both(table, whole.handed, model, whole.subject.device)
     return table, [] if found is None else [found]
 
 
@@ -256,7 +257,7 @@ def answers_known(
     """Logits of the validation images that have an answer, and what is known of each, both (N, F)."""
     if validation is None or answers is None:
         return None
-    truth = dict(zip(validation.sample_ids, findings.known(validation.table, names), strict=True))
+    truth = dict(zip(validation.sample_ids, multilabel.known(validation.table, names), strict=True))
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
 
 
@@ -287,13 +288,13 @@ def _attacked(
     With the decision by which it is judged.
     """
     assert door.model is not None
-    decision, names = findings.Decision(door.model, place, threshold), whole.subject.classes
+    decision, names = multilabel.Decision(door.model, place, threshold), whole.subject.classes
     judge = OverDraws(decision) if door.random else decision
     rows, attacks = np.flatnonzero(np.isfinite(labels)), whole.attacks(gradients=door.gradients)
     table = _predict(
         whole,
-        Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
-        data=findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
+        Examined(whole.subject.name, judge, multilabel.STATES, whole.subject.device),
+        data=multilabel.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks=attacks,
         clean=not attacks,
         carry_out=_runner(whole, door, decision, shown, attacks),

@@ -4,15 +4,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trustcxr.audit import measure, reliability, submitted
+from trustcxr.audit.attack_runner import needs_surrogate
+from trustcxr.audit.audit_data import Films, at_the_door, open_films
+from trustcxr.audit.entry_checks import Check, Door, examine_at_the_door
+from trustcxr.audit.formats import Given
+from trustcxr.audit.formats.loading import TABLES
+from trustcxr.audit.formats.resolve import SUFFIXES
+from trustcxr.audit.identity import Audit, about, is_another, refuse_held
 from trustcxr.console import say
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation import handed_in, reliance
-from trustcxr.evaluation.carried_out import needs_surrogate
-from trustcxr.evaluation.door import Check, Door, examine_at_the_door
 from trustcxr.evaluation.model_protocol import Subject, load_model
-from trustcxr.models.adapters import Given
-from trustcxr.models.adapters.loading import TABLES
-from trustcxr.models.adapters.sources import SUFFIXES
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
@@ -20,9 +22,6 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, holding
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import AuditDocument, read
-from trustcxr.study import audit_measures
-from trustcxr.study.audit_data import Films, at_the_door, open_films
-from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
@@ -71,13 +70,13 @@ def audit(
         return document
 
 
-def _submitted(path: Path, subject: Subject, films: Films, exam: ExamRecipe) -> handed_in.Images:
+def _submitted(path: Path, subject: Subject, films: Films, exam: ExamRecipe) -> submitted.Images:
     """Read adversarial images that somebody made; UserError if they say nothing of this model or examination."""
     findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
-    handed = handed_in.read(path, films.examined, findings)
+    handed = submitted.read(path, films.examined, findings)
     if subject.model is None:
         raise UserError(f"{path}: only scores of {subject.name} were given, so adversarial images say nothing")
-    handed_in.check_radius(handed, exam)
+    submitted.check_radius(handed, exam)
     return handed
 
 
@@ -121,7 +120,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
     shown, labels = at_the_door(dataset, exam.gate.films, subject.device)
     door = examine_at_the_door(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
-    examine = audit_measures.of_findings if whole.of_findings else audit_measures.classes
+    examine = measure.of_findings if whole.of_findings else measure.classes
     measured = examine(whole, door, shown, out / PARTS / key)
     document = AuditDocument.of(
         measured.figures,
@@ -135,10 +134,10 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
     checks = _on_all_films([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
-    reliance.withdraw(document, door)
-    checks += reliance.compared(document)
+    reliability.withdraw(document, door)
+    checks += reliability.compared(document)
     document.gate = [check.document() for check in checks]
-    document.unreliable, document.because = reliance.verdict(document, checks, door)
+    document.unreliable, document.because = reliability.verdict(document, checks, door)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
     tables = (measured.table, measured.aimed, measured.validation)
     for name, table in zip((layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE), tables, strict=True):

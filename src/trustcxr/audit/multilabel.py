@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
+from trustcxr.audit.formats import OutputSpec
+from trustcxr.audit.formats.wrapper import as_states
+from trustcxr.audit.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
-from trustcxr.models.adapters import OutputSpec
-from trustcxr.models.adapters.adapted import as_states
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Floats
 
