@@ -27,8 +27,8 @@ from trustcxr.data.phantom import write
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import protocol
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, schemas
-from trustcxr.study import run_folder
 
 CLASSES = ("dark", "grey", "bright")
 GREYS = (0.3, 0.5, 0.7)

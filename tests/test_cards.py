@@ -16,8 +16,9 @@ from trustcxr.data.loader import BatchRows, augment
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.report import cards as report_cards
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, segments
-from trustcxr.study import engines, run_folder
+from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.training import devices, fit, monitor
 from trustcxr.training.devices import Cards

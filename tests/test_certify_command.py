@@ -18,9 +18,9 @@ from trustcxr.cli import app
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import RunDocument
-from trustcxr.study import run_folder
 
 RUNNER = CliRunner()
 

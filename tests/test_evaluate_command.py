@@ -15,8 +15,8 @@ from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import evaluation_recipe
 from trustcxr.report import terminal
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import run_folder
 
 
 @pytest.fixture(scope="module")

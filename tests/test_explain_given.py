@@ -231,7 +231,7 @@ def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
 
 def test_the_mean_mask_is_of_no_film_that_is_explained_and_of_no_such_patient(films: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.study.explaining import _mean_mask
+    from trustcxr.runs.explain_run import _mean_mask
 
     train, whole = load_dataset(films, "Train", SIZE), load_dataset(films, None, SIZE)
     test = load_dataset(films, "Test", SIZE)

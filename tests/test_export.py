@@ -21,8 +21,8 @@ from trustcxr.evaluation.trained_run import as_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import cards
+from trustcxr.runs import export_run as exports
 from trustcxr.storage import atomic, layout
-from trustcxr.study import exporting as exports
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
 

@@ -12,8 +12,9 @@ from test_cli import run as command
 from test_study import tiny
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import engines, run_folder
+from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 
 MAPS = {"corruptions": ["jpeg"], "sample": 0}

@@ -14,7 +14,7 @@ from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run_recipe import DataRecipe
-from trustcxr.study import run_folder
+from trustcxr.runs import run_folder
 from trustcxr.training import fit, step
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))

@@ -11,9 +11,10 @@ from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
+from trustcxr.runs import run_folder
+from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout
-from trustcxr.study import mending, run_folder
-from trustcxr.study.run_folder import RunFolder
+from trustcxr.study import mending
 from trustcxr.training import fit
 
 

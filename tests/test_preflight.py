@@ -20,8 +20,9 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import mending, preflight, run_folder
+from trustcxr.study import mending, preflight
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
 GUIDED = {"guidance": 1.0, "guidance_on": "cam", "guidance_layer": -9}

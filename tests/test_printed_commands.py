@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from test_cli import run
+from trustcxr.runs import run_folder
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import TrainingDocument
-from trustcxr.study import run_folder
 
 ODD = "a  b 'q\" $x; ü"
 

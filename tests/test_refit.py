@@ -20,9 +20,10 @@ from trustcxr.recipes import parsing
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, prediction_table
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
-from trustcxr.study import engines, run_folder
+from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.training import fit, monitor
 from trustcxr.training.step import TrainingStep

@@ -26,11 +26,12 @@ from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import study_folder
+from trustcxr.runs import provenance, run_folder
+from trustcxr.runs import test_data as tested
 from trustcxr.storage import atomic, locks, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.schemas import StudyDocument
-from trustcxr.study import engines, provenance, run_folder
-from trustcxr.study import films as tested
+from trustcxr.study import engines
 from trustcxr.study.protocol import Study
 from trustcxr.study.verifying import verify
 

@@ -17,8 +17,8 @@ from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import run_folder
 from trustcxr.training import fit
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from small_runs import PowerCut, cut_at, recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.errors import UserError
 from trustcxr.recipes.study_recipe import load_study, tracked, untracked
+from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import TrainingDocument
-from trustcxr.study.run_folder import RunFolder
 from trustcxr.training import environment, fit, tracking
 
 

@@ -7,7 +7,7 @@ import torch
 from trustcxr.data.loader import BatchRows, augment
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.study import run_folder
+from trustcxr.runs import run_folder
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 

@@ -33,9 +33,9 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import REFERENCES, SALIENCY, Saliency
+from trustcxr.runs import describe
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
-from trustcxr.study import beside
 
 SIZE = 48
 PLAIN = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
@@ -145,7 +145,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
     atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    beside.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
+    describe.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 

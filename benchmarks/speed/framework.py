@@ -44,8 +44,8 @@ from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import run_folder
 from trustcxr.training import fit
 from trustcxr.training.step import TrainingStep
 

@@ -23,9 +23,9 @@ from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing, Splits
+from trustcxr.runs.test_data import manifest_of, report_skipped, say_reading
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.study.films import manifest_of, report_skipped, say_reading
 
 TAUGHT = 256  # films of training that a surrogate learns from, at most
 _SURE = 2  # names that are one film's alone

@@ -28,11 +28,12 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
+from trustcxr.runs import describe as beside
+from trustcxr.runs import explain_run
+from trustcxr.runs.provenance import Results, data_hash
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import RunDocument
-from trustcxr.study import beside, explaining
-from trustcxr.study.provenance import Results, data_hash
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -82,7 +83,7 @@ def explain(
         untuned = "validation images are the films looked at" if films.of_validation else "no validation film has masks"
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
-        explaining.measure(
+        explain_run.measure(
             Results(out, _key(whole, asked), replace=False),
             run,
             asked.films,

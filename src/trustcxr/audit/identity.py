@@ -22,9 +22,9 @@ from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import DEFENCES
+from trustcxr.runs.provenance import data_hash
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import AuditedData, AuditedModel
-from trustcxr.study.provenance import data_hash
 
 AUDIT_VERSION = 1  # of how figures are computed: an audit of another version is made again
 

@@ -18,11 +18,11 @@ from trustcxr.evaluation.model_protocol import Subject, load_model
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
+from trustcxr.runs.test_data import refuse_films
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, holding
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import AuditDocument, read
-from trustcxr.study.films import refuse_films
 
 PARTS = ".parts"  # rows of finished batches, until all are there
 _WRITTEN = (layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")

@@ -96,7 +96,7 @@ def train(
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
     from trustcxr.report.terminal import training_sentence
-    from trustcxr.study import run_folder
+    from trustcxr.runs import run_folder
     from trustcxr.training.threads import use_threads
 
     where, uri = tracker(track)
@@ -155,7 +155,7 @@ def evaluate(
         refuse_nowhere(data)
     from trustcxr import report
     from trustcxr.report import terminal as terminal_lines
-    from trustcxr.study import run_folder
+    from trustcxr.runs import run_folder
 
     document, folder = run_folder.evaluate(
         run,
@@ -211,7 +211,7 @@ def certify(
     from trustcxr.certify.verify import effort
     from trustcxr.report.study_folder import Run
     from trustcxr.report.tables.certified import proved
-    from trustcxr.study import run_folder
+    from trustcxr.runs import run_folder
 
     document, folder = run_folder.certify(
         run,
@@ -286,7 +286,7 @@ def explain(
         typed = {**typed, "trust_code": trust_code, "finding": finding}
         document, folder = explain_external.explain(model, data, out, **typed), out
     else:
-        from trustcxr.study import run_folder
+        from trustcxr.runs import run_folder
 
         document, folder = run_folder.explain(Path(model), data, out=out, **typed)
     return print_json(document) if json else _print_saliency(document, folder)
@@ -364,9 +364,9 @@ def export(
     if data is not None:
         refuse_nowhere(data)
     from trustcxr.report import terminal
-    from trustcxr.study import exporting
+    from trustcxr.runs import export_run
 
-    found = exporting.export(run, format, out, data=data)
+    found = export_run.export(run, format, out, data=data)
     if json:
         return print_json(found)
     for line in terminal.exported(found):

@@ -112,7 +112,7 @@ def familiarity(
     test films are called unlike is counted and said. Written into the run's folder, as tensors alone.
     """
     from trustcxr.report.terminal import familiarity_sentence
-    from trustcxr.study import familiarity as known
+    from trustcxr.runs import fit_ood as known
 
     found = known.fit(run, data, labels=label_map(label), listing=listing(column, images))
     if json:

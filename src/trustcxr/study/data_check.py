@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from trustcxr.console import say
 from trustcxr.data import read_manifest
 from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.runs.provenance import data_hash, hash_of
 from trustcxr.storage import atomic, layout
-from trustcxr.study.provenance import data_hash, hash_of
 
 if TYPE_CHECKING:
     from trustcxr.data import Dataset

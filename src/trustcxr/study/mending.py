@@ -5,8 +5,8 @@ from pathlib import Path
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
+from trustcxr.runs.provenance import TABLES
 from trustcxr.storage import atomic, layout
-from trustcxr.study.provenance import TABLES
 
 _MEASURED = (*TABLES, layout.METRICS_FILE)
 # What a run's folder may hold beside: pages, exports, evaluations.

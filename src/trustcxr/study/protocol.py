@@ -20,6 +20,8 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
 from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.runs import provenance
+from trustcxr.runs.test_data import refuse_films, report_skipped
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.layout import (
     AUDIT_FILE,
@@ -49,10 +51,9 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, data_check, preflight, provenance, seeds, standing
+from trustcxr.study import comparison, data_check, preflight, seeds, standing
 from trustcxr.study.choice import left_out, ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
-from trustcxr.study.films import refuse_films, report_skipped
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source
 from trustcxr.training.threads import use_threads

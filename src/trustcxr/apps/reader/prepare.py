@@ -117,7 +117,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
     """From the runs: annotated films of the run's test split, drawn by seed, each explained for its true class."""
     from trustcxr.evaluation.trained_run import load_run
     from trustcxr.explain.evaluate import annotated
-    from trustcxr.study import films as study_films
+    from trustcxr.runs import test_data as study_films
 
     first = load_run(chosen[0].run.folder)
     dataset = study_films.load(first, study_films.Source(data))

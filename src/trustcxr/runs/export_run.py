@@ -17,10 +17,10 @@ from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import export as exporting
+from trustcxr.runs import test_data as tested
+from trustcxr.runs.test_data import Source
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import ExportDocument
-from trustcxr.study import films as tested
-from trustcxr.study.films import Source
 
 ALLOWED = 1e-4  # that a logit may differ, of the largest or of 1
 FILMS = 12  # on which it is held against the run

@@ -25,15 +25,17 @@ from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationReci
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import Listing, RunRecipe, Splits
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
+from trustcxr.runs import describe as beside
+from trustcxr.runs import explain_run
+from trustcxr.runs import test_data as tested
+from trustcxr.runs.from_cli import corruptions_recipe, recipe
+from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
+from trustcxr.runs.test_data import Source, report_skipped
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
-from trustcxr.study import beside, explaining, mending, preflight
-from trustcxr.study import films as tested
-from trustcxr.study.asked import corruptions_recipe, recipe
-from trustcxr.study.films import Source, report_skipped
-from trustcxr.study.provenance import Results, data_hash, hash_of, read_hash
+from trustcxr.study import mending, preflight
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -125,10 +127,10 @@ class RunFolder:
             return known if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
 
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
-        known = explaining.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
+        known = explain_run.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
         tuned = hash_of(known=known) if val is None else data_hash(val, "infection", "lung")
         data = data_hash(films, "infection", "lung")
-        explaining.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
+        explain_run.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
 
     def prove(self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
         """Write certified.parquet: which answers cannot change within each radius."""

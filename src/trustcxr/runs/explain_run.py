@@ -13,8 +13,8 @@ from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, evaluate, lesion_effect
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.runs.provenance import Results
 from trustcxr.storage import atomic, layout
-from trustcxr.study.provenance import Results
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

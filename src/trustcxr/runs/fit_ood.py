@@ -10,11 +10,11 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
 from trustcxr.recipes.run_recipe import Listing
+from trustcxr.runs import test_data as tested
+from trustcxr.runs.test_data import Source
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import FamiliarityDocument, Share
-from trustcxr.study import films as tested
-from trustcxr.study.films import Source
 
 
 def fit(
