@@ -6,7 +6,7 @@ import time
 
 from trustcxr.console import say
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.study.engines.contract import Task
+from trustcxr.study.engines.base import Task
 
 
 def note(task: Task) -> None:

@@ -48,7 +48,7 @@ class Pack:
         """Return a study of `images`: two networks, the better one also by FGSM, worked on one after the other."""
         from test_engines import small
         from trustcxr.study import engines
-        from trustcxr.study.protocol import Study
+        from trustcxr.study.run_study import Study
 
         return self.get("study", lambda to: Study(small(), self.images(), to, engines.get("local")).run())
 

@@ -19,7 +19,7 @@ from trustcxr.report import cards as report_cards
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, segments
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 from trustcxr.training import devices, fit, monitor
 from trustcxr.training.devices import Cards
 from trustcxr.training.step import TrainingStep

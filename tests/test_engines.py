@@ -19,7 +19,7 @@ from trustcxr.storage import atomic, locks
 from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 from trustcxr.training.threads import use_threads
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")

@@ -20,10 +20,10 @@ from test_study import RECIPE
 from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic
-from trustcxr.study import engines, protocol
+from trustcxr.study import engines, run_study
 from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 HERE = Path(__file__).parent
 
@@ -91,7 +91,7 @@ def refused(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     def never(*_: object, **__: object) -> None:
         raise AssertionError("films are read")
 
-    monkeypatch.setattr(protocol, "load_dataset", never)
+    monkeypatch.setattr(run_study, "load_dataset", never)
     atomic.write_yaml(tmp_path / "small.yaml", RECIPE)
     out = tmp_path / "out"
 

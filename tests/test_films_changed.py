@@ -15,7 +15,7 @@ from trustcxr.errors import UserError
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 MAPS = {"corruptions": ["jpeg"], "sample": 0}
 

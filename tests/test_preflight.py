@@ -22,7 +22,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import mending, preflight
+from trustcxr.study import preflight, repair
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
 GUIDED = {"guidance": 1.0, "guidance_on": "cam", "guidance_layer": -9}
@@ -219,13 +219,13 @@ def names(folder: Path) -> set[str]:
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mending.mend(finished)
+    repair.mend(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()
     (finished / "run.yaml").write_text(whole[: whole.index(last) + len(last)])
     with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
         load_run(finished)
-    mending.mend(finished)
+    repair.mend(finished)
     assert names(finished) == {"superseded-1"}
     assert "trained again" in capsys.readouterr().err
 
@@ -235,5 +235,5 @@ def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Pa
     content["recipe"]["training"]["of_the_future"] = 1
     atomic.write_yaml(finished / "run.yaml", content)
     before = names(finished)
-    mending.mend(finished)
+    repair.mend(finished)
     assert names(finished) == before

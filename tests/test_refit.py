@@ -24,7 +24,7 @@ from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, prediction_table
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 from trustcxr.training import fit, monitor
 from trustcxr.training.step import TrainingStep
 

@@ -32,8 +32,8 @@ from trustcxr.storage import atomic, locks, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import verify
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import verify
 
 RUN = Path("runs/test_resnet-standard-s0")
 STUDY = {

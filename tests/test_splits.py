@@ -12,7 +12,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes import parsing, study_recipe
 from trustcxr.storage import atomic
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 
 def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("films")) -> Manifest:

@@ -25,11 +25,11 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Ranked
-from trustcxr.study import choice, engines, protocol, standing, steps
+from trustcxr.study import engines, run_study, selection, status, steps
 from trustcxr.study.engines import Failure, Task
-from trustcxr.study.engines.contract import Outcomes, Work
-from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import verify
+from trustcxr.study.engines.base import Outcomes, Work
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import verify
 from trustcxr.training import fit as loop
 from trustcxr.training.step import TrainingStep
 
@@ -218,7 +218,7 @@ def test_a_study_grows_by_seeds_in_its_own_folder(
     said = capsys.readouterr().err
     assert "it has grown from 1 seed (0) to 2 seeds (0, 1): runs that are finished stay" in said
     assert said.count("no map of test_efficientnet, test_resnet by gradcam, layercam: at 32") == 1
-    states = {one.run: one.state for one in standing.status(out).runs}
+    states = {one.run: one.state for one in status.status(out).runs}
     assert (states[FIRST], states["test_resnet-standard-s1"]) == ("done", "waiting")
     assert "if chosen" in states.values(), "what was chosen by one seed is open again"
     document = Study(tiny(seeds=[0, 1]), films, out, local).run()
@@ -227,7 +227,7 @@ def test_a_study_grows_by_seeds_in_its_own_folder(
     assert {path: path.read_bytes() for path in before} == before
     assert {run.run for run in document.runs} >= {FIRST, SECOND, FIRST[:-1] + "1", SECOND[:-1] + "1"}
     assert sorted(row.n or 0 for row in document.over_seeds[0].figures)[0] == 2
-    assert {one.state for one in standing.status(out).runs} == {"done"}
+    assert {one.state for one in status.status(out).runs} == {"done"}
     assert "Over seeds" in report.write(out).read_text(encoding="utf-8")
     found = verify(out)
     assert (found.differences, found.unchecked) == ([], [])
@@ -246,12 +246,12 @@ def test_robust_runs_that_more_seeds_no_longer_choose_are_named_and_left_out(
 ) -> None:
     out = Path(shutil.copytree(done, tmp_path / "tiny"))
     (was,) = [run.parent.name for run in out.glob("runs/*-fgsm-*/metrics.json")]
-    real = choice.ranked
+    real = selection.ranked
 
     def other(*given: Any) -> list[Ranked]:
         return [row.model_copy(update={"chosen": not row.chosen}) for row in real(*given)]
 
-    monkeypatch.setattr(protocol, "ranked", other)
+    monkeypatch.setattr(run_study, "ranked", other)
     document = Study(tiny(seeds=[0, 1]), films, out, engines.get("local")).run()
     assert f"no longer chosen, by all seeds together: {was}; kept, and out of" in capsys.readouterr().err
     assert was not in {run.run for run in document.runs}
@@ -429,7 +429,7 @@ def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed
         if recipe.name == FIRST and not seen:
             raise NotFiniteError("a loss that is no number")
         if recipe.name == SECOND:
-            found = {one.run: (one.state, one.reason) for one in standing.status(out).runs}
+            found = {one.run: (one.state, one.reason) for one in status.status(out).runs}
             seen[FIRST] = found[FIRST]
             if found[FIRST][0] == "failed":
                 raise KeyboardInterrupt  # as good as killed: nothing is done after it
@@ -439,7 +439,7 @@ def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed
     with pytest.raises(KeyboardInterrupt):
         Study(tiny(), films, out, engines.get("local")).run()
     assert seen == {FIRST: ("failed", "train: a loss that is no number")}
-    (kept,) = [one for one in standing.status(out).runs if one.run == FIRST]
+    (kept,) = [one for one in status.status(out).runs if one.run == FIRST]
     assert (kept.state, kept.reason) == seen[FIRST]
     assert Study(tiny(), films, out, engines.get("local")).run().failures == []
     assert seen == {FIRST: ("done", "")}, "it is tried again, and then its failure is no longer there"
@@ -487,7 +487,7 @@ def test_a_robust_run_that_is_done_counts_though_its_standard_run_failed_and_one
     recipe = tiny(selection={"count": 2}, defences=[{"name": "fgsm", "epsilon": 0.02}])
     document = Study(recipe, films, tmp_path / "out", Placing(done, {standard, other_robust})).run()
     assert {run.run for run in document.runs} == {other, robust}
-    assert protocol.missing(document) == f"{standard}, {other_robust}"
+    assert run_study.missing(document) == f"{standard}, {other_robust}"
 
 
 class Refusing:

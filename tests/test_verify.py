@@ -15,8 +15,8 @@ from trustcxr.data.phantom import write
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import VerifiedDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import count_figures, differences, verify
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import count_figures, differences, verify
 
 NAME, OTHER = "test_resnet-fgsm-s0", "test_resnet-standard-s0"
 ROBUST = f"runs/{NAME}"

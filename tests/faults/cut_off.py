@@ -30,7 +30,7 @@ from fault_runner import LIMIT, LINES, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds")
-_IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
+_IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.fit", "trustcxr.study.steps", "timm")
 _IMPORTED += (
     "trustcxr.data.checks.check",
@@ -162,16 +162,16 @@ def waiting_at(journal: Journal) -> Path:
 
 def noted(journal: Journal) -> None:
     """The steps of a study stand in the journal as they are begun."""
-    from trustcxr.study import protocol
+    from trustcxr.study import run_study
 
-    real = protocol.carry_out
+    real = run_study.carry_out
 
     def carry_out(task: Any) -> None:
         with open(journal.path, "a") as file:
             file.write(f"{task.step}\n")
         real(task)
 
-    protocol.carry_out = carry_out
+    run_study.carry_out = carry_out
 
 
 def _written(event: str, given: tuple[Any, ...]) -> Any:

@@ -98,7 +98,7 @@ def study(
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
     films, place = _places(recipe, data, out, at_once=devices == 1)
-    from trustcxr.study.protocol import Study
+    from trustcxr.study.run_study import Study
 
     whole = Study(chosen, films, place, where, check_data=check, devices=devices, threads=threads)
     return _finish_study(whole.run(), place, json=json)
@@ -121,7 +121,7 @@ def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) 
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, **how: Any) -> None:
     from trustcxr import report
     from trustcxr.report import plans
-    from trustcxr.study import standing
+    from trustcxr.study import status as standing
 
     plan = standing.dry_run(recipe, data, out, **how)
     if json:
@@ -138,7 +138,7 @@ def status(
     """Where a study stands: which runs are done, running, failed and why; the time left, as far as it was measured."""
     from trustcxr import report
     from trustcxr.report import plans
-    from trustcxr.study import standing
+    from trustcxr.study import status as standing
 
     plan = standing.status(study)
     if json:
@@ -156,9 +156,9 @@ def verify(
 ) -> None:
     """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""
     from trustcxr.report import plans
-    from trustcxr.study import verifying
+    from trustcxr.study import verify_study
 
-    result = verifying.verify(study)
+    result = verify_study.verify(study)
     if json:
         print_json(result)
     else:
@@ -211,9 +211,9 @@ def prune(
     from trustcxr import report
     from trustcxr.report import plans
     from trustcxr.storage.os_errors import megabytes
-    from trustcxr.study import pruning
+    from trustcxr.study import cache_prune
 
-    found = pruning.prune(places or (), older_than=older_than, remove=remove)
+    found = cache_prune.prune(places or (), older_than=older_than, remove=remove)
     if json:
         return print_json(found)
     if found.found:
@@ -244,7 +244,7 @@ def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
-    from trustcxr.study import protocol
+    from trustcxr.study import run_study
 
     console = Console()
     report.print_study(document)
@@ -252,6 +252,6 @@ def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:
         console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
-    print(f"{protocol.summary(document)}\nreport: {page}\n{NOTICE}")
+    print(f"{run_study.summary(document)}\nreport: {page}\n{NOTICE}")
     if document.failures:
-        print(f"missing: {protocol.missing(document)}; the same command tries only that again")
+        print(f"missing: {run_study.missing(document)}; the same command tries only that again")

@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
-from trustcxr.study import mending, preflight
+from trustcxr.study import preflight, repair
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -84,7 +84,7 @@ class RunFolder:
 
         self.refuse_another(recipe)
         fingerprints.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
-        if mending.untrained(self.folder) is not None:
+        if repair.untrained(self.folder) is not None:
             return fit.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
         return schemas.read(TrainingDocument, self.folder / layout.TRAINING_FILE)
@@ -219,7 +219,7 @@ def train(
     from trustcxr.training.devices import Cards
 
     tested.refuse_films(folder, Path(data))
-    mending.refuse_foreign(folder)
+    repair.refuse_foreign(folder)
     cards = Cards(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
@@ -228,7 +228,7 @@ def train(
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
     factory.check(run.model.name, size=run.data.size, **run.model.options())
-    done = mending.untrained(folder) is None
+    done = repair.untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
         preflight.learns(run, model)
@@ -245,7 +245,7 @@ def train(
         if done:
             say(f"{folder}: already trained")
         elif cards.rank == 0:
-            mending.mend(folder)
+            repair.mend(folder)
         return steps.train(run, parts[0], parts[1], cards=cards)
 
 

@@ -10,6 +10,6 @@ from trustcxr._lazy import attach
 if TYPE_CHECKING:
     from trustcxr.audit.compare import compare
     from trustcxr.study.comparison import standard_against_robust
-    from trustcxr.study.protocol import Study
+    from trustcxr.study.run_study import Study
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -9,7 +9,7 @@ from trustcxr.recipes import study_recipe
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn

@@ -19,7 +19,7 @@ from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import holding
-from trustcxr.study import costs, mending
+from trustcxr.study import cost, repair
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Cards
 from trustcxr.training.threads import use_threads
@@ -99,12 +99,12 @@ def _carry_out(task: Task) -> None:
     folder = study.run_folder(run)
     if locks.was_killed(folder):
         say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
-    with use_threads(study.threads), holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
+    with use_threads(study.threads), holding(folder, patience=_PATIENCE), cost.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    mending.mend(steps.folder)
+    repair.mend(steps.folder)
     steps.train(run, study.films("train"), study.films("val"), cards=Cards(study.devices))
 
 

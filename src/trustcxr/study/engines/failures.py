@@ -7,7 +7,7 @@ from pathlib import Path
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic, locks
 from trustcxr.storage.layout import FAILURE_FILE
-from trustcxr.study.engines.contract import Failure, Task
+from trustcxr.study.engines.base import Failure, Task
 
 
 def folder_of(task: Task) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trustcxr.console import say
-from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attempt
+from trustcxr.study.engines.base import Failure, Outcomes, Task, Work, attempt
 
 
 class LocalEngine:

@@ -20,7 +20,7 @@ from trustcxr.data import remote
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, told
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 _WAIT = 10.0  # seconds that an address has to answer

@@ -8,7 +8,7 @@ from typing import Any
 from trustcxr.console import Progress, say
 from trustcxr.errors import UserError
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, told
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _GPU_OPTIONS = {"gpus_per_node", "gpus_per_task", "num_gpus", "gres", "additional_parameters"}

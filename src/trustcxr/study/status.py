@@ -16,7 +16,7 @@ from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import CostDocument, RunPlan, StudyDocument, StudyPlan
-from trustcxr.study import costs
+from trustcxr.study import cost
 from trustcxr.study.engines import failures
 from trustcxr.version import NOTICE
 
@@ -63,7 +63,7 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
     pairs = [(run, study / "runs" / run.name) for run in standard]
     if not all((folder / layout.VALIDATION_FILE).is_file() for _, folder in pairs):
         return None
-    from trustcxr.study.choice import ranked
+    from trustcxr.study.selection import ranked
 
     classes = atomic.read_yaml(pairs[0][1] / layout.RUN_FILE).get("classes")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
@@ -81,7 +81,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
         state="waiting",
         step="",
         epoch=len(times),
-        epochs=costs.most_epochs(run),
+        epochs=cost.most_epochs(run),
         holder="",
         reason="",
         seconds={},
@@ -117,9 +117,9 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
     runs = plan_runs(recipe, study)
     if measured is None and study is not None:
-        measured = schemas.read_if_whole(CostDocument, study / costs.COST_FILE)
+        measured = schemas.read_if_whole(CostDocument, study / cost.COST_FILE)
     at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
-    times = costs.Times(recipe, measured)
+    times = cost.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
         times.add(run, _epoch_times(at[run.name]), at[run.name])
     certain, candidates = (
@@ -143,7 +143,7 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     )
 
 
-def _with_time_left(plan: RunPlan, run: RunRecipe, times: costs.Times) -> RunPlan:
+def _with_time_left(plan: RunPlan, run: RunRecipe, times: cost.Times) -> RunPlan:
     return plan if plan.state == "done" else plan.model_copy(update={"seconds": times.left(plan, run)})
 
 
@@ -178,12 +178,12 @@ def dry_run(
     if not measured:
         return plan(recipe, begun or out)
     say("timing each network and defence, some seconds each")
-    from trustcxr.study import measuring
+    from trustcxr.study import time_steps
 
     runs = plan_runs(recipe, None)
-    document = measuring.measure(recipe, [*runs.certain, *runs.open], data)
+    document = time_steps.measure(recipe, [*runs.certain, *runs.open], data)
     if out is not None:
-        atomic.write_json(out / costs.COST_FILE, document)
+        atomic.write_json(out / cost.COST_FILE, document)
     return plan(recipe, begun or out, document)
 
 

@@ -51,9 +51,9 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, data_check, preflight, seeds, standing
-from trustcxr.study.choice import left_out, ranked
+from trustcxr.study import comparison, data_check, preflight, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
+from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
 from trustcxr.training.environment import hardware, source
 from trustcxr.training.threads import use_threads
@@ -216,7 +216,7 @@ class Study:
         A run that fails was recorded as it did, and is left out of what is given back.
         """
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
-        with standing.watched(self.recipe, self.folder):
+        with status.watched(self.recipe, self.folder):
             outcomes = self.engine.map(carry_out, tasks, self._count_time)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
@@ -309,7 +309,7 @@ class Study:
                 left_out=self._left_out(),
             ),
             runs=tested,
-            over_seeds=seeds.over_seeds(tested),
+            over_seeds=seed_spread.over_seeds(tested),
             comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
@@ -375,5 +375,5 @@ def missing(document: StudyDocument) -> str:
         names.append("every robust run, since no network is chosen while one is missing")
     else:  # all networks go on, and of some no weights were there to start from
         known = {*names, *(run.run for run in document.runs)}
-        names += [run.name for run in standing.plan_runs(recipe, None).certain if run.name not in known]
+        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in known]
     return ", ".join(names)

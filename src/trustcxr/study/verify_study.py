@@ -21,9 +21,9 @@ from trustcxr.runs import describe
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.study import comparison, seeds, standing
-from trustcxr.study.choice import ranked
+from trustcxr.study import comparison, seed_spread, status
 from trustcxr.study.engines import failures
+from trustcxr.study.selection import ranked
 from trustcxr.version import NOTICE
 
 _OF_NO_TABLE = ("version", "provenance", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
@@ -162,7 +162,7 @@ class _Verification:
 
     def _list_of_runs(self, names: list[str]) -> None:
         """Find runs that study.json has twice, that are none of its recipe, and finished ones that it lacks."""
-        planned, counts = standing.plan_runs(self.recipe, self.folder), Counter(names)
+        planned, counts = status.plan_runs(self.recipe, self.folder), Counter(names)
         known = {run.name for run in (*planned.certain, *planned.open)}
         for name in known - {*names}:
             run = self.folder / "runs" / name
@@ -184,7 +184,7 @@ class _Verification:
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
         again: dict[str, object] = {
             "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap),
-            "over_seeds": seeds.over_seeds(list(computed.values())),
+            "over_seeds": seed_spread.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
             "ranking": self._ranking(computed),
         }
@@ -195,7 +195,7 @@ class _Verification:
 
     def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
         """Rank the networks by validation; none if a standard run is missing."""
-        standard = [run for run in standing.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
+        standard = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
         if not standard or not {run.name for run in standard} <= {*computed}:
             return []
         pairs = [(run, self.folder / "runs" / run.name) for run in standard]

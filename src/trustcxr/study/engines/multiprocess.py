@@ -15,7 +15,7 @@ from trustcxr import console
 from trustcxr.console import Progress, say
 from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.contract import Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, told
 
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
 IMPORTED: tuple[str, ...] = (

@@ -22,7 +22,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
 from trustcxr.storage.schemas import CostDocument, WayCost
-from trustcxr.study.costs import kind
+from trustcxr.study.cost import kind
 from trustcxr.training import precision
 from trustcxr.training.environment import hardware
 from trustcxr.training.step import TrainingStep
