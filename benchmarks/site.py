@@ -20,8 +20,8 @@ import pandas as pd  # noqa: E402
 
 from trustcxr import registry  # noqa: E402
 from trustcxr.registry import Attack, Measure  # noqa: E402
-from trustcxr.report import words  # noqa: E402
-from trustcxr.report.tables.cells import markdown_rows  # noqa: E402
+from trustcxr.report import formatting  # noqa: E402
+from trustcxr.report.tables.table import markdown_rows  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402
 
 RESULTS = ROOT / "results"
@@ -104,9 +104,9 @@ def measures() -> str:
     """What each measure means and does not mean, from the catalogue and the docstrings."""
     rows = [_measure(entry) for entry in registry.MEASURES.values()]
     attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in registry.ATTACKS.values()]
-    defences = [[f"`{d.name}`", d.paper or words.DASH, _defence(d)] for d in registry.DEFENCES.values()]
+    defences = [[f"`{d.name}`", d.paper or formatting.DASH, _defence(d)] for d in registry.DEFENCES.values()]
     corruptions = [[f"`{c.name}`", c.about] for c in registry.CORRUPTIONS.values()]
-    methods = [[f"`{s.name}`", s.label, s.paper or words.DASH] for s in registry.SALIENCY.values()]
+    methods = [[f"`{s.name}`", s.label, s.paper or formatting.DASH] for s in registry.SALIENCY.values()]
     parts = [
         "# What each measure means, and does not mean",
         f"Written from the catalogue of the program. {NOTICE}",
@@ -130,7 +130,11 @@ def measures() -> str:
 
 def _measure(entry: Measure) -> str:
     means = entry.about or _first(registry.function_of("explain", str(entry.function)))
-    lines = [f"### {words.capital(entry.label)}", f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}", means]
+    lines = [
+        f"### {formatting.capital(entry.label)}",
+        f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}",
+        means,
+    ]
     lines.append(f"*It does not mean:* {entry.beware}")
     by_chance = f" A map that knows nothing has {CHANCE[entry.chance]}." if entry.mask else ""
     return "\n\n".join([*lines, f"Better: {BETTER[entry.better]}.{by_chance}"])
@@ -208,7 +212,7 @@ def figure(table: pd.DataFrame) -> bytes | None:
         colour, marker = (entry.style[0], entry.style[1]) if entry and entry.style else ("#4b5563", "o")
         y = [runs.index(run) + 0.12 * (k - (len(conditions) - 1) / 2) for run in mine["run"]]
         error = [mine["value"] - mine["low"], mine["high"] - mine["value"]]
-        label = f"{words.attack(condition)} {words.epsilon(mine['epsilon'].iloc[0])}" if entry else condition
+        label = f"{formatting.attack(condition)} {formatting.epsilon(mine['epsilon'].iloc[0])}" if entry else condition
         axes.errorbar(mine["value"], y, xerr=error, fmt=marker, color=colour, ms=4.5, lw=1.2, label=label)
     axes.set_yticks(range(len(runs)), runs, fontsize=8)
     axes.invert_yaxis()

@@ -18,7 +18,7 @@ from trustcxr.audit.audit_data import open_films
 from trustcxr.audit.identity import Audit
 from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
-from trustcxr.report import board
+from trustcxr.report import leaderboard
 from trustcxr.storage.schemas import AuditDocument
 
 CLASSES = ("dark", "bright")
@@ -193,6 +193,6 @@ def test_a_finding_turned_round_is_examined_anew_and_compares_with_no_other(
     assert area(audits.audit(model, data, out / "first")) == area(turned) < 0.2
     assert turned.data.fingerprint == first.data.fingerprint
     assert "labels of findings" in complaint("compare", out / "same", out / "turned")
-    found = board.gather(out)
+    found = leaderboard.gather(out)
     assert len(found.entries) == 2
     assert dict(found.refused)["same"].startswith("not the same labels of findings")

@@ -26,8 +26,8 @@ from trustcxr.data.phantom import write
 from trustcxr.evaluation import alarms, each_finding
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.registry import VIEWS
-from trustcxr.report import audit_page, board
-from trustcxr.report.audits import sentences
+from trustcxr.report import audit_html, leaderboard
+from trustcxr.report.audit_text import sentences
 from trustcxr.report.terminal import percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, Classification, RunDocument
@@ -156,12 +156,12 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
     said = f"always giving the commoner answer to each finding would have {percent(expected)}"
-    page = " ".join(audit_page.render(document).split())
+    page = " ".join(audit_html.render(document).split())
     assert said in "\n".join(sentences(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
     assert alarms.constant_answer(document) == document.clean.constant_answer
-    entry = board.plain(board.gather(out))["rows"][0]  # type: ignore[index]
+    entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 
@@ -193,7 +193,7 @@ def test_groups_of_films_have_the_mean_within_the_group(known: pd.DataFrame, who
         assert group.balanced_accuracy.value == pytest.approx(np.mean(balanced))
         assert group.constant_answer == pytest.approx(constant(known[known["sex"] == group.name]))
         assert group.findings == 3
-    assert "AUROC of 3 findings" in audit_page.render(whole[0])
+    assert "AUROC of 3 findings" in audit_html.render(whole[0])
 
 
 def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
@@ -274,7 +274,7 @@ def test_findings_are_asked_of_films_without_their_lungs(masked: tuple[AuditDocu
     assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
     assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three films; severe: one of three"
     assert document.without_lungs is not None
-    assert "What was shown" in audit_page.render(document)
+    assert "What was shown" in audit_html.render(document)
 
 
 def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
@@ -318,7 +318,7 @@ def test_the_page_says_why_nothing_was_shown_without_lungs(
     document = whole[0].model_copy(deep=True)
     if not scores:
         document.model.kind = "TorchScript"
-    page = audit_page.render(document)
+    page = audit_html.render(document)
     assert ("Not looked for: scores alone were given" in page) == scores
     assert ("Not looked for: no film has a lung mask" in page) == (not scores)
 

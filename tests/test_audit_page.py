@@ -16,7 +16,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit.multilabel import STATES
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
-from trustcxr.report import audit_page
+from trustcxr.report import audit_html
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, read
 
@@ -49,7 +49,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def shown(document: AuditDocument) -> Page:
     """The page, read."""
-    return Page(audit_page.render(document))
+    return Page(audit_html.render(document))
 
 
 def section(page: Page, title: str, until: str) -> str:
@@ -88,7 +88,7 @@ def test_the_films_as_they_are_have_all_their_figures(name: str, audited: dict[s
     assert "it says nothing of how sure the model may be of one film" in words
     answers = STATES if name == "findings" else PHANTOM
     matrix = r"<tr><th scope=\"row\">([^<]*)</th>((?:<td style=[^>]*>\d+ <small>[^<]*</small></td>)+)</tr>"
-    rows = re.findall(matrix, audit_page.render(document))
+    rows = re.findall(matrix, audit_html.render(document))
     counts = [[int(count) for count in re.findall(r">(\d+) <small>", cells)] for _, cells in rows]
     assert ([name for name, _ in rows], counts) == (list(answers), clean.confusion)
     assert ("each finding on each film is one decision" in words) == (name == "findings")

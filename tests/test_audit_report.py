@@ -14,8 +14,8 @@ from browser import chromium, opened, sideways, violations
 from pack import Pack
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
-from trustcxr.report import audit_page, board, study_folder, terminal
-from trustcxr.report.audits import hardest, sentences, under_attack
+from trustcxr.report import audit_html, leaderboard, load, terminal
+from trustcxr.report.audit_text import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, read
@@ -45,12 +45,12 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
     assert page.count("<script") == 1, "one of its own, which it can do without"
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
     shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
-    for lines in audit_page.first_page(document).values():
+    for lines in audit_html.first_page(document).values():
         for line in lines:
             assert line in shown.replace("&gt;", ">")
     for point in document.operating_points:
         assert f'<data value="{point.auroc.value}">' in page
-    assert page == audit_page.render(document), "the same document gives the same page"
+    assert page == audit_html.render(document), "the same document gives the same page"
     assert any("sensitivity" in line for line in sentences(document))
 
 
@@ -73,7 +73,7 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
     assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
     of_run = RunDocument.model_validate({key: content[key] for key in ("corruptions", "corruptions_mean")})
     assert "worst blur at 1: 20.0%" in "\n".join(terminal.remarks(of_run))
-    table = robustness.corrupted([study_folder.Run(of_run, Path("a"), [])])
+    table = robustness.corrupted([load.Run(of_run, Path("a"), [])])
     assert table is not None
     assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
     for part in ("corruptions", "operating_points"):
@@ -98,7 +98,7 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     document = AuditDocument.model_validate({"operating_points": [about | point for point in points]})
     as_it_is = "specificity 100.0% [-, -], LR+ ∞ [9.5, ∞], LR- 0.2 [0.1, 0.314], AUROC 90.0% [80.0%, 95.0%]"
     attacked = "under PGD-20 at epsilon 0.02: sensitivity 30.0% [-, -], specificity 40.0% [-, -], LR+ 0.5 [0.25, 0.75]"
-    for told in ("\n".join(sentences(document)), audit_page.card(document)):
+    for told in ("\n".join(sentences(document)), audit_html.card(document)):
         assert as_it_is in told
         assert f"{attacked}, LR- 1.75, AUROC" in told
     document.operating_points = document.operating_points[::2]
@@ -109,7 +109,7 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
     document = read(AuditDocument, audits / "good" / "audit.json")
     document.unreliable, document.because = True, "the attack <b>failed</b>"
-    page = audit_page.render(document)
+    page = audit_html.render(document)
     assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
     assert page.index("may not be relied on") < page.index("What was given")
     assert "What may NOT be relied on" in page
@@ -246,10 +246,10 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
         "value": None
     }  # so what stands on the board is what PGD leaves, without theirs
     atomic.write_json(path, content)
-    page, _ = board.write(board.gather(tmp_path), tmp_path)
+    page, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
     assert "handed in" not in page.read_text().split("</script>")[1]
-    assert board.remarks(board.gather(tmp_path)) == []
-    assert [name for name, _ in board.gather(tmp_path).entries] == ["withdrawn", "plain"]
+    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == []
+    assert [name for name, _ in leaderboard.gather(tmp_path).entries] == ["withdrawn", "plain"]
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],
         }
         atomic.write_json(tmp_path / name / "audit.json", content)
-    path, _ = board.write(board.gather(tmp_path), tmp_path)
+    path, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
     with chromium() as browser, opened(browser, path) as found:
         page = found.page
 
@@ -322,7 +322,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
         atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
-    found = board.gather(audits)
+    found = leaderboard.gather(audits)
     assert {name for name, _ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
     assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
@@ -338,7 +338,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
     atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
-    page, _ = board.write(board.gather(audits), audits)
+    page, _ = leaderboard.write(leaderboard.gather(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()
     rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}

@@ -22,8 +22,8 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.report import board
-from trustcxr.report.audits import pair_remarks
+from trustcxr.report import leaderboard
+from trustcxr.report.audit_text import pair_remarks
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, AuditedData, read
 
@@ -84,7 +84,7 @@ def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_
     assert set(ATTACKS) <= set(found)
     assert found["clean accuracy"] == (right(first), right(tmp_path / "out" / "larger"), 36)
     shutil.copytree(first, tmp_path / "out" / "smaller")
-    together = board.gather(tmp_path / "out")
+    together = leaderboard.gather(tmp_path / "out")
     assert {name for name, _ in together.entries} == {"larger", "smaller"}
     assert not together.refused
 
@@ -97,7 +97,7 @@ def test_the_order_of_the_classes_does_not_matter(first: Path, greys: Path, tmp_
     found = rows(out / "straight", out / "turned")["clean accuracy"]
     assert found == (right(first), right(out / "turned"), 36)
     assert found[0] == found[1] > 0.9
-    assert len(board.gather(out).entries) == 2
+    assert len(leaderboard.gather(out).entries) == 2
 
 
 def test_a_table_of_scores_compares_with_a_network_of_another_size(
@@ -115,7 +115,7 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     assert document.data.fingerprint != atomic.read_json(first / "audit.json")["data"]["fingerprint"]
     assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
     shutil.copytree(first, tmp_path / "out" / "network")
-    assert len(board.gather(tmp_path / "out").entries) == 2
+    assert len(leaderboard.gather(tmp_path / "out").entries) == 2
 
 
 def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -126,7 +126,7 @@ def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp
     assert "not the same images (films, 36; films, 36): their names, labels or files differ" in said
     for name in ("one", "two"):
         shutil.copytree(first, tmp_path / "out" / name)
-    found = board.gather(tmp_path / "out")
+    found = leaderboard.gather(tmp_path / "out")
     assert dict(found.refused)["others"].startswith("not the same images as the others (films, 36; films, 36): their")
 
 
@@ -183,7 +183,7 @@ def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # n
         audits.audit(model_file(tmp_path / "model", size=16 if name == "as it is" else 20), data, out / name)
     assert rows(out / "as it is", out / "again")["clean accuracy"][2] == 36
     assert "their names, labels or files differ" in complaint("compare", out / "as it is", out / "relabelled")
-    assert set(dict(board.gather(out).refused)) == {"relabelled"}
+    assert set(dict(leaderboard.gather(out).refused)) == {"relabelled"}
 
 
 def test_without_checksums_of_files_audits_of_one_size_compare(first: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: 
     found = rows(out / "16", out / "24")["clean accuracy"]
     assert found[0] == found[1] == documents[0].clean.accuracy.value
     assert found[2] == 72
-    assert len(board.gather(out).entries) == 2
+    assert len(leaderboard.gather(out).entries) == 2
 
 
 def test_audits_of_the_same_findings_compare_whatever_their_order() -> None:

@@ -14,8 +14,8 @@ from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
 from trustcxr.evaluation.model_protocol import load_model
-from trustcxr.report import board
-from trustcxr.report.audits import sentences
+from trustcxr.report import leaderboard
+from trustcxr.report.audit_text import sentences
 from trustcxr.storage.schemas import AuditDocument, read
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
@@ -61,7 +61,7 @@ def test_who_leaves_out_films_leads_no_board(
     said = sentences(part)
     assert [line for line in said if line.startswith("Examined: 30 of 36 images of films")]
     assert [line for line in sentences(whole) if line.startswith("Examined: 36 images of films")]
-    found = board.gather(tmp_path / "out")
+    found = leaderboard.gather(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
     for pair in (("whole", "part"), ("part", "whole")):

@@ -15,7 +15,7 @@ from test_study import tiny
 from trustcxr.data.loader import BatchRows, augment
 from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
-from trustcxr.report import cards as report_cards
+from trustcxr.report import model_card as report_cards
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, segments
 from trustcxr.study import engines

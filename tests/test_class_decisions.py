@@ -16,7 +16,7 @@ from trustcxr.audit import one_vs_rest, operating_points
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audits import sentences
+from trustcxr.report.audit_text import sentences
 from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")

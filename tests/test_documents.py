@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
-from trustcxr.report import study_folder
+from trustcxr.report import load
 from trustcxr.storage import atomic, json_schema, schemas
 from trustcxr.storage.schemas import AttackResult, Figure, RunDocument, Share, StudyDocument, TrainingDocument
 
@@ -88,7 +88,7 @@ def test_another_version_of_the_shape_is_refused(tmp_path: Path, version: int | 
         with pytest.raises(UserError, match=said):
             schemas.read(kind, path)
         with pytest.raises(UserError, match=said):
-            study_folder.read(tmp_path)
+            load.read(tmp_path)
         path.unlink()
 
 

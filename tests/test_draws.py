@@ -15,7 +15,7 @@ from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.stochastic import OverDraws, judge
 from trustcxr.data import load_dataset
-from trustcxr.report.audits import sentences
+from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
 
 

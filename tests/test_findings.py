@@ -20,7 +20,7 @@ from trustcxr.audit.formats.wrapper import logits_of_probabilities
 from trustcxr.audit.operating_points import Threshold
 from trustcxr.errors import UserError
 from trustcxr.recipes import protocol
-from trustcxr.report.audits import sentences
+from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")

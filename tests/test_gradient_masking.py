@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.evaluation import alarms, gradient_masking, input_gradients, metrics, paired, predictions
-from trustcxr.report import alarms as report_alarms
-from trustcxr.report import study_folder
+from trustcxr.report import alarm_list as report_alarms
+from trustcxr.report import load
 from trustcxr.storage.schemas import RunDocument, StudyDocument, Verdict
 
 
@@ -104,8 +104,8 @@ def test_what_three_judges_disagreed_on(
     stored = read({"clean": {"accuracy": {"value": 0.8}, "n": 90}, "attacks": listed, "masking": found.plain()})
     made = alarms.of(stored)
     assert [alarm.kind for alarm in made] == signs
-    run = study_folder.Run(stored.model_copy(update={"alarms": made}), Path(), [])
-    shown = report_alarms.find(study_folder.StudyFolder(Path(), StudyDocument(), [run], []), [run])
+    run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
+    shown = report_alarms.find(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
     assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 

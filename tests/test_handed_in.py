@@ -16,8 +16,8 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit import submitted
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
-from trustcxr.report import audit_page, board
-from trustcxr.report.audits import sentences
+from trustcxr.report import audit_html, leaderboard
+from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
 
 
@@ -60,7 +60,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     assert ours is not None
     assert theirs is not None
     assert theirs < ours - 0.5
-    assert board.by_ours(both) == board.by_ours(alone) == ours, "by which a leaderboard ranks both"
+    assert leaderboard.by_ours(both) == leaderboard.by_ours(alone) == ours, "by which a leaderboard ranks both"
     found = both.handed_in[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
@@ -190,10 +190,10 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
     (found,) = document.handed_in
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
-    card = audit_page.card(document)
+    card = audit_html.card(document)
     assert "<script>" not in card
     assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
-    assert "<script>alert" not in audit_page.render(document)
+    assert "<script>alert" not in audit_html.render(document)
     labels["dark"] = "Normal"  # so that Dark is not judged
     with pytest.raises(UserError, match="no image of a finding that is judged"):
         audits.audit(model, greys, tmp_path / "none", labels=labels, adversarial=path, **asked)

@@ -8,7 +8,7 @@ import pytest
 from pack import Pack
 from test_engines import small
 from trustcxr import report
-from trustcxr.report.study_folder import read
+from trustcxr.report.load import read
 from trustcxr.report.tables import comparisons, seeds
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument

@@ -20,7 +20,7 @@ from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import lesion_effect as explained
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import ModelRecipe
-from trustcxr.report.study_folder import Run as ReportRun
+from trustcxr.report.load import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
 from trustcxr.storage.schemas import RunDocument
 

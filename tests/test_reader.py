@@ -28,7 +28,7 @@ from trustcxr.data.phantom import write
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import examples
-from trustcxr.report import study_folder
+from trustcxr.report import load
 from trustcxr.storage import atomic
 from trustcxr.storage.locks import LOCK_FILE
 from trustcxr.storage.schemas import RunDocument
@@ -80,7 +80,7 @@ def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None
     shown = prepare.films(arms, data=None, count=3, seed=0)
     assert [f.sample for f in shown] == [f.sample for f in prepare.films(arms, data=None, count=3, seed=0)]
     assert len({f.sample for f in shown}) == 3
-    run = study_folder.read(finished).runs[0]
+    run = load.read(finished).runs[0]
     assert run.panels is not None
     place = {name: k for k, name in enumerate(run.panels["sample_id"])}
     for film in shown:
@@ -96,7 +96,7 @@ def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None
 def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
     data = write.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
-    runs = [study_folder.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
+    runs = [load.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
     arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
     shown = prepare.films(arms, data=data, count=2, seed=4)
     assert len({film.sample for film in shown}) == 2
@@ -111,7 +111,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
     assert len({png for film in shown for png in film.maps}) > 2  # a network that was never trained may see nothing
     with pytest.raises(UserError, match="100 are asked for"):
         prepare.films(arms, data=data, count=100, seed=4)
-    other = study_folder.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
+    other = load.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
     with pytest.raises(UserError, match="other classes"):
         prepare.films([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
 
@@ -169,7 +169,7 @@ def test_other_films_and_films_without_lesion_masks_are_not_read(
     content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
     atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
-    arms = [prepare.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
+    arms = [prepare.Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
     assert len(prepare.films(arms, data=data, count=2, seed=0)) == 2
     other = write.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
     with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
@@ -383,7 +383,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
         reader_results.write(reader_results.gather(store), [], tmp_path)
     read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
-    runs = study_folder.read(finished).runs
+    runs = load.read(finished).runs
     _with_saliency(runs[0], store)
     found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), runs)}
     best, *rest = found["preference"].rows
@@ -424,7 +424,7 @@ def test_maps_that_share_the_first_place_are_not_the_one_that_is_named_first(sto
     assert agreed["which map is best: Fleiss’ kappa"] == pytest.approx(-1)
 
 
-def _with_saliency(run: study_folder.Run, store: Store) -> None:
+def _with_saliency(run: load.Run, store: Store) -> None:
     rows = [
         {"sample_id": sample, "group": group, "method": "gradcam", "condition": "clean", "measure": name, "value": 0.25}
         for sample, group, _ in store.samples()

@@ -19,7 +19,7 @@ from trustcxr.explain import evaluate
 from trustcxr.recipes import parsing
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
-from trustcxr.report.study_folder import Run
+from trustcxr.report.load import Run
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, prediction_table
 from trustcxr.storage.schemas import RunDocument, TrainingDocument

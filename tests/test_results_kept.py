@@ -25,7 +25,7 @@ from trustcxr.recipes import parsing
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.report import study_folder
+from trustcxr.report import load
 from trustcxr.runs import provenance, run_folder
 from trustcxr.runs import test_data as tested
 from trustcxr.storage import atomic, locks, schemas
@@ -335,7 +335,7 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
     run_folder.explain(trained, films, options=MAPS)
     run_folder.evaluate(trained, others, attacks=["fgsm"], epsilons=[0.3])
-    (shown,) = study_folder.read(trained).runs
+    (shown,) = load.read(trained).runs
     assert [(row.attack, row.epsilon) for row in shown.attacks] == [("fgsm", 0.01)]
     assert list(shown.metrics.saliency) == ["gradcam@-3", "random"]
     assert shown.saliency is not None
@@ -347,7 +347,7 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     assert (trained / "report.html").is_file()
     newest_ = newest(trained)
     (newest_ / "metrics.json").write_text(json.dumps({"version": 10**6}))
-    assert not study_folder.read(trained).runs[0].evaluations, "one that cannot be read is passed over"
+    assert not load.read(trained).runs[0].evaluations, "one that cannot be read is passed over"
 
 
 # --- files of other people ------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from benchmarks.formats import first_images
 from benchmarks.speed import serve
 from trustcxr.audit.run_audit import audit
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.report import words
-from trustcxr.report.tables.cells import markdown_rows
+from trustcxr.report import formatting
+from trustcxr.report.tables.table import markdown_rows
 from trustcxr.version import NOTICE
 
 TEST = 570  # images of covidqu-mini's Test
@@ -59,8 +59,8 @@ def measured(run: Path, data: Path, images: int | None) -> list[str]:
         f"{recipe.model.called} at {loaded.size} pixels",
         recipe.defence.called,
         f"{count}",
-        words.measured(found.clean.accuracy),
-        "-" if worst is None else words.measured(worst),
+        formatting.measured(found.clean.accuracy),
+        "-" if worst is None else formatting.measured(worst),
         f"{minutes:.1f}",
         f"{worked:.1f}",
         f"{minutes * TEST / max(count, 1):.1f}",

@@ -31,7 +31,13 @@ from fault_runner import LIMIT, LINES, Ended, call
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
-_IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.fit", "trustcxr.study.steps", "timm")
+_IMPORTED += (
+    "trustcxr.report.study_html",
+    "trustcxr.report.model_card",
+    "trustcxr.training.fit",
+    "trustcxr.study.steps",
+    "timm",
+)
 _IMPORTED += (
     "trustcxr.data.checks.check",
     "trustcxr.data.phantom.write",

@@ -54,7 +54,7 @@ def audit(
         )
     _refuse_at_once(model, data, attack or (), epsilon or ())
     from trustcxr.audit.run_audit import audit as examine
-    from trustcxr.report import audit_page, audits
+    from trustcxr.report import audit_html, audit_text
 
     document = examine(
         model,
@@ -68,10 +68,10 @@ def audit(
         trust_code=trust_code,
         adversarial=adversarial,
     )
-    audit_page.write(document, out)
+    audit_html.write(document, out)
     if json:
         return print_json(document)
-    for line in audits.sentences(document):
+    for line in audit_text.sentences(document):
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
@@ -101,13 +101,13 @@ def compare(
     """Two audits, paired image by image: what B has over A, with intervals and corrected tests."""
     from trustcxr import report
     from trustcxr.audit import compare as audit_pairs
-    from trustcxr.report import audits
+    from trustcxr.report import audit_text
 
     found = audit_pairs.compare(first, second)
     if json:
         return print_json(found)
-    report.print_rows(f"{found.second} less {found.first}, by {found.protocol}", audits.pair_rows(found))
-    for line in audits.pair_remarks(found):
+    report.print_rows(f"{found.second} less {found.first}, by {found.protocol}", audit_text.pair_rows(found))
+    for line in audit_text.pair_remarks(found):
         print(line)
     return print(NOTICE)
 
@@ -120,7 +120,7 @@ def leaderboard(
 ) -> None:
     """Many audits of one protocol and data set: one page that sorts, one table (CSV)."""
     from trustcxr import report
-    from trustcxr.report import board
+    from trustcxr.report import leaderboard as board
 
     found = board.gather(folder)
     page, table = board.write(found, out or folder)

@@ -209,7 +209,7 @@ def certify(
     refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.verify import effort
-    from trustcxr.report.study_folder import Run
+    from trustcxr.report.load import Run
     from trustcxr.report.tables.certified import proved
     from trustcxr.runs import run_folder
 
@@ -295,7 +295,7 @@ def explain(
 def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
-    from trustcxr.report.study_folder import Run
+    from trustcxr.report.load import Run
     from trustcxr.report.tables.lesions import effects
     from trustcxr.report.terminal import saliency_remarks, saliency_rows
 
@@ -382,9 +382,9 @@ def push(
 ) -> None:
     """Put a run's weights, run.yaml, figures and model card on a hub, from where `tx.load_run` reads it."""
     from trustcxr.evaluation import hub
-    from trustcxr.report import cards
+    from trustcxr.report import model_card
 
-    where = hub.push(run, place, cards.card(run), private=not public)
+    where = hub.push(run, place, model_card.card(run), private=not public)
     a_hub = f"; for a hub write hf://{place}" if place.count("/") == 1 and not place.startswith(("/", ".")) else ""
     kind = "" if hub.is_address(place) else f" (a folder of this machine{a_hub})"
     print(f'{run} is at {where}{kind}; tx.load_run("{where}") loads it\n{NOTICE}')

@@ -120,14 +120,14 @@ def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) 
 
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, **how: Any) -> None:
     from trustcxr import report
-    from trustcxr.report import plans
+    from trustcxr.report import status_text
     from trustcxr.study import status as standing
 
     plan = standing.dry_run(recipe, data, out, **how)
     if json:
         return print_json(plan)
-    report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))
-    return _print_lines((*(plans.measured(plan.costs) if plan.costs else ()), *plans.sentences(plan)))
+    report.print_rows(f"{plan.study}: {recipe.title}", status_text.costs(plan))
+    return _print_lines((*(status_text.measured(plan.costs) if plan.costs else ()), *status_text.sentences(plan)))
 
 
 @studies_app.command(epilog="Example: trustcxr status out/quick")
@@ -137,14 +137,14 @@ def status(
 ) -> None:
     """Where a study stands: which runs are done, running, failed and why; the time left, as far as it was measured."""
     from trustcxr import report
-    from trustcxr.report import plans
+    from trustcxr.report import status_text
     from trustcxr.study import status as standing
 
     plan = standing.status(study)
     if json:
         return print_json(plan)
-    report.print_rows(str(study), plans.rows(plan))
-    return _print_lines(plans.sentences(plan))
+    report.print_rows(str(study), status_text.rows(plan))
+    return _print_lines(status_text.sentences(plan))
 
 
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
@@ -155,14 +155,14 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""
-    from trustcxr.report import plans
+    from trustcxr.report import status_text
     from trustcxr.study import verify_study
 
     result = verify_study.verify(study)
     if json:
         print_json(result)
     else:
-        _print_lines(plans.verified(result))
+        _print_lines(status_text.verified(result))
     if not result.agrees:
         raise typer.Exit(1)
 
@@ -191,9 +191,9 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Folder for them; STUDY/figures unless said.")] = None,
 ) -> None:
     """Every figure of the report as a file for a paper, and beside them its tables as CSV, LaTeX and Markdown."""
-    from trustcxr.report import paper
+    from trustcxr.report import figure_export
 
-    for path in paper.write(study, kind=kind, width=width, out=out):
+    for path in figure_export.write(study, kind=kind, width=width, out=out):
         print(path)
 
 
@@ -209,7 +209,7 @@ def prune(
 ) -> None:
     """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while written."""
     from trustcxr import report
-    from trustcxr.report import plans
+    from trustcxr.report import status_text
     from trustcxr.storage.os_errors import megabytes
     from trustcxr.study import cache_prune
 
@@ -217,7 +217,7 @@ def prune(
     if json:
         return print_json(found)
     if found.found:
-        report.print_rows(f"decoded images in {found.cache}, and checkpoints", plans.prunable(found))
+        report.print_rows(f"decoded images in {found.cache}, and checkpoints", status_text.prunable(found))
     done = f"{megabytes(found.freed)} are free again" if remove else f"{megabytes(found.removable)} are old"
     return print(done + ("" if remove or not found.removable else "; the same command with --remove removes them"))
 

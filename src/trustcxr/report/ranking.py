@@ -7,8 +7,8 @@ from typing import Any
 
 from trustcxr.evaluation import alarms
 from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.storage.schemas import StudyDocument
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
@@ -27,7 +27,7 @@ class Headline:
 
     def grey_levels(self) -> str:
         """Epsilon in the 255 grey levels of an image file."""
-        return words.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
+        return formatting.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
 
 
 def headline(study: StudyDocument, runs: list[Run]) -> Headline:
@@ -42,7 +42,7 @@ def headline(study: StudyDocument, runs: list[Run]) -> Headline:
         epsilon=chosen,
         attacks=tuple(names),
         names=names,
-        split=Counter(splits).most_common(1)[0][0] if splits else words.DASH,
+        split=Counter(splits).most_common(1)[0][0] if splits else formatting.DASH,
         classes=tuple(classes),
         strongest=_strongest(runs, list(names), chosen),
     )
@@ -59,7 +59,7 @@ def attacks_at(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
 
 def _name(attack: str, steps: list[int]) -> str:
     """PGD-20, or PGD-10/40 where the lowest of several is shown."""
-    return words.attack(attack, steps[0] if steps else None) + "".join(f"/{more}" for more in steps[1:])
+    return formatting.attack(attack, steps[0] if steps else None) + "".join(f"/{more}" for more in steps[1:])
 
 
 def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str | None:
@@ -85,7 +85,7 @@ def _recipe_epsilon(recipe: Any) -> float | None:
     named = str(recipe.get("name"))
     if named in DEFENCES and not DEFENCES[named].attacks:
         return None
-    direct = words.finite(recipe.get("epsilon"))
+    direct = formatting.finite(recipe.get("epsilon"))
     if direct:
         return direct
     deeper = sorted(recipe.items(), key=lambda item: not str(item[0]).startswith(("defence", "robust", "train")))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from trustcxr.evaluation import gradient_masking
 from trustcxr.registry import ONE_CELL, control_said
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run, label, least
 from trustcxr.report.ranking import headline, ordered
-from trustcxr.report.study_folder import Run, label, least
-from trustcxr.report.tables import certified, models, seeds
-from trustcxr.report.tables.cells import Table
+from trustcxr.report.tables import certified, networks, seeds
+from trustcxr.report.tables.table import Table
 from trustcxr.storage.os_errors import as_typed
 from trustcxr.storage.schemas import (
     Accuracy,
@@ -64,7 +64,7 @@ def print_study(study: StudyDocument) -> None:
     label(runs)
     head = headline(study, runs)
     runs = ordered(runs, head)
-    for table in (models.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
+    for table in (networks.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
 
@@ -192,7 +192,7 @@ def remarks(document: RunDocument) -> list[str]:
         ends = f"{percent(row.internal)} internal, {percent(row.external)} here"
         lines.append(f"Drop from internal, {_attack(row)}{at}: {with_interval(row.drop)} ({ends})")
     if worst_view := document.without_lungs:
-        name = words.measure(worst_view.view)
+        name = formatting.measure(worst_view.view)
         lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
     for column, parts in (document.by_group or {"source": document.by_source}).items():
         lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]

@@ -16,7 +16,7 @@ from PIL import Image
 from trustcxr.apps.reader.database import Film
 from trustcxr.errors import UserError, lookup
 from trustcxr.explain import heatmap_io
-from trustcxr.report import study_folder
+from trustcxr.report import load
 from trustcxr.storage.prediction_table import CLEAN
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OWN_METHOD = "gradcam"  # what a study's saved maps are by, where they do not s
 class Arm:
     """A run and the method of its maps."""
 
-    run: study_folder.Run
+    run: load.Run
     method: str
 
     @property
@@ -58,7 +58,7 @@ def arms(study: Path, said: Sequence[str]) -> list[Arm]:
     """
     from trustcxr.explain import methods
 
-    runs = {run.name: run for run in study_folder.read(study).runs}
+    runs = {run.name: run for run in load.read(study).runs}
     given = list(said) or list(runs)
     if not _FEWEST <= len(given) <= _MOST:
         raise UserError(f"{study}: say two or three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
@@ -151,7 +151,7 @@ def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.n
     return np.concatenate(found)
 
 
-def _groups(run: study_folder.Run) -> dict[str, str]:
+def _groups(run: load.Run) -> dict[str, str]:
     """Which patient or group each film belongs to, as the study's table of saliency has it."""
     table = run.saliency
     if table is None or not {"sample_id", "group", "condition"} <= set(table):

@@ -13,9 +13,9 @@ from trustcxr.apps.reader import agreement, preference
 from trustcxr.apps.reader.annotations import pixels
 from trustcxr.apps.reader.database import Reader, Store
 from trustcxr.errors import UserError
-from trustcxr.report import study_folder, words
-from trustcxr.report.tables import cells
-from trustcxr.report.tables.cells import Cell, Table
+from trustcxr.report import formatting, load
+from trustcxr.report.tables import table
+from trustcxr.report.tables.table import Cell, Table
 from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Share
@@ -74,23 +74,23 @@ def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list
     return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
 
 
-def tables(said: Said, runs: list[study_folder.Run]) -> list[Table]:
+def tables(said: Said, runs: list[load.Run]) -> list[Table]:
     """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read a film whole."""
     if not said.complete.any():
         raise UserError("no reader has ranked all maps of a film yet: nothing to count")
     return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
 
 
-def write(said: Said, runs: list[study_folder.Run], folder: Path) -> list[Path]:
+def write(said: Said, runs: list[load.Run], folder: Path) -> list[Path]:
     """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
-    return cells.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
+    return table.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
 
 
 def _opening(said: Said) -> str:
     counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
     return (
         "# What the readers found\n\n"
-        f"{words.plural(len(said.readers), 'reader')}, {words.plural(len(said.samples), 'film')}, "
+        f"{formatting.plural(len(said.readers), 'reader')}, {formatting.plural(len(said.samples), 'film')}, "
         f"{len(said.arms)} maps of each, blinded and in random order; films ranked whole: {counts}. 95 % intervals by "
         f"bootstrap over patients or groups of films: they hold for these readers. "
         f"Where every resample is alike there is none. {NOTICE}"
@@ -106,11 +106,11 @@ def _preference(said: Said) -> Table:
         rows.append(
             [
                 Cell(arm),
-                cells.share(Share(value=found.preferred, ci=tuple(found.preferred_ci))),
-                cells.plain(Share(value=found.log_strength, ci=_of_width(found.log_strength_ci)), 2),
-                cells.share(_mean(first[:, :, k], said.groups, share=True)),
-                cells.plain(rating, 2),
-                cells.whole(int(np.isfinite(said.ranks[:, :, k]).sum())),
+                table.share(Share(value=found.preferred, ci=tuple(found.preferred_ci))),
+                table.plain(Share(value=found.log_strength, ci=_of_width(found.log_strength_ci)), 2),
+                table.share(_mean(first[:, :, k], said.groups, share=True)),
+                table.plain(rating, 2),
+                table.whole(int(np.isfinite(said.ranks[:, :, k]).sum())),
             ]
         )
     caption = (
@@ -134,9 +134,9 @@ def _pairs(said: Said) -> Table:
         [
             Cell(said.arms[pair.first]),
             Cell(said.arms[pair.second]),
-            cells.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
-            Cell(words.decimal(pair.p_value, 4), value=pair.p_value),
-            cells.whole(pair.films),
+            table.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
+            Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
+            table.whole(pair.films),
         ]
         for pair in preference.pairs(said.ranks, said.groups, resamples=RESAMPLES)
     ]
@@ -159,7 +159,7 @@ def _agreement(said: Said) -> Table:
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
         "regions: mean IoU of two readers": bootstrap.means(_overlap(said)),
     }
-    rows = [[Cell(name), cells.plain(_share(values))] for name, values in found.items()]
+    rows = [[Cell(name), table.plain(_share(values))] for name, values in found.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts films that all readers ranked; "
         "alpha those that two or more did. Maps that share the first place are an answer of their own."
@@ -179,7 +179,7 @@ def _overlap(said: Said) -> Floats:
     return _nanmean(np.array(values)) if values else np.full(len(said.samples), np.nan)
 
 
-def _regions(said: Said, runs: list[study_folder.Run]) -> Table:
+def _regions(said: Said, runs: list[load.Run]) -> Table:
     """Each reader, all of them, and every run of the study: the same measures on the same films."""
     own = reader_scores(said)
     mean = {name: _nanmean(values.T) for name, values in own.items()}
@@ -192,21 +192,21 @@ def _regions(said: Said, runs: list[study_folder.Run]) -> Table:
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same films. In "
         "brackets 95 % intervals; behind a run, how far it is from all readers (paired, film by film)."
     )
-    return Table("Readers: regions", ["marked by", *map(words.measure, SCORED), "films"], rows, caption=caption)
+    return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "films"], rows, caption=caption)
 
 
 def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Said) -> list[Cell]:
     found = []
     for name in SCORED:
         values = scores.get(name, np.full(len(said.samples), np.nan))
-        cell = cells.plain(_mean(values, said.groups))
+        cell = table.plain(_mean(values, said.groups))
         if human is not None and np.isfinite(values).any():
             gap = paired(human[name], values, said.groups, resamples=RESAMPLES)
-            beside = cells.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
+            beside = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
             cell = Cell(cell.text, cell.small, f"{beside.text} {beside.small}", cell.value)
         found.append(cell)
     counted = max((int(np.isfinite(values).sum()) for values in scores.values()), default=0)
-    return [*found, cells.whole(counted)]
+    return [*found, table.whole(counted)]
 
 
 def reader_scores(said: Said) -> dict[str, Floats]:
@@ -226,7 +226,7 @@ def reader_scores(said: Said) -> dict[str, Floats]:
     return found
 
 
-def model_scores(said: Said, runs: list[study_folder.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
+def model_scores(said: Said, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
     """Of every run and method that the study measured, (F,) by measure, of the films that were read."""
     for run in runs:
         table = run.saliency

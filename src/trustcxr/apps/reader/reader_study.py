@@ -8,7 +8,7 @@ from trustcxr.apps.reader import prepare
 from trustcxr.apps.reader.database import FILE, FOLDER, Store
 from trustcxr.console import say
 from trustcxr.errors import UserError
-from trustcxr.report import study_folder
+from trustcxr.report import load
 from trustcxr.storage import layout, locks
 from trustcxr.storage.os_errors import as_typed
 
@@ -92,7 +92,7 @@ def results(study: Path, out: Path | None = None) -> list[Path]:
     from trustcxr.apps.reader import reader_results as tables
 
     path = place(study)
-    return tables.write(tables.gather(Store(path)), study_folder.read(study).runs, out or path.parent)
+    return tables.write(tables.gather(Store(path)), load.read(study).runs, out or path.parent)
 
 
 def _proper(name: str) -> str:

@@ -21,7 +21,7 @@ from trustcxr.explain import counterfactual_view, heatmap_io, ood
 from trustcxr.explain import predict as one_image
 from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
-from trustcxr.report import terminal, words
+from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE
 
@@ -169,7 +169,7 @@ def _map(run: Run, found: counterfactual_view.Map, film: one_image.Film) -> api_
     ]
     return api_models.SaliencyMap(
         method=found.method,
-        label=words.method(found.method),
+        label=formatting.method(found.method),
         cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
         png=png.heat(found.pixels[shown]),
@@ -196,7 +196,7 @@ def _flip(run: Run, found: counterfactual_view.Flip | None) -> api_models.Smalle
 def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
     return api_models.Corrupted(
         name=found.name,
-        label=words.corruption(found.name),
+        label=formatting.corruption(found.name),
         about=found.about,
         severity=counterfactual_view.SEVERITY,
         predicted=run.classes[found.predicted],

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Share
 
@@ -72,7 +72,7 @@ class Table:
         """
         from markupsafe import Markup
 
-        from trustcxr.report.single_page import environment
+        from trustcxr.report.html import environment
 
         kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
         return Markup(environment().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
@@ -159,7 +159,7 @@ def _escape_markdown(text: str) -> str:
 def guarded(text: str) -> str:
     """Return text that no spreadsheet takes for a formula; figures stay figures.
 
-    >>> from trustcxr.report.tables.cells import guarded
+    >>> from trustcxr.report.tables.table import guarded
     >>> [guarded(text) for text in ("=1+1", "-0.5", "+3.0")]
     ["'=1+1", '-0.5', '+3.0']
     """
@@ -178,19 +178,19 @@ def _scriptsize(small: str) -> str:
 def share(figure: Share | float | None) -> Cell:
     """Return a share of one as a figure out of a hundred, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(words.hundred(value), words.between(ends, 1, scale=100), value=words.finite(value))
+    return Cell(formatting.hundred(value), formatting.between(ends, 1, scale=100), value=formatting.finite(value))
 
 
 def plain(figure: Share | float | None, digits: int = 3) -> Cell:
     """Return a number as it is, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(words.decimal(value, digits), words.between(ends, digits), value=words.finite(value))
+    return Cell(formatting.decimal(value, digits), formatting.between(ends, digits), value=formatting.finite(value))
 
 
 def gained(difference: Share, beside: str = "", note: str = "") -> Cell:
     """Return a difference with its sign; its interval has enough digits to tell the side of zero."""
-    ends = words.between(difference.interval, reveal=True)
-    return Cell(words.signed(difference.value), ends, beside, difference.value, note)
+    ends = formatting.between(difference.interval, reveal=True)
+    return Cell(formatting.signed(difference.value), ends, beside, difference.value, note)
 
 
 def _parts(figure: Share | float | None) -> tuple[float | None, tuple[float, float] | None]:
@@ -199,7 +199,7 @@ def _parts(figure: Share | float | None) -> tuple[float | None, tuple[float, flo
 
 def whole(value: float | None) -> Cell:
     """Return a count."""
-    return Cell(words.count(value), value=words.finite(value))
+    return Cell(formatting.count(value), value=formatting.finite(value))
 
 
 def run_cells(run: Run) -> list[Cell]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.errors import unknown
-from trustcxr.report import page, ranking
-from trustcxr.report.figures import accuracy, calibration, certified, pictures, saliency, svg, training
-from trustcxr.report.study_folder import StudyFolder, read
-from trustcxr.report.tables import cells
+from trustcxr.report import ranking, study_html
+from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, saliency, svg, training_curves
+from trustcxr.report.load import StudyFolder, read
+from trustcxr.report.tables import table
 from trustcxr.storage import atomic
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: 
         with atomic.replacing(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
         done.append(path)
-    return done + cells.write_tables(cells.find_tables(page.gather(found)), folder / cells.FOLDER)
+    return done + table.write_tables(table.find_tables(study_html.gather(found)), folder / table.FOLDER)
 
 
 def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
@@ -51,9 +51,11 @@ def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     yield accuracy.accuracy_dots(runs, head)
     for model, group in ranking.by_model([run for run in runs if run.attacks]).items():
         yield accuracy.epsilon_curves(model, group)
-    drawn = [drawing for run in runs for drawing in (calibration.reliability(run, head), training.training_curve(run))]
+    drawn = [
+        drawing for run in runs for drawing in (calibration.reliability(run, head), training_curves.training_curve(run))
+    ]
     drawn += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
-    drawn.append(pictures.sheet(runs, columns=3 if narrow else 6))
+    drawn.append(heatmaps.sheet(runs, columns=3 if narrow else 6))
     rows = found.study.comparisons
     drawn += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
     for measure in dict.fromkeys(row.measure for row in rows if not row.method):

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import (
     Headline,
     better_than_constant,
@@ -11,7 +12,6 @@ from trustcxr.report.ranking import (
     main_method,
     shared_constant_answer,
 )
-from trustcxr.report.study_folder import Run
 from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
 
 _ENERGY = "infection_energy"
@@ -23,18 +23,22 @@ def asked(runs: list[Run], head: Headline) -> str:
     if not runs:
         return "Nothing has been tested yet."
     one, networks = len(runs) == 1, len(by_model(runs))
-    who, verb = (runs[0].label, "does") if one else (words.plural(networks, "network"), "do")
+    who, verb = (runs[0].label, "does") if one else (formatting.plural(networks, "network"), "do")
     questions = [f"How often are X-rays answered rightly by {who}?"]
     if head.attacks:
-        how = f"{words.epsilon(head.epsilon)}, which is {head.grey_levels()} of 255 grey levels"
+        how = f"{formatting.epsilon(head.epsilon)}, which is {head.grey_levels()} of 255 grey levels"
         questions.append(f"How many answers are left when an attacker may change every pixel by at most {how}?")
     if any(run.saliency_methods() for run in runs):
         questions.append(f"And {verb} {'it' if one else 'they'} look where radiologists marked the disease?")
     constant = shared_constant_answer(runs)
-    beside = "" if constant is None else f"; always giving the commonest class would have {words.percent(constant)}"
-    sizes = words.listed(words.count(n) for n in sorted({run.clean.n for run in runs if run.clean.n is not None}))
-    tested = "" if one else f"{words.plural(len(runs), 'run')} of {who} were tested: "
-    return f"{' '.join(questions)} {words.capital(f'{tested}{sizes} X-rays of the split “{head.split}”{beside}')}."
+    beside = (
+        "" if constant is None else f"; always giving the commonest class would have {formatting.percent(constant)}"
+    )
+    sizes = formatting.listed(
+        formatting.count(n) for n in sorted({run.clean.n for run in runs if run.clean.n is not None})
+    )
+    tested = "" if one else f"{formatting.plural(len(runs), 'run')} of {who} were tested: "
+    return f"{' '.join(questions)} {formatting.capital(f'{tested}{sizes} X-rays of the split “{head.split}”{beside}')}."
 
 
 def sentences(study: StudyDocument, runs: list[Run], head: Headline) -> list[str]:
@@ -56,11 +60,11 @@ def _named(best: Run, runs: list[Run], numbers: Numbers) -> str:
     """Return the best run's label, and how many others have the very same accuracy."""
     mine = numbers(best).accuracy.value
     same = sum(numbers(run).accuracy.value == mine for run in runs if run is not best)
-    return f"{best.label} (and {words.plural(same, 'other')} with the same figure)" if same else best.label
+    return f"{best.label} (and {formatting.plural(same, 'other')} with the same figure)" if same else best.label
 
 
 def _clean(runs: list[Run], best: Run) -> str:
-    figure = words.measured(best.clean.accuracy, best.clean.n)
+    figure = formatting.measured(best.clean.accuracy, best.clean.n)
     if not better_than_constant(best):
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
@@ -80,7 +84,7 @@ def _attacked(runs: list[Run], head: Headline) -> str:
     best = best_by(trusted, lowest)
     if best is None and trusted:
         which = "no L-infinity attack" + (" on a run whose gradients hold" if len(runs) > 1 else "")
-        at = words.epsilon(head.epsilon)
+        at = formatting.epsilon(head.epsilon)
         return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
     if best is None:
         who = "its" if len(runs) == 1 else "every run’s"
@@ -92,11 +96,15 @@ def _attacked(runs: list[Run], head: Headline) -> str:
     if constant is not None and low is not None:
         doubt = ", better than a constant answer" if low > constant else ", not shown to beat a constant answer"
     left = len(runs) - len(trusted)
-    out = f"; {words.plural(left, 'run')} whose gradients fail {'is' if left == 1 else 'are'} left out" if left else ""
+    out = (
+        f"; {formatting.plural(left, 'run')} whose gradients fail {'is' if left == 1 else 'are'} left out"
+        if left
+        else ""
+    )
     unknown = "; whether its gradients fail could not be looked for" if best.masked is None else ""
     return (
-        f"When every pixel may change by at most {words.epsilon(head.epsilon)}, {who} "
-        f"{words.measured(entry.accuracy, entry.n)} under {words.attack(entry.attack, entry.steps)}, "
+        f"When every pixel may change by at most {formatting.epsilon(head.epsilon)}, {who} "
+        f"{formatting.measured(entry.accuracy, entry.n)} under {formatting.attack(entry.attack, entry.steps)}, "
         f"the strongest attack tried on it{doubt}{unknown}{out}."
     )
 
@@ -120,14 +128,14 @@ def _robust_heatmaps(study: StudyDocument) -> str:
         return ""
     outcomes = [row.outcome for row in rows]
     gains = sorted(row.difference.value or 0.0 for row in rows)
-    sizes = words.listed(words.count(n) for n in sorted({row.n for row in rows if row.n is not None}))
-    by = f"{words.method(rows[0].method)}, " if rows[0].method else ""
-    inside = words.between(rows[0].difference.interval, reveal=True)
-    ends = f" to {words.signed(gains[-1])}" if len(rows) > 1 else f", 95\u00a0% CI {inside}" if inside else ""
+    sizes = formatting.listed(formatting.count(n) for n in sorted({row.n for row in rows if row.n is not None}))
+    by = f"{formatting.method(rows[0].method)}, " if rows[0].method else ""
+    inside = formatting.between(rows[0].difference.interval, reveal=True)
+    ends = f" to {formatting.signed(gains[-1])}" if len(rows) > 1 else f", 95\u00a0% CI {inside}" if inside else ""
     return (
         f"Robust heatmaps agree better with the infection masks in {outcomes.count('higher')} of "
-        f"{words.plural(len(rows), 'comparison')}, worse in {outcomes.count('lower')} ({by}{sizes} infected X-rays, "
-        f"difference {words.signed(gains[0])}{ends})"
+        f"{formatting.plural(len(rows), 'comparison')}, worse in {outcomes.count('lower')} ({by}{sizes} infected X-rays, "
+        f"difference {formatting.signed(gains[0])}{ends})"
     )
 
 
@@ -136,12 +144,12 @@ def _energy(run: Run) -> str:
     name = main_method(methods)
     figure = methods[name].figure(_ENERGY)
     if figure.value is None:
-        return f"Its {words.method(name)} heatmaps were not held against infection masks"
-    inside = words.between(figure.interval)
+        return f"Its {formatting.method(name)} heatmaps were not held against infection masks"
+    inside = formatting.between(figure.interval)
     ends = f"95\u00a0% CI {inside}; " if inside else ""
     return (
-        f"Of the energy of its {words.method(name)} heatmaps {words.decimal(figure.value)} ({ends}chance "
-        f"{words.decimal(figure.chance)}) lies inside the infection masks"
+        f"Of the energy of its {formatting.method(name)} heatmaps {formatting.decimal(figure.value)} ({ends}chance "
+        f"{formatting.decimal(figure.chance)}) lies inside the infection masks"
     )
 
 
@@ -153,7 +161,7 @@ def _above_baselines(runs: list[Run]) -> str:
         return ""
     able = sum(bool(part.shows) and not part.survives for part in known)
     text = f"; above both its controls and the same network with random weights the heatmap is in {able} of "
-    text += words.plural(len(known), "run")
+    text += formatting.plural(len(known), "run")
     if able == len(known):
         return text
     return f"{text}; {'in the others it says' if able else 'it says'} nothing of what the network has learnt"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKED, is_linf
-from trustcxr.report import words
+from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
 from trustcxr.storage.os_errors import as_typed
@@ -57,7 +57,7 @@ class Run:
     @property
     def way(self) -> str:
         """How it was trained: fgsm, or fgsm (background gate)."""
-        return words.way(self.defence, self.metrics.background, self.metrics.label)
+        return formatting.way(self.defence, self.metrics.background, self.metrics.label)
 
     @property
     def name(self) -> str:
@@ -67,12 +67,12 @@ class Run:
     @property
     def model(self) -> str:
         """The network's name, or a dash."""
-        return self.metrics.model or words.DASH
+        return self.metrics.model or formatting.DASH
 
     @property
     def defence(self) -> str:
         """How it was trained, or a dash."""
-        return self.metrics.defence or words.DASH
+        return self.metrics.defence or formatting.DASH
 
     @property
     def clean(self) -> Classification:
@@ -254,6 +254,8 @@ def label(runs: list[Run]) -> None:
 
     seeds = Counter(pair(run) for run in runs)
     for run in runs:
-        seed = f"seed {words.DASH if run.metrics.seed is None else run.metrics.seed}" if seeds[pair(run)] > 1 else ""
-        run.qualifier = words.apart(run.metrics.background, run.metrics.label, seed)
+        seed = (
+            f"seed {formatting.DASH if run.metrics.seed is None else run.metrics.seed}" if seeds[pair(run)] > 1 else ""
+        )
+        run.qualifier = formatting.apart(run.metrics.background, run.metrics.label, seed)
         run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if run.qualifier else "")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run, StudyFolder
+from trustcxr.report import formatting
+from trustcxr.report.load import Run, StudyFolder
 from trustcxr.storage.schemas import Alarm
 
 KINDS = {
@@ -109,7 +109,7 @@ def find(folder: StudyFolder, runs: list[Run]) -> Findings:
     for recorded in folder.study.alarms:
         if recorded.run not in known:  # the study repeats the alarms of its runs
             groups[_record(groups, recorded)].add("", _text(recorded))
-    failed = [f"{f.run or words.DASH}: {f.reason or words.DASH}" for f in folder.study.failures]
+    failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
     groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
     titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]
     return Findings([g for g in groups.values() if g.lines], titles, _unchecked(runs))
@@ -117,7 +117,7 @@ def find(folder: StudyFolder, runs: list[Run]) -> Findings:
 
 def _record(groups: dict[str, Group], recorded: Alarm) -> str:
     kind = recorded.kind or "other"
-    groups.setdefault(kind, Group(kind, words.measure(kind).capitalize(), "Recorded by the study."))
+    groups.setdefault(kind, Group(kind, formatting.measure(kind).capitalize(), "Recorded by the study."))
     return kind
 
 
@@ -130,10 +130,13 @@ def _unchecked(runs: list[Run]) -> list[str]:
     lines = []
     not_looked = sum(run.masked is None for run in runs)
     if not_looked:
-        lines.append(f"failing gradients in {words.plural(not_looked, 'run')}: why not stands in the verdict of each")
+        lines.append(
+            f"failing gradients in {formatting.plural(not_looked, 'run')}: why not stands in the verdict of each"
+        )
     unwatched = sum(
-        run.defence != words.STANDARD and (run.history is None or "val_pgd_accuracy" not in run.history) for run in runs
+        run.defence != formatting.STANDARD and (run.history is None or "val_pgd_accuracy" not in run.history)
+        for run in runs
     )
     if unwatched:
-        lines.append(f"overfitting in {words.plural(unwatched, 'run')} without PGD accuracy in its history")
+        lines.append(f"overfitting in {formatting.plural(unwatched, 'run')} without PGD accuracy in its history")
     return lines

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from trustcxr.console import duration
-from trustcxr.report import words
+from trustcxr.report import formatting
 from trustcxr.storage.layout import STEP_FILES
 from trustcxr.storage.os_errors import as_typed, megabytes
 from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
@@ -29,7 +29,7 @@ def costs(plan: StudyPlan) -> list[dict[str, str]]:
         row = {"run": one.run if one.state == "waiting" else f"{one.run} ({one.state})"}
         if plan.costs is None:
             every = "every step" if len(one.seconds) == len(STEP_FILES) else ", ".join(one.seconds)
-            found.append(row | {"epochs": str(one.epochs), "steps": every or words.DASH})
+            found.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
             continue
         others = sum(seconds or 0.0 for step, seconds in one.seconds.items() if step != "train")
         train, judge = _time(one.seconds.get("train")), _time(others or None)
@@ -38,12 +38,12 @@ def costs(plan: StudyPlan) -> list[dict[str, str]]:
 
 
 def _time_left(one: RunPlan) -> str:
-    return words.DASH if one.state == "done" else _time(one.left)
+    return formatting.DASH if one.state == "done" else _time(one.left)
 
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
-        return words.DASH
+        return formatting.DASH
     return next((f"{seconds / size:.1f} {unit}" for size, unit in _UNITS if seconds >= size), f"{seconds:.0f} s")
 
 

@@ -3,19 +3,19 @@
 from dataclasses import replace
 
 from trustcxr.registry import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
+from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
 
 
 def leaderboard(runs: list[Run], head: Headline) -> Table:
     """Accuracy clean and under each headline attack, and what else the clean test says."""
-    at = f" at {words.epsilon(head.epsilon)}, %"
+    at = f" at {formatting.epsilon(head.epsilon)}, %"
     attacks = head.attacks or USUAL_ATTACKS
-    names = [head.names.get(name, words.attack(name)) + (at if head.attacks else ", %") for name in attacks]
+    names = [head.names.get(name, formatting.attack(name)) + (at if head.attacks else ", %") for name in attacks]
     header = ["Model", "Defence", "Clean accuracy, %", *names, "Balanced accuracy, %", "Macro F1", "AUROC"]
     header += ["Calibration error", "n"]
     rows = []
@@ -23,13 +23,13 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         entries = [run.attacked(name, head.epsilon) for name in attacks]
         clean_n = run.clean.n
         fewer = sorted({entry.n for entry in entries if entry.n is not None and entry.n != clean_n})
-        attacked = f"attacks {words.listed([words.count(c) for c in fewer])}" if fewer else ""
+        attacked = f"attacks {formatting.listed([formatting.count(c) for c in fewer])}" if fewer else ""
         drawn = run.clean.groups
-        groups = f"{words.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
+        groups = f"{formatting.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
         clean = share(run.clean.accuracy)
         constant = None if better_than_constant(run) else constant_answer(run)
         if constant is not None:
-            clean = replace(clean, beside=f"constant answer {words.hundred(constant)}", note="bad")
+            clean = replace(clean, beside=f"constant answer {formatting.hundred(constant)}", note="bad")
         rows.append(
             [
                 *run_cells(run),
@@ -55,11 +55,11 @@ def sweeps(runs: list[Run]) -> Table:
             counts = sorted({entry.n for entry in entries if entry.n is not None})
             cells = [share(entry.accuracy) for entry in entries]
             n = Cell(
-                words.listed([words.count(c) for c in counts]),
-                value=words.finite(counts[0]) if len(counts) == 1 else None,
+                formatting.listed([formatting.count(c) for c in counts]),
+                value=formatting.finite(counts[0]) if len(counts) == 1 else None,
             )
-            rows.append([*run_cells(run), Cell(words.attack(attack, steps)), *cells, n])
-    header = ["Model", "Defence", "Attack", *[f"{words.epsilon(e)}, %" for e in epsilons], "n"]
+            rows.append([*run_cells(run), Cell(formatting.attack(attack, steps)), *cells, n])
+    header = ["Model", "Defence", "Attack", *[f"{formatting.epsilon(e)}, %" for e in epsilons], "n"]
     return Table("Accuracy at each epsilon", header, rows, heads=3)
 
 
@@ -92,15 +92,15 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             part = document.perturbed if perturbed else document
             if part is None:
                 continue
-            own = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(words.DASH)]
+            own = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(formatting.DASH)]
             measured = run.measured(method, perturbed=perturbed)
             counts = {name: measured.get(name, part.n) for name in _EXPLANATION}
             without = None if perturbed else document.without_mask
-            left_out = f"{words.count(without)} without mask left out" if without else ""
+            left_out = f"{formatting.count(without)} without mask left out" if without else ""
             rows.append(
                 [
                     *own,
-                    Cell(words.method(method), _condition(part, document)),
+                    Cell(formatting.method(method), _condition(part, document)),
                     *[_explained(document, part, name, counts[name]) for name in _EXPLANATION],
                     plain(part.figure("stability_ssim")),
                     share(part.figure(NULL_MAPS).value),
@@ -112,13 +112,13 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
 
 
 def _title(measure: str) -> str:
-    return words.capital(words.measure(measure))
+    return formatting.capital(formatting.measure(measure))
 
 
 def _explained(document: SaliencyDocument, part: SaliencyDocument | Perturbed, name: str, count: int | None) -> Cell:
     """A measure beside what it must beat; void where random weights have as much, a dash where it cannot be stated."""
     if name == HIT_RATE and document.withheld:
-        return Cell(words.DASH, document.withheld, note="quiet")
+        return Cell(formatting.DASH, document.withheld, note="quiet")
     cell = _against_chance(part.figure(name), count, part.n)
     if name in document.void and cell.value is not None:
         return replace(cell, beside=f"{cell.beside}; void: survives randomising the network", note="bad")
@@ -129,11 +129,11 @@ def _against_chance(figure: Figure, count: int | None, images: int | None) -> Ce
     """A measure beside chance and the centre prior; `count` of the images have a value."""
     value = plain(figure)
     sign, note = {"above": ("> ", "good"), "below": ("< ", "bad")}.get(figure.against_chance, ("", ""))
-    beside = f"{sign}chance {words.decimal(figure.chance)}"
+    beside = f"{sign}chance {formatting.decimal(figure.chance)}"
     if figure.centre is not None:
-        beside += f", centre {words.decimal(figure.centre)}"
+        beside += f", centre {formatting.decimal(figure.centre)}"
     if figure.randomised is not None:
-        beside += f", random weights {words.decimal(figure.randomised)}"
+        beside += f", random weights {formatting.decimal(figure.randomised)}"
     if count != images:
         beside += f", n\u00a0=\u00a0{count}"
     return Cell(value.text, value.small, beside, value.value, note)
@@ -142,7 +142,7 @@ def _against_chance(figure: Figure, count: int | None, images: int | None) -> Ce
 def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -> str:
     """`clean, true class` or `FGSM 0.02, true class`: the images, and the class that was explained."""
     attack, epsilon = (part.attack, part.epsilon) if isinstance(part, Perturbed) else (part.condition, None)
-    name = f"{words.attack(attack)} {words.epsilon(epsilon)}" if attack not in ("", CLEAN) else CLEAN
+    name = f"{formatting.attack(attack)} {formatting.epsilon(epsilon)}" if attack not in ("", CLEAN) else CLEAN
     target = document.target
     return f"{name}, {'true class' if target == 'label' else target}" if target else name
 
@@ -159,7 +159,7 @@ def shortcuts(runs: list[Run]) -> Table | None:
         counts = [entry.n for entry in entries if entry.n is not None]
         cells = [share(entry.accuracy) for entry in entries]
         rows.append([*run_cells(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])
-    titles = [f"{words.measure(key).capitalize()}, %" for key in keys]
+    titles = [f"{formatting.measure(key).capitalize()}, %" for key in keys]
     return Table("Shortcuts", ["Model", "Defence", "Whole picture, %", *titles, "n"], rows, heads=2)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.storage import atomic, segments
 from trustcxr.storage.schemas import StudyDocument
 
@@ -40,16 +40,16 @@ def options(defence: Mapping[str, object]) -> list[str]:
 
 def _data(study: StudyDocument, runs: list[Run]) -> str:
     data = study.data
-    counts = [f"{split} {words.count(sum(numbers.values()))}" for split, numbers in data.counts.items() if numbers]
+    counts = [f"{split} {formatting.count(sum(numbers.values()))}" for split, numbers in data.counts.items() if numbers]
     classes = study.classes or next((run.metrics.classes for run in runs), [])
     if not counts and not classes:
         return ""
     text = f"Chest X-rays of {data.root_name or 'the data set'}"
     text += f" ({', '.join(counts)} images)" if counts else ""
-    text += f", classes {words.listed(classes)}" if classes else ""
+    text += f", classes {formatting.listed(classes)}" if classes else ""
     if data.size:
         text += f"; one grey channel with values from 0 to 1, brought to {data.size} × {data.size} pixels"
-    masks = [f"{split} {words.count(n)}" for split, n in data.infection_masks.items() if n]
+    masks = [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n]
     text += f". Infection masks: {', '.join(masks)}" if masks else ""
     text += f". Fingerprint of the images: {data.fingerprint}" if data.fingerprint else ""
     return text + "."
@@ -65,7 +65,7 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
         if isinstance(value, Mapping):
             told += _settings(value, atomic.part(usual, key))
         elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
-            text = words.listed(map(str, value)) if isinstance(value, list | tuple) else value
+            text = formatting.listed(map(str, value)) if isinstance(value, list | tuple) else value
             told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
     return told
 
@@ -74,7 +74,7 @@ def _network(model: object, training: Mapping[str, object]) -> str:
     if not isinstance(model, dict):
         return str(model)
     told = [*_settings(model, _NETWORK), *_settings(atomic.part(model, "training"), training)]
-    return f"{model.get('name') or words.DASH}" + (f" ({', '.join(told)})" if told else "")
+    return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _training(study: StudyDocument, runs: list[Run]) -> str:
@@ -82,7 +82,7 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
     names = [name for name in (_network(model, training) for model in _list(study.recipe.get("models"))) if name]
     if not names:
         return ""
-    text = f"{words.capital(words.plural(len(names), 'network'))}: {'; '.join(names)}."
+    text = f"{formatting.capital(formatting.plural(len(names), 'network'))}: {'; '.join(names)}."
     told = _settings(training, {})
     text += f" Training: {', '.join(told)}." if told else ""
     other = [run for run in runs if run.metrics.training.precision != run.metrics.training.precision_asked]
@@ -91,8 +91,10 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
         text += f" Computed otherwise than asked for, as the machine could not: {used}."
     chosen = study.selection
     if chosen.ranking and chosen.split:
-        by = words.measure(chosen.by or "accuracy")
-        text += f" The best {words.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
+        by = formatting.measure(chosen.by or "accuracy")
+        text += (
+            f" The best {formatting.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
+        )
         text += "were trained again to resist."
     return text
 
@@ -104,8 +106,10 @@ def _defences(study: StudyDocument) -> str:
         if not isinstance(defence, dict):
             continue
         entry = DEFENCES.get(str(defence.get("name")))
-        name = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
-        name = "standard training" if name == words.STANDARD else name
+        name = (
+            f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or formatting.DASH)
+        )
+        name = "standard training" if name == formatting.STANDARD else name
         rest = {key: defence[key] for key in ("label", "background") if key in defence}
         own = [*options(defence), *_settings(rest, {}), *_settings(atomic.part(defence, "training"), training)]
         told.append(", ".join([name, *own]))
@@ -120,9 +124,9 @@ def _attacks(runs: list[Run]) -> str:
             efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
     told = []
     for (name, steps, surrogate), epsilons in efforts.items():
-        cited = _cited(words.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
+        cited = _cited(formatting.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
         cited += f" with images made on {surrogate}" if surrogate else ""
-        told.append(f"{cited} at epsilon {words.listed(words.epsilon(e) for e in sorted(epsilons))}")
+        told.append(f"{cited} at epsilon {formatting.listed(formatting.epsilon(e) for e in sorted(epsilons))}")
     text = ""
     if told:
         text = f"Accuracy was measured under {'; '.join(told)}. Epsilon is the most that a pixel may change, of 1 "
@@ -130,8 +134,8 @@ def _attacks(runs: list[Run]) -> str:
     corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
     levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
     if corrupted:
-        names = words.listed(words.corruption(name) for name in CORRUPTIONS if name in corrupted)
-        text += f" Corruptions at severity {words.listed(map(str, levels))}: {names}."
+        names = formatting.listed(formatting.corruption(name) for name in CORRUPTIONS if name in corrupted)
+        text += f" Corruptions at severity {formatting.listed(map(str, levels))}: {names}."
     return text.strip()
 
 
@@ -143,7 +147,7 @@ def _heatmaps(runs: list[Run]) -> str:
     told = []
     for name in dict.fromkeys(m for run in runs for m in run.saliency_methods()):
         entry = SALIENCY.get(Method.parse(name).base)
-        told.append(_cited(words.method(name), entry.paper if entry else ""))
+        told.append(_cited(formatting.method(name), entry.paper if entry else ""))
     if not told:
         return ""
     beside = "beside the share that a map without knowledge would have"
@@ -169,7 +173,7 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
             "sign of each group’s difference at random, corrected for the number of comparisons (Holm)."
         )
     seeds = sorted({run.metrics.seed for run in runs if run.metrics.seed is not None})
-    return text + (f" Seeds: {words.listed(map(str, seeds))}." if seeds else "")
+    return text + (f" Seeds: {formatting.listed(map(str, seeds))}." if seeds else "")
 
 
 def _machine(study: StudyDocument, runs: list[Run]) -> str:
@@ -179,7 +183,7 @@ def _machine(study: StudyDocument, runs: list[Run]) -> str:
     text = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
     text += f" with {', '.join(versions)}" if text and versions else ""
     text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))
-    text += f"; {words.seconds(study.seconds)} in all" if text and study.seconds else ""
+    text += f"; {formatting.seconds(study.seconds)} in all" if text and study.seconds else ""
     others = trained_elsewhere(study, runs)
     told = ", ".join(f"{name} {where}" for name, where in others.items())
     text += f"; that is the last start, and runs were trained {told}" if text and told else ""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from trustcxr.errors import UserError
 from trustcxr.registry import WORST_CASE, attack_said, is_linf
-from trustcxr.report import words
-from trustcxr.report.tables.cells import Cell, Table, share
+from trustcxr.report import formatting
+from trustcxr.report.tables.table import Cell, Table, share
 from trustcxr.report.terminal import percent
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.os_errors import reason
@@ -35,7 +35,7 @@ class Board:
     @property
     def title(self) -> str:
         """Say how many audits, by which protocol, on what."""
-        return f"{words.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
+        return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
 
 
 def gather(folder: Path) -> Board:
@@ -161,7 +161,7 @@ def with_more(document: AuditDocument) -> str:
     more = _more(document)
     if not more:
         return ""
-    who = " and ".join(f"{one.by} on {words.plural(one.found_alone or 0, 'film')}" for one in more)
+    who = " and ".join(f"{one.by} on {formatting.plural(one.found_alone or 0, 'film')}" for one in more)
     text = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
     own = by_ours(document)
     if own is None:
@@ -180,7 +180,9 @@ def _names(board: Board) -> dict[str, str]:
     """Return by folder what a model is called: its name, and its folder if others have that name too."""
     counts = Counter(document.model.name for _, document in board.entries)
     names = {folder: document.model.name for folder, document in board.entries}
-    return {folder: name if counts[name] == 1 else f"{name or words.DASH} ({folder})" for folder, name in names.items()}
+    return {
+        folder: name if counts[name] == 1 else f"{name or formatting.DASH} ({folder})" for folder, name in names.items()
+    }
 
 
 def copies(board: Board) -> list[list[str]]:
@@ -194,7 +196,7 @@ def copies(board: Board) -> list[list[str]]:
 
 def _twice(board: Board) -> list[str]:
     rows = "one model with the same figures, so one audit in {} rows"
-    return [f"{words.listed(same)}: {rows.format(len(same))}" for same in copies(board)]
+    return [f"{formatting.listed(same)}: {rows.format(len(same))}" for same in copies(board)]
 
 
 def _shares(document: AuditDocument) -> dict[str, Share]:
@@ -214,13 +216,13 @@ def row(name: str, document: AuditDocument) -> dict[str, Cell]:
     by = (
         f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
         if worst.epsilon is not None
-        else words.DASH
+        else formatting.DASH
     )
     by += f"; {more}" if (more := with_more(document)) else ""
     shares = {column: share(figure) for column, figure in _shares(document).items()}
     bad = bool(document.unreliable)
     return {
-        "model": Cell(document.model.name or words.DASH, note="unreliable" if bad else ""),
+        "model": Cell(document.model.name or formatting.DASH, note="unreliable" if bad else ""),
         "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
         "kind": _text(document.model.kind),
         "clean reported": share(reported.clean),
@@ -237,7 +239,7 @@ def row(name: str, document: AuditDocument) -> dict[str, Cell]:
 
 
 def _text(text: str) -> Cell:
-    return Cell(text or words.DASH, note="text")
+    return Cell(text or formatting.DASH, note="text")
 
 
 def table(board: Board) -> Table:
@@ -255,7 +257,7 @@ def terminal_table(board: Board) -> Table:
     names = _names(board)
     rows = [row(name, document) for name, document in board.entries]
     for (folder, _), cells in zip(board.entries, rows, strict=True):
-        cells["model"] = replace(cells["model"], text=names[folder] or words.DASH)
+        cells["model"] = replace(cells["model"], text=names[folder] or formatting.DASH)
     return Table(
         board.title, list(map(_headed, _IN_TERMINAL)), [[cells[column] for column in _IN_TERMINAL] for cells in rows]
     )
@@ -276,7 +278,7 @@ def plain(board: Board) -> dict[str, object]:
 
 def _plain(name: str, document: AuditDocument) -> dict[str, object]:
     values: dict[str, object] = {
-        column: None if cell.text == words.DASH else cell.text if cell.value is None else cell.value
+        column: None if cell.text == formatting.DASH else cell.text if cell.value is None else cell.value
         for column, cell in row(name, document).items()
     }
     for column, figure in _shares(document).items():
@@ -298,9 +300,9 @@ def write(board: Board, out: Path) -> tuple[Path, Path]:
 
 def page(board: Board) -> str:
     """Return the page: one file, whole without its script."""
-    from trustcxr.report import single_page
+    from trustcxr.report import html
 
     names = _names(board)
     handed = [names[folder] for folder, document in board.entries if with_more(document)]
     parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "handed_in": handed, "twice": _twice(board)}
-    return single_page.filled("board.html.j2", parts)
+    return html.filled("board.html.j2", parts)

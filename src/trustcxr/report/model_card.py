@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trustcxr.registry import attack_said
-from trustcxr.report import board, methods, words
-from trustcxr.report.single_page import environment
+from trustcxr.report import formatting, leaderboard, methods_text
+from trustcxr.report.html import environment
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
 from trustcxr.storage.schemas import AttackResult, RunDocument, Share, TrainingDocument
 from trustcxr.version import NOTICE, __version__
@@ -35,7 +35,7 @@ def card(run: Path) -> str:
     data, recipe = atomic.part(content, "data"), atomic.part(content, "recipe")
     defence = atomic.part(recipe, "defence")
     name = str(content.get("name") or run.name)
-    results = figures(document.clean.accuracy, document.clean.auroc_macro, board.attacked(document))
+    results = figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.films}
     body = (
         environment()
@@ -47,16 +47,19 @@ def card(run: Path) -> str:
             content=content,
             recipe=recipe,
             model=atomic.part(recipe, "model"),
-            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods.options(defence)]),
+            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods_text.options(defence)]),
             fitting=atomic.part(recipe, "training"),
             data=data,
             classes=content.get("classes") or [],
             checksums=atomic.part(content, "checksums"),
             document=document,
             training=training,
-            shown=[(label, words.percent(part.value), words.between(part.ci, 1, scale=100)) for label, part in results],
+            shown=[
+                (label, formatting.percent(part.value), formatting.between(part.ci, 1, scale=100))
+                for label, part in results
+            ],
             saliency=_saliency(document),
-            seconds=words.seconds(training.seconds),
+            seconds=formatting.seconds(training.seconds),
             source=atomic.part(segments.last(content), "source"),
             hardware=atomic.part(segments.last(content), "hardware"),
             made_by=atomic.part(segments.last(content), "versions").get("trustcxr", ""),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from trustcxr.report import audits, board, cards, single_page
-from trustcxr.report.cards import CARD_FILE
-from trustcxr.report.figures import operating, svg
-from trustcxr.report.tables import audited
+from trustcxr.report import audit_text, html, leaderboard, model_card
+from trustcxr.report.figures import roc, svg
+from trustcxr.report.model_card import CARD_FILE
+from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, OperatingPoint
@@ -25,16 +25,16 @@ def render(document: AuditDocument) -> str:
     """Return the page as text. The same document gives the same text."""
     from markupsafe import Markup
 
-    pairs = [(point, audits.hardest(document, point.finding)) for point in _clean_points(document)]
+    pairs = [(point, audit_text.hardest(document, point.finding)) for point in _clean_points(document)]
     parts = {
         "document": document,
         "notice": NOTICE,
         "version": __version__,
         "first": first_page(document),
-        "curves": [Markup(svg.inline(operating.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
-        **audited.tables(document),
+        "curves": [Markup(svg.inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
+        **audit_rows.tables(document),
     }
-    return single_page.filled("audit.html.j2", parts)
+    return html.filled("audit.html.j2", parts)
 
 
 def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
@@ -43,13 +43,13 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
 
 def first_page(document: AuditDocument) -> dict[str, tuple[str, ...]]:
     """Return by heading what was given, what was examined, what may be relied on and what may not."""
-    given, examined = audits.given(document)
+    given, examined = audit_text.given(document)
     not_relied_on = "Why not, and what else may not" if document.unreliable else "What may not be relied on"
     return {
         "What was given": given,
         "What was examined": examined,
-        f"What may {'NOT ' if document.unreliable else ''}be relied on": audits.relied_on(document),
-        not_relied_on: audits.not_relied_on(document),
+        f"What may {'NOT ' if document.unreliable else ''}be relied on": audit_text.relied_on(document),
+        not_relied_on: audit_text.not_relied_on(document),
     }
 
 
@@ -60,10 +60,12 @@ def card(document: AuditDocument) -> str:
     """
     model = document.model
     data = {"name": document.data.name, "split": document.split, "revision": document.data.fingerprint}
-    results = cards.figures(document.clean.accuracy, document.clean.auroc_macro, board.attacked(document))
-    front = cards.front(model.name, [document.protocol or "no-protocol"], [cards.index(model.name, data, results)])
+    results = model_card.figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
+    front = model_card.front(
+        model.name, [document.protocol or "no-protocol"], [model_card.index(model.name, data, results)]
+    )
     text = (
-        single_page.environment()
+        html.environment()
         .get_template("model_card.md.j2")
         .render(
             document=document,
@@ -72,7 +74,7 @@ def card(document: AuditDocument) -> str:
             version=__version__,
             first=first_page(document),
             clean=_clean_points(document),
-            audits=audits,
+            audits=audit_text,
         )
     )
-    return front + cards.as_markdown(text)
+    return front + model_card.as_markdown(text)

@@ -1,7 +1,7 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
 from trustcxr.registry import WORST_CASE, attack_said
-from trustcxr.report.study_folder import least
+from trustcxr.report.load import least
 from trustcxr.report.terminal import percent, with_interval
 from trustcxr.statistics import probability_said
 from trustcxr.storage.prediction_table import CLEAN

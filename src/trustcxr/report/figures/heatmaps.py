@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from trustcxr.report import words
+from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import by_model, main_method
-from trustcxr.report.study_folder import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +164,7 @@ def _address(data: bytes) -> str:
 
 
 def _text(arrays: "dict[str, np.ndarray]", name: str, index: int) -> str:
-    return str(arrays[name][index]) if name in arrays and index < len(arrays[name]) else words.DASH
+    return str(arrays[name][index]) if name in arrays and index < len(arrays[name]) else formatting.DASH
 
 
 def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarray | None":
@@ -174,7 +174,7 @@ def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarra
 def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
     infection, image = _slice(arrays, "infection", index), _film(arrays, index)
     name, share = _text(arrays, "class_name", index), _chance(infection)
-    lines = (f"true class: {name}", f"infection: {words.percent(share)} of the picture")
+    lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the picture")
     alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
     return Panel(_address(png(image)), alt, "X-ray", lines)
 
@@ -184,15 +184,15 @@ def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int)
     cells, image = _cells(run, _text(arrays, "method", index)), _over_film(run, arrays, index)
     predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
     energies = _slice(arrays, "infection_energy", index)
-    right = "" if words.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
+    right = "" if formatting.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
     lines = [
         f"says {predicted}{right}",
-        f"infection energy {words.decimal(energies)}",
-        f"by chance {words.decimal(_chance(infection))}",
+        f"infection energy {formatting.decimal(energies)}",
+        f"by chance {formatting.decimal(_chance(infection))}",
     ]
     for name in ("infection_iou_area", "infection_auroc"):
         if name in arrays:
-            lines.append(f"{words.measure(name)} {words.decimal(_slice(arrays, name, index))}")
+            lines.append(f"{formatting.measure(name)} {formatting.decimal(_slice(arrays, name, index))}")
     if cells:
         lines.append(f"{cells[0]} × {cells[1]} cells (dotted), smoothed in between")
     if not saliency.any():
@@ -204,7 +204,7 @@ def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int)
 def _cells(run: Run, method: str) -> tuple[int, int] | None:
     """Rows and columns of the map as the network gives it; None where it is as fine as the picture, or not known."""
     methods = run.saliency_methods()
-    document = methods.get(main_method(methods) if method == words.DASH else method)
+    document = methods.get(main_method(methods) if method == formatting.DASH else method)
     sides = document.cells.split(" x ") if document else []
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None
 
@@ -247,7 +247,7 @@ def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
         shown=tuple(shown),
         left_out=tuple(model for model in groups if model not in shown),
         columns=1 + width,
-        split=first.metrics.split or words.DASH,
+        split=first.metrics.split or formatting.DASH,
         infected="infection" in arrays and bool(arrays["infection"].any()),
         extremes=any("best" in _why(arrays, i) or "worst" in _why(arrays, i) for i in range(total)),
     )
@@ -256,10 +256,10 @@ def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
 def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
     """Why this X-ray is shown: ` – best infection energy above chance`."""
     reasons = _text(arrays, "why", index)
-    if reasons == words.DASH:
+    if reasons == formatting.DASH:
         return ""
-    told = [" ".join(words.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
-    return f" {words.DASH} {'; '.join(told)}"
+    told = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
+    return f" {formatting.DASH} {'; '.join(told)}"
 
 
 def _size(columns: list[list[Panel]]) -> int:

@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError
-from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, words
-from trustcxr.report.figures import accuracy, calibration, certified, pictures, svg, training
+from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
+from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, svg, training_curves
 from trustcxr.report.figures import saliency as saliency_figures
-from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.report.load import Run, StudyFolder, read
+from trustcxr.report.tables import accuracy as leaderboard
+from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import (
-    cells,
     comparisons,
     confusion,
-    leaderboard,
     lesions,
-    models,
+    networks,
     provenance,
     robustness,
     saliency,
     seeds,
+    table,
 )
-from trustcxr.report.tables import certified as certified_table
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import DataDescription, StudyDocument
 from trustcxr.version import NOTICE
@@ -73,9 +73,9 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     """
     study = read(Path(study_folder))
     parts = gather(study)
-    page = single_page.filled("report.html.j2", parts)
+    page = html.filled("report.html.j2", parts)
     if tables:
-        cells.write_tables(cells.find_tables(parts), study.path / cells.FOLDER)
+        table.write_tables(table.find_tables(parts), study.path / table.FOLDER)
     for run in study.runs:
         _write_card(run.folder)
     target = study.path / layout.REPORT_FILE
@@ -92,12 +92,12 @@ def _write_card(folder: Path) -> None:
         atomic.read_yaml(folder / layout.RUN_FILE)
     except UserError:
         return
-    cards.write(folder)
+    model_card.write(folder)
 
 
 def render(study: StudyFolder) -> str:
     """Return the page as text. The same folder gives the same text."""
-    return single_page.filled("report.html.j2", gather(study))
+    return html.filled("report.html.j2", gather(study))
 
 
 def gather(found: StudyFolder) -> Parts:
@@ -127,7 +127,7 @@ def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup
 
 def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     """Title, notice, summary and alarms."""
-    study, findings = found.study, alarms.find(found, runs)
+    study, findings = found.study, alarm_list.find(found, runs)
     made = [
         f"Study “{study.study or found.path.name}”",
         f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
@@ -139,9 +139,9 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
         "meta": " · ".join(filter(None, made)),
         "files": _files(found.path),
         "alarms": findings,
-        "asked": answers.asked(runs, head),
-        "sentences": answers.sentences(study, runs, head),
-        "models": models.models(runs, head),
+        "asked": key_findings.asked(runs, head),
+        "sentences": key_findings.sentences(study, runs, head),
+        "models": networks.models(runs, head),
     }
 
 
@@ -161,7 +161,7 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Par
     epsilons = accuracy.radii(runs)
     dots = accuracy.accuracy_dots(runs, head) if runs else None
     curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items()]
-    histories = [training.training_curve(run) for run in runs]
+    histories = [training_curves.training_curve(run) for run in runs]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
         "over_seeds": seeds.over_seeds(found.study),
@@ -226,8 +226,8 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "sanity": _all_drawn(saliency_figures.sanity(runs), "sanity"),
         "verdicts": saliency.verdicts(found.study),
         "saliency_forests": [(name, _drawn(one, f"forests{i}")) for i, (name, one) in enumerate(by_method)],
-        "gallery": pictures.gallery(runs),
-        "colour_bar": pictures.colour_bar(),
+        "gallery": heatmaps.gallery(runs),
+        "colour_bar": heatmaps.colour_bar(),
         "comparisons": comparisons.comparisons(found.study),
         "forests": _all_drawn(forests, "forest"),
         "shortcuts": leaderboard.shortcuts(runs),
@@ -240,16 +240,16 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
 
     study = found.study
     facts = _facts(study.hardware.model_dump(exclude_unset=True))
-    facts += [("Time in all", words.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
+    facts += [("Time in all", formatting.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
     facts += list(_came_from(study, runs))
     facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
-    chosen, split = words.count(study.selection.count), study.selection.split or words.DASH
+    chosen, split = formatting.count(study.selection.count), study.selection.split or formatting.DASH
     return {
         "data_line": _data_line(study.data),
         "check": found.check,
         "check_findings": provenance.check(found.check),
         "check_probes": provenance.probes(found.check),
-        "methods": methods.paragraphs(study, runs),
+        "methods": methods_text.paragraphs(study, runs),
         "counts": provenance.counts(study, ranking.headline(study, runs).classes),
         "facts": facts,
         "training": provenance.training(runs),
@@ -272,7 +272,9 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
-    yield from ((f"Runs were trained {name}", said) for name, said in methods.trained_elsewhere(study, runs).items())
+    yield from (
+        (f"Runs were trained {name}", said) for name, said in methods_text.trained_elsewhere(study, runs).items()
+    )
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:
@@ -280,15 +282,15 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
 
 
 def _data_line(data: DataDescription) -> str:
-    size = words.count(data.size)
+    size = formatting.count(data.size)
     line = (
-        f"“{data.root_name or words.DASH}”, layout {data.layout or words.DASH}, pictures brought to {size} × {size} "
-        f"pixels. Files that could not be read and were left out: {words.count(data.skipped)}."
+        f"“{data.root_name or formatting.DASH}”, layout {data.layout or formatting.DASH}, pictures brought to {size} × {size} "
+        f"pixels. Files that could not be read and were left out: {formatting.count(data.skipped)}."
     )
     if data.groups:
-        groups = ", ".join(f"{split} {words.count(number)}" for split, number in data.groups.items())
+        groups = ", ".join(f"{split} {formatting.count(number)}" for split, number in data.groups.items())
         line += f" Groups (patients, where known): {groups}."
-    return line + "".join(f" {words.capital(note)}." for note in data.notes)
+    return line + "".join(f" {formatting.capital(note)}." for note in data.notes)
 
 
 def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -296,4 +298,4 @@ def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _fact(value: object) -> str:
-    return words.DASH if value is None or value == "" else str(value)
+    return formatting.DASH if value is None or value == "" else str(value)

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from trustcxr.registry import attack_said
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables import confusion, leaderboard, robustness
-from trustcxr.report.tables.cells import Cell, Table, share, whole
+from trustcxr.report.tables import accuracy, confusion, robustness
+from trustcxr.report.tables.table import Cell, Table, share, whole
 from trustcxr.statistics import probability_said
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
@@ -24,13 +24,13 @@ def tables(document: AuditDocument) -> dict[str, object]:
         "gate": _checks(document),
         "clean": None if document.clean.accuracy.value is None else _clean(document),
         "matrices": confusion.matrices(run, head),
-        "per_class": leaderboard.per_class(run, head.classes) if run.clean.per_class else None,
+        "per_class": accuracy.per_class(run, head.classes) if run.clean.per_class else None,
         "points": operating_points(document.operating_points),
         "findings": _findings(document) if document.findings else None,
         "attacks": _attacks(document),
         "masking": _without_defence(robustness.masking([run])) if document.attacks else None,
         "corruptions": _corruptions(document),
-        "shortcuts": _shortcuts(run) if leaderboard.shown(run) else None,
+        "shortcuts": _shortcuts(run) if accuracy.shown(run) else None,
         "divisions": [(division, _division(division)) for division in document.subgroups],
     }
 
@@ -53,22 +53,24 @@ def _checks(document: AuditDocument) -> Table:
 
 def _clean(document: AuditDocument) -> Table:
     clean = document.clean
-    groups = "" if clean.groups in (None, clean.n) else f"{words.count(clean.groups)} groups"
+    groups = "" if clean.groups in (None, clean.n) else f"{formatting.count(clean.groups)} groups"
     row = [
         Cell(document.model.name),
         *(share(part) for part in (clean.accuracy, clean.balanced_accuracy, clean.constant_answer)),
         *(share(part) for part in (clean.f1_macro, clean.auroc_macro, clean.ece, clean.ece_plug_in)),
-        Cell(words.count(clean.n), groups, value=clean.n),
+        Cell(formatting.count(clean.n), groups, value=clean.n),
     ]
     header = ["Model", "Accuracy, %", "Balanced, %", "Constant answer, %", "Macro F1, %", "AUROC, %"]
     return Table("Films as they are", [*header, "Calibration error, %", "with chance in it, %", "n"], [row])
 
 
 def _shortcuts(run: Run) -> Table:
-    parts = {"whole picture": run.clean} | {words.measure(name): part for name, part in leaderboard.shown(run).items()}
+    parts = {"whole picture": run.clean} | {
+        formatting.measure(name): part for name, part in accuracy.shown(run).items()
+    }
     rows = [
         [
-            Cell(words.capital(name)),
+            Cell(formatting.capital(name)),
             *(share(figure) for figure in (part.accuracy, part.balanced_accuracy, part.constant_answer)),
             whole(part.n),
         ]
@@ -88,10 +90,10 @@ def _attacks(document: AuditDocument) -> Table:
     rows = [
         [
             Cell(attack_said(a.attack, a.steps)),
-            Cell(words.epsilon(a.epsilon), value=a.epsilon),
+            Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
             *(share(part) for part in (a.accuracy, a.balanced_accuracy, a.ece)),
-            Cell(words.count(a.n)),
-            Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or words.DASH, note="prose"),
+            Cell(formatting.count(a.n)),
+            Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
         ]
         for a in document.attacks
     ]
@@ -113,7 +115,9 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
         [
             Cell(p.finding),
             _films(p),
-            Cell(words.DASH if p.threshold is None else probability_said(p.threshold), p.origin, value=p.threshold),
+            Cell(
+                formatting.DASH if p.threshold is None else probability_said(p.threshold), p.origin, value=p.threshold
+            ),
             *(share(part) for part in (p.sensitivity, p.specificity)),
             *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
             *(share(part) for part in (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
@@ -144,9 +148,9 @@ def _division(division: Division) -> Table:
         [
             Cell(g.name),
             *(share(part) for part in (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
-            Cell(words.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
+            Cell(formatting.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
             Cell("yes" if g.settled else "not settled", note="bad" if g.settled else "quiet"),
-            Cell(str(g.n), "" if g.findings is None else f"AUROC of {words.plural(g.findings, 'finding')}"),
+            Cell(str(g.n), "" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"),
         ]
         for g in division.groups
     ]
