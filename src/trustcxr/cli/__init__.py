@@ -15,13 +15,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trustcxr.cli import stopping
-from trustcxr.cli.audits import audits_app
-from trustcxr.cli.data import data_app
-from trustcxr.cli.recipes import recipes_app
-from trustcxr.cli.runs import runs_app
-from trustcxr.cli.serving import serving_app
-from trustcxr.cli.studies import studies_app
+from trustcxr.cli import signals
+from trustcxr.cli.audit_commands import audits_app
+from trustcxr.cli.data_commands import data_app
+from trustcxr.cli.recipe_commands import recipes_app
+from trustcxr.cli.run_commands import runs_app
+from trustcxr.cli.serve_commands import serving_app
+from trustcxr.cli.study_commands import studies_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
 from trustcxr.version import NOTICE, __version__
 
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 for commands in (studies_app, recipes_app, runs_app, audits_app, serving_app):
     app.add_typer(commands)
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data_commands")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name that is no text is shown escaped
             stream.reconfigure(errors="backslashreplace")
-    with stopping.heeded(sys.argv[1:]):
+    with signals.heeded(sys.argv[1:]):
         _answered()
 
 
@@ -52,7 +52,7 @@ def _answered() -> NoReturn:
     try:
         _refuse_empty(sys.argv[1:])
         code = app(standalone_mode=False)
-        if code == stopping.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
+        if code == signals.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
             raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(code)
@@ -77,8 +77,8 @@ def _answered() -> NoReturn:
         hint = f"; see {at.command_path} --help" if at else ""
         _refuse((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
-        print(f"trustcxr: stopped; {stopping.kept(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(stopping.CODE)
+        print(f"trustcxr: stopped; {signals.kept(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(signals.CODE)
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
