@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from trustcxr.data.images import generated
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 from trustcxr.explain import heatmap_io
 from trustcxr.storage.schemas import FilmAnswer
 

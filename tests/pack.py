@@ -26,10 +26,10 @@ class Pack:
 
     def images(self) -> Path:
         """Return synthetic images: three classes, 9, 4 and 4 of each in Train, Val and Test, 32 pixels."""
-        from trustcxr.data.phantom import write
+        from trustcxr.data.phantom import write_files
 
         splits = {"Train": 9, "Val": 4, "Test": 4}
-        return self.get("images", lambda folder: write.write(folder / "phantom", splits, size=32)) / "phantom"
+        return self.get("images", lambda folder: write_files.write(folder / "phantom", splits, size=32)) / "phantom"
 
     def training_images(self) -> tuple[Any, Any]:
         """Return 48 images to train on and 24 to validate, 32 pixels."""
@@ -40,9 +40,11 @@ class Pack:
     def run(self, defence: str) -> Path:
         """Return a run of one epoch on `training_images`, "standard" or "fgsm"."""
         from small_runs import recipe
-        from trustcxr.training import fit
+        from trustcxr.training import fit_run
 
-        return self.get(f"run-{defence}", lambda to: fit.fit(recipe(defence, epochs=1), *self.training_images(), to))
+        return self.get(
+            f"run-{defence}", lambda to: fit_run.fit(recipe(defence, epochs=1), *self.training_images(), to)
+        )
 
     def study(self) -> Path:
         """Return a study of `images`: two networks, the better one also by FGSM, worked on one after the other."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.parsing import validate
@@ -30,7 +30,7 @@ def seal(folder: Path) -> None:
 
 def make_films(folder: Path) -> tuple[Any, Any]:
     """Write 48 images to train on and 24 to validate, 32 pixels."""
-    write.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    write_files.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
     return load_films(folder)
 
 

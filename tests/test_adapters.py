@@ -34,7 +34,7 @@ from foreign_models import (
 )
 from trustcxr.audit import formats
 from trustcxr.audit.formats import load
-from trustcxr.data.phantom import render
+from trustcxr.data.phantom import render_image
 from trustcxr.errors import UserError
 
 pytest.importorskip("onnxruntime")
@@ -43,7 +43,7 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def films() -> Tensor:
     """Synthetic films (3, 1, SIDE, SIDE) in [0, 1]."""
-    drawn = [render(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
+    drawn = [render_image(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
     return torch.from_numpy(np.stack(drawn)).float()[:, None].div(255)
 
 
@@ -686,10 +686,10 @@ def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) 
 def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
     import trustcxr as tx
     from small_runs import make_films, recipe
-    from trustcxr.training import fit
+    from trustcxr.training import fit_run
 
     train, val = make_films(tmp_path)
-    fit(recipe(epochs=1), train, val, tmp_path / "run")
+    fit_run(recipe(epochs=1), train, val, tmp_path / "run")
     assert type(tx.load_model(tmp_path / "run")).__name__ == "Run"
     with pytest.raises(UserError, match="a run says all this itself; leave out size"):
         tx.load_model(tmp_path / "run", size=64)

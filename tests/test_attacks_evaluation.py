@@ -19,7 +19,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.report import terminal
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import RunDocument
-from trustcxr.training import fit
+from trustcxr.training import fit_run
 
 ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in registry.ATTACKS.items()}
 FAST: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("attacks")
     train, val = make_films(folder)
     for seed in (0, 1):
-        fit.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
+        fit_run.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
     return folder
 
 

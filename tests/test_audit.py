@@ -20,8 +20,8 @@ from trustcxr.data.checks.check import Audit, audit
 from trustcxr.data.checks.check_html import write_page
 from trustcxr.data.checks.scan import scan
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import anatomy, write
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 from trustcxr.statistics import holm
 
@@ -166,7 +166,7 @@ def check(found: Audit, planted: Planted) -> None:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"Train": 30, "Val": 12, "Test": 25}
-    return write.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
+    return write_files.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
 
 
 @pytest.fixture(scope="module")
@@ -304,8 +304,8 @@ def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted,
 @pytest.mark.slow
 def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:
     counts = {"Train": 60, "Test": 30}
-    plain = audit(write.write(tmp_path / "plain", counts, size=64), workers=1)
-    marked = audit(write.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
+    plain = audit(write_files.write(tmp_path / "plain", counts, size=64), workers=1)
+    marked = audit(write_files.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
     frame = {name: next(p for p in a.probes if p.view == "outer frame") for name, a in (("p", plain), ("m", marked))}
     assert frame["m"].accuracy > 0.6 > 0.5 > frame["p"].accuracy
     assert any("outer frame" in f.text for f in marked.of("warning"))
@@ -403,7 +403,7 @@ def test_real_films_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) 
 
 
 def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: Path) -> None:
-    found = audit(write.write(tmp_path / "films", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False)
+    found = audit(write_files.write(tmp_path / "films", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False)
     assert "confounds were not to be looked for" in found.verdict
-    few = audit(write.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
+    few = audit(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
     assert "too few images for confounds" in few.verdict

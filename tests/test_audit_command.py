@@ -23,7 +23,7 @@ from trustcxr.attacks.surrogate import distil
 from trustcxr.audit import attack_runner, compare
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.entry_checks import Check, Door, examine_at_the_door
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import protocol
@@ -90,7 +90,7 @@ def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES)
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")

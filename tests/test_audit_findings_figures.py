@@ -22,7 +22,7 @@ from trustcxr.audit import identity as audited_
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import alarms, each_finding
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.registry import VIEWS
@@ -248,7 +248,7 @@ LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
 def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
     """The audit of a network of two findings on films with lung masks, its folder, and the films."""
     root = tmp_path_factory.mktemp("masked")
-    films = write.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    films = write_files.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     write_onnx(TwoMeans(), root / "net.onnx", 32)
     output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
     (root / "model.yaml").write_text(f"source: net.onnx\ninput: {{size: 32}}\noutput: {output}\n")

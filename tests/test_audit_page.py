@@ -15,7 +15,7 @@ from test_report import Page
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.multilabel import STATES
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.report import audit_html
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, read
@@ -29,7 +29,7 @@ PHANTOM = ("COVID-19", "Non-COVID", "Normal")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """audit.json by name: of a network, of a table of scores, and of the scores of two findings; on masked films."""
     root = tmp_path_factory.mktemp("audited")
-    films = write.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    films = write_files.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     random, ids = np.random.default_rng(0), load_dataset(films, "Test", 16).sample_ids
     scores = {str(name): random.dirichlet([1, 1, 1]) for name in ids}
     findings = {"kind": "sigmoid", "classes": list(FINDINGS), "thresholds": 0.5}

@@ -20,7 +20,7 @@ from test_cli import complaint
 from trustcxr.audit import compare, submitted
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.report import leaderboard
 from trustcxr.report.audit_text import pair_remarks
@@ -235,7 +235,7 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
 
 @pytest.mark.slow
 def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = write.write(tmp_path / "phantom", {"Test": 4}, size=32)
+    films = write_files.write(tmp_path / "phantom", {"Test": 4}, size=32)
     few_steps(monkeypatch)
 
     def audit(name: str, size: int) -> None:

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from test_audit_tables import table
-from trustcxr.audit import operating_points
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.operating_points import CHOSEN
 from trustcxr.errors import UserError
+from trustcxr.evaluation import operating_points
+from trustcxr.evaluation.operating_points import CHOSEN
 from trustcxr.recipes import protocol
 from trustcxr.storage.schemas import AuditDocument
 

@@ -20,8 +20,8 @@ from trustcxr.data.loader import BatchRows, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.study import preflight
-from trustcxr.training import fit
+from trustcxr.runs import preflight
+from trustcxr.training import fit_run
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 
@@ -128,11 +128,11 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
     )
-    fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    fit_run(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
     wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        fit(wrong, train, val, tmp_path / "refused")
+        fit_run(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",

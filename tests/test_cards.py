@@ -13,14 +13,14 @@ from small_runs import MODEL, recipe, weights
 from test_cli import complaint
 from test_study import tiny
 from trustcxr.data.loader import BatchRows, augment
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.report import model_card as report_cards
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, segments
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
-from trustcxr.training import devices, fit, monitor
+from trustcxr.training import devices, fit_run, monitor
 from trustcxr.training.devices import Cards
 from trustcxr.training.step import TrainingStep
 
@@ -76,7 +76,7 @@ def test_parts_of_a_batch_add_up_to_its_gradients(
 ) -> None:
     for parts in (1, 3):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **PLAIN)
-        fit.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *films, tmp_path / str(parts))
     half = len(gradients) // 2
     assert furthest(gradients[0], gradients[half]) < 1e-5
     assert furthest(gradients[0], {name: torch.zeros_like(g) for name, g in gradients[0].items()}) > 1e-2
@@ -103,11 +103,11 @@ def test_what_is_a_mean_of_some_films_is_that_of_the_whole_batch_whatever_its_pa
 ) -> None:
     for parts in (1, 2, 4, 8):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
-        fit.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *films, tmp_path / str(parts))
     whole, *others = gradients
     # The sums' order differs, and how far by processor: 1e-6 of a largest gradient of 1.1 was passed on one.
     assert [furthest(whole, other) < 1e-5 for other in others] == [True] * 3
-    fit.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
+    fit_run.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
     assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
 
 
@@ -125,12 +125,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 
     monkeypatch.setattr(TrainingStep, "_on", on)
     how = recipe("fgsm", model=GROUP, epochs=1)
-    assert fit.fit(how, *films, tmp_path / "halved").steps == 3
+    assert fit_run.fit(how, *films, tmp_path / "halved").steps == 3
     assert worked == [4] * 12
     said = capsys.readouterr().err
     assert "a batch does not fit in memory: worked off in 4 parts, gradients added up" in said
     monkeypatch.setattr(TrainingStep, "_on", real)
-    fit.fit(
+    fit_run.fit(
         how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}), *films, tmp_path / "a"
     )
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
@@ -142,12 +142,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
-        fit.fit(how, *films, tmp_path / "never")
+        fit_run.fit(how, *films, tmp_path / "never")
 
 
 def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_path: Path) -> None:
     """As is advised where a batch does not fit and nobody can halve it."""
-    fit.fit(recipe("fgsm", epochs=1), *films, tmp_path)
+    fit_run.fit(recipe("fgsm", epochs=1), *films, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
     folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
     with pytest.raises(UserError, match="another run"):
@@ -163,13 +163,13 @@ def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not
 
     for variable in ("TORCHELASTIC_RUN_ID", "RANK"):
         monkeypatch.setenv(variable, "0")
-    monkeypatch.setattr(fit, "_fit_part", no_room)
+    monkeypatch.setattr(fit_run, "_fit_part", no_room)
     how = recipe("fgsm", batch_size=8)
     cards = Cards(devices=2 if nodes == 1 else 1, nodes=nodes)
     with pytest.raises(
         UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
     ):
-        fit.fit(how, *films, tmp_path, cards=cards)
+        fit_run.fit(how, *films, tmp_path, cards=cards)
 
 
 def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
@@ -183,7 +183,7 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
         return real(self, part, pixels, *rest)
 
     monkeypatch.setattr(TrainingStep, "_on", on)
-    found = fit.fit(recipe("fgsm"), *films, tmp_path)
+    found = fit_run.fit(recipe("fgsm"), *films, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
     listed = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
@@ -204,7 +204,7 @@ def test_processor_seconds_are_those_of_all_processes(
         return values
 
     monkeypatch.setattr(Cards, "summed", keep)
-    found = fit.fit(recipe(epochs=1), *films, tmp_path)
+    found = fit_run.fit(recipe(epochs=1), *films, tmp_path)
     assert found.processor_seconds in summed
 
 
@@ -255,7 +255,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
     train, val = films
     how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
-    found = [fit.fit(how, train, val, tmp_path / str(n), cards=Cards(devices=n)) for n in (1, 2)]
+    found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Cards(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
@@ -289,7 +289,7 @@ def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     monkeypatch.setattr(devices.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
     monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
     with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
-        fit.fit(recipe(model=GROUP), *films, tmp_path, cards=Cards(devices=2))
+        fit_run.fit(recipe(model=GROUP), *films, tmp_path, cards=Cards(devices=2))
     assert not any(process.is_alive() for process in team[-1].processes)
     assert not torch.distributed.is_initialized()
 
@@ -355,7 +355,7 @@ def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -
 
 @pytest.mark.full
 def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
+    data = write_files.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
     models = [{"name": MODEL, "weights": "none"} | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []

@@ -15,7 +15,7 @@ from small_runs import newest
 from trustcxr import load_run
 from trustcxr.certify.ibp import Interval
 from trustcxr.cli import app
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
 from trustcxr.runs import run_folder
@@ -27,7 +27,7 @@ RUNNER = CliRunner()
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("data") / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
+    return write_files.write(tmp_path_factory.mktemp("data") / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from trustcxr import load_run
 from trustcxr.certify import Effort, affine_graph, crown, ibp
 from trustcxr.cli import app
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.trained_run import Run
@@ -95,7 +95,7 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
 
     least = crown.least_margins
     monkeypatch.setattr(crown, "least_margins", noted)
-    films = load_dataset(write.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
+    films = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
     for members in (1, 3):
         run = Run(Path("run"), together(members), tuple(films.classes), None)
         certified.prove(run, films, [0.3], effort=Effort(neurons=128))
@@ -122,7 +122,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
 
 @pytest.mark.slow
 def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> None:
-    films = write.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
+    films = write_files.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 4 --learning-rate 0.004 --epsilon 0.005"
     shares = "--ramp 0.5 --clean-share 0.3 --set model.members=2 --set defence.regulariser=0.5"
     run = tmp_path / "run"

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
-from trustcxr.audit import one_vs_rest, operating_points
+from trustcxr.audit import one_vs_rest
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.operating_points import Threshold
+from trustcxr.evaluation import operating_points
+from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage.schemas import OperatingPoint

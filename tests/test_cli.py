@@ -20,7 +20,7 @@ from small_runs import newest
 from trustcxr import cli, registry
 from trustcxr.data import load_dataset
 from trustcxr.data.checks import check_html
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite
 from trustcxr.storage import atomic
 
@@ -67,7 +67,7 @@ def test_python_minus_m_is_the_command() -> None:
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set in COVID-QU-Ex's layout."""
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=64)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path,
     run("evaluate", trained, "--data", films, "--attack", "fgsm")
     own = newest(trained)
     before = (own / "metrics.json").read_bytes()
-    other = write.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
+    other = write_files.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
     assert "9 images" in run("evaluate", trained, "--data", other, "--attack", "fgsm").stdout
     assert (own / "metrics.json").read_bytes() == before
     assert newest(trained).name.startswith("elsewhere-Test-")
@@ -182,7 +182,7 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
 def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     quick = ("--sample", 0, "--corruption", "jpeg", "--method", "gradcam@-3")
     own = json.loads(run("explain", trained, "--data", films, *quick, "--json").stdout)["saliency"]["gradcam@-3"]
-    other = write.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
+    other = write_files.write(tmp_path / "elsewhere", {"Train": 1, "Val": 1, "Test": 3}, size=64, seed=5)
     found = json.loads(run("explain", trained, "--data", other, "--split", "Test", *quick, "--json").stdout)
     assert found["saliency"]["gradcam@-3"]["threshold"] == own["threshold"] > 0
     assert found["saliency"]["gradcam@-3"]["n"] == 6

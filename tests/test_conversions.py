@@ -18,7 +18,7 @@ from trustcxr.audit.entry_checks import Door, examine_at_the_door
 from trustcxr.audit.formats import load, onnx_operators
 from trustcxr.audit.formats.loading import held_on
 from trustcxr.audit.run_audit import audit
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 
 pytest.importorskip("onnxruntime")
@@ -167,7 +167,7 @@ def test_explain_looks_at_films_too_before_it_believes_a_conversion(
     tmp_path: Path,
     misread: None,
 ) -> None:
-    films = write.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
+    films = write_files.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
     path = tmp_path / "model.yaml"
     written(tmp_path, 64)
     names = "COVID-19, Non-COVID, Normal"

@@ -15,7 +15,7 @@ from torch import Tensor
 from trustcxr import cli, corruptions
 from trustcxr.corruptions import acquisition, preview
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 
 NAMES = tuple(corruptions.CORRUPTIONS)

@@ -21,7 +21,7 @@ from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
 from trustcxr.data.checks.check import audit  # noqa: E402
 from trustcxr.data.images import dicom_files, generated  # noqa: E402
-from trustcxr.data.phantom.render import render  # noqa: E402
+from trustcxr.data.phantom.render_image import render  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402

@@ -16,7 +16,7 @@ from trustcxr.data.checks.check import audit
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import is_dicom, read_image, read_mask
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic, os_errors
 
@@ -105,7 +105,7 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = write._write_film, []
+    real, calls = write_files._write_film, []
 
     def full(*given: object) -> object:
         calls.append(1)
@@ -113,19 +113,19 @@ def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOSPC, "No space left on device")
         return list(real(*given))
 
-    monkeypatch.setattr(write, "_write_film", full)
+    monkeypatch.setattr(write_files, "_write_film", full)
     with pytest.raises(CannotWrite, match="no space left"):
-        write.write(tmp_path / "out", {"Train": 2}, size=32)
+        write_files.write(tmp_path / "out", {"Train": 2}, size=32)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert (write.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
+    assert (write_files.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
 
 
 def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) -> None:
     left, other = tmp_path / ".out.999999999.building", tmp_path / f".out.{os.getppid()}.building"
     for folder in (left / "films", other, tmp_path / "mine.999999999.building"):
         folder.mkdir(parents=True)
-    write.write(tmp_path / "out", {"Train": 1}, size=32)
+    write_files.write(tmp_path / "out", {"Train": 1}, size=32)
     assert not left.exists()
     assert other.is_dir(), "of a process that lives"
     assert (tmp_path / "mine.999999999.building").is_dir()
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) 
 )
 def test_synthetic_films_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        write.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
+        write_files.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 

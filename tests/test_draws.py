@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa: F401
 from test_cli import run
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.stochastic import OverDraws, judge
 from trustcxr.data import load_dataset
+from trustcxr.evaluation.stochastic import OverDraws, judge
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
 

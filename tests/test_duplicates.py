@@ -9,7 +9,7 @@ from PIL import Image
 
 from trustcxr.data.checks import duplicates, registration
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 
 
 @pytest.fixture(scope="module")

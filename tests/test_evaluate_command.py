@@ -10,7 +10,7 @@ import pytest
 from small_runs import newest
 from test_cli import complaint, run
 from trustcxr import corruptions, registry
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.recipes import evaluation_recipe
@@ -22,7 +22,7 @@ from trustcxr.storage import atomic
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set in COVID-QU-Ex's layout."""
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from trustcxr import attacks, corruptions, registry
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.masked_views import _of_another_class, _views, boxes
@@ -29,7 +29,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report.terminal import remarks
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm
-from trustcxr.training import fit
+from trustcxr.training import fit_run
 
 MODEL = "test_resnet"
 PLAN = (
@@ -43,14 +43,14 @@ HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with synthetic films, and a run trained on them for two epochs."""
     folder = tmp_path_factory.mktemp("evaluation")
-    write.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
+    write_files.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
     train, val = (films(folder, split) for split in ("Train", "Val"))
     content = {
         "model": {"name": MODEL, "weights": "none"},
         "data": {"size": 32},
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
     }
-    fit.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
     return folder
 
 
@@ -295,7 +295,7 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
         "training": {"epochs": 1, "batch_size": 16},
     }
     content["defence"] = {"name": "fgsm"}
-    fit.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2

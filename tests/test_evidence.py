@@ -351,14 +351,14 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     from trustcxr.data import phantom
     from trustcxr.data.dataset import load_dataset
     from trustcxr.evaluation import load_run
-    from trustcxr.training import fit
+    from trustcxr.training import fit_run
 
     phantom.write(tmp_path / "films", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
     train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
-        fit(recipe, train, val, tmp_path / name)
+        fit_run(recipe, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model
         ill = np.flatnonzero(train.masks("infection").any((1, 2)))
         pixels = torch.from_numpy(train.batch(ill)).float() / 255

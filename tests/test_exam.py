@@ -51,12 +51,12 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
 
 def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.data.phantom import write
+    from trustcxr.data.phantom import write_files
     from trustcxr.evaluation import predictions
     from trustcxr.evaluation.model_protocol import Examined
     from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
-    films = load_dataset(write.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
+    films = load_dataset(write_files.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)).eval()
     seeds = []
 

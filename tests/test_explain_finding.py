@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, Sigmoids, exported, small
 from test_cli import complaint, run
-from trustcxr.audit import operating_points
 from trustcxr.audit.formats import load
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
+from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
 from trustcxr.storage import atomic
 
@@ -39,7 +39,7 @@ def bright() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
+    return write_files.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
 
 
 def model_file(folder: Path, source: str, kind: str, classes: tuple[str, ...], name: str, more: str = "") -> Path:

@@ -17,7 +17,7 @@ from test_cli import complaint, run
 from trustcxr.audit import saliency_support
 from trustcxr.audit.formats import load
 from trustcxr.data import fingerprints, load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic, schemas
 
@@ -29,7 +29,7 @@ RGB = f"input: {{size: {SIDE}, channels: 3, mean: [0.485, 0.456, 0.406], std: [0
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+    return write_files.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
 
 
 @pytest.fixture(scope="module")

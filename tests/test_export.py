@@ -13,15 +13,15 @@ import torch
 import trustcxr as tx
 from small_runs import recipe, same, weights
 from test_cli import complaint, run
+from trustcxr.audit import export_run as exports
 from trustcxr.audit import formats
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import as_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import model_card
-from trustcxr.runs import export_run as exports
 from trustcxr.storage import atomic, layout
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
@@ -153,7 +153,7 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path:
     import onnx
     import onnxruntime
 
-    films = write.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
+    films = write_files.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
     out = tmp_path / "run.onnx"
     found = exports.export(plain, "onnx", out, data=films)
     assert found.films == "9 films of films"

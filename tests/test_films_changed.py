@@ -10,7 +10,7 @@ import pytest
 from small_runs import newest, recipe
 from test_cli import run as command
 from test_study import tiny
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
@@ -22,7 +22,7 @@ MAPS = {"corruptions": ["jpeg"], "sample": 0}
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from small_networks import write_onnx
 from trustcxr import attacks
-from trustcxr.audit import multilabel, operating_points, subgroups
+from trustcxr.audit import multilabel, subgroups
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats.model_file import OutputSpec
 from trustcxr.audit.formats.score_table import _logits
 from trustcxr.audit.formats.wrapper import logits_of_probabilities
-from trustcxr.audit.operating_points import Threshold
 from trustcxr.errors import UserError
+from trustcxr.evaluation import operating_points
+from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic

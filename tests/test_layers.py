@@ -15,7 +15,7 @@ from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
 from trustcxr.recipes.run_recipe import DataRecipe
 from trustcxr.runs import run_folder
-from trustcxr.training import fit, step
+from trustcxr.training import fit_run, step
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 
@@ -164,7 +164,7 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
     films = make_films(tmp_path)
     run = recipe("fgsm", model=options, epochs=1)
     assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
-    fit.fit(run, *films, tmp_path / "run")
+    fit_run.fit(run, *films, tmp_path / "run")
     loaded = load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
     assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from trustcxr import models
 from trustcxr.data import lesion_edits, load_dataset
 from trustcxr.data.lesion_edits import Films
-from trustcxr.data.phantom import write
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom import write_files
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import lesion_effect as explained
@@ -352,7 +352,7 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
 
 
 def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
-    write.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
+    write_files.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     model = models.build("evidence-17x8", classes=3).eval()
@@ -383,7 +383,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
     """An untrained network asked about phantoms, as a report does it."""
-    write.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
+    write_files.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))

@@ -19,7 +19,7 @@ from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study_recipe
-from trustcxr.training import fit as loop
+from trustcxr.training import fit_run as loop
 from trustcxr.training import lung_segmenter
 
 

@@ -11,11 +11,10 @@ from small_runs import recipe
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
-from trustcxr.runs import run_folder
+from trustcxr.runs import repair, run_folder
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout
-from trustcxr.study import repair
-from trustcxr.training import fit
+from trustcxr.training import fit_run
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def films(pack: Pack) -> tuple[Any, Any]:
 def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained, and once more on validation images too; validated, with what its images are like."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    fit.fit(recipe(epochs=1, refit=True), *films, folder)
+    fit_run.fit(recipe(epochs=1, refit=True), *films, folder)
     RunFolder(folder).validate(films[1])
     ood.save(ood.fit(load_run(folder), *films), folder)
     return folder

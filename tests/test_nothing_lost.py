@@ -15,7 +15,7 @@ from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.storage import atomic, locks
-from trustcxr.training import checkpoint, fit
+from trustcxr.training import checkpoint, fit_run
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def cut(films: tuple[Any, Any], folder: Path, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(**options), *films, folder)
+            fit_run.fit(recipe(**options), *films, folder)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -85,16 +85,16 @@ def test_one_flipped_bit_in_a_checkpoint_is_said_and_training_starts_anew(
 ) -> None:
     accuracies = [(0.9,), (0.5,)]
     made_up(monkeypatch, accuracies)
-    fit.fit(recipe(), *films, tmp_path / "whole")
+    fit_run.fit(recipe(), *films, tmp_path / "whole")
     made_up(monkeypatch, accuracies)
     cut(films, tmp_path / "parts")
     flip(tmp_path / "parts" / "checkpoint" / name)
     if name == "best.safetensors":
         made_up(monkeypatch, accuracies[1:])
         with pytest.raises(UserError, match=r"best\.safetensors: damaged.*the same command trains them anew"):
-            fit.fit(recipe(), *films, tmp_path / "parts")
+            fit_run.fit(recipe(), *films, tmp_path / "parts")
     made_up(monkeypatch, accuracies)
-    fit.fit(recipe(), *films, tmp_path / "parts")
+    fit_run.fit(recipe(), *films, tmp_path / "parts")
     if name == "last.ckpt":
         assert "training starts anew" in capsys.readouterr().err
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -117,12 +117,12 @@ def test_cut_off_between_an_epochs_two_files_the_best_weights_before_are_still_t
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.WholeCheckpoints, "save_checkpoint", once)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(), *films, tmp_path / "parts")
+            fit_run.fit(recipe(), *films, tmp_path / "parts")
     kept = tmp_path / "parts" / "checkpoint"
     first, later = load_file(kept / checkpoint.BEST), load_file(kept / checkpoint.NEXT)
     assert not same(first, later)
     made_up(monkeypatch, [(0.4,)])
-    again = fit.fit(recipe(), *films, tmp_path / "parts")
+    again = fit_run.fit(recipe(), *films, tmp_path / "parts")
     assert (again.best_epoch, again.best_value, again.epochs) == (0, 0.5, 2)
     assert same(first, weights(tmp_path / "parts"))
 
@@ -154,15 +154,15 @@ def test_killed_after_its_early_stop_a_run_does_not_train_on(
 ) -> None:
     accuracies = [(0.5,), (0.4,), (0.4,), (0.9,), (0.9,)]
     made_up(monkeypatch, accuracies)
-    whole = fit.fit(recipe(epochs=5, patience=2), *films, tmp_path / "whole")
+    whole = fit_run.fit(recipe(epochs=5, patience=2), *films, tmp_path / "whole")
     assert (whole.stopped, whole.epochs) == ("early", 3)
     made_up(monkeypatch, accuracies)
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(fit_run, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            fit.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
+            fit_run.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
     made_up(monkeypatch, accuracies[3:])
-    again = fit.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
+    again = fit_run.fit(recipe(epochs=5, patience=2), *films, tmp_path / "parts")
     timeless = dict.fromkeys(("seconds", "processor_seconds"), 0)
     assert again.plain() | timeless == whole.plain() | timeless
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -188,10 +188,10 @@ def test_a_training_does_not_go_on_with_other_films_of_the_same_name(films: tupl
     Image.new("L", (32, 32), 90).save(root / films[0].table["path"][3])
     others = [load_dataset(root, split=split, size=32) for split in ("Train", "Val")]
     with pytest.raises(UserError, match=r"was trained on other films.*choose another --out"):
-        fit.fit(recipe(), others[0], others[1], tmp_path / "run")
+        fit_run.fit(recipe(), others[0], others[1], tmp_path / "run")
     copy = Path(shutil.copytree(films[0].root, tmp_path / "copy" / "renamed"))
     moved = [load_dataset(copy, split=split, size=32) for split in ("Train", "Val")]
-    assert fit.fit(recipe(), moved[0], moved[1], tmp_path / "run").epochs == 2, "the same films, elsewhere"
+    assert fit_run.fit(recipe(), moved[0], moved[1], tmp_path / "run").epochs == 2, "the same films, elsewhere"
 
 
 # --- checksums -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from trustcxr.audit import operating_points
-from trustcxr.audit.operating_points import CHOSEN, Threshold
-from trustcxr.evaluation import roc
+from trustcxr.evaluation import operating_points, roc
+from trustcxr.evaluation.operating_points import CHOSEN, Threshold
 from trustcxr.statistics import Bootstrap
 
 

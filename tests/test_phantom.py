@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trustcxr.data.phantom import anatomy, shortcuts, write
-from trustcxr.data.phantom.render import Film, render
+from trustcxr.data.phantom import anatomy, shortcuts, write_files
+from trustcxr.data.phantom.render_image import Film, render
 from trustcxr.errors import UserError
 
 
@@ -114,8 +114,8 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path) -> None:
         lambda: render("Covid", 0),
         lambda: render("Normal", 0, 8),
         lambda: render("Normal", 0, shortcuts=("glow",)),
-        lambda: write.write(tmp_path / "there", {"Train": 1}),
-        lambda: write.write(tmp_path / "new", {"Training": 1}),
+        lambda: write_files.write(tmp_path / "there", {"Train": 1}),
+        lambda: write_files.write(tmp_path / "new", {"Training": 1}),
     ):
         with pytest.raises(UserError) as caught:
             call()
@@ -131,8 +131,10 @@ def _digest(folder: Path) -> str:
 
 def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) -> None:
     counts = {"Train": 10, "Val": 3, "Test": 4}
-    one = write.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
-    two = write.write(tmp_path / "two", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"], workers=2)
+    one = write_files.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
+    two = write_files.write(
+        tmp_path / "two", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"], workers=2
+    )
     assert _digest(one) == _digest(two)
     table = pd.read_csv(one / "manifest.csv")
     lung = table[table["set"] == "lung"]
@@ -155,6 +157,6 @@ def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) ->
 
 
 def test_shortcuts_can_be_planted_in_one_split_only(tmp_path: Path) -> None:
-    out = write.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
+    out = write_files.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
     table = pd.read_csv(out / "manifest.csv").query("`class` == 'COVID-19' and set == 'lung'")
     assert table.groupby("split")["shortcut_marker"].mean().to_dict() == {"Train": 1.0, "Test": 0.0}

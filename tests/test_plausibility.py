@@ -9,7 +9,7 @@ from PIL import Image
 from trustcxr.data.checks.check import audit
 from trustcxr.data.images import plausibility
 from trustcxr.data.images.read import read_image
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:

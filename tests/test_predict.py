@@ -19,7 +19,7 @@ from test_cli import run as typed
 from trustcxr.data import read_manifest
 from trustcxr.data.checks.check import audit
 from trustcxr.data.images import generated, resize
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import heatmap_io, predict
 from trustcxr.report import terminal

@@ -12,7 +12,7 @@ from small_runs import recipe as run_recipe
 from small_runs import seal
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
@@ -20,9 +20,8 @@ from trustcxr.models.weights import save_weights
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.runs import run_folder
+from trustcxr.runs import preflight, repair, run_folder
 from trustcxr.storage import atomic
-from trustcxr.study import preflight, repair
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
 GUIDED = {"guidance": 1.0, "guidance_on": "cam", "guidance_layer": -9}
@@ -64,7 +63,7 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dic
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
     tmp_path: Path, training: dict[str, Any], said: str
 ) -> None:
-    films, out = write.write(tmp_path / "films", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
+    films, out = write_files.write(tmp_path / "films", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
     wrong, right = ({"training": {"epochs": 1, "batch_size": 6} | keys} for keys in (training, {}))
     keys = {"model": NETWORK, "data": {"size": 32}}
     with pytest.raises(UserError, match=said):

@@ -71,9 +71,9 @@ def test_days_that_are_none_remove_nothing(cache: Path, days: float) -> None:
 
 def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.data.phantom import write
+    from trustcxr.data.phantom import write_files
 
-    films = write.write(tmp_path / "films", {"Train": 1}, size=32)
+    films = write_files.write(tmp_path / "films", {"Train": 1}, size=32)
     aged(load_dataset(films, size=32, workers=1)._store.folder, 100)
     assert [one.old for one in cache_prune.prune().found] == [True]
     load_dataset(films, size=32, workers=1)

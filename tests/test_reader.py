@@ -24,7 +24,7 @@ from trustcxr.apps.reader.annotations import Mark
 from trustcxr.apps.reader.database import Film, Judgement, Reader, Store
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import examples
@@ -94,7 +94,7 @@ def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None
 
 @pytest.mark.slow
 def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
-    data = write.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
+    data = write_files.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
     runs = [load.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
     arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
@@ -164,14 +164,14 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
 def test_other_films_and_films_without_lesion_masks_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = write.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
+    data = write_files.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
     folder = small_runs.untrained(tmp_path / "run", CLASSES)
     content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
     atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
     arms = [prepare.Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
     assert len(prepare.films(arms, data=data, count=2, seed=0)) == 2
-    other = write.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
+    other = write_files.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
     with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
         prepare.films(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))

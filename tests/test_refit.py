@@ -25,7 +25,7 @@ from trustcxr.storage import atomic, prediction_table
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
-from trustcxr.training import fit, monitor
+from trustcxr.training import fit_run, monitor
 from trustcxr.training.step import TrainingStep
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
@@ -64,7 +64,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     bars: list[console.Progress] = []
     closed = console.Progress.__exit__
     monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
-    summary = fit.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=4, refit=True), *films, tmp_path)
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
@@ -89,8 +89,8 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 
 @pytest.mark.slow
 def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
-    fit.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
-    fit.fit(recipe("fgsm"), *films, tmp_path / "once")
+    fit_run.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
+    fit_run.fit(recipe("fgsm"), *films, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
@@ -104,7 +104,7 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("fgsm", epochs=3, refit=True)
-    whole = fit.fit(made, *films, tmp_path / "whole")
+    whole = fit_run.fit(made, *films, tmp_path / "whole")
     done: list[int] = []
     real = TrainingStep.training_step
 
@@ -117,10 +117,10 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
-        fit.fit(made, *films, tmp_path / "cut")
+        fit_run.fit(made, *films, tmp_path / "cut")
     assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
-    again = fit.fit(made, *films, tmp_path / "cut")
+    again = fit_run.fit(made, *films, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
     first = {4: 6, 9: 0}[cut]  # steps of it that were not done, or not saved
     assert len(done) - done.index(-1) - 1 == first + 4 * whole.refit.epochs, "nothing is trained twice"
@@ -132,7 +132,7 @@ def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
 ) -> None:
     cut_at(monkeypatch, 1)
     with pytest.raises(PowerCut):
-        fit.fit(recipe(refit=True), *films, tmp_path)
+        fit_run.fit(recipe(refit=True), *films, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
         run_folder.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
 
@@ -142,7 +142,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 ) -> None:
     first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
-    summary = fit.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
     assert summary.refit.stopped == "overfitting"
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
@@ -214,7 +214,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = films[0].root
-    fit.fit(recipe(refit=True), *films, tmp_path)
+    fit_run.fit(recipe(refit=True), *films, tmp_path)
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert judged_by_the_first(tmp_path, films[1])

@@ -17,7 +17,7 @@ from small_runs import newest, seal
 from test_cli import complaint, run
 from trustcxr.audit import run_audit
 from trustcxr.data import read_manifest
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import About, load_run
@@ -51,7 +51,7 @@ MAPS: dict[str, Any] = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sam
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")

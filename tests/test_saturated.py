@@ -20,7 +20,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import predict
-from trustcxr.training import fit, monitor
+from trustcxr.training import fit_run, monitor
 
 
 class Louder(nn.Module):
@@ -180,7 +180,7 @@ def films(pack: Pack) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def made(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    fit.fit(recipe(epochs=1), *films, folder)
+    fit_run.fit(recipe(epochs=1), *films, folder)
     return folder
 
 
@@ -228,8 +228,8 @@ def test_a_network_that_answers_nan_is_never_kept_as_the_best(
     monkeypatch.setattr(monitor, "validate", breaks)
     if first == 0:
         with pytest.raises(UserError, match="24 images with NaN or infinity, in the first epoch"):
-            fit.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *films, tmp_path)
         return
-    summary = fit.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     assert (summary.best_epoch, summary.stopped.startswith("numbers: the model answers")) == (0, True)
     load_run(tmp_path)

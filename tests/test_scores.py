@@ -15,7 +15,7 @@ from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset
 from trustcxr.data.lesion_edits import Films
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.phantom import anatomy, write
+from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
@@ -45,7 +45,9 @@ OPTIONS = ExplanationRecipe(methods=METHODS, corruptions=("jpeg", "letters"), sa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+    return write_files.write(
+        tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE
+    )
 
 
 def films(folder: Path, split: str = "Test") -> Any:
@@ -508,7 +510,7 @@ def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
 
 
 def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = write.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
+    data = write_files.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
     mask = next(data.rglob("Test/COVID-19/infection masks/*.png"))
     with Image.open(mask) as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)

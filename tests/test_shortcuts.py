@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.planted_shortcuts import HOW, _answers, _marks, _planted, audit
 from trustcxr.evaluation.trained_run import Run, load_run
@@ -19,7 +19,7 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.training import fit
+from trustcxr.training import fit_run
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ SIZE = 32
 
 def trained(folder: Path, shortcuts: list[str]) -> Run:
     """A run of a moment on films whose disease is hardly to be seen."""
-    data = write.write(
+    data = write_files.write(
         folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
     )
     parts = [load_dataset(data, split=s, size=SIZE, cache=folder / "cache", workers=1) for s in ("Train", "Val")]
@@ -37,7 +37,7 @@ def trained(folder: Path, shortcuts: list[str]) -> Run:
         "data": {"size": SIZE},
         "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
-    fit.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return load_run(folder / "run", on="cpu")
 
 

@@ -13,7 +13,7 @@ import pytest
 from small_runs import MODEL
 from trustcxr import cli
 from trustcxr.cli import signals
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 
 GOES_ON = "the same command goes on from here"
 # The command as it is typed, with Typer around it: it waits where it would look at its run.
@@ -102,7 +102,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, tmp_path: Path) -> None:
-    films, out = write.write(tmp_path / "films", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
+    films, out = write_files.write(tmp_path / "films", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
     options = {"model": MODEL, "weights": "none", "size": "32", "epochs": "100000", "patience": "100000"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     process = started("-m", "trustcxr", "train", "--data", str(films), "--out", str(out), *words)

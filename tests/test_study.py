@@ -14,7 +14,7 @@ import yaml
 
 from test_cli import run as command
 from trustcxr import cli, registry, report
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.trained_run import load_run
@@ -30,7 +30,7 @@ from trustcxr.study.engines import Failure, Task
 from trustcxr.study.engines.base import Outcomes, Work
 from trustcxr.study.run_study import Study
 from trustcxr.study.verify_study import verify
-from trustcxr.training import fit as loop
+from trustcxr.training import fit_run as loop
 from trustcxr.training.step import TrainingStep
 
 RECIPE = {
@@ -62,7 +62,7 @@ def tiny(**changes: object) -> StudyRecipe:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
+    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +539,7 @@ def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(
 
 @pytest.mark.slow
 def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
-    films = write.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    films = write_files.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     victims = sorted(films.rglob("Train/Normal/images/*.png"))
     for victim in [p for p in victims if p.name == victims[0].name]:
         victim.write_bytes(victim.read_bytes()[:100])
@@ -551,7 +551,7 @@ def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
-    films = write.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    films = write_files.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     import shutil
 
     for folder in films.rglob("Non-COVID"):

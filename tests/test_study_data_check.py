@@ -10,7 +10,7 @@ from PIL import Image
 
 from test_engines import small
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.storage import atomic, layout
 from trustcxr.study import data_check
@@ -40,7 +40,7 @@ def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path)
 def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    films = write.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
+    films = write_files.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
     recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": {"size": 32}})
 
     def check() -> tuple[dict[str, Any], str]:

@@ -16,7 +16,7 @@ from trustcxr.recipes.study_recipe import load_study, tracked, untracked
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import TrainingDocument
-from trustcxr.training import environment, fit, tracking
+from trustcxr.training import environment, fit_run, tracking
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
 def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, Any], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    fit.fit(recipe(), *films, tmp_path / "alone")
-    fit.fit(recipe(track="tensorboard"), *films, tmp_path / "tracked")
+    fit_run.fit(recipe(), *films, tmp_path / "alone")
+    fit_run.fit(recipe(track="tensorboard"), *films, tmp_path / "tracked")
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "tracked"))
     events = EventAccumulator(str(next((tmp_path / "tracked" / "tensorboard").glob("*"))))
     events.Reload()
@@ -108,8 +108,8 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            fit.fit(asked, *films, folder)
-    fit.fit(asked, *films, folder)
+            fit_run.fit(asked, *films, folder)
+    fit_run.fit(asked, *films, folder)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = [one for one in client.search_experiments() if one.name == "run"]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -127,7 +127,7 @@ def test_a_server_that_does_not_answer_is_one_line(
         monkeypatch.setenv(name, "1")
     asked = recipe(track="mlflow", tracking_uri="http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"tracking with mlflow at http://127\.0\.0\.1:9 failed"):
-        fit.fit(asked, *films, tmp_path / "run")
+        fit_run.fit(asked, *films, tmp_path / "run")
 
 
 def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,10 +179,10 @@ def test_a_run_says_what_it_took_also_over_a_cut(
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *films, tmp_path)
     first = atomic.read_yaml(tmp_path / "run.yaml")
     assert {"segments", "recipe", "data"} <= set(first)
-    fit.fit(recipe(), *films, tmp_path)
+    fit_run.fit(recipe(), *films, tmp_path)
     content = atomic.read_yaml(tmp_path / "run.yaml")
     training = schemas.read(TrainingDocument, tmp_path / "training.json")
     assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}

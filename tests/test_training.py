@@ -29,7 +29,7 @@ from trustcxr.report import model_card
 from trustcxr.storage import atomic, layout, segments
 from trustcxr.storage.schemas import Hardware
 from trustcxr.training import environment as origins
-from trustcxr.training import fit, monitor
+from trustcxr.training import fit_run, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
@@ -58,7 +58,7 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = fit.fit(recipe(defence), *films, tmp_path)
+    summary = fit_run.fit(recipe(defence), *films, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "films.parquet",
         "history.csv",
@@ -101,7 +101,7 @@ def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
     films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
-    summary = fit.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
     assert (summary.precision, summary.precision_asked) == ("32-true", "bf16-mixed")
 
 
@@ -115,7 +115,7 @@ def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
 def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
     """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
     flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
-    fit.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
+    fit_run.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
     assert history["train_accuracy"].iloc[-1] > 0.75
@@ -137,7 +137,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
 
     monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
-    summary = fit.fit(recipe(epochs=4), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=4), *films, tmp_path)
     assert (summary.best_epoch, summary.best_value) == (1, 0.7)
     assert len(kept) == 2, "only epochs that are better than all before"
     run = load_run(tmp_path, on="cpu")
@@ -150,7 +150,7 @@ def test_kept_weights_are_those_of_the_best_epoch(
 
 
 def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = fit.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     run, val = load_run(tmp_path, on="cpu"), films[1]
     with torch.inference_mode():
         predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
@@ -165,7 +165,7 @@ def test_same_seed_same_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
     for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
         torch.manual_seed(noise)
         np.random.seed(noise)  # noqa: NPY002
-        fit.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
+        fit_run.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
@@ -184,17 +184,17 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
     defence, options = CASES[case]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit.fit(recipe(defence, epochs=3, **options), *films, whole)
+    fit_run.fit(recipe(defence, epochs=3, **options), *films, whole)
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, 4)  # three steps an epoch: in the middle of the second
         with pytest.raises(PowerCut):
-            fit.fit(recipe(defence, epochs=3, **options), *films, parts)
+            fit_run.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [0, 1, 2, 3]
     assert not (parts / "training.json").exists()
     assert not (parts / "model.safetensors").exists()
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
-        summary = fit.fit(recipe(defence, epochs=3, **options), *films, parts)
+        summary = fit_run.fit(recipe(defence, epochs=3, **options), *films, parts)
         assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
     assert same(weights(whole), weights(parts))
     histories = [atomic.read_table(folder / "history.csv") for folder in (whole, parts)]
@@ -217,13 +217,13 @@ def test_dropout_is_the_same_in_a_run_that_was_cut_off(
         return classifier.Classifier(net, mean=0.5, std=0.25)
 
     monkeypatch.setattr(factory, "build", build)
-    fit.fit(recipe(epochs=2), *films, tmp_path / "whole")
+    fit_run.fit(recipe(epochs=2), *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(epochs=2), *films, tmp_path / "parts")
+            fit_run.fit(recipe(epochs=2), *films, tmp_path / "parts")
     torch.rand(17)
-    fit.fit(recipe(epochs=2), *films, tmp_path / "parts")
+    fit_run.fit(recipe(epochs=2), *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
@@ -242,7 +242,7 @@ def test_augmentation_depends_on_seed_and_step(
 
     monkeypatch.setattr(fitting, "augment", spy)
     for seed in (0, 0, 1):
-        fit.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
+        fit_run.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
     first, again, other = seen[:6], seen[6:12], seen[12:]
     assert first == again
     assert len({*first, *other}) == 12
@@ -254,11 +254,11 @@ def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path
         made_up(patch, [(0.9,), (0.2,)])
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *films, tmp_path)
         first = load_file(tmp_path / "checkpoint" / "best.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         made_up(patch, [(0.3,), (0.4,)])
-        summary = fit.fit(recipe(epochs=3), *films, tmp_path)
+        summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     assert (summary.best_epoch, summary.best_value) == (0, 0.9)
     assert same(weights(tmp_path), first)
 
@@ -267,9 +267,9 @@ def test_control_c_says_so_and_the_run_goes_on_later(films: tuple[Any, Any], tmp
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            fit.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *films, tmp_path)
     assert not (tmp_path / "training.json").exists(), "a run that was stopped is not taken for done"
-    assert fit.fit(recipe(), *films, tmp_path).epochs == 2
+    assert fit_run.fit(recipe(), *films, tmp_path).epochs == 2
 
 
 class Trap:
@@ -286,11 +286,11 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(), *films, tmp_path / "run")
+            fit_run.fit(recipe(), *films, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
-    assert fit.fit(recipe(), *films, tmp_path / "run").epochs == 2
+    assert fit_run.fit(recipe(), *films, tmp_path / "run").epochs == 2
     assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
@@ -311,13 +311,13 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
         on_another_machine(patch)
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            fit.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *films, tmp_path)
         assert len(atomic.read_yaml(tmp_path / "run.yaml")["segments"]) == 1
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 7)  # once more, in the third epoch, and gone on with on the same: no stretch of its own
         with pytest.raises(PowerCut):
-            fit.fit(recipe(epochs=3), *films, tmp_path)
-    summary = fit.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     about = atomic.read_yaml(tmp_path / "run.yaml")
     first, second = segments.of(about)
     assert (first["from_epoch"], second["from_epoch"]) == (0, 1)
@@ -345,8 +345,8 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(films: tuple[Any, Any], 
             cut_at(patch, cut)
             if cut > 0:
                 with pytest.raises(PowerCut):
-                    fit.fit(recipe(), *films, tmp_path / place)
-        fit.fit(recipe(), *films, tmp_path / place)
+                    fit_run.fit(recipe(), *films, tmp_path / place)
+        fit_run.fit(recipe(), *films, tmp_path / place)
         about = atomic.read_yaml(tmp_path / place / "run.yaml")
         assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
         assert "one and the same" not in model_card.card(tmp_path / place)
@@ -357,8 +357,8 @@ def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, 
         on_another_machine(patch)
         cut_at(patch, 2)  # no checkpoint yet
         with pytest.raises(PowerCut):
-            fit.fit(recipe(), *films, tmp_path)
-    fit.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *films, tmp_path)
+    fit_run.fit(recipe(), *films, tmp_path)
     (alone,) = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
     assert atomic.part(alone, "versions") == layout.versions()
 
@@ -368,10 +368,10 @@ def test_who_only_ends_a_training_has_not_trained_it(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
-        patch.setattr(fit, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(fit_run, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            fit.fit(recipe(), *films, tmp_path)
-    fit.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *films, tmp_path)
+    fit_run.fit(recipe(), *films, tmp_path)
     about = atomic.read_yaml(tmp_path / "run.yaml")
     (alone,) = segments.of(about)
     assert atomic.part(alone, "hardware")["processor"] == "Another"
@@ -380,10 +380,10 @@ def test_who_only_ends_a_training_has_not_trained_it(
 def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
-        patch.setattr(fit, "RefitMonitor", lambda *_: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(fit_run, "RefitMonitor", lambda *_: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            fit.fit(recipe(refit=True), *films, tmp_path)
-    fit.fit(recipe(refit=True), *films, tmp_path)
+            fit_run.fit(recipe(refit=True), *films, tmp_path)
+    fit_run.fit(recipe(refit=True), *films, tmp_path)
     assert len(segments.of(atomic.read_yaml(tmp_path / "run.yaml"))) == 1
     said = segments.told(tmp_path)
     assert re.search(r"^for validation from epoch 1 with .*torch 2\.10.*; once more from epoch 1 with ", said)
@@ -394,7 +394,7 @@ def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any],
 
 def test_training_stops_early(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [(0.5,), (0.6,), (0.6,), (0.4,), (0.9,)])
-    summary = fit.fit(recipe(epochs=5, patience=2), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=5, patience=2), *films, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("early", 4, 1)
 
 
@@ -403,7 +403,7 @@ def test_patience_starts_when_the_ramp_is_over(
 ) -> None:
     made_up(monkeypatch, [(0.6, 0.5, 0.5), *[(0.6, 0.45, 0.45)] * 5])
     defence = {"name": "fgsm", "ramp": 0.5}
-    summary = fit.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
+    summary = fit_run.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
     assert (summary.stopped, summary.epochs) == ("early", 5)  # the ramp ends with epoch 3
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
@@ -419,7 +419,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
         return (loss * math.nan if next(calls) == 4 else loss), logits
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
-    summary = fit.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     assert summary.stopped.startswith("numbers: the loss is nan at step 4")
     assert (summary.epochs, summary.best_epoch) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
@@ -435,7 +435,7 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
     with pytest.raises(UserError, match=r"in the first epoch; lower training\.learning_rate") as problem:
-        fit.fit(recipe(), *films, tmp_path)
+        fit_run.fit(recipe(), *films, tmp_path)
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "training.json").exists()
 
@@ -452,7 +452,7 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
 ) -> None:
     """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing."""
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
-    summary = fit.fit(recipe("fgsm", epochs=6), *films, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=6), *films, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
     for part in ("catastrophic overfitting at epoch 3", "from 55.0% to 2.0%", "90.0%", "epoch 2 are kept"):
         assert part in summary.alarm
@@ -563,7 +563,7 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
     defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
-    fit.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
+    fit_run.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
     assert len(seen) == 3
     for step in seen:
         asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
@@ -600,7 +600,7 @@ def test_kept_weights_are_the_moving_average(
         real(self, *inputs)
 
     monkeypatch.setattr(TrainingStep, "on_train_batch_end", spy)
-    fit.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
+    fit_run.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
     for step in steps[1:]:
@@ -614,7 +614,7 @@ def test_kept_weights_are_the_moving_average(
 
 
 def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
-    fit.fit(recipe(epochs=2, **options), *films, folder)
+    fit_run.fit(recipe(epochs=2, **options), *films, folder)
     return atomic.read_table(folder / "history.csv")["learning_rate"].tolist()
 
 
@@ -624,9 +624,9 @@ def test_batches_are_as_the_recipe_says(
 ) -> None:
     asked: list[dict[str, Any]] = []
     real = loader.loader
-    monkeypatch.setattr(fit, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
+    monkeypatch.setattr(fit_run, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
     for balanced in (True, False):
-        fit.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
+        fit_run.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
     assert [(o["shuffle"], o["seed"], o["balanced"], o["drop_last"]) for o in asked] == [
         (True, 3, True, True),
         (True, 3, False, True),
@@ -645,7 +645,7 @@ def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rising")
 def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path) -> None:
-    assert fit.fit(recipe(epochs=1, batch_size=64), *films, tmp_path).epochs == 1
+    assert fit_run.fit(recipe(epochs=1, batch_size=64), *films, tmp_path).epochs == 1
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.defences import backgrounds, lung_losses
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
@@ -21,7 +21,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.storage import atomic
-from trustcxr.training import fit, lung_segmenter, monitor, step
+from trustcxr.training import fit_run, lung_segmenter, monitor, step
 
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
@@ -78,19 +78,19 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
     defence, options = CASES[case]
     run = recipe(defence, **options)
     per_epoch = 6 if defence["name"] == "free" else 3
-    summary = fit.fit(run, *films, tmp_path / "whole")
+    summary = fit_run.fit(run, *films, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, per_epoch + 1)
         with pytest.raises(PowerCut):
-            fit.fit(run, *films, tmp_path / "parts")
-    fit.fit(run, *films, tmp_path / "parts")
+            fit_run.fit(run, *films, tmp_path / "parts")
+    fit_run.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert summary.images_without_lung_mask == 0
     about = atomic.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = load_run(tmp_path / "whole")
     assert loaded.recipe == run
-    plain = fit.fit(recipe(defence), *films, tmp_path / "plain")
+    plain = fit_run.fit(recipe(defence), *films, tmp_path / "plain")
     assert "images_without_lung_mask" not in plain.plain()
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
 
@@ -106,7 +106,7 @@ def test_swapped_images_have_their_own_lungs(films: tuple[Any, Any], tmp_path: P
             lambda self, batch, number: order.append(batch[2]) or real(self, batch, number),
         )
         patch.setattr(backgrounds, "SHARE", 1.0)
-        fit.fit(recipe(background="swap", augment=STILL, epochs=1), *films, tmp_path)
+        fit_run.fit(recipe(background="swap", augment=STILL, epochs=1), *films, tmp_path)
     for (images, labels, _), rows in zip(steps, order, strict=True):
         own = torch.from_numpy(train.batch(rows.tolist())).float() / 255
         lungs = torch.from_numpy(np.array(train.masks("lung")[rows.numpy()]))[:, None].bool()
@@ -122,7 +122,7 @@ def test_validation_sees_films_as_they_are(
     seen: list[Tensor] = []
     real = monitor._pixels
     monkeypatch.setattr(monitor, "_pixels", lambda images, device: seen.append(images) or real(images, device))
-    fit.fit(recipe(background="mask", epochs=1), *films, tmp_path)
+    fit_run.fit(recipe(background="mask", epochs=1), *films, tmp_path)
     assert torch.equal(torch.cat(seen), torch.from_numpy(films[1].batch(range(len(films[1])))))
 
 
@@ -132,8 +132,8 @@ def test_images_with_emptied_lungs_stand_beside_the_batch(
     seen: list[tuple[Tensor, Tensor]] = []
     real = lung_losses.emptied
     monkeypatch.setattr(lung_losses, "emptied", lambda *given: seen.append(given) or real(*given))
-    fit.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
-    fit.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
+    fit_run.fit(recipe("fgsm", background="emptied", augment=STILL, epochs=1), *films, tmp_path / "a")
+    fit_run.fit(recipe("fgsm", augment=STILL, epochs=1), *films, tmp_path / "b")
     assert len(seen) == 3, "a run with the whole image has none"
     for (images, _, __), (pixels, lungs) in zip(steps, seen, strict=False):
         assert torch.equal(images, pixels), "those that are learnt by their labels are as they were"
@@ -154,7 +154,7 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
         lung_losses, "WithEmptiedLungs", lambda learner, images: learners.append(learner) or real(learner, images)
     )
     run = recipe("fgsm", model={"members": 2}, background="gate-emptied", epochs=1)
-    fit.fit(run, *films, tmp_path)
+    fit_run.fit(run, *films, tmp_path)
     assert len(learners) == 3 * 2
     assert all(isinstance(learner.gate, lung_gate.LungGate) for learner in learners)
     assert learners[0].net is not learners[1].net
@@ -165,7 +165,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backgrounds, "SHARE", 1.0)
-    folder = write.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
+    folder = write_files.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
     masks: dict[str, list[Path]] = {}  # films that have an infection mask are in the layout twice
     for path in sorted(folder.rglob("Train/*/lung masks/*.png")):
         masks.setdefault(path.name, []).append(path)
@@ -180,7 +180,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     lose(names[:10])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
     options = {"background": "mask", "augment": STILL, "batch_size": 24, "epochs": 1}
-    summary = fit.fit(recipe(**options), *data, tmp_path / "run")
+    summary = fit_run.fit(recipe(**options), *data, tmp_path / "run")
     assert summary.images_without_lung_mask == 10
     assert "10 of 24 training images have no lung mask" in capsys.readouterr().err
     (images, _, __), *_ = steps
@@ -189,7 +189,7 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
     lose(names[10:])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache2", workers=1) for s in ("Train", "Val")]
     with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
-        fit.fit(recipe(**options), *data, tmp_path / "none")
+        fit_run.fit(recipe(**options), *data, tmp_path / "none")
 
 
 # --- names and recipes -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import known_cause
 from trustcxr import explain
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.phantom import anatomy, write
+from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
     baseline_scores,
@@ -60,7 +60,7 @@ class Tiny(nn.Module):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = {"Train": 80, "Val": 2, "Test": 24}
-    return write.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
+    return write_files.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
 
 
 def films(folder: Path, split: str) -> Any:

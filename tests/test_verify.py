@@ -11,7 +11,7 @@ import pytest
 
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import VerifiedDocument
 from trustcxr.study import engines
@@ -64,7 +64,7 @@ def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verified")
-    films = write.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    films = write_files.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
     Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"

@@ -91,11 +91,11 @@ def main() -> None:
     jobs: list[tuple[Path, int]] = [(given.real, 10**9)] if given.real.is_dir() else []
     if given.films:
         if not given.out.exists():
-            from trustcxr.data.phantom import write
+            from trustcxr.data.phantom import write_files
 
             each = {"Train": given.films * 64 // 300, "Val": given.films * 16 // 300, "Test": given.films * 20 // 300}
             started = time.perf_counter()
-            write.write(given.out, each, size=given.size, workers=given.workers)
+            write_files.write(given.out, each, size=given.size, workers=given.workers)
             print(f"wrote the films in {time.perf_counter() - started:.0f} s", flush=True)
         jobs += [(given.out, given.films // 16), (given.out, given.films // 4), (given.out, given.films)]
     for folder, limit in jobs:

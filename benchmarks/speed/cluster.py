@@ -80,11 +80,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    from trustcxr.data.phantom import write
+    from trustcxr.data.phantom import write_files
 
     with tempfile.TemporaryDirectory() as work:
         os.environ["TRUSTCXR_CACHE"] = f"{work}/cache"
-        films = write.write(Path(work) / "films", {"Train": -(-given.images // 3), "Val": 8, "Test": 2}, size=64)
+        films = write_files.write(Path(work) / "films", {"Train": -(-given.images // 3), "Val": 8, "Test": 2}, size=64)
         before = os.getloadavg()[0]
         (one, first), (two, second) = (measure(nodes, films, Path(work), given) for nodes in (1, 2))
     said = [

@@ -24,7 +24,7 @@ from PIL import Image
 
 from trustcxr import corruptions
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 
 # Ours -> theirs: the names of their table for chest X-rays, or of another table where that has none. Their defocus_blur
 # takes three channels only, so their Gaussian blur stands for it.

@@ -37,9 +37,9 @@ def source_images(data: Path | None, folder: Path, count: int) -> list[Path]:
     if data is not None:
         found = [f for f in sorted(data.rglob("*.png")) if "mask" not in str(f.parent)]
         return found[:: max(len(found) // count, 1)][:count]
-    from trustcxr.data.phantom import write
+    from trustcxr.data.phantom import write_files
 
-    write.write(folder, {"Train": -(-count // 3)}, size=256)
+    write_files.write(folder, {"Train": -(-count // 3)}, size=256)
     return [f for f in sorted(folder.rglob("*.png")) if "mask" not in str(f.parent)][:count]
 
 

@@ -36,7 +36,7 @@ from trustcxr.attacks import undisturbed
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import Batch, augment, loader, to_pixels
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.defences import base
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
@@ -46,7 +46,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic
-from trustcxr.training import fit
+from trustcxr.training import fit_run
 from trustcxr.training.step import TrainingStep
 
 EPSILON, STEPS = 0.02, 20
@@ -163,7 +163,7 @@ def paired(how: RunRecipe, train: Dataset, val: Dataset, folder: Path) -> list[E
     TrainingStep.on_train_epoch_start = on_train_epoch_start  # type: ignore[method-assign]
     TrainingStep.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     try:
-        fit.fit(how, train, val, folder)
+        fit_run.fit(how, train, val, folder)
     finally:
         TrainingStep.on_train_epoch_start, TrainingStep.on_train_batch_end = begin, end  # type: ignore[method-assign]
     close()
@@ -277,7 +277,7 @@ def main() -> None:
     console.tell(lambda _: None)
     with tempfile.TemporaryDirectory() as work:
         counts = {"Train": -(-given.images // 3), "Val": -(-given.images // 12), "Test": -(-given.test // 3)}
-        data = write.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)
+        data = write_files.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)
         train, val, test = (
             load_dataset(data, split=split, size=given.size, cache=Path(work) / "cache", workers=1) for split in counts
         )
@@ -287,7 +287,7 @@ def main() -> None:
             f"{given.epochs} epochs, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
         )
         report_training(paired(how, train, val, Path(work) / "run")[1:], given.batch)
-        fit.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
+        fit_run.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
         for folder, kind in (("run", "standard"), ("robust", "trained with FGSM")):
             tell(f"evaluate, FGSM and PGD-20 of {len(test)} images, in processor time; {kind}")
             report_evaluation(evaluation(Path(work) / folder, test, given.rounds), len(test))

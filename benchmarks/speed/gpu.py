@@ -26,7 +26,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.layouts.covidqu import PUBLISHED
 from trustcxr.data.loader import augment, loader, to_pixels
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.defences import adversarial, base
 from trustcxr.models import factory
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study
@@ -157,7 +157,9 @@ def main() -> None:
     study = load_study("paper")
     works = {name: work(name, study.data.size) for name in {*TIMED, *(model.name for model in study.models)}}
     with tempfile.TemporaryDirectory() as folder:
-        data = given.data or write.write(Path(folder) / "films", {"Train": 4 if given.dry_run else 700}, size=size)
+        data = given.data or write_files.write(
+            Path(folder) / "films", {"Train": 4 if given.dry_run else 700}, size=size
+        )
         films = load_dataset(data, split="Train", size=size, cache=Path(folder) / "cache")
         where = (
             torch.cuda.get_device_name() if device.type == "cuda" else "DRY RUN on the processor, figures of nothing"

@@ -10,7 +10,7 @@ import time
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
-from trustcxr.data.phantom import anatomy, render  # noqa: E402
+from trustcxr.data.phantom import anatomy, render_image  # noqa: E402
 from trustcxr.data.phantom.shortcuts import SHORTCUTS  # noqa: E402
 
 
@@ -19,12 +19,12 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=300)
     parser.add_argument("--size", type=int, default=224)
     given = parser.parse_args()
-    render.render("Normal", 0, given.size)  # draws the vessel trees, once
+    render_image.render("Normal", 0, given.size)  # draws the vessel trees, once
     for shortcuts in ((), SHORTCUTS):
         for name in anatomy.CLASSES:
             wall, processor = time.perf_counter(), time.process_time()
             for seed in range(given.films):
-                render.render(name, seed, given.size, shortcuts)
+                render_image.render(name, seed, given.size, shortcuts)
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
             print(
                 f"{name:10} {'all shortcuts' if shortcuts else 'plain':14} {given.size} px: "

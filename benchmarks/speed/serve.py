@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.phantom.render import render
+from trustcxr.data.phantom.render_image import render
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout

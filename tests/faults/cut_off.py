@@ -34,13 +34,13 @@ _IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_ch
 _IMPORTED += (
     "trustcxr.report.study_html",
     "trustcxr.report.model_card",
-    "trustcxr.training.fit",
+    "trustcxr.training.fit_run",
     "trustcxr.study.steps",
     "timm",
 )
 _IMPORTED += (
     "trustcxr.data.checks.check",
-    "trustcxr.data.phantom.write",
+    "trustcxr.data.phantom.write_files",
     "joblib",
     "jinja2",
 )

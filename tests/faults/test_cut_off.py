@@ -26,7 +26,7 @@ from cut_off import (
 )
 from fault_artefacts import RECIPE
 
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 60
@@ -43,7 +43,7 @@ ALL_KINDS = r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parq
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Films and a recipe: two networks of two epochs each, in seconds."""
     base = tmp_path_factory.mktemp("cut-off")
-    write.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
     return base
 

@@ -9,7 +9,7 @@ import pytest
 from cut_off import Starts, bits, broken, everywhere, killed, left_over, uncut
 
 from foreign_models import CLASSES, MEAN, SIDE, STD, exported, small
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 20
@@ -20,7 +20,7 @@ ONE = r"^after first replace .*\.parts/"  # a batch's rows are kept, and no more
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Films in several batches, and somebody else's network."""
     base = tmp_path_factory.mktemp("cut-off")
-    write.write(base / "films", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
+    write_files.write(base / "films", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
     exported(small(), base / "m.pt2")
     (base / "m.yaml").write_text(
         f"source: m.pt2\ninput: {{size: {SIDE}, channels: 3, mean: {list(MEAN)}, std: {list(STD)}}}\n"

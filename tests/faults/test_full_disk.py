@@ -15,7 +15,7 @@ from fault_artefacts import SMALL
 from fault_runner import LINES
 from PIL import Image
 
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 PLAIN = ("--model", "plain3", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "8")
@@ -86,7 +86,7 @@ def cheap(tmp_path_factory: pytest.TempPathFactory) -> Things:
     """Audits of scores, which need no network."""
     base = tmp_path_factory.mktemp("full-disk")
     things = Things(base, Starts(base, base / "temporary"))
-    write.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     greys(base)
     for name in ("a", "b"):
         things.make("audit", base / f"{name}.yaml", "--data", base / "greys", "--out", base / "audits" / name)

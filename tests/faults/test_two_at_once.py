@@ -12,7 +12,7 @@ import yaml
 from cut_off import Journal, Starts, bits, waiting_at, waits
 from fault_artefacts import RECIPE, SMALL
 
-from trustcxr.data.phantom import write
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.study import demo
 
@@ -41,7 +41,7 @@ PAIRS = {
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Films, a recipe and a trained run."""
     base = tmp_path_factory.mktemp("two")
-    write.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     words = [word.format(base=base, place=base) for word in OLD["train"]]
     ended = Starts(base, base / "temporary").start(words).ended()

@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trustcxr.audit import measure, multilabel, operating_points
+from trustcxr.audit import measure, multilabel
 from trustcxr.audit.audit_data import Films
 from trustcxr.audit.formats import Given
 from trustcxr.audit.formats.wrapper import Adapted
-from trustcxr.audit.operating_points import Threshold
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.explain import evaluate
 from trustcxr.explain.lesion_effect import asked_of
 from trustcxr.statistics import probability_said

@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import look
 from trustcxr.audit import declaration_check as declared
-from trustcxr.audit import multilabel, one_vs_rest, operating_points, subgroups, submitted
+from trustcxr.audit import multilabel, one_vs_rest, subgroups, submitted
 from trustcxr.audit.attack_runner import CarriedOut
 from trustcxr.audit.audit_data import Films, pixels_of, scored
 from trustcxr.audit.entry_checks import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.audit.formats import Given
 from trustcxr.audit.identity import Audit
-from trustcxr.audit.operating_points import Threshold
-from trustcxr.audit.stochastic import OverDraws
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.model_protocol import Examined, Subject
+from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
+from trustcxr.evaluation.stochastic import OverDraws
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from trustcxr.audit.formats import OutputSpec
 from trustcxr.audit.formats.wrapper import as_states
-from trustcxr.audit.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Floats
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trustcxr.audit.attack_runner import CarriedOut
 from trustcxr.audit.multilabel import Decision
-from trustcxr.audit.operating_points import Threshold
+from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import WORST_CASE

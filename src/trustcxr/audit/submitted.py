@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from trustcxr import statistics
-from trustcxr.audit.stochastic import judge
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.stochastic import judge
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE

@@ -80,10 +80,10 @@ def data_phantom(
     ] = None,
 ) -> None:
     """Write synthetic chest X-rays with known lesions, exact masks and, if asked, planted shortcuts."""
-    from trustcxr.data.phantom import anatomy, write
+    from trustcxr.data.phantom import anatomy, write_files
 
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
-    write.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
+    write_files.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
     total = sum(counts.values()) * len(anatomy.CLASSES)
     print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
 

@@ -363,8 +363,8 @@ def export(
         layout.check_run(Path(run))
     if data is not None:
         refuse_nowhere(data)
+    from trustcxr.audit import export_run
     from trustcxr.report import terminal
-    from trustcxr.runs import export_run
 
     found = export_run.export(run, format, out, data=data)
     if json:

@@ -47,7 +47,7 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
     An earlier sheet, a PNG that says so of itself, is written anew.
     Raises UserError where the film cannot be read, the picture cannot be written, or another file stands there.
     """
-    from trustcxr.data.phantom.render import render
+    from trustcxr.data.phantom.render_image import render
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")

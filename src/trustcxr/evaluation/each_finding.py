@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from trustcxr import statistics
-from trustcxr.audit.operating_points import cut
 from trustcxr.evaluation import calibration
+from trustcxr.evaluation.operating_points import cut
 from trustcxr.statistics import Bootstrap, Floats
 from trustcxr.storage.prediction_table import logits_of
 

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from trustcxr import attacks
 from trustcxr.attacks import base
-from trustcxr.audit import stochastic
 from trustcxr.console import Progress, say
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import input_gradients, parallel
+from trustcxr.evaluation import input_gradients, parallel, stochastic
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.trained_run import Run, load_run

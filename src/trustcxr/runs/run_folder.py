@@ -26,7 +26,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import Listing, RunRecipe, Splits
 from trustcxr.registry import HEADLINE_ATTACKS, USUAL_ATTACKS
 from trustcxr.runs import describe as beside
-from trustcxr.runs import explain_run
+from trustcxr.runs import explain_run, preflight, repair
 from trustcxr.runs import test_data as tested
 from trustcxr.runs.from_cli import corruptions_recipe, recipe
 from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
@@ -35,7 +35,6 @@ from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
-from trustcxr.study import preflight, repair
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -80,12 +79,12 @@ class RunFolder:
 
         `how`: cards, as `training.fit` takes them.
         """
-        from trustcxr.training import checkpoint, fit
+        from trustcxr.training import checkpoint, fit_run
 
         self.refuse_another(recipe)
         fingerprints.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
         if repair.untrained(self.folder) is not None:
-            return fit.fit(recipe, train, val, self.folder, **how)
+            return fit_run.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
         return schemas.read(TrainingDocument, self.folder / layout.TRAINING_FILE)
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from trustcxr.console import say
-from trustcxr.data.phantom import anatomy, write
+from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.recipes import study_recipe
 from trustcxr.storage.locks import holding
 from trustcxr.storage.schemas import StudyDocument
@@ -24,6 +24,6 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
             say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
             partial = out / ".phantom-unfinished"
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-            write.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
+            write_files.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
         return Study(study_recipe.load_study("demo"), data, out, engine, check_data=True).run()

@@ -20,7 +20,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
 from trustcxr.recipes.training_recipe import DefenceRecipe
-from trustcxr.runs import provenance
+from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import refuse_films, report_skipped
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.layout import (
@@ -51,7 +51,7 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, data_check, preflight, seed_spread, status
+from trustcxr.study import comparison, data_check, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out

@@ -167,7 +167,7 @@ def dry_run(
     What is done in `out` counts. `measured`: time each network now, some seconds each, and keep the result in `out` for
     `status`. Raises UserError for unknown names, and if `devices` cannot share each training.
     """
-    from trustcxr.study import preflight
+    from trustcxr.runs import preflight
 
     begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:

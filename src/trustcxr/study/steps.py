@@ -15,11 +15,12 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.runs import repair
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import holding
-from trustcxr.study import cost, repair
+from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Cards
 from trustcxr.training.threads import use_threads

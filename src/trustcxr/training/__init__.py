@@ -8,6 +8,6 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.training.fit import fit
+    from trustcxr.training.fit_run import fit
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -20,7 +20,7 @@ from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, to
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
 IMPORTED: tuple[str, ...] = (
     "trustcxr.study.steps",
-    "trustcxr.training.fit",
+    "trustcxr.training.fit_run",
     "trustcxr.explain.evaluate",
     "trustcxr.explain.saliency_summary",
     "trustcxr.evaluation.trained_run",

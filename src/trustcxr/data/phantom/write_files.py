@@ -11,7 +11,7 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render import Film, render
+from trustcxr.data.phantom.render_image import Film, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
