@@ -135,4 +135,4 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-__all__ = ["Here", "Limits", "dicom", "film", "load_run", "looking", "packed", "running", "untrained_run"]
+__all__ = ["Here", "Limits", "dicom", "film", "inference", "load_run", "packed", "running", "untrained_run"]

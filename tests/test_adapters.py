@@ -34,7 +34,7 @@ from foreign_models import (
 )
 from trustcxr.audit import formats
 from trustcxr.audit.formats import load
-from trustcxr.data.phantom import render_image
+from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
 
 pytest.importorskip("onnxruntime")
@@ -43,7 +43,7 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def films() -> Tensor:
     """Synthetic films (3, 1, SIDE, SIDE) in [0, 1]."""
-    drawn = [render_image(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
+    drawn = [render(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
     return torch.from_numpy(np.stack(drawn)).float()[:, None].div(255)
 
 

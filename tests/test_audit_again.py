@@ -16,7 +16,7 @@ from test_cli import complaint
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import open_films
 from trustcxr.audit.identity import Audit
-from trustcxr.evaluation.model_protocol import load_model
+from trustcxr.audit.subject import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import leaderboard
 from trustcxr.storage.schemas import AuditDocument

@@ -30,7 +30,7 @@ from trustcxr.report import audit_html, leaderboard
 from trustcxr.report.audit_text import sentences
 from trustcxr.report.terminal import percent
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument, Classification, RunDocument
+from trustcxr.storage.schemas import AuditDocument
 
 NAMES = ("Common", "Even", "Rare")
 THRESHOLDS = (0.7, 0.5, 0.2)
@@ -160,7 +160,6 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     assert said in "\n".join(sentences(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
-    assert alarms.constant_answer(document) == document.clean.constant_answer
     entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
@@ -173,12 +172,6 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
     assert not document.unreliable, "it ranks films of the findings"
     assert high > low
-
-
-def test_documents_from_before_the_constant_was_kept_have_it_of_their_counts() -> None:
-    counts = [[5, 3], [1, 1]]
-    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts))) == 0.8
-    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts, constant_answer=0.9))) == 0.9
 
 
 def test_groups_of_films_have_the_mean_within_the_group(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:

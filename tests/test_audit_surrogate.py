@@ -17,8 +17,8 @@ from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import Films, open_films
 from trustcxr.audit.identity import Audit
+from trustcxr.audit.subject import load_model
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.model_protocol import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.storage import atomic
 

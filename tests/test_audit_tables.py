@@ -13,7 +13,7 @@ from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
-from trustcxr.evaluation.model_protocol import load_model
+from trustcxr.audit.subject import load_model
 from trustcxr.report import leaderboard
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage.schemas import AuditDocument, read

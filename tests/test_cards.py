@@ -366,8 +366,8 @@ def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypa
         return real(self)
 
     monkeypatch.setattr(Cards, "for_lightning", seen)
-    for devices in (1, 2):
-        Study(study, data, tmp_path / str(devices), engines.get("local"), devices=devices).run()
+    for count in (1, 2):
+        Study(study, data, tmp_path / str(count), engines.get("local"), devices=count).run()
     assert worlds == [1, 1, 2, 2]
     for name in (f"{MODEL}-standard-s0", f"{MODEL}-fgsm-s0"):
         one, two = (weights(tmp_path / str(devices) / "runs" / name) for devices in (1, 2))

@@ -226,7 +226,7 @@ def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> 
 def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = chest(tmp_path / "s" / "1")
     monkeypatch.setattr(studies_on_disk.os, "access", lambda *_: False)
-    monkeypatch.setattr(studies_on_disk.reading, "is_dicom", lambda _: False)
+    monkeypatch.setattr(studies_on_disk.read, "is_dicom", lambda _: False)
     found = studies_on_disk.expand([tmp_path / "s"])
     assert (found.films, found.left_out) == ([film], [])
 

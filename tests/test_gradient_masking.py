@@ -52,7 +52,7 @@ def test_an_honest_sweep_is_not_masked() -> None:
     assert found.looked_for == [
         "one step against many", "the fall with epsilon", "about zero at 0.3", "black box against white box",
     ]  # fmt: skip
-    said = gradient_masking.sentence(found)
+    said = found.sentence
     assert said.startswith("No masked gradients found: no sign of it in one step against many, ")
     assert said.endswith("; not looked for: input gradients")
 
@@ -80,7 +80,7 @@ def test_each_sign_by_itself(rows: list[tuple[str, float, float]], kind: str, be
     assert found.masked is (kind != "fgsm_overstates")
     assert because.replace("at 0.05", "at epsilon 0.05") in found.because
     assert found.signs[0].text in found.because
-    assert "\n" not in gradient_masking.sentence(found)
+    assert "\n" not in found.sentence
 
 
 @pytest.mark.parametrize(

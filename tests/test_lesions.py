@@ -120,14 +120,14 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
 
 def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
     films, seen = _films("COVID-19"), []
-    asked = explained.lesions.removed
+    asked = explained.lesion_edits.removed
 
     def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
         seen.append((given[1], only))
         return asked(*given, fill=fill, only=only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explained.lesions, "removed", spied)
+        patch.setattr(explained.lesion_edits, "removed", spied)
         explained.removal(_lesion_reader(), films, 0, fills=("mirror",))
     pair = explained.pairs(films)["lung"]
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])

@@ -16,9 +16,10 @@ from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import alarms, generalisation_gap, metrics
 from trustcxr.statistics import softmax
-from trustcxr.storage import atomic, differences
+from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
 from trustcxr.storage.schemas import Alarm, RunDocument
+from trustcxr.study.verify_study import differences
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
 
@@ -206,7 +207,7 @@ def ends(rows: np.ndarray, groups: pd.Series) -> list[float]:
 
 def same(one: object, other: object) -> bool:
     """Whether two documents say the same, to within rounding."""
-    return list(differences.between(one, other)) == list(differences.between(other, one)) == []
+    return list(differences(one, other)) == list(differences(other, one)) == []
 
 
 def test_attacks_of_a_table() -> None:

@@ -15,7 +15,6 @@ from PIL import Image, ImageFilter
 
 from small_runs import newest, seal
 from test_cli import complaint, run
-from trustcxr.audit import run_audit
 from trustcxr.data import read_manifest
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
@@ -23,7 +22,6 @@ from trustcxr.evaluation import predictions, run_figures
 from trustcxr.evaluation.trained_run import About, load_run
 from trustcxr.recipes import parsing
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
-from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import load
 from trustcxr.runs import provenance, run_folder
@@ -388,17 +386,6 @@ def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
     said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
     assert "holds report.html, study.json, which this command did not write and would lose; choose another" in said
     assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
-
-
-def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: Path) -> None:
-    """As the advice on a damaged one has it."""
-    for name in (".lock", "predictions.parquet", "report.html"):
-        (tmp_path / "audit" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "audit" / name).write_text("ours")
-    run_audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
-    (tmp_path / "audit" / ".lock").unlink()
-    with pytest.raises(UserError, match="which this command did not write"):
-        run_audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
 
 
 def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:

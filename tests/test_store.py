@@ -17,8 +17,8 @@ from PIL import Image
 from trustcxr.data import cache as store
 from trustcxr.data import load_dataset, read_image, read_manifest, read_mask
 from trustcxr.errors import UserError
-from trustcxr.runs.provenance import describe_data
 from trustcxr.runs.test_data import report_skipped
+from trustcxr.study.run_study import describe_data
 
 ROLES = {"train": "Train", "test": "Test"}
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from trustcxr import data as data
     from trustcxr import explain as explain
     from trustcxr import models as models
+    from trustcxr.audit.subject import load_model
     from trustcxr.data import load_dataset as load_dataset
-    from trustcxr.evaluation.model_protocol import load_model
     from trustcxr.evaluation.trained_run import load_run
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

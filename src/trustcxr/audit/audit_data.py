@@ -14,13 +14,13 @@ from torch import Tensor
 
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import Given
+from trustcxr.audit.subject import Subject
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing, Splits
 from trustcxr.runs.test_data import manifest_of, report_skipped, say_reading

@@ -21,9 +21,9 @@ from trustcxr.audit.formats import Adapted, Given
 from trustcxr.audit.formats.last_layer import answers_of_a_layer
 from trustcxr.audit.formats.loading import held_on
 from trustcxr.audit.formats.wrapper import plain_name, saturation
+from trustcxr.audit.subject import Subject
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
-from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.evaluation.stochastic import OverDraws
 from trustcxr.models.preserve_state import undisturbed
 from trustcxr.registry import JUDGED

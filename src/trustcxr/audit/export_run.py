@@ -12,7 +12,7 @@ from trustcxr.audit import formats
 from trustcxr.audit.formats import Given
 from trustcxr.audit.formats.onnx import OnnxNet
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.phantom import CLASSES, render_image
+from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
 from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import Run, load_run
@@ -102,7 +102,7 @@ def _films(run: Run, data: Path | None) -> tuple[Tensor, str]:
         rows = np.unique(np.linspace(0, len(films) - 1, min(FILMS, len(films))).astype(int))
         return to_pixels(torch.from_numpy(films.batch(rows))), f"{len(rows)} films of {films.root.name}"
     size = max(run.size, _SMALLEST)
-    drawn = np.stack([render_image(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(FILMS)])
+    drawn = np.stack([render(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(FILMS)])
     images = to_pixels(torch.from_numpy(drawn[:, None, : run.size, : run.size].copy()))
     return images, f"{len(images)} synthetic films"
 

@@ -14,10 +14,10 @@ from trustcxr.audit import multilabel
 from trustcxr.audit.audit_data import Films, trained_on
 from trustcxr.audit.formats import Given
 from trustcxr.audit.formats.loading import Origin
+from trustcxr.audit.subject import Subject
 from trustcxr.audit.submitted import Images
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation.model_protocol import Subject
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe

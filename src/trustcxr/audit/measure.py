@@ -17,11 +17,12 @@ from trustcxr.audit.audit_data import Films, pixels_of, scored
 from trustcxr.audit.entry_checks import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.audit.formats import Given
 from trustcxr.audit.identity import Audit
+from trustcxr.audit.subject import Subject
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import Examined, Subject
+from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.stochastic import OverDraws

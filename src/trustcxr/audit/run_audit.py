@@ -12,9 +12,9 @@ from trustcxr.audit.formats import Given
 from trustcxr.audit.formats.loading import TABLES
 from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.audit.identity import Audit, about, is_another, refuse_held
+from trustcxr.audit.subject import Subject, load_model
 from trustcxr.console import say
 from trustcxr.errors import UserError, unknown
-from trustcxr.evaluation.model_protocol import Subject, load_model
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE

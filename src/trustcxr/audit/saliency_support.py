@@ -5,7 +5,6 @@ Random weights, which a map must be above before it shows anything, need a netwo
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -14,24 +13,10 @@ from trustcxr.audit.formats.torch_programs import ExportedNet
 from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
+from trustcxr.explain.base import LeftOut
 from trustcxr.explain.methods import COMBINE, parse
 from trustcxr.models.feature_maps import before_mixing
 from trustcxr.registry import SALIENCY, Method
-
-
-class LeftOut(NamedTuple):
-    """Parts that a model does not allow, and why; empty where they are done."""
-
-    attacks: str = ""
-    weights: str = ""
-    cascade: str = ""
-
-    def notes(self) -> list[str]:
-        """What a reader must know of it, a line each."""
-        return [why for why in self if why]
-
-
-ALL_DONE = LeftOut()
 
 
 def check(given: Given, methods: Sequence[str]) -> Adapted:
@@ -59,7 +44,7 @@ def check(given: Given, methods: Sequence[str]) -> Adapted:
 
 def _offered(*, gradients: bool) -> str:
     """The methods pixel by pixel, which work on any model, as options; those without gradients unless asked for."""
-    pixels = [s for s in SALIENCY.values() if s.function.startswith("pixels:")]
+    pixels = [s for s in SALIENCY.values() if s.function.startswith("attribution:")]
     return " or ".join(f"--method {s.name}" for s in pixels if gradients or not s.gradients)
 
 

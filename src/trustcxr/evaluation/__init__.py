@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.model_protocol import load_model
     from trustcxr.evaluation.predictions import predict
     from trustcxr.evaluation.run_figures import describe
     from trustcxr.evaluation.trained_run import Run, load_run

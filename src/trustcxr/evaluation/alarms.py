@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from trustcxr.evaluation import gradient_masking
 from trustcxr.evaluation.gradient_masking import from_intervals
 from trustcxr.storage.schemas import Alarm, RunDocument, Verdict
-
-CONSTANT = "no_better_than_constant"
-OVERFITTING = "catastrophic_overfitting"
+from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
 
 
 def of(document: RunDocument) -> list[Alarm]:
@@ -19,21 +17,9 @@ def of(document: RunDocument) -> list[Alarm]:
     return [*_signs(document), *_constant(document), *_overfitting(document)]
 
 
-def constant_answer(document: RunDocument) -> float | None:
-    """Accuracy of always giving the commonest class of the clean images, of findings the commoner answer to each.
-
-    As measured, or in documents from before that from the confusion matrix or n.
-    """
-    clean = document.clean
-    if clean.constant_answer is not None:
-        return clean.constant_answer
-    sizes = [sum(row) for row in clean.confusion] or [part.n or 0 for part in clean.per_class.values()]
-    return max(sizes) / sum(sizes) if sizes and sum(sizes) > 0 else None
-
-
 def verdict(document: RunDocument, gap: gradient_masking.Gap = from_intervals) -> Verdict:
     """The part "masking" of a document."""
-    return gradient_masking.verdict(document, gap, constant=constant_answer(document))
+    return gradient_masking.verdict(document, gap, constant=document.clean.constant_answer)
 
 
 def _signs(document: RunDocument) -> Iterator[Alarm]:
@@ -44,7 +30,7 @@ def _signs(document: RunDocument) -> Iterator[Alarm]:
 
 
 def _constant(document: RunDocument) -> Iterator[Alarm]:
-    constant, accuracy = constant_answer(document), document.clean.accuracy
+    constant, accuracy = document.clean.constant_answer, document.clean.accuracy
     ends = accuracy.interval
     if constant is None or accuracy.value is None or ends is None or ends[0] > constant:
         return

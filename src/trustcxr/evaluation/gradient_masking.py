@@ -12,6 +12,7 @@ from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_li
 from trustcxr.statistics import wilson
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, RunDocument, Sign, Verdict
+from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
 LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
@@ -31,7 +32,6 @@ FAILING = (
     "left_at_large_epsilon",
     "black_box_wins",
 )
-FGSM_OVERSTATES = "fgsm_overstates"  # a sign of its own: the stronger attack's gradients are sound
 
 
 def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
@@ -111,12 +111,6 @@ def _above_constant(clean: AttackResult, constant: float) -> bool:
 def label(row: AttackResult) -> str:
     """PGD-20: an attack with its steps."""
     return row.attack.upper() + (f"-{row.steps:g}" if row.steps else "")
-
-
-def sentence(verdict: Verdict) -> str:
-    """The verdict of metrics.json as the terminal and the report say it."""
-    heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
-    return f"{heading[verdict.masked]}: {verdict.because}"
 
 
 def _rows(document: RunDocument) -> list[AttackResult]:

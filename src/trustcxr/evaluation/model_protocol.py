@@ -1,20 +1,9 @@
-"""Any model, as evaluation and explanation take it: a run of ours, or one that somebody gave us."""
+"""A model as evaluation and explanation take it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-
-from trustcxr.audit import formats
-from trustcxr.audit.formats import Given
-from trustcxr.errors import UserError
-from trustcxr.evaluation.trained_run import Run, device, load_run
-from trustcxr.storage import layout
-
-Subject = Run | Given
 
 
 @dataclass(frozen=True)
@@ -25,28 +14,3 @@ class Examined:
     model: nn.Module
     classes: tuple[str, ...]
     device: torch.device
-
-
-def load_model(
-    model: str | Path | nn.Module | Callable[..., Any], *, on: torch.device | str | None = None, **options: Any
-) -> Subject:
-    """A model to examine: the folder of a run, a model file (.yaml), a model's own file, a module or a function.
-
-    A run comes as `load_run` gives it, all else as `adapters.Given`; both have model, classes, size, name and device.
-    `options` are those of `adapters.load`: classes, size, channels, range, mean, std, resize, output, thresholds, timm,
-    name and trust_code. Nothing is unpickled, and no code of a file's maker runs unless it is trusted.
-    Raises UserError for whatever cannot be loaded.
-
-    Example:
-        >>> import torch
-        >>> from trustcxr.evaluation.model_protocol import load_model
-        >>> given = load_model(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
-        >>> given.model(torch.zeros(2, 1, 8, 8)).shape
-        torch.Size([2, 64])
-    """
-    if isinstance(model, str | Path) and Path(model).is_dir():
-        layout.check_run(Path(model))
-        if options:
-            raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
-        return load_run(model, on=on)
-    return formats.load(model, on=on or device(), **options)

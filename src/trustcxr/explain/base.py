@@ -1,6 +1,6 @@
 """What all saliency methods share: images and target in, a map in [0, 1] out."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,3 +59,18 @@ def to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
     low = large.amin(dim=(1, 2), keepdim=True)
     # False for infinity and NaN too: a model that overflows gives a null map, not a broken one.
     return torch.where(peak - low > _FLAT * peak, large / peak, 0.0)
+
+
+class LeftOut(NamedTuple):
+    """Parts that a model does not allow, and why; empty where they are done."""
+
+    attacks: str = ""
+    weights: str = ""
+    cascade: str = ""
+
+    def notes(self) -> list[str]:
+        """What a reader must know of it, a line each."""
+        return [why for why in self if why]
+
+
+ALL_DONE = LeftOut()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from trustcxr.audit.formats.wrapper import Adapted
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
@@ -187,12 +186,13 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     that only what comes after the layer is differentiated. A model that takes one size of batch alone is asked for one
     batch at a time.
     """
-    if not isinstance(model, Adapted) or model.batch is None:
+    external: Any = model
+    if getattr(external, "batch", None) is None:
         return _in_one_pass(model, x, target, layer)
-    batches = x.split(model.batch)
+    batches = x.split(external.batch)
     targets: Sequence[Target] = [None] * len(batches)
     if target is not None:
-        targets = target_classes(target, x.new_empty(len(x), len(model.given.classes))).split(model.batch)
+        targets = target_classes(target, x.new_empty(len(x), len(external.given.classes))).split(external.batch)
     # What the model fills its last batch up with has no map.
     parts = [
         [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]

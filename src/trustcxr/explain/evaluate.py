@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.audit.saliency_support import ALL_DONE, LeftOut
 from trustcxr.console import Progress, say, track
 from trustcxr.data.dataset import filled
 from trustcxr.data.lesion_edits import Films
@@ -19,6 +18,7 @@ from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
+from trustcxr.explain.base import ALL_DONE, LeftOut
 from trustcxr.explain.baseline_scores import (
     CEILING,
     CENTRE,

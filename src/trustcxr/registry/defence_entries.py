@@ -50,7 +50,8 @@ DEFENCES = by_name(
         ),
         Defence("ibp", "IBP", "Gowal et al. 2019", "bound_training:ibp", _BOUNDED, "#104232", certifies=True),
         Defence(
-            "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "bound_training:crown_ibp", _BOUNDED, "#1796ff", certifies=True
+            "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "bound_training:crown_ibp", _BOUNDED, "#1796ff",
+            certifies=True,
         ),
         Defence("mixup", "mixup", "Zhang et al. 2018", "noise:mixup", ("alpha",), "#ad8899"),
         Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size",), "#1c0000"),

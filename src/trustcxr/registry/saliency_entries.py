@@ -48,14 +48,17 @@ SALIENCY = by_name(
             "cam:_activation_map",
         ),
         Saliency(
-            "evidence", "evidence, summed to the answer", "", "evidence_networks:evidence_map", control="evidence-features"
+            "evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"
         ),
         Saliency(
-            "evidence-features", "what the evidence is read from (control)", "", "evidence_networks:features_map",
+            "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map",
             gradients=False,
         ),
         Saliency(
-            "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "attribution:integrated_gradients"
+            "integrated-gradients",
+            "integrated gradients",
+            "Sundararajan et al. 2017",
+            "attribution:integrated_gradients",
         ),
         Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "attribution:smooth_grad"),
         Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "attribution:occlusion", gradients=False),

@@ -134,7 +134,7 @@ def _robust_heatmaps(study: StudyDocument) -> str:
     ends = f" to {formatting.signed(gains[-1])}" if len(rows) > 1 else f", 95\u00a0% CI {inside}" if inside else ""
     return (
         f"Robust heatmaps agree better with the infection masks in {outcomes.count('higher')} of "
-        f"{formatting.plural(len(rows), 'comparison')}, worse in {outcomes.count('lower')} ({by}{sizes} infected X-rays, "
+        f"{formatting.plural(len(rows), 'comparison')}, worse in {outcomes.count('lower')} ({by}{sizes} images, "
         f"difference {formatting.signed(gains[0])}{ends})"
     )
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.evaluation import alarms
 from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage.schemas import StudyDocument
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
 
@@ -138,12 +138,12 @@ def _place(defence: str) -> int:
 
 def constant_answer(run: Run) -> float | None:
     """Accuracy of always answering with the commonest class of the test images."""
-    return alarms.constant_answer(run.metrics)
+    return run.metrics.clean.constant_answer
 
 
 def better_than_constant(run: Run) -> bool:
     """Whether its clean accuracy is not in question; a network that answers always the same resists every attack."""
-    return not run.alarmed(alarms.CONSTANT)
+    return not run.alarmed(CONSTANT)
 
 
 def shared_constant_answer(runs: list[Run]) -> float | None:

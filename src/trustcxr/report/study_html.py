@@ -284,7 +284,7 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
 def _data_line(data: DataDescription) -> str:
     size = formatting.count(data.size)
     line = (
-        f"“{data.root_name or formatting.DASH}”, layout {data.layout or formatting.DASH}, pictures brought to {size} × {size} "
+        f"“{data.root_name or formatting.DASH}”, layout {data.layout or formatting.DASH}, resized to {size} × {size} "
         f"pixels. Files that could not be read and were left out: {formatting.count(data.skipped)}."
     )
     if data.groups:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.evaluation import gradient_masking
 from trustcxr.registry import ONE_CELL, control_said
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, label, least
@@ -179,7 +178,7 @@ def _attack(row: AttackResult | Drop) -> str:
 
 def remarks(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [gradient_masking.sentence(document.masking)] if document.masking else []
+    lines = [document.masking.sentence] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
         worst = least(document.corruptions)
         at_worst = f"; worst {worst.corruption} at {worst.severity}: {percent(worst.accuracy.value)}" if worst else ""

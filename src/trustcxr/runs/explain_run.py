@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from trustcxr.audit.saliency_support import ALL_DONE, LeftOut
 from trustcxr.evaluation.model_protocol import Examined
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, evaluate, lesion_effect
+from trustcxr.explain.base import ALL_DONE, LeftOut
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.runs.provenance import Results
 from trustcxr.storage import atomic, layout

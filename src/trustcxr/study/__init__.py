@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.audit.compare import compare
     from trustcxr.study.comparison import standard_against_robust
     from trustcxr.study.run_study import Study
 else:

@@ -90,7 +90,7 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
         for axes in grid[len(names) :]:
             axes.set_axis_off()
 
-    alt = f"Forest plot of {formatting.method(method)}, robust minus standard, over models and measures; numbers in the table."
+    alt = f"Forest plot of {formatting.method(method)}, robust minus standard, over models and measures."
     height = lines * (70 + 24 * len(labels))
     return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, svg.OUTCOMES)
 

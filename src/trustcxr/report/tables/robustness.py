@@ -1,6 +1,5 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
-from trustcxr.evaluation.gradient_masking import FGSM_OVERSTATES
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, least
 from trustcxr.report.ranking import Headline
@@ -8,6 +7,7 @@ from trustcxr.report.tables.confusion import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
+from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
 
 def corrupted(runs: list[Run]) -> Table | None:

@@ -4,6 +4,10 @@ from pydantic import Field
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 
+CONSTANT = "no_better_than_constant"  # kinds of alarms
+OVERFITTING = "catastrophic_overfitting"
+FGSM_OVERSTATES = "fgsm_overstates"  # a sign of its own: the stronger attack's gradients are sound
+
 
 class ClassResult(Document):
     """One class on the unperturbed images."""
@@ -217,10 +221,9 @@ class Sign(Document):
 
 
 class Verdict(Document):
-    """Whether gradients are masked (None: not looked for), the signs, why, and for which signs was looked.
+    """The verdict on masked gradients: `masked` is None if nothing was looked for.
 
-    `at_random`: the model draws random numbers when it answers, and attack and judge saw the same draw. Without
-    `signs`: of another judge, of version 0.1.
+    `at_random`: the model draws random numbers when it answers; the attack and the evaluation used the same draw.
     """
 
     masked: bool | None = None
@@ -228,6 +231,12 @@ class Verdict(Document):
     looked_for: list[str] = []
     signs: list[Sign] = []
     at_random: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict as the terminal and the report print it."""
+        heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
+        return f"{heading[self.masked]}: {self.because}"
 
 
 class Alarm(Document):
