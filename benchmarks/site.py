@@ -129,7 +129,7 @@ def measures() -> str:
 
 
 def _measure(entry: Measure) -> str:
-    means = entry.about or _first(registry.function_of("explain", str(entry.function)))
+    means = entry.about or _first(registry.load_function("explain", str(entry.function)))
     lines = [
         f"### {formatting.capital(entry.label)}",
         f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}",
@@ -141,11 +141,11 @@ def _measure(entry: Measure) -> str:
 
 
 def _attack(entry: Attack) -> str:
-    return _first(registry.function_of("attacks", entry.function))
+    return _first(registry.load_function("attacks", entry.function))
 
 
 def _defence(entry: Any) -> str:
-    return _first(registry.function_of("defences", entry.function))
+    return _first(registry.load_function("defences", entry.function))
 
 
 def _first(function: Any) -> str:

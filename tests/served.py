@@ -88,7 +88,7 @@ class Here:
         self.runs = [worker._known(ready) for ready in self.served]
         self.alive, self.asked, self.hold = 1, 0, False
 
-    async def ask(self, asked: worker.Asked) -> worker.Reply:
+    async def ask(self, asked: worker.WorkItem) -> worker.Reply:
         self.asked += 1
         while self.hold:
             await asyncio.sleep(0.01)

@@ -59,7 +59,7 @@ def make_study(
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples).plain()
-            document["alarms"] = [alarm.plain() for alarm in alarms.of(RunDocument.model_validate(document))]
+            document["alarms"] = [alarm.plain() for alarm in alarms.find_alarms(RunDocument.model_validate(document))]
             (home / "metrics.json").write_text(json.dumps(plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:

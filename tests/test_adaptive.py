@@ -13,10 +13,10 @@ from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
-from trustcxr.attacks.bpda import Attackable, StandIns, _gains, look
+from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
 from trustcxr.attacks.surrogate import distil
-from trustcxr.audit.attack_runner import CarriedOut
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
 EPSILON = 0.06  # where an honest network has lost nearly all
@@ -29,9 +29,9 @@ def films() -> tuple[Tensor, Tensor]:
 
 def left(model: nn.Module, films: tuple[Tensor, Tensor], found: Tensor, *, draws: int = 16) -> float:
     """Accuracy on what an attack found, of the mean answer over draws: as an audit judges a model that is random."""
-    with undisturbed(model):
+    with preserve_state(model):
         torch.manual_seed(3)
-        return 1 - float(wrong_share(Attackable(model, draws=draws), found, films[1]).mean())
+        return 1 - float(wrong_share(AttackView(model, draws=draws), found, films[1]).mean())
 
 
 @pytest.mark.expensive("random resizing")
@@ -136,7 +136,7 @@ def test_the_found_images_lie_within_epsilon(films: tuple[Tensor, Tensor]) -> No
 
 
 def test_an_honest_network_is_left_alone(films: tuple[Tensor, Tensor]) -> None:
-    traits = look(trained(), films[0])
+    traits = probe_gradients(trained(), films[0])
     assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
     assert not traits.needs_stand_ins
     assert [v.stand_ins for v in traits.variants(trained())] == [False]
@@ -155,14 +155,14 @@ def test_an_honest_network_is_left_alone(films: tuple[Tensor, Tensor]) -> None:
     ],
 )
 def test_what_a_liar_does_is_seen(name: str, sign: object, films: tuple[Tensor, Tensor]) -> None:
-    assert sign(look(LIARS[name](trained()), films[0]))  # type: ignore[operator]
+    assert sign(probe_gradients(LIARS[name](trained()), films[0]))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
 def test_stand_ins_leave_the_answers_as_they_are(name: str, films: tuple[Tensor, Tensor]) -> None:
     liar = LIARS[name](trained())
     images = films[0].clone().requires_grad_(True)
-    assert torch.equal(Attackable(liar, stand_ins=True)(images), liar(films[0]))
+    assert torch.equal(AttackView(liar, stand_ins=True)(images), liar(films[0]))
 
 
 class Wrong(nn.Module):
@@ -184,7 +184,7 @@ def test_what_is_found_on_the_faster_model_is_confirmed_on_the_model_itself(
     options = {"seed": 0, "steps": 5, "queries": 20, "start": [films[0]]}
     options = {key: value for key, value in options.items() if key in recipe.entry.options or key == "seed"}
     options |= {"start": [films[0]]} if name == "worst-case" else {}
-    carried = CarriedOut(model, look(model, films[0]), True, films[0])
+    carried = AttackRunner(model, probe_gradients(model, films[0]), True, films[0])
     assert carried.fast is not model
     same = carried(recipe, *films, 0.04, dict(options))
     alone = attacks.get(name)(model, *films, epsilon=0.04, **options)
@@ -205,7 +205,7 @@ class NoGrad(nn.Module):
 
 def test_no_grad_and_detach_are_passed_over() -> None:
     images = torch.rand(2, 1, 4, 4, requires_grad=True)
-    with StandIns() as seen:
+    with BPDA() as seen:
         answer = NoGrad()(images)
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 2))
     assert set(seen.found) == {"no_grad", "detach"}
@@ -214,7 +214,7 @@ def test_no_grad_and_detach_are_passed_over() -> None:
 
 def test_rounding_in_place_is_passed_over_too() -> None:
     images = torch.rand(2, 1, 4, 4, requires_grad=True)
-    with StandIns():
+    with BPDA():
         answer = (images * 3).round_()
     assert torch.equal(answer, (images * 3).round())
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 3))
@@ -235,7 +235,7 @@ def test_a_saturating_function_in_place_has_the_slopes_of_the_plain_one(in_place
     answers, slopes = [], []
     for function in (in_place, plain):
         leaf = torch.linspace(-9, 9, 19).requires_grad_(True)
-        with StandIns():
+        with BPDA():
             moved = leaf * 1
             made = function(moved)
             assert function is plain or torch.equal(moved, made)
@@ -247,7 +247,7 @@ def test_a_saturating_function_in_place_has_the_slopes_of_the_plain_one(in_place
 
 def test_noise_is_not_taken_for_the_image() -> None:
     images = torch.rand(2, 1, 16, 16, requires_grad=True)
-    with StandIns() as seen:
+    with BPDA() as seen:
         _ = (images > 0.5).sum()
         noise = torch.rand(2, 1, 16, 16) + 0.0
     assert not noise.requires_grad
@@ -256,7 +256,7 @@ def test_noise_is_not_taken_for_the_image() -> None:
 
 def test_jpeg_has_the_slope_of_the_image(films: tuple[Tensor, Tensor]) -> None:
     images = nn.functional.avg_pool2d(films[0], 3, 1, 1).requires_grad_(True)
-    with StandIns():
+    with BPDA():
         answer = Jpeg(nn.Flatten())(images)
     (slope,) = torch.autograd.grad(answer.sum(), images)
     assert float(slope.mean()) == pytest.approx(1, abs=0.1)
@@ -285,7 +285,7 @@ def test_a_detour_of_films_has_its_own_slope_at_each_frequency(way: str, size: t
     films = torch.rand(4, 1, *size, generator=drawn)
     weights = torch.randn(1, 1, *size, generator=drawn)
     films.requires_grad_(True)
-    with StandIns(size):
+    with BPDA(size):
         answer = WAYS[way](films) + 0
     (slope,) = torch.autograd.grad((answer * weights).sum(), films, retain_graph=True)
     true = torch.from_numpy(blurred(weights.numpy()))  # of a symmetric blur
@@ -301,7 +301,7 @@ def test_no_film_is_left_without_a_gradient_by_what_it_became() -> None:
     columns = torch.linspace(0, 1, 32)
     films[3, 0] = 0.3 * columns + 0.4 * (torch.arange(32) % 2)  # whose coarse part comes back as its contrary
     films.requires_grad_(True)
-    with StandIns((32, 32)):
+    with BPDA((32, 32)):
         turned = films.numpy() - np.float32([0, 0, 0, 1])[:, None, None, None] * 0.6 * columns.numpy()
         answer = torch.from_numpy(turned) + 0
     (slope,) = torch.autograd.grad((answer * torch.randn(1, 1, 32, 32)).sum(), films)
@@ -326,7 +326,7 @@ def test_feature_maps_are_no_pictures_and_keep_one_slope(film: tuple[int, int]) 
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)
     maps = (torch.rand(8, 32, 16, 16, generator=drawn) * torch.rand(1, 32, 1, 1, generator=drawn)).requires_grad_(True)
-    with StandIns(film):
+    with BPDA(film):
         answer = (maps * 3 + 0.5).to(torch.uint8).float()
     (slope,) = torch.autograd.grad(answer.sum(), maps)
     assert torch.allclose(slope, slope[0, 0, 0, 0].expand_as(slope))
@@ -356,9 +356,9 @@ def test_a_surrogate_learns_from_the_films_that_it_is_given_for_that(
     learned: list[Tensor] = []
     monkeypatch.setattr("trustcxr.audit.attack_runner.distil", lambda model, some, **_: learned.append(some))
     model, others = trained(), images_and_labels(8, seed=77)[0]
-    traits = look(model, films[0])
+    traits = probe_gradients(model, films[0])
     for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
-        carried = CarriedOut(model, traits, gradients, films[0], taught=taught)
+        carried = AttackRunner(model, traits, gradients, films[0], taught=taught)
         assert carried.ready([AttackRecipe(name="worst-case")]).surrogate is None
     assert len(learned) == 2, "of a network with its own gradients there is none"
     assert learned[0] is others

@@ -22,7 +22,7 @@ from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
 from trustcxr.audit import attack_runner, compare
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.entry_checks import Check, Door, examine_at_the_door
+from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
 from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
@@ -119,7 +119,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
     assert document["model"]["kind"] == "run"
     assert len(document["corruptions"]) == 15
     schemas.AuditDocument.model_validate(document)
-    assert schemas.read(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
+    assert schemas.read_schema(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
     # The same network as a file of weights, without anything of ours beside it.
     ours = load_run(folder).model
     save_file({k: v.contiguous() for k, v in ours.net.state_dict().items()}, tmp_path / "weights.safetensors")
@@ -244,12 +244,12 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
 def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missed(*args: Any, **options: Any) -> Door:
-        found = examine_at_the_door(*args, **options)
+    def missed(*args: Any, **options: Any) -> EntryReport:
+        found = run_entry_checks(*args, **options)
         kept = [check for check in found.checks if check.check != "active test"]
         return replace(found, checks=(*kept, Check("active test", False, "it missed all")))
 
-    monkeypatch.setattr(audits, "examine_at_the_door", missed)
+    monkeypatch.setattr(audits, "run_entry_checks", missed)
     done = run("audit", model_file(tmp_path / "model", Brightness()), "--data", greys, "--out", tmp_path / "audit")
     document = atomic.read_json(tmp_path / "audit" / "audit.json")
     left = {row["attack"] for row in document["attacks"] if row["accuracy"]["value"] is not None}

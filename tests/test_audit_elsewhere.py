@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from foreign_models import small
 from test_audit_command import few_steps
 from test_cli import complaint, run
-from trustcxr.storage.schemas import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 NIH = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -33,7 +33,7 @@ def audited(model: Path, data: Path, out: Path, *options: str) -> AuditDocument:
     run("audit", model, "--data", data, "--out", out, *options, "--json")
     assert (out / "report.html").is_file()
     assert (out / "model_card.md").is_file()
-    return read(AuditDocument, out / "audit.json")
+    return read_schema(AuditDocument, out / "audit.json")
 
 
 @pytest.mark.full

@@ -212,7 +212,7 @@ def test_a_finding_that_all_films_of_a_group_have_or_none_is_left_out_of_its_mea
     bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
     areas = each_finding.auroc(rows, bootstrap)
     assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
-    assert len(each_finding.told_apart(rows)) == 1
+    assert len(each_finding.has_both_labels(rows)) == 1
     assert each_finding.constant_answer(rows) == 6 / 8
     alone = rows[rows["finding"] == "b"]
     assert np.isnan(each_finding.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()

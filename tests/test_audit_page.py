@@ -18,7 +18,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.report import audit_html
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "schema" / "audit.schema.json"
 FINDINGS = ("Ill", "Severe")
@@ -70,7 +70,7 @@ def test_an_audit_is_as_its_schema_says(name: str, audited: dict[str, Path]) -> 
 
 @pytest.mark.parametrize("name", ["network", "scores", "findings"])
 def test_the_films_as_they_are_have_all_their_figures(name: str, audited: dict[str, Path]) -> None:
-    document = read(AuditDocument, audited[name])
+    document = read_schema(AuditDocument, audited[name])
     page, clean = shown(document), document.clean
     assert not page.open
     _, (_, accuracy, balanced, constant, f1, auroc, error, plug_in, n) = page.tables["Films as they are"]
@@ -95,7 +95,7 @@ def test_the_films_as_they_are_have_all_their_figures(name: str, audited: dict[s
 
 
 def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(audited: dict[str, Path]) -> None:
-    document = read(AuditDocument, audited["network"])
+    document = read_schema(AuditDocument, audited["network"])
     page = shown(document)
     assert document.masking is not None
     under = section(page, "Under attack", "What real films suffer")
@@ -117,7 +117,7 @@ def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(a
 
 @pytest.mark.parametrize("name", ["scores", "findings"])
 def test_what_was_not_measured_has_no_part(name: str, audited: dict[str, Path]) -> None:
-    page = shown(read(AuditDocument, audited[name]))
+    page = shown(read_schema(AuditDocument, audited[name]))
     assert "Is this robustness real?" not in page.text
     assert not {"Shortcuts", "Verdict on masked gradients"} & page.tables.keys()
     empty = AuditDocument.model_validate({"classes": ["A", "B"]})

@@ -18,7 +18,7 @@ from trustcxr.report import audit_html, leaderboard, load, terminal
 from trustcxr.report.audit_text import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument, RunDocument, read
+from trustcxr.storage.schemas import AuditDocument, RunDocument, read_schema
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,10 @@ def audits(shortened: None, pack: Pack, tmp_path: Path) -> Path:
 
 
 def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: Path) -> None:
-    document, page = read(AuditDocument, audits / "good" / "audit.json"), (audits / "good" / "report.html").read_text()
+    document, page = (
+        read_schema(AuditDocument, audits / "good" / "audit.json"),
+        (audits / "good" / "report.html").read_text(),
+    )
     assert page.index("What was given") < page.index("What was examined") < page.index("What may be relied on")
     assert page.index("What may not be relied on") < page.index("At the door")
     assert page.lower().count("research software") >= 2
@@ -107,7 +110,7 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
 
 
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     document.unreliable, document.because = True, "the attack <b>failed</b>"
     page = audit_html.render(document)
     assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
@@ -118,7 +121,7 @@ def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
 def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
     text = (audits / "good" / "model_card.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     (results,) = front["model-index"][0]["results"]
     assert results["metrics"][0]["value"] == document.clean.accuracy.value
     assert results["dataset"]["revision"] == document.data.fingerprint
@@ -149,7 +152,7 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch:
     assert re.search(r"good .* 99\.0 .* 90\.0", said)
     rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [row["model"] for row in rows] == ["good", "bad"]
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     assert float(rows[0]["clean, %"]) == pytest.approx(100 * (document.clean.accuracy.value or 0), abs=0.05)
     assert (rows[0]["clean reported, %"], rows[0]["threat model"]) == ("99.0", "L-infinity 0.02")
     assert rows[0]["training data"] == "greys"
@@ -264,7 +267,7 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "films", 36)
     assert [row["folder"] for row in found["refused"]] == ["broken"]
     good, bad = found["rows"]
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     low, high = document.clean.accuracy.interval or (0, 0)
     assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
     assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")

@@ -25,7 +25,7 @@ from trustcxr.errors import UserError
 from trustcxr.report import leaderboard
 from trustcxr.report.audit_text import pair_remarks
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument, AuditedData, read
+from trustcxr.storage.schemas import AuditDocument, AuditedData, read_schema
 
 ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 
@@ -137,9 +137,9 @@ def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_anoth
     small, large = (load_dataset(greys, size=size) for size in (16, 24))
     images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
     save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
-    assert submitted.read(tmp_path / "a.safetensors", small).epsilon == 0.1
+    assert submitted.read_submitted(tmp_path / "a.safetensors", small).epsilon == 0.1
     with pytest.raises(UserError, match=r"but the film is a float image \(1, 24, 24\)"):
-        submitted.read(tmp_path / "a.safetensors", large)
+        submitted.read_submitted(tmp_path / "a.safetensors", large)
 
 
 def listed(root: Path, to: Path, change: int | None = None) -> Path:
@@ -203,7 +203,7 @@ def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: 
         model = scores_file(tmp_path / str(size), turned, kind="sigmoid", classes=names, thresholds=0.5)
         model.write_text(model.read_text().replace("size: 16", f"size: {size}"))
         audits.audit(model, greys, out / str(size), labels={"dark": "dark", "bright": "bright", "grey": "Normal"})
-    documents = [read(AuditDocument, out / name / "audit.json") for name in ("16", "24")]
+    documents = [read_schema(AuditDocument, out / name / "audit.json") for name in ("16", "24")]
     assert documents[0].data.truth == documents[1].data.truth != ""
     found = rows(out / "16", out / "24")["clean accuracy"]
     assert found[0] == found[1] == documents[0].clean.accuracy.value

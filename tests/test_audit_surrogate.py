@@ -15,7 +15,7 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys,
 from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.audit_data import Films, open_films
+from trustcxr.audit.audit_data import AuditImages, open_films
 from trustcxr.audit.identity import Audit
 from trustcxr.audit.subject import load_model
 from trustcxr.evaluation import predictions
@@ -54,7 +54,7 @@ def without_gradients(tmp_path: Path) -> Path:
     return tmp_path / "model.yaml"
 
 
-def opened(model: Path, data: Path, split: str | None = None) -> Films:
+def opened(model: Path, data: Path, split: str | None = None) -> AuditImages:
     return open_films(load_model(model, trust_code=True), data, split, None, None)
 
 

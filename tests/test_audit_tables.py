@@ -16,7 +16,7 @@ from trustcxr.audit.formats import describe_file
 from trustcxr.audit.subject import load_model
 from trustcxr.report import leaderboard
 from trustcxr.report.audit_text import sentences
-from trustcxr.storage.schemas import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
 Scores = Mapping[str, np.ndarray]
@@ -59,8 +59,8 @@ def test_who_leaves_out_films_leads_no_board(
     assert part.clean.accuracy.value == 1
     assert "30 of 36 images have a score" in part.because
     said = sentences(part)
-    assert [line for line in said if line.startswith("Examined: 30 of 36 images of films")]
-    assert [line for line in sentences(whole) if line.startswith("Examined: 36 images of films")]
+    assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of films")]
+    assert [line for line in sentences(whole) if line.startswith("ModelUnderTest: 36 images of films")]
     found = leaderboard.gather(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
@@ -107,7 +107,7 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     model, out = table(tmp_path / "model", scores, **({} if many else ONE_FINDING)), tmp_path / "out"
     labels = [] if many else [part for old, new in ILL.items() for part in ("--label", f"{old}={new}")]
     run("audit", model, "--data", tmp_path / "list.csv", "--out", out, *labels)
-    document = read(AuditDocument, out / "audit.json")
+    document = read_schema(AuditDocument, out / "audit.json")
     maker, scanner, diagnosis = document.subgroups
     assert (maker.column, maker.alike) == ("maker", ["ward"])
     assert scanner.text.startswith("by scanner: no two groups have 20 films")

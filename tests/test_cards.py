@@ -21,7 +21,7 @@ from trustcxr.storage import atomic, segments
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
 from trustcxr.training import devices, fit_run, monitor
-from trustcxr.training.devices import Cards
+from trustcxr.training.devices import Devices
 from trustcxr.training.step import TrainingStep
 
 GROUP = {"normalisation": "group"}  # BatchNorm looks at the images beside it, so parts would differ
@@ -165,7 +165,7 @@ def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not
         monkeypatch.setenv(variable, "0")
     monkeypatch.setattr(fit_run, "_fit_part", no_room)
     how = recipe("fgsm", batch_size=8)
-    cards = Cards(devices=2 if nodes == 1 else 1, nodes=nodes)
+    cards = Devices(devices=2 if nodes == 1 else 1, nodes=nodes)
     with pytest.raises(
         UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
     ):
@@ -185,10 +185,10 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     monkeypatch.setattr(TrainingStep, "_on", on)
     found = fit_run.fit(recipe("fgsm"), *films, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
-    listed = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
+    listed = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
-    assert segments.told(tmp_path) == said
+    assert segments.describe_segments(tmp_path) == said
     card = report_cards.card(tmp_path)
     assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
     assert f"- Not trained on one and the same: {said}\n" in card
@@ -199,11 +199,11 @@ def test_processor_seconds_are_those_of_all_processes(
 ) -> None:
     summed: list[float] = []
 
-    def keep(self: Cards, values: Tensor) -> Tensor:
+    def keep(self: Devices, values: Tensor) -> Tensor:
         summed.extend(values.flatten().tolist())
         return values
 
-    monkeypatch.setattr(Cards, "summed", keep)
+    monkeypatch.setattr(Devices, "summed", keep)
     found = fit_run.fit(recipe(epochs=1), *films, tmp_path)
     assert found.processor_seconds in summed
 
@@ -214,14 +214,14 @@ def test_processor_seconds_are_those_of_all_processes(
 @pytest.mark.parametrize(
     ("asked", "defence", "said"),
     [
-        (Cards(devices=0), "fgsm", "--devices 0: expected 1 or more"),
-        (Cards(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
-        (Cards(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
-        (Cards(devices=2), "free", "free keeps a state of its own"),
-        (Cards(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun or by torchrun"),
+        (Devices(devices=0), "fgsm", "--devices 0: expected 1 or more"),
+        (Devices(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
+        (Devices(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
+        (Devices(devices=2), "free", "free keeps a state of its own"),
+        (Devices(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun or by torchrun"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(asked: Cards, defence: str, said: str) -> None:
+def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         asked.check(recipe(defence), 48)
 
@@ -255,7 +255,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
     train, val = films
     how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
-    found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Cards(devices=n)) for n in (1, 2)]
+    found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
@@ -289,7 +289,7 @@ def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     monkeypatch.setattr(devices.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
     monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
     with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
-        fit_run.fit(recipe(model=GROUP), *films, tmp_path, cards=Cards(devices=2))
+        fit_run.fit(recipe(model=GROUP), *films, tmp_path, cards=Devices(devices=2))
     assert not any(process.is_alive() for process in team[-1].processes)
     assert not torch.distributed.is_initialized()
 
@@ -304,7 +304,7 @@ def test_validation_of_parts_adds_up_to_the_whole(
     whole = monitor.validate(model, films[0], how, torch.device("cpu"))
     counted: list[list[float]] = []
 
-    class Part(Cards):
+    class Part(Devices):
         def summed(self, values: Tensor) -> Tensor:
             counted[-1].append(float(values))
             return values
@@ -359,13 +359,13 @@ def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypa
     models = [{"name": MODEL, "weights": "none"} | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []
-    real = Cards.for_lightning
+    real = Devices.for_lightning
 
-    def seen(self: Cards) -> dict[str, Any]:
+    def seen(self: Devices) -> dict[str, Any]:
         worlds.append(self.world)
         return real(self)
 
-    monkeypatch.setattr(Cards, "for_lightning", seen)
+    monkeypatch.setattr(Devices, "for_lightning", seen)
     for count in (1, 2):
         Study(study, data, tmp_path / str(count), engines.get("local"), devices=count).run()
     assert worlds == [1, 1, 2, 2]

@@ -29,7 +29,7 @@ def test_registries_are_the_catalogue() -> None:
 @pytest.mark.parametrize("name", registry.ATTACKS)
 def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
     entry = registry.ATTACKS[name]
-    function = registry.function_of("attacks", entry.function)
+    function = registry.load_function("attacks", entry.function)
     takes = inspect.signature(function).parameters
     loose = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     wanted = {*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])}
@@ -39,7 +39,7 @@ def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
 
 def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
     said = "20 for pgd and pgd-l2, 10 for momentum and transfer, 50 for the others"
-    assert registry.steps_said() == said
+    assert registry.format_steps() == said
     assert said in options.Steps.__metadata__[0].help  # type: ignore[attr-defined]
     assert str(AttackRecipe.model_fields["steps"].description).endswith(said)
 
@@ -62,10 +62,10 @@ def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
 
 
 def test_what_needs_no_steps_shows_none() -> None:
-    assert registry.attack_said("pgd", 20) == "PGD-20"
-    assert registry.attack_said("fgsm", 1) == "FGSM"
-    assert registry.attack_said("worst-case", 50) == "worst case"
-    assert registry.attack_said("unheard-of", 3) == "unheard-of-3"
+    assert registry.format_attack("pgd", 20) == "PGD-20"
+    assert registry.format_attack("fgsm", 1) == "FGSM"
+    assert registry.format_attack("worst-case", 50) == "worst case"
+    assert registry.format_attack("unheard-of", 3) == "unheard-of-3"
 
 
 def test_a_method_is_its_name_and_a_layer() -> None:
@@ -226,5 +226,5 @@ def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> 
 
 
 def test_a_function_of_ones_own_is_named_with_its_package() -> None:
-    assert registry.function_of("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
-    assert registry.function_of("attacks", "trustcxr.attacks.fab:fab") is attacks.fab
+    assert registry.load_function("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
+    assert registry.load_function("attacks", "trustcxr.attacks.fab:fab") is attacks.fab

@@ -22,8 +22,8 @@ def predictions(tmp_path: Path) -> pd.DataFrame:
 
 def test_predictions_as_they_are_written_are_whole(predictions: pd.DataFrame) -> None:
     for count in (3, None):
-        prediction_table.refuse_damaged(predictions, PATH, count)
-    prediction_table.refuse_damaged(predictions.query("attack == 'clean'"), PATH)
+        prediction_table.check_table(predictions, PATH, count)
+    prediction_table.check_table(predictions.query("attack == 'clean'"), PATH)
 
 
 def _label(table: pd.DataFrame, label: float) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def test_damage_is_one_line_that_names_the_file(
     damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, predictions: pd.DataFrame
 ) -> None:
     with pytest.raises(UserError) as refused:
-        prediction_table.refuse_damaged(damage(predictions), PATH, 3)
+        prediction_table.check_table(damage(predictions), PATH, 3)
     assert str(refused.value).startswith(f"{PATH}: damaged: ")
     assert said in str(refused.value)
     assert str(refused.value).endswith("; restore it, or make it anew")
@@ -66,6 +66,6 @@ def test_damage_is_one_line_that_names_the_file(
 
 def test_where_the_classes_are_not_known_they_are_as_many_as_the_logits(predictions: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="the label 99, of 3 classes"):
-        prediction_table.refuse_damaged(_label(predictions, 99), PATH)
+        prediction_table.check_table(_label(predictions, 99), PATH)
     with pytest.raises(UserError, match="expected 2 in each row, as many as there are classes"):
-        prediction_table.refuse_damaged(predictions, PATH, 2)
+        prediction_table.check_table(predictions, PATH, 2)

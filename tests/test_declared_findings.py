@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.audit.declaration_check import Judged, chosen, other_input, other_names
+from trustcxr.audit.declaration_check import DeclarationResult, chosen, other_input, other_names
 from trustcxr.audit.formats import load
 
 NAMES = ("Left", "Right", "Never known")
@@ -48,7 +48,7 @@ def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 
     given = load(net, classes=NAMES, size=8, output="sigmoid")
     assert given.model is not None
     margins = given.model(images).detach().double().numpy() - cuts
-    judged = Judged(truth, margins, np.arange(COUNT).astype(str))
+    judged = DeclarationResult(truth, margins, np.arange(COUNT).astype(str))
     rows = chosen(truth, 60)
     return other_names(NAMES, judged), other_input(given.model, images[rows], np.full(3, cuts), judged.at(rows))
 
@@ -79,7 +79,7 @@ def nested(order: tuple[int, int], cuts: tuple[float, float]) -> str | None:
     truth = np.stack([severity > 0, severity > 1], 1).astype(float)
     answers = np.array([[-2.5, -4.0], [2.5, -1.5], [5.5, 2.5]])[severity][:, order]
     answers = answers + random.standard_normal((COUNT, 2))
-    return other_names(("Any", "Severe"), Judged(truth, answers - cuts, np.arange(COUNT).astype(str)))
+    return other_names(("Any", "Severe"), DeclarationResult(truth, answers - cuts, np.arange(COUNT).astype(str)))
 
 
 def test_findings_that_include_each_other_are_told_apart_from_badly_chosen_thresholds() -> None:
@@ -106,5 +106,5 @@ def test_a_model_that_knows_one_of_two_findings_is_bad_and_not_wrongly_declared(
 def test_few_films_accuse_nobody() -> None:
     images, truth = films()
     margins = Sides(order=(1, 0))(images).logit().double().numpy()
-    few = Judged(truth, margins, np.arange(COUNT).astype(str)).at(np.arange(4, 22))
+    few = DeclarationResult(truth, margins, np.arange(COUNT).astype(str)).at(np.arange(4, 22))
     assert other_names(NAMES, few) is None

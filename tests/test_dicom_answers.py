@@ -19,7 +19,7 @@ import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
-from trustcxr.data.checks.check import audit  # noqa: E402
+from trustcxr.data.checks.check import check_data  # noqa: E402
 from trustcxr.data.images import dicom_files, generated  # noqa: E402
 from trustcxr.data.phantom.render_image import render  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
@@ -270,7 +270,7 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
 
 
 def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, real = small_runs.untrained(tmp_path / "run"), writer.replacing
+    run, real = small_runs.untrained(tmp_path / "run"), writer.atomic_write
     both = [chest(tmp_path / name, seed=seed) for seed, name in enumerate(("a.dcm", "b.dcm"))]
 
     @contextlib.contextmanager
@@ -280,7 +280,7 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield temporary
 
-    monkeypatch.setattr(writer, "replacing", full)
+    monkeypatch.setattr(writer, "atomic_write", full)
     first, second = studies_on_disk.predict(run, both, out=tmp_path / "out", objects=True)
     assert first.predicted
     assert not first.dicom
@@ -302,7 +302,7 @@ def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> N
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
     assert set(found.passed_over.values()) == {dicom_files.ANSWER, generated.SAID}
-    (told,) = (f for f in audit(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
+    (told,) = (f for f in check_data(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
     chest(place / "1.2.840.7", seed=9)

@@ -26,7 +26,7 @@ import small_runs  # noqa: E402
 from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from trustcxr.apps.dicom import writer  # noqa: E402
 from trustcxr.apps.serve import dicom_node  # noqa: E402
-from trustcxr.apps.serve.dicom_node import Node, Peer, Place  # noqa: E402
+from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
 from trustcxr.apps.serve.worker import Limits, Reply  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 
@@ -92,7 +92,7 @@ def node(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, reply: Callable[[bytes], Reply], **limits: object
 ) -> Iterator[Node]:
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
-    place = Place.of(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
+    place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
     with dicom_node.listening(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
         yield found
 
@@ -114,7 +114,7 @@ def send(to: Node, film: Path | Dataset, *, caller: str = "MODALITY", called: st
 def real_answer(film: Path) -> Reply:
     heatmap = answered(film)
     with writer.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, writer.packed(writer.of(film, heatmap, picture)))
+        return Reply(200, writer.packed(writer.make_objects(film, heatmap, picture)))
 
 
 def test_a_film_is_answered_with_both_objects(
@@ -143,7 +143,7 @@ def test_who_is_not_known_and_what_is_no_film_is_turned_away(
     ct = pydicom.dcmread(film)
     ct.SOPClassUID = ct.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
     with node(archive, monkeypatch, lambda data: Reply(422, code="unreadable", message="a lateral view")) as found:
-        assert found.place.host == "127.0.0.1"
+        assert found.options.host == "127.0.0.1"
         assert send(found, film, caller="STRANGER") is None
         assert send(found, film, called="ANOTHER") is None
         assert send(found, ct) is None
@@ -187,7 +187,7 @@ def test_a_peer_that_is_not_there_is_told_in_a_line(
     with node(gone, monkeypatch, lambda data: reply) as found:
         assert send(found, film) == 0
         until(lambda: found.lost == 1)
-        found.place = replace(found.place, peer=Peer("ARCHIVE", "no-such-host.invalid", 104))
+        found.options = replace(found.options, peer=Peer("ARCHIVE", "no-such-host.invalid", 104))
         for lost in (2, 3):  # a name that nobody knows does not end the one who answers
             assert send(found, film) == 0
             until(lambda lost=lost: found.lost == lost)
@@ -200,12 +200,12 @@ def test_an_error_that_nobody_foresaw_costs_one_film_and_is_counted(
     film = chest(tmp_path / "x.dcm")
     replies = iter((real_answer(film), Reply(200, b"no answer"), real_answer(film)))
     with node(archive, monkeypatch, lambda data: next(replies)) as found:
-        known = found.place
-        found.place = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
+        known = found.options
+        found.options = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
         for lost in (1, 2):
             assert send(found, film) == 0
             until(lambda lost=lost: found.lost == lost, 10)
-        found.place = known
+        found.options = known
         assert send(found, film) == 0
         until(lambda: found.answered == 1, 10)
     said = capfd.readouterr().err
@@ -256,13 +256,13 @@ def test_films_that_wait_when_it_ends_are_told(
 
 def test_what_is_typed_is_checked() -> None:
     assert Peer.parse("ORTHANC@127.0.0.1:4242") == Peer("ORTHANC", "127.0.0.1", 4242)
-    assert Place.of("PACS@[::1]:104").callers == ("PACS",)
+    assert NodeOptions.from_peer("PACS@[::1]:104").callers == ("PACS",)
     typed = ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1")
     for text in (*typed, "PACS@pacs..local:104", f"PACS@{'x' * 64}.local:104"):
         with pytest.raises(UserError, match=r"TITLE@HOST:PORT|AE title"):
             Peer.parse(text)
     with pytest.raises(UserError, match="AE title"):
-        Place.of("ORTHANC@127.0.0.1:4242", title="x" * 17)
+        NodeOptions.from_peer("ORTHANC@127.0.0.1:4242", title="x" * 17)
 
 
 # --- Orthanc ---------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
     source = pydicom.dcmread(film)
     run = small_runs.untrained(tmp_path / "run")
     with orthanc(tmp_path, ours) as archive:
-        place = Place.of(f"ORTHANC@127.0.0.1:{archive.dicom}", port=ours)
+        place = NodeOptions.from_peer(f"ORTHANC@127.0.0.1:{archive.dicom}", port=ours)
         web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
         web.store_instances([source])
         (stored,) = archive.ask("/instances")
@@ -381,7 +381,7 @@ def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     said = tmp_path / "said"
     try:
         until(lambda: process.poll() is not None or b"open http" in said.read_bytes(), 180)
-        to = Node(run, Place.of("PEER@127.0.0.1:9", port=port), Limits())
+        to = Node(run, NodeOptions.from_peer("PEER@127.0.0.1:9", port=port), Limits())
         assert send(to, film, caller="PEER") == 0
         until(lambda: b"a film was not answered" in said.read_bytes())
         process.send_signal(signal.SIGINT)

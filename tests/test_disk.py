@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from trustcxr.data import load_dataset
-from trustcxr.data.checks.check import audit
+from trustcxr.data.checks.check import check_data
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import is_dicom, read_image, read_mask
 from trustcxr.data.layouts import read_manifest
@@ -41,7 +41,7 @@ def at_once(work: Callable[[], object], seconds: float = 20) -> object:
 
 
 def half_write(target: Path, problem: Exception) -> None:
-    with atomic.replacing(target) as temporary:
+    with atomic.atomic_write(target) as temporary:
         temporary.write_text("half")
         raise problem
 
@@ -162,7 +162,7 @@ def test_a_pipe_or_a_device_is_no_image_and_nobody_waits_for_it(tmp_path: Path) 
 
 def test_pipes_among_images_are_findings_and_the_rest_is_read(films: Path) -> None:
     os.mkfifo(films / "Train" / "a" / "pipe.png")
-    found = at_once(lambda: audit(films, probes=False, workers=1))
+    found = at_once(lambda: check_data(films, probes=False, workers=1))
     (finding,) = (f for f in found.findings if f.kind == "unreadable")  # type: ignore[attr-defined]
     assert "named pipe" in finding.items[0]["detail"]
     assert len(at_once(lambda: load_dataset(films, split="Train", size=32, workers=1))) == 8  # type: ignore[arg-type]
@@ -177,7 +177,7 @@ def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(
     (films / "Train" / "loop").symlink_to("loop")
     (films / "Train" / "a" / "self.png").symlink_to("self.png")
     (films / "Train" / "b" / "0.png").rename(os.fsdecode(os.fsencode(films) + b"/Train/b/caf\xe9.png"))
-    found = audit(films, probes=False, workers=1)
+    found = check_data(films, probes=False, workers=1)
     by_kind = {f.kind: f for f in found.findings}
     passed = " ".join(item["path"] + item["detail"] for item in by_kind["passed_over"].items)
     assert by_kind["passed_over"].count == 2
@@ -194,7 +194,7 @@ def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(films: 
     bad = films / "Train" / "b" / "\x1b[2J\nVerdict  Nothing.png"
     bad.write_bytes((films / "Train" / "a" / "0.png").read_bytes())
     bad.with_name("\x1b]0;x.png").write_bytes(b"no film")
-    said = audit(films, probes=False, workers=1).text()
+    said = check_data(films, probes=False, workers=1).text()
     assert r"\x1b[2J\nVerdict  Nothing.png" in said
     assert r"\x1b]0;x.png" in said
     assert all(line.isprintable() for line in said.split("\n"))
@@ -211,7 +211,7 @@ def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pyte
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = audit(films, probes=False, workers=1)
+    found = check_data(films, probes=False, workers=1)
     (finding,) = (f for f in found.findings if f.kind == "passed_over")
     assert "permission denied" in finding.items[0]["detail"]
 

@@ -82,13 +82,13 @@ def test_another_version_of_the_shape_is_refused(tmp_path: Path, version: int | 
     for name, kind in (("metrics.json", RunDocument), ("study.json", StudyDocument)):
         path = tmp_path / name
         path.write_text(json.dumps({"version": schemas.VERSION}))
-        assert schemas.read(kind, path).version == schemas.VERSION
+        assert schemas.read_schema(kind, path).version == schemas.VERSION
         path.write_text(json.dumps({"version": version}))
         said = rf"{name}: it has version {version} of the documents' shape, and this TrustCXR reads version 2"
         with pytest.raises(UserError, match=said):
-            schemas.read(kind, path)
+            schemas.read_schema(kind, path)
         with pytest.raises(UserError, match=said):
-            load.read(tmp_path)
+            load.load_report(tmp_path)
         path.unlink()
 
 
@@ -111,7 +111,7 @@ def test_a_damaged_document_is_refused_with_file_field_and_remedy(
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as problem:
-        schemas.read(RunDocument, path)
+        schemas.read_schema(RunDocument, path)
     assert str(problem.value).startswith(f"{path}: damaged: {field}: ")
     assert str(problem.value).endswith(atomic.REMAKE)
     assert "\n" not in str(problem.value)
@@ -123,7 +123,7 @@ def test_a_document_is_built_with_figures_and_written_nested(tmp_path: Path) -> 
     accuracy = {"value": 0.5, "ci": [0.4, None]}
     stored = {"attack": "pgd", "epsilon": 0.02, "accuracy": accuracy, "n": 9, "steps": 20}
     assert atomic.read_json(tmp_path / "metrics.json") == {"run": "a", "attacks": [stored]}
-    again = schemas.read(RunDocument, tmp_path / "metrics.json")
+    again = schemas.read_schema(RunDocument, tmp_path / "metrics.json")
     assert again.attacks == [attack]
     again.attacks[0].steps = 40
     assert again.plain()["attacks"][0]["steps"] == 40
@@ -132,7 +132,7 @@ def test_a_document_is_built_with_figures_and_written_nested(tmp_path: Path) -> 
 def test_a_file_that_is_no_document_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("[1]")
     with pytest.raises(UserError, match=r"training\.json: expected keys and values, found list") as problem:
-        schemas.read(TrainingDocument, tmp_path / "training.json")
+        schemas.read_schema(TrainingDocument, tmp_path / "training.json")
     assert "\n" not in str(problem.value)
 
 

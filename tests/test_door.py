@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
-from trustcxr.attacks.bpda import Attackable
+from trustcxr.attacks.bpda import AttackView
 from trustcxr.audit import active_test as active_test_
 from trustcxr.audit.active_test import active_test
-from trustcxr.audit.entry_checks import Check, Door, black_box_check, check_kind, examine_at_the_door
+from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
 from trustcxr.audit.formats import load
 from trustcxr.audit.formats.outputs import InBatches
 from trustcxr.errors import UserError
@@ -31,16 +31,16 @@ def films() -> tuple[Tensor, Tensor]:
     return images_and_labels(60, seed=5)
 
 
-def door(net: Any, films: tuple[Tensor, Tensor], **declared: Any) -> Door:
+def door(net: Any, films: tuple[Tensor, Tensor], **declared: Any) -> EntryReport:
     options = {"classes": CLASSES, "size": SIDE, "trust_code": True} | declared
-    return examine_at_the_door(load(net, **options), *films, epsilon=0.05, planted=4)
+    return run_entry_checks(load(net, **options), *films, epsilon=0.05, planted=4)
 
 
-def failed(found: Door) -> set[str]:
+def failed(found: EntryReport) -> set[str]:
     return {c.check for c in found.checks if c.passed is False}
 
 
-def text(found: Door, check: str) -> str:
+def text(found: EntryReport, check: str) -> str:
     return next(c.text for c in found.checks if c.check == check)
 
 
@@ -376,7 +376,7 @@ def test_answers_of_another_kind_stop_an_explanation_before_it_begins(films: tup
 def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")
-    found = examine_at_the_door(load(path, classes=CLASSES), *films)
+    found = run_entry_checks(load(path, classes=CLASSES), *films)
     assert (found.traits, found.gradients) == (None, False)
 
 
@@ -384,7 +384,7 @@ def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
 def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str, films: tuple[Tensor, Tensor]) -> None:
     images, liar = films[0][:4], LIARS[name](trained())
-    plain = active_test(liar, images, epsilon=0.03, variants=[Attackable(liar)])
+    plain = active_test(liar, images, epsilon=0.03, variants=[AttackView(liar)])
     assert plain is not None
     assert not plain.passed
     mended = active_test(liar, images, epsilon=0.03)
@@ -446,7 +446,7 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, fi
         net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
         net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
     model = net.eval() if name is None else LIARS[name](net.eval())
-    plain = active_test(model, films[0][:4], epsilon=0.03, variants=[Attackable(model)])
+    plain = active_test(model, films[0][:4], epsilon=0.03, variants=[AttackView(model)])
     mended = active_test(model, films[0][:4], epsilon=0.03)
     assert plain is not None
     assert mended is not None
@@ -457,7 +457,7 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, fi
 
 def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
     checks = (Check("active test", False, "found 3 of 16"),)
-    assert not Door(checks).believed
+    assert not EntryReport(checks).believed
 
 
 def test_black_box_beats_white_box() -> None:
@@ -469,7 +469,7 @@ def test_the_model_is_left_as_it_was(films: tuple[Tensor, Tensor]) -> None:
     net = trained()
     given = load(net, classes=CLASSES, size=SIDE)
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    examine_at_the_door(given, *films, planted=2)
+    run_entry_checks(given, *films, planted=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -522,7 +522,7 @@ def test_a_random_model_is_not_accused_twice(films: tuple[Tensor, Tensor]) -> No
 
 def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Tensor]) -> None:
     found = door(LIARS["noise"](trained()), films)
-    assert isinstance(found.judged, Attackable)
+    assert isinstance(found.judged, AttackView)
     assert found.judged.draws == 16
     assert "the mean of 16 draws" in text(found, "same answer twice")
     honest = door(trained(), films)

@@ -106,7 +106,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
-    text = "\n".join(sentences(audits.read(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
+    text = "\n".join(sentences(audits.read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
     assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
@@ -126,7 +126,7 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
         str(tmp_path / "a.safetensors"),
         metadata={"epsilon": "0.05", "by": "somebody"},
     )
-    monkeypatch.setattr("trustcxr.audit.attack_runner.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     asked = {"attacks": ["worst-case"], "epsilons": [0.05], "trust_code": True}
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]

@@ -123,7 +123,7 @@ def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path:
     Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert atomic.part(atomic.read_yaml(run), "hardware")["threads"] == 1
+        assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
     first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
@@ -182,12 +182,12 @@ def test_the_second_is_told_who_holds_a_folder_and_a_killed_one_holds_nothing(tm
     assert first.stdout.readline().strip() == "held"
     with (
         pytest.raises(UserError, match=rf"in use by process {first.pid} on \S+ since \d{{4}}-"),
-        locks.holding(tmp_path),
+        locks.folder_lock(tmp_path),
     ):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
-    with locks.holding(tmp_path), locks.holding(tmp_path):
+    with locks.folder_lock(tmp_path), locks.folder_lock(tmp_path):
         assert atomic.read_json(tmp_path / locks.HOLDER_FILE)["pid"] == os.getpid()
 
 
@@ -199,7 +199,7 @@ def test_files_that_a_killed_process_left_half_written_are_swept(tmp_path: Path)
     (tmp_path / "checkpoint").mkdir()
     for name in (*half, *kept):
         (tmp_path / name).touch()
-    with locks.holding(tmp_path):
+    with locks.folder_lock(tmp_path):
         pass
     assert not [name for name in half if (tmp_path / name).exists()]
     assert all((tmp_path / name).exists() for name in kept), "and nothing that another living process writes"

@@ -21,7 +21,7 @@ from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.storage import atomic
 from trustcxr.study import engines, run_study
-from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
+from trustcxr.study.engines import EngineOptions, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
 from trustcxr.study.run_study import Study
 
@@ -47,14 +47,14 @@ def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
-        ("local", Asked(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
-        ("ray", Asked(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
-        ("local", Asked(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
-        ("ray", Asked(needs=Needs(0)), "--cpus 0: expected 1 or more"),
-        ("slurm", Asked(jobs=0), "--jobs 0: expected 1 or more"),
+        ("local", EngineOptions(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
+        ("ray", EngineOptions(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
+        ("local", EngineOptions(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
+        ("ray", EngineOptions(needs=Needs(0)), "--cpus 0: expected 1 or more"),
+        ("slurm", EngineOptions(jobs=0), "--jobs 0: expected 1 or more"),
     ],
 )
-def test_options_of_another_engine_are_refused(name: str, asked: Asked, said: str) -> None:
+def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
         engines.get(name, asked=asked)
 
@@ -73,7 +73,7 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
     for address, said in ((nobody, "no Ray cluster answers there"), ("here", "expected auto, HOST:PORT")):
         began = time.monotonic()
         with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
-            engines.get("ray", asked=Asked(address=address)).map(note, [Task(tmp_path, "a", "train")])
+            engines.get("ray", asked=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
         assert time.monotonic() - began < 30
 
 
@@ -165,7 +165,7 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine = engines.get("slurm", asked=Asked(needs=Needs(gpus=gpus), slurm=options))
+    engine = engines.get("slurm", asked=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
     engine.preflight(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert ("SLURM is asked for no GPU" in capsys.readouterr().err) == said
@@ -223,7 +223,7 @@ def cluster() -> Iterator[Any]:
 
 
 def on(cluster: Any, **asked: Any) -> Any:
-    return engines.get("ray", asked=Asked(address=cluster.address, **asked))
+    return engines.get("ray", asked=EngineOptions(address=cluster.address, **asked))
 
 
 @pytest.mark.full

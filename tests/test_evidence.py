@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trustcxr import explain, models
 from trustcxr.data import lesion_edits, load_dataset, phantom
 from trustcxr.defences import counterfactual_loss, guidance
-from trustcxr.defences.counterfactual_loss import Known
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
@@ -97,7 +97,7 @@ def test_a_norm_over_the_film_is_refused_where_a_cell_sees_but_a_part_of_it() ->
 
 def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.architecture("Evidence-33x96") == "evidence-33x96"
-    assert not evidence_networks.known("evidence-32")
+    assert not evidence_networks.is_evidence_network("evidence-32")
     with pytest.raises(UserError, match="evidence-33"):
         models.architecture("evidence-32")
     for narrow in ("evidence-33x0", "evidence-33x1", "evidence-fullx1", "evidence-resnet18x0"):
@@ -128,13 +128,13 @@ def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tenso
 # --- lesion masks in training ----------------------------------------------------------------------------------------
 
 
-def _known(count: int = 12) -> Known:
+def _known(count: int = 12) -> LesionBatch:
     """COVID-19 (0), Non-COVID (1) and Normal (2) in turn: lungs of 0.3, lesions of 0.8 in the first."""
     lung, lesion = torch.zeros(count, 1, SIZE, SIZE), torch.zeros(count, 1, SIZE, SIZE)
     lung[..., 10:54, 8:28] = lung[..., 10:54, 36:56] = 1
     lesion[::3, :, 14:26, 10:22] = 1
     pixels = torch.full((count, 1, SIZE, SIZE), 0.5) - 0.2 * lung + 0.5 * lesion
-    return Known(pixels, torch.arange(count) % 3, lung, lesion)
+    return LesionBatch(pixels, torch.arange(count) % 3, lung, lesion)
 
 
 def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> None:
@@ -204,7 +204,7 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
 ) -> None:
     known, asked, radii, real = _known(24), {}, [], counterfactual_loss.counterfactual
 
-    def counterfactual(known: Known, **options: object) -> Known:
+    def counterfactual(known: LesionBatch, **options: object) -> LesionBatch:
         asked.update(options)
         return real(known, **options)  # type: ignore[arg-type]
 
@@ -285,13 +285,15 @@ def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) ->
     costs = [float(guidance.guidance(_evidence(found), known, loss=loss)) for found in (on, off)]
     assert costs[0] < costs[1] - 0.01
     if loss == "energy":
-        lung = float(guidance.guidance(_evidence(on), Known(known.pixels, known.labels, known.lung, 0 * known.lesion)))
+        lung = float(
+            guidance.guidance(_evidence(on), LesionBatch(known.pixels, known.labels, known.lung, 0 * known.lesion))
+        )
         assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
 
 
 def test_films_without_masks_are_unguided() -> None:
     known = _known(3)
-    nothing = Known(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
+    nothing = LesionBatch(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
     found = torch.randn(3, 4, 16, 16, requires_grad=True)
     loss = guidance.guidance(_evidence(found), nothing)
     loss.backward()

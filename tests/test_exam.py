@@ -53,7 +53,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import write_files
     from trustcxr.evaluation import predictions
-    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
     from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
     films = load_dataset(write_files.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
@@ -64,7 +64,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
         seeds.append(_[-1]["seed"])  # type: ignore[index]
         return images
 
-    asked = Examined("net", net, films.classes, torch.device("cpu"))
+    asked = ModelUnderTest("net", net, films.classes, torch.device("cpu"))
     pgd = AttackRecipe(name="pgd", epsilons=(0.02,), steps=1)
     predictions.predict(asked, films, [pgd], views=False, batch_size=4, carry_out=carry_out, at_once=False)
     assert seeds == [0, 1, 2]

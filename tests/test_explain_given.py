@@ -37,8 +37,8 @@ def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours, explained."""
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
     content = atomic.read_yaml(folder / "run.yaml")
-    atomic.part(atomic.part(content, "recipe"), "data")["size"] = SIZE
-    content["data"] = fingerprints.of(load_dataset(films, "Train", SIZE))
+    atomic.section(atomic.section(content, "recipe"), "data")["size"] = SIZE
+    content["data"] = fingerprints.describe_training_data(load_dataset(films, "Train", SIZE))
     atomic.write_yaml(folder / "run.yaml", content)
     run("explain", folder, "--data", films, *QUICK)
     return folder
@@ -93,11 +93,11 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     assert any(name in done.stdout for name in ("brightness", "mean", "edges"))
     assert "random weights: 5 networks on 6 images" in done.stdout
     assert "Not for diagnosis" in done.stdout
-    document = schemas.read(schemas.RunDocument, out / "metrics.json")
+    document = schemas.read_schema(schemas.RunDocument, out / "metrics.json")
     assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
     assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
     assert document.given.sha256
-    theirs = schemas.read(schemas.RunDocument, newest(own) / "metrics.json")
+    theirs = schemas.read_schema(schemas.RunDocument, newest(own) / "metrics.json")
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold
         assert document.saliency[name].verdict[:30] == part.verdict[:30]
@@ -164,7 +164,7 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(fi
 def test_of_programs_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
     for source in (traced(small(), tmp_path / "m.pt"), exported(small(), tmp_path / "m.pt2")):
         found = load(source, classes=CLASSES, trust_code=True, **IMAGENET)
-        left = saliency_support.left_out(found, saliency_support.check(found, ["occlusion"]))
+        left = saliency_support.left_out(found, saliency_support.check_supported(found, ["occlusion"]))
         assert left.notes() == [left.cascade]
 
 

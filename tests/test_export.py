@@ -18,7 +18,7 @@ from trustcxr.audit import formats
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
-from trustcxr.evaluation.trained_run import as_before_refit
+from trustcxr.evaluation.trained_run import load_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
 from trustcxr.report import model_card
@@ -294,7 +294,7 @@ def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path
     atomic.write_yaml(refit / "run.yaml", content)
     run("push", refit, tmp_path / "shared")
     there = tx.load_run(tmp_path / "shared", on="cpu")
-    assert as_before_refit(there).folder == tmp_path / "shared" / "validated"
+    assert load_before_refit(there).folder == tmp_path / "shared" / "validated"
     shutil.rmtree(tmp_path / "shared" / "validated")
     with pytest.raises(UserError, match="validation judged"):
-        as_before_refit(there)
+        load_before_refit(there)

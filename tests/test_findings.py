@@ -83,12 +83,14 @@ MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
 def test_what_is_known_of_a_film() -> None:
     table = pd.DataFrame({"class": ["Edema|Hernia", "No Finding", "Edema", "Bright"]})
     expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
-    np.testing.assert_array_equal(multilabel.known(table, NAMES), expected)
+    np.testing.assert_array_equal(multilabel.labelled_findings(table, NAMES), expected)
     stated = pd.DataFrame({"class": ["x"] * 4, "edema": ["1", "0.0", "-1", None]})
-    assert multilabel.known(stated, NAMES)[:, 2].tolist() == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
-    assert np.isnan(multilabel.known(stated, NAMES)[:, 0]).all()
+    assert multilabel.labelled_findings(stated, NAMES)[:, 2].tolist() == pytest.approx(
+        [1, 0, np.nan, np.nan], nan_ok=True
+    )
+    assert np.isnan(multilabel.labelled_findings(stated, NAMES)[:, 0]).all()
     with pytest.raises(UserError, match=r"finding 'bronchitis'.*--label 'bronchitis=Bright'"):
-        multilabel.known(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
+        multilabel.labelled_findings(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
 
 
 def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:

@@ -9,7 +9,7 @@ from trustcxr.audit.formats import load
 from trustcxr.audit.multilabel import Decision
 from trustcxr.defences import adversarial
 from trustcxr.models import factory, zoo
-from trustcxr.models.fuse_batchnorm import faster, folded, pairs
+from trustcxr.models.fuse_batchnorm import folded, fused, pairs
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -153,7 +153,7 @@ def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: st
         assert found is not None
         model = Decision(found, 1, 0.5) if around == "finding" else found
     before, labels, met = state(model), LABELS.clamp(max=1), []
-    quick = faster(model, IMAGES)
+    quick = fused(model, IMAGES)
     model.register_forward_pre_hook(lambda *_: met.append(1))
     assert quick is not model
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
@@ -177,6 +177,6 @@ class ReadsItsNorm(nn.Module):
 
 def test_what_looks_into_its_own_layers_or_has_nothing_to_fold_is_searched_as_it_is() -> None:
     assert pairs(own := lived_in(ReadsItsNorm()).eval())
-    assert faster(own, IMAGES) is own
+    assert fused(own, IMAGES) is own
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 3)).eval()
-    assert faster(plain, IMAGES) is plain
+    assert fused(plain, IMAGES) is plain

@@ -102,7 +102,7 @@ def test_what_three_judges_disagreed_on(
     assert (found.masked, kinds(found)) == (masked, signs)
     # The alarms are these signs and no others, and the report and the terminal show these.
     stored = read({"clean": {"accuracy": {"value": 0.8}, "n": 90}, "attacks": listed, "masking": found.plain()})
-    made = alarms.of(stored)
+    made = alarms.find_alarms(stored)
     assert [alarm.kind for alarm in made] == signs
     run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
     shown = report_alarms.find(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
@@ -166,7 +166,9 @@ def test_a_constant_network_has_no_verdict_but_an_alarm() -> None:
     found = alarms.verdict(read(fixed))
     assert found.masked is None
     assert "better than by one constant answer (61.1%)" in found.because
-    assert [alarm.kind for alarm in alarms.of(read(fixed | {"masking": found.plain()}))] == ["no_better_than_constant"]
+    assert [alarm.kind for alarm in alarms.find_alarms(read(fixed | {"masking": found.plain()}))] == [
+        "no_better_than_constant"
+    ]
 
 
 def test_a_sign_must_go_beyond_chance_over_the_same_images() -> None:

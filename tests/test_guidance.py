@@ -12,7 +12,7 @@ from trustcxr import explain, models
 from trustcxr.data import phantom
 from trustcxr.data.dataset import Dataset, load_dataset
 from trustcxr.defences import guidance
-from trustcxr.defences.counterfactual_loss import Known
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
 from trustcxr.evaluation import load_run
@@ -24,12 +24,12 @@ from trustcxr.training import fit_run
 SIZE = 32
 
 
-def _known(films: int = 3) -> Known:
+def _known(films: int = 3) -> LesionBatch:
     generator = torch.Generator().manual_seed(0)
     lesion, lung = torch.zeros(films, 1, SIZE, SIZE), torch.zeros(films, 1, SIZE, SIZE)
     lung[:, :, 4:28, 4:28] = 1
     lesion[: films - 1, :, 8:16, 8:16] = 1  # the last film has none
-    return Known(torch.rand(films, 1, SIZE, SIZE, generator=generator), torch.arange(films) % 3, lung, lesion)
+    return LesionBatch(torch.rand(films, 1, SIZE, SIZE, generator=generator), torch.arange(films) % 3, lung, lesion)
 
 
 def _in_training(model: nn.Module | None = None) -> nn.Module:
@@ -42,7 +42,7 @@ def _in_training(model: nn.Module | None = None) -> nn.Module:
     return model
 
 
-def _pass(model: nn.Module, known: Known, on: str, layer: int = -1) -> Pass:
+def _pass(model: nn.Module, known: LesionBatch, on: str, layer: int = -1) -> Pass:
     with guidance.followed(model, on, layer=layer) as passes:
         model(known.pixels)
     (found,) = passes
@@ -126,7 +126,7 @@ def test_a_map_that_has_a_positive_part_does_not_feel_the_depth() -> None:
 def test_a_film_without_a_lesion_is_unguided(on: str) -> None:
     model, known = _in_training(), _known()
     found = _pass(model, known, on)
-    nothing = Known(known.pixels, known.labels, known.lung, 0 * known.lesion)
+    nothing = LesionBatch(known.pixels, known.labels, known.lung, 0 * known.lesion)
     assert guidance.guidance(found, nothing).item() == 0
     energies = 1 - guidance.guidance(_pass(model, known, on), known)
     shown = guidance.explained(found, known).detach().clamp(min=0)
@@ -221,7 +221,7 @@ def _energy_inside(model: nn.Module, data: Dataset, on: str, layer: int) -> floa
     ill = np.flatnonzero(data.masks("infection").any((1, 2)))
     lesion = torch.from_numpy(np.array(data.masks("infection")[ill])).float()[:, None]
     pixels = torch.from_numpy(data.batch(ill)).float() / 255
-    known = Known(pixels, torch.from_numpy(data.labels[ill]), lesion, lesion)
+    known = LesionBatch(pixels, torch.from_numpy(data.labels[ill]), lesion, lesion)
     return 1 - guidance.guidance(_pass(_in_training(model), known, on, layer), known).item()
 
 
@@ -246,7 +246,7 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     train, val = films
     asked, real = [], guidance.guidance
 
-    def spied(found: Pass, known: Known, *, loss: str, depth: float) -> Tensor:
+    def spied(found: Pass, known: LesionBatch, *, loss: str, depth: float) -> Tensor:
         assert len(found.read) >= len(known.labels) == len(known.pixels)
         assert found.model.training
         asked.append((found.on, loss, tuple(found.read.shape[2:]), bool(known.ill().any())))

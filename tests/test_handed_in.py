@@ -47,7 +47,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
     monkeypatch.setattr(audits, "load_exam", lambda: weak.model_copy(update={"attacks": (short,)}))
     # An attack of ours that finds nothing: images as they are.
-    monkeypatch.setattr("trustcxr.audit.attack_runner.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
     both = audits.audit(
         model,
@@ -127,7 +127,9 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
     names = [str(name) for name, label in zip(films.sample_ids, films.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
-    given = submitted.read(written(tmp_path / "a.safetensors", found, epsilon="1"), films, ("Bright", "Edema"))
+    given = submitted.read_submitted(
+        written(tmp_path / "a.safetensors", found, epsilon="1"), films, ("Bright", "Edema")
+    )
     table = pd.DataFrame(
         {
             "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
@@ -139,25 +141,27 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
             "broken_by": "",
         }
     )
-    worse, counted = submitted.worse_of_both(table, given, Present(), torch.device("cpu"))
+    worse, counted = submitted.worst_with_submitted(table, given, Present(), torch.device("cpu"))
     assert counted is not None
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
     assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
     only = {f"{names[0]}#Edema": dark.clone()}
-    other = submitted.read(written(tmp_path / "c.safetensors", only, epsilon="1"), films, ("Bright", "Edema"))
+    other = submitted.read_submitted(written(tmp_path / "c.safetensors", only, epsilon="1"), films, ("Bright", "Edema"))
     table = table[table["sample_id"].str.endswith("#Bright")]
-    same, none = submitted.worse_of_both(table, other, Present(), torch.device("cpu"))
+    same, none = submitted.worst_with_submitted(table, other, Present(), torch.device("cpu"))
     assert same is table
     assert none is None
     mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
     with pytest.raises(UserError, match="#Edma: behind a film's id may stand one of its findings, Bright, Edema"):
-        submitted.read(mistyped, films, ("Bright", "Edema"))
+        submitted.read_submitted(mistyped, films, ("Bright", "Edema"))
     with pytest.raises(UserError, match="holds no image"):
-        submitted.read(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
+        submitted.read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
     with pytest.raises(UserError, match="nobody#Edema is none of these films"):
-        submitted.read(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films)
+        submitted.read_submitted(
+            written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films
+        )
 
 
 def bright_or_dark(folder: Path) -> Path:

@@ -57,9 +57,9 @@ def test_every_attack_has_an_example_that_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in registry.SALIENCY.items() if entry.function])
 def test_every_saliency_method_has_an_example_that_runs(name: str) -> None:
-    assert ">>> " in (inspect.getdoc(registry.function_of("explain", registry.SALIENCY[name].function)) or "")
+    assert ">>> " in (inspect.getdoc(registry.load_function("explain", registry.SALIENCY[name].function)) or "")
 
 
 def test_reading_and_auditing_data_have_examples_that_run() -> None:
-    for function in (data.load_dataset, check.audit):
+    for function in (data.load_dataset, check.check_data):
         assert ">>> " in (inspect.getdoc(function) or "")

@@ -8,7 +8,7 @@ import pytest
 from pack import Pack
 from test_engines import small
 from trustcxr import report
-from trustcxr.report.load import read
+from trustcxr.report.load import load_report
 from trustcxr.report.tables import comparisons, seeds
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
@@ -37,7 +37,7 @@ def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(done: Path) -> StudyDocument:
-    return schemas.read(StudyDocument, done / "study.json")
+    return schemas.read_schema(StudyDocument, done / "study.json")
 
 
 def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: StudyDocument) -> None:
@@ -55,7 +55,7 @@ def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: Stu
 
 @pytest.mark.usefixtures("unrendered")
 def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: StudyDocument) -> None:
-    runs = read(done).runs
+    runs = load_report(done).runs
     assert sum("half" in run.label for run in runs) == 2
     assert len({run.label for run in runs}) == len(runs)
     assert any("half" in cell.small for row in comparisons.comparisons(study).rows for cell in row)

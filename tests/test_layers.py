@@ -103,12 +103,12 @@ def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None
 def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:
     for names, options in (("test_vit", {"members": 2}), ("resnet18+test_vit", {})):
         with pytest.raises(UserError, match=r"members of an ensemble need last feature maps \(B, K, h, w\)"):
-            factory.check(names, size=160, **options)
-    factory.check("resnet18+vgg16", size=64)
+            factory.check_network(names, size=160, **options)
+    factory.check_network("resnet18+vgg16", size=64)
     with pytest.raises(UserError, match=r"\(1, 512, 2, 2\) and \(1, 512, 1, 1\)"):
-        factory.check("resnet18+vgg16", size=48)
+        factory.check_network("resnet18+vgg16", size=48)
     with pytest.raises(UserError, match="unknown model 'resnet19'"):
-        factory.check("resnet18+resnet19", size=64)
+        factory.check_network("resnet18+resnet19", size=64)
     run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
     with pytest.raises(UserError, match="members of an ensemble need"):
         run_folder.train(run, tmp_path, tmp_path / "run")
@@ -120,7 +120,7 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     with pytest.raises(
         UserError, match=rf"^{name} does not take images of {size} pixels \(.*\): choose another data\.size"
     ):
-        factory.check(name, size=size)
+        factory.check_network(name, size=size)
     run = recipe(model={"name": name}).model_copy(update={"data": DataRecipe(size=size)})
     with pytest.raises(UserError, match="does not take images"):
         run_folder.train(run, tmp_path / "no data is looked for", tmp_path / "run")
@@ -147,7 +147,7 @@ def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytes
         return classifier.Classifier(NeedsValues(), mean=0.5, std=0.5)
 
     monkeypatch.setattr(factory, "build", build)
-    factory.check("made up", size=32)
+    factory.check_network("made up", size=32)
     assert [device.type for device in asked] == ["meta", "cpu"]
 
 
@@ -186,11 +186,11 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
 
 
 def test_a_study_says_so_before_any_work() -> None:
-    factory.check("resnet18", size=64, normalisation="group", activation="silu")
+    factory.check_network("resnet18", size=64, normalisation="group", activation="silu")
     with pytest.raises(UserError, match="stands in for ReLU"):
-        factory.check("test_vit", size=160, activation="silu")
+        factory.check_network("test_vit", size=160, activation="silu")
     with pytest.raises(UserError, match="unknown model"):
-        factory.check("resnet19", size=64)
+        factory.check_network("resnet19", size=64)
 
 
 def test_a_network_without_the_layer_is_refused() -> None:

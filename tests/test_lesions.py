@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trustcxr import models
 from trustcxr.data import lesion_edits, load_dataset
-from trustcxr.data.lesion_edits import Films
+from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.phantom import write_files
 from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
@@ -28,13 +28,13 @@ SIZE, COUNT = 48, 12
 
 
 @lru_cache
-def _films(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> Films:
+def _films(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> EditInputs:
     films = [render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
     images, lung, lesion = (
         torch.from_numpy(np.stack([getattr(film, name) for film in films]))
         for name in ("image", "lung_mask", "infection_mask")
     )
-    return Films(images[:, None].float() / 255, lung > 0, lesion > 0)
+    return EditInputs(images[:, None].float() / 255, lung > 0, lesion > 0)
 
 
 class Reader(nn.Module):
@@ -91,7 +91,7 @@ def test_a_model_that_reads_the_marker_has_none() -> None:
 
 def test_the_background_takes_on_the_very_change_of_the_lesion() -> None:
     films, seen = _films("COVID-19"), []
-    films = Films(torch.where(films.lung[:, None], films.images, 0.5), films.lung, films.lesion)  # nothing is cut
+    films = EditInputs(torch.where(films.lung[:, None], films.images, 0.5), films.lung, films.lesion)  # nothing is cut
     model = _marker_reader()
     model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     explained.removal(model, films, 0, fills=("grey",))
@@ -177,7 +177,9 @@ def test_a_healthy_patch_is_healthy_lung_alone() -> None:
     healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
     model = Reader(healthy.images, healthy.lung, _films("COVID-19").images)
     rows = torch.arange(SIZE)[:, None].expand(SIZE, SIZE)
-    narrow = Films(others.images, others.lung & (rows % 2 == 0), others.lesion)  # half of it is no lung of the donor
+    narrow = EditInputs(
+        others.images, others.lung & (rows % 2 == 0), others.lesion
+    )  # half of it is no lung of the donor
     whole, half = (explained.transplantation(model, healthy, donors, each, 0)["share"] for each in (others, narrow))
     assert half.mean() < 0.65 * whole.mean(), "where the donor has no lung nothing is put in, neither lesion nor patch"
 
@@ -272,7 +274,7 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
 
 def test_a_lesion_that_has_no_counterpart_is_left_out_and_counted() -> None:
     films = _films("COVID-19")
-    full = Films(films.images, films.lung, films.lung)
+    full = EditInputs(films.images, films.lung, films.lung)
     table = explained.removal(_lesion_reader(), full, 0, fills=("grey",))
     found = explained.summed_up(table[table["control"] == "lung"], np.arange(COUNT).astype(str))
     assert (found.films, found.left_out) == (0, COUNT)
@@ -319,7 +321,7 @@ def test_a_film_without_lungs_has_no_effect_and_is_counted() -> None:
     films = _films("COVID-19")
     lung = films.lung.clone()
     lung[3] = False
-    table = explained.removal(_marker_reader(), Films(films.images, lung, films.lesion), 0, fills=("grey",))
+    table = explained.removal(_marker_reader(), EditInputs(films.images, lung, films.lesion), 0, fills=("grey",))
     for control, rows in table.groupby("control"):
         whole = explained.removal(_marker_reader(), films, 0, fills=("grey",))
         known = whole[whole["control"] == control]["effect"].notna().to_numpy()
@@ -357,7 +359,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     torch.manual_seed(0)
     model = models.build("evidence-17x8", classes=3).eval()
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
-    table = explained.of_run(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
+    table = explained.lesion_effects(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
     ill = explained.with_lesions(data)
     assert len(ill) == 10
     assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 3, 3), "the time that is left is said"
@@ -365,7 +367,7 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
         assert rows["film"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
     whole = explained.removal(
-        model, lesion_edits.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
+        model, lesion_edits.make_edit_inputs(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
     )
     first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
     ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
@@ -388,13 +390,13 @@ def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
     torch.manual_seed(0)
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
     run = Run(tmp_path, models.build("evidence-17x8", classes=3).eval(), data.classes, recipe)
-    return run, data, explained.of_run(run, data, **options)
+    return run, data, explained.lesion_effects(run, data, **options)
 
 
 def test_a_sample_is_inpainted_attacked_and_put_into_healthy_films_too(tmp_path: Path) -> None:
     run, data, table = _asked(tmp_path, sample=3, epsilon=0.02)
     plain = table[(table["condition"] == "clean") & table["fill"].isin(explained.FILLS)]
-    pd.testing.assert_frame_equal(plain, explained.of_run(run, data))
+    pd.testing.assert_frame_equal(plain, explained.lesion_effects(run, data))
     drawn = table[table["fill"] == "inpaint"]
     assert set(drawn["control"]) == set(explained.CONTROLS)
     assert drawn["film"].nunique() == 3
@@ -431,10 +433,10 @@ def test_the_patch_and_the_lesion_are_of_other_films_than_the_one_they_are_put_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, data, _ = _asked(tmp_path)
-    given: list[Films] = []
+    given: list[EditInputs] = []
     monkeypatch.setattr(explained, "transplantation", lambda model, *films, **_: given.extend(films[:3]) or _nothing())
     with pytest.raises(RuntimeError, match="far enough"):
-        explained.of_run(run, data, sample=4)
+        explained.lesion_effects(run, data, sample=4)
     into, ill, well = given
     assert not into.lesion.any()
     assert not well.lesion.any()
@@ -460,7 +462,7 @@ def test_films_without_lungs_are_left_out_of_transplants() -> None:
     without = torch.zeros_like(donors.lung)
     given = [healthy, donors, others]
     for place in range(3):
-        films = [Films(f.images, without if k == place else f.lung, f.lesion) for k, f in enumerate(given)]
+        films = [EditInputs(f.images, without if k == place else f.lung, f.lesion) for k, f in enumerate(given)]
         table = explained.transplantation(_lesion_reader(), *films, 0)
         assert table["effect"].isna().all(), place
         assert explained.summed_up(table, table["film"].astype(str).to_numpy()).left_out == COUNT

@@ -113,7 +113,7 @@ def test_chexpert_as_published(tmp_path: Path) -> None:
     assert sorted(table["patient"]) == ["patient00001", "patient00002", "patient00002", "patient00003"]
     assert set(table["split"]) == {"Train"}
     assert [n for n in manifest.notes if "No Finding, Edema, Fracture, Support Devices" in n]
-    said = multilabel.known(manifest.table, ["Edema", "Fracture", "Hernia"])
+    said = multilabel.labelled_findings(manifest.table, ["Edema", "Fracture", "Hernia"])
     by_path = dict(zip(manifest.table["path"].str.split("/").str[1:3].str.join("/"), said.tolist(), strict=True))
     assert by_path["patient00003/study1"][0] == 0
     assert by_path["patient00002/study2"][1] == 1
@@ -164,7 +164,7 @@ def test_a_finding_that_is_named_as_the_class_is_still_known_of_each_film(tmp_pa
         film(tmp_path / f"{name}.png")
     (tmp_path / "list.csv").write_text("Path,Edema,Mass\nx.png,1.0,0.0\ny.png,0.0,\n")
     table = read_manifest(tmp_path / "list.csv", columns={"path": "Path", "class": "Edema"}).table
-    said = multilabel.known(table, ["Edema", "Mass"])[:, 0]
+    said = multilabel.labelled_findings(table, ["Edema", "Mass"])[:, 0]
     assert dict(zip(table["path"], said, strict=True)) == {"x.png": 1, "y.png": 0}
     assert "by_Edema" not in subgroups.columns_of(pd.concat([table] * 30, ignore_index=True)), "the class once more"
 

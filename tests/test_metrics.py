@@ -465,7 +465,7 @@ def found(clean: float, *rows: tuple[str, float, float]) -> list[Alarm]:
 def alarms_of(content: dict[str, Any]) -> list[Alarm]:
     made = RunDocument.model_validate(content)
     made.masking = alarms.verdict(made)
-    return alarms.of(made)
+    return alarms.find_alarms(made)
 
 
 def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:

@@ -61,7 +61,7 @@ def test_a_checkpoint_cut_off_while_it_is_written_leaves_the_one_before(tmp_path
 
     with pytest.raises(PowerCut):
         io.save_checkpoint({"large": torch.zeros(1000), "then": Cut()}, path)
-    assert checkpoint.read(tmp_path) == {"epoch": 0}
+    assert checkpoint.load_checkpoint(tmp_path) == {"epoch": 0}
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_never_passes_through_the_temporary_folder(
     for name in ("mkstemp", "NamedTemporaryFile", "mkdtemp"):
         monkeypatch.setattr(tempfile, name, never)
     cut(films, tmp_path)
-    assert checkpoint.read(tmp_path) is not None
+    assert checkpoint.load_checkpoint(tmp_path) is not None
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.safetensors"])
@@ -141,11 +141,11 @@ def test_a_checkpoint_that_cannot_be_read_for_now_is_left(
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint.torch, "load", lambda *_, p=problem, **__: (_ for _ in ()).throw(p))
             with pytest.raises(UserError, match=rf"cannot be read now \({why}\); it was left as it is"):
-                checkpoint.read(tmp_path)
+                checkpoint.load_checkpoint(tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
     with monkeypatch.context() as patch:  # as a place in a damaged file may be that is in none
         patch.setattr(checkpoint.torch, "load", lambda *_, **__: (_ for _ in ()).throw(OSError(22, "Invalid argument")))
-        assert checkpoint.read(tmp_path) is None
+        assert checkpoint.load_checkpoint(tmp_path) is None
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -174,7 +174,7 @@ def test_what_a_killed_evaluation_of_other_films_left_is_swept(tmp_path: Path) -
     for file in left:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    with locks.holding(tmp_path):
+    with locks.folder_lock(tmp_path):
         pass
     assert not [file for file in left if file.exists()]
 
@@ -222,7 +222,7 @@ def test_a_run_that_lost_its_checksums_is_refused(left: dict[str, None], trained
 
 def test_a_folder_of_what_was_refused_is_not_left_behind(tmp_path: Path) -> None:
     def refused(folder: Path, *, begun: bool = False) -> None:
-        with locks.holding(folder):
+        with locks.folder_lock(folder):
             if begun:
                 (folder / "history.csv").write_text("epoch\n")
             raise UserError("refused")

@@ -89,7 +89,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
-    found = load.read(study)
+    found = load.load_report(study)
     one = found.runs[2]
     drawing = training_curves.training_curve(one)
     assert drawing is not None
@@ -146,4 +146,4 @@ def test_a_pdf_holds_its_letters_and_is_the_same_each_time(study: Path, tmp_path
     assert b"/FontFile2" in first, "TrueType, as journals ask"
     assert b"/Type3" not in first
     names = {path.name for path in (tmp_path / "one").glob("*.pdf")}
-    assert len(names) == len(list(figure_export.drawings(load.read(study), narrow=True)))
+    assert len(names) == len(list(figure_export.drawings(load.load_report(study), narrow=True)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data.checks.check import audit
+from trustcxr.data.checks.check import check_data
 from trustcxr.data.images import plausibility
 from trustcxr.data.images.read import read_image
 from trustcxr.data.phantom.render_image import render
@@ -60,7 +60,7 @@ def test_the_check_finds_something_on_photographs(tmp_path: Path) -> None:
             for i in range(3):
                 top, left = random.integers(0, 100, 2)
                 Image.fromarray(pixels[top : top + 300, left : left + 400]).save(folder / f"{i}.jpg")
-    found = audit(tmp_path / "photos", probes=False, workers=1)
+    found = check_data(tmp_path / "photos", probes=False, workers=1)
     kinds = {f.kind: f for f in found.findings}
     assert kinds["film_colour"].count == 12
     assert kinds["film_colour"].severity == "warning"

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from small_runs import untrained
 from test_cli import run as typed
 from trustcxr.data import read_manifest
-from trustcxr.data.checks.check import audit
+from trustcxr.data.checks.check import check_data
 from trustcxr.data.images import generated, resize
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
@@ -65,7 +65,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) ->
     (answer,) = predict.predict(run, [films / "a" / "x.png"])
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert generated.source_of(Path(answer.heatmap)) == heatmap_io.fingerprint(films / "a" / "x.png")
+    assert generated.read_source(Path(answer.heatmap)) == heatmap_io.fingerprint(films / "a" / "x.png")
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
     assert after.passed_over == {answer.heatmap: "a heatmap that predict wrote, and no film"}
-    checked = audit(tmp_path, probes=False, workers=1)
+    checked = check_data(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
 
@@ -219,7 +219,7 @@ class Claims(torch.nn.Module):
 def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
     claims: bool, run: Path, films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, film = load_run(run, on="cpu"), predict.read(films / "a" / "x.png").pixels
+    loaded, film = load_run(run, on="cpu"), predict.read_source(films / "a" / "x.png").pixels
     plain = predict.answer(loaded, film, epsilon=0.02)
     predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
     copy = Claims((predicted + claims) % count, count)
@@ -257,7 +257,7 @@ def test_a_run_that_learnt_from_padded_films_is_shown_padded_ones(run: Path, tmp
         wanted = loaded.model(square).softmax(1)[0]
     assert list(said.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
     assert Image.open(tmp_path / "x.png").size == (100, 200)
-    down, across = resize.on_film(64, film.shape, "pad")
+    down, across = resize.to_original(64, film.shape, "pad")
     assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the film"
     assert resize.resize_image(film, 64, "pad")[:, :15].max() == 0
 

@@ -106,7 +106,7 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     forgotten = checkpoint(study / "runs" / "c" / "validated", finished=False, days=90)
     assert "old" in run("prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
-    with locks.holding(study / "runs" / "c"):
+    with locks.folder_lock(study / "runs" / "c"):
         held = {one.path: one.held for one in cache_prune.prune([study]).found}
         assert f"process {os.getpid()}" in held[str(forgotten)]
     cache_prune.prune([study], remove=True)

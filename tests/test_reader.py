@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def shown(finished: Path) -> list[Film]:
     """Four films with the maps of three arms."""
-    return prepare.films(prepare.arms(finished, ARMS), data=None, count=4, seed=1)
+    return prepare.draw_images(prepare.arms(finished, ARMS), data=None, count=4, seed=1)
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
 
 def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None:
     arms = prepare.arms(finished, ARMS[:2])
-    shown = prepare.films(arms, data=None, count=3, seed=0)
-    assert [f.sample for f in shown] == [f.sample for f in prepare.films(arms, data=None, count=3, seed=0)]
+    shown = prepare.draw_images(arms, data=None, count=3, seed=0)
+    assert [f.sample for f in shown] == [f.sample for f in prepare.draw_images(arms, data=None, count=3, seed=0)]
     assert len({f.sample for f in shown}) == 3
-    run = load.read(finished).runs[0]
+    run = load.load_report(finished).runs[0]
     assert run.panels is not None
     place = {name: k for k, name in enumerate(run.panels["sample_id"])}
     for film in shown:
@@ -98,7 +98,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
     runs = [load.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
     arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
-    shown = prepare.films(arms, data=data, count=2, seed=4)
+    shown = prepare.draw_images(arms, data=data, count=2, seed=4)
     assert len({film.sample for film in shown}) == 2
     dataset = load_dataset(data, split="Test", size=32, classes=CLASSES)
     loaded = {folder: load_run(folder) for folder in folders}
@@ -110,10 +110,10 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
             assert drawn == prepare._over(panel["image"][0], panel["saliency"][0])
     assert len({png for film in shown for png in film.maps}) > 2  # a network that was never trained may see nothing
     with pytest.raises(UserError, match="100 are asked for"):
-        prepare.films(arms, data=data, count=100, seed=4)
+        prepare.draw_images(arms, data=data, count=100, seed=4)
     other = load.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
     with pytest.raises(UserError, match="other classes"):
-        prepare.films([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
+        prepare.draw_images([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        prepare.films(prepare.arms(finished, arms), data=None, count=count, seed=0)
+        prepare.draw_images(prepare.arms(finished, arms), data=None, count=count, seed=0)
 
 
 @pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--films", 7), ("--reader", "R1"), ("--seed", 1)])
@@ -142,21 +142,21 @@ def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
 ) -> None:
     place = reader_study.place(finished)
     try:
-        first = reader_study.open_or_make(finished, reader_study.Asked(arms=ARMS, films=2))
+        first = reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, films=2))
         first.add("R1")
-        again = reader_study.open_or_make(finished, reader_study.Asked())
+        again = reader_study.open_or_make(finished, reader_study.ReaderOptions())
         assert [r.token for r in again.readers()] == [r.token for r in first.readers()]
         assert place.stat().st_mode & 0o077 == 0  # the key is its owner's
-        for asked in (reader_study.Asked(arms=ARMS[:2]), reader_study.Asked(films=3)):
+        for asked in (reader_study.ReaderOptions(arms=ARMS[:2]), reader_study.ReaderOptions(films=3)):
             with pytest.raises(UserError, match="move that folder away"):
                 reader_study.open_or_make(finished, asked)
         with pytest.raises(UserError, match="drawn by seed 0; move that folder away"):
-            reader_study.open_or_make(finished, reader_study.Asked(seed=99))
-        reader_study.open_or_make(finished, reader_study.Asked(seed=0, data=tmp_path / "nowhere"))
+            reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=99))
+        reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=0, data=tmp_path / "nowhere"))
         assert capsys.readouterr().err.count("--data is not looked at") == 1
         place.write_bytes(b"nonsense" * 100)
         with pytest.raises(UserError, match="not the file of a reader study"):
-            reader_study.open_or_make(finished, reader_study.Asked())
+            reader_study.open_or_make(finished, reader_study.ReaderOptions())
     finally:
         place.unlink()
 
@@ -170,13 +170,13 @@ def test_other_films_and_films_without_lesion_masks_are_not_read(
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
     atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
     arms = [prepare.Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
-    assert len(prepare.films(arms, data=data, count=2, seed=0)) == 2
+    assert len(prepare.draw_images(arms, data=data, count=2, seed=0)) == 2
     other = write_files.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
     with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
-        prepare.films(arms, data=other, count=2, seed=0)
+        prepare.draw_images(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
     with pytest.raises(UserError, match="no infection masks here"):
-        prepare.films(arms, data=data, count=2, seed=0)
+        prepare.draw_images(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
@@ -184,7 +184,7 @@ def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     whole = f"say who: trustcxr reader {finished} --reader NAME"
     for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
-            reader_study.serve(finished, reader_study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
+            reader_study.serve(finished, reader_study.ReaderOptions(arms=ARMS), names, host="127.0.0.1", port=0)
     assert not reader_study.place(finished).exists()
 
 
@@ -209,7 +209,7 @@ def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path
     place = reader_study.place(finished)
     place.parent.mkdir(exist_ok=True)
     with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
-        reader_study.open_or_make(finished, reader_study.Asked(arms=ARMS, films=2))
+        reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, films=2))
     assert not place.exists()
 
 
@@ -383,7 +383,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
         reader_results.write(reader_results.gather(store), [], tmp_path)
     read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
-    runs = load.read(finished).runs
+    runs = load.load_report(finished).runs
     _with_saliency(runs[0], store)
     found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), runs)}
     best, *rest = found["preference"].rows

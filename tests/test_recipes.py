@@ -55,7 +55,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert recipe.name == name
     assert recipe.title
     for model in recipe.models:
-        factory.check(model.name, size=recipe.data.size, **model.options())
+        factory.check_network(model.name, size=recipe.data.size, **model.options())
     for defence in recipe.defences:
         defences.get(defence.name)
     for attack in recipe.evaluation.attacks:
@@ -90,7 +90,7 @@ def test_twenty_one_is_the_papers_study_in_small() -> None:
     assert [(d.name, d.epsilon, d.ramp) for d in recipe.defences] == [("fgsm", 0.02, 0.7)]
     assert {attack.name for attack in recipe.evaluation.attacks} == {"fgsm", "pgd", "worst-case"}
     with pytest.raises(UserError, match="does not take images of 64 pixels"):
-        factory.check("InceptionV3", size=64)
+        factory.check_network("InceptionV3", size=64)
 
 
 @pytest.mark.parametrize("name", ["demo", "quick", "twenty-one"])

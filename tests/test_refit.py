@@ -94,7 +94,7 @@ def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path)
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
-    assert evaluation_run.as_before_refit(loaded) is loaded
+    assert evaluation_run.load_before_refit(loaded) is loaded
 
 
 @pytest.mark.sample("9")

@@ -170,7 +170,7 @@ def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) ->
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
     from trustcxr.report.tables import confusion
 
-    found = load.read(study)
+    found = load.load_report(study)
     head = ranking.headline(found.study, found.runs)
     for run in found.runs:
         counted = confusion.under_attack(run, head, len(CLASSES))
@@ -274,7 +274,7 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     shown = " ".join(page.text.split())
     for text in {a["text"] for a in document["alarms"]}:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
-    found = load.read(study)
+    found = load.load_report(study)
     assert alarm_list.find(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
     found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
     groups = alarm_list.find(found, found.runs).groups
@@ -306,7 +306,7 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
     assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
     assert "53.0 to 61.0" in shown.text
-    assert accuracy.shortcuts(load.read(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
+    assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
 def test_two_classes_and_other_defences(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_the_terminal_shows_each_run_with_its_alarms_and_cuts_nothing(
 ) -> None:
     path = make_study(tmp_path / "s", models=("InceptionResNetV2", "[bold]x"), panels=0, images=30, resamples=20)
     monkeypatch.setenv("COLUMNS", "80")
-    report.print_study(load.read(path).study)
+    report.print_study(load.load_report(path).study)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown

@@ -61,7 +61,7 @@ def row_of(table: Any, number: int, measure: str) -> list[Any]:
 
 
 def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
-    runs = load.read(study).runs
+    runs = load.load_report(study).runs
     first, second = saliency.shown(runs).rows
     assert first[3].text == second[3].text == "2 x 2"
     assert (first[4].text, first[4].beside) == ("0.089", "chance 0.132")
@@ -73,7 +73,7 @@ def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
 
 
 def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_a_dash(study: Path) -> None:
-    runs = load.read(study).runs
+    runs = load.load_report(study).runs
     table = saliency.measures(runs)
     assert all(len(row) == len(table.header) for row in table.rows)
     assert {"Random weights", "Random map, same cells", "Over random weights"} <= set(table.header)
@@ -93,7 +93,7 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
 
 
 def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
-    runs = load.read(study).runs
+    runs = load.load_report(study).runs
     documents = [run.saliency_methods()["gradcam"] for run in runs]
     changed = {"fgsm": {"epsilon": 0.02}, "jpeg": {"severity": 3}, "gamma": {"severity": 3}}
     alike = [Change(condition=name, **how) for name, how in changed.items()]
@@ -111,7 +111,7 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert "in the others it says nothing of what the network has learnt" in page
     assert page.index("eatmaps survive randomising") < page.index("void: survives randomising"), "in the first table"
     assert "Heatmaps that survive randomising the network" in page
-    text = saliency.shown(load.read(study).runs).markdown()
+    text = saliency.shown(load.load_report(study).runs).markdown()
     assert (
         f"| 2 x 2 | 0.089 (0.080 to 0.100; chance 0.132) | 0.410 (0.400 to 0.420) | A{ABOVE[1:]} ({WITHHELD}) |" in text
     )
@@ -133,7 +133,7 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
         part["over_controls"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
         (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
     path.write_text(json.dumps(document))
-    found = load.read(study)
+    found = load.load_report(study)
     table = saliency.over_controls(found.runs)
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
@@ -165,7 +165,7 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     first["saliency"]["gradcam"] = flat
     (study / "runs" / first["run"] / "metrics.json").write_text(json.dumps(first))
     (study / "study.json").write_text(json.dumps(document))
-    runs = load.read(study).runs
+    runs = load.load_report(study).runs
     rows = [row for row in saliency.measures(runs).rows if row[2].text == "Grad-CAM" and row[0].text == runs[0].model]
     mine = [row for row in rows if row[1].text == runs[0].defence]
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]

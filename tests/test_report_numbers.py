@@ -24,7 +24,7 @@ def _run(**document: Any) -> load.Run:
     found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
     if found.clean.model_fields_set:
         found.masking = stored.verdict(found)
-        found.alarms += [alarm for alarm in stored.of(found) if alarm not in found.alarms]
+        found.alarms += [alarm for alarm in stored.find_alarms(found) if alarm not in found.alarms]
     run = load.Run(found, Path("nowhere"), [])
     load.label([run])
     return run
@@ -36,7 +36,7 @@ EMPTY = StudyDocument()
 def _told(study: StudyDocument, runs: list[load.Run]) -> str:
     """All that the page says in words of a study."""
     head = ranking.headline(study, runs)
-    return " ".join([key_findings.asked(runs, head), *key_findings.sentences(study, runs, head)])
+    return " ".join([key_findings.describe_question(runs, head), *key_findings.sentences(study, runs, head)])
 
 
 def _read(kind: type[Any], content: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     atomic.write_json(path, {"accuracy": 1})
 
     def crash() -> None:
-        with atomic.replacing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             temporary.write_text("half a docu")
             raise RuntimeError
 
@@ -76,9 +76,9 @@ def test_a_table_without_a_row_is_as_good_as_none(tmp_path: Path) -> None:
     table = pd.DataFrame({"sample_id": ["a"], "logits": [[0.5, 1.0]]})
     for name in ("t.parquet", "t.csv"):
         atomic.write_table(tmp_path / name, table)
-        assert atomic.reads(tmp_path / name)
+        assert atomic.is_readable(tmp_path / name)
         atomic.write_table(tmp_path / name, table[:0])
-        assert not atomic.reads(tmp_path / name)
+        assert not atomic.is_readable(tmp_path / name)
 
 
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:

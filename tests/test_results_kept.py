@@ -83,7 +83,7 @@ def again(study: Path, films: Path) -> StudyDocument:
 
 
 def runs_of(study: Path) -> object:
-    return schemas.read(StudyDocument, study / "study.json").runs
+    return schemas.read_schema(StudyDocument, study / "study.json").runs
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
 def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
     def asked(folder: Path) -> Any:
         attack = {"name": "transfer", "epsilons": [0.02], "surrogate": str(folder)}
-        return run_folder.asked_of(EvaluationRecipe.model_validate({"attacks": [attack]}))
+        return run_folder.explanation_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
 
     other = Path(shutil.copytree(study / RUN, tmp_path / "other"))
     assert asked(other) == asked(study / RUN)
@@ -333,7 +333,7 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
     run_folder.explain(trained, films, options=MAPS)
     run_folder.evaluate(trained, others, attacks=["fgsm"], epsilons=[0.3])
-    (shown,) = load.read(trained).runs
+    (shown,) = load.load_report(trained).runs
     assert [(row.attack, row.epsilon) for row in shown.attacks] == [("fgsm", 0.01)]
     assert list(shown.metrics.saliency) == ["gradcam@-3", "random"]
     assert shown.saliency is not None
@@ -345,7 +345,7 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     assert (trained / "report.html").is_file()
     newest_ = newest(trained)
     (newest_ / "metrics.json").write_text(json.dumps({"version": 10**6}))
-    assert not load.read(trained).runs[0].evaluations, "one that cannot be read is passed over"
+    assert not load.load_report(trained).runs[0].evaluations, "one that cannot be read is passed over"
 
 
 # --- files of other people ------------------------------------------------------------------------------------------
@@ -404,9 +404,9 @@ def test_results_within_the_data_go_on_though_they_hold_pictures(films: Path, tm
         (place / "figures").mkdir(parents=True)
         Image.new("L", (8, 8)).save(place / "figures" / "x.png")
         with pytest.raises(UserError, match="holds the films"):
-            tested.refuse_films(place, tmp_path / "data")
+            tested.check_out(place, tmp_path / "data")
         (place / name).write_text("{}")
-        tested.refuse_films(place, tmp_path / "data")
+        tested.check_out(place, tmp_path / "data")
 
 
 def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset
-from trustcxr.data.lesion_edits import Films
+from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.errors import UserError
@@ -257,7 +257,7 @@ def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
     assert set(rows["method"]) == {*METHODS, "random"}
     chosen = np.isin(ids, list(set(rows["sample_id"])))
     some, inside = images[chosen], lung[chosen] != 0
-    falls = lesion_effect.causes(run.model, Films(some, inside, infection[chosen] != 0), labels[chosen])
+    falls = lesion_effect.causes(run.model, EditInputs(some, inside, infection[chosen] != 0), labels[chosen])
     own = lesion_effect.ranked_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
     same(column(table, ids[chosen], "ranked_by_cause"), torch.from_numpy(own))
     told = rows[rows["method"] == "gradcam"].set_index("sample_id")["brightness"].reindex(ids[chosen])
@@ -516,7 +516,7 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
     dataset = films(data)
     assert evaluate.masks_of_other_size(dataset) >= 1
-    evaluate.say_masks(dataset, len(evaluate.annotated(dataset)))
+    evaluate.log_masks(dataset, len(evaluate.annotated(dataset)))
     said = capsys.readouterr().err
     assert "not of their image's size: resized by nearest neighbour" in said
     assert "images have no mask to measure against and are left out" in said

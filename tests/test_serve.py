@@ -101,7 +101,7 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
     from trustcxr.explain import counterfactual_view
 
     loaded = load_run(run)
-    pixels = predict.as_input(predict.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read_source(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
     found = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
     assert found is not None
@@ -120,7 +120,7 @@ def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(
             return loaded.model(x).roll(1, 1)
 
     loaded = load_run(run)
-    pixels = predict.as_input(predict.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read_source(served.film(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
     own = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
     found = counterfactual_view.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())

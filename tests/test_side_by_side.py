@@ -14,7 +14,7 @@ from test_audit_command import CLASSES, Brightness, greys  # noqa: F401
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
 from trustcxr.evaluation import parallel, predictions
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe
 
 
@@ -42,7 +42,7 @@ class Seen(Brightness):
 def table(model: nn.Module, films: Path, **options: object) -> pd.DataFrame:
     dataset = load_dataset(films, size=16, classes=CLASSES)
     asked = predictions.conditions(["fgsm", "pgd", "square", "worst-case"], [0.05], steps=2, queries=2)
-    examined = Examined("brightness", model.eval(), CLASSES, torch.device("cpu"))
+    examined = ModelUnderTest("brightness", model.eval(), CLASSES, torch.device("cpu"))
     corruptions = CorruptionsRecipe(names=("gaussian_noise",), severities=(3,))
     return predictions.predict(examined, dataset, asked, corruptions=corruptions, batch_size=12, **options)  # type: ignore[arg-type]
 
@@ -91,7 +91,7 @@ def test_a_batch_that_fails_ends_the_others_at_their_next_pass(two_cores: None) 
         return number
 
     with pytest.raises(KeyboardInterrupt):
-        list(parallel.mapped(work, [1, 0, 2, 3], threads=2, model=model))
+        list(parallel.parallel_map(work, [1, 0, 2, 3], threads=2, model=model))
     assert len(passes) < 900
     assert not model._forward_pre_hooks
     assert torch.get_num_threads() == 2

@@ -124,7 +124,7 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
 def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(status, "EVERY", 0.01)
-    monkeypatch.setattr(status, "say", said.append)
+    monkeypatch.setattr(status, "log", said.append)
     held_by(begun / "runs" / ROBUST, os.getpid())
     atomic.write_json(begun / "runs" / ROBUST / cost.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
     with status.watched(status.read_recipe(begun), begun):
@@ -185,14 +185,14 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
     content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
-    atomic.write_yaml(asked, atomic.part(content, "recipe"))
+    atomic.write_yaml(asked, atomic.section(content, "recipe"))
     followed = tracked(status.read_recipe(begun), "mlflow", "http://lab:5000")
     atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
-    atomic.write_yaml(asked, atomic.part(content, "recipe") | {"seeds": [5]})
+    atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 
 

@@ -430,4 +430,4 @@ def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> 
 def test_a_probability_is_said_in_as_many_digits_as_tell_it_from_one() -> None:
     values = {0.5: "0.5", 0.12345: "0.123", 0.999999: "0.999999", 0.9996: "0.9996", 1 - 1e-12: "0.999999999999"}
     for value, said in (values | {1e-7: "1e-07", 0.0: "0", 1.0: "1"}).items():
-        assert statistics.probability_said(value) == said
+        assert statistics.format_probability(value) == said

@@ -69,7 +69,7 @@ def test_what_was_stopped_says_what_is_kept(
 
 
 def test_a_download_that_is_stopped_goes_on() -> None:
-    assert signals.kept(["data", "download", "covidqu"]).startswith(GOES_ON)
+    assert signals.restart_command(["data", "download", "covidqu"]).startswith(GOES_ON)
 
 
 def started(*words: str) -> subprocess.Popen[str]:
@@ -93,7 +93,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert said == f"trustcxr: stopped; {signals.kept(['evaluate'])}\n"
+    assert said == f"trustcxr: stopped; {signals.restart_command(['evaluate'])}\n"
     assert process.returncode == 130
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
 from test_cli import complaint
-from trustcxr.attacks.bpda import look
+from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
 
@@ -106,7 +106,7 @@ def test_gradients_that_stop_inside_stay_stopped_and_that_is_said(tmp_path: Path
     scripted(Rounds(), tmp_path / "m.pt")
     given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
     assert "no BPDA is tried" in given.origin.notes[0]
-    traits = look(given.model, images)
+    traits = probe_gradients(given.model, images)
     assert (traits.zero_gradients, traits.healed, traits.stopped) == (1.0, 1.0, {})
-    seen = look(load(Rounds(), classes=CLASSES, size=SIDE).model, images)
+    seen = probe_gradients(load(Rounds(), classes=CLASSES, size=SIDE).model, images)
     assert seen.healed == 0.0, "of a module that torch can see into, BPDA lets gradients through"

@@ -184,7 +184,7 @@ def test_a_run_says_what_it_took_also_over_a_cut(
     assert {"segments", "recipe", "data"} <= set(first)
     fit_run.fit(recipe(), *films, tmp_path)
     content = atomic.read_yaml(tmp_path / "run.yaml")
-    training = schemas.read(TrainingDocument, tmp_path / "training.json")
+    training = schemas.read_schema(TrainingDocument, tmp_path / "training.json")
     assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}
     history = atomic.read_table(tmp_path / "history.csv")
     assert training.seconds == pytest.approx(history["seconds"].iloc[-1])

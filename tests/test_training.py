@@ -94,7 +94,7 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert known["film"].tolist() == films[0].film_sums.tolist()
     assert known["sample_id"].tolist() == films[0].sample_ids.tolist()
     assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
-    assert set(segments.last(about)["versions"]) >= {"trustcxr", "torch", "timm"}
+    assert set(segments.last_segment(about)["versions"]) >= {"trustcxr", "torch", "timm"}
 
 
 def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
@@ -319,12 +319,12 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
             fit_run.fit(recipe(epochs=3), *films, tmp_path)
     summary = fit_run.fit(recipe(epochs=3), *films, tmp_path)
     about = atomic.read_yaml(tmp_path / "run.yaml")
-    first, second = segments.of(about)
+    first, second = segments.read_segments(about)
     assert (first["from_epoch"], second["from_epoch"]) == (0, 1)
     assert first["versions"] == {"trustcxr": "1", "torch": "2.10"}
-    assert atomic.part(first, "hardware")["processor"] == "Another"
-    assert atomic.part(first, "source")["commit"] == "abcdef0123"
-    assert atomic.part(second, "versions") == layout.versions()
+    assert atomic.section(first, "hardware")["processor"] == "Another"
+    assert atomic.section(first, "source")["commit"] == "abcdef0123"
+    assert atomic.section(second, "versions") == layout.versions()
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "resumed on another machine or version" in line)
     told = re.search(r"from epoch 1 with (.*); from epoch 2 with (.*)", line)
     assert told is not None
@@ -359,8 +359,8 @@ def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, 
         with pytest.raises(PowerCut):
             fit_run.fit(recipe(), *films, tmp_path)
     fit_run.fit(recipe(), *films, tmp_path)
-    (alone,) = segments.of(atomic.read_yaml(tmp_path / "run.yaml"))
-    assert atomic.part(alone, "versions") == layout.versions()
+    (alone,) = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
+    assert atomic.section(alone, "versions") == layout.versions()
 
 
 def test_who_only_ends_a_training_has_not_trained_it(
@@ -373,8 +373,8 @@ def test_who_only_ends_a_training_has_not_trained_it(
             fit_run.fit(recipe(), *films, tmp_path)
     fit_run.fit(recipe(), *films, tmp_path)
     about = atomic.read_yaml(tmp_path / "run.yaml")
-    (alone,) = segments.of(about)
-    assert atomic.part(alone, "hardware")["processor"] == "Another"
+    (alone,) = segments.read_segments(about)
+    assert atomic.section(alone, "hardware")["processor"] == "Another"
 
 
 def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any], tmp_path: Path) -> None:
@@ -384,8 +384,8 @@ def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any],
         with pytest.raises(PowerCut):
             fit_run.fit(recipe(refit=True), *films, tmp_path)
     fit_run.fit(recipe(refit=True), *films, tmp_path)
-    assert len(segments.of(atomic.read_yaml(tmp_path / "run.yaml"))) == 1
-    said = segments.told(tmp_path)
+    assert len(segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))) == 1
+    said = segments.describe_segments(tmp_path)
     assert re.search(r"^for validation from epoch 1 with .*torch 2\.10.*; once more from epoch 1 with ", said)
 
 

@@ -159,7 +159,7 @@ def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
         ),
     )
     part.with_figures({"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)})
-    verdicts.judge("layercam", part)
+    verdicts.set_verdict("layercam", part)
     return part
 
 

@@ -11,7 +11,7 @@ import pytest
 from study_fixture import make_study
 from test_cli import complaint, run
 from trustcxr.report import leaderboard, model_card, study_html
-from trustcxr.report.load import read
+from trustcxr.report.load import load_report
 from trustcxr.report.tables import provenance
 from trustcxr.report.tables import table as cells
 from trustcxr.report.tables.table import Cell, Table
@@ -30,7 +30,7 @@ def tables(study: Path) -> Path:
 
 
 def test_every_table_of_the_page_is_there_as_csv_latex_and_markdown(study: Path, tables: Path) -> None:
-    found = {table.name: table for table in cells.find_tables(study_html.gather(read(study)))}
+    found = {table.name: table for table in cells.find_tables(study_html.gather(load_report(study)))}
     assert {"leaderboard", "accuracy-at-each-epsilon", "training", "per-class-resnet18-fgsm"} <= set(found)
     names = [f"{name}.{ending}" for name in found for ending in ("csv", "tex")]
     assert sorted(path.name for path in tables.iterdir()) == sorted([*names, "tables.md"])
@@ -141,7 +141,7 @@ def test_the_command_says_where_the_tables_lie(study: Path) -> None:
 
 
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
-    found = read(study).runs
+    found = load_report(study).runs
     column = provenance.training(found).header.index("Best epoch")
     for each, row in zip(found, provenance.training(found).rows, strict=True):
         assert row[column].value == (each.metrics.training.best_epoch or 0) + 1

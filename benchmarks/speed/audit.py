@@ -66,7 +66,7 @@ def measure(root: Path, limit: int, workers: int) -> None:
     clock.lap("duplicates")
     probes = confounds.run_probes(manifest, scan)
     clock.lap("confounds")
-    issues.leak_findings(manifest, pairs)
+    issues.leak_issues(manifest, pairs)
     clock.lap("findings")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

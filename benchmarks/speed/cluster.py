@@ -49,7 +49,7 @@ def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> t
     """Seconds that a cluster of so many nodes takes for the runs, after one to warm each node; the weights."""
     from ray.cluster_utils import Cluster
 
-    from trustcxr.study.engines import Asked, get
+    from trustcxr.study.engines import EngineOptions, get
     from trustcxr.study.steps import carry_out
 
     options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -60,7 +60,7 @@ def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> t
         import ray
 
         ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        engine = get("ray", asked=Asked(address=cluster.address))
+        engine = get("ray", asked=EngineOptions(address=cluster.address))
         engine.map(carry_out, runs_of(films, work / f"warm{nodes}", given)[:nodes])  # imports torch, opens the films
         tasks, began = runs_of(films, work / f"study{nodes}", given), time.perf_counter()
         if failed := [outcome for outcome in engine.map(carry_out, tasks) if outcome is not None]:

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from benchmarks.formats import as_weights, first_images
 from trustcxr import attacks
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.attack_runner import CarriedOut
+from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.models.fuse_batchnorm import faster
+from trustcxr.models.fuse_batchnorm import fused
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 
@@ -87,8 +87,8 @@ def clocked(spent: dict[str, float]) -> Iterator[None]:
         return mock.patch.object(owner, place, lambda *given, **options: timed(name, function, *given, **options))
 
     with (
-        watched(audits, "examine_at_the_door", lambda *_: DOOR),
-        watched(CarriedOut, "__call__", lambda _, attack, *rest: f"{attack.name} {rest[2]:g}"),
+        watched(audits, "run_entry_checks", lambda *_: DOOR),
+        watched(AttackRunner, "__call__", lambda _, attack, *rest: f"{attack.name} {rest[2]:g}"),
         watched(predictions, "predict", lambda *_: REST),
     ):
         yield
@@ -150,7 +150,7 @@ def measure_the_worst(asked: argparse.Namespace) -> None:
     images = torch.rand(batch, 1, side, side).contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(1)
     print(f"{asked.model}, {side} pixels, batches of {batch}, torch {torch.__version__}; films that never break:")
-    found = {name: seconds * batch for name, seconds in by_attack(faster(model, images), exam, images).items()}
+    found = {name: seconds * batch for name, seconds in by_attack(fused(model, images), exam, images).items()}
     say(found, batch, asked, batch)
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, console
-from trustcxr.attacks import undisturbed
+from trustcxr.attacks import preserve_state
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import Batch, augment, loader, to_pixels
@@ -128,7 +128,7 @@ class Bare:
 
     def validate(self) -> None:
         """All validation images."""
-        with torch.no_grad(), undisturbed(self.model):
+        with torch.no_grad(), preserve_state(self.model):
             sum(float((self.model(pixels(x)).argmax(1) == labels).sum()) for x, labels, _ in loader(self.val, 64))
 
 
@@ -237,7 +237,7 @@ def evaluation(folder: Path, films: Dataset, rounds: int) -> dict[str, list[tupl
             options = {"epsilon": EPSILON, "steps": STEPS, "seed": number, "stop_when_wrong": True}
             found = [clean, attacks.fgsm(run.model, clean, labels, epsilon=EPSILON)]
             found.append(attacks.pgd(run.model, clean, labels, **options))  # type: ignore[arg-type]
-            with torch.inference_mode(), undisturbed(run.model):
+            with torch.inference_mode(), preserve_state(run.model):
                 for version in found:
                     run.model(version)
 
@@ -274,7 +274,7 @@ def main() -> None:
     if given.epochs < 2:
         parser.error("--epochs: at least 2, as the first warms up what both have and is left out")
     torch.set_num_threads(1)
-    console.tell(lambda _: None)
+    console.redirect(lambda _: None)
     with tempfile.TemporaryDirectory() as work:
         counts = {"Train": -(-given.images // 3), "Val": -(-given.images // 12), "Test": -(-given.test // 3)}
         data = write_files.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)

@@ -25,17 +25,17 @@ from trustcxr.attacks.base import (
 )
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
-from trustcxr.attacks.minimal_perturbation import nearest, smallest_epsilon
+from trustcxr.attacks.minimal_perturbation import minimal_perturbation, nearest
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
 from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import lookup
-from trustcxr.models.preserve_state import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, preserve_state
 
 
 def _found(entry: registry.Attack) -> Callable[..., Tensor]:
-    function = registry.function_of("attacks", entry.function)
+    function = registry.load_function("attacks", entry.function)
     return partial(function, **entry.fixed) if entry.fixed else function
 
 

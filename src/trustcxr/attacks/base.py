@@ -82,10 +82,10 @@ def wide(images: Tensor) -> torch.dtype:
 
 def ball(images: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest pixels within the radius and [0, 1], each (B, 1, H, W), in the precision of the images."""
-    return towards((images - radius).clamp(0, 1), images), towards((images + radius).clamp(0, 1), images)
+    return round_toward((images - radius).clamp(0, 1), images), round_toward((images + radius).clamp(0, 1), images)
 
 
-def towards(moved: Tensor, images: Tensor) -> Tensor:
+def round_toward(moved: Tensor, images: Tensor) -> Tensor:
     """Pixels (B, 1, H, W) in [0, 1], in the precision of the images and rounded towards these: none ends further off.
 
     In half precision the nearest number may lie outside the ball by a tenth of its radius.
@@ -166,7 +166,7 @@ def input_gradient(
 
     `loss` takes logits (B, C) in float32 and labels (B,), and gives one value for each image (B,); cross-entropy unless
     said. With `check` a model that does not return logits for these labels raises UserError. The model runs in the
-    mode that it is in: call this inside `undisturbed`.
+    mode that it is in: call this inside `preserve_state`.
     """
     # A caller may be in no_grad or inference_mode; the gradient is ours alone.
     with torch.inference_mode(False), torch.enable_grad():
@@ -203,7 +203,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).float()
 
 
-def misled(
+def is_misclassified(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 STEPS = {
     "round",
@@ -43,7 +43,7 @@ _MARGINS = (0.02, 30.0)  # median margins between which a loss needs no help
 _MARGIN = 5.0  # what the median margin becomes otherwise
 
 
-class StandIns(TorchFunctionMode):
+class BPDA(TorchFunctionMode):
     """Lets gradients through a forward pass that runs inside. `found` counts, by name, what had to be stood in for.
 
     A step (rounding, sign) has the slope 1; a saturating function a little beside its own; a `detach` or `no_grad` is
@@ -212,7 +212,7 @@ def _gains(x: Tensor, y: Tensor, slope: float) -> Tensor:
     return slopes[..., ring].unflatten(-1, before.shape[-2:])
 
 
-class Attackable(nn.Module):
+class AttackView(nn.Module):
     """A model as an attack should see it: its answers averaged over draws and scaled, with gradients that lead on.
 
     `draws`: forward passes that are averaged. `scale`: what logits are divided by. `stand_ins`: whether gradients are
@@ -234,12 +234,12 @@ class Attackable(nn.Module):
     def _once(self, images: Tensor) -> Tensor:
         if not (self.stand_ins and torch.is_grad_enabled() and images.requires_grad):
             return self.model(images)
-        with StandIns(images.shape[-2:]):
+        with BPDA(images.shape[-2:]):
             return self.model(images)
 
 
 @dataclass(frozen=True)
-class Traits:
+class GradientTraits:
     """What a model does that an attack must know of.
 
     random: its answers change from run to run. draws: passes to average over. margin: median difference of its two
@@ -262,24 +262,24 @@ class Traits:
         """Whether its own gradients are not the whole truth."""
         return bool(self.stopped) or self.zero_gradients > 0.02 or self.broken_gradients > 0
 
-    def variants(self, model: nn.Module) -> list[Attackable]:
+    def variants(self, model: nn.Module) -> list[AttackView]:
         """The ways in which an attack should see the model, the plain one first."""
-        plain = Attackable(model, draws=self.draws, scale=self.scale)
+        plain = AttackView(model, draws=self.draws, scale=self.scale)
         if not self.needs_stand_ins:
             return [plain]
-        through = Attackable(model, draws=self.draws, scale=self.scale, stand_ins=True)
+        through = AttackView(model, draws=self.draws, scale=self.scale, stand_ins=True)
         return [through] if self.zero_gradients > 0.98 else [plain, through]
 
 
 REPEATS = 8  # passes that show whether a model is random
 
 
-def look(model: nn.Module, images: Tensor, *, random: bool = True) -> Traits:
+def probe_gradients(model: nn.Module, images: Tensor, *, random: bool = True) -> GradientTraits:
     """What an attack must know of the model, from some images (B, 1, H, W) in [0, 1]; the model is left as it was.
 
     `random`: False where it is known already that it answers the same each time, which saves looking.
     """
-    with undisturbed(model):
+    with preserve_state(model):
         torch.manual_seed(0)
         with torch.no_grad():
             answers = torch.stack([model(images).float() for _ in range(REPEATS if random else 1)])
@@ -288,9 +288,9 @@ def look(model: nn.Module, images: Tensor, *, random: bool = True) -> Traits:
         random = bool((answers.amax(0) - answers.amin(0)).max() > 1e-4 * max(1.0, float(answers.abs().max())))
         draws = _draws(float(margins.std(0).median()) / max(typical, 1e-12)) if random else 1
         scale = 1.0 if typical == 0 or _MARGINS[0] <= typical <= _MARGINS[1] else typical / _MARGIN
-        zero, broken, _ = _gradients(Attackable(model, scale=scale), images)
-        healed, _, stopped = _gradients(Attackable(model, scale=scale, stand_ins=True), images)
-    return Traits(random, draws, typical, scale, zero, broken, healed, stopped)
+        zero, broken, _ = _gradients(AttackView(model, scale=scale), images)
+        healed, _, stopped = _gradients(AttackView(model, scale=scale, stand_ins=True), images)
+    return GradientTraits(random, draws, typical, scale, zero, broken, healed, stopped)
 
 
 def _draws(spread: float) -> int:
@@ -307,12 +307,12 @@ def _margins(answers: Tensor) -> Tensor:
     return both[..., 0] - both[..., 1]
 
 
-def _gradients(model: Attackable, images: Tensor) -> tuple[float, float, dict[str, int]]:
+def _gradients(model: AttackView, images: Tensor) -> tuple[float, float, dict[str, int]]:
     """Share of images with a zero gradient of the margin, share with a NaN or infinity, and what was stood in for."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
         if model.stand_ins:
-            with StandIns(leaf.shape[-2:]) as mode:
+            with BPDA(leaf.shape[-2:]) as mode:
                 logits = model.model(leaf) / model.scale
             found = dict(mode.found)
         else:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from trustcxr.attacks.base import ROUNDING, check_epsilon, check_input, checked_logits, logits_of
 from trustcxr.attacks.worst_case import worst_case_report
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import WORST_CASE
 
 _LADDER = (1 / 64, 1 / 16, 1 / 4, 1)  # shares of the highest radius, climbed before the bisection
 
 
-def smallest_epsilon(
+def minimal_perturbation(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -38,7 +38,7 @@ def smallest_epsilon(
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
-    >>> tx.attacks.smallest_epsilon(model, images, labels).shape
+    >>> tx.attacks.minimal_perturbation(model, images, labels).shape
     torch.Size([2])
     """
     return nearest(model, images, labels, attack=attack, highest=highest, tolerance=tolerance, **options)[0]
@@ -55,29 +55,29 @@ def nearest(
     start: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`smallest_epsilon`, (B,), and the images that flip the answer there, (B, 1, H, W).
+    """`minimal_perturbation`, (B,), and the images that flip the answer there, (B, 1, H, W).
 
     Where the model is wrong as it is, or nothing flips it, the image itself. `start` (B, 1, H, W): what another attack
     found; where it flips the answer within `highest`, the search begins there and goes down. All else as
-    `smallest_epsilon`.
+    `minimal_perturbation`.
     """
     from trustcxr.attacks import get
 
     check_input(images, labels, highest)
     if not tolerance > 0:
-        raise UserError(f"smallest_epsilon: tolerance must be above 0, not {tolerance:g}")
+        raise UserError(f"minimal_perturbation: tolerance must be above 0, not {tolerance:g}")
     run = get(attack)
     _check_attack(attack, run, options)
     images = images.detach()
     if attack in ("pgd", "momentum"):
         options = {"stop_when_wrong": True} | options
-    with undisturbed(model):
+    with preserve_state(model):
         right = checked_logits(model, images, labels).argmax(1) == labels
     fails = torch.zeros(len(images), device=images.device)
     flips, flipped = torch.where(right, math.inf, 0.0), images.clone()
 
     def keep(rows: Tensor, found: Tensor, radius: Tensor) -> Tensor:
-        with undisturbed(model):
+        with preserve_state(model):
             wrong = logits_of(model, found).argmax(1) != labels[rows]
         # What was found may lie well inside the radius that was asked.
         length = (found.float() - images[rows].float()).flatten(1).abs().amax(1)
@@ -109,7 +109,7 @@ def nearest(
 def _check_attack(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
     """UserError for an attack without L-infinity radii, an option that it does not take, one that it cannot lack."""
     if attack == "pgd-l2":
-        raise UserError("smallest_epsilon: pgd-l2 has no L-infinity radius; take pgd or another")
+        raise UserError("minimal_perturbation: pgd-l2 has no L-infinity radius; take pgd or another")
     described: Callable[..., object] = worst_case_report if attack == WORST_CASE else run
     taken = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
     for name in options:
@@ -117,7 +117,7 @@ def _check_attack(attack: str, run: Callable[..., Tensor], options: Iterable[str
             raise unknown(f"option of {attack}", name, _named(taken))
     for name in _named(taken):
         if taken[name].default is Parameter.empty and name not in options:
-            raise UserError(f"smallest_epsilon: {attack} needs {name}")
+            raise UserError(f"minimal_perturbation: {attack} needs {name}")
 
 
 def _named(parameters: Mapping[str, Parameter]) -> list[str]:

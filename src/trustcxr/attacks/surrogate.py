@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 _WIDTHS = (16, 32, 64, 96)
 
@@ -49,7 +49,7 @@ def distil(
     was.
     """
     random = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         with torch.no_grad():
             classes = model(films[:1]).shape[1]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.adaptive import wrong_share
-from trustcxr.attacks.bpda import Attackable, Traits, look
+from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
 from trustcxr.attacks.pgd import pgd
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import JUDGED
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # where the features stand among the arguments
@@ -52,7 +52,7 @@ def active_test(
     images: Tensor,
     *,
     epsilon: float,
-    traits: Traits | None = None,
+    traits: GradientTraits | None = None,
     variants: Sequence[nn.Module] | None = None,
     points: int = 200,
     steps: int = 40,
@@ -64,8 +64,8 @@ def active_test(
     `variants` are other ways to look, in their place. None where the model has no last layer that torch can see, or
     its features cannot tell the points apart.
     """
-    traits = traits or look(model, images)
-    with undisturbed(model), torch.no_grad():
+    traits = traits or probe_gradients(model, images)
+    with preserve_state(model), torch.no_grad():
         torch.manual_seed(seed)
         draws = JUDGED if traits.random else 1
         place, width, margin = _readout(model, images)
@@ -100,8 +100,8 @@ def active_test(
 
 def _as(variant: nn.Module, new: nn.Module) -> nn.Module:
     """The planted model, looked at as `variant` looks at the model."""
-    if isinstance(variant, Attackable):
-        return Attackable(new, draws=variant.draws, scale=variant.scale, stand_ins=variant.stand_ins)
+    if isinstance(variant, AttackView):
+        return AttackView(new, draws=variant.draws, scale=variant.scale, stand_ins=variant.stand_ins)
     return new
 
 

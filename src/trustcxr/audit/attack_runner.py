@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.attacks.adaptive import adaptive
-from trustcxr.attacks.base import misled
-from trustcxr.attacks.bpda import Attackable, Traits
+from trustcxr.attacks.base import is_misclassified
+from trustcxr.attacks.bpda import AttackView, GradientTraits
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
-from trustcxr.models.fuse_batchnorm import faster
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.fuse_batchnorm import fused
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 
@@ -21,7 +21,7 @@ COMPARED = 8  # films on which the faster model must answer as the model does
 
 
 @dataclass
-class CarriedOut:
+class AttackRunner:
     """Carries out the attacks of an examination on `model`, by what the door found out about it.
 
     Where nothing stops gradients an attack is what it is for a run of ours; it looks for images on the model with
@@ -32,13 +32,13 @@ class CarriedOut:
     """
 
     model: nn.Module
-    traits: Traits
+    traits: GradientTraits
     gradients: bool
     films: Tensor
     whole_climb: bool = False
     taught: Callable[[], Tensor] | None = None
 
-    def ready(self, conditions: Iterable[AttackRecipe]) -> "CarriedOut":
+    def ready(self, conditions: Iterable[AttackRecipe]) -> "AttackRunner":
         """Itself, with what these attacks need made: not later, by several threads at once."""
         if self.plain:
             _ = self.fast
@@ -80,12 +80,12 @@ class CarriedOut:
         if one_step or self.fast is self.model:
             return search(self.model, images, labels)
         found, start = search(self.fast, images, labels), list(search.keywords.get("start", ()))
-        with undisturbed(self.model), undisturbed(self.fast):
-            rows = (~misled(self.model, found, labels)).nonzero()[:, 0]
+        with preserve_state(self.model), preserve_state(self.fast):
+            rows = (~is_misclassified(self.model, found, labels)).nonzero()[:, 0]
             if len(rows):
-                claimed = misled(self.fast, found[rows], labels[rows])
+                claimed = is_misclassified(self.fast, found[rows], labels[rows])
                 for given in start:
-                    claimed |= misled(self.model, given[rows], labels[rows])
+                    claimed |= is_misclassified(self.model, given[rows], labels[rows])
                 rows = rows[claimed]
         if len(rows):
             known = {"start": [given[rows] for given in start]} if start else {}
@@ -95,7 +95,7 @@ class CarriedOut:
     @cached_property
     def fast(self) -> nn.Module:
         """The model to search on where nothing stops gradients: the same, with BatchNorm folded away."""
-        return faster(self.model, self.films[:COMPARED])
+        return fused(self.model, self.films[:COMPARED])
 
     @property
     def plain(self) -> bool:
@@ -104,11 +104,11 @@ class CarriedOut:
         return self.gradients and not (found.random or found.scale != 1 or found.needs_stand_ins)
 
     @cached_property
-    def seen(self) -> Attackable:
+    def seen(self) -> AttackView:
         """The model as a single attack sees it."""
         if self.gradients:
             return self.traits.variants(self.model)[-1]
-        return Attackable(self.model, draws=self.traits.draws, scale=self.traits.scale)
+        return AttackView(self.model, draws=self.traits.draws, scale=self.traits.scale)
 
     @cached_property
     def surrogate(self) -> nn.Module | None:
@@ -119,6 +119,6 @@ class CarriedOut:
         return distil(self.model, films, scale=self.traits.scale)
 
 
-def needs_surrogate(traits: Traits, gradients: bool) -> bool:
+def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
     """Whether the model's own gradients are not enough for worst-case; `gradients`: whether attacks can use any."""
     return not gradients or traits.random or traits.needs_stand_ins

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trustcxr.audit.entry_checks import Check
-from trustcxr.audit.formats import Given
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
@@ -23,7 +23,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing, Splits
-from trustcxr.runs.test_data import manifest_of, report_skipped, say_reading
+from trustcxr.runs.test_data import log_reading, manifest_of, report_skipped
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 
@@ -44,7 +44,7 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class Films:
+class AuditImages:
     """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
 
     taught: films of training for a surrogate; None where the data have none, or there is no model to ask.
@@ -72,7 +72,7 @@ def open_films(
     split: str | None,
     labels: Mapping[str, str | None] | None,
     listing: Listing | None,
-) -> Films:
+) -> AuditImages:
     """The data in the model's size, shape and classes: the test split unless said, where there is one, else all.
 
     Data without splits that a run was trained on are divided as they were then: its training films are not examined.
@@ -88,7 +88,7 @@ def open_films(
     else:
         resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
-    if isinstance(subject, Given) and subject.kind == "sigmoid":
+    if isinstance(subject, ExternalModel) and subject.kind == "sigmoid":
         manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
     undivided = manifest.splits == (NO_SPLIT,)
@@ -96,7 +96,7 @@ def open_films(
     wanted = split or (splits.test if splits.test in manifest.splits or own else None)
     load = partial(load_dataset, manifest, size=subject.size, classes=classes, resize=resize, labels=renamed or None)
     examined = load(wanted)
-    say_reading(examined, set())
+    log_reading(examined, set())
     report_skipped(examined)
     validation = training = None
     if _has(manifest, splits.val, wanted) and not refit:
@@ -105,7 +105,7 @@ def open_films(
         with suppress(UserError):  # no image of it is readable
             training = load(splits.train)
     taught = None if training is None else _taught(training, examined)
-    return Films(examined, validation, taught, _shared(manifest), of_validation=wanted == splits.val)
+    return AuditImages(examined, validation, taught, _shared(manifest), of_validation=wanted == splits.val)
 
 
 def _has(manifest: Manifest, split: str, examined: str | None) -> bool:
@@ -127,7 +127,7 @@ def trained_on(run: Run) -> str:
     return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
 
 
-def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Films for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
     labels = np.asarray(dataset.labels)
     chosen = in_turn(labels, count)
@@ -150,7 +150,9 @@ def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tenso
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
-def scored(subject: Given, dataset: Dataset, shared: frozenset[str] = frozenset()) -> tuple[pd.DataFrame, list[Check]]:
+def scored(
+    subject: ExternalModel, dataset: Dataset, shared: frozenset[str] = frozenset()
+) -> tuple[pd.DataFrame, list[Check]]:
     """Given scores as clean predictions of the images that they are of; and how many images have none.
 
     `shared`: names that several films of the data have, so that they say of none which it is.

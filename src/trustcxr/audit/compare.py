@@ -8,7 +8,7 @@ from trustcxr.errors import UserError
 from trustcxr.registry import VIEWS, WORST_CASE
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.prediction_table import CLEAN, refuse_damaged
+from trustcxr.storage.prediction_table import CLEAN, check_table
 from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
 from trustcxr.study.comparison import Key, figures
 
@@ -34,7 +34,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
-        refuse_damaged(atomic.read_table(path), path, None if document.findings else len(document.classes))
+        check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
     _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()

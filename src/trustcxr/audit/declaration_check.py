@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trustcxr import statistics
 from trustcxr.audit.formats.model_file import IMAGENET, InputSpec
-from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.statistics import Bootstrap, Floats, interval
 
 ENOUGH = 20  # films from which on scores alone tell a wrong order: the test needs ten answers that turn right
@@ -81,11 +81,11 @@ def check_order(
     `table`: of given scores the file that they stand in, where the remedy is to be written.
     """
     order = _best_order(answers, truth, len(classes))
-    other = [_Other(names_said(classes, order, table), order[answers], order)] if _moves(order) else []
+    other = [_Other(format_names(classes, order, table), order[answers], order)] if _moves(order) else []
     return Declared(*_judged(answers, truth, len(classes), other), tried="class order")
 
 
-def names_said(classes: Sequence[str], order: Iterable[int], table: str | None = None) -> str:
+def format_names(classes: Sequence[str], order: Iterable[int], table: str | None = None) -> str:
     """What to write where output k is of class order[k]: of a network in its model file, of scores in their table.
 
     The columns of a table are found by their names, so that another order in the model file would change nothing.
@@ -174,7 +174,7 @@ def _others(
     """Each other declaration."""
     order = _best_order(own, truth, len(classes))
     if _moves(order):
-        yield _Other(names_said(classes, order), order[own], order)
+        yield _Other(format_names(classes, order), order[own], order)
     inverted, *others = _other_inputs(model, images)
     yield _Other(inverted[0], _answers(inverted[1], inverted[2], draws))
     for remedy, other, given in others:
@@ -182,13 +182,13 @@ def _others(
         yield _Other(remedy, answers)
         order = _best_order(answers, truth, len(classes))
         if _moves(order):
-            yield _Other(f"{remedy} and {names_said(classes, order)}", order[answers], order, answers)
+            yield _Other(f"{remedy} and {format_names(classes, order)}", order[answers], order, answers)
 
 
 def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Yield each other declaration of the input, the model with it, and what to give it; inverted images first."""
     yield _inverted(model), model, 1 - images
-    if isinstance(model, Adapted):
+    if isinstance(model, WrappedModel):
         for remedy, taken in inputs(model.taken):
             yield remedy, with_input(model, taken), images
 
@@ -198,7 +198,7 @@ def _inverted(model: nn.Module) -> str:
 
     Where that differs from channel to channel no range says it.
     """
-    if isinstance(model, Adapted):
+    if isinstance(model, WrappedModel):
         black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
         if len(black) == len(white) == 1:
             without = " without mean and std" if model.taken.mean or model.taken.std else ""
@@ -223,9 +223,9 @@ def inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
         yield "the channels in the other order: input.mean and input.std reversed", taken.model_copy(update=turned)
 
 
-def with_input(model: Adapted, taken: InputSpec) -> Adapted:
+def with_input(model: WrappedModel, taken: InputSpec) -> WrappedModel:
     """The same network behind another declaration of its input."""
-    fresh = Adapted(nn.Identity(), taken, model.given)
+    fresh = WrappedModel(nn.Identity(), taken, model.given)
     other = copy(model)
     other._buffers = {"scale": fresh.scale.to(model.scale.device), "shift": fresh.shift.to(model.scale.device)}
     other.taken = taken
@@ -251,7 +251,7 @@ def _logits(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Judged:
+class DeclarationResult:
     """What is known of films and answered about them: `truth` and `margins` (N, F), `groups` (N,) of patients.
 
     truth: 1 present, 0 absent, NaN not known. margins: logits above the thresholds of the findings.
@@ -261,13 +261,13 @@ class Judged:
     margins: Floats
     groups: NDArray[np.str_]
 
-    def other(self, margins: Floats) -> "Judged":
+    def other(self, margins: Floats) -> "DeclarationResult":
         """The same films with other answers."""
-        return Judged(self.truth, margins, self.groups)
+        return DeclarationResult(self.truth, margins, self.groups)
 
-    def at(self, rows: NDArray[np.intp]) -> "Judged":
+    def at(self, rows: NDArray[np.intp]) -> "DeclarationResult":
         """Some of the films."""
-        return Judged(self.truth[rows], self.margins[rows], self.groups[rows])
+        return DeclarationResult(self.truth[rows], self.margins[rows], self.groups[rows])
 
     def auroc(self, weights: Floats, finding: int, output: int | None = None) -> Floats:
         """How well an output (the finding's own unless said) ranks films by a finding, in each resample (R,)."""
@@ -303,7 +303,7 @@ def chosen(truth: Floats, count: int) -> NDArray[np.intp]:
     return np.array(list(dict.fromkeys(row for *_, row in sorted(turns)))[: count * truth.shape[1]], dtype=np.intp)
 
 
-def other_names(names: Sequence[str], films: Judged, *, table: str | None = None) -> str | None:
+def other_names(names: Sequence[str], films: DeclarationResult, *, table: str | None = None) -> str | None:
     """The names as they would have to be for each finding whose output is another's; None where none surely is.
 
     `table`: the file of given scores, whose columns have these names.
@@ -324,10 +324,10 @@ def other_names(names: Sequence[str], films: Judged, *, table: str | None = None
                 order[k] = taken[k]
     if order == list(range(len(names))):
         return None
-    return names_said(names, order, table)
+    return format_names(names, order, table)
 
 
-def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: Judged) -> str | None:
+def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: DeclarationResult) -> str | None:
     """The declaration of the input, in the words of the model file, with which findings are surely told better.
 
     `images` (N, 1, H, W) are those of `films`, `cuts` (F,) the logits above which findings are there. Better is to rank
@@ -349,7 +349,7 @@ def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: Judged) -
     return next((remedy for mean, remedy in found if mean >= highest - _ALIKE), None)
 
 
-def _figures(films: Judged, weights: Floats, judged: list[int]) -> tuple[Floats, Floats]:
+def _figures(films: DeclarationResult, weights: Floats, judged: list[int]) -> tuple[Floats, Floats]:
     """AUROC, and the mean of both rates, of each finding in each resample: both (F, R)."""
     return (
         np.array([films.auroc(weights, k) for k in judged]),
@@ -369,7 +369,7 @@ def _tells_better(own: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> b
     return blind and no_worse and bool(rates[0] >= HALFWAY) and _surely(rates - own[1].mean(0))
 
 
-def _gain(films: Judged, weights: Floats, moved: list[tuple[int, int]]) -> bool:
+def _gain(films: DeclarationResult, weights: Floats, moved: list[tuple[int, int]]) -> bool:
     """Whether each of these findings is surely told better by another output than by its own, (finding, output) each.
 
     Of all it is ranked by a clear margin better; or told better at the thresholds by one, and ranked somewhat better:

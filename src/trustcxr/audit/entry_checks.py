@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.bpda import Traits, look
+from trustcxr.attacks.bpda import GradientTraits, probe_gradients
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
-from trustcxr.audit.formats import Adapted, Given
-from trustcxr.audit.formats.last_layer import answers_of_a_layer
-from trustcxr.audit.formats.loading import held_on
+from trustcxr.audit.formats import ExternalModel, WrappedModel
+from trustcxr.audit.formats.last_layer import is_layer_output
+from trustcxr.audit.formats.loading import open_on
 from trustcxr.audit.formats.wrapper import plain_name, saturation
 from trustcxr.audit.subject import Subject
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.stochastic import OverDraws
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import JUDGED
-from trustcxr.storage.schemas import GateCheck
+from trustcxr.storage.schemas import EntryCheck
 
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
@@ -52,13 +52,13 @@ class Check:
     text: str
     remedied: bool = False
 
-    def document(self) -> GateCheck:
+    def document(self) -> EntryCheck:
         """As it stands in audit.json under `gate`."""
-        return GateCheck(check=self.check, passed=self.passed, text=self.text)
+        return EntryCheck(check=self.check, passed=self.passed, text=self.text)
 
 
 @dataclass(frozen=True)
-class Door:
+class EntryReport:
     """The gate's checks, and what an attack must know of the model.
 
     model: the given one or, where its answers are of another kind than declared, the same taken as what they are: judge
@@ -68,7 +68,7 @@ class Door:
 
     checks: tuple[Check, ...]
     model: nn.Module | None = None
-    traits: Traits | None = None
+    traits: GradientTraits | None = None
     gradients: bool = True
     subject: Subject | None = None
 
@@ -88,9 +88,9 @@ class Door:
         return all(c.passed is not False for c in self.checks if c.check == "active test")
 
 
-def examine_at_the_door(
+def run_entry_checks(
     subject: Subject, images: Tensor, labels: Tensor, *, epsilon: float = 0.02, planted: int = PLANTED
-) -> Door:
+) -> EntryReport:
     """All checks that need no long attack, on films (N, 1, H, W) in [0, 1] of known class (N,).
 
     Some hundred films, the classes evenly among them, tell a wrong declaration; the first 32 serve the rest, and around
@@ -98,15 +98,15 @@ def examine_at_the_door(
     original does is not asked again: the original is, without gradients. The model is left as it was found.
     """
     if subject.model is None:
-        return Door(
+        return EntryReport(
             (Check("model", None, "only its scores were given, so there was nothing to attack"),), gradients=False
         )
     few = images[:LOOKED_AT]
-    with undisturbed(subject.model), Progress(f"{subject.name}: the gate at the door", _PARTS) as bar:
-        subject, differ = held_on(subject, images) if isinstance(subject, Given) else (subject, None)
+    with preserve_state(subject.model), Progress(f"{subject.name}: the gate at the door", _PARTS) as bar:
+        subject, differ = open_on(subject, images) if isinstance(subject, ExternalModel) else (subject, None)
         assert subject.model is not None
         kind, model = _kind(subject.model, few)
-        traits = look(model, few)
+        traits = probe_gradients(model, few)
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
         checks = [
@@ -124,7 +124,7 @@ def examine_at_the_door(
         if gradients:
             checks.append(_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
         bar.advance()
-    return Door(tuple(checks), model, traits, gradients, subject)
+    return EntryReport(tuple(checks), model, traits, gradients, subject)
 
 
 def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
@@ -141,9 +141,9 @@ def declaration_check(found: Declared, count: int) -> Check:
 
 
 def _declaration(subject: Subject, images: Tensor, labels: Tensor, draws: int) -> Iterator[Check]:
-    if isinstance(subject, Given) and subject.kind == "sigmoid":
+    if isinstance(subject, ExternalModel) and subject.kind == "sigmoid":
         return  # findings are judged one by one, each with its own labels
-    assert subject.model is not None  # examine_at_the_door saw to it
+    assert subject.model is not None  # run_entry_checks saw to it
     torch.manual_seed(0)  # the same verdict each time; the random state is put back
     found = check_declaration(subject.model, subject.classes, images, labels, draws=draws)
     yield declaration_check(found, len(images))
@@ -163,7 +163,7 @@ def _declared_text(found: Declared, count: int) -> str:
 
 
 def _conversion(subject: Subject, gradients: bool, count: int, differ: float | None) -> Iterator[Check]:
-    if isinstance(subject, Given) and subject.origin.gradients != "own":
+    if isinstance(subject, ExternalModel) and subject.origin.gradients != "own":
         none = [note for note in subject.origin.notes if note.startswith("no gradients")]
         if none and gradients:
             yield Check("conversion", False, f"{none[0]}; stand-ins give it some")
@@ -175,7 +175,7 @@ def _conversion(subject: Subject, gradients: bool, count: int, differ: float | N
             yield Check("conversion", True, text)
 
 
-def _deterministic(traits: Traits) -> Check:
+def _deterministic(traits: GradientTraits) -> Check:
     if not traits.random:
         return Check("same answer twice", True, "the same film has the same answer each time")
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
@@ -202,7 +202,7 @@ def _alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
 
 def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
     """Whether the answers are of the declared kind; and the model as the kind that they are of."""
-    if not isinstance(model, Adapted):
+    if not isinstance(model, WrappedModel):
         return [], model
     with torch.no_grad():
         answers = model.answers(images)
@@ -210,7 +210,7 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
     sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
     declared = model.given.kind
     crowded = inside and not sums
-    if declared == "logits" and crowded and answers_of_a_layer(model.net, model.prepare(images[:2])):
+    if declared == "logits" and crowded and is_layer_output(model.net, model.prepare(images[:2])):
         return [Check("logits", True, "it answers with logits, which lie in [0, 1]: its last layer makes them")], model
     if declared != "sigmoid" and crowded:
         text = "its answers lie in [0, 1] and do not sum to 1: each was taken as the sigmoid of its class, by its logit"
@@ -240,7 +240,7 @@ def check_kind(model: nn.Module, images: Tensor, name: str) -> None:
             raise UserError(f"{name}: {check.text}")
 
 
-def _gradients(traits: Traits) -> Check:
+def _gradients(traits: GradientTraits) -> Check:
     zero, broken = traits.zero_gradients, traits.broken_gradients
     if zero <= VANISHED and broken == 0:
         return Check("gradients", True, f"{1 - zero:.1%} of films have a gradient")
@@ -248,7 +248,7 @@ def _gradients(traits: Traits) -> Check:
     return Check("gradients", False, f"{text}; through stand-ins {1 - traits.healed:.1%} have one")
 
 
-def _scale(traits: Traits) -> Iterator[Check]:
+def _scale(traits: GradientTraits) -> Iterator[Check]:
     if traits.scale != 1:
         text = (
             f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is taken"
@@ -256,7 +256,7 @@ def _scale(traits: Traits) -> Iterator[Check]:
         yield Check("scale of the logits", False, text)
 
 
-def _stopped(traits: Traits) -> Iterator[Check]:
+def _stopped(traits: GradientTraits) -> Iterator[Check]:
     names = {"detour": "leaving torch or becoming whole numbers", "no_grad": "no_grad", "detach": "detach"}
     if traits.stopped:
         listed = ", ".join(f"{names.get(name, name)} ({count})" for name, count in traits.stopped.items())

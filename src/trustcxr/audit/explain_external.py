@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 
 from trustcxr.audit import saliency_support
-from trustcxr.audit.audit_data import at_the_door, open_films
+from trustcxr.audit.audit_data import first_images, open_films
 from trustcxr.audit.entry_checks import check_kind
-from trustcxr.audit.explain_multilabel import OfFinding, check_finding, no_better, of_finding
-from trustcxr.audit.formats import Given
-from trustcxr.audit.formats.loading import held_on
-from trustcxr.audit.formats.wrapper import Adapted
-from trustcxr.audit.identity import Audit, about, refuse_held
+from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, no_better, select_finding
+from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.formats.wrapper import WrappedModel
+from trustcxr.audit.identity import Audit, about, check_empty
 from trustcxr.audit.run_audit import open_model
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.explain import evaluate
-from trustcxr.explain.lesion_effect import asked_of
+from trustcxr.explain.lesion_effect import select_annotated
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
@@ -32,7 +32,7 @@ from trustcxr.runs import describe as beside
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
 from trustcxr.storage import atomic, layout, schemas
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import RunDocument
 
 GATE = 120  # films on which a conversion is held against what it was made from
@@ -60,29 +60,29 @@ def explain(
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     evaluate.check_options(wanted)
     subject = open_model(model, trust_code=trust_code)
-    assert isinstance(subject, Given)  # a run's folder goes to run_folder.explain
+    assert isinstance(subject, ExternalModel)  # a run's folder goes to run_folder.explain
     check_finding(subject, finding)
     _explained(subject, wanted)
-    refuse_held(out, {"an audit": layout.AUDIT_FILE})
+    check_empty(out, {"an audit": layout.AUDIT_FILE})
     films = open_films(subject, data, split, labels, listing)
     evaluate.annotated(films.examined)
-    shown, _ = at_the_door(films.examined, GATE, subject.device)
-    subject, _ = held_on(subject, shown)
+    shown, _ = first_images(films.examined, GATE, subject.device)
+    subject, _ = open_on(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
     whole = Audit(subject, films, load_exam())
     asked = _asked(whole, _explained(subject, wanted), finding)
     run, held = asked.run, asked.validation
-    if held is not None and not len(asked_of(held, np.flatnonzero(held.has_mask("infection")))):
+    if held is not None and not len(select_annotated(held, np.flatnonzero(held.has_mask("infection")))):
         held = None  # no threshold can be tuned on them
-    with holding(out):
+    with folder_lock(out):
         document = _begun(whole, asked, out)
-        left_out = saliency_support.left_out(subject, saliency_support.check(subject, wanted.methods))
+        left_out = saliency_support.left_out(subject, saliency_support.check_supported(subject, wanted.methods))
         document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
         if asked.name:
             document.notes[1:1] = no_better(asked.name, asked.films, document)
         untuned = "validation images are the films looked at" if films.of_validation else "no validation film has masks"
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
-            say(note)
+            log(note)
         explain_run.measure(
             Results(out, _key(whole, asked), replace=False),
             run,
@@ -94,41 +94,43 @@ def explain(
             left_out=left_out,
             train=None if films.taught is None else films.taught.training,
         )
-        images = len(asked_of(asked.films, np.arange(len(asked.films))))
+        images = len(select_annotated(asked.films, np.arange(len(asked.films))))
         beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
 
 
-def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
+def _explained(subject: ExternalModel, options: ExplanationRecipe) -> ModelUnderTest:
     """What was given as these methods explain it; UserError where they cannot."""
-    run = Examined(subject.name, saliency_support.check(subject, options.methods), subject.classes, subject.device)
-    evaluate.check(run, options.methods)
+    run = ModelUnderTest(
+        subject.name, saliency_support.check_supported(subject, options.methods), subject.classes, subject.device
+    )
+    evaluate.check_methods(run, options.methods)
     return run
 
 
-def _asked(whole: Audit, run: Examined, finding: str | None) -> OfFinding:
+def _asked(whole: Audit, run: ModelUnderTest, finding: str | None) -> ExplainedFinding:
     subject, films = whole.subject, whole.films
-    assert isinstance(subject, Given)
+    assert isinstance(subject, ExternalModel)
     if subject.kind != "sigmoid":
-        return OfFinding("", run, films.examined, films.validation)
-    assert isinstance(run.model, Adapted)
-    return of_finding(subject, run.model, films, finding, at_once=whole.at_once)
+        return ExplainedFinding("", run, films.examined, films.validation)
+    assert isinstance(run.model, WrappedModel)
+    return select_finding(subject, run.model, films, finding, at_once=whole.at_once)
 
 
-def _key(whole: Audit, asked: OfFinding) -> str:
+def _key(whole: Audit, asked: ExplainedFinding) -> str:
     """Return a checksum of the model and the images, and the finding."""
     return f"{whole.key}, {asked.name}" if asked.name else whole.key
 
 
-def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
+def _begun(whole: Audit, asked: ExplainedFinding, out: Path) -> RunDocument:
     """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
 
     It is there before any map is, so that no map of another model or of other films is ever beside these.
     """
     path, key = out / layout.METRICS_FILE, _key(whole, asked)
     if path.is_file():
-        before = schemas.read(RunDocument, path)
+        before = schemas.read_schema(RunDocument, path)
         if before.examination != key:
             what = (
                 f"results of {before.run or 'something else'}, of which the model, the films, the finding or the "
@@ -136,7 +138,7 @@ def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
             )
             raise UserError(f"{out}: holds {what}; choose another --out")
         return before
-    refuse_held(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
+    check_empty(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
     table = evaluation.predict(asked.run, asked.films, views=not asked.name, at_once=whole.at_once)
     document = describe(asked.run, table, resamples=beside.RESAMPLES)
     document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
@@ -146,9 +148,9 @@ def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
     return document
 
 
-def _notes(run: Examined, films: Dataset) -> list[str]:
+def _notes(run: ModelUnderTest, films: Dataset) -> list[str]:
     """What a reader must know first: of the films as they were read, and of how the model answers."""
     notes = [*films.notes]
-    if is_randomised(run.model, at_the_door(films, 1, run.device)[0]):
+    if is_randomised(run.model, first_images(films, 1, run.device)[0]):
         notes.append(f"{run.name} answers at random: each map is of one draw")
     return notes

@@ -9,32 +9,32 @@ from typing import NamedTuple
 import numpy as np
 
 from trustcxr.audit import measure, multilabel
-from trustcxr.audit.audit_data import Films
-from trustcxr.audit.formats import Given
-from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.audit_data import AuditImages
+from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.explain import evaluate
-from trustcxr.explain.lesion_effect import asked_of
-from trustcxr.statistics import probability_said
+from trustcxr.explain.lesion_effect import select_annotated
+from trustcxr.statistics import format_probability
 from trustcxr.storage.schemas import RunDocument
 
 
-class OfFinding(NamedTuple):
+class ExplainedFinding(NamedTuple):
     """What is explained: the model as it is asked, on these images; of a model of findings one, by its name."""
 
     name: str
-    run: Examined
+    run: ModelUnderTest
     films: Dataset
     validation: Dataset | None
     notes: tuple[str, ...] = ()
 
 
-def check_finding(subject: Given, wanted: str | None) -> None:
+def check_finding(subject: ExternalModel, wanted: str | None) -> None:
     """UserError for a finding that the model has not, or one asked of a model whose answer is one class of several."""
     if wanted is None:
         return
@@ -46,7 +46,9 @@ def check_finding(subject: Given, wanted: str | None) -> None:
     _place(subject, wanted)
 
 
-def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None, *, at_once: bool) -> OfFinding:
+def select_finding(
+    subject: ExternalModel, model: WrappedModel, films: AuditImages, wanted: str | None, *, at_once: bool
+) -> ExplainedFinding:
     """The finding that is explained: the one wanted, else the only one that films with a lesion mask have.
 
     UserError where that does not settle one, or no film with a mask has it.
@@ -54,20 +56,20 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
     place = _settled(subject, films.examined) if wanted is None else _place(subject, wanted)
     name = subject.classes[place]
     seen = _known_of(films.examined, subject, place)
-    if seen is None or not len(asked_of(seen, np.arange(len(seen)))):
+    if seen is None or not len(select_annotated(seen, np.arange(len(seen)))):
         raise UserError(f"{films.examined.where}: of no film it is known that it has {name}; say so with --label")
     evaluate.annotated(seen)
     threshold = _threshold(subject, model, films, place, at_once=at_once)
     assert threshold.value is not None
     asked = model.of_finding(place, operating_points.cut(threshold.value))
-    run = Examined(f"{subject.name}, {name}", asked, multilabel.STATES, subject.device)
+    run = ModelUnderTest(f"{subject.name}, {name}", asked, multilabel.STATES, subject.device)
     held = None if films.validation is None else _known_of(films.validation, subject, place)
-    said = probability_said(threshold.value)
+    said = format_probability(threshold.value)
     note = (
         f"{name} is explained on the films that have it; it counts as there from {said} on, "
         f"{threshold.origin}, and probabilities are counted from there: at it they are 0.5"
     )
-    return OfFinding(name, run, seen, held, (note,))
+    return ExplainedFinding(name, run, seen, held, (note,))
 
 
 def no_better(name: str, films: Dataset, document: RunDocument) -> list[str]:
@@ -82,15 +84,15 @@ def no_better(name: str, films: Dataset, document: RunDocument) -> list[str]:
     ]
 
 
-def _place(subject: Given, wanted: str) -> int:
+def _place(subject: ExternalModel, wanted: str) -> int:
     lowered = [name.lower() for name in subject.classes]
     if wanted.lower() not in lowered:
         raise unknown("finding", wanted, subject.classes)
     return lowered.index(wanted.lower())
 
 
-def _settled(subject: Given, films: Dataset) -> int:
-    known = multilabel.known(films.table, subject.classes)
+def _settled(subject: ExternalModel, films: Dataset) -> int:
+    known = multilabel.labelled_findings(films.table, subject.classes)
     there = np.flatnonzero((known[evaluate.annotated(films)] == 1).any(0))
     if len(there) == 1:
         return int(there[0])
@@ -99,17 +101,19 @@ def _settled(subject: Given, films: Dataset) -> int:
     raise UserError(f"{subject.name}: has a sigmoid for each finding, and {which}: say which with --finding NAME")
 
 
-def _known_of(films: Dataset, subject: Given, place: int) -> Dataset | None:
+def _known_of(films: Dataset, subject: ExternalModel, place: int) -> Dataset | None:
     """The films of which it is known whether they have the finding, which stand in for a data set; None: of none."""
-    labels = multilabel.known(films.table, subject.classes)[:, place]
+    labels = multilabel.labelled_findings(films.table, subject.classes)[:, place]
     rows = np.flatnonzero(np.isfinite(labels))
     return multilabel.OneFinding(films, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]
 
 
-def _threshold(subject: Given, model: Adapted, films: Films, place: int, *, at_once: bool) -> Threshold:
+def _threshold(
+    subject: ExternalModel, model: WrappedModel, films: AuditImages, place: int, *, at_once: bool
+) -> Threshold:
     held = None
     if films.validation is not None and subject.output.thresholds is None:
-        asked = Examined(subject.name, model, subject.classes, subject.device)
+        asked = ModelUnderTest(subject.name, model, subject.classes, subject.device)
         answers = evaluation.predict(asked, films.validation, views=False, at_once=at_once)
         held = measure.answers_known(films.validation, answers, subject.classes)
     return multilabel.threshold_of(subject.output, place, held, films.unchosen)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.attacks import undisturbed
+from trustcxr.attacks import preserve_state
 from trustcxr.audit import formats
-from trustcxr.audit.formats import Given
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.onnx import OnnxNet
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
@@ -36,11 +36,11 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
     UserError then, where a package is missing, and where another file has the model file's name (a run's run.yaml).
     """
     out = out or _within(run, kind)
-    exporting.check(kind, out)
+    exporting.check_export(kind, out)
     declared = _declared(out)
     loaded = load_run(run, on="cpu")
     images, which = _films(loaded, data)
-    with atomic.replacing(out) as temporary:
+    with atomic.atomic_write(out) as temporary:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         exporting.write(loaded.model, loaded.size, temporary, kind)
         # Read as an audit would read it, from the file alone.
@@ -107,9 +107,9 @@ def _films(run: Run, data: Path | None) -> tuple[Tensor, str]:
     return images, f"{len(images)} synthetic films"
 
 
-def _apart(run: Run, given: Given, path: Path, images: Tensor, kind: str) -> float:
+def _apart(run: Run, given: ExternalModel, path: Path, images: Tensor, kind: str) -> float:
     """The most by which answers differ, of the largest of the run's or of 1: one by one, and all in one batch."""
-    with torch.no_grad(), undisturbed(run.model):
+    with torch.no_grad(), preserve_state(run.model):
         wanted = run.model(images)
     scale = max(1.0, float(wanted.abs().max()))
     nets: list[Callable[[Tensor], Tensor]] = [given.model] if given.model is not None else []
@@ -122,7 +122,7 @@ def _apart(run: Run, given: Given, path: Path, images: Tensor, kind: str) -> flo
 def _model_file(run: Run, out: Path) -> dict[str, object]:
     """What a model file says of it, with what its recipe says in the place of its makers."""
     recipe, defence = run.trained_by, run.trained_by.defence
-    kept = atomic.part(atomic.read_yaml(run.folder / "run.yaml"), "data")
+    kept = atomic.section(atomic.read_yaml(run.folder / "run.yaml"), "data")
     against = f"L-infinity {defence.epsilon:g}, {defence.name}" if defence.attacks or defence.certifies else ""
     return {
         "source": out.name,

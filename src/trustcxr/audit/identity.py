@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from trustcxr.audit import multilabel
-from trustcxr.audit.audit_data import Films, trained_on
-from trustcxr.audit.formats import Given
+from trustcxr.audit.audit_data import AuditImages, trained_on
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import Origin
 from trustcxr.audit.subject import Subject
 from trustcxr.audit.submitted import Images
@@ -34,7 +34,7 @@ class Audit:
     """What is examined: the model, the images, the examination, and images that were handed in."""
 
     subject: Subject
-    films: Films
+    films: AuditImages
     exam: ExamRecipe
     handed: Images | None = None
 
@@ -57,7 +57,7 @@ class Audit:
     @property
     def of_findings(self) -> bool:
         """Whether the model has one sigmoid a finding."""
-        return isinstance(self.subject, Given) and self.subject.kind == "sigmoid"
+        return isinstance(self.subject, ExternalModel) and self.subject.kind == "sigmoid"
 
     def attacks(self, *, gradients: bool) -> Sequence[AttackRecipe]:
         """Return the attacks of the examination on a model with gradients, or without."""
@@ -89,7 +89,7 @@ class Audit:
         if not self.of_findings:
             return ""
         names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
-        known = multilabel.known(self.dataset.table, names)[order]
+        known = multilabel.labelled_findings(self.dataset.table, names)[order]
         return sha256("\n".join(names).encode() + known.tobytes()).hexdigest()[:16]
 
     def data(self, count: int | None) -> AuditedData:
@@ -111,7 +111,7 @@ def about(subject: Subject) -> AuditedModel:
     return AuditedModel.model_validate(parts | asdict(_origin(subject)))
 
 
-def refuse_held(out: Path, further: Mapping[str, str]) -> None:
+def check_empty(out: Path, further: Mapping[str, str]) -> None:
     """UserError where a folder for results holds a run or a study, or a `further` thing, known by its file."""
     held = {
         "a run": layout.RUN_FILE,

@@ -9,27 +9,27 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from trustcxr.attacks.bpda import look
+from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit import declaration_check as declared
 from trustcxr.audit import multilabel, one_vs_rest, subgroups, submitted
-from trustcxr.audit.attack_runner import CarriedOut
-from trustcxr.audit.audit_data import Films, pixels_of, scored
-from trustcxr.audit.entry_checks import LOOKED_AT, Check, Door, declaration_check
-from trustcxr.audit.formats import Given
+from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.audit.audit_data import AuditImages, pixels_of, scored
+from trustcxr.audit.entry_checks import LOOKED_AT, Check, EntryReport, declaration_check
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.identity import Audit
 from trustcxr.audit.subject import Subject
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.stochastic import OverDraws
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
-from trustcxr.storage.schemas import Division, Finding, HandedIn, OperatingPoint, RunDocument
+from trustcxr.storage.schemas import Division, Finding, OperatingPoint, RunDocument, Submitted
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,32 @@ class Measured:
     divisions: list[Division]
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
-    handed: list[HandedIn] = field(default_factory=list)
+    handed: list[Submitted] = field(default_factory=list)
     aimed: pd.DataFrame | None = None
     films: int = 0
 
 
-def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
+def classes(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Measured:
     """A model whose answer is the highest of its classes."""
     subject, exam = whole.subject, whole.exam
     model: nn.Module = door.judged or nn.Identity()
     checks: list[Check] = []
-    examined = Examined(subject.name, model, subject.classes, subject.device)
+    examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
     if door.model is None:
-        assert isinstance(subject, Given)
+        assert isinstance(subject, ExternalModel)
         table, checks = scored(subject, whole.dataset, whole.films.shared)
         checks = [*checks, _declared_classes(subject, table)]
         validation = _scored_too(subject, whole.films)
     else:
         assert door.traits is not None  # of every model that can be asked
         attacks = whole.attacks(gradients=door.gradients)
-        runner = CarriedOut(door.model, door.traits, door.gradients, shown, taught=whole.taught).ready(attacks)
+        runner = AttackRunner(door.model, door.traits, door.gradients, shown, taught=whole.taught).ready(attacks)
         table = _predict(whole, examined, attacks=attacks, corruptions=exam.corruptions, carry_out=runner, parts=parts)
         checks = [check for check in [_declared_classes(subject, table)] if check.remedied]
         validation = _predict_validation(whole, examined)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
-    given = subject.output.thresholds if isinstance(subject, Given) else None
+    given = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, given)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
@@ -93,11 +93,11 @@ def _declared_classes(subject: Subject, table: pd.DataFrame) -> Check:
     if len(clean) < declared.ENOUGH:
         return Check("declaration", None, f"{len(clean)} films are too few to tell a wrong order of the classes")
     answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
-    file = _file_of(subject) if isinstance(subject, Given) and subject.model is None else None
+    file = _file_of(subject) if isinstance(subject, ExternalModel) and subject.model is None else None
     return declaration_check(declared.check_order(subject.classes, answers, labels, table=file), len(clean))
 
 
-def _file_of(subject: Given) -> str:
+def _file_of(subject: ExternalModel) -> str:
     return Path(subject.origin.path or subject.name).name
 
 
@@ -116,7 +116,7 @@ def _divisions(
     return subgroups.describe(clean, classes, without=without, resamples=whole.exam.bootstrap)
 
 
-def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
+def _scored_too(subject: ExternalModel, films: AuditImages) -> pd.DataFrame | None:
     """Given scores of validation images; None where the table has none."""
     try:
         return None if films.validation is None else scored(subject, films.validation, films.shared)[0]
@@ -126,7 +126,7 @@ def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
 
 def _predict(
     whole: Audit,
-    examined: Examined,
+    examined: ModelUnderTest,
     *,
     data: Dataset | None = None,
     attacks: Sequence[AttackRecipe] = (),
@@ -138,7 +138,7 @@ def _predict(
     return evaluation.predict(examined, images, attacks, **options)
 
 
-def _predict_validation(whole: Audit, examined: Examined) -> pd.DataFrame | None:
+def _predict_validation(whole: Audit, examined: ModelUnderTest) -> pd.DataFrame | None:
     """Predict the validation images as they are; None if the data have none."""
     held, title = whole.films.validation, f"evaluating {examined.name} for its thresholds"
     if held is None:
@@ -147,16 +147,21 @@ def _predict_validation(whole: Audit, examined: Examined) -> pd.DataFrame | None
 
 
 def _runner(
-    whole: Audit, door: Door, decision: nn.Module, shown: Tensor, attacks: Sequence[AttackRecipe]
-) -> CarriedOut:
+    whole: Audit, door: EntryReport, decision: nn.Module, shown: Tensor, attacks: Sequence[AttackRecipe]
+) -> AttackRunner:
     """Make these attacks ready for one decision: climbs go on where it has turned."""
-    traits = look(decision, shown[:LOOKED_AT], random=door.random)
-    runner = CarriedOut(decision, traits, door.gradients, shown, whole_climb=True, taught=whole.taught)
+    traits = probe_gradients(decision, shown[:LOOKED_AT], random=door.random)
+    runner = AttackRunner(decision, traits, door.gradients, shown, whole_climb=True, taught=whole.taught)
     return runner.ready(attacks)
 
 
 def _aimed(
-    examined: Examined, whole: Audit, door: Door, thresholds: Mapping[str, Threshold], shown: Tensor, parts: Path
+    examined: ModelUnderTest,
+    whole: Audit,
+    door: EntryReport,
+    thresholds: Mapping[str, Threshold],
+    shown: Tensor,
+    parts: Path,
 ) -> pd.DataFrame | None:
     """Predictions under attacks on each class at its threshold; None where worst-case is not asked for."""
     attacks = one_vs_rest.attacks(whole.attacks(gradients=door.gradients), gradients=door.gradients)
@@ -184,18 +189,18 @@ def _title(name: str, place: int, count: int) -> str:
     return f"attacks on {name} at its threshold ({place + 1} of {count})"
 
 
-def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
+def finding_figures(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Measured:
     """A model with one sigmoid a finding: each is judged, and attacked, at its own operating point."""
     subject, exam = whole.subject, whole.exam
-    assert isinstance(subject, Given)
+    assert isinstance(subject, ExternalModel)
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
-    truth = multilabel.known(whole.dataset.table, names)
+    truth = multilabel.labelled_findings(whole.dataset.table, names)
     held = answers_known(whole.films.validation, validation, names)
     answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
-    handed: list[HandedIn] = []
+    handed: list[Submitted] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
         threshold = multilabel.threshold_of(subject.output, place, held, whole.films.unchosen)
@@ -222,7 +227,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     if whole.handed is not None and not handed:
         raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
-    examined = Examined(subject.name, door.model or nn.Identity(), multilabel.STATES, subject.device)
+    examined = ModelUnderTest(subject.name, door.model or nn.Identity(), multilabel.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = _divisions(whole, table, multilabel.STATES, names)
@@ -232,22 +237,22 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     return Measured(table, None, figures, points, divisions, judged, checks, handed, films=count)
 
 
-def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[HandedIn]]:
+def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[Submitted]]:
     """The predictions with what was handed in, where that misleads the model and ours does not."""
     if whole.handed is None:
         return table, []
-    table, found = submitted.worse_of_both(table, whole.handed, model, whole.subject.device)
+    table, found = submitted.worst_with_submitted(table, whole.handed, model, whole.subject.device)
     return table, [] if found is None else [found]
 
 
-def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
+def _answers(whole: Audit, door: EntryReport, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
     """Logits of all findings, clean and corrupted; those of validation images; what was checked of given scores."""
     subject = whole.subject
-    assert isinstance(subject, Given)
+    assert isinstance(subject, ExternalModel)
     if door.model is None:
         table, checks = scored(subject, whole.dataset, whole.films.shared)
         return table, _scored_too(subject, whole.films), checks
-    asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
+    asked = ModelUnderTest(subject.name, door.judged or door.model, subject.classes, subject.device)
     table = _predict(whole, asked, corruptions=whole.exam.corruptions, views=False, parts=parts / "all")
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # it is of the highest class, and there is none
     return table, _predict_validation(whole, asked), []
@@ -259,7 +264,7 @@ def answers_known(
     """Logits of the validation images that have an answer, and what is known of each, both (N, F)."""
     if validation is None or answers is None:
         return None
-    truth = dict(zip(validation.sample_ids, multilabel.known(validation.table, names), strict=True))
+    truth = dict(zip(validation.sample_ids, multilabel.labelled_findings(validation.table, names), strict=True))
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
 
 
@@ -283,7 +288,7 @@ def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Findi
 
 
 def _attacked(
-    whole: Audit, door: Door, place: int, threshold: float, labels: np.ndarray, shown: Tensor, parts: Path
+    whole: Audit, door: EntryReport, place: int, threshold: float, labels: np.ndarray, shown: Tensor, parts: Path
 ) -> tuple[pd.DataFrame, nn.Module]:
     """Predict one finding's decision under every attack, and on the views of images that have a lung mask.
 
@@ -295,7 +300,7 @@ def _attacked(
     rows, attacks = np.flatnonzero(np.isfinite(labels)), whole.attacks(gradients=door.gradients)
     table = _predict(
         whole,
-        Examined(whole.subject.name, judge, multilabel.STATES, whole.subject.device),
+        ModelUnderTest(whole.subject.name, judge, multilabel.STATES, whole.subject.device),
         data=multilabel.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
         attacks=attacks,
         clean=not attacks,
@@ -307,18 +312,18 @@ def _attacked(
 
 
 def _remedies(
-    whole: Audit, door: Door, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
+    whole: Audit, door: EntryReport, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
 ) -> list[str]:
     """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
     known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
     cuts = np.array([operating_points.cut(found.threshold or 0.5) for found in about])
-    films = declared.Judged(
+    films = declared.DeclarationResult(
         np.stack([known[name] for name in clean["sample_id"]]),
         logits_of(clean).astype(float) - cuts,
         clean["group"].to_numpy(dtype=str),
     )
-    assert isinstance(whole.subject, Given)
+    assert isinstance(whole.subject, ExternalModel)
     scores = _file_of(whole.subject) if door.model is None else None
     found = [declared.other_names(whole.subject.classes, films, table=scores)]
     if door.model is not None:
@@ -326,12 +331,12 @@ def _remedies(
         places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
         shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
         images = pixels_of(whole.dataset, shown, whole.subject.device)
-        with undisturbed(door.model):
+        with preserve_state(door.model):
             found.append(declared.other_input(door.model, images, cuts, films.at(rows)))
     return [remedy for remedy in found if remedy is not None]
 
 
-def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str], door: Door) -> Check:
+def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str], door: EntryReport) -> Check:
     """Whether findings are answered the wrong way round, have each other's names, or want other images."""
     wrong, tried = "output.classes, input.range,", "order, range, channel order or inversion"
     if door.model is None:

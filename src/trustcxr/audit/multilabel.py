@@ -30,7 +30,7 @@ _SAID = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _SAID |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
 
-def known(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
+def labelled_findings(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
     """What is known of each film, (N, F): 1 present, 0 absent, NaN not known.
 
     A column of the data by a finding's name says it, as in CheXpert: 1, 0, and all else (-1, blank) is not known.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from trustcxr.audit.attack_runner import CarriedOut
+from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.multilabel import Decision
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.predictions import CarryOut, Options
@@ -42,7 +42,7 @@ def decision(model: nn.Module, place: int, threshold: Threshold) -> Decision:
     return Decision(AgainstRest(model, place), 0, threshold.value)
 
 
-def against(carried: CarriedOut, place: int) -> CarryOut:
+def against(carried: AttackRunner, place: int) -> CarryOut:
     """The attacks of `carried`, whose model is the decision of the class at `place`, for labels of all classes."""
 
     def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from trustcxr.audit.entry_checks import Check, Door, black_box_check
+from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check
 from trustcxr.evaluation.alarms import CONSTANT
 from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.storage.prediction_table import CLEAN
@@ -20,7 +20,7 @@ _GRAVE = (
 )
 
 
-def withdraw(document: AuditDocument, door: Door) -> None:
+def withdraw(document: AuditDocument, door: EntryReport) -> None:
     """Takes back the figures of attacks that missed what was planted; what needed no gradient stays."""
     if door.believed:
         return
@@ -51,7 +51,7 @@ def compared(document: RunDocument) -> list[Check]:
     return found
 
 
-def verdict(document: AuditDocument, checks: Sequence[Check], door: Door) -> tuple[bool, str]:
+def verdict(document: AuditDocument, checks: Sequence[Check], door: EntryReport) -> tuple[bool, str]:
     """`unreliable` and `because` of audit.json."""
     reasons = [f"{check.check}: {check.text}" for check in checks if check.passed is False and check.check in _GRAVE]
     reasons += [*_by_chance(document), *(alarm.text for alarm in document.alarms if alarm.kind == "weak_attack")]

@@ -6,23 +6,23 @@ from pathlib import Path
 
 from trustcxr.audit import measure, reliability, submitted
 from trustcxr.audit.attack_runner import needs_surrogate
-from trustcxr.audit.audit_data import Films, at_the_door, open_films
-from trustcxr.audit.entry_checks import Check, Door, examine_at_the_door
-from trustcxr.audit.formats import Given
+from trustcxr.audit.audit_data import AuditImages, first_images, open_films
+from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import TABLES
 from trustcxr.audit.formats.resolve import SUFFIXES
-from trustcxr.audit.identity import Audit, about, is_another, refuse_held
+from trustcxr.audit.identity import Audit, about, check_empty, is_another
 from trustcxr.audit.subject import Subject, load_model
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
-from trustcxr.runs.test_data import refuse_films
+from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.locks import LOCK_FILE, holding
-from trustcxr.storage.os_errors import as_typed
-from trustcxr.storage.schemas import AuditDocument, read
+from trustcxr.storage.locks import LOCK_FILE, folder_lock
+from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 PARTS = ".parts"  # rows of finished batches, until all are there
 _WRITTEN = (layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
@@ -50,30 +50,30 @@ def audit(
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
-    refuse_films(out, Path(data))
-    refuse_held(out, {"results of a run": layout.METRICS_FILE})
-    layout.refuse_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
+    check_out(out, Path(data))
+    check_empty(out, {"results of a run": layout.METRICS_FILE})
+    layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     films = open_films(subject, data, split, labels, listing)
     whole = Audit(subject, films, exam, None if adversarial is None else _submitted(adversarial, subject, films, exam))
     key, path = whole.key, out / layout.AUDIT_FILE
-    with holding(out):
-        document = read(AuditDocument, path) if path.is_file() else None
+    with folder_lock(out):
+        document = read_schema(AuditDocument, path) if path.is_file() else None
         if document is not None and document.examination == key:
-            say(f"{out}: already examined")
+            log(f"{out}: already examined")
         else:
             if document is not None:
                 _check_same(document, whole, out)
-                say(f"{out}: model, data or options changed: examined again")
+                log(f"{out}: model, data or options changed: examined again")
             document = _document(whole, out, key)
             atomic.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
 
 
-def _submitted(path: Path, subject: Subject, films: Films, exam: ExamRecipe) -> submitted.Images:
+def _submitted(path: Path, subject: Subject, films: AuditImages, exam: ExamRecipe) -> submitted.Images:
     """Read adversarial images that somebody made; UserError if they say nothing of this model or examination."""
-    findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
-    handed = submitted.read(path, films.examined, findings)
+    findings = subject.classes if isinstance(subject, ExternalModel) and subject.kind == "sigmoid" else ()
+    handed = submitted.read_submitted(path, films.examined, findings)
     if subject.model is None:
         raise UserError(f"{path}: only scores of {subject.name} were given, so adversarial images say nothing")
     submitted.check_radius(handed, exam)
@@ -102,8 +102,8 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
         raise UserError(f"{model}: no such file")
     if _is_bare(str(model)):
         # Beside the model, of which it says the name alone.
-        place = as_typed(path.with_name("model.yaml") if path.exists() else "model.yaml")
-        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {as_typed(model)} --init > {place}")
+        place = shell_quote(path.with_name("model.yaml") if path.exists() else "model.yaml")
+        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {shell_quote(model)} --init > {place}")
     if path.is_file() and path.suffix not in layout.MODEL_FILES:
         raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
     return load_model(model, trust_code=trust_code)
@@ -118,9 +118,9 @@ def _is_bare(model: str) -> bool:
 
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
-    shown, labels = at_the_door(dataset, exam.gate.films, subject.device)
-    door = examine_at_the_door(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
-    examine = measure.of_findings if whole.of_findings else measure.classes
+    shown, labels = first_images(dataset, exam.gate.films, subject.device)
+    door = run_entry_checks(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
+    examine = measure.finding_figures if whole.of_findings else measure.classes
     measured = examine(whole, door, shown, out / PARTS / key)
     document = AuditDocument.of(
         measured.figures,
@@ -157,7 +157,7 @@ def _on_all_films(asked: Sequence[Check], measured: Sequence[Check]) -> list[Che
     return [*kept, *(check for check in measured if check.check != "declaration" or not remedied)]
 
 
-def _surrogate(whole: Audit, door: Door, shown: int) -> list[Check]:
+def _surrogate(whole: Audit, door: EntryReport, shown: int) -> list[Check]:
     """What a surrogate learned from, where one was made."""
     asked = any(attack.name == WORST_CASE for attack in whole.attacks(gradients=door.gradients))
     if door.traits is None or not asked or not needs_surrogate(door.traits, door.gradients):

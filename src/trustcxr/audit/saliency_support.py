@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from trustcxr.audit.formats import Given
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.torch_programs import ExportedNet
-from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
 from trustcxr.explain.base import LeftOut
@@ -19,7 +19,7 @@ from trustcxr.models.feature_maps import before_mixing
 from trustcxr.registry import SALIENCY, Method
 
 
-def check(given: Given, methods: Sequence[str]) -> Adapted:
+def check_supported(given: ExternalModel, methods: Sequence[str]) -> WrappedModel:
     """The model to explain; UserError, before any work, where these methods cannot explain what was given."""
     name, model = given.name, given.model
     if model is None:
@@ -48,7 +48,7 @@ def _offered(*, gradients: bool) -> str:
     return " or ".join(f"--method {s.name}" for s in pixels if gradients or not s.gradients)
 
 
-def left_out(given: Given, model: Adapted) -> LeftOut:
+def left_out(given: ExternalModel, model: WrappedModel) -> LeftOut:
     """What cannot be measured of a model that `check` let through."""
     attacks = weights = cascade = ""
     if given.origin.gradients == "none":

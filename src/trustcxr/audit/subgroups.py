@@ -146,7 +146,7 @@ def _group(
     bootstrap = Bootstrap.over(part["group"], resamples=samples.resamples)
     macro = metrics.macro_auroc(part, bootstrap, len(classes))
     error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
-    found |= {"findings": len(each_finding.told_apart(part))} if each_finding.are_in(part) else {}
+    found |= {"findings": len(each_finding.has_both_labels(part))} if each_finding.are_in(part) else {}
     found["auroc_macro"] = {"value": float(macro[0]), "ci": interval(macro)}
     found["ece"] = {"value": error, "ci": ends}
     whole = samples.over(clean["group"])

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from trustcxr.audit import formats
-from trustcxr.audit.formats import Given
+from trustcxr.audit.formats import ExternalModel
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, device, load_run
 from trustcxr.storage import layout
 
-Subject = Run | Given
+Subject = Run | ExternalModel
 
 
 def load_model(

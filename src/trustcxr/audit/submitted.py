@@ -18,12 +18,12 @@ from trustcxr import statistics
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.stochastic import judge
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import RIGHT_SHARE
-from trustcxr.storage.schemas import HandedIn, Share
+from trustcxr.storage.schemas import Share, Submitted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ class Images:
     images: dict[str, torch.Tensor]
 
 
-def read(path: Path, dataset: "Dataset", findings: Sequence[str] = ()) -> Images:
+def read_submitted(path: Path, dataset: "Dataset", findings: Sequence[str] = ()) -> Images:
     """The file's images, within their epsilon of the very films and in [0, 1]; UserError, saying which is not.
 
     `findings`: of a model of findings their names, of which one may stand behind a film's id.
@@ -89,9 +89,9 @@ def _opened(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise UserError(f"{path}: no safetensors file of adversarial images ({problem})") from None
 
 
-def worse_of_both(
+def worst_with_submitted(
     table: "pd.DataFrame", given: Images, model: nn.Module, device: torch.device
-) -> "tuple[pd.DataFrame, HandedIn | None]":
+) -> "tuple[pd.DataFrame, Submitted | None]":
     """Predictions whose worst-case rows are those of the given images where these mislead the model and ours do not.
 
     `broken_by` says by whom. They count at every radius of worst-case that is not below theirs. Where none of the
@@ -119,7 +119,7 @@ def worse_of_both(
     bootstrap = statistics.Bootstrap.over(rows["group"].to_numpy()[first])
     shares = bootstrap.means(right)
     low, high = statistics.share_interval(bootstrap, shares)
-    found = HandedIn(
+    found = Submitted(
         by=given.by,
         sha256=atomic.checksum(given.path),
         epsilon=given.epsilon,
@@ -151,7 +151,7 @@ def _judged(
     for start in range(0, len(images), 64):
         batch = torch.stack(images[start : start + 64]).to(device)
         labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
-        with torch.no_grad(), undisturbed(model):
+        with torch.no_grad(), preserve_state(model):
             torch.manual_seed(start)  # of a model that answers at random the same draws each time
             answer, share = judge(model, batch, labels, at_worst=True)
         logits.append(answer.cpu().numpy())

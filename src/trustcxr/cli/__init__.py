@@ -77,7 +77,7 @@ def _answered() -> NoReturn:
         hint = f"; see {at.command_path} --help" if at else ""
         _refuse((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
-        print(f"trustcxr: stopped; {signals.kept(sys.argv[1:])}", file=sys.stderr)
+        print(f"trustcxr: stopped; {signals.restart_command(sys.argv[1:])}", file=sys.stderr)
         sys.exit(signals.CODE)
 
 

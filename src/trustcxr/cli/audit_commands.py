@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
-from trustcxr.data.remote import refuse_nowhere
+from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.registry import AUDITED
 from trustcxr.storage import layout
@@ -84,7 +84,7 @@ def _refuse_at_once(model: str, data: Path, attacks: Sequence[str], epsilons: Se
     load_exam().changed(tuple(attacks), tuple(epsilons))
     layout.check_model(model)
     if Path(model).is_dir():
-        refuse_nowhere(data)
+        check_exists(data)
 
 
 @audits_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trustcxr.cli.options import Columns, Images, Json, listing, print_json
-from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.os_errors import shell_quote
 from trustcxr.version import NOTICE
 
 data_app = typer.Typer(
@@ -29,16 +29,16 @@ def data_check(
     json: Json = False,
 ) -> None:
     """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
-    from trustcxr.data.checks.check import audit
+    from trustcxr.data.checks.check import check_data
     from trustcxr.data.checks.check_html import write_page
     from trustcxr.errors import UserError
-    from trustcxr.storage.os_errors import refuse_unwritable
+    from trustcxr.storage.os_errors import check_writable
 
     if clean and clean.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{clean}: a manifest is written as .csv or .parquet")
     for place in filter(None, (html, clean)):
-        refuse_unwritable(place)
-    found = audit(path, probes=probes, **listing(column, images))
+        check_writable(place)
+    found = check_data(path, probes=probes, **listing(column, images))
     if json:
         print_json(found.to_dict() | {"notice": NOTICE})
     else:
@@ -63,7 +63,7 @@ def data_download(
     if name != "covidqu":
         raise unknown("data set", name, ["covidqu"])
     folder = download_covidqu(to)
-    print(f"{folder}\nnext: trustcxr data check {as_typed(folder)}")
+    print(f"{folder}\nnext: trustcxr data check {shell_quote(folder)}")
 
 
 @data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")

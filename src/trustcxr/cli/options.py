@@ -9,7 +9,7 @@ import typer
 
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
-from trustcxr.registry import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
+from trustcxr.registry import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, format_steps
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run_recipe import Listing
@@ -22,7 +22,7 @@ def _run_there(run: Path) -> Path:
     return run if run.is_dir() or is_address(run) else layout.check_run(run)
 
 
-def is_given(model: str) -> bool:
+def is_set(model: str) -> bool:
     """Whether this is a file or code, as `trustcxr audit` takes them, and no run; UserError where nothing is there."""
     from trustcxr.storage import layout
 
@@ -98,7 +98,7 @@ Epsilons = Annotated[
     list[float] | None,
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
-Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({steps_said()}).")]
+Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({format_steps()}).")]
 Surrogate = Annotated[
     Path | None,
     typer.Option("--surrogate", help="Run whose adversarial images the attack transfer tries on this one."),

@@ -29,17 +29,17 @@ from trustcxr.cli.options import (
     Track,
     TrainingEpsilon,
     TrustCode,
-    is_given,
+    is_set,
     label_map,
     listing,
     print_json,
     settings,
     tracker,
 )
-from trustcxr.data.remote import is_address, refuse_nowhere
+from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
-from trustcxr.storage.os_errors import as_typed, refuse_missing
+from trustcxr.storage.os_errors import check_present, shell_quote
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def train(
     with use_threads(threads):
         summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
-    print(f"next: trustcxr evaluate {as_typed(out)} --data {as_typed(data)}")
+    print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
 @runs_app.command(
@@ -148,11 +148,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
-    if is_given(str(run)):
-        command = f"trustcxr audit {as_typed(run)} --data {as_typed(data)} --out DIR"
+    if is_set(str(run)):
+        command = f"trustcxr audit {shell_quote(run)} --data {shell_quote(data)} --out DIR"
         raise UserError(f"{run}: no run's folder; any other model is examined by {command}")
     if surrogate is None:  # else whether an attack takes it is said first
-        refuse_nowhere(data)
+        check_exists(data)
     from trustcxr import report
     from trustcxr.report import terminal as terminal_lines
     from trustcxr.runs import run_folder
@@ -206,7 +206,7 @@ def certify(
     json: Json = False,
 ) -> None:
     """The share of images whose answer is proved not to change within epsilon, beside what attacks leave."""
-    refuse_nowhere(data)  # before what takes seconds to load
+    check_exists(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.verify import effort
     from trustcxr.report.load import Run
@@ -261,12 +261,12 @@ def explain(
     json: Json = False,
 ) -> None:
     """Saliency of a run, or of what a model file names, against the radiologists' masks, each measure beside chance."""
-    given = is_given(model)
+    given = is_set(model)
     if given and out is None:
         raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
     if finding is not None and not given:
         raise UserError(f"--finding {finding}: a run answers with one of its classes; leave it out")
-    refuse_nowhere(data)  # before what takes seconds to load
+    check_exists(data)  # before what takes seconds to load
     options = {
         "methods": method,
         "epsilon": epsilon,
@@ -329,7 +329,7 @@ def predict(
     frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named. A film that
     cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
     """
-    refuse_missing(images)
+    check_present(images)
     from trustcxr.apps.dicom import studies_on_disk
     from trustcxr.report import terminal
 
@@ -362,7 +362,7 @@ def export(
     if not is_address(run):
         layout.check_run(Path(run))
     if data is not None:
-        refuse_nowhere(data)
+        check_exists(data)
     from trustcxr.audit import export_run
     from trustcxr.report import terminal
 

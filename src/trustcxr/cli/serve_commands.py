@@ -38,14 +38,14 @@ def serve(
     Beyond 127.0.0.1 a token is demanded: the one in TRUSTCXR_TOKEN, or one that is made up and printed.
     """
     from trustcxr.apps.serve import server
-    from trustcxr.apps.serve.dicom_node import Place
+    from trustcxr.apps.serve.dicom_node import NodeOptions
     from trustcxr.apps.serve.worker import Limits
     from trustcxr.errors import UserError
 
     place, ours = None, {"title": dicom_title, "host": dicom_host, "port": dicom_port}
     said = {key: value for key, value in ours.items() if value is not None}
     if dicom is not None:
-        place = Place.of(dicom, callers=tuple(dicom_from or ()), **said)
+        place = NodeOptions.from_peer(dicom, callers=tuple(dicom_from or ()), **said)
     elif lonely := [*(["from"] if dicom_from else []), *said]:
         raise UserError(f"--dicom-{lonely[0]} needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
     own = {} if workers is None else {"workers": workers}
@@ -93,7 +93,7 @@ def reader(
         for path in reading.results(study):
             print(path)
         return print(NOTICE)
-    asked = reading.Asked(arms=arm or (), data=data, films=films, seed=seed)
+    asked = reading.ReaderOptions(arms=arm or (), data=data, films=films, seed=seed)
     return reading.serve(study, asked, name or (), host=host, port=port)
 
 

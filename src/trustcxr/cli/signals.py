@@ -46,7 +46,7 @@ class _Once:
             raise KeyboardInterrupt
 
 
-def kept(words: Sequence[str]) -> str:
+def restart_command(words: Sequence[str]) -> str:
     """What is there after a stop, by command."""
     if words and words[0] == "audit":
         return "the same command goes on from here: finished batches are kept"

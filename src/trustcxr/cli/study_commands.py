@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trustcxr.cli.options import DATA, Json, Threads, Track, pairs, print_json, tracker
-from trustcxr.data.remote import refuse_nowhere
+from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
@@ -93,7 +93,7 @@ def study(
         chosen = tracked(chosen, *tracker(track))
     from trustcxr.study import engines
 
-    asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)
+    asked = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)
     where = engines.get(engine, asked=asked)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
@@ -114,7 +114,7 @@ def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) 
         missing = "--data PATH" if data is None else "--out DIR"
         raise UserError(f"study {recipe}: say {missing}; see trustcxr study --help")
     if at_once:
-        refuse_nowhere(data)
+        check_exists(data)
     return data, out
 
 

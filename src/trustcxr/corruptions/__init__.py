@@ -36,7 +36,7 @@ class Corruption:
 
 
 def _found(entry: registry.Corruption) -> Corruption:
-    function = registry.function_of("corruptions", entry.where)
+    function = registry.load_function("corruptions", entry.where)
     if entry.artefact:
         return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
     return Corruption(entry.name, entry.about, partial(_without_place, function))

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from trustcxr import corruptions
 from trustcxr.data.images import generated, greyscale, read, resize
 from trustcxr.errors import UserError
-from trustcxr.storage.atomic import replacing
+from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG
@@ -61,7 +61,7 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
         except (greyscale.UnreadableImage, OSError) as problem:
             raise UserError(f"{film}: not read ({problem}); give an image file") from None
     try:
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             draw(picture, seed=seed).save(temporary, pnginfo=_mark())
     except (OSError, ValueError) as problem:
         raise UserError(f"{out}: the sheet cannot be written ({problem}); give a path that ends in .png") from None

@@ -10,7 +10,7 @@ from trustcxr._lazy import attach
 if TYPE_CHECKING:
     from trustcxr.data import loader, phantom
     from trustcxr.data.cache import open_store
-    from trustcxr.data.checks.check import audit
+    from trustcxr.data.checks.check import check_data
     from trustcxr.data.dataset import Dataset, load_dataset
     from trustcxr.data.images.greyscale import UnreadableImage
     from trustcxr.data.images.read import read_image, read_mask

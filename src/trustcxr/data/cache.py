@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import numpy as np
 from PIL import Image
 
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, log
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
 from trustcxr.data.worker_pool import call, pool
@@ -139,7 +139,7 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
             if not same or (every and _hash_file(folder / file, store.size**2) != hashes.tobytes()):
                 raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
-        say(f"{folder}: damaged store ({file} is not what was written): the images are decoded again")
+        log(f"{folder}: damaged store ({file} is not what was written): the images are decoded again")
         return None
     with suppress(OSError):
         os.utime(folder / INDEX)
@@ -183,7 +183,7 @@ def _build_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say("another process is decoding these images: waiting for it")
+        log("another process is decoding these images: waiting for it")
         lock.acquire()
     try:
         yield

@@ -14,7 +14,7 @@ import pandas as pd
 
 from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_alike_classes
 from trustcxr.errors import UserError, nearest, unknown
 from trustcxr.storage.os_errors import open_regular
 
@@ -273,7 +273,7 @@ def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
 def _alike_note(names: Mapping[str, int]) -> str:
     first, other, *_ = names
     return (
-        f"classes that differ only in capitals or blanks are taken for different ones: {alike_said(names)}; "
+        f"classes that differ only in capitals or blanks are taken for different ones: {format_alike_classes(names)}; "
         f"--label {shlex.quote(f'{other}={first}')} makes them one, beside a --label for each other class"
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, Joined
 
 
-class Films(TypedDict):
+class TrainingData(TypedDict):
     """What run.yaml says of the data: folder's name, split, images, the fingerprint of these and of every split."""
 
     root_name: str
@@ -23,9 +23,9 @@ class Films(TypedDict):
     fingerprints: dict[str, str]
 
 
-def of(train: "Dataset | Joined") -> Films:
+def describe_training_data(train: "Dataset | Joined") -> TrainingData:
     """What is kept of the films that are trained on."""
-    return Films(
+    return TrainingData(
         root_name=train.root.name,
         split=train.split,
         images=len(train),
@@ -34,19 +34,19 @@ def of(train: "Dataset | Joined") -> Films:
     )
 
 
-def films(train: "Dataset | Joined") -> pd.DataFrame:
+def list_training_images(train: "Dataset | Joined") -> pd.DataFrame:
     """The table of films.parquet: sample_id and the checksum of the pixels of every film that is trained on."""
     return pd.DataFrame({"sample_id": train.sample_ids, "film": train.film_sums})
 
 
-def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
+def check_same_images(run: Path, train: "Dataset | Joined") -> None:
     """UserError where the folder holds a training on other films or classes."""
     path = run / layout.RUN_FILE
     if not path.is_file():
         return
     before = atomic.read_yaml(path)
-    data = atomic.part(before, "data")
-    now = of(train)
+    data = atomic.section(before, "data")
+    now = describe_training_data(train)
     if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
         raise UserError(
             f"{run}: was trained on other films than those of {train.where} ({data.get('images', '?')} then, "
@@ -54,7 +54,7 @@ def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
         )
 
 
-def whole(films: "Dataset") -> str:
+def hash_training_data(films: "Dataset") -> str:
     """One fingerprint for every split of a data set together."""
     lines = "\n".join(f"{split}\t{found}" for split, found in sorted(films.fingerprints().items()))
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -225,26 +225,26 @@ def _reach(region: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Films:
+class EditInputs:
     """Films with what is known of them: images (B, 1, H, W); lung, lesion (B, H, W) bool."""
 
     images: Tensor
     lung: Tensor
     lesion: Tensor
 
-    def __getitem__(self, rows: Tensor | slice | list[int]) -> "Films":
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> "EditInputs":
         """Some of them."""
-        return Films(self.images[rows], self.lung[rows], self.lesion[rows])
+        return EditInputs(self.images[rows], self.lung[rows], self.lesion[rows])
 
 
-def films_of(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Films:
+def make_edit_inputs(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> EditInputs:
     """Some films of a data set, with their masks."""
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
     masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
-    return Films(images, *masks)
+    return EditInputs(images, *masks)
 
 
-def moved_onto(donors: Films, lung: Tensor) -> Films:
+def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
     """Each donor shifted so that the middle of its lungs lies on that of `lung` (B, H, W)."""
     if len(lung) == 0:
         return donors
@@ -253,10 +253,10 @@ def moved_onto(donors: Films, lung: Tensor) -> Films:
     images, lungs, lesions = (
         torch.stack([_shifted(one, *by) for one, by in zip(field, shifts, strict=True)]) for field in fields
     )
-    return Films(images[:, None], lungs, lesions)
+    return EditInputs(images[:, None], lungs, lesions)
 
 
-def transplanted(films: Films, donors: Films, region: Tensor) -> Tensor:
+def transplanted(films: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
     """What the donors have in `region` (B, H, W) put into the films, soft at its edge and matched in grey.
 
     Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
@@ -268,7 +268,7 @@ def transplanted(films: Films, donors: Films, region: Tensor) -> Tensor:
     return (films.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
 
 
-def _healthy(films: Films) -> Tensor:
+def _healthy(films: EditInputs) -> Tensor:
     return healthy_grey(films.images, films.lung, films.lesion)
 
 

@@ -5,7 +5,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.storage.os_errors import is_full, writing
 
@@ -17,7 +17,7 @@ def is_address(data: str | Path) -> bool:
     return _ADDRESS.fullmatch(str(data)) is not None and not Path(data).exists()
 
 
-def refuse_nowhere(data: str | Path) -> None:
+def check_exists(data: str | Path) -> None:
     """UserError where this is no address, and no file or folder of this machine: asked before what takes seconds."""
     try:
         if not is_address(data):
@@ -36,7 +36,7 @@ def absolute(data: str | Path) -> str:
     return f"{found[1]}://{'/' if found[1] == 'file' else ''}{found[2]}"
 
 
-def here(data: str | Path) -> Path:
+def fetch(data: str | Path) -> Path:
     """The folder or file on this machine: what is at an address is copied into the cache first, once, whole.
 
     UserError where nothing is there, it cannot be reached, or fsspec needs a further package for it.
@@ -54,7 +54,7 @@ def here(data: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not copy.exists():
-                say(f"{address}: brought to {copy}, once; delete that folder to have it brought anew")
+                log(f"{address}: brought to {copy}, once; delete that folder to have it brought anew")
                 _bring(address, copy)
     return copy
 

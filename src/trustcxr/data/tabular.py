@@ -96,7 +96,7 @@ def called_like(table: pd.DataFrame, column: str, *, exactly: bool) -> list[int]
     ]
 
 
-def refuse_alike(table: pd.DataFrame, file: Path, places: Sequence[int], word: str | None = None) -> None:
+def check_distinct_columns(table: pd.DataFrame, file: Path, places: Sequence[int], word: str | None = None) -> None:
     """UserError where these are several columns; `word` is ours for what one of them must be, if it can be chosen."""
     if len(places) < 2:
         return

@@ -12,7 +12,7 @@ from trustcxr.defences.noise import cutout, gaussian, mixup
 from trustcxr.errors import lookup
 
 DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    name: registry.function_of("defences", entry.function) for name, entry in registry.DEFENCES.items()
+    name: registry.load_function("defences", entry.function) for name, entry in registry.DEFENCES.items()
 }
 
 

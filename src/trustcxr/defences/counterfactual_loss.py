@@ -16,7 +16,7 @@ CONTROL = 0.75  # controls beside each film that is made counterfactual: they ke
 
 
 @dataclass(frozen=True)
-class Known:
+class LesionBatch:
     """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
     edited (B,) bool: which films are counterfactual, or controls of such; None where none was made. shares (2,): of a
@@ -30,10 +30,12 @@ class Known:
     edited: Tensor | None = None
     shares: Tensor | None = None
 
-    def of(self, part: slice) -> "Known":
+    def of(self, part: slice) -> "LesionBatch":
         """A part of the batch."""
         edited = None if self.edited is None else self.edited[part]
-        return Known(self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited, self.shares)
+        return LesionBatch(
+            self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited, self.shares
+        )
 
     def ill(self) -> Tensor:
         """(B,) bool: films with a lesion."""
@@ -43,19 +45,19 @@ class Known:
         """(B,) bool: films with a lung mask."""
         return (self.lung > 0.5).flatten(1).any(1)
 
-    def films(self, rows: Tensor) -> lesion_edits.Films:
+    def films(self, rows: Tensor) -> lesion_edits.EditInputs:
         """Some of them, with masks as `data.lesions` takes them."""
-        return lesion_edits.Films(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
+        return lesion_edits.EditInputs(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
 
 
 def counterfactual(
-    known: Known,
+    known: LesionBatch,
     *,
     healthy: int,
     share: float,
     generator: torch.Generator,
     fills: Sequence[str] = ("grey",),
-) -> Known:
+) -> LesionBatch:
     """The batch with a share of the films that have a lesion, and of the healthy ones, made counterfactual.
 
     Lesion removed: it is labelled `healthy`, whatever else may be on the film. As much healthy lung removed: it keeps
@@ -81,7 +83,7 @@ def counterfactual(
     return replace(known, edited=(known.pixels != before).flatten(1).any(1))
 
 
-def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> Known:
+def _removed(known: LesionBatch, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
     films = known.films(gone)
     pixels[gone] = lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
@@ -92,7 +94,7 @@ def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: s
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 
-def _transplanted(known: Known, into: Tensor, donors: Tensor, *, patch: Tensor) -> Known:
+def _transplanted(known: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
     """What `donors` have where the lesions of `patch` lie, put into other films; a lesion takes its label along."""
     films = known.films(into)
     giver = lesion_edits.moved_onto(known.films(donors), films.lung)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.data.lung_masks import has_lungs
-from trustcxr.defences.counterfactual_loss import Known
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer
 
@@ -74,7 +74,7 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
             hook.remove()
 
 
-def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
+def guidance(found: Pass, known: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
     """How far what explains the answers of a pass is from the lesions; a scalar, with a gradient in the weights.
 
     Rows of the pass beyond the batch are left out. The positive part of each map is held to the mask, by "energy": one
@@ -100,7 +100,7 @@ def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 
     return _mean_over(apart, known.ill(), ill) + placed
 
 
-def explained(found: Pass, known: Known) -> Tensor:
+def explained(found: Pass, known: LesionBatch) -> Tensor:
     """The map of each film's label (B, 1, h, w), of any sign: Grad-CAM of the features, or pixels times gradient.
 
     One backward pass, whose graph is kept, so that what is asked of the map reaches the weights.

@@ -8,7 +8,7 @@ from trustcxr.storage.schemas import Alarm, RunDocument, Verdict
 from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
 
 
-def of(document: RunDocument) -> list[Alarm]:
+def find_alarms(document: RunDocument) -> list[Alarm]:
     """Every alarm of a run's document, each a kind and a sentence.
 
     The signs of its verdict; a network no better than a constant answer; catastrophic overfitting, which training

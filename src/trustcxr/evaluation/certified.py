@@ -17,7 +17,7 @@ from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.statistics import Bootstraps, share_interval
 from trustcxr.storage.schemas import CertifiedResult, Share
 
@@ -43,7 +43,7 @@ def prove(
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
         for raw, _, places in batches:
             images, rows = to_pixels(raw.to(run.device)), known.iloc[places.numpy()]
-            with torch.no_grad(), undisturbed(run.model):
+            with torch.no_grad(), preserve_state(run.model):
                 said = run.model(images).argmax(1)
             for epsilon in epsilons:
                 margin = least_margins(layers, images, said, epsilon, effort).cpu().numpy()

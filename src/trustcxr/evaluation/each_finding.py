@@ -36,7 +36,7 @@ def _parts(table: "pd.DataFrame") -> Iterator[Rows]:
     yield from (names == name for name in np.unique(names))
 
 
-def told_apart(table: "pd.DataFrame") -> list[Rows]:
+def has_both_labels(table: "pd.DataFrame") -> list[Rows]:
     """The rows of each finding that some of the films have and some have not: of no other can more be said than counts.
 
     A finding that none of a group's films has is "told" by saying so of every film.
@@ -45,13 +45,15 @@ def told_apart(table: "pd.DataFrame") -> list[Rows]:
     return [rows for rows in _parts(table) if len(np.unique(labels[rows])) > 1]
 
 
-def mean_of(table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()) -> Floats:
+def mean_over_findings(
+    table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()
+) -> Floats:
     """The mean over findings of what `measure` says of the rows of each, (R + 1, *shape); NaN where there are none.
 
     All findings are of the same resamples of patients. In a resample that has not both kinds of films of a finding the
     mean is over the others: of rare findings hardly any resample has them all.
     """
-    found = [measure(rows, bootstrap.of(rows)) for rows in told_apart(table)]
+    found = [measure(rows, bootstrap.of(rows)) for rows in has_both_labels(table)]
     values = np.array(found) if found else np.full((1, len(bootstrap.weights), *shape), np.nan)
     known = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -65,7 +67,7 @@ def auroc(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     def area(rows: Rows, part: Bootstrap) -> Floats:
         return statistics.auroc(scores[rows], present[rows], part.row_weights())
 
-    return mean_of(table, bootstrap, area)
+    return mean_over_findings(table, bootstrap, area)
 
 
 def constant_answer(table: "pd.DataFrame") -> float:

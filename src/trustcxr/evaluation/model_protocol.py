@@ -7,7 +7,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Examined:
+class ModelUnderTest:
     """A model as it is judged: `model` from pixel space to logits in the order of `classes`, on `device`."""
 
     name: str

@@ -37,7 +37,9 @@ def threads_for(model: nn.Module, images: Tensor, batches: int) -> int:
     return most
 
 
-def mapped(work: Callable[[Item], Done], items: Iterable[Item], *, threads: int, model: nn.Module) -> Iterator[Done]:
+def parallel_map(
+    work: Callable[[Item], Done], items: Iterable[Item], *, threads: int, model: nn.Module
+) -> Iterator[Done]:
     """`work` done on each item, in the order of the items, on so many of them at once.
 
     Where one fails, or the caller stops, the others end at their next pass through `model`. Torch's number of threads

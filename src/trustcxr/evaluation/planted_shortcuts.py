@@ -114,7 +114,7 @@ def _answers(
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
         # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
-        with torch.no_grad(), attacks.undisturbed(run.model):
+        with torch.no_grad(), attacks.preserve_state(run.model):
             found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
     return np.concatenate(found)
 

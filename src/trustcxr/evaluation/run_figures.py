@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from trustcxr.evaluation import alarms, calibration, metrics, paired
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.trained_run import About, Run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
@@ -15,7 +15,11 @@ AT_RANDOM = "it answers at random, and attack and judge see the same draw: its r
 
 
 def describe(
-    run: Run | Examined, predictions: pd.DataFrame, *, validation: pd.DataFrame | None = None, resamples: int = 2000
+    run: Run | ModelUnderTest,
+    predictions: pd.DataFrame,
+    *,
+    validation: pd.DataFrame | None = None,
+    resamples: int = 2000,
 ) -> RunDocument:
     """The document of metrics.json (results/documents), without saliency, from predictions of one split.
 
@@ -69,7 +73,7 @@ def figures(
         document.masking.because += f"; {AT_RANDOM}"
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
-    document.alarms = alarms.of(document.model_copy(update={"training": training}))
+    document.alarms = alarms.find_alarms(document.model_copy(update={"training": training}))
     return document
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.bpda import Attackable
+from trustcxr.attacks.bpda import AttackView
 from trustcxr.registry import JUDGED
 
 
-class OverDraws(Attackable):
+class OverDraws(AttackView):
     """A random model as it is judged: called, it answers with the mean of JUDGED draws."""
 
     def __init__(self, model: nn.Module) -> None:

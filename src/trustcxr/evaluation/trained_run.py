@@ -136,7 +136,7 @@ def _listed(classes: object) -> list[object]:
     return classes
 
 
-def as_before_refit(run: Run) -> Run:
+def load_before_refit(run: Run) -> Run:
     """The run with the weights that validation judged: others where it was trained once more on validation images.
 
     Raises UserError where those are not there.

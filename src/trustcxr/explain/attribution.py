@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
-from trustcxr.models.preserve_state import as_found
+from trustcxr.models.preserve_state import evaluate_on
 
 _ROUNDING = 1e-5  # of the largest logit: a smaller change of it is none
 
@@ -113,7 +113,7 @@ def _attribution(
     except ImportError as problem:
         raise UserError("this saliency method comes through captum: pip install '.[captum]'") from problem
     check_images(x)
-    with as_found(model, x.device, seed=seed), torch.inference_mode(False):
+    with evaluate_on(model, x.device, seed=seed), torch.inference_mode(False):
         # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.
         images = x.detach().clone()
         with torch.no_grad():

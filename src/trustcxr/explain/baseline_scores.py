@@ -51,19 +51,22 @@ def looking(names: Sequence[str]) -> list[str]:
 
 def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
-    found = {m.name: measures.of(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
+    found = {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
     found["null_map"] = measures.null_map(maps)
     if threshold is not None:
-        found |= {m.name: measures.of(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
+        found |= {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
     return found
 
 
 def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """What maps that know nothing would have by the same measures."""
-    found = {m.name: measures.chance(measures.of(m), maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
+    found = {
+        m.name: measures.chance(measures.measure_function(m), maps, *_masks_of(m, masks), **_cut(m, masks))
+        for m in _plain()
+    }
     if threshold is not None:
         tuned = partial(measures.chance, saliency=maps, threshold=threshold)
-        found |= {m.name: tuned(measures.of(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
+        found |= {m.name: tuned(measures.measure_function(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
     return found
 
 
@@ -85,7 +88,7 @@ def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
     return {"within": getattr(masks, measure.within)} if measure.within else {}
 
 
-class OfTheFilm:
+class ImageBaselines:
     """The figures of the centre prior, the lung mask, and the film's brightness (smoothed) and edges in the lungs.
 
     Of `mean_mask` (H, W), the lesion masks of training films averaged, too, where it is known.
@@ -135,7 +138,7 @@ class AsSharp:
     def energies(self, values: Values) -> dict[str, Tensor]:
         """The measures (B,) that are a share of energy."""
         found = {}
-        for measure in (m for m in _plain() if measures.of(m) is measures.energy_inside):
+        for measure in (m for m in _plain() if measures.measure_function(m) is measures.energy_inside):
             sharp = self.orders[measure.within or ""].filled(values.ascending[measure.within or ""]).clamp(min=0)
             mask = _masks_of(measure, self.masks)
             found[measure.name] = measures.energy_inside(sharp, *mask, **_cut(measure, self.masks))
@@ -154,7 +157,7 @@ def without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if name != "null_map"}
 
 
-class OfCells:
+class CellBaseline:
     """What a map of few cells can have at all: the figures of random maps of as many, and those of an oracle."""
 
     def __init__(self, model: nn.Module, image: Tensor, names: Sequence[str]) -> None:
@@ -190,7 +193,7 @@ class RandomMaps(NamedTuple):
         return {} if cells is None else self.plain(name) | {NOISE + SHARP: self.sharp[cells].energies(values)}
 
 
-class OfRandomWeights(NamedTuple):
+class RandomWeightsBaseline(NamedTuple):
     """The figures of maps of networks with random weights, mean over DRAWS."""
 
     rows: np.ndarray
@@ -213,13 +216,13 @@ class OfRandomWeights(NamedTuple):
         return {key: torch.where(values.isnan(), torch.nan, found[key]) for key, values in figures.items()}
 
 
-def of_random_weights(
+def make_random_baseline(
     model: nn.Module,
     rows: np.ndarray,
     batches: Callable[[np.ndarray], Iterator[_Batch]],
     names: Sequence[str],
     thresholds: Mapping[str, float],
-) -> OfRandomWeights:
+) -> RandomWeightsBaseline:
     """Explain at most CONTROLLED of the images with random weights, a lung gate as it is trained: one network a draw.
 
     `batches`: rows -> images, labels and masks, a batch at a time. A map that is null says nothing and counts for no
@@ -244,7 +247,7 @@ def of_random_weights(
         name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in found}
         for name, found in figures.items()
     }
-    return OfRandomWeights(chosen, figures, spread)
+    return RandomWeightsBaseline(chosen, figures, spread)
 
 
 def _figures(maps: Tensor, trained: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:

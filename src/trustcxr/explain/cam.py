@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
-from trustcxr.models.preserve_state import as_found
+from trustcxr.models.preserve_state import evaluate_on
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
@@ -168,10 +168,10 @@ def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
 def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
     """Saliency (B, H, W) in [0, 1] by any combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
     check_images(x)
-    return saliency_of(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
+    return saliency_from(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
 
 
-def saliency_of(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
+def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
     """The map that a combination makes of a layer's features and gradient, as saliency (B, H, W) in [0, 1]."""
     height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -219,7 +219,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         # A copy, because what follows may work in place.
         return leaf.to(output.dtype, copy=True)
 
-    with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
             # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
@@ -256,7 +256,7 @@ def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
         seen[:] = [output]
 
-    with as_found(model, x.device), torch.no_grad():
+    with evaluate_on(model, x.device), torch.no_grad():
         handle = layer.register_forward_hook(note)
         try:
             model(x[:1].clone())

@@ -24,7 +24,7 @@ _CLOSE = 1 / 8  # of what FAB found: how close below what is shown a radius lies
 
 
 @dataclass(frozen=True)
-class Beside:
+class MapBaseline:
     """A map that knows less, (H, W) in [0, 1], and how like the method's own map is: -1 to 1, NaN where one is even."""
 
     label: str
@@ -39,7 +39,7 @@ class Map:
     method: str
     pixels: Tensor
     cells: tuple[int, int] | None
-    beside: Sequence[Beside]
+    beside: Sequence[MapBaseline]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, T
         cam = control.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
         less[label] = found[str(control)]
-    beside = [Beside(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
+    beside = [MapBaseline(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
     return Map(name, own[0].float(), cells, beside)
 
 
@@ -129,7 +129,7 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
         epsilon, film = attacks.nearest(
             model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
-        ((answer, probabilities),) = predict.answers(run, film)
+        ((answer, probabilities),) = predict.predict_labels(run, film)
         if math.isfinite(float(epsilon)) and answer != predicted:
             return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, float(probabilities[answer]), steps)
     return None
@@ -138,5 +138,5 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
 def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
     """A film (1, 1, H, W) under each corruption, and the answers there."""
     films = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["film"]) for name in names])
-    answers = zip(names, films, predict.answers(run, films), strict=True)
+    answers = zip(names, films, predict.predict_labels(run, films), strict=True)
     return [Spoilt(name, film[0], answer, float(shares[answer])) for name, film, (answer, shares) in answers]

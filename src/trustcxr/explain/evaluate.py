@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.console import Progress, say, track
+from trustcxr.console import Progress, log, track
 from trustcxr.data.dataset import filled
-from trustcxr.data.lesion_edits import Films
+from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.explain import baselines, faithfulness, lesion_effect, measures, randomisation
@@ -26,15 +26,15 @@ from trustcxr.explain.baseline_scores import (
     SIMILARITY,
     SPREAD,
     AsSharp,
+    CellBaseline,
+    ImageBaselines,
     Masks,
-    OfCells,
-    OfRandomWeights,
-    OfTheFilm,
+    RandomWeightsBaseline,
     Values,
     against_masks,
     by_chance,
     looking,
-    of_random_weights,
+    make_random_baseline,
 )
 from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
@@ -44,7 +44,7 @@ from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFEREN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
     from trustcxr.evaluation.trained_run import Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
@@ -90,14 +90,14 @@ class Rows:
         self.tables.append(pd.DataFrame(columns))
 
 
-class Beside(NamedTuple):
+class MapsWithBaselines(NamedTuple):
     """What stands beside a method's figures and is not of the film: that of its cells, of random weights, of training.
 
     mean_mask: the lesion masks of training films, averaged, (H, W); None where they are not known.
     """
 
-    cells: OfCells
-    weights: OfRandomWeights
+    cells: CellBaseline
+    weights: RandomWeightsBaseline
     mean_mask: Tensor | None = None
 
 
@@ -112,7 +112,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
     Of the films of one finding only those that have it.
     """
     for kind in ("infection", "lung"):
-        rows = lesion_effect.asked_of(dataset, np.flatnonzero(dataset.has_mask(kind)))
+        rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask(kind)))
         rows = rows[filled(dataset, kind, rows)]
         if len(rows):
             return rows
@@ -120,7 +120,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
 
 
 def score(
-    run: "Run | Examined",
+    run: "Run | ModelUnderTest",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
     *,
@@ -136,7 +136,7 @@ def score(
 
 
 def batches(
-    run: "Run | Examined",
+    run: "Run | ModelUnderTest",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
     *,
@@ -154,23 +154,23 @@ def batches(
     """
     options = options or ExplanationRecipe()
     methods = with_random(options.methods)
-    check(run, methods)
+    check_methods(run, methods)
     rows, levels = annotated(dataset), dict(thresholds or {})
     ways = changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
     ways = [way for way in ways if not (left_out.attacks and way.attack)]
     known = () if left_out.weights else tuple(methods)  # explained with random weights too
     followed = () if left_out.cascade else known
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
-    say_masks(dataset, len(rows))
+    log_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
 
         def drawn(some: np.ndarray) -> Iterator[tuple[Tensor, Tensor, Masks]]:
             for part in lesion_effect.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
-        beside = Beside(
-            OfCells(run.model, _images(run, dataset, rows[:1])[0], methods),
-            of_random_weights(run.model, rows, drawn, known, levels),
+        beside = MapsWithBaselines(
+            CellBaseline(run.model, _images(run, dataset, rows[:1])[0], methods),
+            make_random_baseline(run.model, rows, drawn, known, levels),
             mean_mask,
         )
         for some in lesion_effect.slices(rows, batch_size):
@@ -190,7 +190,7 @@ def check_options(options: ExplanationRecipe) -> None:
         corruptions.get(name)
 
 
-def check(run: "Run | Examined", methods: Sequence[str]) -> None:
+def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
     """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
@@ -205,7 +205,7 @@ def with_random(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
-def _images(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _images(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
 
@@ -215,7 +215,7 @@ def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
     return Masks(*kinds)
 
 
-def about(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
+def about(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
     """Columns (B,) that say which image it is, and how much of the lungs its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
     return {
@@ -228,26 +228,26 @@ def about(run: "Run | Examined", dataset: "Dataset", rows: np.ndarray, masks: Ma
     }
 
 
-def predicted(run: "Run | Examined", images: Tensor) -> np.ndarray:
+def predicted(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
     """Names of the classes that the model answers, (B,)."""
     # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
-    with torch.no_grad(), attacks.undisturbed(run.model):
+    with torch.no_grad(), attacks.preserve_state(run.model):
         return np.array([run.classes[k] for k in run.model(images).argmax(1).cpu().numpy()])
 
 
 def _against_masks_and_stability(
-    run: "Run | Examined",
+    run: "Run | ModelUnderTest",
     dataset: "Dataset",
     rows: np.ndarray,
     methods: Sequence[str],
     thresholds: Mapping[str, float],
     ways: Sequence[Change],
-    controlled: Beside,
+    controlled: MapsWithBaselines,
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    of_film = OfTheFilm(images, masks, thresholds, controlled.mean_mask)
+    of_film = ImageBaselines(images, masks, thresholds, controlled.mean_mask)
     of_cells = controlled.cells.drawn(images, masks)
     alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
     shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
@@ -285,12 +285,12 @@ def _against_masks_and_stability(
 
 
 def _on_the_sample(
-    run: "Run | Examined",
+    run: "Run | ModelUnderTest",
     dataset: "Dataset",
     rows: np.ndarray,
     methods: Sequence[str],
     ways: Sequence[Change],
-    controlled: Beside,
+    controlled: MapsWithBaselines,
     randomised: Sequence[str],
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
@@ -302,7 +302,7 @@ def _on_the_sample(
         for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
     known = faithfulness.ends(run.model, images, labels)
-    falls = lesion_effect.causes(run.model, Films(images, masks.lung, masks.infection), labels)
+    falls = lesion_effect.causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
     bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
     for name, maps in clean.items():
         curves = {
@@ -344,15 +344,15 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
 
 
 def tune(
-    run: "Run | Examined", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
+    run: "Run | ModelUnderTest", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
     """The threshold of each method's maps, and of the centre prior, with the best mean IoU on this (validation) split.
 
     As cheXlocalize does (Saporta et al. 2022). Empty where no image has an infection mask.
     """
     names = with_random(methods)
-    check(run, names)
-    rows = lesion_effect.asked_of(dataset, np.flatnonzero(dataset.has_mask("infection")))
+    check_methods(run, names)
+    rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
     for some in track(lesion_effect.slices(rows, batch_size), f"thresholds for the maps of {run.name}"):
         images, labels = _images(run, dataset, some)
@@ -367,13 +367,13 @@ def tune(
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
 
 
-def say_masks(dataset: "Dataset", measured: int) -> None:
+def log_masks(dataset: "Dataset", measured: int) -> None:
     """Say how many images have no mask, and how many masks are not as large as their image."""
-    images = len(lesion_effect.asked_of(dataset, np.arange(len(dataset))))
+    images = len(lesion_effect.select_annotated(dataset, np.arange(len(dataset))))
     if measured < images:
-        say(f"{images - measured} of {images} images have no mask to measure against and are left out")
+        log(f"{images - measured} of {images} images have no mask to measure against and are left out")
     if other := masks_of_other_size(dataset):
-        say(f"{other} masks are not of their image's size: resized by nearest neighbour")
+        log(f"{other} masks are not of their image's size: resized by nearest neighbour")
 
 
 def masks_of_other_size(dataset: "Dataset") -> int:

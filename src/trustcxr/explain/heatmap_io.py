@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, maker_of, source_of
+from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_maker, read_source
 from trustcxr.version import NOTICE
 
 _ROWS = 512  # of a large film that are coloured at a time
@@ -45,8 +45,8 @@ def _free_for(place: Path, image: Path, run: Path) -> bool:
         there = place.exists() or place.is_symlink()
     except OSError:
         return True  # said where it is written
-    own = maker_of(place) in (None, fingerprint(run.resolve()))
-    return not there or (own and source_of(place) == fingerprint(image))
+    own = read_maker(place) in (None, fingerprint(run.resolve()))
+    return not there or (own and read_source(place) == fingerprint(image))
 
 
 def mark(image: Path, run: Path) -> PngInfo:

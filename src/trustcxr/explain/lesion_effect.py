@@ -26,11 +26,11 @@ from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
 from trustcxr.data.dataset import filled
-from trustcxr.data.lesion_edits import Films, Pair
+from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.base import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
-from trustcxr.models.preserve_state import as_found
+from trustcxr.models.preserve_state import evaluate_on
 from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
@@ -38,7 +38,7 @@ from trustcxr.storage.schemas import LesionDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
     from trustcxr.evaluation.trained_run import Run
 
 CONTROLS = ("lung", "background")
@@ -51,7 +51,7 @@ CELLS = 8  # regions of a film, along each side, that are ranked by what removin
 
 
 def removal(
-    model: nn.Module, films: Films, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
+    model: nn.Module, films: EditInputs, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
 ) -> pd.DataFrame:
     """What removing the lesion does to the probability of `target`, beside each control: a row a film, fill, control.
 
@@ -62,7 +62,7 @@ def removal(
     counterpart, and films without a lung mask, of which no healthy grey is known, have NaN in `effect`, to be left out
     and counted.
     """
-    with as_found(model, films.images.device), torch.no_grad():
+    with evaluate_on(model, films.images.device), torch.no_grad():
         answer = _Answer(model, films.images, target)
         tables = []
         for control, pair in pairs(films).items():
@@ -76,7 +76,7 @@ def removal(
     return pd.concat(tables, ignore_index=True)
 
 
-def pairs(films: Films) -> dict[str, Pair]:
+def pairs(films: EditInputs) -> dict[str, Pair]:
     """The part of each lesion that is compared, and its control, by the name of the control."""
     return {
         "lung": lesion_edits.congruent(films.lesion, films.lung),
@@ -84,7 +84,7 @@ def pairs(films: Films) -> dict[str, Pair]:
     }
 
 
-def _changed(films: Films, pair: Pair, fill: str, *, alike: bool) -> tuple[Tensor, Tensor]:
+def _changed(films: EditInputs, pair: Pair, fill: str, *, alike: bool) -> tuple[Tensor, Tensor]:
     """Films without the lesion's part, and with the control changed instead: filled `alike`, or by the same change.
 
     Mirrored lung is taken where the part and its control both have it: the other side of a control is often the lesion.
@@ -102,7 +102,7 @@ def _changed(films: Films, pair: Pair, fill: str, *, alike: bool) -> tuple[Tenso
 
 
 def transplantation(
-    model: nn.Module, films: Films, diseased: Films, healthy: Films, target: int | Tensor
+    model: nn.Module, films: EditInputs, diseased: EditInputs, healthy: EditInputs, target: int | Tensor
 ) -> pd.DataFrame:
     """What another's lesion put into healthy films does to the probability of `target`: a row a film.
 
@@ -112,7 +112,7 @@ def transplantation(
     `without` is the film with the lesion, so that the effect, what the lesion adds beyond the healthy patch, is
     `without - beside`; `lesion` is the share of the recipient's lungs that the patch covers.
     """
-    with as_found(model, films.images.device), torch.no_grad():
+    with evaluate_on(model, films.images.device), torch.no_grad():
         answer = _Answer(model, films.images, target)
         donors, others = lesion_edits.moved_onto(diseased, films.lung), lesion_edits.moved_onto(healthy, films.lung)
         region = donors.lesion & films.lung & others.lung
@@ -121,7 +121,7 @@ def transplantation(
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
         for some in (films, diseased, healthy):  # without lungs nobody knows where to, nor how grey
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
-        cover = _cover(Films(films.images, films.lung, region))
+        cover = _cover(EditInputs(films.images, films.lung, region))
         about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
         table = _compared(answer.before, ill, well, about)
     return table.assign(effect=-table["effect"], whole=np.nan, flipped_whole=np.nan)  # nothing was removed
@@ -172,7 +172,7 @@ def _compared(
     return table
 
 
-def _cover(films: Films) -> np.ndarray:
+def _cover(films: EditInputs) -> np.ndarray:
     """The share of the lungs that each lesion covers, (B,); NaN without lungs."""
     lung = films.lung.flatten(1).sum(1).double()
     return ((films.lesion & films.lung).flatten(1).sum(1) / lung).cpu().numpy()
@@ -188,14 +188,14 @@ def with_lesions(dataset: "Dataset") -> np.ndarray:
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
-def asked_of(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+def select_annotated(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
     """Of these rows those whose class a map can be of: all, or, of the films of one finding, those that have it."""
     explained = getattr(dataset, "explained", None)
     return rows if explained is None else rows[explained[rows]]
 
 
-def of_run(
-    run: "Run | Examined",
+def lesion_effects(
+    run: "Run | ModelUnderTest",
     dataset: "Dataset",
     *,
     fills: Sequence[str] = FILLS,
@@ -209,7 +209,7 @@ def of_run(
     film under PGD at `epsilon`; and put into a healthy film, each into another, as it is and under PGD. Columns
     condition and epsilon say which are attacked. Empty, with no columns, where no film has a lesion mask.
     """
-    rows = asked_of(dataset, with_lesions(dataset))
+    rows = select_annotated(dataset, with_lesions(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
@@ -230,7 +230,7 @@ def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
+def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
     """Rows of the films of the healthy class that have lungs and no lesion; none where no class is known as healthy."""
     recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
     name = (TrainingRecipe() if recipe is None else recipe.training).healthy
@@ -244,30 +244,32 @@ def _healthy(run: "Run | Examined", dataset: "Dataset") -> np.ndarray:
 
 
 def _removed(
-    run: "Run | Examined", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
+    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
 ) -> pd.DataFrame:
     """`removal` of some films, as they are or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    films = attacked(run.model, lesion_edits.films_of(dataset, rows, run.device), labels, epsilon)
+    films = attacked(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
     return _told(removal(run.model, films, labels, fills=fills), dataset, rows, epsilon)
 
 
-def _put_in(run: "Run | Examined", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
+def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
     """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3).
 
     Under PGD it is the recipient that was attacked before, away from its own class; lesion and patch are as they are.
     """
-    into, ill, well = (lesion_edits.films_of(dataset, rows, run.device) for rows in trios.T)
+    into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
     own, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
     into = attacked(run.model, into, own, epsilon)
     return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
 
 
-def attacked(model: nn.Module, films: Films, labels: Tensor, epsilon: float) -> Films:
+def attacked(model: nn.Module, films: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
     """Films under PGD at `epsilon`, away from `labels` (B,); themselves at 0."""
     if epsilon <= 0:
         return films
-    return Films(attacks.pgd(model, films.images, labels, epsilon=epsilon, steps=PGD_STEPS), films.lung, films.lesion)
+    return EditInputs(
+        attacks.pgd(model, films.images, labels, epsilon=epsilon, steps=PGD_STEPS), films.lung, films.lesion
+    )
 
 
 def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
@@ -348,14 +350,14 @@ def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resample
 # --- a map judged by cause -------------------------------------------------------------------------------------------
 
 
-def causes(model: nn.Module, films: Films, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
+def causes(model: nn.Module, films: EditInputs, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
     """By how much the log-probability of `target` falls when each cell of a grid is removed, (B, cells, cells).
 
     A cell is filled with the film's healthy grey, as a lesion is. Cells that hold no lung are NaN: a filling that is
     lung would be an edit of another kind there.
     """
     images, size = films.images, films.images.shape[-2:]
-    with as_found(model, images.device), torch.no_grad():
+    with evaluate_on(model, images.device), torch.no_grad():
         logits = model(images)
         labels = target_classes(target, logits)[:, None]
         before = logits.float().log_softmax(1).gather(1, labels)[:, 0]

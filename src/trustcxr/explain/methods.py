@@ -9,14 +9,14 @@ from trustcxr import registry
 from trustcxr.errors import UserError, unknown
 from trustcxr.explain import baselines
 from trustcxr.explain.base import SaliencyMethod, Target, check_images
-from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
+from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_from, smoothed
 from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
 from trustcxr.registry import SALIENCY, Method
 
 # The CAMs by name: what makes a map of a layer's features and their gradient.
 COMBINE: dict[str, Combine] = {
-    name: registry.function_of("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
+    name: registry.load_function("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
 
 
@@ -26,7 +26,7 @@ def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = N
 
 
 METHODS: dict[str, SaliencyMethod] = {
-    name: registry.function_of("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
+    name: registry.load_function("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
     for name, entry in SALIENCY.items()
 }
 
@@ -68,7 +68,7 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             module = find_layer(model, layer)
             if module not in shared:
                 shared[module] = feature_map_and_gradient(model, x, target, module)
-            saliency = saliency_of(COMBINE[base], model, x, *shared[module])
+            saliency = saliency_from(COMBINE[base], model, x, *shared[module])
             found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
             found[name] = METHODS[base](model, x, target)

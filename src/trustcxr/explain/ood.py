@@ -25,7 +25,7 @@ from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
-from trustcxr.models.preserve_state import as_found
+from trustcxr.models.preserve_state import evaluate_on
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def save(found: Familiarity, folder: Path) -> None:
     tensors |= {name: getattr(found, name) for name in ("middle", "spread", "scores", "low", "high")}
     tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
     about = found.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
-    with atomic.replacing(folder / layout.FAMILIARITY_FILE) as temporary:
+    with atomic.atomic_write(folder / layout.FAMILIARITY_FILE) as temporary:
         # By its bytes: a file that safetensors opens itself nobody else may read.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
@@ -224,7 +224,7 @@ def _features(run: Run, images: Tensor) -> Tensor:
         for place, layer in enumerate(_stages(run.model))
     ]
     try:
-        with torch.no_grad(), as_found(run.model, run.device):
+        with torch.no_grad(), evaluate_on(run.model, run.device):
             run.model(images.to(run.device))
     finally:
         for handle in handles:

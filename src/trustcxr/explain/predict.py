@@ -19,8 +19,8 @@ from trustcxr.explain import heatmap_io, ood
 from trustcxr.explain.ood import Familiarity
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import softmax
-from trustcxr.storage.atomic import replacing
-from trustcxr.storage.os_errors import Source, escaped, is_full, reason, refuse_missing, refuse_unwritable
+from trustcxr.storage.atomic import atomic_write
+from trustcxr.storage.os_errors import Source, check_present, check_writable, escaped, is_full, reason
 from trustcxr.storage.schemas import FilmAnswer
 
 PGD_STEPS = 20
@@ -37,7 +37,7 @@ def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: 
     another image's or run's, or of a file that is not ours.
     """
     attacks.check_epsilon(epsilon)
-    refuse_missing(paths)
+    check_present(paths)
     run, known = load_run(folder), ood.load(folder)
     places = heatmap_io.places(paths, out, run.folder)
     found: list[FilmAnswer] = []
@@ -61,13 +61,13 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
 
 
 def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
-    if (said := written_here(path)) is not None:
+    if (said := is_own_output(path)) is not None:
         return FilmAnswer(image=str(path), left_out=said)
     try:
-        film = read(path)
+        film = read_source(path)
     except greyscale.UnreadableImage as problem:
         return FilmAnswer(image=str(path), error=str(problem))
-    refuse_unwritable(heatmap)
+    check_writable(heatmap)
     found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
     found.image = str(path)
     doubt(found, run, known, film)
@@ -75,28 +75,28 @@ def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, eps
 
 
 @dataclass(frozen=True)
-class Film:
+class LoadedImage:
     """One film as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
 
     pixels: np.ndarray
     colour: float = 0.0
 
 
-def read(source: Source) -> Film:
+def read_source(source: Source) -> LoadedImage:
     """A film from a file or its content. UnreadableImage, without the file's name, where it is none."""
-    if (why := written_here(source) or plausibility.another_kind(source)) is not None:
+    if (why := is_own_output(source) or plausibility.another_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
-    return Film(reading.read_image(source), plausibility.colourfulness(source))
+    return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
 
 
-def written_here(source: Source) -> str | None:
+def is_own_output(source: Source) -> str | None:
     """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
-    if generated.source_of(source) is not None:
+    if generated.read_source(source) is not None:
         return generated.SAID
     return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
 
 
-def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: Film) -> None:
+def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: LoadedImage) -> None:
     """Say in an answer what speaks against it: no chest film, unlike the training films, poor, near the border.
 
     `known`: what the run's training films are like; None where that was not fitted.
@@ -137,7 +137,7 @@ def answer(
     `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
     """
     pixels = as_input(film, run.size, run.resize).to(run.device)
-    ((predicted, probabilities),) = answers(run, pixels)
+    ((predicted, probabilities),) = predict_labels(run, pixels)
     label = torch.tensor([predicted], device=run.device)
     single, climb = USUAL_ATTACKS
     survives = {
@@ -154,9 +154,9 @@ def answer(
     )
     if heatmap is not None:
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
-        picture = heatmap_io.overlay(film, saliency[squares.on_film(run.size, film.shape, run.resize)])
+        picture = heatmap_io.overlay(film, saliency[squares.to_original(run.size, film.shape, run.resize)])
         heatmap_io.write_notice(picture)
-        with replacing(heatmap) as temporary:
+        with atomic_write(heatmap) as temporary:
             picture.save(temporary, pnginfo=heatmap_io.mark(source or heatmap, run.folder), compress_level=1)
         result.heatmap = str(heatmap)
     return result
@@ -173,7 +173,7 @@ def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor
     return _still(run, found, predicted)
 
 
-def answers(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
+def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
     """Return the class of each image (B, 1, H, W) and its probabilities (C,), scaled by the run's temperature."""
     with torch.inference_mode():
         logits = run.model(images).float().cpu().numpy()

@@ -199,7 +199,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
                 measured.figures[HIT_RATE] = Figure(value=None)
-    verdicts.judge(name, part)
+    verdicts.set_verdict(name, part)
     return part
 
 

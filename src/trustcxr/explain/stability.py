@@ -10,7 +10,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.registry import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.model_protocol import Examined
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
     from trustcxr.evaluation.trained_run import Run
 
 CLEAN = "clean"
@@ -40,7 +40,7 @@ class Change:
         return self.condition in USUAL_ATTACKS
 
 
-def changes(run: "Run | Examined", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
+def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
     """FGSM and PGD at `epsilon`, then the corruptions and artefacts of these names ("all" for UNDER) at `severity`.
 
     Raises UserError for a name that is no corruption.

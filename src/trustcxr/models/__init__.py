@@ -9,7 +9,7 @@ from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
     from trustcxr.models.classifier import Classifier
-    from trustcxr.models.factory import build, check
+    from trustcxr.models.factory import build, check_network
     from trustcxr.models.zoo import (
         PAPER_MODELS,
         architecture,

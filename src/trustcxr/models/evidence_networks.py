@@ -147,7 +147,7 @@ def _standardised(pixels: Tensor) -> Tensor:
     return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
 
 
-def known(name: str) -> bool:
+def is_evidence_network(name: str) -> bool:
     """Whether this is the name of an evidence network."""
     return _NAME.fullmatch(name) is not None
 

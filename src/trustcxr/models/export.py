@@ -18,7 +18,7 @@ INPUT, OUTPUT = "images", "logits"
 _EXAMPLES = 2  # images that it is traced with; a batch of one would be taken for the only one
 
 
-def check(kind: str, out: Path) -> None:
+def check_export(kind: str, out: Path) -> None:
     """UserError for a format that is none, a file of another ending, or a package that is not there."""
     ending = lookup(FORMATS, "format", kind)
     if out.suffix != ending:

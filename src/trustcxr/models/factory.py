@@ -56,7 +56,7 @@ def build(
 
 
 def _network(arch: str, classes: int, weights: str) -> nn.Module:
-    if evidence_networks.known(arch):
+    if evidence_networks.is_evidence_network(arch):
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
         return evidence_networks.named(arch, classes)
@@ -81,7 +81,7 @@ def _plain(arch: str, classes: int, weights: str) -> nn.Module:
     return net
 
 
-def check(name: str, *, size: int, **options: Any) -> None:
+def check_network(name: str, *, size: int, **options: Any) -> None:
     """UserError where `build` would refuse the name or the options, or the model images of that size.
 
     No weights are made unless something is wrong; `size` is the side of the images in pixels.

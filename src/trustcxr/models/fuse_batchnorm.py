@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trustcxr.models.preserve_state import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 Pair = tuple[str, str]  # the places of a convolution and of the BatchNorm that alone reads it
 Part = TypeVar("Part")
@@ -46,7 +46,7 @@ def folded(*networks: nn.Module) -> Iterator[None]:
             put_back()
 
 
-def faster(model: nn.Module, images: Tensor) -> nn.Module:
+def fused(model: nn.Module, images: Tensor) -> nn.Module:
     """The model with BatchNorm folded away in a copy of its network, to search on; itself where that cannot be done.
 
     It answers in evaluation mode as the model does, to rounding, which is tried on `images` (B, 1, H, W); what an
@@ -56,7 +56,7 @@ def faster(model: nn.Module, images: Tensor) -> nn.Module:
         other = _copied(model)
         if other is model:
             return model
-        with undisturbed(model), undisturbed(other), torch.no_grad():
+        with preserve_state(model), preserve_state(other), torch.no_grad():
             own, answers = model(images), other(images)
     except Exception:  # whatever a foreign module raises that cannot be copied, or looks into its own layers
         return model

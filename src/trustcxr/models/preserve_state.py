@@ -13,7 +13,7 @@ Mode = Literal["eval", "train"]
 
 
 @contextmanager
-def undisturbed(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+def preserve_state(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
     """Run the model in `mode` and leave no trace: flags of every module, running statistics, random state.
 
     Modules are put back one by one: `model.train()` would thaw a BatchNorm that was frozen on purpose.
@@ -56,7 +56,7 @@ def uncached() -> Iterator[None]:
 
 
 @contextmanager
-def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None) -> Iterator[None]:
+def evaluate_on(model: nn.Module, device: torch.device, *, seed: int | None = None) -> Iterator[None]:
     """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were.
 
     `seed`: where random numbers inside start from; None for wherever they are.
@@ -82,9 +82,9 @@ def as_found(model: nn.Module, device: torch.device, *, seed: int | None = None)
 def is_randomised(model: nn.Module, images: Tensor) -> bool:
     """Whether the model's answers (evaluation mode) to these images (B, 1, H, W) hang on torch's random state.
 
-    `undisturbed` puts that state back after every pass, so that an attack sees the very draw by which it is judged.
+    `preserve_state` puts that state back after every pass, so that an attack sees the very draw by which it is judged.
     """
-    with torch.no_grad(), undisturbed(model):
+    with torch.no_grad(), preserve_state(model):
         torch.manual_seed(0)
         first = model(images)
         torch.manual_seed(1)

@@ -139,7 +139,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """The weights alone, as safetensors."""
     # A layer that stands in several places has its weights under several names, of which each is written.
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
-    with atomic.replacing(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
+    with atomic.atomic_write(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
         temporary.write_bytes(save(state))  # by its bytes, so that an error of the disk keeps its number
 
 

@@ -52,7 +52,7 @@ def architecture(name: str) -> str:
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if name.lower() in PLAIN_MODELS or evidence_networks.known(name.lower()):
+    if name.lower() in PLAIN_MODELS or evidence_networks.is_evidence_network(name.lower()):
         return name.lower()
     if timm.is_model(name.lower()):
         try:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.parsing import Fraction, Resamples, Strict
-from trustcxr.registry import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, steps_said
+from trustcxr.registry import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, format_steps
 
 
 def _known(attack: str) -> str:
@@ -25,7 +25,7 @@ class AttackRecipe(Strict):
         min_length=1,
         description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1",
     )
-    steps: int | None = Field(None, ge=1, description=f"of the climb: {steps_said()}")
+    steps: int | None = Field(None, ge=1, description=f"of the climb: {format_steps()}")
     queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
     restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
     precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")
@@ -69,7 +69,7 @@ class AttackRecipe(Strict):
         return {k: getattr(self, k) for k in self.entry.options if k != "surrogate"}
 
 
-def refuse_repeats(attacks: Sequence[AttackRecipe]) -> None:
+def check_repeats(attacks: Sequence[AttackRecipe]) -> None:
     """UserError where one condition is there twice: its rows would be counted as one condition of twice the films."""
     found: set[tuple[str, float, int]] = set()
     for attack in attacks:
@@ -109,7 +109,7 @@ class EvaluationRecipe(Strict):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
-        refuse_repeats(self.attacks)
+        check_repeats(self.attacks)
         return self
 
     def conditions(self) -> set[tuple[str, float, int, int]]:

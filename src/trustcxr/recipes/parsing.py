@@ -31,7 +31,7 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=Strict)
 
 
-def read(kind: type[Model], path: Path) -> Model:
+def read_recipe(kind: type[Model], path: Path) -> Model:
     """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
     advice = "trustcxr recipe quick prints a recipe to start from"
     return validate(kind, read_yaml(path, what="recipe file", advice=advice), str(path))

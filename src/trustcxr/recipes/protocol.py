@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
-from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read, validate
+from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read_recipe, validate
 from trustcxr.registry import AUDITED, NEEDS_SURROGATE
 
 EXAMS = Path(__file__).parent / "exams"
@@ -88,4 +88,4 @@ def _refuse(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
 
 def load_exam(version: str = NEWEST) -> ExamRecipe:
     """An examination by its version."""
-    return read(ExamRecipe, EXAMS / f"{version}.yaml")
+    return read_recipe(ExamRecipe, EXAMS / f"{version}.yaml")

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
-from trustcxr.recipes.parsing import Seed, Strict, read, validate
+from trustcxr.recipes.parsing import Seed, Strict, read_recipe, validate
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import USUAL_DEFENCE
@@ -91,7 +91,7 @@ def drops(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
     return [model for model in before.models if model not in now.models] if alike else []
 
 
-def refuse_fewer_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
+def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
     """UserError where `now` is the study of before, in that folder, with fewer seeds."""
     if grows(now, before):
         raise UserError(
@@ -124,7 +124,7 @@ def load_study(recipe: str | Path) -> StudyRecipe:
             error = unknown("recipe", recipe, shipped())
             raise UserError(f"{error}, or a path that ends in .yaml")
     try:
-        found = read(StudyRecipe, path)
+        found = read_recipe(StudyRecipe, path)
     except UserError as problem:
         if not _is_kept(path):
             raise

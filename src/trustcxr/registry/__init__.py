@@ -19,11 +19,11 @@ from trustcxr.registry.attack_entries import (
     WORST_CASE,
     Attack,
     Style,
-    attack_said,
+    format_attack,
+    format_steps,
     is_linf,
-    steps_said,
 )
-from trustcxr.registry.base import Named, function_of
+from trustcxr.registry.base import Named, load_function
 from trustcxr.registry.data_entries import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
 from trustcxr.registry.defence_entries import (
     BACKGROUNDS,
@@ -57,5 +57,5 @@ from trustcxr.registry.saliency_entries import (
     SHARP,
     Method,
     Saliency,
-    control_said,
+    format_control,
 )

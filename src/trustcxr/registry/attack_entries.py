@@ -93,7 +93,7 @@ AUDITED = tuple(name for name in ATTACKS if name not in NEEDS_SURROGATE)  # an a
 BLACK_BOX = tuple(a.name for a in ATTACKS.values() if a.box == "black")
 
 
-def steps_said() -> str:
+def format_steps() -> str:
     """The steps that a climb has unless said: `20 for pgd and pgd-l2, ..., 50 for the others`."""
     found: dict[int, list[str]] = {}
     for attack in ATTACKS.values():
@@ -109,7 +109,7 @@ def is_linf(attack: str) -> bool:
     return attack not in ATTACKS or ATTACKS[attack].norm == "linf"
 
 
-def attack_said(name: object, steps: object = None) -> str:
+def format_attack(name: object, steps: object = None) -> str:
     """PGD-20, FGSM, worst case; a name that is not in the catalogue as it is, with its steps."""
     entry = ATTACKS.get(str(name))
     return entry.said(steps) if entry else f"{name}-{steps}" if steps else str(name)

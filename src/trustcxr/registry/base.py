@@ -22,7 +22,7 @@ def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
-def function_of(wing: str, where: str) -> Callable[..., Any]:
+def load_function(wing: str, where: str) -> Callable[..., Any]:
     """The function at "module:name" of a wing, such as ("attacks", "pgd:pgd_l2"); or at "package.module:name"."""
     module, _, name = where.partition(":")
     path = module if "." in module else f"trustcxr.{wing}.{module}"

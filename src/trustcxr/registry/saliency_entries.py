@@ -122,7 +122,7 @@ REFERENCES = {
 }
 
 
-def control_said(name: str) -> str:
+def format_control(name: str) -> str:
     """What a map is held against, by its name in a lead."""
     bare = name.removesuffix(SHARP)
     said = REFERENCES.get(bare, bare)

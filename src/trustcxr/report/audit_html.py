@@ -16,7 +16,7 @@ def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
     """Write report.html and model_card.md into an audit's folder; return their paths."""
     written = ((out / layout.REPORT_FILE, render(document)), (out / CARD_FILE, card(document)))
     for path, text in written:
-        with atomic.replacing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return written[0][0], written[1][0]
 
@@ -43,7 +43,7 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
 
 def first_page(document: AuditDocument) -> dict[str, tuple[str, ...]]:
     """Return by heading what was given, what was examined, what may be relied on and what may not."""
-    given, examined = audit_text.given(document)
+    given, examined = audit_text.describe_model(document)
     not_relied_on = "Why not, and what else may not" if document.unreliable else "What may not be relied on"
     return {
         "What was given": given,

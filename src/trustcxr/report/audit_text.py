@@ -1,19 +1,19 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
-from trustcxr.registry import WORST_CASE, attack_said
+from trustcxr.registry import WORST_CASE, format_attack
 from trustcxr.report.load import least
 from trustcxr.report.terminal import percent, with_interval
-from trustcxr.statistics import probability_said
+from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, HandedIn, OperatingPoint, Share
+from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
 
 
 def sentences(document: AuditDocument) -> list[str]:
     """An audit, a line each."""
-    given_lines, examined = given(document)
+    given_lines, examined = describe_model(document)
     return [
         *(f"Given: {line}" for line in given_lines[:1]),
-        *(f"Examined: {line}" for line in examined),
+        *(f"ModelUnderTest: {line}" for line in examined),
         *(f"  note: {note}" for note in given_lines[1:]),
         *_gate(document),
         "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
@@ -24,7 +24,7 @@ def sentences(document: AuditDocument) -> list[str]:
     ]
 
 
-def given(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What was given, with what is worth saying of it; and what was examined, by what."""
     model, data = document.model, document.data
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
@@ -47,14 +47,14 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
         what, common = "decisions on findings (each finding on each film)", "the commoner answer to each finding"
     lines = [
         f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
-        f"have {percent(clean.constant_answer)}{drawn_said(clean.draws)}",
+        f"have {percent(clean.constant_answer)}{format_draws(clean.draws)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
-            name = attack_said(row.attack, row.steps)
-            left = f"at most {with_interval(row.accuracy)} still are{drawn_said(row.draws)}"
+            name = format_attack(row.attack, row.steps)
+            left = f"at most {with_interval(row.accuracy)} still are{format_draws(row.draws)}"
             lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
-    lines += [handed_said(found) for found in document.handed_in]
+    lines += [format_submitted(found) for found in document.handed_in]
     if mean := document.corruptions_mean:
         worst = least(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""
@@ -65,7 +65,7 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def drawn_said(found: Draws | None) -> str:
+def format_draws(found: Draws | None) -> str:
     """Of a model that answers at random, what one answer is worth, and how often every one is right; else nothing."""
     if found is None:
         return ""
@@ -73,7 +73,7 @@ def drawn_said(found: Draws | None) -> str:
     return f" (it answers at random: one answer is right in {one}, every one of {found.count} in {each})"
 
 
-def handed_said(found: HandedIn) -> str:
+def format_submitted(found: Submitted) -> str:
     """What images that were handed in add to our own worst case."""
     return (
         f"on {found.n} images that {found.by} made at epsilon {found.epsilon:g}, {with_interval(found.accuracy)} are "
@@ -97,8 +97,8 @@ def under_attack(document: AuditDocument, finding: str) -> list[str]:
     worst = hardest(document, finding)
     if worst is None:
         return []
-    name = attack_said(worst.attack, worst.steps)
-    return [f"under {name} at epsilon {worst.epsilon:g}{aimed_said(worst)}: {rates(worst)}"]
+    name = format_attack(worst.attack, worst.steps)
+    return [f"under {name} at epsilon {worst.epsilon:g}{format_targeted(worst)}: {rates(worst)}"]
 
 
 def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
@@ -112,7 +112,7 @@ def _youden(point: OperatingPoint) -> float:
     return (point.sensitivity.value or 0.0) + (point.specificity.value or 0.0)
 
 
-def aimed_said(point: OperatingPoint) -> str:
+def format_targeted(point: OperatingPoint) -> str:
     """What an attack was made against, and so how far its figures reach; nothing where nobody wrote it down."""
     if point.aimed_at == "answer":
         return ", made against the answer and not against this threshold, at most"
@@ -121,7 +121,9 @@ def aimed_said(point: OperatingPoint) -> str:
 
 def at_threshold(point: OperatingPoint) -> str:
     """Where the line is drawn, and who drew it."""
-    return point.origin if point.threshold is None else f"from {probability_said(point.threshold)} on ({point.origin})"
+    return (
+        point.origin if point.threshold is None else f"from {format_probability(point.threshold)} on ({point.origin})"
+    )
 
 
 def rates(point: OperatingPoint) -> str:
@@ -156,7 +158,7 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
     if document.unreliable:
         lines.append(document.because)
     if why := document.withdrawn:
-        gone = {attack_said(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
+        gone = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
         lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
         lines.append("robustness: nothing was attacked, so nothing is known of it")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trustcxr.errors import unknown
 from trustcxr.report import ranking, study_html
 from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, saliency, svg, training_curves
-from trustcxr.report.load import StudyFolder, read
+from trustcxr.report.load import StudyFolder, load_report
 from trustcxr.report.tables import table
 from trustcxr.storage import atomic
 
@@ -32,11 +32,11 @@ def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: 
         raise unknown("format", kind, FORMATS)
     if width not in WIDTHS:
         raise unknown("width", width, list(WIDTHS))
-    found = read(Path(study_folder))
+    found = load_report(Path(study_folder))
     folder, done = Path(out or found.path / FOLDER), []
     for drawing in drawings(found, narrow=width == "single"):
         path = folder / f"{_file_name(drawing.name)}.{kind}"
-        with atomic.replacing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
         done.append(path)
     return done + table.write_tables(table.find_tables(study_html.gather(found)), folder / table.FOLDER)

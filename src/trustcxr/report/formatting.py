@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
-from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, attack_said
+from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, format_attack
 from trustcxr.storage.schemas import Share
 
 DASH = "–"
@@ -116,7 +116,7 @@ def seconds(value: Value) -> str:
 def attack(name: object, steps: Value = None) -> str:
     """FGSM, or PGD-20 where the number of steps is known."""
     number = finite(steps)
-    return attack_said(name, None if number is None else f"{number:.0f}")
+    return format_attack(name, None if number is None else f"{number:.0f}")
 
 
 def corruption(name: object) -> str:

@@ -18,7 +18,7 @@ _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]
 
 
-def asked(runs: list[Run], head: Headline) -> str:
+def describe_question(runs: list[Run], head: Headline) -> str:
     """Return the questions, of which networks, and on which images."""
     if not runs:
         return "Nothing has been tested yet."

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trustcxr.errors import UserError
-from trustcxr.registry import WORST_CASE, attack_said, is_linf
+from trustcxr.registry import WORST_CASE, format_attack, is_linf
 from trustcxr.report import formatting
 from trustcxr.report.tables.table import Cell, Table, share
 from trustcxr.report.terminal import percent
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.os_errors import reason
-from trustcxr.storage.schemas import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
+from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Submitted, read_audit
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
@@ -147,7 +147,7 @@ def by_ours(document: AuditDocument) -> float | None:
     return (round(value * worst.n) + sum(one.found_alone or 0 for one in more)) / worst.n
 
 
-def _more(document: AuditDocument) -> list[HandedIn]:
+def _more(document: AuditDocument) -> list[Submitted]:
     """Return the images handed in that made the worst case on the board worse."""
     worst = attacked(document)
     if worst.attack != WORST_CASE:
@@ -214,7 +214,7 @@ def row(name: str, document: AuditDocument) -> dict[str, Cell]:
     """Return the cells of one audit, by column."""
     reported, worst = document.model.reported, attacked(document)
     by = (
-        f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+        f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
         if worst.epsilon is not None
         else formatting.DASH
     )
@@ -293,7 +293,7 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; return their paths."""
     for path, text in ((out / PAGE, page(board)), (out / TABLE, table(board).csv())):
-        with atomic.replacing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out / PAGE, out / TABLE
 

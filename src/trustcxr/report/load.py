@@ -12,7 +12,7 @@ from trustcxr.registry import ATTACKED, is_linf
 from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
-from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import (
     AttackResult,
@@ -198,7 +198,7 @@ def _read_panels(path: Path) -> "dict[str, np.ndarray]":
     return arrays
 
 
-def read(path: Path) -> StudyFolder:
+def load_report(path: Path) -> StudyFolder:
     """Read study.json, or the metrics.json of one tested run as a study of that run alone.
 
     Raises UserError if the folder holds neither, or if it cannot be read.
@@ -208,7 +208,7 @@ def read(path: Path) -> StudyFolder:
         study = _read_run(path, notes)
         runs = [Run(study.runs[0], path, notes)]
     else:
-        study = schemas.read(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
+        study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # A folder's name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
     label(runs)
@@ -227,12 +227,12 @@ def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
 def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     measured = own_figures(layout.check_run(path))
     if measured is None:
-        command = f"trustcxr evaluate {as_typed(path)} --data PATH"
+        command = f"trustcxr evaluate {shell_quote(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
     document = measured.document
     document.training = schemas.read_if_there(TrainingDocument, path / layout.TRAINING_FILE) or document.training
     try:
-        versions = atomic.part(segments.last(atomic.read_yaml(path / layout.RUN_FILE)), "versions")
+        versions = atomic.section(segments.last_segment(atomic.read_yaml(path / layout.RUN_FILE)), "versions")
     except UserError:
         notes.append(f"{layout.RUN_FILE} could not be read.")
         versions = {}

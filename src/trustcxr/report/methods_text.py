@@ -63,7 +63,7 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
         if key in _UNTOLD:
             continue
         if isinstance(value, Mapping):
-            told += _settings(value, atomic.part(usual, key))
+            told += _settings(value, atomic.section(usual, key))
         elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
             text = formatting.listed(map(str, value)) if isinstance(value, list | tuple) else value
             told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
@@ -73,12 +73,12 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
 def _network(model: object, training: Mapping[str, object]) -> str:
     if not isinstance(model, dict):
         return str(model)
-    told = [*_settings(model, _NETWORK), *_settings(atomic.part(model, "training"), training)]
+    told = [*_settings(model, _NETWORK), *_settings(atomic.section(model, "training"), training)]
     return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _training(study: StudyDocument, runs: list[Run]) -> str:
-    training = atomic.part(study.recipe, "training")
+    training = atomic.section(study.recipe, "training")
     names = [name for name in (_network(model, training) for model in _list(study.recipe.get("models"))) if name]
     if not names:
         return ""
@@ -100,7 +100,7 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
 
 
 def _defences(study: StudyDocument) -> str:
-    training = atomic.part(study.recipe, "training")
+    training = atomic.section(study.recipe, "training")
     told = []
     for defence in _list(study.recipe.get("defences")):
         if not isinstance(defence, dict):
@@ -111,7 +111,7 @@ def _defences(study: StudyDocument) -> str:
         )
         name = "standard training" if name == formatting.STANDARD else name
         rest = {key: defence[key] for key in ("label", "background") if key in defence}
-        own = [*options(defence), *_settings(rest, {}), *_settings(atomic.part(defence, "training"), training)]
+        own = [*options(defence), *_settings(rest, {}), *_settings(atomic.section(defence, "training"), training)]
         told.append(", ".join([name, *own]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
@@ -162,7 +162,7 @@ def _heatmaps(runs: list[Run]) -> str:
 def _statistics(study: StudyDocument, runs: list[Run]) -> str:
     if not runs:
         return ""
-    resamples = atomic.part(study.recipe, "evaluation").get("bootstrap")
+    resamples = atomic.section(study.recipe, "evaluation").get("bootstrap")
     drawn = f" ({resamples:,} resamples)" if isinstance(resamples, int) else ""
     grouped = any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs)
     over = "patients or groups of images" if grouped else "images"

@@ -7,7 +7,7 @@ in the place of what an audit must ask.
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trustcxr.registry import attack_said
+from trustcxr.registry import format_attack
 from trustcxr.report import formatting, leaderboard, methods_text
 from trustcxr.report.html import environment
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
@@ -21,7 +21,7 @@ def write(run: Path) -> Path:
     """Write model_card.md into a run's folder; its path."""
     path = run / CARD_FILE
     text = card(run)
-    with atomic.replacing(path) as temporary:
+    with atomic.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
@@ -32,8 +32,8 @@ def card(run: Path) -> str:
     measured = evaluations.own_figures(run)
     document = RunDocument() if measured is None else measured.document
     training = schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument()
-    data, recipe = atomic.part(content, "data"), atomic.part(content, "recipe")
-    defence = atomic.part(recipe, "defence")
+    data, recipe = atomic.section(content, "data"), atomic.section(content, "recipe")
+    defence = atomic.section(recipe, "defence")
     name = str(content.get("name") or run.name)
     results = figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.films}
@@ -46,12 +46,12 @@ def card(run: Path) -> str:
             version=__version__,
             content=content,
             recipe=recipe,
-            model=atomic.part(recipe, "model"),
+            model=atomic.section(recipe, "model"),
             defence=", ".join([str(defence.get("name") or "[not noted]"), *methods_text.options(defence)]),
-            fitting=atomic.part(recipe, "training"),
+            fitting=atomic.section(recipe, "training"),
             data=data,
             classes=content.get("classes") or [],
-            checksums=atomic.part(content, "checksums"),
+            checksums=atomic.section(content, "checksums"),
             document=document,
             training=training,
             shown=[
@@ -60,12 +60,12 @@ def card(run: Path) -> str:
             ],
             saliency=_saliency(document),
             seconds=formatting.seconds(training.seconds),
-            source=atomic.part(segments.last(content), "source"),
-            hardware=atomic.part(segments.last(content), "hardware"),
-            made_by=atomic.part(segments.last(content), "versions").get("trustcxr", ""),
+            source=atomic.section(segments.last_segment(content), "source"),
+            hardware=atomic.section(segments.last_segment(content), "hardware"),
+            made_by=atomic.section(segments.last_segment(content), "versions").get("trustcxr", ""),
             machines=segments.machines(content),
-            stretches=segments.told(run),
-            split=segments.split_told(training.parts, training.world, training.strategy),
+            stretches=segments.describe_segments(run),
+            split=segments.describe_split(training.parts, training.world, training.strategy),
         )
     )
     return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)
@@ -96,7 +96,7 @@ def figures(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[st
     """The figures that a card is known by, each with its name; those that were measured."""
     measured = [("Accuracy", accuracy), ("AUROC, macro", auroc)]
     if worst.epsilon is not None:
-        said = attack_said(worst.attack, worst.steps)
+        said = format_attack(worst.attack, worst.steps)
         measured.append((f"Accuracy under {said} at L-infinity {worst.epsilon:g}", worst.accuracy))
     return [(name, part) for name, part in measured if part.value is not None]
 

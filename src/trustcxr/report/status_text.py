@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from trustcxr.console import duration
 from trustcxr.report import formatting
 from trustcxr.storage.layout import STEP_FILES
-from trustcxr.storage.os_errors import as_typed, megabytes
+from trustcxr.storage.os_errors import megabytes, shell_quote
 from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
 
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
@@ -68,7 +68,7 @@ def sentences(plan: StudyPlan) -> Iterator[str]:
 
 def _left(plan: StudyPlan) -> str:
     if plan.least is None or plan.most is None:
-        command = f"trustcxr study RECIPE --data PATH --dry-run --out {as_typed(plan.folder or 'FOLDER')}"
+        command = f"trustcxr study RECIPE --data PATH --dry-run --out {shell_quote(plan.folder or 'FOLDER')}"
         return f"time left: unknown until each network has done an epoch; `{command}` estimates it"
     at_once = max(plan.at_once, 1)
     ends = dict.fromkeys(duration(seconds / at_once) for seconds in (plan.least, plan.most))

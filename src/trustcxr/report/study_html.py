@@ -8,7 +8,7 @@ from trustcxr.errors import UserError
 from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
 from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, svg, training_curves
 from trustcxr.report.figures import saliency as saliency_figures
-from trustcxr.report.load import Run, StudyFolder, read
+from trustcxr.report.load import Run, StudyFolder, load_report
 from trustcxr.report.tables import accuracy as leaderboard
 from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import (
@@ -71,7 +71,7 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     script. Each trained run gets its model card. Raises UserError if the folder holds neither a readable study.json
     nor a run's metrics.json.
     """
-    study = read(Path(study_folder))
+    study = load_report(Path(study_folder))
     parts = gather(study)
     page = html.filled("report.html.j2", parts)
     if tables:
@@ -79,7 +79,7 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     for run in study.runs:
         _write_card(run.folder)
     target = study.path / layout.REPORT_FILE
-    with atomic.replacing(target) as temporary:
+    with atomic.atomic_write(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
@@ -139,7 +139,7 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
         "meta": " · ".join(filter(None, made)),
         "files": _files(found.path),
         "alarms": findings,
-        "asked": key_findings.asked(runs, head),
+        "asked": key_findings.describe_question(runs, head),
         "sentences": key_findings.sentences(study, runs, head),
         "models": networks.models(runs, head),
     }
@@ -247,7 +247,7 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     return {
         "data_line": _data_line(study.data),
         "check": found.check,
-        "check_findings": provenance.check(found.check),
+        "check_findings": provenance.data_check_table(found.check),
         "check_probes": provenance.probes(found.check),
         "methods": methods_text.paragraphs(study, runs),
         "counts": provenance.counts(study, ranking.headline(study, runs).classes),

@@ -4,13 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.registry import ONE_CELL, control_said
+from trustcxr.registry import ONE_CELL, format_control
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, label, least
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.tables import certified, networks, seeds
 from trustcxr.report.tables.table import Table
-from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
@@ -75,7 +75,7 @@ def exported(found: ExportDocument) -> list[str]:
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
         f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR{trust}",
+        f"to audit it: trustcxr audit {shell_quote(found.model_file)} --data PATH --out DIR{trust}",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
 
@@ -238,7 +238,7 @@ def _over(lead: Lead | None) -> str:
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
-    return f"{lead.difference.value:+.3f} [{ends}] {control_said(lead.control)}"
+    return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
 
 
 def saliency_remarks(part: SaliencyDocument) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from trustcxr.evaluation.model_protocol import Examined
+from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import baselines, evaluate, lesion_effect
 from trustcxr.explain.base import ALL_DONE, LeftOut
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def measure(
     results: Results,
-    run: Run | Examined,
+    run: Run | ModelUnderTest,
     films: "Dataset",
     options: ExplanationRecipe,
     thresholds: Callable[[], Mapping[str, float]],
@@ -53,7 +53,7 @@ def measure(
     sample, epsilon = options.sample, 0.0 if left_out.attacks else options.epsilon
     results.table(
         layout.LESIONS_FILE,
-        lambda: [lesion_effect.of_run(run, films, sample=sample, epsilon=epsilon)],
+        lambda: [lesion_effect.lesion_effects(run, films, sample=sample, epsilon=epsilon)],
         data=data,
         options={"sample": sample, "epsilon": epsilon},
     )

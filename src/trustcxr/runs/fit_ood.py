@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
@@ -13,7 +13,7 @@ from trustcxr.recipes.run_recipe import Listing
 from trustcxr.runs import test_data as tested
 from trustcxr.runs.test_data import Source
 from trustcxr.statistics import Bootstrap, share_interval
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import FamiliarityDocument, Share
 
 
@@ -29,8 +29,8 @@ def fit(
     train, val, test = (tested.load(run, given, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these films; give the data that it was trained on")
-    say(f"fitting on {len(train)} films")
-    with holding(folder):
+    log(f"fitting on {len(train)} films")
+    with folder_lock(folder):
         found = ood.fit(run, train, val)
         ood.save(found, folder)
     alarms = torch.cat([found.score(run, images) for images in ood.batches(test)]) > found.threshold

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import dataset
 from trustcxr.errors import UserError, nearest
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -16,7 +16,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
 from trustcxr.registry import Method
 from trustcxr.storage import layout
-from trustcxr.training.devices import Cards
+from trustcxr.training.devices import Devices
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +60,7 @@ def names(study: StudyRecipe, folder: Path | None) -> None:
 def cards(study: StudyRecipe, devices: int) -> None:
     """UserError where so many cards of this machine cannot share each training of a study."""
     for one in (one for model in study.models for one in _ways(study, model)):
-        Cards(devices).check(one, one.training.batch_size)
+        Devices(devices).check(one, one.training.batch_size)
 
 
 def run(one: RunRecipe) -> None:
@@ -75,7 +75,7 @@ def _network(model: ModelRecipe, size: int, *, trained: bool) -> None:
     """Of a network: it takes images of that size, and its weights are there."""
     from trustcxr.models import factory
 
-    factory.check(model.name, size=size, **model.options())
+    factory.check_network(model.name, size=size, **model.options())
     if not trained:
         _weights_are_there(model)
     if model.weights != "none" and not trained:  # fetched now, into the cache, where training finds them
@@ -132,7 +132,7 @@ def _layers(one: RunRecipe, methods: tuple[str, ...]) -> None:
         model = factory.build(one.model.name, classes=2, **one.network_options())
     empty: Any = SimpleNamespace(model=model)
     try:
-        evaluate.check(empty, methods)
+        evaluate.check_methods(empty, methods)
     except UserError as problem:
         raise UserError(f"explanation.methods: {problem} (of {one.model.name}, {one.trained_how})") from None
 
@@ -147,7 +147,7 @@ def maps(study: StudyRecipe, folder: Path | None = None) -> None:
         if flat := _of_one_cell(study, model):
             found.setdefault(flat, []).append(model.called)
     for flat, who in found.items():
-        say(
+        log(
             f"no map of {', '.join(who)} by {', '.join(flat)}: at {study.data.size} pixels what is read there has one "
             "cell, the same everywhere; a larger data.size has more, and so has an earlier layer, as in "
             f"{Method.parse(flat[0]).base}@-2"

@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.runs.provenance import TABLES
 from trustcxr.storage import atomic, layout
@@ -18,7 +18,7 @@ _STAYS = ("checkpoint", layout.FAILURE_FILE, "timings.json")  # what a training 
 def refuse_foreign(folder: Path) -> None:
     """Raise UserError if a folder to train a run into holds other results, or files of other people."""
     own = (layout.RUN_FILE, layout.TRAINING_FILE, layout.WEIGHTS_FILE)
-    layout.refuse_foreign(folder, (*_MEASURED, *_MADE, *_ALSO, "checkpoint", layout.BEFORE_REFIT), own)
+    layout.check_foreign(folder, (*_MEASURED, *_MADE, *_ALSO, "checkpoint", layout.BEFORE_REFIT), own)
 
 
 def mend(run: Path) -> None:
@@ -35,7 +35,7 @@ def mend(run: Path) -> None:
         return
     number = next(n for n in itertools.count(1) if not (run / f"superseded-{n}").exists())
     place = run / f"superseded-{number}"
-    say(f"{run.name}: {why}: trained again; all that was there is moved to {place.name}")
+    log(f"{run.name}: {why}: trained again; all that was there is moved to {place.name}")
     place.mkdir()
     last = (*_MEASURED, layout.TRAINING_FILE)  # a move that is cut off goes on at the next start
     for path in sorted(run.iterdir(), key=lambda path: (path.name in last, path.name == layout.TRAINING_FILE)):
@@ -47,7 +47,7 @@ def untrained(run: Path) -> str | None:
     """Return why a run is not trained, or cannot be used; None if it can."""
     if not _exists(run / layout.TRAINING_FILE):
         return f"{layout.TRAINING_FILE} is missing"
-    if not atomic.reads(run / layout.TRAINING_FILE):
+    if not atomic.is_readable(run / layout.TRAINING_FILE):
         return f"{layout.TRAINING_FILE} is damaged"
     try:
         content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
@@ -19,7 +19,7 @@ from trustcxr.evaluation import certified, generalisation_gap
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.evaluation.trained_run import Run, as_before_refit, load_run
+from trustcxr.evaluation.trained_run import Run, load_before_refit, load_run
 from trustcxr.explain import evaluate as scores
 from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.parsing import validate
@@ -33,7 +33,7 @@ from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
 from trustcxr.runs.test_data import Source, report_skipped
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import Alarm, RunDocument, TrainingDocument
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class RunFolder:
         from trustcxr.training import checkpoint, fit_run
 
         self.refuse_another(recipe)
-        fingerprints.refuse_other_films(self.folder, Joined(train, val) if recipe.training.refit else train)
+        fingerprints.check_same_images(self.folder, Joined(train, val) if recipe.training.refit else train)
         if repair.untrained(self.folder) is not None:
             return fit_run.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done
-        return schemas.read(TrainingDocument, self.folder / layout.TRAINING_FILE)
+        return schemas.read_schema(TrainingDocument, self.folder / layout.TRAINING_FILE)
 
     def validate(self, val: "Dataset", *, batch_size: int = 64) -> None:
         """Write the predictions on the validation images, of the weights that validation judged."""
@@ -96,7 +96,7 @@ class RunFolder:
             return
 
         def predicted() -> list[pd.DataFrame]:
-            table = evaluation.predict(as_before_refit(self.run), val, views=False, batch_size=batch_size)
+            table = evaluation.predict(load_before_refit(self.run), val, views=False, batch_size=batch_size)
             return [table.assign(**{prediction_table.FILMS: val.fingerprint})]
 
         self.results.table(name, predicted, data=data)
@@ -111,7 +111,7 @@ class RunFolder:
             return [table.assign(**{prediction_table.FILMS: films.fingerprint})]
 
         data = data_hash(films, "lung")
-        self.results.table(layout.PREDICTIONS_FILE, predicted, data=data, options=asked_of(options))
+        self.results.table(layout.PREDICTIONS_FILE, predicted, data=data, options=explanation_options(options))
 
     def explain(
         self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
@@ -123,7 +123,7 @@ class RunFolder:
         """
 
         def thresholds() -> dict[str, float]:
-            return known if val is None else scores.tune(as_before_refit(self.run), val, options.methods)
+            return known if val is None else scores.tune(load_before_refit(self.run), val, options.methods)
 
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
         known = explain_run.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
@@ -154,7 +154,7 @@ class RunFolder:
         sums = [atomic.checksum(path) if path.is_file() else "" for path in behind]
         key = self.results.key(path.name, tables=sums, resamples=resamples, planted=planted is not None)
         if read_hash(path) == key:
-            return schemas.read(RunDocument, path)
+            return schemas.read_schema(RunDocument, path)
         table = atomic.read_table(self.place / layout.PREDICTIONS_FILE)
         known = None if validation is None else atomic.read_table(validation)
         document = describe(self.run, table, validation=known, resamples=resamples)
@@ -189,7 +189,7 @@ class RunFolder:
         return validation, None if other is None else other.table(layout.PREDICTIONS_FILE)
 
 
-def asked_of(options: EvaluationRecipe) -> dict[str, object]:
+def explanation_options(options: EvaluationRecipe) -> dict[str, object]:
     """Return what of an evaluation decides its predictions; a surrogate is known by its weights, not by its folder."""
     attacks = [
         {"name": a.name, "epsilons": list(a.epsilons), **a.options(), "surrogate": _surrogate(a.surrogate)}
@@ -215,18 +215,18 @@ def train(
     superseded-1.
     """
     from trustcxr.models import factory
-    from trustcxr.training.devices import Cards
+    from trustcxr.training.devices import Devices
 
-    tested.refuse_films(folder, Path(data))
+    tested.check_out(folder, Path(data))
     repair.refuse_foreign(folder)
-    cards = Cards(devices, nodes, strategy)
+    cards = Devices(devices, nodes, strategy)
     cards.check(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     steps = RunFolder(folder)
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.
-    factory.check(run.model.name, size=run.data.size, **run.model.options())
+    factory.check_network(run.model.name, size=run.data.size, **run.model.options())
     done = repair.untrained(folder) is None
     if not done:
         model = factory.build(run.model.name, classes=2, weights=run.model.weights, **run.network_options())
@@ -237,12 +237,12 @@ def train(
         for split in (names.train, names.val)
     ]
     for note in parts[0].notes:
-        say(note)
+        log(note)
     report_skipped(*parts)
     preflight.classes({"train": parts[0], "val": parts[1]})
-    with holding(folder) if cards.rank == 0 else nullcontext():
+    with folder_lock(folder) if cards.rank == 0 else nullcontext():
         if done:
-            say(f"{folder}: already trained")
+            log(f"{folder}: already trained")
         elif cards.rank == 0:
             repair.mend(folder)
         return steps.train(run, parts[0], parts[1], cards=cards)
@@ -273,14 +273,14 @@ def evaluate(
     rendered again with each planted shortcut removed or moved to another class. On external data the document also
     holds the drop from the internal test set, if that was evaluated before.
     """
-    tested.refuse_films(out, Path(data))
+    tested.check_out(out, Path(data))
     radii = [*(evaluation.SWEEP if sweep else ()), *(epsilons or (() if sweep else (0.02,)))]
     conditions = evaluation.conditions(
         attacks or USUAL_ATTACKS, radii, steps=steps, queries=queries, surrogate=surrogate
     )
     options = EvaluationRecipe(attacks=conditions, corruptions=corruptions_recipe(corruptions, severities))
     asked = _Asked.of(folder, Source(data, split, labels, listing))
-    with asked.measuring(hash_of(evaluate=asked_of(options), shortcuts=shortcuts), out) as work:
+    with asked.measuring(hash_of(evaluate=explanation_options(options), shortcuts=shortcuts), out) as work:
         return _tested(asked, work, options, shortcuts=shortcuts), work.place
 
 
@@ -329,11 +329,11 @@ def explain(
     validation split if this is its own data; on other data those that were tuned for its own are used. `out`: the
     folder of the results, unless it is one in the run's evaluations/. Asked again, the folder is found current.
     """
-    tested.refuse_films(out, Path(data))
+    tested.check_out(out, Path(data))
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     scores.check_options(wanted)
     run, given = load_run(folder), Source(data, split, labels, listing)
-    scores.check(run, wanted.methods)
+    scores.check_methods(run, wanted.methods)
     asked = _Asked.of(run, given)
     scores.annotated(asked.films)  # images without masks are refused before anything is measured
     how = wanted.model_dump(mode="json", exclude={"panels"})
@@ -366,11 +366,11 @@ class _Asked:
         place = tested.folder_for(self.run, self.films, options, out)
         steps = RunFolder(self.run.folder, place, replace=out is None)
         steps.__dict__["run"] = self.run  # loaded already
-        tested.say_notes(self.run, self.films)
-        with holding(out or self.run.folder):
+        tested.log_notes(self.run, self.films)
+        with folder_lock(out or self.run.folder):
             yield steps
         if not steps.results.written:
-            say(f"{place}: measured before, with the same weights, images and options; nothing was computed again")
+            log(f"{place}: measured before, with the same weights, images and options; nothing was computed again")
 
 
 def _tested(asked: _Asked, steps: RunFolder, options: EvaluationRecipe, *, shortcuts: bool = False) -> RunDocument:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.images.read import SUFFIXES
 from trustcxr.data.layouts.csv_lists import NoColumns
@@ -37,7 +37,7 @@ class Source:
 def load(run: Run, source: Source, split: str | None = None) -> "Dataset":
     """The data in the run's size and classes: `split`, else the one asked for, else the run's test split, else all."""
     dataset = _read(run, source, split)
-    say_reading(dataset, source.told)
+    log_reading(dataset, source.told)
     report_skipped(dataset)
     return dataset
 
@@ -99,13 +99,13 @@ def folder_for(run: Run, films: "Dataset", options: str, out: Path | None = None
     if what := next((what for what, path in held.items() if path.is_file()), None):
         raise UserError(f"{out}: holds {what}; choose another --out")
     written = (layout.METRICS_FILE, layout.SALIENCY_FILE, layout.LESIONS_FILE, layout.CERTIFIED_FILE)
-    layout.refuse_foreign(out, written, (layout.PREDICTIONS_FILE,))
+    layout.check_foreign(out, written, (layout.PREDICTIONS_FILE,))
     return out
 
 
-def are_others(run: Run, films: "Dataset") -> bool:
+def are_other_images(run: Run, films: "Dataset") -> bool:
     """Tell whether these are surely not the images of that split beside which the run was trained."""
-    known = atomic.part(_kept(run), "fingerprints").get(str(films.split))
+    known = atomic.section(_kept(run), "fingerprints").get(str(films.split))
     return known is not None and films.fingerprint != known
 
 
@@ -114,9 +114,9 @@ def is_own_test(run: Run, films: "Dataset") -> bool:
     kept, test = _kept(run), run.trained_by.data.splits.test
     if films.split != test:
         return False
-    own = films.fingerprint == atomic.part(kept, "fingerprints").get(test)
+    own = films.fingerprint == atomic.section(kept, "fingerprints").get(test)
     if films.root.name == kept.get("root_name") and not own:
-        say(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
+        log(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
     return own
 
 
@@ -143,7 +143,7 @@ def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
     try:
         return load(run, source, run.trained_by.data.splits.val)
     except UserError as problem:
-        say(f"{else_say}: {problem}")
+        log(f"{else_say}: {problem}")
         return None
 
 
@@ -156,17 +156,17 @@ def training_of(run: Run, source: Source, films: "Dataset") -> "Dataset | None":
     return None
 
 
-def say_notes(run: Run, films: "Dataset") -> None:
+def log_notes(run: Run, films: "Dataset") -> None:
     """Say what a reader must know first."""
     for note in notes(run, films):
-        say(note)
+        log(note)
 
 
-def say_reading(films: "Dataset", told: set[str]) -> None:
+def log_reading(films: "Dataset", told: set[str]) -> None:
     """Say what reading the data found worth saying, but for what was `told`: what is not there, or left out."""
     for note in films.notes:
         if note not in told:
-            say(note)
+            log(note)
             told.add(note)
 
 
@@ -177,12 +177,12 @@ def report_skipped(*parts: "Dataset") -> None:
         for table, what in ((part.skipped, "images{} are left out"), (part.bad_masks, "masks{} count as absent")):
             if len(table):
                 first = table.iloc[0]
-                say(f"{len(table)} unreadable {what.format(of)}; the first: {first['path']}: {first['reason']}")
+                log(f"{len(table)} unreadable {what.format(of)}; the first: {first['path']}: {first['reason']}")
 
 
 def _kept(run: Run) -> dict[str, object]:
     """What run.yaml keeps of the data that the run was trained on."""
-    return atomic.part(atomic.read_yaml(run.folder / layout.RUN_FILE), "data")
+    return atomic.section(atomic.read_yaml(run.folder / layout.RUN_FILE), "data")
 
 
 def validation_file(run: Path, folder: Path) -> Path:
@@ -191,7 +191,7 @@ def validation_file(run: Path, folder: Path) -> Path:
     return own if own.is_file() else run / layout.VALIDATION_FILE
 
 
-def refuse_films(out: Path | None, data: Path) -> None:
+def check_out(out: Path | None, data: Path) -> None:
     """UserError where results are asked for in the very folder of the films, or in one of theirs within it."""
     if out is None or not out.is_dir() or not data.is_dir():
         return

@@ -27,7 +27,7 @@ _MOST_VALUES = 100_000  # in one YAML document, aliases followed
 
 
 @contextmanager
-def replacing(path: Path, *, needed: int = 0) -> Iterator[Path]:
+def atomic_write(path: Path, *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it if the block ends without an error.
 
     Raises CannotWrite, with the old file still whole, if the disk is full, read-only or forbidden. The message says how
@@ -64,7 +64,7 @@ def checksum(path: Path) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON document, typed or plain; NaN becomes null, so that any reader takes it."""
     text = to_json(content).encode("utf-8")
-    with replacing(path, needed=len(text)) as temporary:
+    with atomic_write(path, needed=len(text)) as temporary:
         temporary.write_bytes(text)
 
 
@@ -111,7 +111,7 @@ def read_document(path: Path) -> dict[str, object]:
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
     text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True).encode("utf-8")
-    with replacing(path, needed=len(text)) as temporary:
+    with atomic_write(path, needed=len(text)) as temporary:
         temporary.write_bytes(text)
 
 
@@ -135,7 +135,7 @@ def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, 
     return content
 
 
-def part(content: Mapping[str, object], key: str) -> dict[str, object]:
+def section(content: Mapping[str, object], key: str) -> dict[str, object]:
     """What stands under a key that has keys and values of its own; empty where there is nothing of the kind."""
     found = content.get(key)
     return found if isinstance(found, dict) else {}
@@ -188,7 +188,7 @@ def _count_values(value: Any, counted: list[int], above: tuple[int, ...]) -> Non
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV or Parquet, by the ending of `path`."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
@@ -203,7 +203,7 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str 
     import pyarrow as pa
     from pyarrow import parquet
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         writer = None
         try:
             for table in tables:
@@ -250,7 +250,7 @@ def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[s
         raise UserError(f"{path}: not readable as a table ({type(problem).__name__}); {REMAKE}") from problem
 
 
-def reads(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index.
 
     A table without a row holds nothing: none is written so.
@@ -275,5 +275,5 @@ def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:
 
     if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise TypeError(f"{path.name}: {objects[0]} is neither numbers nor text")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # an array might be called as an option

@@ -33,7 +33,7 @@ def own_figures(run: Path) -> Measured | None:
     """
     path = run / layout.METRICS_FILE
     if path.is_file():
-        return Measured(schemas.read(RunDocument, path), (run,))
+        return Measured(schemas.read_schema(RunDocument, path), (run,))
     own = _test_fingerprint(run)
     return _together([part for part in _evaluations(run) if own and part.document.films == own])
 
@@ -56,7 +56,7 @@ def _evaluations(run: Path) -> list[Measured]:
     paths = sorted(run.glob(f"{FOLDER}/*/{layout.METRICS_FILE}"))
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
-            found.append(Measured(schemas.read(RunDocument, path), (path.parent,)))
+            found.append(Measured(schemas.read_schema(RunDocument, path), (path.parent,)))
         except UserError:
             continue
     return found
@@ -83,6 +83,6 @@ def _together(parts: Sequence[Measured]) -> Measured | None:
 def _test_fingerprint(run: Path) -> str:
     """Return the fingerprint of the run's own test images, as it was when the run was trained."""
     content = atomic.read_yaml(run / layout.RUN_FILE)
-    splits = atomic.part(atomic.part(atomic.part(content, "recipe"), "data"), "splits")
-    known = atomic.part(atomic.part(content, "data"), "fingerprints")
+    splits = atomic.section(atomic.section(atomic.section(content, "recipe"), "data"), "splits")
+    known = atomic.section(atomic.section(content, "data"), "fingerprints")
     return str(known.get(str(splits.get("test", "Test")), ""))

@@ -44,7 +44,7 @@ def check_run(folder: Path) -> Path:
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
     if missing:
-        locks.refuse_held(folder)
+        locks.check_unlocked(folder)
         runs = sorted(p.parent.name for p in folder.glob(f"runs/*/{RUN_FILE}"))
         if runs:
             hint = f"it is a study; its runs are {', '.join(runs)} in {folder / 'runs'}"
@@ -102,7 +102,7 @@ def read_study(folder: Path) -> dict[str, object]:
     return atomic.read_yaml(folder / STUDY_FILE, advice=again)
 
 
-def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:
+def check_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:
     """Raise UserError if a folder holds files named like those to be `written`, and none of our `own` files."""
     if any(any(folder.glob(pattern)) for pattern in own):
         return

@@ -31,7 +31,7 @@ _held: set[Path] = set()  # by this process, which may come back to a folder tha
 
 
 @contextmanager
-def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
+def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Lock a folder for this process, and remove what a killed process left half-written in it.
 
     The lock is the system's own, so it ends with the process however that ends. Raises UserError if another process
@@ -70,7 +70,7 @@ def holding(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
-def refuse_held(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Raise UserError, as `holding` does, if another process holds a folder now."""
     from filelock import FileLock, Timeout
 

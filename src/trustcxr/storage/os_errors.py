@@ -32,7 +32,7 @@ def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[No
         raise CannotWrite(refusal(path, problem.errno, needed=needed()), problem.errno) from None
 
 
-def refuse_unwritable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise CannotWrite if no file can be made at `path`, before hours of work. Its folder need not exist yet."""
     with writing(path):
         folder = next(folder for folder in path.absolute().parents if folder.exists())
@@ -91,13 +91,13 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
 
 
-def as_typed(place: object) -> str:
+def shell_quote(place: object) -> str:
     """Quote a path or address for a shell. One that begins with a dash, like an option, gets ./ before it."""
     text = str(place)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def kind_of(mode: int) -> str | None:
+def file_kind(mode: int) -> str | None:
     """Return what a file mode stands for, such as "a named pipe"; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
@@ -108,7 +108,7 @@ def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
     """Open a regular file to read, without waiting for a pipe. OSError if it is none, or has more than `most` bytes."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     facts = os.fstat(number)
-    what = kind_of(facts.st_mode)
+    what = file_kind(facts.st_mode)
     if what is None and most is not None and facts.st_size > most:
         what = f"{megabytes(facts.st_size)}, more than the {megabytes(most)} that are read"
     if what is not None:
@@ -117,7 +117,7 @@ def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def refuse_missing(films: Iterable[Path]) -> None:
+def check_present(films: Iterable[Path]) -> None:
     """Raise UserError that names every image file that does not exist."""
     if missing := [str(path) for path in films if not (path.exists() or path.is_symlink())]:
         raise UserError(f"no such image file: {', '.join(missing)}; give films, or folders of DICOM studies")

@@ -48,7 +48,7 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
     return [(str(a), float(e), int(s), int(v)) for a, e, s, v in zip(*columns, strict=True)]
 
 
-def refuse_damaged(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
+def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
     """UserError where predictions are not as they are written: each film once under each condition, and all of it.
 
     Its columns are there and filled, its labels are among the classes (of so many `classes`, or of as many as there are

@@ -106,7 +106,7 @@ def _removed(one: Prunable) -> bool:
         if "checkpoint" in one.kind:
             run = path.parent.parent if path.parent.name == layout.BEFORE_REFIT else path.parent
             try:
-                with locks.holding(run):
+                with locks.folder_lock(run):
                     shutil.rmtree(path)
             except UserError as problem:
                 one.held = str(problem)

@@ -27,7 +27,7 @@ from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.storage.prediction_table import CLEAN, logits_of
-from trustcxr.storage.schemas import BeyondControl, Comparison, RunDocument, Share, read
+from trustcxr.storage.schemas import BeyondControl, Comparison, RunDocument, Share, read_schema
 
 
 class Key(NamedTuple):
@@ -46,7 +46,7 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     none, that with the run's own background. Maps at a lung gate are compared between gated runs alone: without one
     they are of the film itself. A hit rate is not compared where a map's cells are too few to hit.
     """
-    about = {folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}
+    about = {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}
     return compared(about, resamples=resamples)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import read_manifest
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.runs.provenance import data_hash, hash_of
@@ -21,15 +21,17 @@ def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Datase
 
     One that is whole, and of these images and masks as they are now, stays.
     """
-    from trustcxr.data.checks.check import audit
+    from trustcxr.data.checks.check import check_data
 
     path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in films])
-    before = str(atomic.read_document(path).get(_OF)) if atomic.reads(path) else ""
+    before = str(atomic.read_document(path).get(_OF)) if atomic.is_readable(path) else ""
     if before != now:
         if before:
-            say(f"{path}: of other images or masks: checked again")
+            log(f"{path}: of other images or masks: checked again")
         listing, labels = recipe.data.listing(), recipe.data.labels
-        found = audit(read_manifest(data, **listing).with_labels(labels)) if labels else audit(data, **listing)
+        found = (
+            check_data(read_manifest(data, **listing).with_labels(labels)) if labels else check_data(data, **listing)
+        )
         atomic.write_json(path, found.to_dict() | {_OF: now})
-        say(f"data check: {found.verdict}")
+        log(f"data check: {found.verdict}")
     return path

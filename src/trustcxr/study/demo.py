@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.recipes import study_recipe
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
@@ -18,10 +18,10 @@ CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 def run(out: Path, jobs: int = 1) -> StudyDocument:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
     data, engine = out / "phantom", engines.get("local", jobs)
-    with holding(out):
+    with folder_lock(out):
         if not data.is_dir():
             classes = len(anatomy.CLASSES)
-            say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
+            log(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
             partial = out / ".phantom-unfinished"
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
             write_files.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)

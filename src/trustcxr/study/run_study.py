@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.console import duration, say
+from trustcxr.console import duration, log
 from trustcxr.data import load_dataset, remote
-from trustcxr.data.fingerprints import whole
+from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, grows, growth, refuse_fewer_seeds, run_recipe, untracked
+from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, grows, growth, run_recipe, untracked
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
-from trustcxr.runs.test_data import refuse_films, report_skipped
+from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.layout import (
     AUDIT_FILE,
@@ -36,11 +36,11 @@ from trustcxr.storage.layout import (
     STUDY_RESULTS,
     TRAINING_FILE,
     VALIDATION_FILE,
+    check_foreign,
     read_study,
-    refuse_foreign,
     versions,
 )
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import (
     VERSION,
     DataDescription,
@@ -92,10 +92,10 @@ class Study:
 
     def run(self) -> StudyDocument:
         """Carry out the protocol and return study.json."""
-        refuse_films(self.folder, self.data)
+        check_out(self.folder, self.data)
         self.engine.preflight(self.folder)
         preflight.recipe(self.recipe, self.folder, self.devices)
-        with holding(self.folder):
+        with folder_lock(self.folder):
             self._fix_threads()
             with use_threads(self.threads):
                 return self._carry_out()
@@ -107,7 +107,7 @@ class Study:
         if self.threads is None:
             self.threads = before if isinstance(before, int) else self.engine.threads
         elif before not in (None, self.threads):
-            say(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
+            log(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
 
     def _carry_out(self) -> StudyDocument:
         self._clock = time.monotonic()
@@ -120,7 +120,7 @@ class Study:
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
         counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
-        say(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
@@ -142,12 +142,12 @@ class Study:
     def _say_passed_over(self, baselines: list[RunRecipe]) -> None:
         """Say which robust runs are of networks that were chosen when there were fewer seeds, and are no longer."""
         if left := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
-            say(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
+            log(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
 
     def _claim_folder(self) -> None:
         content: dict[str, object] = {
             "data": self.data.resolve().name,
-            "fingerprint": whole(self.datasets["train"]),
+            "fingerprint": hash_training_data(self.datasets["train"]),
             "recipe": self.recipe.model_dump(mode="json"),
             "threads": self.threads,
         }
@@ -158,20 +158,20 @@ class Study:
                 if (self.folder / name).exists():
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
             written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
-            refuse_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
+            check_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
         atomic.write_yaml(self.folder / STUDY_FILE, content)
         atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 
     def _take_up(self, content: dict[str, object]) -> None:
         """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
         before, kept = read_study(self.folder), self.recipe
-        lacking = atomic.part(before, LEFT_OUT)
+        lacking = atomic.section(before, LEFT_OUT)
         for key in (LEFT_OUT, "threads"):
             before.pop(key, None)
         with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
             kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
             before["recipe"] = untracked(kept).model_dump(mode="json")
-        refuse_fewer_seeds(kept, self.recipe, self.folder)
+        check_seeds(kept, self.recipe, self.folder)
         now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
         without = left_out(self.folder, kept, self.recipe)
         if (grown := grows(kept, self.recipe)) or without:
@@ -182,11 +182,11 @@ class Study:
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
         if films != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
-        say(f"going on with the study in {self.folder}")
+        log(f"going on with the study in {self.folder}")
         if grown:
-            say(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
+            log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
         if without:
-            say(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
+            log(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
         lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
         if lacking:
             content[LEFT_OUT] = lacking
@@ -198,7 +198,7 @@ class Study:
             for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
         }
         for note in found["train"].notes:
-            say(note)
+            log(note)
         report_skipped(*found.values())
         if any(part.classes != found["train"].classes for part in found.values()):
             raise UserError(
@@ -232,14 +232,14 @@ class Study:
     def _count_time(self) -> None:
         """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
         path, now = self.folder / TIMES_FILE, time.monotonic()
-        times = atomic.read_document(path) if atomic.reads(path) else {}
+        times = atomic.read_document(path) if atomic.is_readable(path) else {}
         atomic.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
         self._clock = now
 
     def _seconds(self) -> float:
         """Return the time worked on this study so far, all its starts together."""
         path = self.folder / TIMES_FILE
-        seconds = atomic.read_document(path).get(TIME) if atomic.reads(path) else 0.0
+        seconds = atomic.read_document(path).get(TIME) if atomic.is_readable(path) else 0.0
         return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     def _run_folder(self, run: RunRecipe) -> Path:
@@ -251,16 +251,16 @@ class Study:
         missing = [run.name for run in baselines if run not in trained]
         if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
             which = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-            say(f"no network is chosen by {by} on {split}: {which}, and might be the best")
+            log(f"no network is chosen by {by} on {split}: {which}, and might be the best")
             return []
         pairs = [(run, self._run_folder(run)) for run in trained]
         ranking = ranked(self.recipe.selection, pairs, self.datasets["val"].classes)
-        say(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
+        log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
 
     def _left_out(self) -> list[FailedRun]:
         """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
-        said = atomic.part(read_study(self.folder), LEFT_OUT)
+        said = atomic.section(read_study(self.folder), LEFT_OUT)
         return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
 
     def _show(self, runs: list[RunRecipe]) -> None:
@@ -284,9 +284,9 @@ class Study:
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        tested = [schemas.read(RunDocument, folder / METRICS_FILE) for folder in folders]
+        tested = [schemas.read_schema(RunDocument, folder / METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
-            document.training = schemas.read(TrainingDocument, folder / TRAINING_FILE)
+            document.training = schemas.read_schema(TrainingDocument, folder / TRAINING_FILE)
         return StudyDocument(
             version=VERSION,
             study=recipe.name,
@@ -356,7 +356,7 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
         skipped=sum(len(part.skipped) for part in datasets.values()),
         size=first.size,
         infection_masks=masks,
-        fingerprint=whole(first),
+        fingerprint=hash_training_data(first),
         fingerprints={split: first.fingerprints()[split] for split in counts},
         groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
     )

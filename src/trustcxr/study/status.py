@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.console import duration, say
+from trustcxr.console import duration, log
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, drops, grows, refuse_fewer_seeds, run_recipe, untracked
+from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, drops, grows, run_recipe, untracked
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
-from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import CostDocument, RunPlan, StudyDocument, StudyPlan
 from trustcxr.study import cost
 from trustcxr.study.engines import failures
@@ -35,7 +35,7 @@ class PlannedRuns:
 def read_recipe(study: Path) -> StudyRecipe:
     """Load the recipe of a study from its folder; UserError if no study was begun there."""
     path = layout.check_begun(study) / layout.STUDY_FILE
-    return validate(StudyRecipe, atomic.part(layout.read_study(study), "recipe"), str(path))
+    return validate(StudyRecipe, atomic.section(layout.read_study(study), "recipe"), str(path))
 
 
 def plan_runs(recipe: StudyRecipe, study: Path | None) -> PlannedRuns:
@@ -177,7 +177,7 @@ def dry_run(
         preflight.cards(recipe, devices)
     if not measured:
         return plan(recipe, begun or out)
-    say("timing each network and defence, some seconds each")
+    log("timing each network and defence, some seconds each")
     from trustcxr.study import time_steps
 
     runs = plan_runs(recipe, None)
@@ -189,10 +189,11 @@ def dry_run(
 
 def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
     before = read_recipe(begun)
-    refuse_fewer_seeds(before, recipe, begun)
+    check_seeds(before, recipe, begun)
     if untracked(before) != untracked(recipe) and not grows(before, recipe) and not drops(before, recipe):
         raise UserError(
-            f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {as_typed(begun)}"
+            f"{begun}: holds a study of another recipe. Choose another --out, or see "
+            f"trustcxr status {shell_quote(begun)}"
         )
 
 
@@ -215,7 +216,7 @@ def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
         with suppress(UserError, OSError):  # a file that is being replaced: the next time will do
             now = line(plan(recipe, study))
             if now != before:
-                say(now)
+                log(now)
             before = now
 
 

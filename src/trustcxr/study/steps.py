@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
@@ -19,10 +19,10 @@ from trustcxr.runs import repair
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
-from trustcxr.storage.locks import holding
+from trustcxr.storage.locks import folder_lock
 from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
-from trustcxr.training.devices import Cards
+from trustcxr.training.devices import Devices
 from trustcxr.training.threads import use_threads
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
     """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
     found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
-    if fingerprint and fingerprints.whole(found) != fingerprint:
+    if fingerprint and fingerprints.hash_training_data(found) != fingerprint:
         raise UserError(f"{data}: the films are not those that the study began with")
     return found
 
@@ -89,7 +89,7 @@ def carry_out(task: Task) -> None:
     try:
         _carry_out(task)
     except Exception as problem:
-        failures.record(failures.folder_of(task), Failure.of(task, problem))
+        failures.record(failures.failure_folder(task), Failure.of(task, problem))
         raise
     failures.over(task)
 
@@ -99,14 +99,14 @@ def _carry_out(task: Task) -> None:
     run = study.run(task.run)
     folder = study.run_folder(run)
     if locks.was_killed(folder):
-        say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
-    with use_threads(study.threads), holding(folder, patience=_PATIENCE), cost.taken(folder, task.step):
+        log(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
+    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), cost.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     repair.mend(steps.folder)
-    steps.train(run, study.films("train"), study.films("val"), cards=Cards(study.devices))
+    steps.train(run, study.films("train"), study.films("val"), cards=Devices(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
@@ -141,7 +141,7 @@ def _know_films(study: StudyFolder, steps: RunFolder) -> None:
     except CannotWrite:
         raise
     except UserError as problem:  # a network that has no maps to read: its results are as good without
-        say(f"{steps.folder.name}: nothing will warn of unlike films: {problem}")
+        log(f"{steps.folder.name}: nothing will warn of unlike films: {problem}")
 
 
 STEPS: dict[str, Callable[[StudyFolder, RunRecipe, RunFolder], None]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
@@ -53,7 +53,7 @@ def measure(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path | None) -
     )
     networks: dict[str, WayCost] = {}
     for number, (name, run) in enumerate(ways.items(), 1):
-        say(f"[{number}/{len(ways)}] timing {name}")
+        log(f"[{number}/{len(ways)}] timing {name}")
         network = f"{run.model.called} {run.lung_gate}"
         document.ways[name] = networks[network] = time_network(run, like=networks.get(network))
     return document
@@ -137,7 +137,7 @@ def _forward(model: nn.Module, run: RunRecipe, count: int) -> Work:
     images = _noise(count, run.data.size).to(device()) / 255
 
     def forward() -> Tensor:
-        with torch.inference_mode(), attacks.undisturbed(model):
+        with torch.inference_mode(), attacks.preserve_state(model):
             return model(images)
 
     return forward

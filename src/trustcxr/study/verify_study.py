@@ -95,7 +95,7 @@ class _Verification:
         """Verify a run of study.json and its own files; return what its tables give."""
         name = f"{layout.STUDY_RESULTS}: {run.name}"
         if self._is_there(run / layout.TRAINING_FILE, f"{name}: training"):
-            training = schemas.read(TrainingDocument, run / layout.TRAINING_FILE)
+            training = schemas.read_schema(TrainingDocument, run / layout.TRAINING_FILE)
             self._compare(name, entry.get("training") or {}, training, "training")
             self._history(run, training)
         if not self._is_there(run / layout.PREDICTIONS_FILE, name):
@@ -103,7 +103,7 @@ class _Verification:
         content = atomic.read_yaml(run / layout.RUN_FILE)
         if self._is_there(run / layout.WEIGHTS_FILE, f"checksum of runs/{run.name}"):
             for part, now in layout.checksums(run, content.get("classes")).items():
-                if (before := atomic.part(content, "checksums").get(part)) != now:
+                if (before := atomic.section(content, "checksums").get(part)) != now:
                     file = run / (part if part == layout.WEIGHTS_FILE else layout.RUN_FILE)
                     self._differs(self._name(file), f"checksum of {part}", before, now)
         document = _compute_whole(run, run, self.recipe)
@@ -190,7 +190,7 @@ class _Verification:
         }
         said = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
         said["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
-        said["ranking"] = atomic.part(self.stored, "selection").get("ranking")
+        said["ranking"] = atomic.section(self.stored, "selection").get("ranking")
         self._compare(layout.STUDY_RESULTS, said, again)
 
     def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
@@ -232,7 +232,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
 
     def read(path: Path) -> pd.DataFrame:
         table = atomic.read_table(path)
-        prediction_table.refuse_damaged(table, path, len(classes))
+        prediction_table.check_table(table, path, len(classes))
         return table
 
     predictions, path = read(place / layout.PREDICTIONS_FILE), validation_file(run, place)

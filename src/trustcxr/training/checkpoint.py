@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError, out_of_memory
 from trustcxr.storage import atomic
 from trustcxr.storage.os_errors import writing
@@ -31,11 +31,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write `checkpoint` to `path`, whole or not at all."""
         content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
         torch.save(checkpoint, content)
-        with atomic.replacing(Path(path), needed=content.getbuffer().nbytes) as temporary:
+        with atomic.atomic_write(Path(path), needed=content.getbuffer().nbytes) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 
-def read(run: Path) -> dict[str, Any] | None:
+def load_checkpoint(run: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run; None where there is none, or it cannot be read, which is said, and it is removed.
 
     Nothing is unpickled, and every byte is held against the checksums within the file. UserError where it may be whole
@@ -58,7 +58,7 @@ def read(run: Path) -> dict[str, Any] | None:
             ) from None
         remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
-        say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
+        log(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
         return None
 
 

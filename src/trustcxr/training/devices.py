@@ -28,7 +28,7 @@ _ENDS = 60.0  # seconds that the others have to end after the last epoch
 
 
 @dataclass(frozen=True)
-class Cards:
+class Devices:
     """`devices` cards of each of `nodes` machines; `parts`: how many each process works its batch off in."""
 
     devices: int = 1
@@ -132,7 +132,7 @@ class Team:
 
 
 @contextmanager
-def together(cards: Cards, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
+def together(cards: Devices, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
     """Start the processes of this machine that do `work(*arguments)` beside the block, which is the first one's.
 
     UserError where one of them is lost. Afterwards they are gone, and the environment is as it was.
@@ -180,7 +180,7 @@ def _serve(rank: int, threads: int, work: Callable[..., object], arguments: tupl
     end_with_parent()
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(threads)
-    console.tell(lambda _: None)
+    console.redirect(lambda _: None)
     try:
         work(*arguments)
     except Exception as problem:

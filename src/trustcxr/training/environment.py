@@ -10,12 +10,12 @@ import torch
 
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import Hardware
-from trustcxr.training.devices import Cards
+from trustcxr.training.devices import Devices
 
 _ROOM = 5  # seconds that git is given
 
 
-def now(cards: Cards) -> dict[str, object]:
+def record_environment(cards: Devices) -> dict[str, object]:
     """What a training runs on now, as run.yaml has it."""
     found: dict[str, object] = {"versions": layout.versions(), "hardware": hardware(), "source": source()}
     split = cards.split_batches()

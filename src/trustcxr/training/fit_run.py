@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data import fingerprints
 from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.data.loader import loader
@@ -26,14 +26,14 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
 from trustcxr.training import environment as origins
-from trustcxr.training.devices import Cards, Team, does_not_fit, together
+from trustcxr.training.devices import Devices, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-ALONE = Cards()
+ALONE = Devices()
 
 
 def fit(
@@ -42,7 +42,7 @@ def fit(
     val: "Dataset",
     folder: Path,
     *,
-    cards: Cards = ALONE,
+    cards: Devices = ALONE,
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
 
@@ -54,11 +54,11 @@ def fit(
     """
     cards.check(recipe, len(train))
     if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
-        say("without cards each process has batch statistics of its own; normalisation: group has none")
+        log("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
     largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
     if told := precision.instead(recipe.training.precision, precision.kind()):
-        say(told)
+        log(told)
     while True:
         team, given = Team(), (recipe, train, val, folder, cards)
         try:
@@ -74,10 +74,10 @@ def fit(
                 raise UserError(f"{recipe.name}: a batch does not fit in memory; {advice}") from None
         cards = replace(cards, parts=2 * cards.parts)
         torch.cuda.empty_cache()
-        say(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
+        log(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
 
 
-def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Cards) -> TrainingDocument:
+def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Devices) -> TrainingDocument:
     """`fit`, of which every process of `cards` does its part."""
     if precision.kind() == "cpu":
         keep_freed_memory()
@@ -92,7 +92,7 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
         _fit(alone, train, Monitor(first, val, alone, cards))
     if cards.rank == 0:
         checkpoint.remove(first)  # left where it was killed between its last file and this
-    chosen = schemas.read(TrainingDocument, first / layout.TRAINING_FILE)
+    chosen = schemas.read_schema(TrainingDocument, first / layout.TRAINING_FILE)
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
 
 
@@ -100,8 +100,8 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.cards.rank == 0:
-        fingerprints.refuse_other_films(folder, train)
-    before = checkpoint.read(folder)
+        fingerprints.check_same_images(folder, train)
+    before = checkpoint.load_checkpoint(folder)
     # Films that lack what the recipe learns from are refused before anything is written.
     sources_of(train, recipe.training.balanced_by)
     _healthy(train, recipe)
@@ -169,7 +169,7 @@ def _run(
             monitor.stopped = f"numbers: {problem}"
             if monitor.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
-            say(f"{recipe.name}: {problem}; the weights of epoch {monitor.kept_epoch} are kept")
+            log(f"{recipe.name}: {problem}; the weights of epoch {monitor.kept_epoch} are kept")
     return module.global_step
 
 
@@ -223,7 +223,7 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
             "has one"
         )
     if without:
-        say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
+        log(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
     return lungs, without
 
 
@@ -240,7 +240,7 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
     counts = {name: int(has[train.labels == k].sum()) for k, name in enumerate(train.classes)}
     some = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
     none = ", ".join(name for name, count in counts.items() if not count)
-    say(f"{recipe.name}: lesion masks of {some}" + (f"; {none} unguided, without any" if none else ""))
+    log(f"{recipe.name}: lesion masks of {some}" + (f"; {none} unguided, without any" if none else ""))
     return lesions
 
 
@@ -261,12 +261,12 @@ def _finish(
     if monitor.best_sum != atomic.checksum(best):
         checkpoint.remove(folder)
         raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
-    with atomic.replacing(folder / layout.WEIGHTS_FILE) as temporary:
+    with atomic.atomic_write(folder / layout.WEIGHTS_FILE) as temporary:
         shutil.copyfile(best, temporary)
     content = atomic.read_yaml(folder / layout.RUN_FILE)
     content["checksums"] = layout.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
-    summary = summary.model_copy(update=segments.split_of(folder))
+    summary = summary.model_copy(update=segments.read_split(folder))
     content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
@@ -282,12 +282,12 @@ def _finish(
             f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
             f"{monitor.kept_epoch} are kept"
         )
-        say(f"{recipe.name}: {summary.alarm}")
+        log(f"{recipe.name}: {summary.alarm}")
     atomic.write_json(folder / layout.TRAINING_FILE, summary)
     checkpoint.remove(folder)
-    say(f"trained {recipe.name}{monitor.sentence()}")
-    if differing := segments.told(folder):
-        say(f"{recipe.name}: resumed on another machine or version: {differing}")
+    log(f"trained {recipe.name}{monitor.sentence()}")
+    if differing := segments.describe_segments(folder):
+        log(f"{recipe.name}: resumed on another machine or version: {differing}")
     return summary
 
 
@@ -304,25 +304,27 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Cards, done: int | None) -> None:
+def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Devices, done: int | None) -> None:
     """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films.
 
     `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fingerprints.refuse_other_films(folder, train)
+    fingerprints.check_same_images(folder, train)
     content: dict[str, object] = {
         "name": recipe.name,
         "background": recipe.background,
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
-        "data": fingerprints.of(train),
+        "data": fingerprints.describe_training_data(train),
     }
     path = folder / layout.RUN_FILE
-    content["segments"] = segments.gone_on(atomic.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
+    content["segments"] = segments.append_segment(
+        atomic.read_yaml(path) if path.is_file() else {}, origins.record_environment(cards), done
+    )
     atomic.write_yaml(path, content)
     if not (folder / layout.FILMS_FILE).is_file():
-        atomic.write_table(folder / layout.FILMS_FILE, fingerprints.films(train))
+        atomic.write_table(folder / layout.FILMS_FILE, fingerprints.list_training_images(train))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trustcxr.attacks.base import radii, uniform_start
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, log
 from trustcxr.data.loader import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -52,7 +52,7 @@ def fit(
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    say(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
+    log(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
     return found
 
 

@@ -25,12 +25,12 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, precision
-from trustcxr.training.devices import Cards
+from trustcxr.training.devices import Devices
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-ALONE = Cards()
+ALONE = Devices()
 _STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
@@ -47,7 +47,7 @@ class Monitor(pl.Callback):
 
     measured_on = "validation"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Cards = ALONE) -> None:
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Devices = ALONE) -> None:
         self.folder, self.val, self.recipe, self.cards = folder, val, recipe, cards
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
@@ -179,7 +179,7 @@ class RefitMonitor(Monitor):
     measured_on = "validation images that it was trained on"
 
     def __init__(
-        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Cards = ALONE
+        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Devices = ALONE
     ) -> None:
         super().__init__(folder, val, recipe, cards)
         self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
@@ -249,7 +249,7 @@ def validate(
     val: "Dataset",
     recipe: RunRecipe,
     device: torch.device,
-    cards: Cards = ALONE,
+    cards: Devices = ALONE,
     balanced: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
@@ -266,7 +266,7 @@ def validate(
         return float(cards.summed(torch.tensor(right, device=device))) / of
 
     right, epsilon = 0.0, recipe.defence.epsilon
-    with attacks.undisturbed(model):
+    with attacks.preserve_state(model):
         for images, labels, _ in _batches(val, cards):
             logits = model(_pixels(images, device))
             if cards.world == 1:
@@ -295,7 +295,7 @@ def validate(
                 attacks.fgsm(model, images, labels, epsilon=epsilon),
                 attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
             )
-        with attacks.undisturbed(model):
+        with attacks.preserve_state(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
                 found = labels[model(perturbed).argmax(1) == labels]
                 hits[name] += torch.bincount(found, minlength=len(of_class))
@@ -306,15 +306,15 @@ def validate(
     return figures
 
 
-def _batches(val: "Dataset", cards: Cards) -> DataLoader:
+def _batches(val: "Dataset", cards: Devices) -> DataLoader:
     """This process's part of the validation images, 64 at a time; every image is in the part of one."""
     return loader(val, 64 * cards.world, part=(cards.rank, cards.world))
 
 
-def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Cards) -> float:
+def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Devices) -> float:
     """How many validation images of this process are right, and proved to stay so by interval bounds."""
     proved = 0.0
-    with attacks.undisturbed(model):
+    with attacks.preserve_state(model):
         layers = affine_graph.layers(model)
         for images, labels, _ in _batches(val, cards):
             truth, box = labels.to(device), ibp.Interval.of(*affine_graph.box(_pixels(images, device), epsilon))

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from filelock import FileLock
 from pytorch_lightning import loggers
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout
@@ -71,7 +71,7 @@ class Tracked(pl.Callback):
                 send()
             except Exception as problem:  # of a tracker's own client: said once
                 self.lost = True
-                say(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
+                log(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
 
 
 def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trustcxr.data.images import dicom_files, plausibility, read
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.storage.os_errors import kind_of
+from trustcxr.storage.os_errors import file_kind
 from trustcxr.storage.schemas import FilmAnswer
 
 INDEX = "DICOMDIR"
@@ -18,7 +18,7 @@ MOST_FILES = 5000  # in one folder: a study has a handful, a disc of one patient
 
 
 @dataclass
-class Found:
+class DicomStudy:
     """What is to be answered, in order, and what of the folders is not, with its reason."""
 
     films: list[Path] = field(default_factory=list)
@@ -59,14 +59,14 @@ def _as_dicom(film: Path, answer: FilmAnswer) -> None:
         answer.error = f"no DICOM answer: {problem}"
 
 
-def expand(paths: Sequence[Path]) -> Found:
+def expand(paths: Sequence[Path]) -> DicomStudy:
     """Files as they are; of each folder (or its DICOMDIR) the frontal chest films, by what their headers say.
 
     What else is DICOM is left out, saying why; other files (a viewer, its pictures) are counted. A file whose header is
     damaged, or that may not be read, counts as a film: where it is read, it is said what is wrong. UserError where a
     folder holds no film, or one in it may not be read.
     """
-    found = Found()
+    found = DicomStudy()
     for path in paths:
         folder = path.parent if path.name == INDEX and path.is_file() else path
         if not folder.is_dir():
@@ -80,13 +80,13 @@ def expand(paths: Sequence[Path]) -> Found:
     return found
 
 
-def _of_folder(folder: Path) -> Found:
-    found, others = Found(), 0
+def _of_folder(folder: Path) -> DicomStudy:
+    found, others = DicomStudy(), 0
     for path in _files(folder):
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            why = dicom_files.not_a_film(path) or plausibility.another_kind(path)
+            why = dicom_files.not_an_image(path) or plausibility.another_kind(path)
             if why is None:
                 found.films.append(path)
             else:
@@ -106,7 +106,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders.sort()
         for name in sorted(names):
             path = Path(place, name)
-            if kind_of(path.lstat().st_mode) is not None:
+            if file_kind(path.lstat().st_mode) is not None:
                 continue
             count += 1
             if count > MOST_FILES:

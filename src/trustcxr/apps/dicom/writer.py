@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.dicom.structured_report import content
-from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, header_of, is_answer
+from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, is_answer, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
-from trustcxr.storage.atomic import replacing
+from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.schemas import FilmAnswer
 from trustcxr.version import NOTICE, __version__
 
@@ -62,7 +62,7 @@ class Objects:
     finding: "Dataset"
 
 
-def of(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -> Objects:
+def make_objects(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -> Objects:
     """The two objects for a film (its file, or what is in it), its answer, and the heatmap with the notice on it.
 
     Raises NoDicomAnswer where the film's header does not allow them, UserError without highdicom.
@@ -88,7 +88,7 @@ def write(film: Path, answer: FilmAnswer) -> list[str]:
     answers another film.
     """
     with Image.open(str(answer.heatmap)) as picture:
-        found = of(film, answer, picture)
+        found = make_objects(film, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
     places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
     if any(place.exists() and not is_answer(place) for place in places):
@@ -97,7 +97,7 @@ def write(film: Path, answer: FilmAnswer) -> list[str]:
     if any(place.exists() and source not in _referenced(place) for place in places):
         raise NoDicomAnswer("where it would stand is the answer of another film: choose another --out")
     for place, made in zip(places, (found.heatmap, found.finding), strict=True):
-        with replacing(place) as temporary:
+        with atomic_write(place) as temporary:
             made.save_as(temporary, enforce_file_format=True)
     return [str(place) for place in places]
 
@@ -105,7 +105,7 @@ def write(film: Path, answer: FilmAnswer) -> list[str]:
 def _referenced(place: Path) -> set[str]:
     """The UIDs of the images that an answer refers to."""
     with quiet():
-        return {str(each.value) for each in header_of(place).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+        return {str(each.value) for each in read_header(place).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
 def packed(found: Objects) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 
 from trustcxr.apps.reader.annotations import Mark
 from trustcxr.errors import UserError
-from trustcxr.storage.atomic import replacing
+from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import writing
 
 FOLDER, FILE = "reader", "reader.sqlite"
@@ -91,7 +91,7 @@ class Store:
         about |= {"key": secrets.token_hex(16), "seed": str(seed)}
         if path.exists():
             raise UserError(f"{path}: is there already, with its answers. Move it away to begin another study.")
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
             with _open(temporary) as base:

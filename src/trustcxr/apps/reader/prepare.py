@@ -42,7 +42,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreparedMap:
     """Films in the order drawn: pixels (K, H, W) uint8, masks (K, H, W), and of each arm maps (K, H, W) in [0, 1]."""
 
     samples: list[str]
@@ -58,7 +58,7 @@ def arms(study: Path, said: Sequence[str]) -> list[Arm]:
     """
     from trustcxr.explain import methods
 
-    runs = {run.name: run for run in load.read(study).runs}
+    runs = {run.name: run for run in load.load_report(study).runs}
     given = list(said) or list(runs)
     if not _FEWEST <= len(given) <= _MOST:
         raise UserError(f"{study}: say two or three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
@@ -72,7 +72,7 @@ def arms(study: Path, said: Sequence[str]) -> list[Arm]:
     return found
 
 
-def films(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[Film]:
+def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[Film]:
     """What the readers are shown of `count` films, from the study's saved maps, or from the data where it is given."""
     shown = _saved(chosen, count, seed) if data is None else _made(chosen, data, count, seed)
     group = _groups(chosen[0].run)
@@ -88,7 +88,7 @@ def films(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) ->
     ]
 
 
-def _saved(chosen: Sequence[Arm], count: int, seed: int) -> Shown:
+def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
     """From panels.npz of each run: only films that all of them have, by the methods asked."""
     needed = "give --data with the study's data, and the maps are made again from the runs"
     kept = []
@@ -110,10 +110,10 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> Shown:
         (arm.run.panels or {})["saliency"][[rows[name] for name in drawn]]
         for arm, rows in zip(chosen, kept, strict=True)
     ]
-    return Shown(drawn, panels["image"][first], panels["infection"][first], maps)
+    return PreparedMap(drawn, panels["image"][first], panels["infection"][first], maps)
 
 
-def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
+def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedMap:
     """From the runs: annotated films of the run's test split, drawn by seed, each explained for its true class."""
     from trustcxr.evaluation.trained_run import load_run
     from trustcxr.explain.evaluate import annotated
@@ -121,7 +121,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
 
     first = load_run(chosen[0].run.folder)
     dataset = study_films.load(first, study_films.Source(data))
-    if study_films.are_others(first, dataset):
+    if study_films.are_other_images(first, dataset):
         raise UserError(f"{data}: {first.name} was not tested on these films; give the data of the study")
     if "infection" not in dataset.mask_kinds:
         raise UserError(f"{data}: no infection masks here, which what readers mark is held against")
@@ -135,7 +135,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
         raise UserError(f"{odd[0]}: other classes or another size than {first.name}: such maps cannot be compared")
     maps = [_maps(loaded[arm.run.name], dataset, drawn, arm.method) for arm in chosen]
     masks = np.array(dataset.masks("infection")[drawn])
-    return Shown([str(dataset.sample_ids[k]) for k in drawn], np.array(dataset.images[drawn])[:, 0], masks, maps)
+    return PreparedMap([str(dataset.sample_ids[k]) for k in drawn], np.array(dataset.images[drawn])[:, 0], masks, maps)
 
 
 def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.ndarray:

@@ -9,8 +9,8 @@ from starlette.requests import ClientDisconnect
 
 from trustcxr.apps.reader.annotations import Mark
 from trustcxr.apps.reader.database import RATINGS, Judgement, Reader, Store
-from trustcxr.apps.serve.middleware import Doors, bearer, problem, show, tell_faults
-from trustcxr.console import say
+from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, bearer, problem, show
+from trustcxr.console import log
 from trustcxr.errors import CannotWrite
 from trustcxr.version import NOTICE, __version__
 
@@ -23,7 +23,7 @@ _CODES = {401: "no-token", 404: "not-found", 405: "wrong-method", 409: "too-late
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
-class Said(BaseModel):
+class ReaderResponse(BaseModel):
     """Of the map in a place (from 0): its rank among the film's maps, its rating, or both."""
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +48,7 @@ class OneFilm(BaseModel):
 
     number: int
     mark: Mark | None
-    said: list[Said]
+    said: list[ReaderResponse]
 
 
 class Desk:
@@ -99,7 +99,7 @@ class Desk:
         film = self.film(reader, number)
         by_arm = self.store.judgements(reader, film)
         said = [
-            Said(place=place, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
+            ReaderResponse(place=place, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
             for place, arm in enumerate(self.store.slots(reader, film))
         ]
         return OneFilm(number=number, mark=self.store.mark(reader, film), said=said)
@@ -110,7 +110,7 @@ class Desk:
             raise HTTPException(409, "the film is marked already: whoever has seen the maps does not mark it anew")
         return self.seen(reader, number)
 
-    def judge(self, reader: Reader, number: int, said: Said) -> OneFilm:
+    def judge(self, reader: Reader, number: int, said: ReaderResponse) -> OneFilm:
         """Save a rank or a rating."""
         film = self.film(reader, number)
         if said.rank is not None and said.rank > len(self.store.arms):
@@ -125,12 +125,12 @@ def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
     _routes(app, Desk(store))
     show(app, PAGE)
-    tell_faults(app)
+    add_fault_handlers(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(404, _refused)
     app.add_exception_handler(405, _refused)
     app.add_exception_handler(CannotWrite, _unsaved)
-    app.add_middleware(Doors, token=None, hosts=hosts)  # each reader has a token: the routes ask for it
+    app.add_middleware(SecurityMiddleware, token=None, hosts=hosts)  # each reader has a token: the routes ask for it
     return app
 
 
@@ -160,7 +160,7 @@ def _routes(app: FastAPI, desk: Desk) -> None:
 
     @app.put("/api/v1/films/{number}/said")
     async def said(reader: Asking, number: int, request: Request) -> OneFilm:
-        return await run_in_threadpool(desk.judge, reader, number, await _body(request, Said))
+        return await run_in_threadpool(desk.judge, reader, number, await _body(request, ReaderResponse))
 
 
 async def _body(request: Request, kind: type[_Body]) -> _Body:
@@ -184,5 +184,5 @@ async def _refused(_: Request, fault: Exception) -> Response:
 
 
 async def _unsaved(_: Request, fault: Exception) -> Response:
-    say(str(fault))
+    log(str(fault))
     return problem(503, "not-saved", "it could not be saved: tell whoever sent you the link, and keep this page open")

@@ -28,7 +28,7 @@ NAME = "readers"
 
 
 @dataclass(frozen=True)
-class Said:
+class Responses:
     """`ranks` and `ratings` (F films, R readers, A arms), NaN where not given.
 
     `marked` (F, R): whether the reader marked the film; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
@@ -50,7 +50,7 @@ class Said:
         return np.asarray(np.isfinite(self.ranks).all(axis=2).sum(axis=0))
 
 
-def gather(store: Store) -> Said:
+def gather(store: Store) -> Responses:
     """Everything in the file. Films without a mask of their own size do not occur: all were written from one set."""
     readers, samples = store.readers(), store.samples()
     masks = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for _, _, mask in samples])
@@ -65,7 +65,7 @@ def gather(store: Store) -> Said:
                 marked[f, r], marks[f, r] = True, pixels(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
     told = [reader.name for reader in readers]
-    return Said(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
+    return Responses(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
 
 
 def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list[float]]:
@@ -74,19 +74,19 @@ def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list
     return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
 
 
-def tables(said: Said, runs: list[load.Run]) -> list[Table]:
+def tables(said: Responses, runs: list[load.Run]) -> list[Table]:
     """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read a film whole."""
     if not said.complete.any():
         raise UserError("no reader has ranked all maps of a film yet: nothing to count")
     return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
 
 
-def write(said: Said, runs: list[load.Run], folder: Path) -> list[Path]:
+def write(said: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
     """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
     return table.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
 
 
-def _opening(said: Said) -> str:
+def _opening(said: Responses) -> str:
     counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
     return (
         "# What the readers found\n\n"
@@ -97,7 +97,7 @@ def _opening(said: Said) -> str:
     )
 
 
-def _preference(said: Said) -> Table:
+def _preference(said: Responses) -> Table:
     strengths = preference.strengths(said.ranks, said.groups, resamples=RESAMPLES)
     first = _first_places(said)
     rows = []
@@ -122,14 +122,14 @@ def _preference(said: Said) -> Table:
     return Table("Readers: preference", header, rows, caption=caption)
 
 
-def _first_places(said: Said) -> Floats:
+def _first_places(said: Responses) -> Floats:
     """(F, R, A): 1 where it was ranked best, shared among those that are level; NaN where not ranked whole."""
     best = said.ranks == said.ranks.min(axis=2, keepdims=True)
     shared = best / np.maximum(best.sum(axis=2, keepdims=True), 1)
     return np.where(np.isfinite(said.ranks).all(axis=2, keepdims=True), shared, np.nan)
 
 
-def _pairs(said: Said) -> Table:
+def _pairs(said: Responses) -> Table:
     rows = [
         [
             Cell(said.arms[pair.first]),
@@ -144,7 +144,7 @@ def _pairs(said: Said) -> Table:
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "films"], rows, heads=2, caption=caption)
 
 
-def _agreement(said: Said) -> Table:
+def _agreement(said: Responses) -> Table:
     bootstrap = Bootstrap.over(said.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
     first = said.ranks == said.ranks.min(axis=2, keepdims=True)
@@ -167,7 +167,7 @@ def _agreement(said: Said) -> Table:
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
-def _overlap(said: Said) -> Floats:
+def _overlap(said: Responses) -> Floats:
     """Mean IoU (F,) of the regions of every two readers that marked the film; NaN where fewer did, or all none."""
     flat = said.marks.reshape(*said.marks.shape[:2], -1) != 0
     values = []
@@ -179,7 +179,7 @@ def _overlap(said: Said) -> Floats:
     return _nanmean(np.array(values)) if values else np.full(len(said.samples), np.nan)
 
 
-def _regions(said: Said, runs: list[load.Run]) -> Table:
+def _regions(said: Responses, runs: list[load.Run]) -> Table:
     """Each reader, all of them, and every run of the study: the same measures on the same films."""
     own = reader_scores(said)
     mean = {name: _nanmean(values.T) for name, values in own.items()}
@@ -195,7 +195,7 @@ def _regions(said: Said, runs: list[load.Run]) -> Table:
     return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "films"], rows, caption=caption)
 
 
-def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Said) -> list[Cell]:
+def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Responses) -> list[Cell]:
     found = []
     for name in SCORED:
         values = scores.get(name, np.full(len(said.samples), np.nan))
@@ -209,7 +209,7 @@ def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said:
     return [*found, table.whole(counted)]
 
 
-def reader_scores(said: Said) -> dict[str, Floats]:
+def reader_scores(said: Responses) -> dict[str, Floats]:
     """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the film."""
     import torch
 
@@ -219,14 +219,16 @@ def reader_scores(said: Said) -> dict[str, Floats]:
     masks, found = torch.from_numpy(said.masks), {}
     for name in SCORED:
         columns = [
-            measures.of(MEASURES[name])(torch.from_numpy(said.marks[:, r].astype(np.float32)), masks).numpy()
+            measures.measure_function(MEASURES[name])(
+                torch.from_numpy(said.marks[:, r].astype(np.float32)), masks
+            ).numpy()
             for r in range(len(said.readers))
         ]
         found[name] = np.where(said.marked, np.stack(columns, axis=1), np.nan)
     return found
 
 
-def model_scores(said: Said, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
+def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
     """Of every run and method that the study measured, (F,) by measure, of the films that were read."""
     for run in runs:
         table = run.saliency

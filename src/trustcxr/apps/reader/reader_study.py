@@ -6,15 +6,15 @@ from pathlib import Path
 
 from trustcxr.apps.reader import prepare
 from trustcxr.apps.reader.database import FILE, FOLDER, Store
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.report import load
 from trustcxr.storage import layout, locks
-from trustcxr.storage.os_errors import as_typed
+from trustcxr.storage.os_errors import shell_quote
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReaderOptions:
     """What a new reader study shows: see `trustcxr reader --help`."""
 
     arms: Sequence[str] = ()
@@ -31,23 +31,23 @@ def place(study: Path) -> Path:
     return layout.check_study(study) / FOLDER / FILE
 
 
-def open_or_make(study: Path, asked: Asked) -> Store:
+def open_or_make(study: Path, asked: ReaderOptions) -> Store:
     """The reader study as it is, or a new one. UserError where it is there and shows other maps than asked for."""
     path = place(study)
     if path.exists():
         return _opened(study, path, asked)
     chosen = prepare.arms(study, asked.arms)
-    with locks.holding(path.parent):
+    with locks.folder_lock(path.parent):
         if path.exists():  # another process has made it since
             return _opened(study, path, asked)
         seed = _SEED if asked.seed is None else asked.seed
-        films = prepare.films(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
+        films = prepare.draw_images(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
         store = Store.create(path, arms=[arm.name for arm in chosen], films=films, seed=seed)
-    say(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
+    log(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
     return store
 
 
-def _opened(study: Path, path: Path, asked: Asked) -> Store:
+def _opened(study: Path, path: Path, asked: ReaderOptions) -> Store:
     store = Store(path)
     if asked.arms and [arm.name for arm in prepare.arms(study, asked.arms)] != store.arms:
         raise UserError(
@@ -58,18 +58,18 @@ def _opened(study: Path, path: Path, asked: Asked) -> Store:
     if asked.seed is not None and store.seed != asked.seed:
         raise UserError(f"{path}: its films were drawn by seed {store.seed}; move that folder away to begin another")
     if asked.data is not None:
-        say(f"{path}: shows the films and maps that it was made with: --data is not looked at")
+        log(f"{path}: shows the films and maps that it was made with: --data is not looked at")
     return store
 
 
-def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: int) -> None:
+def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str, port: int) -> None:
     """Say each reader's link, and answer until Ctrl-C. UserError for what cannot be shown, or where to listen."""
     from trustcxr.apps.serve import server
 
     server.check_installed()
     proper, path = [_proper(name) for name in names], place(study)
     if not proper and not (path.exists() and Store(path).readers()):
-        command = f"trustcxr reader {as_typed(study)} --reader NAME"
+        command = f"trustcxr reader {shell_quote(study)} --reader NAME"
         raise UserError(f"{study}: nobody reads yet: say who: {command}, once for each")
     store = open_or_make(study, asked)
     for name in proper:
@@ -82,8 +82,8 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
         house = reader_page.build(store, hosts=middleware.local_names(host) if local else None)
         for reader in store.readers():
             address = server.Address(host, listener.getsockname()[1], reader.token)
-            say(f"{reader.name}: {address.link}")
-        say("each link is its reader's own; Ctrl-C ends, and what was saved is kept")
+            log(f"{reader.name}: {address.link}")
+        log("each link is its reader's own; Ctrl-C ends, and what was saved is kept")
         server.run(house, listener)
 
 
@@ -92,7 +92,7 @@ def results(study: Path, out: Path | None = None) -> list[Path]:
     from trustcxr.apps.reader import reader_results as tables
 
     path = place(study)
-    return tables.write(tables.gather(Store(path)), load.read(study).runs, out or path.parent)
+    return tables.write(tables.gather(Store(path)), load.load_report(study).runs, out or path.parent)
 
 
 def _proper(name: str) -> str:

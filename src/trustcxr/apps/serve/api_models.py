@@ -93,7 +93,7 @@ class Corrupted(BaseModel):
     png: Png
 
 
-class Seen(Prediction):
+class SeenImage(Prediction):
     """The same, with the film and what the network sees in it: maps beside their controls."""
 
     width: int
@@ -112,7 +112,7 @@ class Changed(BaseModel):
     corruptions: list[Corrupted]
 
 
-class Examination(Changed, Seen):
+class Examination(Changed, SeenImage):
     """The same, with pictures: maps beside their controls, the smallest perturbation, corruptions."""
 
 

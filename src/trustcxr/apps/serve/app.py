@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 
 from trustcxr.apps.serve import api_models, uploads
-from trustcxr.apps.serve.middleware import Doors, problem, show, tell_faults
+from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, problem, show
 from trustcxr.apps.serve.pool import Pool
-from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Asked, Kind, Limits, Part, Reply
+from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Limits, Part, Reply, WorkItem
 from trustcxr.version import NOTICE, __version__
 
 _HERE = "trustcxr.apps.serve"
@@ -75,7 +75,7 @@ class House:
             return busy("all workers are busy: try again in a moment")
         self.inside += 1
         try:
-            form = await uploads.read(request, self.limits, _fields(kind))
+            form = await uploads.read_form(request, self.limits, _fields(kind))
             asked = self._asked(kind, form)
             return _said(await (self._examined(asked) if kind == "examine" else self.pool.ask(asked)))
         except uploads.Refused as refused:
@@ -83,7 +83,7 @@ class House:
         finally:
             self.inside -= 1
 
-    async def _examined(self, asked: Asked) -> Reply:
+    async def _examined(self, asked: WorkItem) -> Reply:
         """A closer look, of which two workers do a part each where both are free."""
         start = time.perf_counter()
         kinds: tuple[Part, ...] = get_args(Part)
@@ -96,13 +96,13 @@ class House:
         whole["seconds"] = round(time.perf_counter() - start, 3)
         return Reply(200, json.dumps(whole).encode())
 
-    def _asked(self, kind: Kind, form: uploads.Form) -> Asked:
+    def _asked(self, kind: Kind, form: uploads.Form) -> WorkItem:
         names = [run.name for run in self.pool.runs]
         wanted = form.fields.get("run", names[0])
         if wanted not in names:
             raise uploads.Refused(422, "unknown-run", f"no such run here; there is: {', '.join(names)}")
         epsilon = _epsilon(form.fields.get("epsilon", "0.02"))
-        return Asked(kind, form.film, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
+        return WorkItem(kind, form.film, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
 
     def metrics(self) -> bytes:
         """The counts as they are now."""
@@ -129,9 +129,9 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
     _films(app, house)
     _about(app, house)
     show(app, PAGE)
-    tell_faults(app)
+    add_fault_handlers(app)
     app.add_exception_handler(HTTPException, _http)
-    app.add_middleware(Doors, token=token, hosts=hosts)
+    app.add_middleware(SecurityMiddleware, token=token, hosts=hosts)
     return app
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.apps.serve.worker import Asked, Limits, Reply, Worker
-from trustcxr.console import say
+from trustcxr.apps.serve.worker import Limits, Reply, Worker, WorkItem
+from trustcxr.console import log
 from trustcxr.data.images.dicom_files import FILMS, INSTALL
 from trustcxr.errors import UserError
 
@@ -56,7 +56,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeOptions:
     """Where the node listens and as what, who may send to it, and who gets the answers."""
 
     peer: Peer
@@ -66,7 +66,7 @@ class Place:
     port: int = PORT
 
     @classmethod
-    def of(cls, peer: str, *, callers: tuple[str, ...] = (), **own: Any) -> "Place":
+    def from_peer(cls, peer: str, *, callers: tuple[str, ...] = (), **own: Any) -> "NodeOptions":
         """As it is typed. Without callers the peer alone may send."""
         to = Peer.parse(peer)
         found = cls(to, tuple(checked(caller) for caller in callers) or (to.title,), **own)
@@ -82,14 +82,14 @@ def checked(title: str) -> str:
 
 
 @contextmanager
-def listening(run: Path, place: Place, limits: Limits) -> Iterator["Node"]:
+def listening(run: Path, options: NodeOptions, limits: Limits) -> Iterator["Node"]:
     """The node while the block runs. UserError where pynetdicom is not there, or the port cannot be had."""
     try:
         import highdicom  # noqa: F401
         import pynetdicom  # noqa: F401
     except ImportError as problem:
         raise UserError(f"serve --dicom needs {problem.name}: {INSTALL}") from None
-    node = Node(run, place, limits)
+    node = Node(run, options, limits)
     try:
         node.start()
         yield node
@@ -98,10 +98,10 @@ def listening(run: Path, place: Place, limits: Limits) -> Iterator["Node"]:
 
 
 class Node:
-    """`answered`, `refused`, `lost`: films since the start. `place.port` is the real one once it is started."""
+    """`answered`, `refused`, `lost`: films since the start. `options.port` is the real one once it is started."""
 
-    def __init__(self, run: Path, place: Place, limits: Limits) -> None:
-        self.run, self.place, self.limits = run, place, limits
+    def __init__(self, run: Path, options: NodeOptions, limits: Limits) -> None:
+        self.run, self.options, self.limits = run, options, limits
         self.answered = self.refused = self.lost = 0
         self._films: queue.Queue[bytes | None] = queue.Queue(limits.waiting)
         self._held: dict[int, int] = {}  # bytes of the message that an association is sending
@@ -115,11 +115,11 @@ class Node:
         """Listen once the run is loaded."""
         self._worker = self._new_worker()
         self._server = self._listen()
-        self.place = replace(self.place, port=self._server.server_address[1])
+        self.options = replace(self.options, port=self._server.server_address[1])
         self._thread.start()
-        say(
-            f"DICOM: {self.place.title} at {self.place.host}:{self.place.port} takes films from "
-            f"{', '.join(self.place.callers)}, answers to {self.place.peer.title}"
+        log(
+            f"DICOM: {self.options.title} at {self.options.host}:{self.options.port} takes films from "
+            f"{', '.join(self.options.callers)}, answers to {self.options.peer.title}"
         )
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ class Node:
         if self._thread.is_alive():
             self._thread.join(5)
         if left := self._films.unfinished_tasks - woken:
-            say(f"DICOM: {left} film(s) that were stored here were not answered: send them again")
+            log(f"DICOM: {left} film(s) that were stored here were not answered: send them again")
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -148,9 +148,9 @@ class Node:
         # Its log quotes data sets and titles; ours says what happened.
         _config.LOG_HANDLER_LEVEL = "none"
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-        entity = AE(ae_title=self.place.title)
+        entity = AE(ae_title=self.options.title)
         entity.require_called_aet = True
-        entity.require_calling_aet = list(self.place.callers)
+        entity.require_calling_aet = list(self.options.callers)
         entity.maximum_associations, entity.maximum_pdu_size = _CALLERS_AT_ONCE, _PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
@@ -162,9 +162,9 @@ class Node:
             (evt.EVT_CONN_CLOSE, self._forget),
         ]
         try:
-            return entity.start_server((self.place.host, self.place.port), block=False, evt_handlers=handlers)
+            return entity.start_server((self.options.host, self.options.port), block=False, evt_handlers=handlers)
         except OSError as problem:
-            where = f"{self.place.host}:{self.place.port}"
+            where = f"{self.options.host}:{self.options.port}"
             reason = problem.strerror or problem
             raise UserError(f"{where}: cannot listen there ({reason}); choose another --dicom-port") from None
 
@@ -205,7 +205,7 @@ class Node:
                     return
             except Exception as problem:  # its words may be of the film; the next one is answered all the same
                 self.lost += 1
-                say(f"DICOM: a film was lost: {type(problem).__name__}")
+                log(f"DICOM: a film was lost: {type(problem).__name__}")
             self._films.task_done()
 
     def _answer(self, film: bytes) -> bool:
@@ -218,7 +218,7 @@ class Node:
             self._refuse(reply.message)
         elif self._send(reply.body):
             self.answered += 1
-            say(f"DICOM: a film was answered, {time.monotonic() - start:.1f} s")
+            log(f"DICOM: a film was answered, {time.monotonic() - start:.1f} s")
         else:
             return not self._ending.is_set()
         return True
@@ -230,7 +230,7 @@ class Node:
                 self._worker = worker = self._new_worker()
             except (UserError, OSError) as problem:
                 return Reply(503, code="busy", message=str(problem))
-        return worker.ask(Asked("dicom", film))
+        return worker.ask(WorkItem("dicom", film))
 
     def _new_worker(self) -> Worker:
         worker = Worker([self.run], self.limits, 1)
@@ -241,7 +241,7 @@ class Node:
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        say(f"DICOM: a film was not answered: {why}")
+        log(f"DICOM: a film was not answered: {why}")
 
     def _send(self, body: bytes) -> bool:
         """Send both objects, and again after each of _AGAIN_AFTER what the peer did not take; whether it has them."""
@@ -254,8 +254,8 @@ class Node:
             if not (left := self._not_taken(left)):
                 return True
         self.lost += 1
-        peer = self.place.peer
-        say(f"DICOM: an answer could not be sent: {peer.title} at {peer.host}:{peer.port} does not take it")
+        peer = self.options.peer
+        log(f"DICOM: an answer could not be sent: {peer.title} at {peer.host}:{peer.port} does not take it")
         return False
 
     def _not_taken(self, objects: "list[Dataset]") -> "list[Dataset]":
@@ -265,11 +265,11 @@ class Node:
         def opened(event: Any) -> None:
             self._sending = event.assoc
 
-        entity = AE(ae_title=self.place.title)
+        entity = AE(ae_title=self.options.title)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         for each in objects:
             entity.add_requested_context(each.SOPClassUID, each.file_meta.TransferSyntaxUID)
-        peer = self.place.peer
+        peer = self.options.peer
         try:
             association = entity.associate(
                 peer.host, peer.port, ae_title=peer.title, evt_handlers=[(evt.EVT_CONN_OPEN, opened)]

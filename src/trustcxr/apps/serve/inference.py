@@ -29,7 +29,7 @@ UNKNOWN = "not known whether it is like the training films: trustcxr familiarity
 
 
 @dataclass(frozen=True)
-class Ready:
+class ServedModel:
     """A run that is ready to answer: what it is called here, its maps, the steps of its climbs, and a faster copy of
     its model to search on.
     """
@@ -42,21 +42,23 @@ class Ready:
     known: Familiarity | None
 
     @classmethod
-    def of(cls, name: str, run: Run) -> "Ready":
+    def of(cls, name: str, run: Run) -> "ServedModel":
         """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
         known = ood.load(run.folder)
         films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        searched = fuse_batchnorm.faster(run.model, films)
+        searched = fuse_batchnorm.fused(run.model, films)
         return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
 
 
-def predict(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> api_models.Prediction:
+def predict(ready: ServedModel, film: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
     """The classes of a film, and whether they stay within epsilon."""
     found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
     return api_models.Prediction(**_said(ready, film, found, since))
 
 
-def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) -> api_models.Seen:
+def look_at_image(
+    ready: ServedModel, film: one_image.LoadedImage, *, epsilon: float, since: float
+) -> api_models.SeenImage:
     """The same, with the film and its maps: one part of an examination."""
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
@@ -71,14 +73,14 @@ def seen(ready: Ready, film: one_image.Film, *, epsilon: float, since: float) ->
         "network_film": png.grey(pixels[0, 0]),
         "maps": [_map(run, each, film) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
     }
-    return api_models.Seen(**looked, **_said(ready, film, found, since))
+    return api_models.SeenImage(**looked, **_said(ready, film, found, since))
 
 
-def changed(ready: Ready, film: one_image.Film) -> api_models.Changed:
+def changed(ready: ServedModel, film: one_image.LoadedImage) -> api_models.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    ((predicted, _),) = one_image.answers(run, pixels)
+    ((predicted, _),) = one_image.predict_labels(run, pixels)
     return api_models.Changed(
         perturbation=_flip(
             run, counterfactual_view.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
@@ -88,7 +90,7 @@ def changed(ready: Ready, film: one_image.Film) -> api_models.Changed:
     )
 
 
-def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
+def heatmap(ready: ServedModel, film: one_image.LoadedImage, *, method: str) -> bytes:
     """The PNG that `predict` writes beside a film: the map of the predicted class over it, with its notice."""
     name = lookup({name: name for name in ready.methods}, "saliency method", method)
     run = ready.run
@@ -100,12 +102,12 @@ def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
     return file.getvalue()
 
 
-def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float) -> bytes:
+def as_dicom(ready: ServedModel, data: bytes, film: one_image.LoadedImage, *, epsilon: float) -> bytes:
     """The answer to a DICOM film as two DICOM objects, packed; UnreadableImage where there can be none.
 
     The map is drawn over the film as large as the objects show it.
     """
-    if (why := dicom_files.not_a_film(data)) is not None:
+    if (why := dicom_files.not_an_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = ready.run
     found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
@@ -117,24 +119,24 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     picture = _overlay(run, film, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
-        return dicom_answers.packed(dicom_answers.of(data, found, picture))
+        return dicom_answers.packed(dicom_answers.make_objects(data, found, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
-def _as_input(run: Run, film: one_image.Film) -> Tensor:
+def _as_input(run: Run, film: one_image.LoadedImage) -> Tensor:
     return one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
 
 
-def _overlay(run: Run, film: one_image.Film, shown: np.ndarray, saliency: Tensor) -> Image.Image:
+def _overlay(run: Run, film: one_image.LoadedImage, shown: np.ndarray, saliency: Tensor) -> Image.Image:
     """Draw a map (1, H, W) over the film as it is shown, with the notice."""
-    on_film = resize.on_film(run.size, film.pixels.shape, run.resize)
+    on_film = resize.to_original(run.size, film.pixels.shape, run.resize)
     picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
     heatmap_io.write_notice(picture)
     return picture
 
 
-def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -> dict[str, object]:
+def _said(ready: ServedModel, film: one_image.LoadedImage, found: FilmAnswer, since: float) -> dict[str, object]:
     one_image.doubt(found, ready.run, ready.known, film)
     familiar = None
     if ready.known is not None and found.rarer_than is not None:
@@ -156,8 +158,8 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
     }
 
 
-def _map(run: Run, found: counterfactual_view.Map, film: one_image.Film) -> api_models.SaliencyMap:
-    shown = resize.on_film(run.size, film.pixels.shape, run.resize)
+def _map(run: Run, found: counterfactual_view.Map, film: one_image.LoadedImage) -> api_models.SaliencyMap:
+    shown = resize.to_original(run.size, film.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
         api_models.ControlMap(

@@ -56,7 +56,7 @@ def bearer(headers: Headers) -> str:
     return said[7:].strip() if said[:7].lower() == "bearer " else ""
 
 
-class Doors:
+class SecurityMiddleware:
     """Refuses requests by another name of this machine, from another site, or without the token."""
 
     def __init__(self, app: ASGIApp, *, token: str | None, hosts: Collection[str] | None) -> None:
@@ -121,7 +121,7 @@ def show(app: FastAPI, page: Page) -> None:
         app.add_api_route(path, route(content, media), include_in_schema=False)
 
 
-def tell_faults(app: FastAPI) -> None:
+def add_fault_handlers(app: FastAPI) -> None:
     """Answer what is not as the schema says, and faults of the program, as `problem` does."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _fault)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trustcxr.apps.serve.worker import OVERLOADED, Asked, Known, Limits, Reply, Worker
+from trustcxr.apps.serve.worker import OVERLOADED, Limits, ModelInfo, Reply, Worker, WorkItem
 from trustcxr.errors import UserError
 
 _AGAIN = 5.0  # seconds until a worker that could not be started is tried again
@@ -16,7 +16,7 @@ class Pool:
 
     def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
         self.folders, self.limits, self.restarts = list(folders), limits, 0
-        self.runs: list[Known] = []
+        self.runs: list[ModelInfo] = []
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._all: set[Worker] = set()
         self._starting: set[asyncio.Task[None]] = set()
@@ -31,7 +31,7 @@ class Pool:
         for _ in range(self.limits.workers):
             await self._start_one()
 
-    async def ask(self, asked: Asked) -> Reply:
+    async def ask(self, asked: WorkItem) -> Reply:
         """Wait for a worker, and for what it says."""
         try:
             worker = await asyncio.wait_for(self._free.get(), self.limits.queue)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from trustcxr.apps.serve.worker import Limits
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
 
@@ -48,7 +48,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     limits: Limits | None = None,
-    dicom: "dicom_node.Place | None" = None,
+    dicom: "dicom_node.NodeOptions | None" = None,
 ) -> None:
     """Answer until Ctrl-C; with `dicom` also as a DICOM node, by the first run.
 
@@ -105,12 +105,12 @@ def _server(house: Any) -> "uvicorn.Server":
 
 
 async def _serving(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, where: Address) -> None:
-    say(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
+    log(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
     try:
         await pool.start()
-        say(f"open {where.link}")
+        log(f"open {where.link}")
         if where.token:
-            say("whoever has this link may use the page; on a network put a proxy with TLS before it")
+            log("whoever has this link may use the page; on a network put a proxy with TLS before it")
         await server.serve(sockets=[listener])
     finally:
         await pool.stop()

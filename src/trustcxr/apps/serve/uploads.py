@@ -38,7 +38,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def read(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
+async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
     """The form of a request: a file in the field `file`, and text in fields of these names. Refused for all else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the film in the field 'file'")

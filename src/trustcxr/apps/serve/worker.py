@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from trustcxr.apps.serve.inference import Ready
-    from trustcxr.explain.predict import Film
+    from trustcxr.apps.serve.inference import ServedModel
+    from trustcxr.explain.predict import LoadedImage
 
 Kind = Literal["predict", "examine", "heatmap", "dicom"]
 Part = Literal["seen", "changed"]  # of "examine", which two workers share
@@ -51,7 +51,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Asked:
+class WorkItem:
     """One film and what is asked of it; `run` is a place in the list of those that are served."""
 
     kind: Kind | Part
@@ -73,7 +73,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Known:
+class ModelInfo:
     """A run as the worker loaded it."""
 
     name: str
@@ -99,17 +99,17 @@ class Worker:
         self.process.start()
         other.close()
 
-    def ready(self, seconds: float = 300.0) -> list[Known] | str:
+    def ready(self, seconds: float = 300.0) -> list[ModelInfo] | str:
         """Wait until the runs are loaded: what they are, or why they cannot be."""
         with suppress(EOFError, OSError):
             if self.connection.poll(seconds):
-                found: list[Known] | str = self.connection.recv()
+                found: list[ModelInfo] | str = self.connection.recv()
                 self.alive = not isinstance(found, str)
                 return found
         self.kill()
         return "a worker's process ended while it loaded the runs (out of memory?)"
 
-    def ask(self, asked: Asked) -> Reply:
+    def ask(self, asked: WorkItem) -> Reply:
         """Have a film looked at. A worker that takes too long, or breaks, is ended: `alive` is then False."""
         try:
             self.connection.send(asked)
@@ -160,20 +160,20 @@ def _work(connection: Connection, folders: list[Path], threads: int, memory: int
             _answer(connection, connection.recv(), served)
 
 
-def _loaded(folders: Sequence[Path]) -> "list[Ready]":
-    from trustcxr.apps.serve.inference import Ready
+def _loaded(folders: Sequence[Path]) -> "list[ServedModel]":
+    from trustcxr.apps.serve.inference import ServedModel
     from trustcxr.evaluation.trained_run import load_run
 
     runs = [load_run(folder, on="cpu") for folder in folders]
     names = [run.name for run in runs]
     called = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-    return [Ready.of(name, run) for name, run in zip(called, runs, strict=True)]
+    return [ServedModel.of(name, run) for name, run in zip(called, runs, strict=True)]
 
 
-def _known(ready: "Ready") -> Known:
+def _known(ready: "ServedModel") -> ModelInfo:
     from trustcxr.explain.predict import temperature
 
-    return Known(ready.name, ready.run.classes, ready.run.size, temperature(ready.run) is not None)
+    return ModelInfo(ready.name, ready.run.classes, ready.run.size, temperature(ready.run) is not None)
 
 
 def _hold_tongue() -> None:
@@ -196,14 +196,14 @@ def _limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(now.split()[1]) * 1024 + most,) * 2)
 
 
-def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None:
+def _answer(connection: Connection, asked: WorkItem, served: "list[ServedModel]") -> None:
     from trustcxr.data.images.greyscale import UnreadableImage
     from trustcxr.errors import UserError
     from trustcxr.explain import predict
 
     since = time.monotonic()
     try:
-        film = predict.read(asked.data)
+        film = predict.read_source(asked.data)
         connection.send("read")
         reply = _of_film(asked, served[asked.run], film, since)
     except UnreadableImage as problem:
@@ -219,7 +219,7 @@ def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None
     connection.send(reply)
 
 
-def _of_film(asked: Asked, ready: "Ready", film: "Film", since: float) -> Reply:
+def _of_film(asked: WorkItem, ready: "ServedModel", film: "LoadedImage", since: float) -> Reply:
     from trustcxr.apps.serve import inference
 
     if asked.kind == "dicom":
@@ -228,5 +228,5 @@ def _of_film(asked: Asked, ready: "Ready", film: "Film", since: float) -> Reply:
         return Reply(200, inference.heatmap(ready, film, method=asked.method), PNG)
     if asked.kind == "changed":
         return Reply(200, inference.changed(ready, film).model_dump_json().encode())
-    look = inference.predict if asked.kind == "predict" else inference.seen
+    look = inference.predict if asked.kind == "predict" else inference.look_at_image
     return Reply(200, look(ready, film, epsilon=asked.epsilon, since=since).model_dump_json().encode())

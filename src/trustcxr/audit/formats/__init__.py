@@ -6,18 +6,18 @@ code of a file's maker runs unless it is trusted.
 """
 
 from trustcxr.audit.formats.init_model_file import describe_file, drafted
-from trustcxr.audit.formats.loading import Given, Origin, load
+from trustcxr.audit.formats.loading import ExternalModel, Origin, load
 from trustcxr.audit.formats.model_file import InputSpec, ModelFile, OutputSpec, Reported, read_model_file
-from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.formats.wrapper import WrappedModel
 
 __all__ = [
-    "Adapted",
     "Given",
     "InputSpec",
     "ModelFile",
     "Origin",
     "OutputSpec",
     "Reported",
+    "WrappedModel",
     "describe_file",
     "drafted",
     "load",

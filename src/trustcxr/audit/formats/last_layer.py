@@ -18,7 +18,7 @@ _BOUNDS = {"sigmoid", "softmax", "_softmax", "tanh", "hardtanh", "hardsigmoid", 
 _BOUNDS |= {"div", "true_divide", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "reciprocal"}
 
 
-def answers_of_a_layer(net: nn.Module, given: Tensor) -> bool:
+def is_layer_output(net: nn.Module, given: Tensor) -> bool:
     """Whether `net` answers what it is given, (B, channels, size, size), with numbers of its last layer.
 
     Those are numbers that a linear layer or a convolution made, and means, sums and differences of such: they are

@@ -10,10 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.model_file import InputSpec, Kind, ModelFile, OutputSpec, Reported, check, read_model_file
+from trustcxr.audit.formats.model_file import (
+    InputSpec,
+    Kind,
+    ModelFile,
+    OutputSpec,
+    Reported,
+    read_model_file,
+    validate_part,
+)
 from trustcxr.audit.formats.outputs import InBatches, in_a_line, refused_images
-from trustcxr.audit.formats.resolve import SUFFIXES, Found, Gradients, code_of, from_object, no_gradients, open_source
-from trustcxr.audit.formats.wrapper import Adapted
+from trustcxr.audit.formats.resolve import (
+    SUFFIXES,
+    Gradients,
+    ResolvedSource,
+    from_object,
+    hash_code,
+    no_gradients,
+    open_source,
+)
+from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
@@ -43,7 +59,7 @@ class Origin:
 
 
 @dataclass
-class Given:
+class ExternalModel:
     """A model that somebody gave us, as evaluation and explanation take it.
 
     model: pixel space -> logits, in evaluation mode; None where only its scores were given, in `predictions` (columns
@@ -51,7 +67,7 @@ class Given:
     where `model` is a conversion that has gradients, the same as its own runtime runs it, without.
     """
 
-    model: Adapted | None
+    model: WrappedModel | None
     classes: tuple[str, ...]
     size: int
     name: str
@@ -62,7 +78,7 @@ class Given:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
-    original: Adapted | None = None
+    original: WrappedModel | None = None
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +107,7 @@ def load(
     trust_code: bool = False,
     on: torch.device | str | None = None,
     **taken: Any,
-) -> Given:
+) -> ExternalModel:
     """A model from a model file (.yaml), a model's own file, "module:function", a module or a function.
 
     `classes` in the order of the outputs, `output` (logits, probabilities, sigmoid), `thresholds`, `timm` (the network
@@ -115,9 +131,9 @@ def load(
         said["thresholds"] = np.asarray(thresholds).tolist()
     parts = {"input": taken, "output": said, "timm": timm, "name": name}
     if isinstance(model, str | Path):
-        declared = check(ModelFile, _source(str(model)) | parts, where)
+        declared = validate_part(ModelFile, _source(str(model)) | parts, where)
         return _opened(declared, trust_code, on)
-    declared = check(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
+    declared = validate_part(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
     found = from_object(model, where)
     return _given(declared, found, Origin("python"), on)
 
@@ -132,17 +148,17 @@ def _source(model: str) -> dict[str, str]:
     return {"source": model}
 
 
-def _opened(declared: ModelFile, trust_code: bool, on: torch.device | str | None) -> Given:
+def _opened(declared: ModelFile, trust_code: bool, on: torch.device | str | None) -> ExternalModel:
     if declared.predictions:
         return _table(declared)
     taken = declared.input
     probe = torch.rand((_PROBES, 1, taken.size, taken.size), generator=torch.Generator().manual_seed(0))
-    probe = Adapted(nn.Identity(), taken, declared.output).prepare(probe)
+    probe = WrappedModel(nn.Identity(), taken, declared.output).prepare(probe)
     found = open_source(declared, probe, trust_code=trust_code)
     return _given(declared, found, _origin(declared, found.kind), on)
 
 
-def _table(declared: ModelFile) -> Given:
+def _table(declared: ModelFile) -> ExternalModel:
     from trustcxr.audit.formats.score_table import read_scores
 
     path = Path(str(declared.predictions))
@@ -150,7 +166,7 @@ def _table(declared: ModelFile) -> Given:
     notes = ("only its scores were given: nothing was attacked, corrupted or explained", *notes)
     origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
     given = declared.output
-    return Given(
+    return ExternalModel(
         None,
         given.classes,
         declared.input.size,
@@ -163,7 +179,7 @@ def _table(declared: ModelFile) -> Given:
     )
 
 
-def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device | str | None) -> Given:
+def _given(declared: ModelFile, found: ResolvedSource, origin: Origin, on: torch.device | str | None) -> ExternalModel:
     model = _adapted(found.net, found, declared)
     if on is not None and found.kind != "ONNX":
         model = model.to(on)
@@ -176,7 +192,7 @@ def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device |
     origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
     given = declared.output
-    return Given(
+    return ExternalModel(
         model,
         given.classes,
         declared.input.size,
@@ -189,12 +205,12 @@ def _given(declared: ModelFile, found: Found, origin: Origin, on: torch.device |
     )
 
 
-def _adapted(net: nn.Module, found: Found, declared: ModelFile) -> Adapted:
+def _adapted(net: nn.Module, found: ResolvedSource, declared: ModelFile) -> WrappedModel:
     net = net if found.batch is None else InBatches(net, found.batch)
-    return Adapted(net, declared.input, declared.output).eval()
+    return WrappedModel(net, declared.input, declared.output).eval()
 
 
-def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
+def _tried(model: WrappedModel, declared: ModelFile, origin: Origin) -> bool:
     """Run it once on two grey images: whether a gradient comes back. UserError where it does not take them."""
     size = declared.input.size
     images = torch.rand((_PROBES, 1, size, size), generator=torch.Generator().manual_seed(0)).to(model.scale.device)
@@ -210,14 +226,14 @@ def _tried(model: Adapted, declared: ModelFile, origin: Origin) -> bool:
     return bool(logits.requires_grad)
 
 
-def held_on(given: Given, films: Tensor) -> tuple[Given, float | None]:
+def open_on(given: ExternalModel, films: Tensor) -> tuple[ExternalModel, float | None]:
     """What was given, its conversion held against the original on films (N, 1, H, W), before it is believed.
 
     Where they answer alike it is as it was, and the second value says how far apart they are; where they do not, or the
     conversion fails, it is the original, which has no gradients, and a note says why.
     Raises UserError where the original itself does not take the films.
     """
-    from trustcxr.audit.formats.onnx import AGREE, apart, otherwise
+    from trustcxr.audit.formats.onnx import AGREE, apart, describe_difference
 
     model, original = given.model, given.original
     if model is None or original is None:
@@ -228,7 +244,7 @@ def held_on(given: Given, films: Tensor) -> tuple[Given, float | None]:
             differ = apart(torch.cat([model.answers(part) for part in films.split(_AT_ONCE)]), wanted)
             if differ <= AGREE:
                 return given, differ
-            why = otherwise(differ)
+            why = describe_difference(differ)
         except Exception as problem:  # an operator that is used in a way that is not known
             why = f"its conversion to torch fails ({in_a_line(problem)})"
     note = no_gradients(f"on {len(films)} films {why}")
@@ -238,7 +254,7 @@ def held_on(given: Given, films: Tensor) -> tuple[Given, float | None]:
 
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
-        return Origin(kind, declared.python, *code_of(str(declared.python)))
+        return Origin(kind, declared.python, *hash_code(str(declared.python)))
     source = Path(declared.source)
     return Origin(kind, declared.source, *_checksum(source, *(_beside(source) if kind == "ONNX" else ())))
 

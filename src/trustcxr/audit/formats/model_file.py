@@ -157,7 +157,7 @@ Part = TypeVar("Part", bound=Declared)
 
 def read_model_file(path: Path) -> ModelFile:
     """The model file at `path`, paths in it taken from its folder; UserError, with file and key, where it is wrong."""
-    declared = check(ModelFile, read_yaml(path, what="model file"), str(path))
+    declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
     moved = {
         key: str(path.parent / value)
         for key in ("source", "predictions")
@@ -168,7 +168,7 @@ def read_model_file(path: Path) -> ModelFile:
     return declared
 
 
-def check(kind: type[Part], content: Any, where: str) -> Part:
+def validate_part(kind: type[Part], content: Any, where: str) -> Part:
     """`content` as a part of a model file; UserError naming file, key and the nearest valid word otherwise."""
     try:
         return kind.model_validate(content)

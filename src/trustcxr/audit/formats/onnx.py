@@ -83,7 +83,7 @@ def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet, ConvertedNet | None
             differ = apart(net(probe), wanted)
     except Exception as problem:  # an operator that is not known, or is used in a way that is not
         return original, None, f"it cannot be converted to torch ({in_a_line(problem)})"
-    return (original, net, "") if differ <= AGREE else (original, None, otherwise(differ))
+    return (original, net, "") if differ <= AGREE else (original, None, describe_difference(differ))
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
@@ -91,7 +91,7 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
 
 
-def otherwise(differ: float) -> str:
+def describe_difference(differ: float) -> str:
     """Why a conversion whose answers are that far apart is not used."""
     return f"its conversion to torch answers otherwise (by {differ:.1e}, where {AGREE:.0e} is let pass)"
 

@@ -25,7 +25,7 @@ AS_THEY_ARE = "TorchScript runs as it is: its own gradients are used, and no BPD
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedSource:
     """A network and how it was had.
 
     kind: "torch.export", "TorchScript", "ONNX", "weights", "python". gradients: "own", "converted" (a stand-in that
@@ -41,7 +41,7 @@ class Found:
     original: nn.Module | None = None
 
 
-def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Found:
+def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> ResolvedSource:
     """The network that a model file names. `probe` are images as it wants them, to compare conversions on.
 
     Raises UserError for a file that is not sound, is of no known kind, or could run code that was not trusted.
@@ -61,11 +61,11 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Foun
     if path.suffix == ".pt2":
         check_trusted(str(path), trust_code)
         net = ExportedNet(path)
-        return Found(net, "torch.export", batch=net.batch)
+        return ResolvedSource(net, "torch.export", batch=net.batch)
     if path.suffix == ".pt" and is_torchscript(path):
         check_trusted(str(path), trust_code)
         program = load_torchscript(path)
-        return Found(program, "TorchScript", batch=fixed_batch(program, probe), notes=(AS_THEY_ARE,))
+        return ResolvedSource(program, "TorchScript", batch=fixed_batch(program, probe), notes=(AS_THEY_ARE,))
     raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
 
 
@@ -78,7 +78,7 @@ def check_trusted(source: str, trust_code: bool) -> None:
         )
 
 
-def _onnx(path: Path, probe: Tensor) -> Found:
+def _onnx(path: Path, probe: Tensor) -> ResolvedSource:
     from trustcxr.audit.formats.onnx import load_onnx
 
     net, converted, why = load_onnx(path, probe)
@@ -86,8 +86,8 @@ def _onnx(path: Path, probe: Tensor) -> Found:
     first = f"it has {outputs} outputs, of which the first was taken for its answer, and no other looked at"
     notes = (first,) if outputs > 1 else ()
     if converted is not None:
-        return Found(converted, "ONNX", "converted", net.batch, notes, original=net)
-    return Found(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
+        return ResolvedSource(converted, "ONNX", "converted", net.batch, notes, original=net)
+    return ResolvedSource(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
 
 
 def no_gradients(why: str) -> str:
@@ -95,7 +95,7 @@ def no_gradients(why: str) -> str:
     return f"no gradients: {why}; attacks without gradients alone"
 
 
-def _weights(path: Path, declared: ModelFile) -> Found:
+def _weights(path: Path, declared: ModelFile) -> ResolvedSource:
     import timm
 
     from trustcxr.audit.formats.weight_files import read_tensors
@@ -105,7 +105,7 @@ def _weights(path: Path, declared: ModelFile) -> Found:
     from trustcxr.models.zoo import architecture
 
     name, classes, channels = architecture(str(declared.timm)), len(declared.output.classes), declared.input.channels
-    if name in PLAIN_MODELS or evidence_networks.known(name):
+    if name in PLAIN_MODELS or evidence_networks.is_evidence_network(name):
         if channels != 1:
             raise UserError(f"{path}: {name} takes images of 1 channel: write input.channels: 1")
         net: nn.Module = build(name, classes=classes).net
@@ -128,10 +128,10 @@ def _weights(path: Path, declared: ModelFile) -> Found:
             f"(first: {first}{shapes})"
         )
     net.load_state_dict(state, strict=False)
-    return Found(net, "weights")
+    return ResolvedSource(net, "weights")
 
 
-def _python(target: str, trust_code: bool, folder: Path | None) -> Found:
+def _python(target: str, trust_code: bool, folder: Path | None) -> ResolvedSource:
     """What "module:function" names, looked for in the model file's folder, then in the working folder."""
     check_trusted(f"python: {target}", trust_code)
     module_name, _, attribute = target.partition(":")
@@ -166,7 +166,7 @@ def _look_first_in(folder: Path, name: str) -> None:
         raise UserError(f"python: {there.origin}: another module named {top} is loaded already; give it another name")
 
 
-def code_of(target: str) -> tuple[str | None, int | None]:
+def hash_code(target: str) -> tuple[str | None, int | None]:
     """SHA-256 of the source behind an imported "module:function", and its bytes; None where there is no source.
 
     The source is all of the module's package, or its own file and those beside it that it imports.
@@ -190,15 +190,15 @@ def code_of(target: str) -> tuple[str | None, int | None]:
     return found.hexdigest(), size
 
 
-def from_object(made: Any, name: str) -> Found:
+def from_object(made: Any, name: str) -> ResolvedSource:
     """A module, or a function from images (B, C, H, W) as it wants them to scores (B, classes), as a network."""
     if isinstance(made, nn.Module):
         training = [m for m in made.modules() if m.training and next(m.children(), None) is None]
         note = "it was in training mode, and is examined in evaluation mode"
-        return Found(made, "python", notes=(note,) if training else ())
+        return ResolvedSource(made, "python", notes=(note,) if training else ())
     if not callable(made):
         raise UserError(f"{name} is {type(made).__name__}: give a torch module, or a function from images to scores")
-    return Found(FunctionNet(made), "python")
+    return ResolvedSource(FunctionNet(made), "python")
 
 
 def _takes_nothing(function: Callable[..., Any]) -> bool:

@@ -20,7 +20,7 @@ _SIGMOID = {"sigmoid", "expit"}
 _CLOSE = 1e-4  # how far, in proportion, an answer of 32 bits may lie from what its softmax or sigmoid made
 
 
-class Adapted(nn.Module):
+class WrappedModel(nn.Module):
     """`net` as a module from images (B, 1, H, W), float, in [0, 1], to logits (B, C).
 
     Resizing, range, RGB and normalisation happen inside, so gradients come out in pixel space. Probabilities become
@@ -72,13 +72,13 @@ class Adapted(nn.Module):
             return F.log_softmax(before, 1) if self.given.kind == "probabilities" else before
         return logits_of_probabilities(answer, self.given.kind)
 
-    def of_kind(self, kind: Kind) -> "Adapted":
+    def of_kind(self, kind: Kind) -> "WrappedModel":
         """The same network, its answers taken as logits, probabilities or sigmoids."""
         other = copy(self)
         other.given = self.given.model_copy(update={"kind": kind})
         return other
 
-    def of_finding(self, place: int, cut: float) -> "Adapted":
+    def of_finding(self, place: int, cut: float) -> "WrappedModel":
         """The same network asked of one finding alone, which is there where its logit is above `cut`."""
         other = copy(self)
         other.decided = (place, cut)

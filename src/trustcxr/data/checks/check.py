@@ -14,18 +14,18 @@ from trustcxr.data.checks import confounds, duplicates
 from trustcxr.data.checks.confounds import Association, Probe
 from trustcxr.data.checks.issues import (
     SEVERITIES,
-    Finding,
+    Issue,
     class_findings,
     confound_findings,
-    file_findings,
-    film_findings,
-    leak_findings,
-    mask_findings,
+    file_issues,
+    image_issues,
+    leak_issues,
+    mask_issues,
 )
 from trustcxr.data.checks.scan import Scan, scan
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
-from trustcxr.data.manifest import Manifest, place_of
+from trustcxr.data.manifest import Manifest, split_rank
 from trustcxr.storage.os_errors import escaped
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
@@ -63,7 +63,7 @@ def _nested(probe: Probe) -> dict[str, object]:
 
 
 @dataclass
-class Audit:
+class DataAudit:
     """What an audit found. `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` for what to go on with.
 
     Attributes:
@@ -81,7 +81,7 @@ class Audit:
     counts: dict[str, dict[str, int]]
     published: list[dict[str, Any]]
     files: FileSummary
-    findings: list[Finding]
+    findings: list[Issue]
     probes: list[Probe]
     associations: list[Association]
     pairs: pd.DataFrame
@@ -90,7 +90,7 @@ class Audit:
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
     probed: bool = True
 
-    def of(self, severity: str) -> list[Finding]:
+    def of(self, severity: str) -> list[Issue]:
         """Return the findings of one severity: fault, leak, warning or note."""
         return [f for f in self.findings if f.severity == severity]
 
@@ -162,7 +162,7 @@ class Audit:
 
     def count_table(self) -> pd.DataFrame:
         """Return the images by split (rows) and class (columns), with sums, written with thousands separators."""
-        splits = sorted(self.counts, key=place_of)
+        splits = sorted(self.counts, key=split_rank)
         table = pd.DataFrame([self.counts[split] for split in splits], index=splits, columns=self.manifest.classes)
         table["all"] = table.sum(axis=1)
         if len(table) > 1:
@@ -211,7 +211,7 @@ class Audit:
         return clean
 
 
-def audit(
+def check_data(
     data: str | Path | Manifest,
     *,
     layout: str = "auto",
@@ -220,7 +220,7 @@ def audit(
     workers: int | None = None,
     probes: bool = True,
     seed: int = 0,
-) -> Audit:
+) -> DataAudit:
     """Read every file of a data set and look for faults, leaks between splits, and confounds.
 
     `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
@@ -247,11 +247,11 @@ def audit(
     linked = confounds.associations(manifest, read)
     published, surplus = _against_published(manifest)
     findings = [
-        *file_findings(manifest, read),
+        *file_issues(manifest, read),
         *class_findings(manifest),
-        *film_findings(manifest, read),
-        *mask_findings(manifest, read, same_film),
-        *leak_findings(manifest, pairs),
+        *image_issues(manifest, read),
+        *mask_issues(manifest, read, same_film),
+        *leak_issues(manifest, pairs),
         *confound_findings(tried, linked),
         *surplus,
     ]
@@ -260,13 +260,13 @@ def audit(
     seconds = time.perf_counter() - started
     counts = manifest.counts()
     unreadable = ~read.readable
-    return Audit(
+    return DataAudit(
         *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds),
         probed=probes,
     )
 
 
-def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Finding]]:
+def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Issue]]:
     """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
     table = manifest.table
     known = next(iter(PUBLISHED.values()))
@@ -274,7 +274,7 @@ def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[F
         return [], []
     in_infection = table["infection_mask"].notna()
     lines: list[dict[str, Any]] = []
-    surplus: list[Finding] = []
+    surplus: list[Issue] = []
     for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
         counts = table[rows]["class"].value_counts()
         per_class = {c: [int(counts.get(c, 0)), n] for c, n in PUBLISHED[part].items()}
@@ -289,7 +289,7 @@ def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[F
         lines.append({"part": part, "said": said, "count": count, "of": total, "per_class": per_class, "text": text})
         if more:
             told = f"more images of {', '.join(more)} than were published in {part}"
-            surplus.append(Finding("more_than_published", "warning", told, len(more)))
+            surplus.append(Issue("more_than_published", "warning", told, len(more)))
     return lines, surplus
 
 

@@ -9,20 +9,20 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.console import duration, track
-from trustcxr.data.checks.check import Audit
+from trustcxr.data.checks.check import DataAudit
 from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
-from trustcxr.data.checks.issues import Finding
+from trustcxr.data.checks.issues import Issue
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import read_image
 from trustcxr.data.images.resize import resize_image
-from trustcxr.storage.atomic import replacing
+from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of a picture
 _SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
 
 
-def write_page(audit: Audit, path: str | Path) -> Path:
+def write_page(audit: DataAudit, path: str | Path) -> Path:
     """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
@@ -49,7 +49,7 @@ def write_page(audit: Audit, path: str | Path) -> Path:
         side=SIDE,
     )
     file = Path(path)
-    with replacing(file) as part:
+    with atomic_write(file) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file
 
@@ -68,7 +68,7 @@ class _Sheet(NamedTuple):
     more: int
 
 
-def _with_pictures(finding: Finding, root: Path) -> _Sheet:
+def _with_pictures(finding: Issue, root: Path) -> _Sheet:
     pictures = []
     for item in finding.items[:_SHOWN]:
         paths = [item["path"], item.get("other_path") or item.get("mask")]
@@ -79,7 +79,7 @@ def _with_pictures(finding: Finding, root: Path) -> _Sheet:
     return _Sheet(finding.severity, finding.text, pictures, max(len(finding.items) - _SHOWN, 0))
 
 
-def _class_sheet(audit: Audit, name: str) -> list[tuple[str, str]]:
+def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:
     rows = np.flatnonzero((audit.manifest.table["class"] == name).to_numpy() & ~audit.unreadable)
     if not len(rows):
         return []

@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
-from trustcxr.data.manifest import MASK_SUFFIX, Manifest, alike_said
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_alike_classes
 
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
@@ -38,7 +38,7 @@ class Item(_Sample, total=False):
 
 
 @dataclass
-class Finding:
+class Issue:
     """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about."""
 
     kind: str
@@ -48,7 +48,7 @@ class Finding:
     items: list[Item] = field(default_factory=list)
 
 
-def found(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Finding]:
+def make_issues(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Issue]:
     """One finding, or none where there are no items.
 
     In the text, `#` becomes their number, and of `[image|images]` the one that goes with it stays.
@@ -57,10 +57,10 @@ def found(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Fi
     if not listed:
         return []
     told = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
-    return [Finding(kind, severity, told.replace("#", f"{len(listed):,}", 1), len(listed), listed)]
+    return [Issue(kind, severity, told.replace("#", f"{len(listed):,}", 1), len(listed), listed)]
 
 
-def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
+def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     """Files that cannot be read, and names that lie about the format."""
     files = scan.files
     other = files["named"].notna() & files["format"].notna() & (files["named"] != files["format"])
@@ -70,20 +70,23 @@ def file_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     heatmaps = [item for item in all_passed if item["detail"] in (generated.SAID, dicom_files.ANSWER)]
     passed_over = [item for item in all_passed if item not in heatmaps]
     return [
-        *found("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
-        *found("heatmaps", "note", "# [answer|answers] of predict beside the films [is|are] left out", heatmaps),
-        *found("unreadable", "fault", "# [image|images] cannot be read", broken),
-        *found(
+        *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
+        *make_issues("heatmaps", "note", "# [answer|answers] of predict beside the films [is|are] left out", heatmaps),
+        *make_issues("unreadable", "fault", "# [image|images] cannot be read", broken),
+        *make_issues(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
         ),
     ]
 
 
-def class_findings(manifest: Manifest) -> list[Finding]:
+def class_findings(manifest: Manifest) -> list[Issue]:
     """Classes whose names differ only in capitals or blanks, and which are one class, most likely."""
     return [
-        Finding(
-            "class_spelling", "warning", f"classes differ only in capitals or blanks: {alike_said(names)}", len(names)
+        Issue(
+            "class_spelling",
+            "warning",
+            f"classes differ only in capitals or blanks: {format_alike_classes(names)}",
+            len(names),
         )
         for names in manifest.alike_classes()
     ]
@@ -99,7 +102,7 @@ _DOUBTS = {
 _CHANCE = 0.03  # up to this share of real films looks unlike one, so that it is a note and not a warning
 
 
-def film_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
+def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     """Images that could hardly be frontal chest films."""
     items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
     samples = _items(manifest.table, slice(None))
@@ -110,19 +113,19 @@ def film_findings(manifest: Manifest, scan: Scan) -> list[Finding]:
     found_all = []
     for kind, text in _DOUBTS.items():
         by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
-        found_all += found(f"film_{kind}", "note" if by_chance else "warning", text, items[kind])
+        found_all += make_issues(f"film_{kind}", "note" if by_chance else "warning", text, items[kind])
     return found_all
 
 
-def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[Finding]:
+def mask_issues(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[Issue]:
     """Masks missing, unreadable, of another size, not binary, empty or full, or another image's.
 
     same_film: (N,) cluster of each sample's duplicates; the same mask on the same film is no fault of the mask.
     """
-    findings: list[Finding] = []
+    findings: list[Issue] = []
     if manifest.layout == "covidqu":
         text = "# [mask is missing, or has|masks are missing, or have] no image"
-        findings += found("mask_missing", "fault", text, _unpaired(manifest.root))
+        findings += make_issues("mask_missing", "fault", text, _unpaired(manifest.root))
     for kind, masks in scan.masks.items():
         table = manifest.table.join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], film=same_film)
@@ -130,7 +133,7 @@ def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list
     return findings
 
 
-def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Finding]:
+def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Issue]:
     column = kind + MASK_SUFFIX
     has = table[column].notna()
     result = []
@@ -138,11 +141,11 @@ def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layo
     if layout != "covidqu" and (expected or kind == "lung"):
         severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
         text = f"# [image has|images have] no {kind} mask, {said}"
-        result += found("mask_missing", severity, text, _items(table, ~has, mask=column))
+        result += make_issues("mask_missing", severity, text, _items(table, ~has, mask=column))
     wrong = _wrong_masks(kind, table, has, readable)
     for name, severity, text in _MASK_FAULTS:
         rows, detail = wrong[name]
-        result += found(name, severity, text.format(kind=kind), _items(table, rows, detail, mask=column))
+        result += make_issues(name, severity, text.format(kind=kind), _items(table, rows, detail, mask=column))
     return result
 
 
@@ -231,7 +234,7 @@ def _stems(folder: str) -> dict[str, str]:
     return {os.path.splitext(name)[0]: name for name in films}
 
 
-def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
+def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
     """The same film, patient or group in two splits; the same film twice in one, or under two classes."""
     table = manifest.table
     split, label = table["split"].to_numpy(str), table["class"].to_numpy(str)
@@ -245,12 +248,18 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
         return [_pair(table.iloc[first[i]], table.iloc[second[i]], _alike(pairs.iloc[i])) for i in chosen]
 
     return [
-        *found("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
-        *found("leak_near", "leak", "# [pair|pairs] of nearly identical images across splits", items(across & ~exact)),
-        *found("label_conflict", "fault", "# [pair|pairs] of the same image under two classes", items(labels_differ)),
+        *make_issues("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
+        *make_issues(
+            "leak_near", "leak", "# [pair|pairs] of nearly identical images across splits", items(across & ~exact)
+        ),
+        *make_issues(
+            "label_conflict", "fault", "# [pair|pairs] of the same image under two classes", items(labels_differ)
+        ),
         *_tied(table, "patient", "leak_patient", "# [patient|patients] with images in several splits"),
         *_tied(table, "group", "leak_group", "# [group|groups] of tied images in several splits"),
-        *found("repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)),
+        *make_issues(
+            "repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)
+        ),
     ]
 
 
@@ -269,7 +278,7 @@ def _alike(pair: pd.Series) -> str:
     return ", ".join([*turned, f"correlation {pair['correlation']:.3f} once aligned"])
 
 
-def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Finding]:
+def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]:
     known = table[table[column].notna()]
     if column == "group":  # a group that is a patient is said once, as the patient
         known = known[known["group"].to_numpy(str) != known["patient"].fillna("").to_numpy(str)]
@@ -284,10 +293,10 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Findin
         item = _pair(one, other, detail)
         item["members"] = members["sample_id"].tolist()
         items.append(item)
-    return found(kind, "leak", text, items)
+    return make_issues(kind, "leak", text, items)
 
 
-def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Finding]:
+def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Issue]:
     """What tells the classes apart without the lungs, and what is known of the films that goes with the class."""
     findings = []
     for probe in probes:
@@ -297,7 +306,7 @@ def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Fi
                 f"a linear probe tells the classes from {_PHRASES[probe.view]}: balanced accuracy {probe.accuracy:.2f} "
                 f"[{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
             )
-            findings.append(Finding("confound", "warning", text, 1))
+            findings.append(Issue("confound", "warning", text, 1))
     for link in linked:
         if link.cramers_v < _WEAK or link.p_value > 0.001:
             continue
@@ -305,7 +314,7 @@ def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Fi
         strength = "strongly" if link.cramers_v >= _STRONG else "weakly"
         text = f"the {link.column}{known} goes {strength} with the class: Cramér's V {link.cramers_v:.2f}"
         severity = "warning" if link.cramers_v >= _STRONG else "note"
-        findings.append(Finding("association", severity, text, 1))
+        findings.append(Issue("association", severity, text, 1))
     return findings
 
 

@@ -42,7 +42,7 @@ def read_dicom(path: Source) -> np.ndarray:
         raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
     with quiet():
         try:
-            _check(header_of(path))
+            _check(read_header(path))
             with open_source(path) as file:
                 return _grey(pydicom.dcmread(file))
         except UnreadableImage:
@@ -55,11 +55,11 @@ def read_dicom(path: Source) -> np.ndarray:
             raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
 
 
-def not_a_film(path: Source) -> str | None:
+def not_an_image(path: Source) -> str | None:
     """Why a DICOM file is not one frontal film, by its header alone; None for a film, and where it cannot be read."""
     try:
         with quiet():
-            header = header_of(path)
+            header = read_header(path)
             if _is_ours(header):
                 return ANSWER
             _check(header)
@@ -78,7 +78,7 @@ def is_answer(source: Source) -> bool:
     """Whether a file, or its content, is an answer in DICOM that was written here."""
     try:
         with quiet():
-            return _is_ours(header_of(source, ["Manufacturer"]))
+            return _is_ours(read_header(source, ["Manufacturer"]))
     except Exception:  # no DICOM, or none that can be read
         return False
 
@@ -91,7 +91,7 @@ class _CutOff(UnreadableImage):
     """Of a kind of film, and without its image: damaged, however well what is left can be read."""
 
 
-def header_of(path: Source, tags: list[str] | None = None) -> Any:
+def read_header(path: Source, tags: list[str] | None = None) -> Any:
     """What stands before a file's pixels, or these tags of it. UnreadableImage where it would inflate without end.
 
     Else what pydicom raises, which is almost anything.

@@ -14,15 +14,15 @@ MARK, SOURCE, MAKER = "TrustCXR heatmap", "of", "by"  # text chunks of the PNG
 
 def is_ours(path: Path) -> bool:
     """Whether a file is a heatmap that was written here."""
-    return path.name.endswith(ENDING) and source_of(path) is not None
+    return path.name.endswith(ENDING) and read_source(path) is not None
 
 
-def source_of(path: Source) -> str | None:
+def read_source(path: Source) -> str | None:
     """The fingerprint of the image whose heatmap this file is; None for any other file."""
     return texts(path, MARK).get(SOURCE)
 
 
-def maker_of(path: Source) -> str | None:
+def read_maker(path: Source) -> str | None:
     """The fingerprint of the run whose heatmap this file is; None where that is not told, and for any other file."""
     return texts(path, MARK).get(MAKER)
 

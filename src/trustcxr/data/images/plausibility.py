@@ -111,11 +111,11 @@ def another_kind(path: Source) -> str | None:
     if not is_dicom(path):
         return None
     try:
-        from trustcxr.data.images.dicom_files import header_of
+        from trustcxr.data.images.dicom_files import read_header
 
         tags = ["Modality", "BodyPartExamined"]
         with quiet():
-            header = header_of(path, tags)
+            header = read_header(path, tags)
         modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
     except Exception:  # damaged, or no pydicom: said where it is read
         return None

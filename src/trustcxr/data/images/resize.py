@@ -17,7 +17,7 @@ def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndar
     return _resized(mask, size, resize, Image.Resampling.NEAREST)
 
 
-def on_film(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
+def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
     """Which rows and columns of a film's square of that size lie on the film itself, (H, W) before: not on padding.
 
     Of `crop` all do, though they are not all of the film.

@@ -13,7 +13,7 @@ from trustcxr.data.layouts.folders import read_folders
 from trustcxr.data.layouts.listing import _folders, noting
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
-from trustcxr.storage.os_errors import escaped, kind_of, open_regular
+from trustcxr.storage.os_errors import escaped, file_kind, open_regular
 
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "
@@ -60,16 +60,16 @@ def _root(path: str | Path) -> Path:
     """The folder or file itself. UserError where there is none, or it is neither."""
     if not str(path):
         raise UserError("no data named: give a folder of X-rays or a list")
-    remote.refuse_nowhere(path)
+    remote.check_exists(path)
     try:
-        root = remote.here(path).expanduser().absolute()
+        root = remote.fetch(path).expanduser().absolute()
         mode = root.stat().st_mode
     except (OSError, ValueError, RuntimeError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
         raise UserError(
             f"{escaped(str(path))[:200]}: cannot be read: {why}; give a folder of X-rays or a list"
         ) from None
-    if not stat.S_ISDIR(mode) and (what := kind_of(mode)) is not None:
+    if not stat.S_ISDIR(mode) and (what := file_kind(mode)) is not None:
         raise UserError(f"{path}: {what}: give a folder of X-rays or a list")
     return root
 
@@ -110,5 +110,5 @@ def what_is_there(folder: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
-    name: registry.function_of("data.layouts", entry.function) for name, entry in registry.LAYOUTS.items()
+    name: registry.load_function("data.layouts", entry.function) for name, entry in registry.LAYOUTS.items()
 }

@@ -21,7 +21,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tabular import called_like, read_table, refuse_alike, row_number, says_nothing
+from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     if "class" not in mapping:
         names = multilabel_columns.findings(table, mapping.values())
         for name in names:
-            refuse_alike(table, file, called_like(table, name, exactly=False))
+            check_distinct_columns(table, file, called_like(table, name, exactly=False))
         chosen["class"] = multilabel_columns.classes(table, names)
         notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
         if "patient" not in mapping and (patients := multilabel_columns.patients(chosen["path"])):
@@ -102,7 +102,7 @@ def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: st
             continue
         taken = [theirs for word, theirs in mapping.items() if word != ours]
         alike = called_like(table, column, exactly=ours in named)
-        refuse_alike(table, file, [place for place in alike if there[place] not in taken], ours)
+        check_distinct_columns(table, file, [place for place in alike if there[place] not in taken], ours)
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, str | int]:

@@ -13,12 +13,12 @@ from trustcxr.report.figures.svg import (
     SIDES,
     Drawing,
     Key,
+    add_titles,
     attack_style,
     defence_colour,
     error_bars,
     label_rows,
     percent_axis,
-    say,
     titled,
 )
 from trustcxr.report.load import Run
@@ -48,7 +48,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
                 y = row + shift * (place - (len(series) - 1) / 2)
                 error = error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
-                say(drawn, f"{run.label}, {name}: {formatting.measured(entry.accuracy, entry.n)}")
+                add_titles(drawn, f"{run.label}, {name}: {formatting.measured(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -109,7 +109,7 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
     name = f"{run.way}, {formatting.attack(attack, steps)}"
     told = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
-    say(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
+    add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
@@ -158,7 +158,7 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
             error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
             drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
             inside = formatting.interval(pair, scale=scale, reveal=True)
-            say(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
+            add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)

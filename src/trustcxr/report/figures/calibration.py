@@ -49,7 +49,7 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
                 f"says {formatting.percent(c, 0)}, is right {formatting.percent(a, 0)} (n = {n:.0f})"
                 for c, a, n in known
             )
-            svg.say(marks, *(f"{key.text}: {text}" for text in told))
+            svg.add_titles(marks, *(f"{key.text}: {text}" for text in told))
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
         svg.percent_axis(axes.xaxis)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.registry import CERTIFIED_COLOUR
 from trustcxr.report import formatting
-from trustcxr.report.figures.svg import INK, Drawing, Key, label_rows, percent_axis, say
+from trustcxr.report.figures.svg import INK, Drawing, Key, add_titles, label_rows, percent_axis
 from trustcxr.report.load import Run
 from trustcxr.report.tables.certified import Gap, gaps
 
@@ -31,7 +31,7 @@ def bars(runs: list[Run]) -> Drawing | None:
         for row, gap in enumerate(found):
             for (start, end, colour), key in zip(parts(gap), LEGEND, strict=True):
                 drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
-                say(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
+                add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
             axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.1)
         axes.set_xlim(0, 1)
         percent_axis(axes.xaxis)

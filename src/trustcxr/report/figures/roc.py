@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.registry import attack_said
+from trustcxr.registry import format_attack
 from trustcxr.report.figures import svg
 from trustcxr.storage.schemas import Curve, OperatingPoint
 
@@ -16,7 +16,7 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
     shown = [(clean, svg.CLEAN_STYLE[0], "as it is")]
     if attacked is not None:
         colour = svg.attack_style(attacked.attack)[0]
-        shown.append((attacked, colour, f"{attack_said(attacked.attack, attacked.steps)} {attacked.epsilon:g}"))
+        shown.append((attacked, colour, f"{format_attack(attacked.attack, attacked.steps)} {attacked.epsilon:g}"))
 
     def plot(figure: "Figure") -> None:
         left, right = figure.subplots(1, 2)
@@ -48,5 +48,5 @@ def _curve(axes: "Axes", curve: Curve, colour: str, name: str) -> None:
         return
     x, y, low, high = ([float(v or 0.0) for v in column] for column in zip(*points, strict=True))
     (line,) = axes.plot(x, y, color=colour, lw=1.4, label=name)
-    svg.say(line, name)
+    svg.add_titles(line, name)
     axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

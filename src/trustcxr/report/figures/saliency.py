@@ -38,7 +38,7 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
                     error, colour = svg.error_bars(found.value, found.interval), svg.defence_colour(run.defence)
                     drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
                     beside = formatting.decimal(found.value) + formatting.interval(found.interval)
-                    svg.say(drawn, f"{run.label}: {beside}, chance {formatting.decimal(found.chance)}")
+                    svg.add_titles(drawn, f"{run.label}: {beside}, chance {formatting.decimal(found.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
@@ -82,7 +82,7 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
                 error = svg.error_bars(value, row.difference.interval)
                 drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
                 inside = formatting.interval(row.difference.interval, reveal=True)
-                svg.say(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
+                svg.add_titles(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
             axes.set_xlim(-reach, reach)
             axes.locator_params(axis="x", nbins=3)

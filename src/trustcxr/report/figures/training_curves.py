@@ -4,7 +4,17 @@ from typing import TYPE_CHECKING
 
 from trustcxr.registry import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
 from trustcxr.report import formatting
-from trustcxr.report.figures.svg import CLEAN_STYLE, QUIET, RULE, Drawing, Key, attack_style, percent_axis, say, titled
+from trustcxr.report.figures.svg import (
+    CLEAN_STYLE,
+    QUIET,
+    RULE,
+    Drawing,
+    Key,
+    add_titles,
+    attack_style,
+    percent_axis,
+    titled,
+)
 from trustcxr.report.load import Run
 
 if TYPE_CHECKING:
@@ -39,7 +49,9 @@ def training_curve(run: Run) -> Drawing | None:
                 (line,) = axes.plot(rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, clip_on=False)
                 line.set(marker="o", markersize=size)
                 pairs = zip(rows["epoch"], rows[name], strict=True)
-                say(line, *(f"{said}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs))
+                add_titles(
+                    line, *(f"{said}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs)
+                )
         if best is not None:
             axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_ylim(-0.02, 1.02)

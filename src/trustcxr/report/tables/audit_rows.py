@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from trustcxr.registry import attack_said
+from trustcxr.registry import format_attack
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables import accuracy, confusion, robustness
 from trustcxr.report.tables.table import Cell, Table, share, whole
-from trustcxr.statistics import probability_said
+from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
@@ -89,7 +89,7 @@ def _without_defence(table: Table | None) -> Table | None:
 def _attacks(document: AuditDocument) -> Table:
     rows = [
         [
-            Cell(attack_said(a.attack, a.steps)),
+            Cell(format_attack(a.attack, a.steps)),
             Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
             *(share(part) for part in (a.accuracy, a.balanced_accuracy, a.ece)),
             Cell(formatting.count(a.n)),
@@ -116,7 +116,7 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
             Cell(p.finding),
             _films(p),
             Cell(
-                formatting.DASH if p.threshold is None else probability_said(p.threshold), p.origin, value=p.threshold
+                formatting.DASH if p.threshold is None else format_probability(p.threshold), p.origin, value=p.threshold
             ),
             *(share(part) for part in (p.sensitivity, p.specificity)),
             *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
@@ -134,7 +134,7 @@ def _films(point: OperatingPoint) -> Cell:
     if point.attack == CLEAN:
         return Cell("as it is")
     against = f"against the {point.aimed_at}" if point.aimed_at else ""
-    return Cell(f"{attack_said(point.attack, point.steps)} {point.epsilon:g}", against)
+    return Cell(f"{format_attack(point.attack, point.steps)} {point.epsilon:g}", against)
 
 
 def _ratio(figure: Share) -> Cell:

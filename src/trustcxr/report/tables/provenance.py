@@ -23,7 +23,7 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
 
 
-def check(found: DataCheck | None) -> Table | None:
+def data_check_table(found: DataCheck | None) -> Table | None:
     """What was found wrong with the data, worst first; None where nothing was, or nobody looked."""
     rows = [
         [

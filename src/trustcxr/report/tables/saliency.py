@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
+from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, format_control
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import main_method
@@ -89,7 +89,7 @@ def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
     if row.difference.value is None or ends is None:
         return Cell(formatting.DASH)
     note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, control_said(row.control) if named else "", note)
+    return gained(row.difference, format_control(row.control) if named else "", note)
 
 
 def shown(runs: list[Run]) -> Table:
@@ -133,7 +133,7 @@ def over_controls(runs: list[Run]) -> Table:
         "Defence",
         "Method",
         "Measure",
-        *[formatting.capital(control_said(name)) for name in controls],
+        *[formatting.capital(format_control(name)) for name in controls],
         "n",
     ]
     return Table("What each map has over every control", header, rows, heads=4)

@@ -13,12 +13,12 @@ from trustcxr.storage.schemas.audit_document import (
     AuditPair,
     Curve,
     Division,
+    EntryCheck,
     Finding,
-    GateCheck,
-    HandedIn,
     OperatingPoint,
     PairRow,
     Subgroup,
+    Submitted,
 )
 from trustcxr.storage.schemas.command_output import (
     Difference,
@@ -85,7 +85,7 @@ VERSION = 2  # of the documents' shape: raised when a field changes its name or 
 _D = TypeVar("_D", bound=Document)
 
 
-def read(kind: type[_D], path: Path) -> _D:
+def read_schema(kind: type[_D], path: Path) -> _D:
     """Read a document from its file. Raises UserError if it is missing, damaged or of another version."""
     return parse(kind, atomic.read_document(path), path)
 
@@ -113,7 +113,7 @@ def check_version(content: dict[str, Any], path: Path) -> None:
 
 def read_audit(path: Path) -> AuditDocument:
     """Read an audit that is to be compared with others. Raises UserError if a figure that is compared is missing."""
-    document = read(AuditDocument, path)
+    document = read_schema(AuditDocument, path)
     if flaw := document.flaw:
         raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
     return document
@@ -129,4 +129,4 @@ def read_if_whole(kind: type[_D], path: Path) -> _D | None:
 
 def read_if_there(kind: type[_D], path: Path) -> _D | None:
     """Read a document from its file. Returns None if there is no such file."""
-    return read(kind, path) if path.is_file() else None
+    return read_schema(kind, path) if path.is_file() else None

@@ -103,7 +103,7 @@ class Finding(Document):
     unknown: int | None = None
 
 
-class HandedIn(Document):
+class Submitted(Document):
     """Adversarial images that somebody handed in: accuracy on them alone, and what they add to our worst case.
 
     `found_alone`: images that mislead the model where ours did not; `missed`: the other way round.
@@ -121,7 +121,7 @@ class HandedIn(Document):
 _ROUNDING = 1e-9  # of a share
 
 
-class GateCheck(Document):
+class EntryCheck(Document):
     """What was checked of a given model at the door; `passed` is None where it could not be checked."""
 
     check: str = ""
@@ -196,14 +196,14 @@ class AuditDocument(RunDocument):
     model: AuditedModel = AuditedModel()  # type: ignore[assignment]
     protocol: str | None = None
     data: AuditedData = AuditedData()
-    gate: list[GateCheck] = []
+    gate: list[EntryCheck] = []
     unreliable: bool | None = None
     because: str = ""
     withdrawn: str | None = None
     operating_points: list[OperatingPoint] = []
     subgroups: list[Division] = []
     findings: list[Finding] = []
-    handed_in: list[HandedIn] = []
+    handed_in: list[Submitted] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Whether it knows the classes of another one, in whichever order."""
@@ -233,7 +233,7 @@ class AuditDocument(RunDocument):
             yield "corruptions accuracy", self.corruptions_mean.accuracy
 
     @property
-    def misled_alone(self) -> list[HandedIn]:
+    def misled_alone(self) -> list[Submitted]:
         """Of what was handed in, that of which images mislead the model where our own attacks do not."""
         return [found for found in self.handed_in if found.found_alone]
 

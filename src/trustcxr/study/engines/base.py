@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, out_of_memory
 
 
@@ -89,12 +89,12 @@ def attempt(work: Work, task: Task) -> Failure | None:
         failure = Failure.of(task, problem)
         told_plainly = isinstance(problem, UserError) or out_of_memory(problem)
         said = f"{task.run}: {failure.reason.removeprefix(f'{task.step}: ')}"
-        say(said if told_plainly else traceback.format_exc().rstrip())
+        log(said if told_plainly else traceback.format_exc().rstrip())
         return failure
     return None
 
 
-def told(work: Work, task: Task) -> Outcome:
+def run_task(work: Work, task: Task) -> Outcome:
     """Do one task in a process of its own, as `attempt`; a CannotWrite is returned."""
     try:
         return attempt(work, task)

@@ -10,7 +10,7 @@ from trustcxr.storage.layout import FAILURE_FILE
 from trustcxr.study.engines.base import Failure, Task
 
 
-def folder_of(task: Task) -> Path:
+def failure_folder(task: Task) -> Path:
     """Where a task's run is."""
     return task.study / "runs" / task.run
 
@@ -28,8 +28,8 @@ def lost(task: Task, how: str) -> Failure:
     Nor could it take its name from the run's folder, where it would be said to work on.
     """
     failure = Failure(task.run, f"{task.step}: {how}")
-    record(folder_of(task), failure)
-    locks.abandoned(folder_of(task))
+    record(failure_folder(task), failure)
+    locks.abandoned(failure_folder(task))
     return failure
 
 
@@ -44,8 +44,8 @@ def reason(folder: Path) -> str | None:
 
 def over(task: Task) -> None:
     """A step is done: that it failed before is no longer so. What is said of a later step stays, until that is done."""
-    if (reason(folder_of(task)) or "").startswith(f"{task.step}: "):
-        forget(folder_of(task))
+    if (reason(failure_folder(task)) or "").startswith(f"{task.step}: "):
+        forget(failure_folder(task))
 
 
 def forget(folder: Path) -> None:

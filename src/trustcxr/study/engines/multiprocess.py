@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr import console
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, log
 from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, run_task
 
 # What the steps of a run import, and what takes long to: once for all processes that are forked.
 IMPORTED: tuple[str, ...] = (
@@ -62,12 +62,12 @@ class ProcessesEngine:
                     for worker in [w for w in busy if w.connection in ready]:
                         kind, content = worker.receive()
                         if kind == "say":
-                            say(content)
+                            log(content)
                             continue
                         index = busy.pop(worker)
                         if kind == "lost":
                             content = failures.lost(tasks[index], content)
-                            say(f"{content.name}: {content.reason}")
+                            log(f"{content.name}: {content.reason}")
                         else:
                             idle.append(worker)
                         settled = order.end(index, content)
@@ -131,11 +131,11 @@ def _serve(connection: Connection, environment: dict[str, str]) -> None:
     gc.freeze()  # what was imported, or the first look for garbage copies all of it from the process that was forked
     os.environ.clear()
     os.environ.update(environment)
-    console.tell(lambda text: connection.send(("say", text)))
+    console.redirect(lambda text: connection.send(("say", text)))
     while True:
         try:
             work, task = connection.recv()
         except EOFError:
             return
-        outcome: Outcome = told(work, task)
+        outcome: Outcome = run_task(work, task)
         connection.send(("done", outcome))
