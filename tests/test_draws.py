@@ -17,6 +17,7 @@ from trustcxr.data import load_dataset
 from trustcxr.evaluation.stochastic import OverDraws, judge
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
+from trustcxr.storage.schemas import read_schema
 
 
 class Restless(Brightness):
@@ -106,7 +107,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
-    text = "\n".join(sentences(audits.read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
+    text = "\n".join(sentences(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
     assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
