@@ -111,7 +111,7 @@ def written(run: Run, out: Path) -> dict[str, Path]:
 
 
 def figures(document: AuditDocument) -> dict[str, float]:
-    """Accuracy as films are and under each attack."""
+    """Accuracy as images are and under each attack."""
     attacked = {f"{row.attack} {row.epsilon:g}": row.accuracy.value for row in document.attacks}
     found = {"clean": document.clean.accuracy.value} | attacked
     return {name: value for name, value in found.items() if value is not None}
@@ -120,8 +120,8 @@ def figures(document: AuditDocument) -> dict[str, float]:
 def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: str | None = None) -> Path:
     """A folder of the first images of each class (None: all), as links: of the test split unless said."""
     manifest = read_manifest(data)
-    films = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
-    for name, rows in films.table.groupby("class"):
+    images = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
+    for name, rows in images.table.groupby("class"):
         (out / str(name)).mkdir(parents=True, exist_ok=True)
         for path in rows["path"][:count]:
             link = out / str(name) / Path(path).name

@@ -114,15 +114,15 @@ def measures() -> str:
         "Accuracy under an attack is an upper bound: a stronger attack may leave less. What is certified is a lower "
         "bound. Epsilon is the L-infinity radius with pixels in [0, 1]: 0.02 is 5.1 grey levels of 255.",
         markdown_rows(("name", "in tables", "paper", "what it is"), attacks),
-        "## Of a heatmap, and of films with parts hidden",
-        "A figure against masks means nothing without what chance, a centre prior, the film’s own brightness and the "
+        "## Of a heatmap, and of images with parts hidden",
+        "A figure against masks means nothing without what chance, a centre prior, the image’s own brightness and the "
         "same network with random weights have: each stands beside it.",
         *rows,
         "## Ways to train",
         markdown_rows(("name", "paper", "what it is"), defences),
         "## Saliency methods",
         markdown_rows(("name", "in tables", "paper"), methods),
-        "## What goes wrong with films",
+        "## What goes wrong with images",
         markdown_rows(("name", "what went wrong"), corruptions),
     ]
     return "\n\n".join(parts) + "\n"

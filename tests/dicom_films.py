@@ -1,4 +1,4 @@
-"""DICOM films for the tests: synthetic chests in a study, as a hospital's archive would hold them."""
+"""DICOM images for the tests: synthetic chests in a study, as a hospital's archive would hold them."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from trustcxr.data.images import generated
 from trustcxr.data.phantom.render_image import render
 from trustcxr.explain import heatmap_io
-from trustcxr.storage.schemas import FilmAnswer
+from trustcxr.storage.schemas import ImageAnswer
 
 SECRET, NUMBER = "Beeblebrox^Zaphod", "HHGTTG-42"
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
@@ -23,46 +23,46 @@ CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 def chest(path: Path, *, study: str = "", side: int = 96, seed: int = 0, **elements: object) -> Path:
     """Write a computed radiograph of 12 bits of a synthetic chest; `elements` are set, or taken away where None."""
     pixels = render("Normal", seed, side).image.astype(np.uint16) * 16
-    film = Dataset()
-    film.file_meta = FileMetaDataset()
-    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID = CR
-    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    film.StudyInstanceUID, film.SeriesInstanceUID = study or generate_uid(), generate_uid()
-    film.PatientName, film.PatientID, film.PatientBirthDate, film.PatientSex = SECRET, NUMBER, "19520311", "M"
-    film.StudyDate, film.StudyTime, film.StudyID, film.AccessionNumber = "20240102", "101500", "7", "A-77"
-    film.ReferringPhysicianName, film.Modality, film.BodyPartExamined = "Marvin", "CR", "CHEST"
-    film.SeriesNumber, film.InstanceNumber, film.ViewPosition = 1, 1, "PA"
-    film.Manufacturer, film.InstitutionName = "a maker of scanners", "Betelgeuse General"
-    film.PatientOrientation = ["L", "F"]
-    film.Rows, film.Columns = pixels.shape
-    film.SamplesPerPixel, film.PhotometricInterpretation, film.PixelRepresentation = 1, "MONOCHROME2", 0
-    film.BitsAllocated, film.BitsStored, film.HighBit = 16, 12, 11
-    film.PixelData = pixels.tobytes()
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CR
+    image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    image.StudyInstanceUID, image.SeriesInstanceUID = study or generate_uid(), generate_uid()
+    image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = SECRET, NUMBER, "19520311", "M"
+    image.StudyDate, image.StudyTime, image.StudyID, image.AccessionNumber = "20240102", "101500", "7", "A-77"
+    image.ReferringPhysicianName, image.Modality, image.BodyPartExamined = "Marvin", "CR", "CHEST"
+    image.SeriesNumber, image.InstanceNumber, image.ViewPosition = 1, 1, "PA"
+    image.Manufacturer, image.InstitutionName = "a maker of scanners", "Betelgeuse General"
+    image.PatientOrientation = ["L", "F"]
+    image.Rows, image.Columns = pixels.shape
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 12, 11
+    image.PixelData = pixels.tobytes()
     for name, value in elements.items():
         if value is None:
-            delattr(film, name)
+            delattr(image, name)
         else:
-            setattr(film, name, value)
+            setattr(image, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    film.save_as(path, enforce_file_format=True)
+    image.save_as(path, enforce_file_format=True)
     return path
 
 
-def answered(film: Path, **fields: object) -> FilmAnswer:
-    """An answer with a heatmap of noise beside the film, as `predict` would give it."""
-    size = pydicom.dcmread(film, stop_before_pixels=True)
+def answered(image: Path, **fields: object) -> ImageAnswer:
+    """An answer with a heatmap of noise beside the image, as `predict` would give it."""
+    size = pydicom.dcmread(image, stop_before_pixels=True)
     grey = np.random.default_rng(0).integers(0, 255, (size.Rows, size.Columns), np.uint8)
     picture = heatmap_io.overlay(grey, grey / 255)
     heatmap_io.write_notice(picture)
-    place = film.with_name(film.stem + generated.ENDING)
+    place = image.with_name(image.stem + generated.ENDING)
     picture.save(place)
     given = {
-        "image": str(film), "predicted": "COVID-19", "calibrated": True, "epsilon": 0.02, "run": "resnet18-fgsm-s0",
+        "image": str(image), "predicted": "COVID-19", "calibrated": True, "epsilon": 0.02, "run": "resnet18-fgsm-s0",
         "probabilities": {"COVID-19": 0.71, "Non-COVID": 0.2, "Normal": 0.09},
         "survives": {"fgsm": True, "pgd-20": False}, "heatmap": str(place), "warnings": ["it is in colour"],
     }  # fmt: skip
-    return FilmAnswer.model_validate(given | fields)
+    return ImageAnswer.model_validate(given | fields)
 
 
 def complaints(path: Path) -> list[str]:

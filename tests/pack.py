@@ -33,9 +33,9 @@ class Pack:
 
     def training_images(self) -> tuple[Any, Any]:
         """Return 48 images to train on and 24 to validate, 32 pixels."""
-        from small_runs import load_films, make_films
+        from small_runs import load_images, make_images
 
-        return load_films(self.get("training-images", make_films))
+        return load_images(self.get("training-images", make_images))
 
     def run(self, defence: str) -> Path:
         """Return a run of one epoch on `training_images`, "standard" or "fgsm"."""
@@ -58,7 +58,7 @@ class Pack:
         """Return noisy images of three classes that differ in brightness, 12 of each."""
         from test_audit_command import write_greys
 
-        return self.get("greys", lambda folder: write_greys(folder / "films")) / "films"
+        return self.get("greys", lambda folder: write_greys(folder / "images")) / "images"
 
     def audits(self) -> Path:
         """Return two short audits of `greys`: `good`, and `bad`, of a model that takes bright images for grey."""

@@ -32,16 +32,16 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed + 2)
         network = factory.build(chosen.model.name, classes=3)
-    network.net.get_classifier().weight.data *= 30  # so that its answer hangs on the film
+    network.net.get_classifier().weight.data *= 30  # so that its answer hangs on the image
     save_weights(network, folder / "model.safetensors")
     classes = ["COVID-19", "Non-COVID", "Normal"]
-    content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
+    content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "images"}}
     atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
 
 
-def film(seed: int = 0, side: int = 128, form: str = "PNG") -> bytes:
+def image(seed: int = 0, side: int = 128, form: str = "PNG") -> bytes:
     return packed(render("Normal", seed, side).image, form)
 
 
@@ -52,7 +52,7 @@ def packed(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
 
 
 def dicom(seed: int = 0, **tags: str) -> bytes:
-    """A film as a DICOM file that says who the patient is."""
+    """An image as a DICOM file that says who the patient is."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -135,4 +135,4 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-__all__ = ["Here", "Limits", "dicom", "film", "inference", "load_run", "packed", "running", "untrained_run"]
+__all__ = ["Here", "Limits", "dicom", "image", "inference", "load_run", "packed", "running", "untrained_run"]

@@ -1,4 +1,4 @@
-"""Runs on a handful of synthetic films, for the tests of training."""
+"""Runs on a handful of synthetic images, for the tests of training."""
 
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ def seal(folder: Path) -> None:
     atomic.write_yaml(folder / "run.yaml", content | {"checksums": sums})
 
 
-def make_films(folder: Path) -> tuple[Any, Any]:
+def make_images(folder: Path) -> tuple[Any, Any]:
     """Write 48 images to train on and 24 to validate, 32 pixels."""
     write_files.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
-    return load_films(folder)
+    return load_images(folder)
 
 
-def load_films(folder: Path) -> tuple[Any, Any]:
-    """Load what `make_films` wrote."""
+def load_images(folder: Path) -> tuple[Any, Any]:
+    """Load what `make_images` wrote."""
     options: Any = {"size": 32, "cache": folder / "cache", "workers": 1}
     return tuple(load_dataset(folder / "phantom", split=split, **options) for split in ("Train", "Val"))  # type: ignore[return-value]
 
@@ -59,7 +59,7 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
-    content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
+    content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "images"}}
     atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder

@@ -380,13 +380,13 @@ def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_of
     model = trained("fgsm")
     start = attacks.pgd(model, images, labels, epsilon=0.1, steps=5)
     reached = (start - images).flatten(1).abs().amax(1)
-    begun, films = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=0.02)
+    begun, radiographs = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=0.02)
     right = model(images).argmax(1) == labels
     misled = right & (model(start).argmax(1) != labels)
     assert int(misled.sum()) > 20
     assert bool((begun[misled] <= reached[misled] + 1e-6).all())
     assert bool((begun[misled] < 0.6 * reached[misled]).any()), "it goes down from there"
-    assert bool((model(films)[misled].argmax(1) != labels[misled]).all())
+    assert bool((model(radiographs)[misled].argmax(1) != labels[misled]).all())
     assert bool((begun[~right] == 0).all())
     kept, _ = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=1.0)
     assert torch.allclose(kept[misled], reached[misled]), "with nothing left to look for it is what was given"

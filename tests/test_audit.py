@@ -25,7 +25,7 @@ from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 from trustcxr.statistics import holm
 
-# Pairs of covidqu-mini that are one film, cropped by a little: looked at one by one, and in two splits.
+# Pairs of covidqu-mini that are one image, cropped by a little: looked at one by one, and in two splits.
 REAL_LEAKS = [
     ("covid_3216.png", "covid_1427.png"),
     ("covid_4249.png", "covid_2619.png"),
@@ -177,12 +177,12 @@ def planted(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return root, faults, check_data(root, workers=1)
 
 
-def test_clean_synthetic_films_raise_no_alarm(clean: Path) -> None:
+def test_clean_synthetic_images_raise_no_alarm(clean: Path) -> None:
     found = check_data(clean, workers=1)
     assert [f for f in found.findings if f.severity in ("fault", "leak")] == []
     assert {f.kind for f in found.findings} <= {"confound"}
     assert found.counts["Train"] == {"COVID-19": 30, "Non-COVID": 30, "Normal": 30}
-    assert found.published == []  # synthetic films are no subset of what was published
+    assert found.published == []  # synthetic images are no subset of what was published
     assert found.files["masks"]["infection"] == {"n": 3 * 67, "empty": 67}
 
 
@@ -242,14 +242,14 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert "more_than_published" in {f.kind for f in found.of("warning")}
 
 
-def test_films_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
+def test_images_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
     groups, chance = np.repeat(np.arange(60), 8).astype(str), []
     for seed in range(60):
         random = np.random.default_rng(seed)
         view, label = (np.repeat(random.integers(0, 2, 60), 8).astype(str) for _ in range(2))
         found = confounds._association("view", view.astype(object), label, groups)
         chance.append(found is not None and found.p_value < 0.05)
-    assert np.mean(chance) < 0.1, "over films it was two in three"
+    assert np.mean(chance) < 0.1, "over images it was two in three"
     alike = confounds._association("view", label.astype(object), label, groups)
     assert alike is not None
     assert alike.p_value < 1e-6
@@ -322,10 +322,10 @@ def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -
 
 def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     for i in range(24):
-        film = render(anatomy.CLASSES[i % 2], i, 64)
+        image = render(anatomy.CLASSES[i % 2], i, 64)
         path = tmp_path / "cts" / ("a" if i % 2 else "b") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film.image).save(path, "JPEG" if i == 3 else "PNG")
+        Image.fromarray(image.image).save(path, "JPEG" if i == 3 else "PNG")
     (tmp_path / "cts" / "b" / "broken.png").write_bytes(b"no image at all")
     found = check_data(tmp_path / "cts", workers=1)
     kinds = {f.kind: f for f in found.findings}
@@ -336,12 +336,12 @@ def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     assert found.clean_manifest().counts() == {"All": {"a": 12, "b": 12}}
 
 
-def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
-    film = render("Normal", 1, 64).image
+def test_the_same_image_under_two_classes_is_dropped(tmp_path: Path) -> None:
+    image = render("Normal", 1, 64).image
     for name, seed in (("a", 0), ("a", 1), ("b", 2), ("b", 1)):
         path = tmp_path / "x" / name / f"{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film if seed == 1 else render("Normal", seed, 64).image).save(path)
+        Image.fromarray(image if seed == 1 else render("Normal", seed, 64).image).save(path)
     found = check_data(tmp_path / "x", workers=1)
     assert [f.kind for f in found.of("fault")] == ["label_conflict"]
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
@@ -379,7 +379,7 @@ def test_probe_views_are_what_they_say(clean: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Path) -> None:
+def test_real_images_give_the_published_confounds_and_no_false_alarm(covidqu: Path) -> None:
     found = check_data(covidqu, workers=2)
     published = {"full image": 0.70, "lungs blanked": 0.67, "outer frame": 0.60, "lung shape": 0.57}
     published |= {"lungs only": 0.59, "grey levels": 0.53}
@@ -388,7 +388,7 @@ def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Pat
     for view, value in published.items():
         assert got[view] == pytest.approx(value, abs=0.05), view
     assert not found.of("fault")
-    # Its README looked without aligning the films.
+    # Its README looked without aligning the images.
     leaked = {(i["sample_id"].split("/")[-1], i["other_id"].split("/")[-1]) for f in found.of("leak") for i in f.items}
     assert {frozenset(pair) for pair in leaked} <= {frozenset(pair) for pair in REAL_LEAKS}
     assert len(leaked) >= 2
@@ -397,7 +397,7 @@ def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Pat
 
 
 @pytest.mark.slow
-def test_real_films_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) -> None:
+def test_real_images_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) -> None:
     root = tmp_path / "covidqu-planted"
     shutil.copytree(covidqu, root, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
     faults = plant(root)
@@ -405,7 +405,9 @@ def test_real_films_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) 
 
 
 def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: Path) -> None:
-    found = check_data(write_files.write(tmp_path / "films", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False)
+    found = check_data(
+        write_files.write(tmp_path / "images", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False
+    )
     assert "confounds were not to be looked for" in found.verdict
     few = check_data(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
     assert "too few images for confounds" in few.verdict

@@ -13,11 +13,11 @@ from trustcxr.storage import atomic
 
 
 def audit(folder: Path, **changes: Any) -> Path:
-    """An audit of 40 films, its name that of its folder; without what is None among the changes."""
+    """An audit of 40 images, its name that of its folder; without what is None among the changes."""
     content = {
         "protocol": "exam-1",
         "classes": ["x", "y"],
-        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "data": {"name": "images", "fingerprint": "1", "n": 40},
         "model": {"name": folder.name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40},
         "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
@@ -65,14 +65,14 @@ def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pyt
     assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
 
 
-def test_unknown_films_are_nobodys(tmp_path: Path) -> None:
+def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
     for name in ("one", "two"):
         audit(tmp_path / name, data=None)
-    assert "unknown films" in complaint("leaderboard", tmp_path)
+    assert "unknown images" in complaint("leaderboard", tmp_path)
     audit(tmp_path / "known")
     found = leaderboard.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["known"]
-    assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown films: no checksum of them in its audit.json")
+    assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown images: no checksum of them in its audit.json")
 
 
 def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
 
 def test_one_audit_is_one(tmp_path: Path) -> None:
     audit(tmp_path / "one")
-    assert "1 audit by exam-1 on films (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
+    assert "1 audit by exam-1 on images (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
     assert "<title>1 audit by exam-1" in (tmp_path / "leaderboard.html").read_text()
     audit(tmp_path / "two")
     assert "2 audits by exam-1" in " ".join(run("leaderboard", tmp_path).stdout.split())

@@ -53,7 +53,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Brightness(nn.Module):
-    """Tells films by their mean: logits are highest for the nearest grey of the classes."""
+    """Tells images by their mean: logits are highest for the nearest grey of the classes."""
 
     def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()
@@ -89,15 +89,15 @@ def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")
-def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
-    run("train", "--data", films, *options, "--out", out)
+    run("train", "--data", images, *options, "--out", out)
     return out
 
 
@@ -109,10 +109,10 @@ def figures(document: Any) -> dict[tuple[str, float], float]:
 
 
 @pytest.mark.slow
-def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, images: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
-    own, _ = run_folder.evaluate(folder, films, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
-    done = run("audit", folder, "--data", films, "--out", tmp_path / "audit", "--json")
+    own, _ = run_folder.evaluate(folder, images, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
+    done = run("audit", folder, "--data", images, "--out", tmp_path / "audit", "--json")
     document = json.loads(done.stdout)
     assert figures(document) == figures(own.plain())
     assert document["protocol"] == "exam-1"
@@ -128,7 +128,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
         f"input: {{size: 32, mean: [{float(ours.mean)}], std: [{float(ours.std)}]}}\n"
         f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}\n"
     )
-    given = audits.audit(tmp_path / "model.yaml", films, tmp_path / "given")
+    given = audits.audit(tmp_path / "model.yaml", images, tmp_path / "given")
     assert given.plain()["model"]["kind"] == "weights"
     assert given.data.plain() == document["data"]
     assert figures(given.plain()) == pytest.approx(figures(document))
@@ -262,7 +262,7 @@ def test_an_attack_that_misses_what_was_planted_is_withdrawn(
 
 
 class Quantised(nn.Module):
-    """Brightness of a film of a few grey levels, so without a gradient of its own."""
+    """Brightness of an image of a few grey levels, so without a gradient of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,9 +327,9 @@ def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_s
 
 
 def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
-    (tmp_path / "film.onx").touch()
-    said = complaint("audit", tmp_path / "film.onx", "--data", greys, "--out", tmp_path / "out")
-    assert "film.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
+    (tmp_path / "image.onx").touch()
+    said = complaint("audit", tmp_path / "image.onx", "--data", greys, "--out", tmp_path / "out")
+    assert "image.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
 
 
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -338,12 +338,12 @@ def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
     assert draft["source"] == "net.onnx"
     assert draft["input"]["resize"] == "squeeze"
     questions = draft.pop("questions")
-    assert "resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop" in questions
+    assert "resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop" in questions
     assert draft == yaml.safe_load(run("audit", tmp_path / "net.onnx", "--init").stdout)
     assert len(questions) == run("audit", tmp_path / "net.onnx", "--init").stdout.count("# ?")
 
 
-def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_examined_on_images_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = ["--model", "test_resnet", "--size", "16", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", greys, *small, "--out", out)
@@ -351,7 +351,7 @@ def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_
     assert document.split == "Test"
     assert document.clean.n is not None
     assert document.clean.n < 12
-    assert document.model.reported.training_data == "films"
+    assert document.model.reported.training_data == "images"
     assert document.model.reported.threat_model == "standard"
     assert (tmp_path / "audit" / "validation.parquet").is_file()
     assert {p.origin for p in document.operating_points} != {"the highest class is the answer"}
@@ -361,8 +361,8 @@ def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) 
     assert "no such run folder" in complaint("audit", tmp_path / "gone", "--data", greys, "--out", tmp_path / "audit")
 
 
-def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -> None:
-    parts, count, document = examination.of_an_audit(trained, films, 2, "Val", None)
+def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) -> None:
+    parts, count, document = examination.of_an_audit(trained, images, 2, "Val", None)
     assert (count, document.protocol) == (6, "exam-1")
     attacked = {"fgsm 0.01", "fgsm 0.02", "pgd 0.01", "pgd 0.02", "square 0.02", "worst-case 0.02"}
     assert parts.keys() == {examination.DOOR, *attacked, examination.REST, examination.FIGURES}
@@ -372,27 +372,27 @@ def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -
 
 
 @pytest.mark.slow
-def test_a_wrong_order_that_the_gates_films_do_not_tell_is_noticed_on_all(
+def test_a_wrong_order_that_the_gates_images_do_not_tell_is_noticed_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that is often wrong: its films are hardly brighter or darker than others."""
-    random, root = np.random.default_rng(0), tmp_path / "films"
+    """Of a model that is often wrong: its images are hardly brighter or darker than others."""
+    random, root = np.random.default_rng(0), tmp_path / "images"
     for name, grey in zip(CLASSES, GREYS, strict=True):
         (root / name).mkdir(parents=True)
         for number in range(60):
             pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
     short = audits.load_exam()
-    gate = short.gate.model_copy(update={"films": 24})
+    gate = short.gate.model_copy(update={"images": 24})
     monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"gate": gate}))
     right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
     (check,) = [check for check in right.gate if check.check == "declaration"]
     assert check.passed
-    assert "on 24 films" in check.text
+    assert "on 24 images" in check.text
     assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
     wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
     (check,) = [check for check in wrong.gate if check.check == "declaration"]
     assert check.passed is False
-    assert "on 180 films" in check.text
+    assert "on 180 images" in check.text
     assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text
     assert wrong.unreliable

@@ -40,10 +40,10 @@ def logits(value: object) -> Change:
     ("change", "words"),
     [
         (lambda table: table[:0], "damaged: no rows; restore it"),
-        (lambda table: pd.concat([table, table]), "rows there twice, of one film under one condition; restore it"),
+        (lambda table: pd.concat([table, table]), "rows there twice, of one image under one condition; restore it"),
         (
             lambda table: pd.concat([table, table[table["attack"] == "fgsm"]]),
-            "rows there twice, of one film under one condition; restore it",
+            "rows there twice, of one image under one condition; restore it",
         ),
         (lambda table: table.drop(columns="label"), "damaged: no column label; restore it"),
         (lambda table: table.drop(columns="attack"), "damaged: no column attack; restore it"),
@@ -61,7 +61,7 @@ def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, chan
 
 
 @pytest.mark.slow
-def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
+def test_other_names_of_images_are_refused(made: Path, tmp_path: Path) -> None:
     first = min(atomic.read_table(made / "bad" / TABLE)["sample_id"])
     for name, change in {
         "all": lambda table: table.assign(sample_id="x" + table["sample_id"]),
@@ -71,7 +71,7 @@ def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
         assert "are named otherwise than in that of the other" in complaint("compare", made / "good", other)
 
 
-def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_scores_of_other_images_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     names = [f"{name}{number}.png" for name in CLASSES for number in range(12)]
     for place in range(2):
         rows = [",".join([name, "0.6,0.2,0.2"]) for name in names[place::2]]

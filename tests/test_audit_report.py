@@ -136,9 +136,9 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
 
 def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, request: pytest.FixtureRequest) -> None:
     before = (audits / "good" / "audit.json").read_bytes()
-    films = request.getfixturevalue("greys")
+    images = request.getfixturevalue("greys")
     model = Path(atomic.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
-    said = complaint("audit", model, "--data", films, "--out", audits / "good", "--attack", "fgsm")
+    said = complaint("audit", model, "--data", images, "--out", audits / "good", "--attack", "fgsm")
     assert "holds a whole examination by exam-1, which one with --attack or --epsilon would replace" in said
     assert (audits / "good" / "audit.json").read_bytes() == before
 
@@ -194,12 +194,12 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
 def handed(
     folder: Path, name: str, left: float, *more: tuple[str, float, int], radii: tuple[float, ...] = (0.02,)
 ) -> None:
-    """An audit of 40 films whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
+    """An audit of 40 images whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
     attacks = [{"attack": "worst-case", "epsilon": r, "accuracy": {"value": left}, "n": 40, "steps": 20} for r in radii]
     content = {
         "protocol": "exam-1",
         "classes": ["x", "y"],
-        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "data": {"name": "images", "fingerprint": "1", "n": 40},
         "model": {"name": name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9}, "n": 40},
         "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
@@ -218,12 +218,12 @@ def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with
     rows = {row["model"]: row for row in csv.DictReader((tmp_path / "leaderboard.csv").open())}
     assert list(rows) == ["attacked", "plain", "unknown", "finding", "untouched"]
     words = {
-        "attacked": "images handed in by Ada on 10 films misled it where ours did not; it is ranked by ours alone, "
+        "attacked": "images handed in by Ada on 10 images misled it where ours did not; it is ranked by ours alone, "
         "which leave 65.0%",
-        "finding": "images handed in by Ada (Edema) on 1 film and Ada (Mass) on 2 films misled it where ours did not; "
-        "it is ranked by ours alone, which leave 52.5%",
-        "unknown": "images handed in by Bo on 8 films misled it where ours did not; it is ranked with these, since the "
-        "audit does not tell what ours alone leave at this radius",
+        "finding": "images handed in by Ada (Edema) on 1 image and Ada (Mass) on 2 images misled it where ours did not; it "
+        "is ranked by ours alone, which leave 52.5%",
+        "unknown": "images handed in by Bo on 8 images misled it where ours did not; it is ranked with these, since "
+        "the audit does not tell what ours alone leave at this radius",
     }
     page = (tmp_path / "leaderboard.html").read_text().split("</script>")[1]
     for name, text in words.items():
@@ -264,7 +264,7 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     (audits / "broken" / "audit.json").write_text("{")
     done = run("leaderboard", audits, "--json")
     found = json.loads(done.stdout)
-    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "films", 36)
+    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "images", 36)
     assert [row["folder"] for row in found["refused"]] == ["broken"]
     good, bad = found["rows"]
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
@@ -284,7 +284,7 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
         content = {
             "protocol": "exam-1",
             "classes": ["x", "y"],
-            "data": {"name": "films", "fingerprint": "1", "n": 9},
+            "data": {"name": "images", "fingerprint": "1", "n": 9},
             "model": {"name": name, "kind": "run", "reported": {"clean": reported}},
             "clean": {"accuracy": {"value": clean}, "n": 9},
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],

@@ -1,5 +1,5 @@
 """Two audits of one version on one data set compare, whatever size their models want and in whichever order they name
-the classes; audits of other films do not."""
+the classes; audits of other images do not."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,7 @@ ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 
 
 def model_file(folder: Path, size: int = 16, order: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """A network that tells films by their mean, at a size and with its classes in an order."""
+    """A network that tells images by their mean, at a size and with its classes in an order."""
     folder.mkdir(parents=True, exist_ok=True)
     write_onnx(Brightness(order), folder / "net.onnx", size)
     output = {"kind": "logits", "classes": [CLASSES[place] for place in order]}
@@ -64,7 +64,7 @@ def rows(one: Path, other: Path) -> dict[str, tuple[float | None, float | None, 
 
 
 def right(folder: Path) -> float:
-    """The share of films that are answered rightly, from the logits and the classes' names."""
+    """The share of images that are answered rightly, from the logits and the classes' names."""
     document = atomic.read_json(folder / "audit.json")
     table = atomic.read_table(folder / "predictions.parquet")
     table = table[table["attack"] == "clean"]
@@ -72,7 +72,7 @@ def right(folder: Path) -> float:
     return float((np.array(answered) == table["class"].to_numpy()).mean())
 
 
-def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_models_of_two_sizes_compare_image_by_image(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
     before = atomic.read_json(first / "audit.json")["data"]
     assert before["fingerprint"] != larger.data.fingerprint
@@ -118,16 +118,16 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     assert len(leaderboard.gather(tmp_path / "out").entries) == 2
 
 
-def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_other_images_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     others = Path(shutil.copytree(greys, tmp_path / greys.name))
     (others / "dark" / "dark0.png").write_bytes((others / "dark" / "dark1.png").read_bytes())
     audits.audit(model_file(tmp_path / "model"), others, tmp_path / "out" / "others")
     said = complaint("compare", first, tmp_path / "out" / "others")
-    assert "not the same images (films, 36; films, 36): their names, labels or files differ" in said
+    assert "not the same images (images, 36; images, 36): their names, labels or files differ" in said
     for name in ("one", "two"):
         shutil.copytree(first, tmp_path / "out" / name)
     found = leaderboard.gather(tmp_path / "out")
-    assert dict(found.refused)["others"].startswith("not the same images as the others (films, 36; films, 36): their")
+    assert dict(found.refused)["others"].startswith("not the same images as the others (images, 36; images, 36): their")
 
 
 def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_another(
@@ -138,12 +138,12 @@ def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_anoth
     images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
     save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
     assert submitted.read_submitted(tmp_path / "a.safetensors", small).epsilon == 0.1
-    with pytest.raises(UserError, match=r"but the film is a float image \(1, 24, 24\)"):
+    with pytest.raises(UserError, match=r"but the image is a float image \(1, 24, 24\)"):
         submitted.read_submitted(tmp_path / "a.safetensors", large)
 
 
 def listed(root: Path, to: Path, change: int | None = None) -> Path:
-    """A list of the films with one label changed, or none."""
+    """A list of the images with one label changed, or none."""
     lines = [(f"{root}/{name}/{name}{number}.png", name) for name in CLASSES for number in range(12)]
     table = pd.DataFrame(lines, columns=["path", "class"])
     if change is not None:
@@ -166,10 +166,10 @@ def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     shutil.copytree(greys, others)
     next(others.rglob("*.png")).unlink()
     before = (out / "audit.json").read_bytes()
-    with pytest.raises(UserError, match=r"audit: holds the audit on films, not on others; choose another --out"):
+    with pytest.raises(UserError, match=r"audit: holds the audit on images, not on others; choose another --out"):
         audits.audit(first.parent / "model" / "model.yaml", others, out)
     assert (out / "audit.json").read_bytes() == before
-    again = shutil.copytree(others, tmp_path / "films")  # the same data set, of which a film is gone
+    again = shutil.copytree(others, tmp_path / "images")  # the same data set, of which an image is gone
     audits.audit(first.parent / "model" / "model.yaml", again, out)
     assert "model, data or options changed: examined again" in capsys.readouterr().err
     assert atomic.read_json(out / "audit.json")["data"]["n"] == 35
@@ -192,7 +192,7 @@ def test_without_checksums_of_files_audits_of_one_size_compare(first: Path, tmp_
     other = changed(first, tmp_path / "other", files=None, fingerprint="0")
     for pair in ((first, other), (bare, other)):
         said = complaint("compare", *pair)
-        assert "or not read at the same size, and not both audits have a checksum of the films' files" in said
+        assert "or not read at the same size, and not both audits have a checksum of the images' files" in said
 
 
 def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -222,7 +222,7 @@ def test_audits_of_the_same_findings_compare_whatever_their_order() -> None:
     assert not one.same_classes(other)
 
 
-def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_images_are_known_by_their_files_whatever_link_leads_there(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     linked = Path(shutil.copytree(greys, tmp_path / "linked"))
     (linked / "dark" / "dark0.png").unlink()
     (linked / "dark" / "dark0.png").symlink_to(greys / "dark" / "dark0.png")
@@ -234,8 +234,8 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
 
 
 @pytest.mark.slow
-def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = write_files.write(tmp_path / "phantom", {"Test": 4}, size=32)
+def test_images_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_files.write(tmp_path / "phantom", {"Test": 4}, size=32)
     few_steps(monkeypatch)
 
     def audit(name: str, size: int) -> None:
@@ -243,13 +243,13 @@ def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monk
         content = yaml.safe_load(path.read_text())
         content["output"]["classes"] = ["COVID-19", "Non-COVID", "Normal"]
         path.write_text(yaml.safe_dump(content))
-        audits.audit(path, films, tmp_path / "out" / name)
+        audits.audit(path, images, tmp_path / "out" / name)
 
     audit("first", 32)
     audit("larger", 48)
     of_before = rows(tmp_path / "out" / "first", tmp_path / "out" / "larger")
     assert len([name for name in of_before if name.startswith("lungs_")]) > 5
-    for mask in films.rglob("lung masks/*.png"):  # those in the folder of infections too
+    for mask in images.rglob("lung masks/*.png"):  # those in the folder of infections too
         Image.fromarray(np.roll(np.asarray(Image.open(mask)), 2, axis=1)).save(mask)
     audit("again", 48)
     pair = compare.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
@@ -262,7 +262,7 @@ def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monk
     assert compare.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
 
 
-def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(
+def test_images_that_cannot_be_read_again_cheaply_have_no_such_checksum(
     greys: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

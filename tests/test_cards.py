@@ -29,7 +29,7 @@ PLAIN = {"augment": {"spectrum": 0.5}}
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def radiographs(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
@@ -72,11 +72,11 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
 
 @pytest.mark.parametrize("defence", ["fgsm", "free"])
 def test_parts_of_a_batch_add_up_to_its_gradients(
-    defence: str, films: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
+    defence: str, radiographs: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
 ) -> None:
     for parts in (1, 3):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **PLAIN)
-        fit_run.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *radiographs, tmp_path / str(parts))
     half = len(gradients) // 2
     assert furthest(gradients[0], gradients[half]) < 1e-5
     assert furthest(gradients[0], {name: torch.zeros_like(g) for name, g in gradients[0].items()}) > 1e-2
@@ -94,25 +94,25 @@ GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
         ("standard", {"background": "emptied"}),
     ],
 )
-def test_what_is_a_mean_of_some_films_is_that_of_the_whole_batch_whatever_its_parts(
+def test_what_is_a_mean_of_some_images_is_that_of_the_whole_batch_whatever_its_parts(
     defence: str,
     keys: dict[str, Any],
-    films: tuple[Any, Any],
+    radiographs: tuple[Any, Any],
     gradients: list[dict[str, Tensor]],
     tmp_path: Path,
 ) -> None:
     for parts in (1, 2, 4, 8):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
-        fit_run.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *radiographs, tmp_path / str(parts))
     whole, *others = gradients
     # The sums' order differs, and how far by processor: 1e-6 of a largest gradient of 1.1 was passed on one.
     assert [furthest(whole, other) < 1e-5 for other in others] == [True] * 3
-    fit_run.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
+    fit_run.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *radiographs, tmp_path / "without")
     assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, most = TrainingStep._on, 4
     worked: list[int] = []
@@ -125,13 +125,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 
     monkeypatch.setattr(TrainingStep, "_on", on)
     how = recipe("fgsm", model=GROUP, epochs=1)
-    assert fit_run.fit(how, *films, tmp_path / "halved").steps == 3
+    assert fit_run.fit(how, *radiographs, tmp_path / "halved").steps == 3
     assert worked == [4] * 12
     said = capsys.readouterr().err
     assert "a batch does not fit in memory: worked off in 4 parts, gradients added up" in said
     monkeypatch.setattr(TrainingStep, "_on", real)
     fit_run.fit(
-        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}), *films, tmp_path / "a"
+        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}),
+        *radiographs,
+        tmp_path / "a",
     )
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
@@ -142,12 +144,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
-        fit_run.fit(how, *films, tmp_path / "never")
+        fit_run.fit(how, *radiographs, tmp_path / "never")
 
 
-def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     """As is advised where a batch does not fit and nobody can halve it."""
-    fit_run.fit(recipe("fgsm", epochs=1), *films, tmp_path)
+    fit_run.fit(recipe("fgsm", epochs=1), *radiographs, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
     folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
     with pytest.raises(UserError, match="another run"):
@@ -156,7 +158,7 @@ def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not_fit(
-    nodes: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: int, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -169,11 +171,11 @@ def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not
     with pytest.raises(
         UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
     ):
-        fit_run.fit(how, *films, tmp_path, cards=cards)
+        fit_run.fit(how, *radiographs, tmp_path, cards=cards)
 
 
 def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = TrainingStep._on
 
@@ -183,7 +185,7 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
         return real(self, part, pixels, *rest)
 
     monkeypatch.setattr(TrainingStep, "_on", on)
-    found = fit_run.fit(recipe("fgsm"), *films, tmp_path)
+    found = fit_run.fit(recipe("fgsm"), *radiographs, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
     listed = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
@@ -195,7 +197,7 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
 
 
 def test_processor_seconds_are_those_of_all_processes(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed: list[float] = []
 
@@ -204,7 +206,7 @@ def test_processor_seconds_are_those_of_all_processes(
         return values
 
     monkeypatch.setattr(Devices, "summed", keep)
-    found = fit_run.fit(recipe(epochs=1), *films, tmp_path)
+    found = fit_run.fit(recipe(epochs=1), *radiographs, tmp_path)
     assert found.processor_seconds in summed
 
 
@@ -226,16 +228,16 @@ def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: st
         asked.check(recipe(defence), 48)
 
 
-def test_it_is_refused_before_any_film_is_looked_for(tmp_path: Path) -> None:
+def test_it_is_refused_before_any_image_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--nodes 2: start the same command on every machine"):
-        run_folder.train(recipe("fgsm"), tmp_path / "no films", tmp_path / "run", nodes=2)
+        run_folder.train(recipe("fgsm"), tmp_path / "no images", tmp_path / "run", nodes=2)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
     defence: str,
-    films: tuple[Any, Any],
+    radiographs: tuple[Any, Any],
     tmp_path: Path,
     gradients: list[dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
@@ -253,7 +255,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
             self.trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr]
 
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
-    train, val = films
+    train, val = radiographs
     how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
     found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
@@ -277,7 +279,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
 
 @pytest.mark.full
 def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = devices.Team.__init__
 
@@ -289,19 +291,19 @@ def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     monkeypatch.setattr(devices.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
     monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
     with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
-        fit_run.fit(recipe(model=GROUP), *films, tmp_path, cards=Devices(devices=2))
+        fit_run.fit(recipe(model=GROUP), *radiographs, tmp_path, cards=Devices(devices=2))
     assert not any(process.is_alive() for process in team[-1].processes)
     assert not torch.distributed.is_initialized()
 
 
 def test_validation_of_parts_adds_up_to_the_whole(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What each of three processes counts, summed by hand, on a number of images that three does not divide."""
     from trustcxr.models import factory
 
     model, how = factory.build("test_resnet", classes=3, weights="none"), recipe("fgsm")
-    whole = monitor.validate(model, films[0], how, torch.device("cpu"))
+    whole = monitor.validate(model, radiographs[0], how, torch.device("cpu"))
     counted: list[list[float]] = []
 
     class Part(Devices):
@@ -312,8 +314,8 @@ def test_validation_of_parts_adds_up_to_the_whole(
     for rank in range(5):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         counted.append([])
-        monitor.validate(model, films[0], how, torch.device("cpu"), Part(devices=5))
-    images, watched = len(films[0]), len(monitor.attacked_rows(films[0]))
+        monitor.validate(model, radiographs[0], how, torch.device("cpu"), Part(devices=5))
+    images, watched = len(radiographs[0]), len(monitor.attacked_rows(radiographs[0]))
     sums = np.sum(counted, axis=0) / [images, watched, watched]
     assert sums == pytest.approx(list(whole.values()))
 
@@ -346,7 +348,7 @@ def test_several_cards_are_for_one_run_at_a_time_here(engine: str, asked: list[o
     assert "with --engine local, one --jobs" in complaint("study", "quick", *words)
 
 
-def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -> None:
+def test_a_study_refuses_before_any_image_what_cannot_be_shared(tmp_path: Path) -> None:
     path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
     atomic.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
     said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)

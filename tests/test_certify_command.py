@@ -1,4 +1,4 @@
-"""`train --defence ibp` and `certify` from the command line, on synthetic films."""
+"""`train --defence ibp` and `certify` from the command line, on synthetic images."""
 
 import json
 import shutil
@@ -26,20 +26,22 @@ RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files.write(tmp_path_factory.mktemp("data") / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
 
 
 @pytest.fixture(scope="module")
-def run(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained by bounds, and certified at two radii."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 6 --learning-rate 0.004 --epsilon 0.01"
     shares = "--ramp 0.5 --clean-share 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
-    typed = ["train", "--data", str(films), "--out", str(folder), *options.split(), *shares.split()]
+    typed = ["train", "--data", str(images), "--out", str(folder), *options.split(), *shares.split()]
     done = RUNNER.invoke(app, typed)
     assert done.exit_code == 0, done.output
-    done = RUNNER.invoke(app, ["certify", str(folder), "--data", str(films), "--epsilon", "0.002", "--epsilon", "0.01"])
+    done = RUNNER.invoke(
+        app, ["certify", str(folder), "--data", str(images), "--epsilon", "0.002", "--epsilon", "0.01"]
+    )
     assert done.exit_code == 0, done.output
     assert "proved" in done.output
     assert "0.002" in done.output
@@ -76,15 +78,15 @@ def test_each_radius_is_held_against_the_worst_case(run: Path) -> None:
     assert {epsilon for attack, epsilon in attacked if attack == "worst-case"} == {0.002, 0.01}
 
 
-def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, films: Path, tmp_path: Path) -> None:
+def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, images: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "run"))
     first = newest(other)
-    document, place = run_folder.certify(other, films, epsilons=[0.005])
+    document, place = run_folder.certify(other, images, epsilons=[0.005])
     assert [entry.epsilon for entry in document.certified] == [0.005]
     assert ("worst-case", 0.005) in {(row.attack, row.epsilon) for row in document.attacks}
-    _, again = run_folder.certify(other, films, epsilons=[0.01, 0.002])
+    _, again = run_folder.certify(other, images, epsilons=[0.01, 0.002])
     assert again == first != place
-    typed = ["certify", str(other), "--data", str(films), "--epsilon", "0.005"]
+    typed = ["certify", str(other), "--data", str(images), "--epsilon", "0.005"]
     done = RUNNER.invoke(app, [*typed, "--method", "ibp"])
     assert done.exit_code == 0, done.output
     assert newest(other) not in (first, place)
@@ -97,8 +99,8 @@ def test_other_radii_or_another_effort_have_a_folder_of_their_own(run: Path, fil
 
 
 @pytest.mark.slow
-def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path, tmp_path: Path) -> None:
-    """A network that gives one answer is proved on a third of the films, whatever is done to them."""
+def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, images: Path, tmp_path: Path) -> None:
+    """A network that gives one answer is proved on a third of the images, whatever is done to them."""
     other = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(other / "evaluations")
     weights = load_file(other / "model.safetensors")
@@ -108,7 +110,7 @@ def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path
     content = atomic.read_yaml(other / "run.yaml")
     content["checksums"] = layout.checksums(other, content["classes"])
     atomic.write_yaml(other / "run.yaml", content)
-    done = RUNNER.invoke(app, ["certify", str(other), "--data", str(films), "--epsilon", "0.01"])
+    done = RUNNER.invoke(app, ["certify", str(other), "--data", str(images), "--epsilon", "0.01"])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "ALARM" in said
@@ -116,14 +118,14 @@ def test_what_would_flatter_is_said_beside_what_is_proved(run: Path, films: Path
 
 
 @pytest.mark.slow
-def test_a_radius_of_nothing_is_refused(run: Path, films: Path) -> None:
+def test_a_radius_of_nothing_is_refused(run: Path, images: Path) -> None:
     with pytest.raises(UserError, match="epsilon 0: no pixel may change"):
-        run_folder.certify(run, films, epsilons=[0.01, 0.0])
+        run_folder.certify(run, images, epsilons=[0.01, 0.0])
 
 
 @pytest.mark.slow
-def test_the_document_can_be_printed_as_json(run: Path, films: Path) -> None:
-    typed = ["certify", str(run), "--data", str(films), "--epsilon", "0.01", "--method", "ibp", "--json"]
+def test_the_document_can_be_printed_as_json(run: Path, images: Path) -> None:
+    typed = ["certify", str(run), "--data", str(images), "--epsilon", "0.01", "--method", "ibp", "--json"]
     done = RUNNER.invoke(app, typed)
     assert done.exit_code == 0, done.output
     assert 0 <= json.loads(done.stdout)["certified"][-1]["accuracy"]["value"] <= 1
@@ -178,21 +180,21 @@ TOO_MUCH = ["--defence", "ibp", "--clean-share", "0.9", "--set", "defence.attack
         ([*PLAIN, *TOO_MUCH], "together at most 1"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(films: Path, tmp_path: Path, typed: list[str], said: str) -> None:
-    done = RUNNER.invoke(app, ["train", "--data", str(films), "--out", str(tmp_path / "run"), "--size", "32", *typed])
+def test_what_cannot_be_is_said_in_one_line(images: Path, tmp_path: Path, typed: list[str], said: str) -> None:
+    done = RUNNER.invoke(app, ["train", "--data", str(images), "--out", str(tmp_path / "run"), "--size", "32", *typed])
     assert isinstance(done.exception, UserError) or done.exit_code == 2, done.output
     assert said in str(done.exception) + done.output
 
 
 @pytest.mark.slow
-def test_what_intervals_have_no_use_for_is_refused(run: Path, films: Path) -> None:
-    typed = ["certify", str(run), "--data", str(films), "--method", "ibp"]
+def test_what_intervals_have_no_use_for_is_refused(run: Path, images: Path) -> None:
+    typed = ["certify", str(run), "--data", str(images), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
         with pytest.raises(UserError, match="neurons and steps are of the method crown"):
             RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
 
 
 @pytest.mark.slow
-def test_an_unknown_method_is_refused_with_the_ones_there_are(run: Path, films: Path) -> None:
+def test_an_unknown_method_is_refused_with_the_ones_there_are(run: Path, images: Path) -> None:
     with pytest.raises(UserError, match="ibp, crown"):
-        RUNNER.invoke(app, ["certify", str(run), "--data", str(films), "--method", "crow"], catch_exceptions=False)
+        RUNNER.invoke(app, ["certify", str(run), "--data", str(images), "--method", "crow"], catch_exceptions=False)

@@ -95,10 +95,10 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
 
     least = crown.least_margins
     monkeypatch.setattr(crown, "least_margins", noted)
-    films = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
+    images = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
     for members in (1, 3):
-        run = Run(Path("run"), together(members), tuple(films.classes), None)
-        certified.prove(run, films, [0.3], effort=Effort(neurons=128))
+        run = Run(Path("run"), together(members), tuple(images.classes), None)
+        certified.prove(run, images, [0.3], effort=Effort(neurons=128))
     assert asked == [128, 384]
 
 
@@ -122,15 +122,17 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
 
 @pytest.mark.slow
 def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> None:
-    films = write_files.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
+    images = write_files.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 4 --learning-rate 0.004 --epsilon 0.005"
     shares = "--ramp 0.5 --clean-share 0.3 --set model.members=2 --set defence.regulariser=0.5"
     run = tmp_path / "run"
     done = CliRunner().invoke(
-        app, ["train", "--data", str(films), "--out", str(run), *options.split(), *shares.split()]
+        app, ["train", "--data", str(images), "--out", str(run), *options.split(), *shares.split()]
     )
     assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(app, ["certify", str(run), "--data", str(films), "--epsilon", "0.002", "--method", "ibp"])
+    done = CliRunner().invoke(
+        app, ["certify", str(run), "--data", str(images), "--epsilon", "0.002", "--method", "ibp"]
+    )
     assert done.exit_code == 0, done.output
     assert len(load_run(run).model.members()) == 2
     table = atomic.read_table(newest(run) / "certified.parquet")

@@ -21,14 +21,14 @@ from trustcxr.storage.schemas import read_schema
 
 
 class Restless(Brightness):
-    """Brightness, of films that are made darker or brighter by chance."""
+    """Brightness, of images that are made darker or brighter by chance."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images + 0.06 * torch.randn_like(images[:, :, :1, :1]))
 
 
 class OneSigmoid(Restless):
-    """Whether a film is bright, by chance."""
+    """Whether an image is bright, by chance."""
 
     def forward(self, images: Tensor) -> Tensor:
         moved = images + 0.06 * torch.randn_like(images[:, :, :1, :1])
@@ -46,17 +46,17 @@ LOGITS = f"{{kind: logits, classes: [{', '.join(CLASSES)}]}}"
 
 
 def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
-    films, labels = torch.rand(6, 1, 8, 8) * 0.2 + 0.4, torch.tensor([0, 1, 2, 1, 0, 2])
+    images, labels = torch.rand(6, 1, 8, 8) * 0.2 + 0.4, torch.tensor([0, 1, 2, 1, 0, 2])
     model = OverDraws(Restless())
     torch.manual_seed(3)
-    first = model.model(films).detach()
+    first = model.model(images).detach()
     with torch.no_grad():
         torch.manual_seed(3)
-        drawn = model.each(films)
+        drawn = model.each(images)
         torch.manual_seed(3)
-        mean, share = judge(model, films, labels, at_worst=False)
+        mean, share = judge(model, images, labels, at_worst=False)
         torch.manual_seed(3)
-        worst, again = judge(model, films, labels, at_worst=True)
+        worst, again = judge(model, images, labels, at_worst=True)
     assert drawn.shape == (16, 6, 3)
     assert len(drawn.unique(dim=0)) == 16
     assert not (drawn == first).all((1, 2)).any(), "an attack that begins with this random state has seen none of them"
@@ -73,10 +73,10 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
 
 
 def test_a_model_that_always_answers_the_same_has_no_draws() -> None:
-    films = torch.rand(4, 1, 8, 8)
+    images = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        logits, share = judge(Brightness(), films, torch.zeros(4, dtype=torch.long), at_worst=True)
-        assert torch.equal(logits, Brightness()(films))
+        logits, share = judge(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
+        assert torch.equal(logits, Brightness()(images))
     assert share is None
 
 
@@ -120,10 +120,10 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    films = load_dataset(greys, size=16, classes=CLASSES)
-    pixels = torch.from_numpy(np.array(films.images)).float() / 255
+    images = load_dataset(greys, size=16, classes=CLASSES)
+    pixels = torch.from_numpy(np.array(images.images)).float() / 255
     save_file(
-        {name: (pixels[row] + 0.05).clamp(0, 1) for row, name in enumerate(films.sample_ids.tolist())},
+        {name: (pixels[row] + 0.05).clamp(0, 1) for row, name in enumerate(images.sample_ids.tolist())},
         str(tmp_path / "a.safetensors"),
         metadata={"epsilon": "0.05", "by": "somebody"},
     )
@@ -151,7 +151,7 @@ def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) ->
     labels: dict[str, str | None] = {"dark": "Normal", "grey": "Normal", "bright": "bright"}
     asked: Any = {"attacks": ["worst-case"], "epsilons": [0.02], "trust_code": True}
     found = audits.audit(model, greys, tmp_path / "out", labels=labels, **asked)
-    assert found.clean.draws is None, "films as they are were answered for all findings at once"
+    assert found.clean.draws is None, "images as they are were answered for all findings at once"
     assert found.attacks[0].draws is not None
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value
     assert GREYS[2] > 0.6 > GREYS[1]

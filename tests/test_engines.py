@@ -26,7 +26,7 @@ BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "salie
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> Path:
+def images(pack: Pack) -> Path:
     return pack.images()
 
 
@@ -37,11 +37,11 @@ def small(**changes: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That study with its runs one after another in this process, which has two threads, by one of them."""
     out, threads = tmp_path_factory.mktemp("alone") / "out", torch.get_num_threads()
     torch.set_num_threads(2)
-    Study(small(), films, out, engines.get("local"), threads=1).run()  # type: ignore[arg-type]
+    Study(small(), images, out, engines.get("local"), threads=1).run()  # type: ignore[arg-type]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     return out
@@ -118,9 +118,9 @@ def test_unknown_engines_and_impossible_jobs_are_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path: Path) -> None:
     """By one thread each, unless told otherwise."""
-    Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
+    Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
         assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
@@ -145,7 +145,7 @@ def test_a_study_keeps_the_threads_that_it_began_with(tmp_path: Path, capsys: py
         pass
 
 
-def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_path: Path) -> None:
+def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_path: Path) -> None:
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
     class Backwards:
@@ -160,7 +160,7 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
             return [None] * len(tasks)
 
     engine: Engine = Backwards()  # type: ignore[assignment]
-    Study(small(), films, tmp_path, engine).run()  # type: ignore[arg-type]
+    Study(small(), images, tmp_path, engine).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
 
 

@@ -41,10 +41,10 @@ HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with synthetic films, and a run trained on them for two epochs."""
+    """A folder with synthetic images, and a run trained on them for two epochs."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_files.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
-    train, val = (films(folder, split) for split in ("Train", "Val"))
+    train, val = (images(folder, split) for split in ("Train", "Val"))
     content = {
         "model": {"name": MODEL, "weights": "none"},
         "data": {"size": 32},
@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def films(folder: Path, split: str, **options: Any) -> Any:
+def images(folder: Path, split: str, **options: Any) -> Any:
     return load_dataset(folder / "phantom", split=split, size=32, cache=folder / "cache", workers=1, **options)
 
 
@@ -65,7 +65,7 @@ def run(place: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def held_out(place: Path) -> Any:
-    return films(place, "Test")
+    return images(place, "Test")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int =
 
 def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, held_out: Any) -> None:
     about = ["sample_id", "group", "source", "split", "class", "label"]
-    about += ["view"]  # synthetic films know theirs
+    about += ["view"]  # synthetic images know theirs
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "moved", "broken_by", "gradient", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
     conditions += [(view, 0.0, 0, 0) for view in registry.VIEWS]
@@ -119,7 +119,7 @@ def test_logits_are_those_of_the_attacked_images(run: Run, held_out: Any, table:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_gradients_are_measured_of_an_even_part_of_the_films_and_of_no_more_than_said(
+def test_gradients_are_measured_of_an_even_part_of_the_images_and_of_no_more_than_said(
     run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = predictions.conditions(["fgsm"], [0.01])
@@ -132,7 +132,7 @@ def test_gradients_are_measured_of_an_even_part_of_the_films_and_of_no_more_than
 def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
-    shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
+    shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the image
     mean = pixels.mean((1, 2, 3), keepdim=True)
     views = (
         ("lungs_blacked_out", pixels * (1 - lungs)),
@@ -149,7 +149,7 @@ def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) 
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
 
 
-def test_films_with_an_empty_lung_mask_have_no_view_without_lungs(
+def test_images_with_an_empty_lung_mask_have_no_view_without_lungs(
     run: Run, held_out: Any, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     masks = np.array(held_out.masks("lung"))
@@ -171,17 +171,17 @@ def test_a_box_is_the_smallest_that_holds_the_mask() -> None:
     assert found.sum((1, 2, 3)).tolist() == [20, 1, 0]
 
 
-def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
+def test_lungs_are_shown_on_a_image_of_another_class(held_out: Any) -> None:
     labels, rows = np.asarray(held_out.labels), np.arange(len(held_out))
     other = _of_another_class(labels)
     assert (labels[other] != labels).all()
     assert (other == _of_another_class(labels)).all(), "the same for every run"
-    assert len(set(other)) > len(labels) / 3, "not one film for all"
+    assert len(set(other)) > len(labels) / 3, "not one image for all"
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
     halves = [list(_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
-    assert name == "lungs_on_another_film"
+    assert name == "lungs_on_another_image"
     shown = torch.cat([first, second])
     deep, far = soften(lungs) > 1 - 1e-6, soften(lungs) < 1e-6
     assert deep.any()
@@ -277,7 +277,7 @@ def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame)
 
 
 def test_two_classes(place: Path, tmp_path: Path) -> None:
-    """Nothing assumes three classes: films without Non-COVID are trained on, attacked and measured."""
+    """Nothing assumes three classes: images without Non-COVID are trained on, attacked and measured."""
     data = tmp_path / "phantom"
     shutil.copytree(place / "phantom", data)
     for folder in [*data.rglob("Non-COVID")]:

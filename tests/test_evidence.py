@@ -80,7 +80,7 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["evidence-full", "evidence-resnet10tx16"])
-def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
+def test_the_whole_image_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     image, model = torch.rand(1, 1, SIZE, SIZE, requires_grad=True), _model(name)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)  # a ResNet's blocks begin as nothing
@@ -89,8 +89,8 @@ def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
-def test_a_norm_over_the_film_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
-    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole film"):
+def test_a_norm_over_the_image_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
+    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole image"):
         models.build("evidence-33", classes=3, normalisation="group")
     assert models.build("evidence-full", classes=3, normalisation="group")
 
@@ -137,7 +137,7 @@ def _known(count: int = 12) -> LesionBatch:
     return LesionBatch(pixels, torch.arange(count) % 3, lung, lesion)
 
 
-def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> None:
+def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> None:
     known = _known(24)
     after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
     ill = known.labels == 0
@@ -159,9 +159,11 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
         known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0), fills=fills
     )
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
-    films = known.films(gone)
-    by_fill = [lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill) for fill in fills]
-    which = [[torch.equal(filled[row], after.pixels[film]) for filled in by_fill] for row, film in enumerate(gone)]
+    images = known.images(gone)
+    by_fill = [
+        lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
+    ]
+    which = [[torch.equal(filled[row], after.pixels[image]) for filled in by_fill] for row, image in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
     assert {one.index(True) for one in which} == {0, 1, 2}
     assert fills == get_args(Fill), "what a recipe may ask for is what there is"
@@ -182,7 +184,7 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     assert torch.equal(all_ill, lesion_edits.grey(images, lung, lung, lung))
 
 
-def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() -> None:
+def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:
     for share in (0.0, 1.0):
         recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
         module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
@@ -199,7 +201,7 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
     assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
-def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_others(
+def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     known, asked, radii, real = _known(24), {}, [], counterfactual_loss.counterfactual
@@ -223,7 +225,7 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
     assert radii[0].flatten()[~spared].tolist() == pytest.approx([0.02] * int((~spared).sum()))
 
 
-def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
+def test_a_transplanted_lesion_makes_a_healthy_image_ill() -> None:
     known = _known(24)
     after = counterfactual_loss.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
     ill_now = (known.labels == 2) & (after.labels == 0)
@@ -235,10 +237,10 @@ def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     assert not torch.equal(known.pixels, after.pixels)
 
 
-def test_a_patch_taught_as_healthy_is_lung_of_both_films() -> None:
+def test_a_patch_taught_as_healthy_is_lung_of_both_images() -> None:
     """A donor's chest wall is brighter than a lesion: put into a lung it would teach that a lesion is healthy."""
     known = _known(24)
-    known.lung[2::6, :, :, 8:18] = 0  # some healthy films have narrower lungs, and wall where lesions lie
+    known.lung[2::6, :, :, 8:18] = 0  # some healthy images have narrower lungs, and wall where lesions lie
     known.pixels[2::6, :, :, 8:18] = 0.9
     for seed in range(8):
         random = torch.Generator().manual_seed(seed)
@@ -248,7 +250,7 @@ def test_a_patch_taught_as_healthy_is_lung_of_both_films() -> None:
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
 
 
-def test_a_film_without_lungs_stays_as_it_is() -> None:
+def test_a_image_without_lungs_stays_as_it_is() -> None:
     """Its lesion has nothing to be filled with: black would teach that a hole is healthy."""
     known = _known(24)
     known.lung[[0, 2]] = 0
@@ -291,7 +293,7 @@ def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) ->
         assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
 
 
-def test_films_without_masks_are_unguided() -> None:
+def test_images_without_masks_are_unguided() -> None:
     known = _known(3)
     nothing = LesionBatch(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
     found = torch.randn(3, 4, 16, 16, requires_grad=True)
@@ -355,8 +357,8 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     from trustcxr.evaluation import load_run
     from trustcxr.training import fit_run
 
-    phantom.write(tmp_path / "films", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
-    train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
+    train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)

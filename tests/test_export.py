@@ -38,7 +38,7 @@ def made(folder: Path, *, background: str = "full", **model: object) -> Path:
         "background": asked.background,
         "classes": CLASSES,
         "recipe": asked.model_dump(mode="json"),
-        "data": {"root_name": "films", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
+        "data": {"root_name": "images", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
     }
     content["checksums"] = layout.checksums(folder, CLASSES)
     atomic.write_yaml(folder / layout.RUN_FILE, content)
@@ -65,7 +65,7 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     assert declared["source"] == "run.pt2"
     assert declared["reported"] == {
         "threat_model": "L-infinity 0.02, fgsm",
-        "training_data": "films, 48 films of Train",
+        "training_data": "images, 48 images of Train",
     }
 
 
@@ -148,15 +148,15 @@ def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: d
 
 
 @pytest.mark.slow
-def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path: Path) -> None:
     import numpy as np
     import onnx
     import onnxruntime
 
-    films = write_files.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
+    radiographs = write_files.write(tmp_path / "images", {"Train": 1, "Val": 1, "Test": 3}, size=48)
     out = tmp_path / "run.onnx"
-    found = exports.export(plain, "onnx", out, data=films)
-    assert found.films == "9 films of films"
+    found = exports.export(plain, "onnx", out, data=radiographs)
+    assert found.images == "9 images of images"
     assert [p.name for p in tmp_path.glob("run.*")] in (["run.onnx", "run.yaml"], ["run.yaml", "run.onnx"])
     assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [export.OPSET]
     session = onnxruntime.InferenceSession(str(out))
@@ -165,14 +165,14 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path:
         images = np.random.default_rng(0).random((batch, 1, 32, 32), np.float32)
         assert session.run(None, {"images": images})[0].shape == (batch, 3)
     test = tmp_path / "audit"
-    audited = run("audit", out.with_suffix(".yaml"), "--data", films, "--out", test, "--attack", "fgsm", "--json")
+    audited = run("audit", out.with_suffix(".yaml"), "--data", radiographs, "--out", test, "--attack", "fgsm", "--json")
     assert '"kind": "ONNX"' in audited.stdout
 
 
 @pytest.mark.slow
-def test_onnx_agrees_on_real_films(plain: Path, covidqu: Path, tmp_path: Path) -> None:
+def test_onnx_agrees_on_real_images(plain: Path, covidqu: Path, tmp_path: Path) -> None:
     found = exports.export(plain, "onnx", tmp_path / "run.onnx", data=covidqu)
-    assert found.films == f"{exports.FILMS} films of {covidqu.name}"
+    assert found.images == f"{exports.IMAGES} images of {covidqu.name}"
     assert (found.largest or 1) <= exports.ALLOWED
 
 
@@ -225,15 +225,15 @@ def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None
         tx.load_run("hf://robust")
 
 
-def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
+def test_names_of_training_images_stay_here_and_a_full_disk_is_said(
     plain: Path, tmp_path: Path, local_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
-    films = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "film": ["0" * 32]})
-    atomic.write_table(run_folder / layout.FILMS_FILE, films)
+    radiographs = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "image": ["0" * 32]})
+    atomic.write_table(run_folder / layout.IMAGES_FILE, radiographs)
     run("push", run_folder, "hf://lab/robust")
     sent = local_hub.place / "lab" / "robust"
-    assert atomic.read_table(sent / layout.FILMS_FILE).to_dict("list") == {"film": ["0" * 32]}
+    assert atomic.read_table(sent / layout.IMAGES_FILE).to_dict("list") == {"image": ["0" * 32]}
     assert not [path for path in sent.iterdir() if b"DOE-JANE" in path.read_bytes()]
 
     def full(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run's training films are like: what is accepted, what is called unlike, and whose weights it belongs to."""
+"""What a run's training images are like: what is accepted, what is called unlike, and whose weights it belongs to."""
 
 import json
 from pathlib import Path
@@ -22,52 +22,52 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple:
+def radiographs(pack: Pack) -> tuple:
     return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def known(run: Run, films: tuple) -> Familiarity:
-    return ood.fit(run, *films)
+def known(run: Run, radiographs: tuple) -> Familiarity:
+    return ood.fit(run, *radiographs)
 
 
-def test_the_time_that_is_left_is_said(run: Run, films: tuple, bars: list) -> None:
-    ood.fit(run, *films)
-    assert bars == [(f"training films of {run.name}", 1, 1), (f"validation films of {run.name}", 1, 1)]
+def test_the_time_that_is_left_is_said(run: Run, radiographs: tuple, bars: list) -> None:
+    ood.fit(run, *radiographs)
+    assert bars == [(f"training images of {run.name}", 1, 1), (f"validation images of {run.name}", 1, 1)]
 
 
 def pixels(data: object) -> torch.Tensor:
     return torch.cat(list(ood.batches(data)))  # type: ignore[arg-type]
 
 
-def test_95_percent_of_validation_films_are_accepted_and_pictures_of_other_things_are_not(
-    run: Run, films: tuple, known: Familiarity
+def test_95_percent_of_validation_images_are_accepted_and_pictures_of_other_things_are_not(
+    run: Run, radiographs: tuple, known: Familiarity
 ) -> None:
-    accepted = (known.score(run, pixels(films[1])) <= known.threshold).double().mean()
+    accepted = (known.score(run, pixels(radiographs[1])) <= known.threshold).double().mean()
     assert 0.95 <= float(accepted) < 1
     torch.manual_seed(0)
     foreign = {
         "noise": torch.rand(20, 1, 32, 32),
         "one grey level": torch.linspace(0, 1, 9)[:, None, None, None].expand(-1, 1, 32, 32),
-        "on its side": pixels(films[1]).rot90(1, (2, 3)),
+        "on its side": pixels(radiographs[1]).rot90(1, (2, 3)),
     }
     for name, images in foreign.items():
         refused = (known.score(run, images) > known.threshold).double().mean()
         assert float(refused) >= 0.9, name
 
 
-def test_a_film_has_one_score_alone_and_among_others(run: Run, films: tuple, known: Familiarity) -> None:
-    images = pixels(films[1])[:6]
+def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tuple, known: Familiarity) -> None:
+    images = pixels(radiographs[1])[:6]
     together = known.score(run, images)
     alone = torch.cat([known.score(run, image[None]) for image in images])
     assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-4)
     assert not run.model.training
 
 
-def test_each_view_sees_what_it_is_for(run: Run, films: tuple, known: Familiarity) -> None:
-    brighter = (pixels(films[1]) * 0.5 + 0.4).clamp(0, 1)
-    views = known.views(run, brighter) - known.views(run, pixels(films[1]))
-    assert float(views[:, 1].abs().max()) < 0.5  # the film's own view is of even contrast
+def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: Familiarity) -> None:
+    brighter = (pixels(radiographs[1]) * 0.5 + 0.4).clamp(0, 1)
+    views = known.views(run, brighter) - known.views(run, pixels(radiographs[1]))
+    assert float(views[:, 1].abs().max()) < 0.5  # the image's own view is of even contrast
     assert float(views[:, 0].abs().mean()) > 1
 
 
@@ -105,15 +105,15 @@ def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Fam
 def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, tmp_path: Path) -> None:
     ood.save(known, run.folder)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
-    for name, picture in (("film", Image.open(served.io.BytesIO(served.film(3, 64)))), ("noise", noise)):
+    for name, picture in (("image", Image.open(served.io.BytesIO(served.image(3, 64)))), ("noise", noise)):
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         image.save(tmp_path / f"{name}.png")
     small = served.packed(np.asarray(Image.fromarray(noise).resize((20, 20))))
     (tmp_path / "small.png").write_bytes(small)
-    answers = predict.predict(run.folder, [tmp_path / f"{name}.png" for name in ("film", "noise", "small")])
-    film, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
-    assert "unlike" not in film
-    assert "unlike the films that the network was trained on" in foreign
+    answers = predict.predict(run.folder, [tmp_path / f"{name}.png" for name in ("image", "noise", "small")])
+    radiograph, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
+    assert "unlike" not in radiograph
+    assert "unlike the images that the network was trained on" in foreign
     assert "grainy" in foreign
     assert "fewer than the network's 32" in tiny
     assert answers[1].rarer_than == 1.0

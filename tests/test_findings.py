@@ -44,22 +44,22 @@ class Sigmoids(nn.Module):
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 2, "films": 16})
+    gate = real.gate.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     changed = {"attacks": tuple(few), "gate": gate, "bootstrap": 200, "corruptions": light}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films of three classes, by brightness, and a list that says of some findings what is known of each film."""
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes, by brightness, and a list that says of some findings what is known of each image."""
     root, random = tmp_path_factory.mktemp("sigmoids"), np.random.default_rng(0)
     rows = []
     for name, grey in (("COVID-19", 0.62), ("Normal", 0.38), ("Non-COVID", 0.58)):
-        (root / "films" / name).mkdir(parents=True)
+        (root / "images" / name).mkdir(parents=True)
         for number in range(10):
             pixels = 255 * (grey + 0.03 * random.standard_normal() + 0.05 * random.standard_normal((16, 16)))
-            file = f"films/{name}/{name}{number}.png"
+            file = f"images/{name}/{name}{number}.png"
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / file)
             bright = "" if number == 9 else "-1.0" if number == 8 else "0.0" if name == "Normal" else "1.0"
             rows.append({"path": file, "label": name, "Bright": bright, "sex": "FM"[number % 2]})
@@ -80,7 +80,7 @@ def model(tmp_path: Path) -> Path:
 MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
 
 
-def test_what_is_known_of_a_film() -> None:
+def test_what_is_known_of_a_image() -> None:
     table = pd.DataFrame({"class": ["Edema|Hernia", "No Finding", "Edema", "Bright"]})
     expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
     np.testing.assert_array_equal(multilabel.labelled_findings(table, NAMES), expected)
@@ -109,11 +109,11 @@ def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
         assert float((found - images).abs().max()) <= 0.03 + 1e-6
 
 
-def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: Path) -> None:
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP)
+def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_path: Path) -> None:
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP)
     about = {found.name: found for found in document.findings}
     assert [found.judged for found in document.findings] == [True, False, True, False]
-    assert "of no film it is known" in about["Dark"].why
+    assert "of no image it is known" in about["Dark"].why
     assert (about["Bright"].positives, about["Edema"].positives, about["Bright"].n) == (20, 10, 30)
     points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
     clean = points["Bright", "clean", 0.0]
@@ -128,7 +128,7 @@ def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: 
     assert robust.auroc.value <= clean.auroc.value  # type: ignore[operator]
     assert robust.auroc.interval is not None
     assert robust.sensitivity_at_specificity.interval is not None
-    assert document.clean.n == 60, "a decision a film and finding"
+    assert document.clean.n == 60, "a decision an image and finding"
     assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
     text = "\n".join(sentences(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
@@ -146,10 +146,10 @@ def _labels(table: pd.DataFrame) -> Any:
 
 
 def test_unknown_labels_are_left_out_and_counted(
-    films: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subgroups, "SMALLEST", 10)
-    document = audits.audit(model, films / "list.csv", tmp_path / "out", attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "list.csv", tmp_path / "out", attacks=["fgsm"])
     bright = document.findings[0]
     assert (bright.n, bright.positives, bright.unknown) == (24, 16, 6)
     assert [p.n for p in document.operating_points] == [24] * 3
@@ -158,16 +158,16 @@ def test_unknown_labels_are_left_out_and_counted(
     assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 
 
-def test_findings_answered_the_wrong_way_round_are_noticed(films: Path, model: Path, tmp_path: Path) -> None:
+def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, model: Path, tmp_path: Path) -> None:
     turned = {"Normal": "Bright", "COVID-19": "Normal", "Non-COVID": "Normal"}
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=turned, attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=turned, attacks=["fgsm"])
     declared = next(check for check in document.gate if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
     assert document.unreliable
 
 
-def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
+def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
     class One(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.sigmoid(40 * images.mean((2, 3)) - 20)
@@ -177,19 +177,23 @@ def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
         "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n"
     )
     ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
-    document = audits.audit(tmp_path / "model.yaml", films / "films", tmp_path / "out", labels=ill, epsilons=[0.1])
+    document = audits.audit(
+        tmp_path / "model.yaml", radiographs / "images", tmp_path / "out", labels=ill, epsilons=[0.1]
+    )
     points = {(p.attack, p.epsilon): p for p in document.operating_points}
     assert points["clean", 0.0].auroc.value > 0.9  # type: ignore[operator]
     assert points["clean", 0.0].threshold == 0.5
     assert points["pgd", 0.1].auroc.value < points["clean", 0.0].auroc.value  # type: ignore[operator]
 
 
-def test_where_nothing_can_be_judged_it_is_said(films: Path, model: Path, tmp_path: Path) -> None:
+def test_where_nothing_can_be_judged_it_is_said(radiographs: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say with --label"):
-        audits.audit(model, films / "films", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"])
+        audits.audit(
+            model, radiographs / "images", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"]
+        )
 
 
-def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
+def test_the_worst_score_of_any_attack_ranks_the_images() -> None:
     def rows(attack: str, epsilon: float, margins: list[float]) -> pd.DataFrame:
         logits: Any = [np.array([0.0, m]) for m in margins]
         common = {"sample_id": ["a", "b"], "label": [1, 0], "attack": attack, "epsilon": epsilon, "severity": 0}
@@ -234,7 +238,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 
-def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path, tmp_path: Path) -> None:
+def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model: Path, tmp_path: Path) -> None:
     class Divides(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -243,10 +247,10 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path
         def forward(self, images: Tensor) -> Tensor:
             return self.net(images / 255)
 
-    honest = audits.audit(model, films / "films", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
+    honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.gate}["declaration"]
     write_onnx(Divides(), tmp_path / "net.onnx", 16)
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP, attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
     said = {check.check: check for check in document.gate}
     assert said["declaration"].passed is False
     assert said["declaration"].text.endswith("write input.range: [0, 255]")

@@ -136,7 +136,7 @@ def test_what_could_not_be_looked_at() -> None:
 @pytest.mark.parametrize(
     ("n", "share", "fails"), [(94, 5 / 94, False), (2000, 0.0532, False), (2000, 0.08, True), (1, 1, True)]
 )
-def test_a_few_films_that_float32_is_too_sure_of_accuse_no_network(n: int, share: float, fails: bool) -> None:
+def test_a_few_images_that_float32_is_too_sure_of_accuse_no_network(n: int, share: float, fails: bool) -> None:
     """An undefended EfficientNetV2B0, which every attack broke, was said to have failing gradients for 5 of 94."""
     measured = document(0.68, ("fgsm", 0.02, 0.04), ("pgd", 0.02, 0.0)) | {
         "input_gradients": {"n": n, "vanishing": share}
@@ -209,7 +209,7 @@ def test_what_square_alone_breaks_within_worst_case_is_a_black_box_that_wins() -
     assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(read(found)).because
     assert gradient_masking.verdict(read(found)).masked is True
     found["attacks"][1] |= {"n": 30, "broken_by": {"clean": 3, "apgd-margin": 12, "square": 1}}
-    assert gradient_masking.verdict(read(found)).masked is False, "one film of thirty is no more than chance"
+    assert gradient_masking.verdict(read(found)).masked is False, "one image of thirty is no more than chance"
 
 
 # --- a real sweep ----------------------------------------------------------------------------------------------------

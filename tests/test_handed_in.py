@@ -23,12 +23,12 @@ from trustcxr.storage import atomic
 
 @pytest.fixture(scope="module")
 def images(greys: Path) -> dict[str, torch.Tensor]:  # noqa: F811
-    """The films, each moved toward the next brightness: for this model the strongest that there is."""
-    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
-    pixels = torch.from_numpy(np.array(films.images)).float() / 255
-    ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(films.labels))]
+    """The images, each moved toward the next brightness: for this model the strongest that there is."""
+    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    pixels = torch.from_numpy(np.array(images.images)).float() / 255
+    ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(images.labels))]
     moved = (pixels + 0.2 * ways[:, None, None, None]).clamp(0, 1)
-    return dict(zip(films.sample_ids.tolist(), moved, strict=True))
+    return dict(zip(images.sample_ids.tolist(), moved, strict=True))
 
 
 def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
@@ -78,13 +78,13 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
         (lambda name, image: {name: image * 0 + 1.0}, {}, "beyond the epsilon of 0.2"),
         (lambda name, image: {name: image + 1}, {}, "leaves"),
         (lambda name, image: {name: image * float("nan")}, {}, "leaves"),
-        (lambda name, image: {name: image[:, 1:]}, {}, "but the film is a float image"),
+        (lambda name, image: {name: image[:, 1:]}, {}, "but the image is a float image"),
         (lambda name, image: {name: (image * 255).byte()}, {}, "torch.uint8"),
-        (lambda name, image: {"another": image}, {}, "is none of these films"),
+        (lambda name, image: {"another": image}, {}, "is none of these images"),
         (lambda name, image: {name: image}, {"epsilon": "a fifth"}, "must say epsilon"),
         (lambda name, image: {name: image}, {"by": " "}, "a name"),
         (lambda name, image: {name: image}, {"by": "team\n\n## Certified"}, "by: one line"),
-        (lambda name, image: {f"{name}#dark": image}, {}, "behind a film's id may stand nothing"),
+        (lambda name, image: {f"{name}#dark": image}, {}, "behind an image's id may stand nothing"),
         (lambda name, image: {name: image}, {"epsilon": "0.9"}, "worst-case is tried at 0.02"),
     ],
 )
@@ -112,23 +112,23 @@ def test_a_file_that_is_none_is_refused(greys: Path, tmp_path: Path) -> None:  #
 
 
 class Present(torch.nn.Module):
-    """A finding's decision: present in films brighter than a half."""
+    """A finding's decision: present in images brighter than a half."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         margin = 10 * (images.mean((1, 2, 3)) - 0.5)
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
-def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others(
+def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_others(
     greys: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
-    names = [str(name) for name, label in zip(films.sample_ids, films.labels, strict=True) if label == 2][:2]
+    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    names = [str(name) for name, label in zip(images.sample_ids, images.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
     given = submitted.read_submitted(
-        written(tmp_path / "a.safetensors", found, epsilon="1"), films, ("Bright", "Edema")
+        written(tmp_path / "a.safetensors", found, epsilon="1"), images, ("Bright", "Edema")
     )
     table = pd.DataFrame(
         {
@@ -144,23 +144,25 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
     worse, counted = submitted.worst_with_submitted(table, given, Present(), torch.device("cpu"))
     assert counted is not None
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
-    assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
+    assert wrong == [True, False, False, True], "the image's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
     only = {f"{names[0]}#Edema": dark.clone()}
-    other = submitted.read_submitted(written(tmp_path / "c.safetensors", only, epsilon="1"), films, ("Bright", "Edema"))
+    other = submitted.read_submitted(
+        written(tmp_path / "c.safetensors", only, epsilon="1"), images, ("Bright", "Edema")
+    )
     table = table[table["sample_id"].str.endswith("#Bright")]
     same, none = submitted.worst_with_submitted(table, other, Present(), torch.device("cpu"))
     assert same is table
     assert none is None
     mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
-    with pytest.raises(UserError, match="#Edma: behind a film's id may stand one of its findings, Bright, Edema"):
-        submitted.read_submitted(mistyped, films, ("Bright", "Edema"))
+    with pytest.raises(UserError, match="#Edma: behind an image's id may stand one of its findings, Bright, Edema"):
+        submitted.read_submitted(mistyped, images, ("Bright", "Edema"))
     with pytest.raises(UserError, match="holds no image"):
-        submitted.read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
-    with pytest.raises(UserError, match="nobody#Edema is none of these films"):
+        submitted.read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), images)
+    with pytest.raises(UserError, match="nobody#Edema is none of these images"):
         submitted.read_submitted(
-            written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films
+            written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), images
         )
 
 

@@ -32,8 +32,8 @@ def test_lossless_grey_is_read_exactly(tmp_path: Path, name: str) -> None:
 
 def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path) -> None:
     pytest.importorskip("imagecodecs")
-    film = np.arange(1200, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
-    path = save(tmp_path / "film.png", Image.fromarray(film))
+    image = np.arange(1200, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
+    path = save(tmp_path / "image.png", Image.fromarray(image))
     exif = Image.Exif()
     exif[274] = 3  # upside down
     content = exif.tobytes()[6:]
@@ -41,11 +41,11 @@ def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path)
     whole = path.read_bytes()
     chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path.write_bytes(whole[:-12] + chunk + whole[-12:])
-    assert np.array_equal(read_image(path), film[::-1, ::-1])
+    assert np.array_equal(read_image(path), image[::-1, ::-1])
 
 
 def test_16_bits_a_colour_are_read_where_they_are_filled_and_else_refused(tmp_path: Path) -> None:
-    """Pillow reads the higher byte of each alone: a film of 12 bits would be nearly black, without a word."""
+    """Pillow reads the higher byte of each alone: an image of 12 bits would be nearly black, without a word."""
     ramp = np.linspace(0, 1, 240).reshape(12, 20)
     for kind, channels in (("grey with transparency", 4), ("colour", 2), ("both", 6)):
         for top, reads in ((65535, True), (4095, False)):
@@ -85,8 +85,8 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
 ) -> None:
     pytest.importorskip("imagecodecs")
     random = np.random.default_rng(0)
-    film = random.integers(0, 255, (40, 30)).astype(np.uint8)
-    whole = save(tmp_path / "whole.png", Image.fromarray(film)).read_bytes()
+    image = random.integers(0, 255, (40, 30)).astype(np.uint8)
+    whole = save(tmp_path / "whole.png", Image.fromarray(image)).read_bytes()
     path, outcomes, decoded = tmp_path / "damaged.png", [], 0
     decode = read._png_decoder()
     assert decode is not None
@@ -117,8 +117,8 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
                 found.append(str(problem).encode())
         assert found[0] == found[1], number
         outcomes.append(found[0])
-        assert number or decoded == 1, "the whole film is libpng's"
-    assert outcomes[0] == film.tobytes()
+        assert number or decoded == 1, "the whole image is libpng's"
+    assert outcomes[0] == image.tobytes()
     assert len(set(outcomes)) > 5
     assert not caplog.records
 

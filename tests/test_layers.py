@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import MODEL, make_films, recipe, same, weights
+from small_runs import MODEL, make_images, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
@@ -161,10 +161,10 @@ def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytes
     ],
 )
 def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:
-    films = make_films(tmp_path)
+    radiographs = make_images(tmp_path)
     run = recipe("fgsm", model=options, epochs=1)
     assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
-    fit_run.fit(run, *films, tmp_path / "run")
+    fit_run.fit(run, *radiographs, tmp_path / "run")
     loaded = load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
     assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)
@@ -208,7 +208,7 @@ def test_a_network_without_the_layer_is_refused() -> None:
 def test_each_network_learns_for_itself_on_an_attack_of_its_own(
     model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    films = make_films(tmp_path)
+    radiographs = make_images(tmp_path)
     run = recipe("fgsm", model=model, epochs=1)
     seen: list[tuple[nn.Module, Tensor]] = []
     real = attacks.fgsm
@@ -221,7 +221,7 @@ def test_each_network_learns_for_itself_on_an_attack_of_its_own(
     together = built(run.model.name, **run.model.options())
     module = step.TrainingStep(together, run, classes=3, steps_per_epoch=3)
     module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
-    images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
+    images, labels, rows = radiographs[0].batch(range(8)), torch.as_tensor(radiographs[0].labels[:8]), torch.arange(8)
     loss = module.training_step((torch.from_numpy(images), labels, rows), 0)
     nets = list(module.model.net.nets)
     assert [net for net, _ in seen] == nets

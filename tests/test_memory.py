@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import make_films, recipe
+from small_runs import make_images, recipe
 from trustcxr.training import fit_run
 
 FAULTS = """
@@ -47,5 +47,5 @@ def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
     monkeypatch.setattr(fit_run, "keep_freed_memory", lambda: asked.append(True))
-    fit_run.fit(recipe("standard", epochs=1), *make_films(tmp_path / "films"), tmp_path / "run")
+    fit_run.fit(recipe("standard", epochs=1), *make_images(tmp_path / "images"), tmp_path / "run")
     assert asked == [True]

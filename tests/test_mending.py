@@ -18,17 +18,17 @@ from trustcxr.training import fit_run
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def refit(images: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained, and once more on validation images too; validated, with what its images are like."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    fit_run.fit(recipe(epochs=1, refit=True), *films, folder)
-    RunFolder(folder).validate(films[1])
-    ood.save(ood.fit(load_run(folder), *films), folder)
+    fit_run.fit(recipe(epochs=1, refit=True), *images, folder)
+    RunFolder(folder).validate(images[1])
+    ood.save(ood.fit(load_run(folder), *images), folder)
     return folder
 
 
@@ -105,19 +105,19 @@ def test_a_training_that_goes_on_keeps_what_it_has(run: Path) -> None:
     assert names(run / layout.BEFORE_REFIT) == {"superseded-1"}, "what validation judges is trained again first"
 
 
-def test_without_the_weights_that_validation_judged_a_run_says_what_to_do(run: Path, films: tuple[Any, Any]) -> None:
+def test_without_the_weights_that_validation_judged_a_run_says_what_to_do(run: Path, images: tuple[Any, Any]) -> None:
     shutil.rmtree(run / layout.BEFORE_REFIT)
     repair.mend(run)
-    RunFolder(run).validate(films[1])  # current: nobody asks for them
+    RunFolder(run).validate(images[1])  # current: nobody asks for them
     (run / "validation.parquet").unlink()
     with pytest.raises(UserError, match="Restore the folder, or train again"):
-        RunFolder(run).validate(films[1])
+        RunFolder(run).validate(images[1])
 
 
 def test_the_command_trains_a_run_again_that_lost_its_weights(
-    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, data, asked = tmp_path / "run", films[0].root, recipe(epochs=1)
+    out, data, asked = tmp_path / "run", images[0].root, recipe(epochs=1)
     run_folder.train(asked, data, out)
     _, place = run_folder.evaluate(out, data, attacks=["fgsm"])
     whole = (out / "model.safetensors").read_bytes()

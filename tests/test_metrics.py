@@ -147,7 +147,7 @@ def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
     ends = [found["per_class"][name]["auroc"]["ci"] for name in NAMES[3]]
     assert all(high == 1 for _, high in ends)
     assert ends[0] == pytest.approx(ends[1])
-    assert ends[2][0] < ends[0][0] < 1, "three films say less than thirty"
+    assert ends[2][0] < ends[0][0] < 1, "three images say less than thirty"
 
 
 def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:
@@ -525,7 +525,7 @@ def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
     assert "from 60.0% at epsilon 0 to 70.0%" in above.text
 
 
-def test_a_class_of_few_films_is_not_sure_because_all_are_right() -> None:
+def test_a_class_of_few_images_is_not_sure_because_all_are_right() -> None:
     labels = np.repeat([0, 1, 2], [30, 30, 3])
     found = metrics.classification(8 * np.eye(3)[labels], labels, np.arange(63), ("a", "b", "c"), resamples=200)
     rare = found.per_class["c"]
@@ -540,7 +540,10 @@ def test_a_class_of_few_films_is_not_sure_because_all_are_right() -> None:
 
 
 def test_a_class_that_is_predicted_once_and_rightly_has_an_interval() -> None:
-    """Its precision is 1, and 0 in every resample without that film: it varies, and its share does not say how much."""
+    """Its precision is 1, and 0 in every resample without that image:
+
+    It varies, and its share does not say how much.
+    """
     answers = np.array([0] * 59 + [1])
     labels = np.repeat([0, 1], 30)
     found = metrics.classification(8.0 * np.eye(2)[answers], labels, np.arange(60), ("a", "b"), resamples=50)

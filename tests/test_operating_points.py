@@ -58,7 +58,7 @@ def predictions(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, at
     logits = [np.array([0.0, s]) for s in scores]
     return pd.DataFrame(
         {
-            "sample_id": [f"film{i:04d}" for i in range(len(scores))],
+            "sample_id": [f"image{i:04d}" for i in range(len(scores))],
             "group": groups,
             "label": positive.astype(int),
             "attack": attack,
@@ -102,7 +102,7 @@ def test_a_ratio_without_limit_is_no_number() -> None:
     assert (row["sensitivity"]["value"], row["specificity"]["value"]) == (1, 1)
     assert row["specificity"]["ci"][0] > 0.8
     assert (row["auroc"]["value"], row["sensitivity_at_specificity"]["value"]) == (1, 1)
-    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty films against twenty are not all films"
+    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty images against twenty are not all images"
     assert 0.8 < row["sensitivity_at_specificity"]["ci"][0] < 1 == row["sensitivity_at_specificity"]["ci"][1]
     assert (row["likelihood_positive"]["value"], row["likelihood_positive"]["ci"]) == (None, [None, None])
     assert row["likelihood_negative"]["value"] == 0

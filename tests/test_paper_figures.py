@@ -131,7 +131,7 @@ def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
         sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:\w+ )?([\d.]+)px", text)]
         assert sizes, name
         assert min(sizes) >= 5, name
-        assert ("<image" in text) == (name == "heatmaps"), f"{name}: only films are pictures"
+        assert ("<image" in text) == (name == "heatmaps"), f"{name}: only images are pictures"
 
 
 @pytest.mark.slow

@@ -63,12 +63,12 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dic
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
     tmp_path: Path, training: dict[str, Any], said: str
 ) -> None:
-    films, out = write_files.write(tmp_path / "films", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
+    images, out = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
     wrong, right = ({"training": {"epochs": 1, "batch_size": 6} | keys} for keys in (training, {}))
     keys = {"model": NETWORK, "data": {"size": 32}}
     with pytest.raises(UserError, match=said):
-        run_folder.train(validate(RunRecipe, keys | wrong, "x"), films, out)
-    run_folder.train(validate(RunRecipe, keys | right, "x"), films, out)
+        run_folder.train(validate(RunRecipe, keys | wrong, "x"), images, out)
+    run_folder.train(validate(RunRecipe, keys | right, "x"), images, out)
     assert (out / "training.json").is_file()
 
 
@@ -119,9 +119,9 @@ def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) ->
     ("keys", "kind"), [({"background": "mask"}, "lung"), ({"counterfactuals": 0.3, "healthy": "a"}, "infection")]
 )
 def test_masks_that_are_not_there_are_said_before_the_training(tmp_path: Path, keys: dict[str, Any], kind: str) -> None:
-    data = load_dataset(films(tmp_path / "films", ("a", "b")), "Train", 32, workers=1)
+    data = load_dataset(images(tmp_path / "images", ("a", "b")), "Train", 32, workers=1)
     preflight.masks(study(), data)
-    with pytest.raises(UserError, match=f"no training film has a mask of kind (lung|{kind}), which test_resnet-"):
+    with pytest.raises(UserError, match=f"no training image has a mask of kind (lung|{kind}), which test_resnet-"):
         preflight.masks(study(training=keys), data)
 
 
@@ -151,7 +151,7 @@ def test_seeds_sizes_and_numbers_without_end_are_refused(keys: dict[str, Any]) -
         study(**keys)
 
 
-def films(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
+def images(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
     random = np.random.default_rng(0)
     for split in ("Train", "Val", "Test"):
         for name in classes:
@@ -164,8 +164,8 @@ def films(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
 
 def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> None:
     for data, said in (
-        (films(tmp_path / "one", ("a",)), "one class alone"),
-        (films(tmp_path / "val", ("a", "b"), "Val/b"), r"no image of b in the split Val \(val\)"),
+        (images(tmp_path / "one", ("a",)), "one class alone"),
+        (images(tmp_path / "val", ("a", "b"), "Val/b"), r"no image of b in the split Val \(val\)"),
     ):
         parts = {role: load_dataset(data, split, 32, workers=1) for role, split in (("train", "Train"), ("val", "Val"))}
         with pytest.raises(UserError, match=said):
@@ -173,7 +173,7 @@ def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> N
 
 
 def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
-    root = films(tmp_path / "films", ("a",))
+    root = images(tmp_path / "images", ("a",))
     (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{p},a\n" for p in root.rglob("*.png")))
     with pytest.raises(UserError, match=r"list\.csv: one class alone \(a\)"):
         preflight.classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
@@ -184,8 +184,8 @@ def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
 
 
 def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path) -> None:
-    films(tmp_path / "films", ("a",))
-    listed = tmp_path / "films" / "list.csv"
+    images(tmp_path / "images", ("a",))
+    listed = tmp_path / "images" / "list.csv"
     listed.write_text("path;class;split\nTrain/a/0.png;a;Train\nVal/a/0.png;;Val\nTest/a/0.png;b;Test\n")
     manifest = read_manifest(listed)
     assert len(manifest.table) == 2

@@ -73,10 +73,10 @@ def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import write_files
 
-    films = write_files.write(tmp_path / "films", {"Train": 1}, size=32)
-    aged(load_dataset(films, size=32, workers=1)._store.folder, 100)
+    images = write_files.write(tmp_path / "images", {"Train": 1}, size=32)
+    aged(load_dataset(images, size=32, workers=1)._store.folder, 100)
     assert [one.old for one in cache_prune.prune().found] == [True]
-    load_dataset(films, size=32, workers=1)
+    load_dataset(images, size=32, workers=1)
     assert [one.why for one in cache_prune.prune().found] == ["used within 30 days"]
 
 

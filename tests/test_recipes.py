@@ -272,7 +272,7 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
 
 
 def test_the_file_that_a_study_keeps_is_said_to_be_none(tmp_path: Path) -> None:
-    kept = {"data": "films", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
+    kept = {"data": "images", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(kept))
     with pytest.raises(UserError, match=r"study.yaml: what a study keeps of itself, and no recipe; give the recipe"):
         load_study(tmp_path / "study.yaml")

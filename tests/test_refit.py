@@ -32,12 +32,12 @@ LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
-def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:
-    both, (train, val) = Joined(*films), films
+def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
+    both, (train, val) = Joined(*images), images
     assert len(both) == 72
     assert both.split == "Train+Val"
     rows = [70, 0, 48, 47, 70]
@@ -50,7 +50,7 @@ def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:
 
 
 def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
     seen: dict[int, set[int]] = {}
@@ -64,7 +64,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     bars: list[console.Progress] = []
     closed = console.Progress.__exit__
     monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
-    summary = fit_run.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=4, refit=True), *images, tmp_path)
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
@@ -88,9 +88,9 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
 
 
 @pytest.mark.slow
-def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
-    fit_run.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
-    fit_run.fit(recipe("fgsm"), *films, tmp_path / "once")
+def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path) -> None:
+    fit_run.fit(recipe("fgsm", refit=True), *images, tmp_path / "twice")
+    fit_run.fit(recipe("fgsm"), *images, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
@@ -101,10 +101,10 @@ def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 9])
 def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
-    cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cut: int, images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("fgsm", epochs=3, refit=True)
-    whole = fit_run.fit(made, *films, tmp_path / "whole")
+    whole = fit_run.fit(made, *images, tmp_path / "whole")
     done: list[int] = []
     real = TrainingStep.training_step
 
@@ -117,10 +117,10 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
-        fit_run.fit(made, *films, tmp_path / "cut")
+        fit_run.fit(made, *images, tmp_path / "cut")
     assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
-    again = fit_run.fit(made, *films, tmp_path / "cut")
+    again = fit_run.fit(made, *images, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
     first = {4: 6, 9: 0}[cut]  # steps of it that were not done, or not saved
     assert len(done) - done.index(-1) - 1 == first + 4 * whole.refit.epochs, "nothing is trained twice"
@@ -128,21 +128,21 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
 
 def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_at(monkeypatch, 1)
     with pytest.raises(PowerCut):
-        fit_run.fit(recipe(refit=True), *films, tmp_path)
+        fit_run.fit(recipe(refit=True), *images, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
-        run_folder.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
+        run_folder.train(recipe(seed=1, refit=True), images[0].root, tmp_path)
 
 
 def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
-    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *images, tmp_path)
     assert summary.refit.stopped == "overfitting"
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
@@ -178,7 +178,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
-    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
+    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
 ) -> None:
     content = {
         "name": "twice",
@@ -191,12 +191,12 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
         "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
     }
     study = parsing.validate(StudyRecipe, content, "test")
-    document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
+    document = Study(study, images[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
-    assert judged_by_the_first(folder, films[1])
+    assert judged_by_the_first(folder, images[1])
     assert tuned_on == ["validated", "validated"]
     tested = atomic.read_table(folder / "predictions.parquet")
-    test = load_dataset(films[0].root, split="Test", size=32)
+    test = load_dataset(images[0].root, split="Test", size=32)
     again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
     assert np.allclose(
         prediction_table.logits_of(tested[tested["attack"] == "clean"]), prediction_table.logits_of(again), atol=1e-5
@@ -211,27 +211,27 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
 
 @pytest.mark.slow
 def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
-    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
+    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = films[0].root
-    fit_run.fit(recipe(refit=True), *films, tmp_path)
+    root = images[0].root
+    fit_run.fit(recipe(refit=True), *images, tmp_path)
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert judged_by_the_first(tmp_path, films[1])
+    assert judged_by_the_first(tmp_path, images[1])
     assert tuned_on == ["validated"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
         run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
         said = capsys.readouterr().err
-        assert f"was trained on these {count} films: what is measured there flatters it" in said
+        assert f"was trained on these {count} images: what is measured there flatters it" in said
         assert f"measured on the split {split} of phantom, not on a split Test" in said
     run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert "was trained on these 24 films" in capsys.readouterr().err
+    assert "was trained on these 24 images" in capsys.readouterr().err
     run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 
-def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = monitor.RefitMonitor(tmp_path, films[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
+def test_refitting_never_stops_early_for_validation(images: tuple[Any, Any], tmp_path: Path) -> None:
+    watch = monitor.RefitMonitor(tmp_path, images[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

@@ -15,8 +15,8 @@ from trustcxr import report
 from trustcxr.report.tables import table
 
 CHECK = {
-    "verdict": "Results on it would flatter: 3 films are in two splits.",
-    "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 films are in two splits", "count": 3}],
+    "verdict": "Results on it would flatter: 3 images are in two splits.",
+    "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 images are in two splits", "count": 3}],
     "probes": [
         {"view": "outer frame", "accuracy": {"value": 0.61, "ci": [0.5, 0.7]}, "chance": 0.333, "how": "tested on Test"}
     ],
@@ -169,7 +169,7 @@ def test_without_scripts_it_says_everything(browser: Any, page: Path) -> None:
         assert seen.page.locator("#theme").is_hidden()
         body = seen.page.content()
         assert sorted(figures) == sorted(seen.page.locator("data").evaluate_all("all => all.map(d => d.value)"))
-    for sentence in ("3 films are in two splits", "Outer frame", "FGSM overstates", "Methods, in words"):
+    for sentence in ("3 images are in two splits", "Outer frame", "FGSM overstates", "Methods, in words"):
         assert sentence in told
         assert sentence in body
 

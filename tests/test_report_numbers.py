@@ -374,10 +374,10 @@ def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends
 
 def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:
     run = _run(saliency={"gradcam": {"cells": "2 x 3"}, "layercam": {}})
-    film = {"image": np.zeros((1, 8, 8), np.uint8), "saliency": np.ones((1, 8, 8))}
+    image = {"image": np.zeros((1, 8, 8), np.uint8), "saliency": np.ones((1, 8, 8))}
 
     def shown(**method: str) -> str:
-        run.panels = film | {key: np.array([value]) for key, value in method.items()}
+        run.panels = image | {key: np.array([value]) for key, value in method.items()}
         return str([panel.lines for example in heatmaps.gallery([run]).examples for panel in example.panels])
 
     assert "2 × 3 cells" in shown(method="gradcam")

@@ -48,14 +48,14 @@ MAPS: dict[str, Any] = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sam
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")
-def made(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    run("train", "--data", films, *TRAIN, "--out", out)
+    run("train", "--data", images, *TRAIN, "--out", out)
     return out
 
 
@@ -65,9 +65,9 @@ def trained(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def studied(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
-    Study(parsing.validate(StudyRecipe, STUDY, "test"), films, out, engines.get("local")).run()
+    Study(parsing.validate(StudyRecipe, STUDY, "test"), images, out, engines.get("local")).run()
     return out
 
 
@@ -77,9 +77,9 @@ def study(studied: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(studied, tmp_path / "out"))
 
 
-def again(study: Path, films: Path) -> StudyDocument:
+def again(study: Path, images: Path) -> StudyDocument:
     """The same command once more."""
-    return Study(parsing.validate(StudyRecipe, STUDY, "test"), films, study, engines.get("local")).run()
+    return Study(parsing.validate(StudyRecipe, STUDY, "test"), images, study, engines.get("local")).run()
 
 
 def runs_of(study: Path) -> object:
@@ -87,9 +87,9 @@ def runs_of(study: Path) -> object:
 
 
 @pytest.fixture
-def others(films: Path, tmp_path: Path) -> Path:
-    """Another folder of the same name: one test film is another."""
-    copy = Path(shutil.copytree(films, tmp_path / "other" / "phantom"))
+def others(images: Path, tmp_path: Path) -> Path:
+    """Another folder of the same name: one test image is another."""
+    copy = Path(shutil.copytree(images, tmp_path / "other" / "phantom"))
     Image.new("L", (32, 32), 77).save(sorted(copy.rglob("Test/Normal/images/*.png"))[0])
     return copy
 
@@ -107,15 +107,17 @@ def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
 # --- a study owns its runs ------------------------------------------------------------------------------------------
 
 
-def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_figures(study: Path, films: Path) -> None:
+def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_figures(
+    study: Path, images: Path
+) -> None:
     before, run_ = content(study), study / RUN
-    run_folder.evaluate(run_, films, attacks=["fgsm", "pgd"], epsilons=[0.02, 0.3], steps=2)
-    run_folder.explain(run_, films, options=MAPS | {"methods": ["layercam"], "sample": 0})
+    run_folder.evaluate(run_, images, attacks=["fgsm", "pgd"], epsilons=[0.02, 0.3], steps=2)
+    run_folder.explain(run_, images, options=MAPS | {"methods": ["layercam"], "sample": 0})
     after = content(study)
     assert {path: after[path] for path in before} == before
     assert {path.parts[:3] for path in after.keys() - before.keys()} == {(*RUN.parts, "evaluations")}
     first = runs_of(study)
-    again(study, films)
+    again(study, images)
     assert runs_of(study) == first
     assert {path: content(study)[path][1] for path in before if path.suffix == ".parquet"} == {
         path: part[1] for path, part in before.items() if path.suffix == ".parquet"
@@ -123,27 +125,27 @@ def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_fi
     assert verify(study).differences == []
 
 
-def test_a_finished_study_computes_nothing_again(study: Path, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_computes_nothing_again(study: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
     before = content(study / RUN)
     monkeypatch.setattr(predictions, "predict", never)
     monkeypatch.setattr(atomic, "write_batches", never)
-    again(study, films)
+    again(study, images)
     assert content(study / RUN) == before
 
 
 @pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesions", "metrics", "panels"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
-    name: str, damage: str, study: Path, films: Path
+    name: str, damage: str, study: Path, images: Path
 ) -> None:
     before = content(study / RUN)
     path = next((study / RUN).glob(f"{name}.*"))
     whole = path.read_bytes()
     path.unlink() if damage == "gone" else path.write_bytes(whole[: len(whole) // 2])
-    again(study, films)
+    again(study, images)
     assert path.read_bytes() == whole
     assert {path: part[1] for path, part in content(study / RUN).items()} == {
         path: part[1] for path, part in before.items()
@@ -151,11 +153,11 @@ def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
 
 
 def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
-    study: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+    study: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trustcxr.data import load_dataset
 
-    test, made = load_dataset(films, "Test", 32), list[int]()
+    test, made = load_dataset(images, "Test", 32), list[int]()
     real = predictions.predict
 
     def predict(run: Any, data: Any, attacks: Any, **options: Any) -> Any:
@@ -170,7 +172,7 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
 
     monkeypatch.setattr(predictions, "predict", predict)
     assert [once(restarts) for restarts in (2, 2, 1, 2, 2)] == [1, 0, 1, 1, 0]
-    grouped = load_dataset(films, "Test", 32)
+    grouped = load_dataset(images, "Test", 32)
     grouped.table["group"] = "one"
     assert [once(2, grouped), once(2, grouped), once(2)] == [1, 0, 1], "patients are part of the data"
     monkeypatch.setitem(provenance.ALGORITHM_VERSION, "predictions.parquet", 99)
@@ -192,8 +194,8 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
     assert asked(other) != asked(study / RUN)
 
 
-def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: Path, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(films, tmp_path / "films"))
+def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(images, tmp_path / "images"))
     first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
@@ -206,7 +208,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
     assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
-    again(study, films)
+    again(study, images)
     assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
 
 
@@ -215,18 +217,18 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, films: 
 
 def test_training_writes_training_files_alone(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
-    assert names == {"run.yaml", "model.safetensors", "training.json", "history.csv", "films.parquet"}
+    assert names == {"run.yaml", "model.safetensors", "training.json", "history.csv", "training_images.parquet"}
 
 
-def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Path, films: Path) -> None:
-    _, first = run_folder.evaluate(trained, films, attacks=["pgd"], steps=2)
+def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Path, images: Path) -> None:
+    _, first = run_folder.evaluate(trained, images, attacks=["pgd"], steps=2)
     before = content(first)
-    _, second = run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
+    _, second = run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
     assert first.parent == second.parent == trained / "evaluations"
     assert {first.name[:-8], second.name[:-8]} == {"phantom-Test-"}
     assert (attacked(first), attacked(second)) == ([("pgd", 0.02)], [("fgsm", 0.01)])
     assert content(first) == before
-    _, maps = run_folder.explain(trained, films, options=MAPS)
+    _, maps = run_folder.explain(trained, images, options=MAPS)
     assert maps not in (first, second)
     assert {"predictions.parquet", "saliency.parquet", "lesions.parquet", "metrics.json"} <= {
         path.name for path in maps.iterdir()
@@ -236,12 +238,12 @@ def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Pat
 
 @pytest.mark.parametrize("command", ["evaluate", "explain"])
 def test_asked_again_the_folder_is_found_current(
-    command: str, trained: Path, films: Path, capsys: pytest.CaptureFixture[str]
+    command: str, trained: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ask() -> Path:
         if command == "evaluate":
-            return run_folder.evaluate(trained, films, attacks=["fgsm"])[1]
-        return run_folder.explain(trained, films, options=MAPS)[1]
+            return run_folder.evaluate(trained, images, attacks=["fgsm"])[1]
+        return run_folder.explain(trained, images, options=MAPS)[1]
 
     place = ask()
     assert "nothing was computed again" not in capsys.readouterr().err
@@ -252,9 +254,9 @@ def test_asked_again_the_folder_is_found_current(
 
 
 def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
-    trained: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, place = run_folder.explain(trained, films, options=MAPS)
+    _, place = run_folder.explain(trained, images, options=MAPS)
     whole = {path: part[1] for path, part in content(place).items()}
     shutil.rmtree(place)
     real = atomic.write_batches
@@ -268,35 +270,35 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_batches", write)
             with pytest.raises(KeyboardInterrupt):
-                run_folder.explain(trained, films, options=MAPS)
+                run_folder.explain(trained, images, options=MAPS)
 
     for name in ("saliency.parquet", "lesions.parquet", "validation.parquet"):
         killed_before(name)
     before = content(place)
     assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesions.parquet"}
-    run_folder.explain(trained, films, options=MAPS)
+    run_folder.explain(trained, images, options=MAPS)
     after = content(place)
     assert {path: after[path] for path in before} == before, "what was there is not measured again"
     assert {path: part[1] for path, part in after.items()} == whole
 
 
 def test_results_go_to_another_folder_if_one_is_named_and_are_not_mixed_there(
-    trained: Path, films: Path, others: Path, tmp_path: Path
+    trained: Path, images: Path, others: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     at = ["--attack", "fgsm", "--out", out]
-    run("evaluate", trained, "--data", films, *at)
+    run("evaluate", trained, "--data", images, *at)
     before = content(out)
     assert not (trained / "evaluations").exists()
     moved = trained.rename(tmp_path / "moved")
-    assert "nothing was computed again" in run("evaluate", moved, "--data", films, *at).stderr
+    assert "nothing was computed again" in run("evaluate", moved, "--data", images, *at).stderr
     other = Path(shutil.copytree(moved, tmp_path / "weights"))
     train_otherwise(other)
     asked: list[tuple[Any, ...]] = [
         ("evaluate", moved, "--data", others, *at),
-        ("evaluate", moved, "--data", films, "--attack", "pgd", "--steps", 2, "--out", out),
-        ("evaluate", other, "--data", films, *at),
-        ("explain", moved, "--data", films, "--method", "gradcam@-3", "--sample", 0, "--out", out),
+        ("evaluate", moved, "--data", images, "--attack", "pgd", "--steps", 2, "--out", out),
+        ("evaluate", other, "--data", images, *at),
+        ("explain", moved, "--data", images, "--method", "gradcam@-3", "--sample", 0, "--out", out),
     ]
     for words in asked:
         assert "results are never mixed. Give another --out" in complaint(*words)
@@ -312,26 +314,26 @@ def train_otherwise(run_: Path) -> None:
 
 
 def test_no_command_writes_into_a_run_a_study_or_an_audit(
-    trained: Path, study: Path, films: Path, tmp_path: Path
+    trained: Path, study: Path, images: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit" / "audit.json").write_text("{}")
     for out, what in ((trained, "a run"), (study, "a study"), (study / RUN, "a run"), (tmp_path / "audit", "an audit")):
-        said = complaint("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", out)
+        said = complaint("evaluate", trained, "--data", images, "--attack", "fgsm", "--out", out)
         assert f"{out}: holds {what}" in said
         assert said.endswith("choose another --out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.json").write_text("mine")
-    assert "did not write" in complaint("evaluate", trained, "--data", films, "--out", tmp_path / "mine")
+    assert "did not write" in complaint("evaluate", trained, "--data", images, "--out", tmp_path / "mine")
 
 
 def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_maps_and_proofs(
-    trained: Path, films: Path, others: Path, tmp_path: Path
+    trained: Path, images: Path, others: Path, tmp_path: Path
 ) -> None:
     assert "a run that is not tested yet" in complaint("report", trained)
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=1)
-    run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
-    run_folder.explain(trained, films, options=MAPS)
+    run_folder.evaluate(trained, images, attacks=["pgd"], steps=1)
+    run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
+    run_folder.explain(trained, images, options=MAPS)
     run_folder.evaluate(trained, others, attacks=["fgsm"], epsilons=[0.3])
     (shown,) = load.load_report(trained).runs
     assert [(row.attack, row.epsilon) for row in shown.attacks] == [("fgsm", 0.01)]
@@ -361,98 +363,98 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
         ("evaluations/mine.txt",),
     ],
 )
-def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...], films: Path, tmp_path: Path) -> None:
+def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...], images: Path, tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("mine")
-    said = complaint("train", "--data", films, *TRAIN, "--out", tmp_path / "out")
+    said = complaint("train", "--data", images, *TRAIN, "--out", tmp_path / "out")
     assert f"holds {', '.join(sorted(name.split('/')[0] for name in names))}, which this command did not write" in said
     assert {path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"mine"}
     assert not (tmp_path / "out" / "run.yaml").exists()
 
 
 def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
-    trained: Path, films: Path, tmp_path: Path
+    trained: Path, images: Path, tmp_path: Path
 ) -> None:
     for name in ("predictions.parquet", "report.html"):
         (tmp_path / name).write_text("mine")
-    said = complaint("audit", trained, "--data", films, "--out", tmp_path)
+    said = complaint("audit", trained, "--data", images, "--out", tmp_path)
     assert (
         "holds predictions.parquet, report.html, which this command did not write and would lose; choose another"
         in said
     )
     (tmp_path / "study.json").write_text("mine")
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
-    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
+    said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", tmp_path, "--no-check")
     assert "holds report.html, study.json, which this command did not write and would lose; choose another" in said
     assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
 
 
-def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:
+def test_a_study_goes_on_beside_its_check_of_the_data(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
     out.mkdir()
     (out / "data.yaml").write_text("path: x\n")
     (out / "data-check.json").write_text('{"verdict": "of a study that was killed then"}')
-    run("study", tmp_path / "study.yml", "--data", films, "--out", out, "--no-check")
+    run("study", tmp_path / "study.yml", "--data", images, "--out", out, "--no-check")
     assert (out / "study.json").is_file()
 
 
-def test_results_within_the_data_go_on_though_they_hold_pictures(films: Path, tmp_path: Path) -> None:
+def test_results_within_the_data_go_on_though_they_hold_pictures(images: Path, tmp_path: Path) -> None:
     for name in ("run.yaml", "study.yaml", "audit.json", "metrics.json"):
         place = tmp_path / "data" / name.replace(".", "-")
         (place / "figures").mkdir(parents=True)
         Image.new("L", (8, 8)).save(place / "figures" / "x.png")
-        with pytest.raises(UserError, match="holds the films"):
+        with pytest.raises(UserError, match="holds the images"):
             tested.check_out(place, tmp_path / "data")
         (place / name).write_text("{}")
         tested.check_out(place, tmp_path / "data")
 
 
-def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_no_results_go_among_images(trained: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
-    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", films, "--no-check")
-    assert "holds the films; choose another --out" in said
-    part = films / "Lung Segmentation Data"
-    assert "holds the films" in complaint("train", "--data", films, *TRAIN, "--out", part)
-    assert "holds the films" in complaint("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", part)
-    assert not [path for path in films.rglob("*") if path.suffix in (".json", ".yaml", ".html", ".parquet", ".lock")]
-    inside = films / "results"  # a folder of its own beside them is none of theirs
-    run_folder.evaluate(trained, films, attacks=["fgsm"], out=inside)
-    run_folder.evaluate(trained, films, attacks=["fgsm"], out=inside)
+    said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", images, "--no-check")
+    assert "holds the images; choose another --out" in said
+    part = images / "Lung Segmentation Data"
+    assert "holds the images" in complaint("train", "--data", images, *TRAIN, "--out", part)
+    assert "holds the images" in complaint("evaluate", trained, "--data", images, "--attack", "fgsm", "--out", part)
+    assert not [path for path in images.rglob("*") if path.suffix in (".json", ".yaml", ".html", ".parquet", ".lock")]
+    inside = images / "results"  # a folder of its own beside them is none of theirs
+    run_folder.evaluate(trained, images, attacks=["fgsm"], out=inside)
+    run_folder.evaluate(trained, images, attacks=["fgsm"], out=inside)
     assert attacked(inside) == [("fgsm", 0.02)]
     shutil.rmtree(inside)
 
 
-# --- which films -----------------------------------------------------------------------------------------------------
+# --- which images -----------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, studied: Path) -> None:
-    _, place = run_folder.evaluate(trained, films, attacks=["fgsm"])
+def test_the_fingerprint_stands_in_every_document(trained: Path, images: Path, studied: Path) -> None:
+    _, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
     known = atomic.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
     assert set(atomic.read_table(place / "predictions.parquet")["data"]) == {known}
-    assert atomic.read_json(place / "metrics.json")["films"] == known
+    assert atomic.read_json(place / "metrics.json")["images"] == known
     document = atomic.read_json(studied / "study.json")
     assert document["data"]["fingerprints"]["Test"] == known
     assert atomic.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
 
 
-def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, study: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a study of other films than"):
+def test_a_study_does_not_go_on_with_other_images(images: Path, others: Path, study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds a study of other images than"):
         again(study, others)
-    moved = Path(shutil.copytree(films, tmp_path / "moved"))
-    assert len(again(study, moved).plain()["runs"]) == 1, "the same films under another name are the same study"
+    moved = Path(shutil.copytree(images, tmp_path / "moved"))
+    assert len(again(study, moved).plain()["runs"]) == 1, "the same images under another name are the same study"
 
 
-def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, others: Path, tmp_path: Path) -> None:
+def test_a_finished_run_asks_for_its_images_too(trained: Path, images: Path, others: Path, tmp_path: Path) -> None:
     assert "no such" in complaint("train", "--data", tmp_path / "nowhere", *TRAIN, "--out", trained)
-    run("train", "--data", films, *TRAIN, "--out", trained)
+    run("train", "--data", images, *TRAIN, "--out", trained)
     Image.new("L", (32, 32), 79).save(sorted(others.rglob("Train/Normal/images/*.png"))[0])
-    assert "was trained on other films" in complaint("train", "--data", others, *TRAIN, "--out", trained)
+    assert "was trained on other images" in complaint("train", "--data", others, *TRAIN, "--out", trained)
 
 
-def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: Path, tmp_path: Path) -> None:
-    read_manifest(films).write(tmp_path / "clean.csv")
+def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, images: Path, tmp_path: Path) -> None:
+    read_manifest(images).write(tmp_path / "clean.csv")
     document, _ = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
     assert document.plain()["clean"]["n"] == 12
     assert document.plain()["split"] == "Test"
@@ -460,15 +462,15 @@ def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: 
     assert document.plain()["calibration"]["split"] == "Val", "the very images that are its own"
 
 
-def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere"
     for name in ("COVID-19", "Normal"):
         (foreign / name).mkdir(parents=True)
         for split in ("Train", "Test"):
-            for film in sorted(films.glob(f"Lung*/Lung*/{split}/{name}/images/*"))[:3]:
-                shutil.copy(film, foreign / name / f"{split}-{film.name}")
+            for image in sorted(images.glob(f"Lung*/Lung*/{split}/{name}/images/*"))[:3]:
+                shutil.copy(image, foreign / name / f"{split}-{image.name}")
     done = run("evaluate", trained, "--data", foreign, "--attack", "fgsm")
-    note = "was trained on 6 of these 12 films: what is measured there flatters it"
+    note = "was trained on 6 of these 12 images: what is measured there flatters it"
     assert note in done.stdout.splitlines()[0]
     document = atomic.read_json(newest(trained) / "metrics.json")
     assert note in document["notes"][0]
@@ -478,12 +480,12 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
 
 @pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
 def test_what_a_list_lacks_is_said_of_it_once(
-    command: tuple[str, ...], trained: Path, films: Path, tmp_path: Path
+    command: tuple[str, ...], trained: Path, images: Path, tmp_path: Path
 ) -> None:
-    table = read_manifest(films).table[["class", "split", "path", "infection_mask"]]
+    table = read_manifest(images).table[["class", "split", "path", "infection_mask"]]
     table = pd.concat([table, table[-1:].assign(path="gone.png")])
     for name in ("path", "infection_mask"):
-        table[name] = [None if path is None else films / path for path in table[name]]
+        table[name] = [None if path is None else images / path for path in table[name]]
     table.to_csv(tmp_path / "list.csv", index=False)
     names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
     done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
@@ -499,7 +501,7 @@ def test_one_split_in_two_roles_is_refused() -> None:
     assert "val and test are both Test" in complaint(*asked)
 
 
-def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path) -> None:
+def test_the_second_command_is_told_who_holds_the_run(trained: Path, images: Path) -> None:
     hold = (
         "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
         "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
@@ -509,8 +511,8 @@ def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path
         assert first.stdout is not None
         first.stdout.readline()
         for command in (["evaluate", trained], ["explain", trained], ["train", *TRAIN, "--out", trained]):
-            assert f"in use by process {first.pid} on" in complaint(*command, "--data", films)
-        out = ["--data", films, "--attack", "fgsm", "--out", trained.parent / "out"]
+            assert f"in use by process {first.pid} on" in complaint(*command, "--data", images)
+        out = ["--data", images, "--attack", "fgsm", "--out", trained.parent / "out"]
         run("evaluate", trained, *out)  # into a folder that nobody holds
     finally:
         first.kill()
@@ -518,7 +520,7 @@ def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path
     assert (trained / locks.LOCK_FILE).exists()
 
 
-def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films: Path) -> None:
+def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, images: Path) -> None:
     from trustcxr.data import load_dataset
 
     whole = load_run(made)
@@ -528,7 +530,7 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films
 
         model, classes, name, size, device = whole.model, whole.classes, "theirs", 32, whole.device
 
-    data = load_dataset(films, split="Test", size=32)
+    data = load_dataset(images, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
     document = run_figures.describe(Theirs(), table, resamples=100)
     assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def films(folder: Path, split: str = "Test") -> Any:
+def radiographs(folder: Path, split: str = "Test") -> Any:
     return load_dataset(folder, split=split, size=SIZE, workers=1)
 
 
@@ -64,12 +64,12 @@ def run() -> Run:
 
 @pytest.fixture(scope="module")
 def held_out(folder: Path) -> Any:
-    return films(folder)
+    return radiographs(folder)
 
 
 @pytest.fixture(scope="module")
 def levels(run: Run, folder: Path) -> dict[str, float]:
-    return evaluate.tune(run, films(folder, "Val"), METHODS)
+    return evaluate.tune(run, radiographs(folder, "Val"), METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
 
 @pytest.fixture
 def batch(held_out: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
-    """Images, labels, infection and lung masks of all annotated films, and their ids."""
+    """Images, labels, infection and lung masks of all annotated images, and their ids."""
     rows = evaluate.annotated(held_out)
     infection, lung = (torch.from_numpy(np.array(held_out.masks(kind)[rows])) for kind in ("infection", "lung"))
     images = to_pixels(torch.from_numpy(held_out.batch(rows)))
@@ -158,7 +158,7 @@ def test_a_perturbed_image_is_measured_against_the_masks_too(table: pd.DataFrame
 
 
 def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, folder: Path, levels: Any) -> None:
-    val = films(folder, "Val")
+    val = radiographs(folder, "Val")
     rows = evaluate.annotated(val)
     images, labels = to_pixels(torch.from_numpy(val.batch(rows))), torch.from_numpy(val.labels[rows])
     infection = np.array(val.masks("infection")[rows]) > 0
@@ -174,7 +174,7 @@ def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, f
 
 
 def test_the_time_that_is_left_of_tuning_is_said(run: Run, folder: Path, bars: list) -> None:
-    evaluate.tune(run, films(folder, "Val"), METHODS[:1], batch_size=2)
+    evaluate.tune(run, radiographs(folder, "Val"), METHODS[:1], batch_size=2)
     assert bars[-1] == (f"thresholds for the maps of {run.name}", 3, 3)
 
 
@@ -214,7 +214,7 @@ def test_a_map_that_goes_with_the_artefact_is_caught_and_one_that_vanishes_has_m
     assert beside["chance"]["artefact_energy"].tolist() == [1 / 16, 1 / 16]
 
 
-def test_a_turned_film_is_no_test_of_stability() -> None:
+def test_a_turned_image_is_no_test_of_stability() -> None:
     assert "rotation" not in stability.UNDER
     assert len(stability.UNDER) == len(corruptions.CORRUPTIONS) - 1
     assert set(corruptions.ARTEFACTS) <= set(stability.UNDER)
@@ -514,7 +514,7 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
     mask = next(data.rglob("Test/COVID-19/infection masks/*.png"))
     with Image.open(mask) as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
-    dataset = films(data)
+    dataset = radiographs(data)
     assert evaluate.masks_of_other_size(dataset) >= 1
     evaluate.log_masks(dataset, len(evaluate.annotated(dataset)))
     said = capsys.readouterr().err
@@ -604,7 +604,7 @@ def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder
     from trustcxr.explain.baselines import mean_mask
 
     options = OPTIONS.model_copy(update={"methods": ("layercam",), "corruptions": (), "sample": 0})
-    mean = mean_mask(films(folder, "Train").masks("infection"))
+    mean = mean_mask(radiographs(folder, "Train").masks("infection"))
     table = pd.concat(evaluate.batches(run, held_out, options, mean_mask=mean))
     clean = table[(table["method"] == "layercam") & (table["condition"] == "clean")]
     rows = evaluate.annotated(held_out)

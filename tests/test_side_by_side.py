@@ -39,8 +39,8 @@ class Seen(Brightness):
         return super().forward(images)
 
 
-def table(model: nn.Module, films: Path, **options: object) -> pd.DataFrame:
-    dataset = load_dataset(films, size=16, classes=CLASSES)
+def table(model: nn.Module, images: Path, **options: object) -> pd.DataFrame:
+    dataset = load_dataset(images, size=16, classes=CLASSES)
     asked = predictions.conditions(["fgsm", "pgd", "square", "worst-case"], [0.05], steps=2, queries=2)
     examined = ModelUnderTest("brightness", model.eval(), CLASSES, torch.device("cpu"))
     corruptions = CorruptionsRecipe(names=("gaussian_noise",), severities=(3,))

@@ -15,7 +15,7 @@ from trustcxr.study import engines
 from trustcxr.study.run_study import Study
 
 
-def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("films")) -> Manifest:
+def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("images")) -> Manifest:
     """A manifest without splits; `group` neighbouring samples are one patient."""
     records = [
         {"sample_id": f"{name}/{i}.png", "path": f"{name}/{i}.png", "class": name, "split": "All",

@@ -82,7 +82,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
 ) -> None:
     done: list[str] = []
     monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
-    atomic.write_yaml(begun / "data.yaml", {"path": "films"})
+    atomic.write_yaml(begun / "data.yaml", {"path": "images"})
     held_by(begun / "runs" / ROBUST, gone)
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
@@ -211,8 +211,8 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
     assert "--no-measure is an option of --dry-run" in complaint("study", "paper", "--no-measure")
-    assert "s3://bucket/films: a dry run downloads nothing" in complaint(
-        "study", "demo", "--dry-run", "--data", "s3://bucket/films"
+    assert "s3://bucket/images: a dry run downloads nothing" in complaint(
+        "study", "demo", "--dry-run", "--data", "s3://bucket/images"
     )
 
 

@@ -27,7 +27,7 @@ def wait(_):
         time.sleep(0.01)
 
 cli.runs.is_given = wait
-sys.argv = ["trustcxr", "evaluate", "run", "--data", "films"]
+sys.argv = ["trustcxr", "evaluate", "run", "--data", "images"]
 cli.main()
 """
 
@@ -44,7 +44,7 @@ cli.main()
         ("explain", "the results from before are kept"),
         ("report", "nothing was overwritten"),
         ("data", "files are written whole or not at all"),
-        ("serve", "nothing of any film was kept"),
+        ("serve", "nothing of any image was kept"),
         ("reader", "what the readers saved is kept"),
     ],
 )
@@ -102,10 +102,10 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, tmp_path: Path) -> None:
-    films, out = write_files.write(tmp_path / "films", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
+    images, out = write_files.write(tmp_path / "images", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
     options = {"model": MODEL, "weights": "none", "size": "32", "epochs": "100000", "patience": "100000"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    process = started("-m", "trustcxr", "train", "--data", str(films), "--out", str(out), *words)
+    process = started("-m", "trustcxr", "train", "--data", str(images), "--out", str(out), *words)
     try:
         until = time.monotonic() + 300
         while process.poll() is None and not (out / "checkpoint" / "last.ckpt").exists() and time.monotonic() < until:

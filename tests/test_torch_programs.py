@@ -61,10 +61,10 @@ def test_a_trace_of_one_size_of_batch_takes_any(count: int, tmp_path: Path) -> N
     given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
     assert given.model is not None
     assert given.model.batch == count
-    films = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
-    answers = given.model(films)
-    assert torch.allclose(answers, net(films), atol=1e-5)
-    (slope,) = torch.autograd.grad(answers[:, 0].sum(), films)
+    images = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
+    answers = given.model(images)
+    assert torch.allclose(answers, net(images), atol=1e-5)
+    (slope,) = torch.autograd.grad(answers[:, 0].sum(), images)
     assert torch.allclose(slope, net.layer.weight[0].reshape(1, 1, SIDE, SIDE).expand_as(slope), atol=1e-5)
 
 

@@ -20,7 +20,7 @@ from trustcxr.training import environment, fit_run, tracking
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
@@ -66,11 +66,11 @@ def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_tensorboard_has_every_epoch_and_the_run_is_the_same(images: tuple[Any, Any], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    fit_run.fit(recipe(), *films, tmp_path / "alone")
-    fit_run.fit(recipe(track="tensorboard"), *films, tmp_path / "tracked")
+    fit_run.fit(recipe(), *images, tmp_path / "alone")
+    fit_run.fit(recipe(track="tensorboard"), *images, tmp_path / "tracked")
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "tracked"))
     events = EventAccumulator(str(next((tmp_path / "tracked" / "tensorboard").glob("*"))))
     events.Reload()
@@ -100,7 +100,7 @@ def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path)
 
 @pytest.mark.full
 def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -108,8 +108,8 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            fit_run.fit(asked, *films, folder)
-    fit_run.fit(asked, *films, folder)
+            fit_run.fit(asked, *images, folder)
+    fit_run.fit(asked, *images, folder)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = [one for one in client.search_experiments() if one.name == "run"]
     (found,) = client.search_runs([experiment.experiment_id])
@@ -121,13 +121,13 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
 
 @pytest.mark.full
 def test_a_server_that_does_not_answer_is_one_line(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     asked = recipe(track="mlflow", tracking_uri="http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"tracking with mlflow at http://127\.0\.0\.1:9 failed"):
-        fit_run.fit(asked, *films, tmp_path / "run")
+        fit_run.fit(asked, *images, tmp_path / "run")
 
 
 def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,15 +174,15 @@ def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(
 
 @pytest.mark.full
 def test_a_run_says_what_it_took_also_over_a_cut(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            fit_run.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *images, tmp_path)
     first = atomic.read_yaml(tmp_path / "run.yaml")
     assert {"segments", "recipe", "data"} <= set(first)
-    fit_run.fit(recipe(), *films, tmp_path)
+    fit_run.fit(recipe(), *images, tmp_path)
     content = atomic.read_yaml(tmp_path / "run.yaml")
     training = schemas.read_schema(TrainingDocument, tmp_path / "training.json")
     assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
 
 
-def films(folder: Path, split: str) -> Any:
+def radiographs(folder: Path, split: str) -> Any:
     return load_dataset(folder, split=split, size=SIZE, workers=1)
 
 
@@ -73,12 +73,12 @@ def as_run(model: nn.Module) -> Run:
 
 
 def trained(folder: Path, network: nn.Module | None = None, *, epochs: int = 20) -> Run:
-    """A network that was trained on films whose lesions are plain to see."""
-    train = films(folder, "Train")
+    """A network that was trained on images whose lesions are plain to see."""
+    train = radiographs(folder, "Train")
     images = to_pixels(torch.from_numpy(train.batch(np.arange(len(train)))))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)))
+        known = known_cause.Images(images, torch.from_numpy(np.asarray(train.labels)))
         model = known_cause.fit(network or Tiny(), known, epochs=epochs, learning_rate=1e-2)
     assert known_cause.accuracy(model, known) > 0.9
     return as_run(model)
@@ -91,14 +91,14 @@ def reader(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def table(reader: Run, folder: Path) -> pd.DataFrame:
-    return evaluate.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+    return evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
 
 
-def of_film(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
-    """The film's brightness where a gate lets it through, whatever the network behind it."""
-    test = films(folder, "Test")
+def of_image(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
+    """The image's brightness where a gate lets it through, whatever the network behind it."""
+    test = radiographs(folder, "Test")
     known = to_pixels(torch.from_numpy(test.batch(np.arange(len(test)))))
-    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)  # an attacked film has the lungs of the film
+    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)  # an attacked image has the lungs of the image
     lung = torch.from_numpy(np.array(test.masks("lung")))[nearest] != 0
     bright = x[:, 0] * lung
     return bright / bright.amax((1, 2), keepdim=True)
@@ -111,7 +111,7 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run = trained(folder, Tiny(halved=(1,)), epochs=30)
-    table = evaluate.score(run, films(folder, "Test"), PLAIN, batch_size=16)
+    table = evaluate.score(run, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(table, images=72, resamples=300)["gradcam"]
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
@@ -124,12 +124,12 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
 def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it_voids(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SALIENCY, "of-film", Saliency("of-film", "brightness behind the gate", "", "nowhere:at_all"))
-    monkeypatch.setitem(methods.METHODS, "of-film", partial(of_film, folder))
+    monkeypatch.setitem(SALIENCY, "of-image", Saliency("of-image", "brightness behind the gate", "", "nowhere:at_all"))
+    monkeypatch.setitem(methods.METHODS, "of-image", partial(of_image, folder))
     run = as_run(factory.build("test_resnet", classes=3, lung_gate=True).eval())
-    options = ExplanationRecipe(methods=("of-film",), corruptions=(), sample=0)
-    found = evaluate.score(run, films(folder, "Test"), options, batch_size=16)
-    part = summarise(found, images=72, resamples=300)["of-film"]
+    options = ExplanationRecipe(methods=("of-image",), corruptions=(), sample=0)
+    found = evaluate.score(run, radiographs(folder, "Test"), options, batch_size=16)
+    part = summarise(found, images=72, resamples=300)["of-image"]
     hit = part.figure("pointing_hit_rate")
     assert hit.against_chance == "above"
     assert hit.randomised == pytest.approx(hit.value)
@@ -139,13 +139,13 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
     assert {lead.measure: lead.control for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
     assert "over brightness in the lungs, as sharp as the map" in part.verdict
-    (alarm,) = verdicts.alarms({"of-film": part})
+    (alarm,) = verdicts.alarms({"of-image": part})
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
     atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    describe.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
+    describe.describe(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 
@@ -191,7 +191,7 @@ def test_a_map_shows_something_only_above_both_controls() -> None:
 def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networks(
     table: pd.DataFrame, reader: Run, folder: Path
 ) -> None:
-    test = films(folder, "Test")
+    test = radiographs(folder, "Test")
     rows = evaluate.annotated(test)
     images, labels = to_pixels(torch.from_numpy(test.batch(rows))), torch.from_numpy(np.asarray(test.labels[rows]))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
@@ -242,11 +242,11 @@ def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table
 
 
 def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, folder: Path) -> None:
-    test = films(folder, "Test")
+    test = radiographs(folder, "Test")
     rows = evaluate.annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection, lung = (torch.from_numpy(np.array(test.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
-    smoothed = baselines.film_baselines(images, lung)["brightness"]
+    smoothed = baselines.image_baselines(images, lung)["brightness"]
     wanted, plain = (measures.pointing_hit(maps, infection) for maps in (smoothed, images[:, 0] * lung))
     assert not torch.equal(wanted, plain)
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
@@ -259,7 +259,7 @@ def test_random_weights_are_tried_on_a_bounded_number_of_images(
     reader: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baseline_scores, "CONTROLLED", 7)
-    found = evaluate.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+    found = evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(found, images=72, resamples=100)["gradcam"]
     assert part.random_weights.n == 7
     assert part.n > 7
@@ -293,7 +293,7 @@ def test_cells_are_those_of_the_layer_that_is_read(reader: Run) -> None:
 
 
 def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: Path) -> None:
-    test = films(folder, "Test")
+    test = radiographs(folder, "Test")
     rows = evaluate.annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
@@ -337,7 +337,7 @@ def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.D
     assert "pointing hit rate" not in part.verdict
 
 
-def test_edges_are_where_the_film_is_steep_and_even_films_have_none() -> None:
+def test_edges_are_where_the_image_is_steep_and_even_images_have_none() -> None:
     images = torch.zeros(1, 1, 9, 9)
     images[..., 5:] = 1
     found = baselines.edges(images)[0]
@@ -346,7 +346,7 @@ def test_edges_are_where_the_film_is_steep_and_even_films_have_none() -> None:
     assert baselines.edges(torch.full((1, 1, 9, 9), 0.7)).abs().max() < 1e-6
 
 
-def test_the_mean_mask_is_of_the_films_that_have_one() -> None:
+def test_the_mean_mask_is_of_the_images_that_have_one() -> None:
     masks = np.zeros((4, 2, 2), np.uint8)
     masks[0, 0, 0] = masks[1, 0] = 1
     assert baselines.mean_mask(masks).tolist() == [[1.0, 0.5], [0.0, 0.0]]

@@ -64,9 +64,9 @@ def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verified")
-    films = write_files.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    images = write_files.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
-    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    Study(recipe, images, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"
 
 
@@ -153,7 +153,7 @@ def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        ("predictions.parquet", lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 films without a row"),
+        ("predictions.parquet", lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 images without a row"),
         ("predictions.parquet", lambda t: t.assign(label=[99, *t["label"].iloc[1:]]), "the label 99, of 3 classes"),
         ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
         ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),

@@ -103,10 +103,10 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert "created" not in text, "nobody knows when"
     assert "run.yaml could not be read" in text
     (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
-    (one / "data-check.json").write_text('{"verdict": "3 films are in two splits."}')
+    (one / "data-check.json").write_text('{"verdict": "3 images are in two splits."}')
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
-    assert "3 films are in two splits." in text, "where the page says that it will be looked for"
+    assert "3 images are in two splits." in text, "where the page says that it will be looked for"
     assert "comes from metrics.json, data-check.json and the tables beside it" in text
     (one / "metrics.json").unlink()
     assert f"not tested yet: `trustcxr evaluate {one} --data PATH` comes first" in complaint("report", one)

@@ -193,7 +193,7 @@ Cut = Callable[[Journal], None]
 
 
 class Starts:
-    """Starts one command again and again, with films and results in `base` and TMPDIR elsewhere."""
+    """Starts one command again and again, with images and results in `base` and TMPDIR elsewhere."""
 
     def __init__(self, base: Path, temporary: Path) -> None:
         self.base, self.temporary = base, temporary

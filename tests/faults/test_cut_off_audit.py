@@ -18,9 +18,9 @@ ONE = r"^after first replace .*\.parts/"  # a batch's rows are kept, and no more
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films in several batches, and somebody else's network."""
+    """Images in several batches, and somebody else's network."""
     base = tmp_path_factory.mktemp("cut-off")
-    write_files.write(base / "films", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
+    write_files.write(base / "images", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
     exported(small(), base / "m.pt2")
     (base / "m.yaml").write_text(
         f"source: m.pt2\ninput: {{size: {SIDE}, channels: 3, mean: {list(MEAN)}, std: {list(STD)}}}\n"
@@ -38,7 +38,7 @@ def whole(base: Path) -> dict[str, str]:
 
 
 def audit(base: Path, place: Path) -> list[str]:
-    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out"), "--trust-code"]
+    return ["audit", str(base / "m.yaml"), "--data", str(base / "images"), "--out", str(place / "out"), "--trust-code"]
 
 
 @pytest.mark.slow

@@ -18,15 +18,15 @@ from trustcxr.study import demo
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "study": ("study", "{base}/tiny.yaml", "--data", "{base}/films", "--out", "{place}/study"),
-    "train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/new"),
-    "evaluate": ("evaluate", "{place}/run", "--data", "{base}/films", "--attack", "fgsm"),
-    "explain": ("explain", "{place}/run", "--data", "{base}/films", "--sample", "0", "--method", "gradcam"),
-    "audit": ("audit", "{place}/run", "--data", "{base}/films", "--attack", "fgsm", "--out", "{place}/audit"),
+    "study": ("study", "{base}/tiny.yaml", "--data", "{base}/images", "--out", "{place}/study"),
+    "train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/new"),
+    "evaluate": ("evaluate", "{place}/run", "--data", "{base}/images", "--attack", "fgsm"),
+    "explain": ("explain", "{place}/run", "--data", "{base}/images", "--sample", "0", "--method", "gradcam"),
+    "audit": ("audit", "{place}/run", "--data", "{base}/images", "--attack", "fgsm", "--out", "{place}/audit"),
 }
 # The second of each pair on the folder of the first.
 NEW = {"evaluate": ("evaluate", "{place}/new", *COMMANDS["evaluate"][2:])}
-OLD = {"train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/run")}
+OLD = {"train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/run")}
 PAIRS = {
     "two studies": (COMMANDS["study"], COMMANDS["study"], "study"),
     "two trainings": (COMMANDS["train"], COMMANDS["train"], "new"),
@@ -39,9 +39,9 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films, a recipe and a trained run."""
+    """Images, a recipe and a trained run."""
     base = tmp_path_factory.mktemp("two")
-    write_files.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     words = [word.format(base=base, place=base) for word in OLD["train"]]
     ended = Starts(base, base / "temporary").start(words).ended()

@@ -49,7 +49,7 @@ class BPDA(TorchFunctionMode):
     A step (rounding, sign) has the slope 1; a saturating function a little beside its own; a `detach` or `no_grad` is
     passed over. A tensor that leaves torch or becomes whole numbers is remembered, and one that comes back and is like
     it (correlation above 0.5) has the slope of the line between the two; of pictures, whose `sides` (H, W) are those of
-    the films, the slope at each frequency, since JPEG by another library keeps the coarse and loses the fine, and an
+    the images, the slope at each frequency, since JPEG by another library keeps the coarse and loses the fine, and an
     attack must not spend itself on that.
     """
 

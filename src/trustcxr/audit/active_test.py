@@ -1,6 +1,7 @@
 """Would the attack find an adversarial example that is sure to exist?
 
-Zimmermann et al. 2022 ("Increasing confidence in adversarial robustness evaluations"): around a film, points inside the
+Zimmermann et al. 2022 ("Increasing confidence in adversarial robustness evaluations"): around an image, points inside
+the
 ball of radius epsilon are called clean and one of its corners adversarial, and a new last layer is fitted that tells
 them apart by the model's own features. All else of the model is as it was, its defences too. An attack that does not
 find its way to the adversarial side says nothing about the model.
@@ -80,19 +81,19 @@ def active_test(
         if not kept:
             return None
         weights, biases = zip(*[part for part in fitted if part is not None], strict=True)
-        films, corners = images[kept], corners[kept]
+        radiographs, corners = images[kept], corners[kept]
     new = _NewReadout(model, place, torch.stack(weights), torch.stack(biases), margin)
-    labels = torch.zeros(len(films), dtype=torch.long, device=films.device)
+    labels = torch.zeros(len(radiographs), dtype=torch.long, device=radiographs.device)
     sure = wrong_share(new, corners, labels, draws=draws) > 0.5  # what the rest of the model makes of them
     if not bool(sure.any()):
         return None
-    found = torch.zeros(len(films), dtype=torch.bool, device=films.device)
+    found = torch.zeros(len(radiographs), dtype=torch.bool, device=radiographs.device)
     for variant in variants or traits.variants(model):
         seen = _as(variant, new)
-        tried = pgd(seen, films, labels, epsilon=epsilon, steps=steps, seed=seed)
+        tried = pgd(seen, radiographs, labels, epsilon=epsilon, steps=steps, seed=seed)
         found |= wrong_share(new, tried, labels, draws=draws) > 0.5
     chance = torch.zeros_like(found)
-    for tried in _around(films, epsilon, steps, random, corner=True).unbind(1):
+    for tried in _around(radiographs, epsilon, steps, random, corner=True).unbind(1):
         chance |= wrong_share(new, tried, labels, draws=draws) > 0.5
     share = lambda hits: float(hits[sure].float().mean())  # noqa: E731
     return Planted(int(sure.sum()), share(found), share(chance))

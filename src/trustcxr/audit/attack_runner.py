@@ -17,7 +17,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 
-COMPARED = 8  # films on which the faster model must answer as the model does
+COMPARED = 8  # images on which the faster model must answer as the model does
 
 
 @dataclass
@@ -25,16 +25,16 @@ class AttackRunner:
     """Carries out the attacks of an examination on `model`, by what the door found out about it.
 
     Where nothing stops gradients an attack is what it is for a run of ours; it looks for images on the model with
-    BatchNorm folded away, and what it claims is confirmed on the model itself, else looked for there. `films` (N, 1, H,
-    W) are those that this is tried on. `taught` gets the films that a surrogate learns from; None: it is those.
-    `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the ranking of films is
+    BatchNorm folded away, and what it claims is confirmed on the model itself, else looked for there. `images` (N, 1,
+    H, W) are those that this is tried on. `taught` gets the images that a surrogate learns from; None: it is those.
+    `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the ranking of images is
     seen too. What is found is judged on the model itself by whoever calls.
     """
 
     model: nn.Module
     traits: GradientTraits
     gradients: bool
-    films: Tensor
+    images: Tensor
     whole_climb: bool = False
     taught: Callable[[], Tensor] | None = None
 
@@ -95,7 +95,7 @@ class AttackRunner:
     @cached_property
     def fast(self) -> nn.Module:
         """The model to search on where nothing stops gradients: the same, with BatchNorm folded away."""
-        return fused(self.model, self.films[:COMPARED])
+        return fused(self.model, self.images[:COMPARED])
 
     @property
     def plain(self) -> bool:
@@ -115,8 +115,8 @@ class AttackRunner:
         """A network distilled from the model, where its own gradients are not enough."""
         if not needs_surrogate(self.traits, self.gradients):
             return None
-        films = self.films if self.taught is None else self.taught()
-        return distil(self.model, films, scale=self.traits.scale)
+        images = self.images if self.taught is None else self.taught()
+        return distil(self.model, images, scale=self.traits.scale)
 
 
 def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:

@@ -1,4 +1,4 @@
-"""The films of an audit: those that are examined, those of validation that thresholds are chosen on, given scores."""
+"""The images of an audit: those that are examined, those of validation that thresholds are chosen on, given scores."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -27,19 +27,19 @@ from trustcxr.runs.test_data import log_reading, manifest_of, report_skipped
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 
-TAUGHT = 256  # films of training that a surrogate learns from, at most
-_SURE = 2  # names that are one film's alone
+TAUGHT = 256  # images of training that a surrogate learns from, at most
+_SURE = 2  # names that are one image's alone
 
 
 @dataclass(frozen=True)
 class Taught:
-    """What a surrogate learns from: `rows` of the training films, none of them examined, nor of a patient who is."""
+    """What a surrogate learns from: `rows` of the training images, none of them examined, nor of a patient who is."""
 
     training: Dataset
     rows: np.ndarray
 
     def pixels(self, device: torch.device) -> Tensor:
-        """The films, (N, 1, H, W) in [0, 1]."""
+        """The images, (N, 1, H, W) in [0, 1]."""
         return pixels_of(self.training, self.rows, device)
 
 
@@ -47,9 +47,9 @@ class Taught:
 class AuditImages:
     """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
 
-    taught: films of training for a surrogate; None where the data have none, or there is no model to ask.
-    of_validation: whether the films examined are the validation images themselves.
-    shared: names that several films of the data have, of whichever split: their files', with and without the ending.
+    taught: images of training for a surrogate; None where the data have none, or there is no model to ask.
+    of_validation: whether the images examined are the validation images themselves.
+    shared: names that several images of the data have, of whichever split: their files', with and without the ending.
     """
 
     examined: Dataset
@@ -62,11 +62,11 @@ class AuditImages:
     def unchosen(self) -> str:
         """Why no threshold could be chosen on validation images, in words, where none of them has an answer."""
         return (
-            "validation images are the films looked at" if self.of_validation else "no validation image has an answer"
+            "validation images are the images looked at" if self.of_validation else "no validation image has an answer"
         )
 
 
-def open_films(
+def open_images(
     subject: Subject,
     data: Path,
     split: str | None,
@@ -75,7 +75,7 @@ def open_films(
 ) -> AuditImages:
     """The data in the model's size, shape and classes: the test split unless said, where there is one, else all.
 
-    Data without splits that a run was trained on are divided as they were then: its training films are not examined.
+    Data without splits that a run was trained on are divided as they were then: its training images are not examined.
 
     Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
     """
@@ -115,8 +115,8 @@ def _has(manifest: Manifest, split: str, examined: str | None) -> bool:
 
 
 def _taught(training: Dataset, examined: Dataset) -> Taught | None:
-    """Training films for a surrogate: the classes in turn, the same each time; None where all are films examined."""
-    strange = ~np.isin(training.groups, examined.groups) & ~np.isin(training.film_sums, examined.film_sums)
+    """Training images for a surrogate: the classes in turn, the same each time; None where all are images examined."""
+    strange = ~np.isin(training.groups, examined.groups) & ~np.isin(training.image_sums, examined.image_sums)
     rows = np.flatnonzero(strange)
     return Taught(training, rows[in_turn(np.asarray(training.labels)[rows], TAUGHT)]) if len(rows) else None
 
@@ -128,14 +128,14 @@ def trained_on(run: Run) -> str:
 
 
 def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Films for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
+    """Images for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
     labels = np.asarray(dataset.labels)
     chosen = in_turn(labels, count)
     return pixels_of(dataset, chosen, device), torch.from_numpy(labels[chosen]).to(device)
 
 
 def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
-    """The rows of `count` films, the classes in turn as far as they reach, the same each time."""
+    """The rows of `count` images, the classes in turn as far as they reach, the same each time."""
     random = np.random.default_rng(0)
     turns = [
         (turn, k, i)
@@ -146,7 +146,7 @@ def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
-    """Some films, (N, 1, H, W) in [0, 1]."""
+    """Some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
@@ -155,7 +155,7 @@ def scored(
 ) -> tuple[pd.DataFrame, list[Check]]:
     """Given scores as clean predictions of the images that they are of; and how many images have none.
 
-    `shared`: names that several films of the data have, so that they say of none which it is.
+    `shared`: names that several images of the data have, so that they say of none which it is.
     """
     assert subject.predictions is not None
     about = evaluation.about_images(dataset)
@@ -166,7 +166,7 @@ def scored(
         rows += [(place, scores[known])] if known is not None else []
         named += known is not None
         unclear += known is None and any(name in scores for name in names)
-    told = f"; {unclear} are named as several films are: give their ids or paths" if unclear else ""
+    told = f"; {unclear} are named as several images are: give their ids or paths" if unclear else ""
     if not rows:
         raise UserError(
             f"{subject.origin.path}: no row is of an image in {dataset.where}; ids are such as {about['sample_id'][0]}"
@@ -188,6 +188,6 @@ def _names(table: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def _shared(manifest: Manifest) -> frozenset[str]:
-    """What more than one film of the data may be called."""
+    """What more than one image of the data may be called."""
     counts = Counter(name for names in _names(manifest.table) for name in set(names))
     return frozenset(name for name, count in counts.items() if count > 1)

@@ -24,9 +24,9 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
     corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ;
     of the worst case not where images that somebody handed in made that of the worse of the two alone what it is.
-    Of models of findings a row is of all decisions; behind it, as films are and under the worst case, one of each.
-    Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
-    Of films that were changed by other lung masks in one of them there is no row.
+    Of models of findings a row is of all decisions; behind it, as images are and under the worst case, one of each.
+    Each is judged by its own classes, in whichever order, on the images at its own size; images are matched by their
+    ids. Of images that were changed by other lung masks in one of them there is no row.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
     predictions.parquet beside each is whole.
     """
@@ -36,7 +36,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
         check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
-    _refuse_other_films(audits, tables, (first, second))
+    _refuse_other_images(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
     by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
@@ -133,14 +133,14 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
 
 
-def _refuse_other_films(
+def _refuse_other_images(
     audits: Sequence[AuditDocument], tables: Sequence[Mapping[Key, "pd.DataFrame"]], where: tuple[Path, Path]
 ) -> None:
-    """UserError where the films of two tables have other names; some may lack in one that leaves out films."""
+    """UserError where the images of two tables have other names; some may lack in one that leaves out images."""
     one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
     partly = any(document.data.partial or document.findings for document in audits)
     if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
         raise UserError(
-            f"{where[0]} and {where[1]}: the films in {layout.PREDICTIONS_FILE} of one are named otherwise than in "
+            f"{where[0]} and {where[1]}: the images in {layout.PREDICTIONS_FILE} of one are named otherwise than in "
             "that of the other; audit both models again, into new folders"
         )

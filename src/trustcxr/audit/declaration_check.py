@@ -20,7 +20,7 @@ from trustcxr.audit.formats.model_file import IMAGENET, InputSpec
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.statistics import Bootstrap, Floats, interval
 
-ENOUGH = 20  # films from which on scores alone tell a wrong order: the test needs ten answers that turn right
+ENOUGH = 20  # images from which on scores alone tell a wrong order: the test needs ten answers that turn right
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
 _BETTER = 0.10  # accuracy that another declaration must have more
 _SURE = 1e-3  # McNemar's exact p-value below which it is believed
@@ -31,7 +31,7 @@ _CHANCE = 0.05  # the same, of a binomial test against chance
 BETTER = 0.10  # AUROC, or mean of sensitivity and specificity, that another declaration must have more
 HALFWAY = 0.75  # what it must have itself, of the same: halfway from chance to all
 BLIND = 0.60  # mean of sensitivity and specificity below which a threshold tells next to nothing
-EACH = 10  # films that have a finding, and films that have it not, for it to speak for another declaration
+EACH = 10  # images that have a finding, and images that have it not, for it to speak for another declaration
 _LEVEL = 0.998  # of the interval that must lie above 0
 
 
@@ -60,10 +60,11 @@ class Declared:
 def check_declaration(
     model: nn.Module, classes: tuple[str, ...], images: Tensor, labels: Tensor, *, draws: int = 1
 ) -> Declared:
-    """Compare the declaration with others on films (N, 1, H, W) in [0, 1] of known class, (N,).
+    """Compare the declaration with others on images (N, 1, H, W) in [0, 1] of known class, (N,).
 
     Another is believed only where it is right on ten points more, surely so (McNemar's exact test). A model that is
-    merely bad on these films is not to be accused: where the other is right on less than halfway from chance to all, it
+    merely bad on these images is not to be accused: where the other is right on less than halfway from chance to all,
+    it
     must be surely above chance and do better by more and more surely, an order for each output that moves. The model's
     own order is compared with every other by matching answers to labels. `draws`: of a model that answers at random,
     how many passes an answer is the mean of.
@@ -76,7 +77,7 @@ def check_declaration(
 def check_order(
     classes: tuple[str, ...], answers: np.ndarray, truth: np.ndarray, *, table: str | None = None
 ) -> Declared:
-    """The same from the answers (N,) to films of known class (N,) alone: only another order can be tried.
+    """The same from the answers (N,) to images of known class (N,) alone: only another order can be tried.
 
     `table`: of given scores the file that they stand in, where the remedy is to be written.
     """
@@ -157,9 +158,9 @@ def _p_value(more: int, less: int, likely: float = 0.5) -> float:
 
 
 def _each_moves(other: _Other, own: np.ndarray, truth: np.ndarray) -> bool:
-    """Whether each output that gets another class has surely answered films of that class, and not of its own.
+    """Whether each output that gets another class has surely answered images of that class, and not of its own.
 
-    One that answers hardly anything, or all films alike, says nothing of the order.
+    One that answers hardly anything, or all images alike, says nothing of the order.
     """
     before = own if other.before is None else other.before
     order = np.arange(0) if other.order is None else other.order
@@ -202,8 +203,8 @@ def _inverted(model: nn.Module) -> str:
         black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
         if len(black) == len(white) == 1:
             without = " without mean and std" if model.taken.mean or model.taken.std else ""
-            return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}, as MONOCHROME1 films are inverted"
-    return "the films themselves inverted, as MONOCHROME1 films are"
+            return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}, as MONOCHROME1 images are inverted"
+    return "the images themselves inverted, as MONOCHROME1 images are"
 
 
 def inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
@@ -252,7 +253,7 @@ def _logits(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class DeclarationResult:
-    """What is known of films and answered about them: `truth` and `margins` (N, F), `groups` (N,) of patients.
+    """What is known of images and answered about them: `truth` and `margins` (N, F), `groups` (N,) of patients.
 
     truth: 1 present, 0 absent, NaN not known. margins: logits above the thresholds of the findings.
     """
@@ -262,15 +263,15 @@ class DeclarationResult:
     groups: NDArray[np.str_]
 
     def other(self, margins: Floats) -> "DeclarationResult":
-        """The same films with other answers."""
+        """The same images with other answers."""
         return DeclarationResult(self.truth, margins, self.groups)
 
     def at(self, rows: NDArray[np.intp]) -> "DeclarationResult":
-        """Some of the films."""
+        """Some of the images."""
         return DeclarationResult(self.truth[rows], self.margins[rows], self.groups[rows])
 
     def auroc(self, weights: Floats, finding: int, output: int | None = None) -> Floats:
-        """How well an output (the finding's own unless said) ranks films by a finding, in each resample (R,)."""
+        """How well an output (the finding's own unless said) ranks images by a finding, in each resample (R,)."""
         known = np.isfinite(self.truth[:, finding])
         scores = self.margins[known, finding if output is None else output]
         return statistics.auroc(scores, self.truth[known, finding] == 1, weights[:, known])
@@ -287,12 +288,12 @@ class DeclarationResult:
 
 
 def places(truth: Floats) -> list[int]:
-    """The findings that EACH films have, and as many have not."""
+    """The findings that EACH images have, and as many have not."""
     return [k for k in range(truth.shape[1]) if min((truth[:, k] == state).sum() for state in (0, 1)) >= EACH]
 
 
 def chosen(truth: Floats, count: int) -> NDArray[np.intp]:
-    """Films (at most `count` for each finding) with and without each in turn, the same each time."""
+    """Images (at most `count` for each finding) with and without each in turn, the same each time."""
     random = np.random.default_rng(0)
     turns = [
         (turn, k, state, int(row))
@@ -303,23 +304,23 @@ def chosen(truth: Floats, count: int) -> NDArray[np.intp]:
     return np.array(list(dict.fromkeys(row for *_, row in sorted(turns)))[: count * truth.shape[1]], dtype=np.intp)
 
 
-def other_names(names: Sequence[str], films: DeclarationResult, *, table: str | None = None) -> str | None:
+def other_names(names: Sequence[str], images: DeclarationResult, *, table: str | None = None) -> str | None:
     """The names as they would have to be for each finding whose output is another's; None where none surely is.
 
     `table`: the file of given scores, whose columns have these names.
     """
     from scipy.optimize import linear_sum_assignment
 
-    judged = places(films.truth)
+    judged = places(images.truth)
     if len(judged) < 2:
         return None
-    itself = np.ones((1, len(films.truth)))
-    worth = np.array([[(films.auroc(itself, f, k) + films.rates(itself, f, k))[0] for f in judged] for k in judged])
+    itself = np.ones((1, len(images.truth)))
+    worth = np.array([[(images.auroc(itself, f, k) + images.rates(itself, f, k))[0] for f in judged] for k in judged])
     taken = dict(zip(judged, np.array(judged)[linear_sum_assignment(worth, maximize=True)[1]].tolist(), strict=True))
-    weights = Bootstrap.over(films.groups).row_weights().astype(float)
+    weights = Bootstrap.over(images.groups).row_weights().astype(float)
     order = list(range(len(names)))
     for cycle in _cycles(taken):
-        if _gain(films, weights, [(taken[k], k) for k in cycle]):
+        if _gain(images, weights, [(taken[k], k) for k in cycle]):
             for k in cycle:
                 order[k] = taken[k]
     if order == list(range(len(names))):
@@ -327,33 +328,34 @@ def other_names(names: Sequence[str], films: DeclarationResult, *, table: str | 
     return format_names(names, order, table)
 
 
-def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: DeclarationResult) -> str | None:
+def other_input(model: nn.Module, images: Tensor, cuts: Floats, radiographs: DeclarationResult) -> str | None:
     """The declaration of the input, in the words of the model file, with which findings are surely told better.
 
-    `images` (N, 1, H, W) are those of `films`, `cuts` (F,) the logits above which findings are there. Better is to rank
-    films better; or, where thresholds as declared tell next to nothing of any finding, to tell every one by them and
+    `images` (N, 1, H, W) are those of `images`, `cuts` (F,) the logits above which findings are there. Better is to
+    rank
+    images better; or, where thresholds as declared tell next to nothing of any finding, to tell every one by them and
     to rank no worse. None where no other declaration does.
     """
-    weights = Bootstrap.over(films.groups).row_weights().astype(float)
-    judged = places(films.truth)
+    weights = Bootstrap.over(radiographs.groups).row_weights().astype(float)
+    judged = places(radiographs.truth)
     if not judged:
         return None
-    own = _figures(films, weights, judged)
+    own = _figures(radiographs, weights, judged)
     found = []
     for remedy, changed, given in _other_inputs(model, images):
         logits = _logits(changed, given).double().cpu().numpy()
-        other = _figures(films.other(logits - cuts), weights, judged)
+        other = _figures(radiographs.other(logits - cuts), weights, judged)
         if _ranks_better(own, other) or _tells_better(own, other):
             found.append((float(np.mean([figure[:, 0] for figure in other])), remedy))
     highest = max((mean for mean, _ in found), default=0.0)
     return next((remedy for mean, remedy in found if mean >= highest - _ALIKE), None)
 
 
-def _figures(films: DeclarationResult, weights: Floats, judged: list[int]) -> tuple[Floats, Floats]:
+def _figures(images: DeclarationResult, weights: Floats, judged: list[int]) -> tuple[Floats, Floats]:
     """AUROC, and the mean of both rates, of each finding in each resample: both (F, R)."""
     return (
-        np.array([films.auroc(weights, k) for k in judged]),
-        np.array([films.rates(weights, k) for k in judged]),
+        np.array([images.auroc(weights, k) for k in judged]),
+        np.array([images.rates(weights, k) for k in judged]),
     )
 
 
@@ -369,7 +371,7 @@ def _tells_better(own: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> b
     return blind and no_worse and bool(rates[0] >= HALFWAY) and _surely(rates - own[1].mean(0))
 
 
-def _gain(films: DeclarationResult, weights: Floats, moved: list[tuple[int, int]]) -> bool:
+def _gain(images: DeclarationResult, weights: Floats, moved: list[tuple[int, int]]) -> bool:
     """Whether each of these findings is surely told better by another output than by its own, (finding, output) each.
 
     Of all it is ranked by a clear margin better; or told better at the thresholds by one, and ranked somewhat better:
@@ -378,7 +380,7 @@ def _gain(films: DeclarationResult, weights: Floats, moved: list[tuple[int, int]
     ranked: list[Floats] = []
     told: list[Floats] = []
     for finding, output in moved:
-        for figures, gains in ((films.auroc, ranked), (films.rates, told)):
+        for figures, gains in ((images.auroc, ranked), (images.rates, told)):
             other = figures(weights, finding, output)
             gains.append(np.where(other[0] >= HALFWAY, other - figures(weights, finding), -1.0))
     if all(_surely(gains) for gains in ranked):

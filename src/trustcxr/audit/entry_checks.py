@@ -32,10 +32,10 @@ from trustcxr.storage.schemas import EntryCheck
 SATURATED = 0.05  # share of saturated answers that is said
 VANISHED = 0.02  # share of images without a gradient that is let pass
 STRONGER = 0.02  # accuracy that an attack without gradients may leave less than one with them
-LOOKED_AT = 32  # films on which gradients and draws are looked at
-ALONE = 8  # films whose answers beside each other are held against those of each alone
-BESIDE = 0.03  # by how much of themselves logits may move with the films beside: numbers of few bits move by less
-PLANTED = 16  # films around which an adversarial example is planted
+LOOKED_AT = 32  # images on which gradients and draws are looked at
+ALONE = 8  # images whose answers beside each other are held against those of each alone
+BESIDE = 0.03  # by how much of themselves logits may move with the images beside: numbers of few bits move by less
+PLANTED = 16  # images around which an adversarial example is planted
 _WEIGHTED = {"conv2d", "linear"}  # layers whose second argument is a weight
 _PARTS = 3  # of the gate, that take their time: a look at its gradients, its declaration, planted examples
 
@@ -63,7 +63,7 @@ class EntryReport:
 
     model: the given one or, where its answers are of another kind than declared, the same taken as what they are: judge
     on it what an attack finds. model and traits are None where only scores were given. gradients: whether attacks can
-    use any. subject: what was given, as it was examined: without a conversion that answers otherwise on films.
+    use any. subject: what was given, as it was examined: without a conversion that answers otherwise on images.
     """
 
     checks: tuple[Check, ...]
@@ -91,10 +91,10 @@ class EntryReport:
 def run_entry_checks(
     subject: Subject, images: Tensor, labels: Tensor, *, epsilon: float = 0.02, planted: int = PLANTED
 ) -> EntryReport:
-    """All checks that need no long attack, on films (N, 1, H, W) in [0, 1] of known class (N,).
+    """All checks that need no long attack, on images (N, 1, H, W) in [0, 1] of known class (N,).
 
-    Some hundred films, the classes evenly among them, tell a wrong declaration; the first 32 serve the rest, and around
-    the first `planted` an adversarial example is planted. A conversion that does not answer on all films as the
+    Some hundred images, the classes evenly among them, tell a wrong declaration; the first 32 serve the rest, and
+    around the first `planted` an adversarial example is planted. A conversion that does not answer on all images as the
     original does is not asked again: the original is, without gradients. The model is left as it was found.
     """
     if subject.model is None:
@@ -136,7 +136,7 @@ def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
 
 
 def declaration_check(found: Declared, count: int) -> Check:
-    """What the declaration looks like on `count` films, and the remedy where another is better."""
+    """What the declaration looks like on `count` images, and the remedy where another is better."""
     return Check("declaration", found.passed, _declared_text(found, count), remedied=found.remedy is not None)
 
 
@@ -150,14 +150,14 @@ def _declaration(subject: Subject, images: Tensor, labels: Tensor, draws: int) -
 
 
 def _declared_text(found: Declared, count: int) -> str:
-    as_it_is = f"accuracy on {count} films is {found.accuracy:.1%} as declared"
+    as_it_is = f"accuracy on {count} images is {found.accuracy:.1%} as declared"
     if found.remedy is not None:
-        or_not = ", unless it takes the one for the other on these films" if found.weak else ""
+        or_not = ", unless it takes the one for the other on these images" if found.weak else ""
         return f"{as_it_is}, and {found.better:.1%} with another declaration: write {found.remedy}{or_not}"
     if found.at_chance:
         return (
             f"{as_it_is}, no better than chance ({found.chance:.1%}), and no other {found.tried} surely does better: "
-            "is it the right model for these films?"
+            "is it the right model for these images?"
         )
     return f"{as_it_is}; no other {found.tried} surely does better"
 
@@ -171,33 +171,35 @@ def _conversion(subject: Subject, gradients: bool, count: int, differ: float | N
             yield Check("conversion", False, f"{none[0]}; robust accuracy can only be overestimated")
         else:
             text = "gradients come from a conversion that answers as the original does"
-            text += "" if differ is None else f": on {count} films their answers are at most {differ:.1e} apart"
+            text += "" if differ is None else f": on {count} images their answers are at most {differ:.1e} apart"
             yield Check("conversion", True, text)
 
 
 def _deterministic(traits: GradientTraits) -> Check:
     if not traits.random:
-        return Check("same answer twice", True, "the same film has the same answer each time")
+        return Check("same answer twice", True, "the same image has the same answer each time")
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
     text += f"the answer that counts is the mean of {JUDGED} draws, under worst-case the worst of {JUDGED}"
     return Check("same answer twice", False, text)
 
 
 def _alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
-    """Whether a film is answered alike beside others and beside copies of itself, which is as good as alone."""
+    """Whether an image is answered alike beside others and beside copies of itself, which is as good as alone."""
     if len(images) < 2:
         return
     with torch.no_grad():
         together = model(images).float()
-        alone = [model(film.expand_as(images))[place].float() for place, film in enumerate(images)]
+        alone = [model(image.expand_as(images))[place].float() for place, image in enumerate(images)]
     moved = (torch.stack(alone) - together).abs().amax(1) / together.abs().amax(1).clamp(min=1e-12)
     share = float(moved.median())
     if share > BESIDE:
-        text = f"the answer to a film hangs on the films beside it: alone its logits are others by {share:.0%}. Export "
+        text = (
+            f"the answer to an image hangs on the images beside it: alone its logits are others by {share:.0%}. Export "
+        )
         text += "it in evaluation mode, model.eval() first: BatchNorm must not measure the batch"
         yield Check("same answer alone", False, text)
         return
-    yield Check("same answer alone", True, "a film has the same answer whatever films are beside it")
+    yield Check("same answer alone", True, "an image has the same answer whatever images are beside it")
 
 
 def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
@@ -243,8 +245,8 @@ def check_kind(model: nn.Module, images: Tensor, name: str) -> None:
 def _gradients(traits: GradientTraits) -> Check:
     zero, broken = traits.zero_gradients, traits.broken_gradients
     if zero <= VANISHED and broken == 0:
-        return Check("gradients", True, f"{1 - zero:.1%} of films have a gradient")
-    text = f"{zero:.1%} of films have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
+        return Check("gradients", True, f"{1 - zero:.1%} of images have a gradient")
+    text = f"{zero:.1%} of images have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
     return Check("gradients", False, f"{text}; through stand-ins {1 - traits.healed:.1%} have one")
 
 
@@ -264,7 +266,7 @@ def _stopped(traits: GradientTraits) -> Iterator[Check]:
 
 
 def _inside(model: nn.Module, images: Tensor) -> list[Check]:
-    """Whether it computes gradients while it answers, and whether it answers a film in more than one pass."""
+    """Whether it computes gradients while it answers, and whether it answers an image in more than one pass."""
     with counted_gradients() as calls, torch.enable_grad():
         model(images[:2])
     name = "no gradients used inside"
@@ -276,18 +278,18 @@ def _inside(model: nn.Module, images: Tensor) -> list[Check]:
         said = "it answers in one forward pass" if passes else "it computes none while it answers"
         return [Check(name, True, said)]
     several = (
-        f"its first layer runs {passes} times for one film: it answers by several views of it, or searches for its "
+        f"its first layer runs {passes} times for one image: it answers by several views of it, or searches for its "
         "answer. Attacks go through all of them; of a search, one that were made for it may find more"
     )
     return [Check(name, True, "it computes none while it answers"), Check("one pass", None, several)]
 
 
 def _passes(model: nn.Module, images: Tensor) -> int:
-    """How often the first layer runs for a film, 0 where that is not seen; parts of a batch are of other films."""
+    """How often the first layer runs for an image, 0 where that is not seen; parts of a batch are of other images."""
 
-    def count(films: Tensor) -> int:
+    def count(radiographs: Tensor) -> int:
         with Passes() as seen, torch.no_grad():
-            model(films)
+            model(radiographs)
         return seen.count
 
     if (size := getattr(model, "batch", None)) is not None:

@@ -1,4 +1,4 @@
-"""`trustcxr explain` of a model file: what is measured of a run's maps, of any model, on the films of its audit."""
+"""`trustcxr explain` of a model file: what is measured of a run's maps, of any model, on the images of its audit."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trustcxr.audit import saliency_support
-from trustcxr.audit.audit_data import first_images, open_films
+from trustcxr.audit.audit_data import first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, no_better, select_finding
 from trustcxr.audit.formats import ExternalModel
@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import RunDocument
 
-GATE = 120  # films on which a conversion is held against what it was made from
+GATE = 120  # images on which a conversion is held against what it was made from
 
 
 def explain(
@@ -52,10 +52,11 @@ def explain(
 ) -> RunDocument:
     """Saliency of what a model file names, measured on a data set: the document of metrics.json, written into `out`.
 
-    The films are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
-    `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the films
-    that have it; the one that films with a lesion mask have unless said. Asked again, `out` is found current. UserError
-    for a model that these methods cannot explain, films without masks, or an `out` that holds something else.
+    The images are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
+    `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the
+    images that have it; the one that images with a lesion mask have unless said. Asked again, `out` is found current.
+    UserError
+    for a model that these methods cannot explain, images without masks, or an `out` that holds something else.
     """
     wanted = validate(ExplanationRecipe, dict(options or {}), "options")
     evaluate.check_options(wanted)
@@ -64,12 +65,12 @@ def explain(
     check_finding(subject, finding)
     _explained(subject, wanted)
     check_empty(out, {"an audit": layout.AUDIT_FILE})
-    films = open_films(subject, data, split, labels, listing)
-    evaluate.annotated(films.examined)
-    shown, _ = first_images(films.examined, GATE, subject.device)
+    radiographs = open_images(subject, data, split, labels, listing)
+    evaluate.annotated(radiographs.examined)
+    shown, _ = first_images(radiographs.examined, GATE, subject.device)
     subject, _ = open_on(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
-    whole = Audit(subject, films, load_exam())
+    whole = Audit(subject, radiographs, load_exam())
     asked = _asked(whole, _explained(subject, wanted), finding)
     run, held = asked.run, asked.validation
     if held is not None and not len(select_annotated(held, np.flatnonzero(held.has_mask("infection")))):
@@ -77,24 +78,30 @@ def explain(
     with folder_lock(out):
         document = _begun(whole, asked, out)
         left_out = saliency_support.left_out(subject, saliency_support.check_supported(subject, wanted.methods))
-        document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
+        document.notes = [*asked.notes, *_notes(run, radiographs.examined), *left_out.notes()]
         if asked.name:
-            document.notes[1:1] = no_better(asked.name, asked.films, document)
-        untuned = "validation images are the films looked at" if films.of_validation else "no validation film has masks"
+            document.notes[1:1] = no_better(asked.name, asked.images, document)
+        untuned = (
+            "validation images are the images looked at"
+            if radiographs.of_validation
+            else "no validation image has masks"
+        )
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             log(note)
         explain_run.measure(
             Results(out, _key(whole, asked), replace=False),
             run,
-            asked.films,
+            asked.images,
             wanted,
             lambda: {} if held is None else evaluate.tune(run, held, wanted.methods),
-            data=data_hash(films.examined, "infection", "lung"),
-            tuned="" if held is None or films.validation is None else data_hash(films.validation, "infection", "lung"),
+            data=data_hash(radiographs.examined, "infection", "lung"),
+            tuned=""
+            if held is None or radiographs.validation is None
+            else data_hash(radiographs.validation, "infection", "lung"),
             left_out=left_out,
-            train=None if films.taught is None else films.taught.training,
+            train=None if radiographs.taught is None else radiographs.taught.training,
         )
-        images = len(select_annotated(asked.films, np.arange(len(asked.films))))
+        images = len(select_annotated(asked.images, np.arange(len(asked.images))))
         beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
@@ -110,12 +117,12 @@ def _explained(subject: ExternalModel, options: ExplanationRecipe) -> ModelUnder
 
 
 def _asked(whole: Audit, run: ModelUnderTest, finding: str | None) -> ExplainedFinding:
-    subject, films = whole.subject, whole.films
+    subject, images = whole.subject, whole.images
     assert isinstance(subject, ExternalModel)
     if subject.kind != "sigmoid":
-        return ExplainedFinding("", run, films.examined, films.validation)
+        return ExplainedFinding("", run, images.examined, images.validation)
     assert isinstance(run.model, WrappedModel)
-    return select_finding(subject, run.model, films, finding, at_once=whole.at_once)
+    return select_finding(subject, run.model, images, finding, at_once=whole.at_once)
 
 
 def _key(whole: Audit, asked: ExplainedFinding) -> str:
@@ -124,33 +131,33 @@ def _key(whole: Audit, asked: ExplainedFinding) -> str:
 
 
 def _begun(whole: Audit, asked: ExplainedFinding, out: Path) -> RunDocument:
-    """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
+    """metrics.json as it stands in `out`, else as images are without any map; UserError where it is of something else.
 
-    It is there before any map is, so that no map of another model or of other films is ever beside these.
+    It is there before any map is, so that no map of another model or of other images is ever beside these.
     """
     path, key = out / layout.METRICS_FILE, _key(whole, asked)
     if path.is_file():
         before = schemas.read_schema(RunDocument, path)
         if before.examination != key:
             what = (
-                f"results of {before.run or 'something else'}, of which the model, the films, the finding or the "
+                f"results of {before.run or 'something else'}, of which the model, the images, the finding or the "
                 "version are others"
             )
             raise UserError(f"{out}: holds {what}; choose another --out")
         return before
     check_empty(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
-    table = evaluation.predict(asked.run, asked.films, views=not asked.name, at_once=whole.at_once)
+    table = evaluation.predict(asked.run, asked.images, views=not asked.name, at_once=whole.at_once)
     document = describe(asked.run, table, resamples=beside.RESAMPLES)
-    document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
+    document.images, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
     document.given = about(whole.subject)
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)
     atomic.write_json(path, document)
     return document
 
 
-def _notes(run: ModelUnderTest, films: Dataset) -> list[str]:
-    """What a reader must know first: of the films as they were read, and of how the model answers."""
-    notes = [*films.notes]
-    if is_randomised(run.model, first_images(films, 1, run.device)[0]):
+def _notes(run: ModelUnderTest, images: Dataset) -> list[str]:
+    """What a reader must know first: of the images as they were read, and of how the model answers."""
+    notes = [*images.notes]
+    if is_randomised(run.model, first_images(images, 1, run.device)[0]):
         notes.append(f"{run.name} answers at random: each map is of one draw")
     return notes

@@ -1,4 +1,7 @@
-"""A run written as ONNX or torch.export, held against the run on films before it gets its name; with its model file."""
+"""A run written as ONNX or torch.export, held against the run on images before it gets its name;
+
+With its model file.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,23 +26,23 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import ExportDocument
 
 ALLOWED = 1e-4  # that a logit may differ, of the largest or of 1
-FILMS = 12  # on which it is held against the run
+IMAGES = 12  # on which it is held against the run
 NAMES = {"onnx": "model.onnx", "torch-export": "program.pt2"}  # unlike, since a model file stands beside each
-_SMALLEST = 32  # pixels of a synthetic film
+_SMALLEST = 32  # pixels of a synthetic image
 
 
 def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | None = None) -> ExportDocument:
     """Write a run's model to `out` (unless said, into its folder), and beside it the model file that an audit takes.
 
-    `kind`: onnx or torch-export. The written file's answers, one film at a time and several at once, must be the run's
-    to within ALLOWED, on films of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
+    `kind`: onnx or torch-export. The written file's answers, one image at a time and several at once, must be the run's
+    to within ALLOWED, on images of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
     UserError then, where a package is missing, and where another file has the model file's name (a run's run.yaml).
     """
     out = out or _within(run, kind)
     exporting.check_export(kind, out)
     declared = _declared(out)
     loaded = load_run(run, on="cpu")
-    images, which = _films(loaded, data)
+    images, which = _images(loaded, data)
     with atomic.atomic_write(out) as temporary:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         exporting.write(loaded.model, loaded.size, temporary, kind)
@@ -66,7 +69,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
         size=loaded.size,
         bytes=out.stat().st_size,
         sha256=atomic.checksum(out),
-        films=which,
+        images=which,
         n=len(images),
         largest=largest,
         allowed=ALLOWED,
@@ -95,16 +98,16 @@ def _declared(out: Path) -> Path:
     return path
 
 
-def _films(run: Run, data: Path | None) -> tuple[Tensor, str]:
+def _images(run: Run, data: Path | None) -> tuple[Tensor, str]:
     """Images (B, 1, H, W) in pixel space, and in words which they are."""
     if data is not None:
-        films = tested.load(run, Source(data))
-        rows = np.unique(np.linspace(0, len(films) - 1, min(FILMS, len(films))).astype(int))
-        return to_pixels(torch.from_numpy(films.batch(rows))), f"{len(rows)} films of {films.root.name}"
+        radiographs = tested.load(run, Source(data))
+        rows = np.unique(np.linspace(0, len(radiographs) - 1, min(IMAGES, len(radiographs))).astype(int))
+        return to_pixels(torch.from_numpy(radiographs.batch(rows))), f"{len(rows)} images of {radiographs.root.name}"
     size = max(run.size, _SMALLEST)
-    drawn = np.stack([render(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(FILMS)])
+    drawn = np.stack([render(CLASSES[k % len(CLASSES)], seed=k, size=size).image for k in range(IMAGES)])
     images = to_pixels(torch.from_numpy(drawn[:, None, : run.size, : run.size].copy()))
-    return images, f"{len(images)} synthetic films"
+    return images, f"{len(images)} synthetic images"
 
 
 def _apart(run: Run, given: ExternalModel, path: Path, images: Tensor, kind: str) -> float:
@@ -115,7 +118,9 @@ def _apart(run: Run, given: ExternalModel, path: Path, images: Tensor, kind: str
     nets: list[Callable[[Tensor], Tensor]] = [given.model] if given.model is not None else []
     nets += [OnnxNet(path)] if kind == "onnx" else []
     with torch.no_grad():
-        answers = [answer for net in nets for answer in (net(images), torch.cat([net(film[None]) for film in images]))]
+        answers = [
+            answer for net in nets for answer in (net(images), torch.cat([net(image[None]) for image in images]))
+        ]
     return float(torch.stack([(answer - wanted).abs().max() for answer in answers]).max()) / scale  # of NaN too
 
 
@@ -131,6 +136,6 @@ def _model_file(run: Run, out: Path) -> dict[str, object]:
         "output": {"kind": "logits", "classes": list(run.classes)},
         "reported": {
             "threat_model": against,
-            "training_data": f"{kept.get('root_name', '')}, {kept.get('images', '')} films of {kept.get('split', '')}",
+            "training_data": f"{kept.get('root_name', '')}, {kept.get('images', '')} images of {kept.get('split', '')}",
         },
     }

@@ -1,4 +1,4 @@
-"""What an audit is of: the model, the films, the examination; and what is written of the model."""
+"""What an audit is of: the model, the images, the examination; and what is written of the model."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,14 +34,14 @@ class Audit:
     """What is examined: the model, the images, the examination, and images that were handed in."""
 
     subject: Subject
-    films: AuditImages
+    images: AuditImages
     exam: ExamRecipe
     handed: Images | None = None
 
     @property
     def dataset(self) -> Dataset:
         """The images that are examined."""
-        return self.films.examined
+        return self.images.examined
 
     @property
     def at_once(self) -> bool:
@@ -50,8 +50,8 @@ class Audit:
 
     @property
     def taught(self) -> Callable[[], Tensor] | None:
-        """Gets the training films that a surrogate learns from; None where there are none."""
-        found = self.films.taught
+        """Gets the training images that a surrogate learns from; None where there are none."""
+        found = self.images.taught
         return None if found is None else partial(found.pixels, self.subject.device)
 
     @property
@@ -74,12 +74,12 @@ class Audit:
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
         content += [] if self.handed is None else [atomic.checksum(self.handed.path)]
-        if (taught := self.films.taught) is not None:
-            content += [taught.training.film_sums[taught.rows].tolist()]
+        if (taught := self.images.taught) is not None:
+            content += [taught.training.image_sums[taught.rows].tolist()]
         found = sha256(json.dumps(content, sort_keys=True, default=str).encode())
         for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        for dataset in (self.dataset, self.films.validation):
+        for dataset in (self.dataset, self.images.validation):
             found.update(b"" if dataset is None else data_hash(dataset, "lung").encode())
         return found.hexdigest()[:16]
 

@@ -37,7 +37,7 @@ class Measured:
     """What came of it: the predictions, those on validation images, the figures, and checks that follow from them.
 
     aimed: predictions under attacks that were made against the threshold of one class each.
-    films: how many have predictions.
+    images: how many have predictions.
     """
 
     table: pd.DataFrame
@@ -49,7 +49,7 @@ class Measured:
     checks: Sequence[Check] = ()
     handed: list[Submitted] = field(default_factory=list)
     aimed: pd.DataFrame | None = None
-    films: int = 0
+    images: int = 0
 
 
 def classes(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Measured:
@@ -60,9 +60,9 @@ def classes(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Meas
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
     if door.model is None:
         assert isinstance(subject, ExternalModel)
-        table, checks = scored(subject, whole.dataset, whole.films.shared)
+        table, checks = scored(subject, whole.dataset, whole.images.shared)
         checks = [*checks, _declared_classes(subject, table)]
-        validation = _scored_too(subject, whole.films)
+        validation = _scored_too(subject, whole.images)
     else:
         assert door.traits is not None  # of every model that can be asked
         attacks = whole.attacks(gradients=door.gradients)
@@ -78,20 +78,20 @@ def classes(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Meas
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
-    films = int((table["attack"] == CLEAN).sum())
+    images = int((table["attack"] == CLEAN).sum())
     return Measured(
-        table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed, films=films
+        table, validation, figures, points, divisions, checks=checks, handed=handed, aimed=aimed, images=images
     )
 
 
 def _declared_classes(subject: Subject, table: pd.DataFrame) -> Check:
-    """Whether the classes have their right names: on all films, for few do not tell it of a model that is often wrong.
+    """Whether the classes have their right names: on all images, for few do not tell it of a model that is often wrong.
 
     The door has asked a model about some; of a table of scores this is all that can be asked.
     """
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     if len(clean) < declared.ENOUGH:
-        return Check("declaration", None, f"{len(clean)} films are too few to tell a wrong order of the classes")
+        return Check("declaration", None, f"{len(clean)} images are too few to tell a wrong order of the classes")
     answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
     file = _file_of(subject) if isinstance(subject, ExternalModel) and subject.model is None else None
     return declaration_check(declared.check_order(subject.classes, answers, labels, table=file), len(clean))
@@ -102,9 +102,12 @@ def _file_of(subject: ExternalModel) -> str:
 
 
 def with_columns(table: pd.DataFrame, dataset: Dataset, answers: Sequence[str] = ()) -> pd.DataFrame:
-    """Predictions with the columns of the data that divide the films; of a model of findings not those of `answers`."""
+    """Predictions with the columns of the data that divide the images;
+
+    Of a model of findings not those of `answers`.
+    """
     columns = subgroups.columns_of(dataset.table, answers).set_index(pd.Index(dataset.sample_ids))
-    return table.join(columns, on="film" if "film" in table else "sample_id")
+    return table.join(columns, on="image" if "image" in table else "sample_id")
 
 
 def _divisions(
@@ -116,10 +119,10 @@ def _divisions(
     return subgroups.describe(clean, classes, without=without, resamples=whole.exam.bootstrap)
 
 
-def _scored_too(subject: ExternalModel, films: AuditImages) -> pd.DataFrame | None:
+def _scored_too(subject: ExternalModel, images: AuditImages) -> pd.DataFrame | None:
     """Given scores of validation images; None where the table has none."""
     try:
-        return None if films.validation is None else scored(subject, films.validation, films.shared)[0]
+        return None if images.validation is None else scored(subject, images.validation, images.shared)[0]
     except UserError:
         return None
 
@@ -140,7 +143,7 @@ def _predict(
 
 def _predict_validation(whole: Audit, examined: ModelUnderTest) -> pd.DataFrame | None:
     """Predict the validation images as they are; None if the data have none."""
-    held, title = whole.films.validation, f"evaluating {examined.name} for its thresholds"
+    held, title = whole.images.validation, f"evaluating {examined.name} for its thresholds"
     if held is None:
         return None
     return evaluation.predict(examined, held, views=False, at_once=whole.at_once, title=title)
@@ -196,22 +199,22 @@ def finding_figures(whole: Audit, door: EntryReport, shown: Tensor, parts: Path)
     names = subject.classes
     answers, validation, checks = _answers(whole, door, parts)
     truth = multilabel.labelled_findings(whole.dataset.table, names)
-    held = answers_known(whole.films.validation, validation, names)
+    held = answers_known(whole.images.validation, validation, names)
     answered = np.isin(whole.dataset.sample_ids, answers["sample_id"].to_numpy(dtype=str))
     pieces: list[pd.DataFrame] = []
     judged: list[Finding] = []
     handed: list[Submitted] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = multilabel.threshold_of(subject.output, place, held, whole.films.unchosen)
+        threshold = multilabel.threshold_of(subject.output, place, held, whole.images.unchosen)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
         if not found.judged:
             continue
         assert threshold.value is not None
-        by_film = dict(zip(whole.dataset.sample_ids, labels, strict=True))
-        table = multilabel.as_decisions(answers, name, place, threshold.value, by_film)
+        by_image = dict(zip(whole.dataset.sample_ids, labels, strict=True))
+        table = multilabel.as_decisions(answers, name, place, threshold.value, by_image)
         if door.model is not None:
             attacked, judge = _attacked(whole, door, place, threshold.value, labels, shown, parts)
             table = pd.concat([table, multilabel.marked(attacked, name, threshold.value)], ignore_index=True)
@@ -221,11 +224,11 @@ def finding_figures(whole: Audit, door: EntryReport, shown: Tensor, parts: Path)
         pieces.append(table)
     if not pieces:
         raise UserError(
-            f"{whole.dataset.where}: of no finding of {subject.name} are films known that have it and films that have "
-            "it not; say with --label which findings the films of a class have"
+            f"{whole.dataset.where}: no finding of {subject.name} has images with it and images without it. "
+            "Say with --label which findings the images of a class have"
         )
     if whole.handed is not None and not handed:
-        raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
+        raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these images")
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = ModelUnderTest(subject.name, door.model or nn.Identity(), multilabel.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -234,7 +237,7 @@ def finding_figures(whole: Audit, door: EntryReport, shown: Tensor, parts: Path)
     remedies = _remedies(whole, door, answers, truth, judged)
     checks = [*checks, _declaration(points, remedies, door), _above_constant(points)]
     count = int(answered.sum())
-    return Measured(table, None, figures, points, divisions, judged, checks, handed, films=count)
+    return Measured(table, None, figures, points, divisions, judged, checks, handed, images=count)
 
 
 def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[Submitted]]:
@@ -250,8 +253,8 @@ def _answers(whole: Audit, door: EntryReport, parts: Path) -> tuple[pd.DataFrame
     subject = whole.subject
     assert isinstance(subject, ExternalModel)
     if door.model is None:
-        table, checks = scored(subject, whole.dataset, whole.films.shared)
-        return table, _scored_too(subject, whole.films), checks
+        table, checks = scored(subject, whole.dataset, whole.images.shared)
+        return table, _scored_too(subject, whole.images), checks
     asked = ModelUnderTest(subject.name, door.judged or door.model, subject.classes, subject.device)
     table = _predict(whole, asked, corruptions=whole.exam.corruptions, views=False, parts=parts / "all")
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # it is of the highest class, and there is none
@@ -272,9 +275,9 @@ def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Findi
     known = np.isfinite(labels)
     positives, why = int((labels == 1).sum()), ""
     if not known.any():
-        why = "of no film it is known whether it has it"
+        why = "of no image it is known whether it has it"
     elif not 0 < positives < known.sum():
-        why = f"all films of which it is known have it{'' if positives else ' not'}"
+        why = f"all images of which it is known have it{'' if positives else ' not'}"
     return Finding(
         name=name,
         judged=not why,
@@ -314,25 +317,25 @@ def _attacked(
 def _remedies(
     whole: Audit, door: EntryReport, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
 ) -> list[str]:
-    """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
+    """What of the model file should be another, from all answers to images as they are, and other ways to read some."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
     known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
     cuts = np.array([operating_points.cut(found.threshold or 0.5) for found in about])
-    films = declared.DeclarationResult(
+    radiographs = declared.DeclarationResult(
         np.stack([known[name] for name in clean["sample_id"]]),
         logits_of(clean).astype(float) - cuts,
         clean["group"].to_numpy(dtype=str),
     )
     assert isinstance(whole.subject, ExternalModel)
     scores = _file_of(whole.subject) if door.model is None else None
-    found = [declared.other_names(whole.subject.classes, films, table=scores)]
+    found = [declared.other_names(whole.subject.classes, radiographs, table=scores)]
     if door.model is not None:
-        rows = declared.chosen(films.truth, whole.exam.gate.films)
+        rows = declared.chosen(radiographs.truth, whole.exam.gate.images)
         places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
         shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
         images = pixels_of(whole.dataset, shown, whole.subject.device)
         with preserve_state(door.model):
-            found.append(declared.other_input(door.model, images, cuts, films.at(rows)))
+            found.append(declared.other_input(door.model, images, cuts, radiographs.at(rows)))
     return [remedy for remedy in found if remedy is not None]
 
 
@@ -355,7 +358,7 @@ def _declaration(points: Sequence[OperatingPoint], remedies: Sequence[str], door
 
 
 def _above_constant(points: Sequence[OperatingPoint]) -> Check:
-    """Which findings are told at their thresholds no better than by one answer for all films."""
+    """Which findings are told at their thresholds no better than by one answer for all images."""
     flat = []
     for point in (point for point in points if point.attack == CLEAN):
         count, positives = point.n or 0, point.positives or 0
@@ -365,6 +368,6 @@ def _above_constant(points: Sequence[OperatingPoint]) -> Check:
             constant = max(positives, count - positives) / count
             flat.append(f"{point.finding} {right / count:.1%} (always {always}: {constant:.1%})")
     if flat:
-        text = f"at their thresholds no more films are told rightly than by one answer for all: {', '.join(flat)}"
+        text = f"at their thresholds no more images are told rightly than by one answer for all: {', '.join(flat)}"
         return Check("better than one answer", False, f"{text}; see output.thresholds and input.range")
-    return Check("better than one answer", True, "each finding is told better than by one answer for all films")
+    return Check("better than one answer", True, "each finding is told better than by one answer for all images")

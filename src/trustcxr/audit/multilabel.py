@@ -1,4 +1,4 @@
-"""Models with one sigmoid a finding: what is known of each film, and each finding as a decision that can be attacked.
+"""Models with one sigmoid a finding: what is known of each image, and each finding as a decision that can be attacked.
 
 A finding is there where its probability reaches its operating point. To an attack that is a network of two classes,
 absent and present, whose margin is how far the finding's logit is above the threshold: so every attack turns the
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 STATES = ("absent", "present")
-NOTHING = ("normal", "no finding", "none")  # labels of films that have none of the findings
+NOTHING = ("normal", "no finding", "none")  # labels of images that have none of the findings
 _SAID = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _SAID |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
 
 def labelled_findings(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
-    """What is known of each film, (N, F): 1 present, 0 absent, NaN not known.
+    """What is known of each image, (N, F): 1 present, 0 absent, NaN not known.
 
     A column of the data by a finding's name says it, as in CheXpert: 1, 0, and all else (-1, blank) is not known.
-    Otherwise the films' class does: the findings of a film, `|` between them as in NIH, or `Normal` or `No Finding`
-    for none of them; of findings that no film has nothing is known. Raises UserError for a class that is neither.
+    Otherwise the images' class does: the findings of an image, `|` between them as in NIH, or `Normal` or `No Finding`
+    for none of them; of findings that no image has nothing is known. Raises UserError for a class that is neither.
     """
     found = np.full((len(table), len(findings)), np.nan)
     columns = {str(name).lower(): name for name in table.columns}
@@ -50,7 +50,7 @@ def labelled_findings(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
     for part in sorted({part for names in parts for part in names}):
         if part not in places and part not in NOTHING and not any(own):
             raise UserError(
-                f"{unknown('finding', part, findings)}; say which of the model's findings the films of a class have "
+                f"{unknown('finding', part, findings)}; say which of the model's findings the images of a class have "
                 f"(--label '{part}={findings[0]}'), or that they have none (--label '{part}=Normal')"
             )
     for k, name in enumerate(findings):
@@ -75,9 +75,9 @@ class Decision(nn.Module):
 
 
 class OneFinding:
-    """The films of which a finding is known, as a data set of two classes.
+    """The images of which a finding is known, as a data set of two classes.
 
-    explained: bool (N,), the films that have it, of which maps are made. healthy: bool (N,), those that have nothing.
+    explained: bool (N,), the images that have it, of which maps are made. healthy: bool (N,), those that have nothing.
     """
 
     def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
@@ -98,16 +98,19 @@ class OneFinding:
         return self.whole.batch(self.rows[np.asarray(indices)])
 
     @property
-    def film_sums(self) -> np.ndarray:
-        """(N,) array of str: a checksum of each film's pixels."""
-        return np.asarray(self.whole.film_sums[self.rows])
+    def image_sums(self) -> np.ndarray:
+        """(N,) array of str: a checksum of each image's pixels."""
+        return np.asarray(self.whole.image_sums[self.rows])
 
     def masks(self, kind: str) -> "_Rows":
-        """Masks of a kind, as of the whole data set, of these films: (N, size, size), read where they are asked for."""
+        """Masks of a kind, as of the whole data set, of these images:
+
+        (N, size, size), read where they are asked for.
+        """
         return _Rows(self.whole.masks(kind), self.rows)
 
     def has_mask(self, kind: str) -> np.ndarray:
-        """bool (N,): whether a film has a readable mask of that kind (which may be empty)."""
+        """bool (N,): whether an image has a readable mask of that kind (which may be empty)."""
         return np.asarray(self.whole.has_mask(kind)[self.rows])
 
 
@@ -127,7 +130,7 @@ class _Rows:
 def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float, labels: Mapping[str, float]) -> Any:
     """A finding's rows of predictions of all findings: `labels` by sample id, those not known left out.
 
-    Logits become 0 and the margin; sample ids get the finding behind them, since a film has a row for each.
+    Logits become 0 and the margin; sample ids get the finding behind them, since an image has a row for each.
     """
     truth = table["sample_id"].map(labels)
     rows, answers = table[truth.notna()].copy(), truth[truth.notna()].to_numpy().astype(int)
@@ -137,10 +140,16 @@ def as_decisions(table: "pd.DataFrame", name: str, place: int, threshold: float,
 
 
 def marked(table: "pd.DataFrame", name: str, threshold: float) -> "pd.DataFrame":
-    """Rows of one finding: with its name and threshold, what the film has of it, and sample ids of their own."""
+    """Rows of one finding: with its name and threshold, what the image has of it, and sample ids of their own."""
     states = [STATES[k] for k in table["label"]]
-    films = table["sample_id"].astype(str)
-    about = {"finding": name, "threshold": threshold, "film": films, "class": states, "sample_id": films + "#" + name}
+    images = table["sample_id"].astype(str)
+    about = {
+        "finding": name,
+        "threshold": threshold,
+        "image": images,
+        "class": states,
+        "sample_id": images + "#" + name,
+    }
     return table.assign(**about)  # type: ignore[arg-type]
 
 
@@ -148,7 +157,7 @@ def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
     """Predictions of one finding whose worst-case rows have the worst margin that any attack within epsilon found.
 
     An attack that stops once the decision has turned leaves a score just beyond the threshold; what the others drove
-    further says how films rank under the worst of them.
+    further says how images rank under the worst of them.
     """
     rows = attacked[(attacked["attack"] == WORST_CASE).to_numpy()]
     if not len(rows):

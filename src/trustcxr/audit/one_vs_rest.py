@@ -1,6 +1,6 @@
 """Each class against the rest, at its own threshold, as a decision that is attacked.
 
-An attack on the answer stops once another class is the highest, and leaves alone the films that are answered wrongly
+An attack on the answer stops once another class is the highest, and leaves alone the images that are answered wrongly
 already. What it leaves of the class says little about a threshold that lies elsewhere.
 """
 
@@ -54,7 +54,7 @@ def against(carried: AttackRunner, place: int) -> CarryOut:
 def attacks(asked: Sequence[AttackRecipe], *, gradients: bool) -> tuple[AttackRecipe, ...]:
     """What each decision is attacked by where worst-case is asked for, at its radii: PGD, or Square without gradients.
 
-    With as many queries as worst-case has, and at most STEPS of its steps: it is done once a class, on every film, and
+    With as many queries as worst-case has, and at most STEPS of its steps: it is done once a class, on every image, and
     never stops early, so that with all of them an audit of a network that breaks at once would take twice as long.
     """
     worst = [attack for attack in asked if attack.name == WORST_CASE]

@@ -59,14 +59,14 @@ def verdict(document: AuditDocument, checks: Sequence[Check], door: EntryReport)
         told = "".join(f" ({check.text})" for check in checks if check.check == "surrogate")
         reasons.append(f"it has no gradients: attacks without them can only overestimate robust accuracy{told}")
     elif door.traits is not None and door.traits.needs_stand_ins and door.traits.healed > 0.02:
-        reasons.append(f"{door.traits.healed:.1%} of films have no gradient, even through stand-ins")
+        reasons.append(f"{door.traits.healed:.1%} of images have no gradient, even through stand-ins")
     return bool(reasons), "; ".join(reasons) or "nothing was found that speaks against these figures"
 
 
 def _by_chance(document: AuditDocument) -> Iterator[str]:
-    """Why its answers are not shown to be worth more than one and the same answer to all films, where they are not.
+    """Why its answers are not shown to be worth more than one and the same answer to all images, where they are not.
 
-    Of findings that is said of how they rank films: who has a rare finding right is seldom as often right as a
+    Of findings that is said of how they rank images: who has a rare finding right is seldom as often right as a
     constant "absent", and may still be of use.
     """
     if not document.findings:

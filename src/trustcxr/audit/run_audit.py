@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.audit import measure, reliability, submitted
 from trustcxr.audit.attack_runner import needs_surrogate
-from trustcxr.audit.audit_data import AuditImages, first_images, open_films
+from trustcxr.audit.audit_data import AuditImages, first_images, open_images
 from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import TABLES
@@ -53,8 +53,10 @@ def audit(
     check_out(out, Path(data))
     check_empty(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
-    films = open_films(subject, data, split, labels, listing)
-    whole = Audit(subject, films, exam, None if adversarial is None else _submitted(adversarial, subject, films, exam))
+    images = open_images(subject, data, split, labels, listing)
+    whole = Audit(
+        subject, images, exam, None if adversarial is None else _submitted(adversarial, subject, images, exam)
+    )
     key, path = whole.key, out / layout.AUDIT_FILE
     with folder_lock(out):
         document = read_schema(AuditDocument, path) if path.is_file() else None
@@ -70,10 +72,10 @@ def audit(
         return document
 
 
-def _submitted(path: Path, subject: Subject, films: AuditImages, exam: ExamRecipe) -> submitted.Images:
+def _submitted(path: Path, subject: Subject, images: AuditImages, exam: ExamRecipe) -> submitted.Images:
     """Read adversarial images that somebody made; UserError if they say nothing of this model or examination."""
     findings = subject.classes if isinstance(subject, ExternalModel) and subject.kind == "sigmoid" else ()
-    handed = submitted.read_submitted(path, films.examined, findings)
+    handed = submitted.read_submitted(path, images.examined, findings)
     if subject.model is None:
         raise UserError(f"{path}: only scores of {subject.name} were given, so adversarial images say nothing")
     submitted.check_radius(handed, exam)
@@ -118,7 +120,7 @@ def _is_bare(model: str) -> bool:
 
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
-    shown, labels = first_images(dataset, exam.gate.films, subject.device)
+    shown, labels = first_images(dataset, exam.gate.images, subject.device)
     door = run_entry_checks(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
     examine = measure.finding_figures if whole.of_findings else measure.classes
     measured = examine(whole, door, shown, out / PARTS / key)
@@ -126,14 +128,14 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
         measured.figures,
         model=about(door.subject or subject),
         protocol=exam.version,
-        data=whole.data(measured.films),
+        data=whole.data(measured.images),
         examination=key,
     )
     if dataset.notes:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.handed_in = measured.findings, measured.handed
-    checks = _on_all_films([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
+    checks = _on_all_images([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
     reliability.withdraw(document, door)
     checks += reliability.compared(document)
     document.gate = [check.document() for check in checks]
@@ -146,10 +148,10 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     return document
 
 
-def _on_all_films(asked: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
-    """The door's checks and those of all films: what the latter say of the declaration stands in place of the door's.
+def _on_all_images(asked: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
+    """The door's checks and those of all images: what the latter say of the declaration stands in place of the door's.
 
-    The door asks about some films, which may not tell an order of the classes; a remedy that it found stands.
+    The door asks about some images, which may not tell an order of the classes; a remedy that it found stands.
     """
     later = any(check.check == "declaration" for check in measured)
     remedied = any(check.check == "declaration" and check.remedied for check in asked)
@@ -163,8 +165,8 @@ def _surrogate(whole: Audit, door: EntryReport, shown: int) -> list[Check]:
     if door.traits is None or not asked or not needs_surrogate(door.traits, door.gradients):
         return []
     text = "a surrogate, whose adversarial images are tried on the model, learned to answer as it does from "
-    if (taught := whole.films.taught) is not None:
-        text += f"{len(taught.rows)} films of the split {taught.training.split}, none of a patient who is examined"
+    if (taught := whole.images.taught) is not None:
+        text += f"{len(taught.rows)} images of the split {taught.training.split}, none of a patient who is examined"
     else:
-        text += f"{shown} of the films that are examined, since these data have no training films of other patients"
+        text += f"{shown} of the images that are examined, since these data have no training images of other patients"
     return [Check("surrogate", True, text)]

@@ -1,4 +1,4 @@
-"""Who is a model bad for? Films divided by any column of the data's table: hospital, view, sex, age, scanner."""
+"""Who is a model bad for? Images divided by any column of the data's table: hospital, view, sex, age, scanner."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -15,25 +15,25 @@ from trustcxr.storage.schemas import Division
 if TYPE_CHECKING:
     import pandas as pd
 
-SMALLEST = 20  # films that a group needs to stand alone
+SMALLEST = 20  # images that a group needs to stand alone
 MANY = 12  # values of a column beyond which the rarer ones go together
 LEVEL = 0.05
 OTHERS, UNKNOWN = "others", "unknown"
 PREFIX = "by_"  # of a column of the data in predictions.parquet
 _NOT_ASKED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
-_NAMES = 0.9  # distinct values as a share of a column's known ones, beyond which they are names of films
+_NAMES = 0.9  # distinct values as a share of a column's known ones, beyond which they are names of images
 _NUMBERS = 0.9  # share of a column's known values that must be numbers for it to be cut into bands
 
 
 def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFrame":
-    """The columns that divide the films of a data set's table, as text, each by its name after PREFIX.
+    """The columns that divide the images of a data set's table, as text, each by its name after PREFIX.
 
-    `answers`: what the model is asked for, in either case: a column of that name is the truth, and no group of films.
+    `answers`: what the model is asked for, in either case: a column of that name is the truth, and no group of images.
 
-    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the films, but for whole
-    numbers of which most are of one film alone, as seeds and accession numbers are. A column that has one value, or one
-    of its own for nearly every film, as names have, divides nothing; nor do those of `left_out`.
+    Numbers of more values than MANY become bands: ages of 20 years, all else quarters of the images, but for whole
+    numbers of which most are of one image alone, as seeds and accession numbers are. A column that has one value, or
+    one of its own for nearly every image, as names have, divides nothing; nor do those of `left_out`.
     """
     import pandas as pd
 
@@ -43,7 +43,7 @@ def columns_of(table: "pd.DataFrame", answers: Iterable[str] = ()) -> "pd.DataFr
 
 
 def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, str]:
-    """The columns that are no division of the films, and why: more values than half the films, or the class again.
+    """The columns that are no division of the images, and why: more values than half the images, or the class again.
 
     Of the class under another name each value belongs to one class. Where all of them are too small to stand alone, and
     more than there are classes, that is as good as chance, and what is said of the column is that they are small.
@@ -52,7 +52,7 @@ def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, st
     for name, values in _dividing(table, answers).items():
         known = values != UNKNOWN
         if (count := values[known].nunique()) > len(table) / 2:
-            said[name] = f"not judged, since it has {count} values on {len(table)} films"
+            said[name] = f"not judged, since it has {count} values on {len(table)} images"
         if name in said or "class" not in table:
             continue
         sizes, belongs = values[known].value_counts(), table["class"][known].groupby(values[known]).nunique()
@@ -63,7 +63,7 @@ def left_out(table: "pd.DataFrame", answers: Iterable[str] = ()) -> dict[str, st
 
 
 def _dividing(table: "pd.DataFrame", answers: Iterable[str]) -> "dict[str, pd.Series]":
-    """The values of every column that divides the films, as text and in bands."""
+    """The values of every column that divides the images, as text and in bands."""
     found, asked = {}, {name.lower() for name in answers}
     for name in table.columns:
         if name in _NOT_ASKED or str(name).endswith("_mask") or str(name).lower() in asked:
@@ -87,9 +87,9 @@ def describe(
 ) -> list[Division]:
     """The part "subgroups" of audit.json, from clean predictions with columns of `columns_of`.
 
-    A group's gap is its accuracy less that of all other films of the column, with a test that permutes who is in the
-    group over whole patients, corrected (Holm 1979) for the groups of all columns together; a group of the same films
-    counts once. Columns that divide the films exactly alike are one division. `without`: those of `left_out`.
+    A group's gap is its accuracy less that of all other images of the column, with a test that permutes who is in the
+    group over whole patients, corrected (Holm 1979) for the groups of all columns together; a group of the same images
+    counts once. Columns that divide the images exactly alike are one division. `without`: those of `left_out`.
     """
     alike: dict[bytes, list[str]] = {}
     for column in (str(name) for name in clean if str(name).startswith(PREFIX)):
@@ -114,17 +114,17 @@ def describe(
 def _division(
     clean: "pd.DataFrame", columns: Sequence[str], classes: tuple[str, ...], resamples: int
 ) -> dict[str, Any]:
-    """The films divided by columns that do so alike; without groups where none of them can stand alone."""
-    films = clean["film"] if "film" in clean else clean["sample_id"]
-    values, merged = _merged(clean[columns[0]].fillna(UNKNOWN).astype(str), films)
+    """The images divided by columns that do so alike; without groups where none of them can stand alone."""
+    images = clean["image"] if "image" in clean else clean["sample_id"]
+    values, merged = _merged(clean[columns[0]].fillna(UNKNOWN).astype(str), images)
     samples, hits = Bootstraps(resamples=resamples), right(clean).astype(float)
     # Largest first, the leftovers last.
     names = sorted(values.unique(), key=lambda name: (name in (OTHERS, UNKNOWN), -int((values == name).sum()), name))
-    alone = any(films[values == name].nunique() >= SMALLEST for name in names if name not in (OTHERS, UNKNOWN))
+    alone = any(images[values == name].nunique() >= SMALLEST for name in names if name not in (OTHERS, UNKNOWN))
     rows = []
     for name in names if alone and len(names) > 1 else ():
         inside = (values == name).to_numpy()
-        about = {"films": int(films[inside].nunique()), "who": inside.tobytes()}
+        about = {"images": int(images[inside].nunique()), "who": inside.tobytes()}
         rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
     kept = _eligible(rows)
     lowest = min(kept, key=lambda row: row["accuracy"]["value"]) if len(kept) > 1 else None
@@ -135,7 +135,7 @@ def _division(
 
 def _eligible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The groups that are large enough to be called the worst."""
-    return [row for row in rows if row["films"] >= SMALLEST and row["name"] != OTHERS]
+    return [row for row in rows if row["images"] >= SMALLEST and row["name"] != OTHERS]
 
 
 def _group(
@@ -157,9 +157,9 @@ def _group(
     return found | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}, "p_value": p_value}
 
 
-def _merged(values: "pd.Series", films: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
-    """The values with those that too few films have made one; and which these were, with their sizes."""
-    sizes = values[~films.duplicated()].value_counts()
+def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
+    """The values with those that too few images have made one; and which these were, with their sizes."""
+    sizes = values[~images.duplicated()].value_counts()
     small = [str(name) for place, (name, n) in enumerate(sizes.items()) if n < SMALLEST or place >= MANY]
     if len(small) < 2:
         return values, {}
@@ -191,13 +191,13 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
 
 
 def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
-    """The division in a sentence. `first`: how groups of the same films are called in a division before this one."""
+    """The division in a sentence. `first`: how groups of the same images are called in a division before this one."""
     rows = {row["name"]: row for row in division["groups"]}
     alike = f", and exactly alike by {' and '.join(division['alike'])}" if division["alike"] else ""
     said = f"by {division['column']}{alike}: "
     if not division["worst"]:
         few = len(_eligible(division["groups"])) < 2
-        why = f"no two groups have {SMALLEST} films" if few else f"no group of {SMALLEST} films is below all others"
+        why = f"no two groups have {SMALLEST} images" if few else f"no group of {SMALLEST} images is below all others"
         return said + why + _merged_said(division["merged"], bool(rows))
     worst = rows[division["worst"]]
     low, high = (f"{end:+.1%}" for end in worst["gap"]["ci"])
@@ -206,13 +206,13 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
     said += "settled" if worst["settled"] else "not settled"
     said += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
     if worst["who"] in first:
-        said += f"; these are the films of {first[worst['who']]}"
+        said += f"; these are the images of {first[worst['who']]}"
     return said + _merged_said(division["merged"], bool(rows))
 
 
 def _count(row: dict[str, Any]) -> str:
-    """How many films a group has; of a model of findings, which answers each film several times, also decisions."""
-    return f"{row['n']} films" if row["n"] == row["films"] else f"{row['n']} decisions on {row['films']} films"
+    """How many images a group has; of a model of findings, which answers each image several times, also decisions."""
+    return f"{row['n']} images" if row["n"] == row["images"] else f"{row['n']} decisions on {row['images']} images"
 
 
 def _merged_said(merged: dict[str, int], judged: bool) -> str:

@@ -1,6 +1,6 @@
 """Adversarial images that somebody hands in: checked, judged beside our own attack, the worse of the two counted.
 
-A safetensors file: under each film's sample id (of a model of findings also `id#finding`) a float image (1, H, W) in
+A safetensors file: under each image's sample id (of a model of findings also `id#finding`) a float image (1, H, W) in
 [0, 1] at the model's size, and in its metadata `epsilon`, the L-infinity radius, and `by`, who made them.
 """
 
@@ -44,9 +44,9 @@ class Images:
 
 
 def read_submitted(path: Path, dataset: "Dataset", findings: Sequence[str] = ()) -> Images:
-    """The file's images, within their epsilon of the very films and in [0, 1]; UserError, saying which is not.
+    """The file's images, within their epsilon of the very images and in [0, 1]; UserError, saying which is not.
 
-    `findings`: of a model of findings their names, of which one may stand behind a film's id.
+    `findings`: of a model of findings their names, of which one may stand behind an image's id.
     """
     images, about = _opened(path)
     try:
@@ -65,17 +65,17 @@ def read_submitted(path: Path, dataset: "Dataset", findings: Sequence[str] = ())
         row = rows.get(key, rows.get(own))
         if key not in rows and row is not None and finding not in findings:
             listed = f"one of its findings, {', '.join(findings)}" if findings else f"nothing (write {own})"
-            raise UserError(f"{path}: {key}: behind a film's id may stand {listed}")
+            raise UserError(f"{path}: {key}: behind an image's id may stand {listed}")
         if row is None:
-            raise UserError(f"{path}: {key} is none of these films; ids are such as {dataset.sample_ids[0]}")
-        film = to_pixels(torch.from_numpy(dataset.batch([row])))[0]
-        if image.shape != film.shape or not image.is_floating_point():
+            raise UserError(f"{path}: {key} is none of these images; ids are such as {dataset.sample_ids[0]}")
+        radiograph = to_pixels(torch.from_numpy(dataset.batch([row])))[0]
+        if image.shape != radiograph.shape or not image.is_floating_point():
             kind = f"{image.dtype} {tuple(image.shape)}"
-            raise UserError(f"{path}: {key} is {kind}, but the film is a float image {tuple(film.shape)}")
+            raise UserError(f"{path}: {key} is {kind}, but the image is a float image {tuple(radiograph.shape)}")
         if not (bool(image.isfinite().all()) and float(image.min()) >= 0 and float(image.max()) <= 1):
             raise UserError(f"{path}: {key} leaves [0, 1]")
-        if (away := float((image.float() - film).abs().max())) > epsilon + _ROUNDING:
-            raise UserError(f"{path}: {key} lies {away:.4g} from its film, beyond the epsilon of {epsilon:g}")
+        if (away := float((image.float() - radiograph).abs().max())) > epsilon + _ROUNDING:
+            raise UserError(f"{path}: {key} lies {away:.4g} from its image, beyond the epsilon of {epsilon:g}")
     return Images(path, by, epsilon, {key: image.float() for key, image in images.items()})
 
 
@@ -98,8 +98,8 @@ def worst_with_submitted(
     images is of these rows, the predictions as they were, and None.
     """
     worst = table[(table["attack"] == WORST_CASE) & (table["epsilon"] >= given.epsilon - 1e-9)]
-    # Of a film that both its finding and the film itself are handed in for, the finding's counts.
-    keys = [name if name in given.images else _film(name) for name in worst["sample_id"]]
+    # Of an image that both its finding and the image itself are handed in for, the finding's counts.
+    keys = [name if name in given.images else _image(name) for name in worst["sample_id"]]
     known = np.array([key in given.images for key in keys])
     rows = worst[known]
     if not len(rows):
@@ -139,7 +139,7 @@ def check_radius(given: Images, exam: ExamRecipe) -> None:
         raise UserError(f"{given.path}: images for epsilon {given.epsilon:g}, but worst-case is tried at {listed}")
 
 
-def _film(name: Any) -> str:
+def _image(name: Any) -> str:
     return str(name).rpartition("#")[0] or str(name)
 
 

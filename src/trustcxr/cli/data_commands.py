@@ -73,7 +73,7 @@ def data_phantom(
         int, typer.Option(min=1, help="Training images of each class; a quarter as many to validate, a third to test.")
     ] = 100,
     size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same films.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     shortcut: Annotated[
         list[str] | None,
         typer.Option(help="Plant one, such as marker=0.9 (also border, brightness, scanner_noise, tube); repeatable."),
@@ -85,17 +85,17 @@ def data_phantom(
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
     write_files.write(out, counts, size=size, seed=seed, shortcuts=shortcut or [])
     total = sum(counts.values()) * len(anatomy.CLASSES)
-    print(f"{out}: {total} synthetic films in the layout of COVID-QU-Ex. {NOTICE}")
+    print(f"{out}: {total} synthetic images in the layout of COVID-QU-Ex. {NOTICE}")
 
 
 @data_app.command("corruptions", epilog="Example: trustcxr data corruptions out/corruptions.png")
 def data_corruptions(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
-    film: Annotated[Path | None, typer.Option(help="An X-ray to show them on; a synthetic one unless said.")] = None,
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the film in pixels.")] = 224,
+    image: Annotated[Path | None, typer.Option(help="An X-ray to show them on; a synthetic one unless said.")] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the image in pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="The same seed draws the same.")] = 0,
 ) -> None:
     """A sheet of every corruption at every severity, to look at."""
     from trustcxr.corruptions import preview
 
-    print(f"{preview.write(out, size=size, film=film, seed=seed)}\n{NOTICE}")
+    print(f"{preview.write(out, size=size, image=image, seed=seed)}\n{NOTICE}")

@@ -108,7 +108,7 @@ Severities = Annotated[
     list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
 ]
 PlantedShortcuts = Annotated[
-    bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
+    bool, typer.Option("--shortcuts", help="Synthetic images again, planted shortcuts removed and moved.")
 ]
 
 

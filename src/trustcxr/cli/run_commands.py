@@ -252,7 +252,7 @@ def explain(
         int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
     ] = 32,
     finding: Annotated[
-        str | None, typer.Option(help="Of a model with a sigmoid for each, the one explained, on films that have it.")
+        str | None, typer.Option(help="Of a model with a sigmoid for each, the one explained, on images that have it.")
     ] = None,
     trust_code: TrustCode = False,
     label: Labels = None,
@@ -326,8 +326,8 @@ def predict(
 
     An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
     another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
-    frontal chest films are answered (DICOM, with or without a DICOMDIR), and what else is there is named. A film that
-    cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
+    frontal chest images are answered (DICOM, with or without a DICOMDIR), and what else is there is named. An image
+    that cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
     """
     check_present(images)
     from trustcxr.apps.dicom import studies_on_disk
@@ -355,7 +355,7 @@ def export(
         ),
     ] = None,
     format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
-    data: Annotated[Path | None, typer.Option(help="Films to try it on; synthetic ones unless said.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images to try it on; synthetic ones unless said.")] = None,
     json: Json = False,
 ) -> None:
     """A run as one file that others can run and `trustcxr audit` takes, held against the run before it is kept."""

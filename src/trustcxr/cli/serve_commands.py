@@ -1,4 +1,4 @@
-"""Pages that listen: `serve`, `reader`; and what a run's films are like, `familiarity`."""
+"""Pages that listen: `serve`, `reader`; and what a run's images are like, `familiarity`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ def serve(
         typer.Option(metavar="TITLE@HOST:PORT", help="Also a DICOM node (C-STORE); the answers go to this peer."),
     ] = None,
     dicom_from: Annotated[
-        list[str] | None, typer.Option(metavar="TITLE", help="Who may send films; repeatable. The peer unless said.")
+        list[str] | None, typer.Option(metavar="TITLE", help="Who may send images; repeatable. The peer unless said.")
     ] = None,
     dicom_title: Annotated[str | None, typer.Option(help="Our own AE title.", show_default="TRUSTCXR")] = None,
     dicom_host: Annotated[str | None, typer.Option(help="Address of the DICOM node.", show_default="127.0.0.1")] = None,
@@ -33,7 +33,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Its port; 0: any that is free.", show_default="11112")
     ] = None,
 ) -> None:
-    """A page on which a film is dropped, and its API: answers, heatmaps, what flips them. Nothing is kept.
+    """A page on which an image is dropped, and its API: answers, heatmaps, what flips them. Nothing is kept.
 
     Beyond 127.0.0.1 a token is demanded: the one in TRUSTCXR_TOKEN, or one that is made up and printed.
     """
@@ -65,13 +65,13 @@ def reader(
     data: Annotated[
         Path | None, typer.Option(help="The study's data, to make maps from; else those that the study has saved.")
     ] = None,
-    films: Annotated[
+    images: Annotated[
         int | None, typer.Option(min=1, max=500, help="How many, drawn at random; 30 unless said.")
     ] = None,
     name: Annotated[
         list[str] | None, typer.Option("--reader", metavar="NAME", help="Who reads, a pseudonym; repeatable.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the films that are drawn; 0 unless said.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the images that are drawn; 0 unless said.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8001,
     results: Annotated[bool, typer.Option("--results", help="Write what the readers found so far, as tables.")] = False,
@@ -84,7 +84,7 @@ def reader(
     from trustcxr.errors import UserError
     from trustcxr.version import NOTICE
 
-    typed = {"arm": arm, "data": data, "films": films, "reader": name, "seed": seed}
+    typed = {"arm": arm, "data": data, "images": images, "reader": name, "seed": seed}
     if results and (beside := next((key for key, value in typed.items() if value is not None), None)):
         raise UserError(
             f"--{beside} is of a reading, and --results writes what was found so far: leave one of them out"
@@ -93,7 +93,7 @@ def reader(
         for path in reading.results(study):
             print(path)
         return print(NOTICE)
-    asked = reading.ReaderOptions(arms=arm or (), data=data, films=films, seed=seed)
+    asked = reading.ReaderOptions(arms=arm or (), data=data, images=images, seed=seed)
     return reading.serve(study, asked, name or (), host=host, port=port)
 
 
@@ -106,10 +106,10 @@ def familiarity(
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """Fit what the run's training films are like, so that predict and serve warn of a film that is unlike them.
+    """Fit what the run's training images are like, so that predict and serve warn of an image that is unlike them.
 
-    Wants the data that the run was trained on. The threshold accepts 95 % of its validation films; how many of its
-    test films are called unlike is counted and said. Written into the run's folder, as tensors alone.
+    Wants the data that the run was trained on. The threshold accepts 95 % of its validation images; how many of its
+    test images are called unlike is counted and said. Written into the run's folder, as tensors alone.
     """
     from trustcxr.report.terminal import familiarity_sentence
     from trustcxr.runs import fit_ood as known

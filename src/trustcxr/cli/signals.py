@@ -55,7 +55,7 @@ def restart_command(words: Sequence[str]) -> str:
     if words[0] == "reader":
         return "what the readers saved is kept; the same command opens it again"
     if words[0] == "serve":
-        return "nothing of any film was kept"
+        return "nothing of any image was kept"
     if words[0] == "predict":
         return "the heatmaps written so far are kept; the same command makes the others"
     if words[0] in ("evaluate", "explain", "report"):

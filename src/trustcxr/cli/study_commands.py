@@ -97,17 +97,17 @@ def study(
     where = engines.get(engine, asked=asked)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
-    films, place = _places(recipe, data, out, at_once=devices == 1)
+    images, place = _places(recipe, data, out, at_once=devices == 1)
     from trustcxr.study.run_study import Study
 
-    whole = Study(chosen, films, place, where, check_data=check, devices=devices, threads=threads)
+    whole = Study(chosen, images, place, where, check_data=check, devices=devices, threads=threads)
     return _finish_study(whole.run(), place, json=json)
 
 
 def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) -> tuple[Path, Path]:
-    """Where a study's films are and its results go; UserError where either is not said.
+    """Where a study's images are and its results go; UserError where either is not said.
 
-    `at_once`: and where there are no films, before what takes seconds to load. On several devices it is asked first
+    `at_once`: and where there are no images, before what takes seconds to load. On several devices it is asked first
     whether they can share the recipe.
     """
     if data is None or out is None:

@@ -1,8 +1,9 @@
 """What goes wrong with real X-rays, on a batch in pixel space, at severities 1 to 5.
 
-Severity 1 is just visible; at 5 a radiologist could still read the film. The tables are written for films of 224 pixels
-and scaled by the side, so that a severity means much the same film at every size: a blurred film made smaller looks
-like a small film blurred. Light ones, of `resolution` above all, take more from a small film: figures of one severity
+Severity 1 is just visible; at 5 a radiologist could still read the image. The tables are written for images of 224
+pixels
+and scaled by the side, so that a severity means much the same image at every size: a blurred image made smaller looks
+like a small image blurred. Light ones, of `resolution` above all, take more from a small image: figures of one severity
 compare at one size alone.
 
 Every random number of an image comes from (seed, name, the image's key) alone: neither its neighbours, nor its place in

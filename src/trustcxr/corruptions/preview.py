@@ -1,4 +1,4 @@
-"""All corruptions at all severities of one film, on one picture: for the eye."""
+"""All corruptions at all severities of one image, on one picture: for the eye."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from trustcxr.version import NOTICE
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG
 _LABEL, _GAP = 150, 4  # pixels
-_LEAST = 160  # films are shown at least so large
+_LEAST = 160  # images are shown at least so large
 
 
-def draw(film: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
-    """A row for each corruption, a column for each severity, the film (H, W) uint8 itself first."""
-    height, width = film.shape
+def draw(radiograph: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
+    """A row for each corruption, a column for each severity, the image (H, W) uint8 itself first."""
+    height, width = radiograph.shape
     zoom = -(-_LEAST // min(height, width))
     names, columns = list(corruptions.CORRUPTIONS), 1 + len(corruptions.SEVERITIES)
     step_x, step_y = zoom * width + _GAP, zoom * height + _GAP
@@ -29,7 +29,7 @@ def draw(film: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     for column, title in enumerate(["as it is", *(f"severity {s}" for s in corruptions.SEVERITIES)]):
         pen.text((_LABEL + column * step_x, 3), title, fill=0, font=font)
-    pixels = torch.from_numpy(film.copy()).float().div_(255)[None, None]
+    pixels = torch.from_numpy(radiograph.copy()).float().div_(255)[None, None]
     for row, name in enumerate(names):
         top = 24 + row * step_y
         pen.multiline_text((4, top + 6), name.replace("_", "\n"), fill=0, font=font)
@@ -41,11 +41,11 @@ def draw(film: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
     return page
 
 
-def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0) -> Path:
-    """Write the sheet of a film of `size` pixels a side (a synthetic one unless said) as a picture.
+def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 0) -> Path:
+    """Write the sheet of an image of `size` pixels a side (a synthetic one unless said) as a picture.
 
     An earlier sheet, a PNG that says so of itself, is written anew.
-    Raises UserError where the film cannot be read, the picture cannot be written, or another file stands there.
+    Raises UserError where the image cannot be read, the picture cannot be written, or another file stands there.
     """
     from trustcxr.data.phantom.render_image import render
 
@@ -53,13 +53,13 @@ def write(out: Path, *, size: int = 224, film: Path | None = None, seed: int = 0
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
     if out.exists() and not generated.texts(out, _MARK):
         raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
-    if film is None:
+    if image is None:
         picture = render("COVID-19", seed, size).image
     else:
         try:
-            picture = np.asarray(resize.resize_image(read.read_image(film), size))
+            picture = np.asarray(resize.resize_image(read.read_image(image), size))
         except (greyscale.UnreadableImage, OSError) as problem:
-            raise UserError(f"{film}: not read ({problem}); give an image file") from None
+            raise UserError(f"{image}: not read ({problem}); give an image file") from None
     try:
         with atomic_write(out) as temporary:
             draw(picture, seed=seed).save(temporary, pnginfo=_mark())

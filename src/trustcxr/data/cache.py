@@ -75,7 +75,7 @@ class Store:
         """Map one of `names` read-only: uint8 (count, size, size)."""
         return np.memmap(self.folder / f"{name}.u8", np.uint8, "r", shape=(self.count, self.size, self.size))
 
-    def film_sums(self) -> np.ndarray:
+    def image_sums(self) -> np.ndarray:
         """Return the hash of every image's pixels, (count,) array of str: equal pixels have equal hashes."""
         return np.array([row.tobytes().hex() for row in self.hashes[0]], dtype=str)
 
@@ -337,14 +337,14 @@ def _decode_column(
     """Decode a few rows of a column, (n, size, size), and write their hashes; rows that cannot be read, and why."""
     pixels = np.zeros((len(hashes), size, size), np.uint8)
     bad = []
-    for row, (path, film) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
+    for row, (path, image) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
         if path is None:
             continue
         try:
             if name == IMAGES:
                 pixels[row] = read_image_at(f"{root}/{path}", size, resize)
             else:
-                pixels[row] = read_mask_at(f"{root}/{path}", size, resize, film=f"{root}/{film}")
+                pixels[row] = read_mask_at(f"{root}/{path}", size, resize, image=f"{root}/{image}")
             hashes[row] = np.frombuffer(_hash(pixels[row].data), np.uint8)
         except UnreadableImage as fault:
             bad.append((row, str(fault)))

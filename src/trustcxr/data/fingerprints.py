@@ -1,4 +1,4 @@
-"""Which films a result is of: what run.yaml keeps of them, and whether others are meant now."""
+"""Which images a result is of: what run.yaml keeps of them, and whether others are meant now."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ class TrainingData(TypedDict):
 
 
 def describe_training_data(train: "Dataset | Joined") -> TrainingData:
-    """What is kept of the films that are trained on."""
+    """What is kept of the images that are trained on."""
     return TrainingData(
         root_name=train.root.name,
         split=train.split,
@@ -35,12 +35,15 @@ def describe_training_data(train: "Dataset | Joined") -> TrainingData:
 
 
 def list_training_images(train: "Dataset | Joined") -> pd.DataFrame:
-    """The table of films.parquet: sample_id and the checksum of the pixels of every film that is trained on."""
-    return pd.DataFrame({"sample_id": train.sample_ids, "film": train.film_sums})
+    """The table of training_images.parquet:
+
+    Sample_id and the checksum of the pixels of every image that is trained on.
+    """
+    return pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
 
 
 def check_same_images(run: Path, train: "Dataset | Joined") -> None:
-    """UserError where the folder holds a training on other films or classes."""
+    """UserError where the folder holds a training on other images or classes."""
     path = run / layout.RUN_FILE
     if not path.is_file():
         return
@@ -49,12 +52,12 @@ def check_same_images(run: Path, train: "Dataset | Joined") -> None:
     now = describe_training_data(train)
     if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
         raise UserError(
-            f"{run}: was trained on other films than those of {train.where} ({data.get('images', '?')} then, "
+            f"{run}: was trained on other images than those of {train.where} ({data.get('images', '?')} then, "
             f"{now['images']} now, of other content or classes); choose another --out"
         )
 
 
-def hash_training_data(films: "Dataset") -> str:
+def hash_training_data(images: "Dataset") -> str:
     """One fingerprint for every split of a data set together."""
-    lines = "\n".join(f"{split}\t{found}" for split, found in sorted(films.fingerprints().items()))
+    lines = "\n".join(f"{split}\t{found}" for split, found in sorted(images.fingerprints().items()))
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Films as they would be without their lesion, or with another's: what asks a model whether the disease is its reason.
+"""Images as they would be without their lesion, or with another's: what asks a model whether the disease is its reason.
 
 Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool; what is returned has the same shapes. A change is soft
 at its edge, so that no outline is drawn, and the control of a change is the same shape at another place, changed alike.
@@ -29,7 +29,7 @@ class Pair:
     """A part of each lesion and its control: the same shape moved, maybe mirrored, to where there is no lesion.
 
     lesion, control (B, H, W) bool, of one area. `share` (B,): of the whole lesion that the part is; NaN without one.
-    moves: of each film whether its part is mirrored, then how far it is moved down and to the right.
+    moves: of each image whether its part is mirrored, then how far it is moved down and to the right.
     """
 
     lesion: Tensor
@@ -105,18 +105,18 @@ def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
 
 
 def grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The grey of the film's own healthy lung, everywhere."""
+    """The grey of the image's own healthy lung, everywhere."""
     return healthy_grey(images, lung, lesion).expand_as(images)
 
 
 def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The film mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
+    """The image mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
     values, usable = mirrored(images, lung, lesion)
     return torch.where(usable[:, None], values, grey(images, region, lung, lesion))
 
 
 def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
-    """The film mirrored about the middle of its lungs (B, 1, H, W), and where that is healthy lung (B, H, W) bool."""
+    """The image mirrored about the middle of its lungs (B, 1, H, W), and where that is healthy lung (B, H, W) bool."""
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     middle = (lung.sum(1) * columns).sum(1) / lung.flatten(1).sum(1).clamp(min=1)
@@ -147,10 +147,10 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
 
 
 def drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """Greys of the film's own healthy lung, drawn at random for each pixel: as bright and as varied, and no tissue.
+    """Greys of the image's own healthy lung, drawn at random for each pixel: as bright and as varied, and no tissue.
 
-    No fill that training may use is like it (`TAUGHT`). One pattern for every film, so that it does not hang on which
-    films stand beside it; the healthy grey where the lesion leaves less than HEALTHY of the lungs.
+    No fill that training may use is like it (`TAUGHT`). One pattern for every image, so that it does not hang on which
+    images stand beside it; the healthy grey where the lesion leaves less than HEALTHY of the lungs.
     """
     free = (lung & ~lesion).flatten(1)
     count = free.sum(1, keepdim=True)
@@ -226,7 +226,7 @@ def _reach(region: Tensor) -> int:
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Films with what is known of them: images (B, 1, H, W); lung, lesion (B, H, W) bool."""
+    """Images with what is known of them: images (B, 1, H, W); lung, lesion (B, H, W) bool."""
 
     images: Tensor
     lung: Tensor
@@ -238,7 +238,7 @@ class EditInputs:
 
 
 def make_edit_inputs(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> EditInputs:
-    """Some films of a data set, with their masks."""
+    """Some images of a data set, with their masks."""
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
     masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
     return EditInputs(images, *masks)
@@ -256,20 +256,20 @@ def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
     return EditInputs(images[:, None], lungs, lesions)
 
 
-def transplanted(films: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
-    """What the donors have in `region` (B, H, W) put into the films, soft at its edge and matched in grey.
+def transplanted(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
+    """What the donors have in `region` (B, H, W) put into the images, soft at its edge and matched in grey.
 
     Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
-    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the lungs of either film is not
+    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the lungs of either image is not
     put in, at the soft edge neither: beside a lung lies chest wall, brighter than a lesion.
     """
-    step = _healthy(films) - _healthy(donors)
-    weight = edge(region & films.lung & donors.lung) * (films.lung & donors.lung)[:, None]
-    return (films.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
+    step = _healthy(images) - _healthy(donors)
+    weight = edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
+    return (images.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
 
 
-def _healthy(films: EditInputs) -> Tensor:
-    return healthy_grey(films.images, films.lung, films.lesion)
+def _healthy(images: EditInputs) -> Tensor:
+    return healthy_grey(images.images, images.lung, images.lesion)
 
 
 def _middle(mask: Tensor) -> Tensor:

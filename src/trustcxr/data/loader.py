@@ -159,8 +159,9 @@ def augment(
     """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
 
     `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
-    film's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
-    `spectrum` multiplies the amplitudes of the film's spatial frequencies, band by band, by up to exp(spectrum) or its
+    image's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a
+    side.
+    `spectrum` multiplies the amplitudes of the image's spatial frequencies, band by band, by up to exp(spectrum) or its
     inverse, and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
     after the first are masks: they move with their image, and light does not change them. `of` (first,
     count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
@@ -190,7 +191,7 @@ def augment(
 
 
 def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
-    """Films whose amplitudes are multiplied by exp(logs), (B, bands): from one period a side to the finest detail."""
+    """Images whose amplitudes are multiplied by exp(logs), (B, bands): from one period a side to the finest detail."""
     height, width = images.shape[-2:]
     down, across = torch.fft.fftfreq(height, 1 / height), torch.fft.rfftfreq(width, 1 / width)
     octave = torch.hypot(down[:, None], across).clamp(min=1).log2()
@@ -198,5 +199,5 @@ def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
     before = place.floor().long().clamp(max=logs.shape[1] - 2)
     rest = place - before
     gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
-    gain[..., 0, 0] = 1.0  # the film's mean grey
+    gain[..., 0, 0] = 1.0  # the image's mean grey
     return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)

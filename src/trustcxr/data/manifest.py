@@ -151,7 +151,7 @@ class Manifest:
                 f"recipe under data.splits), --split {such} where it is tested"
             )
         if split in SHARES and self.split_column is not None:
-            said += f": no row has it in the column '{self.split_column}'; give it to some films"
+            said += f": no row has it in the column '{self.split_column}'; give it to some images"
         return UserError(said)
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Films at an address that fsspec knows (s3://, gs://, https://, file://): brought once into this machine's cache."""
+"""Images at an address that fsspec knows (s3://, gs://, https://, file://): brought once into this machine's cache."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def check_exists(data: str | Path) -> None:
 
 
 def absolute(data: str | Path) -> str:
-    """An address in full, or the whole path of a folder: what another process finds the films by."""
+    """An address in full, or the whole path of a folder: what another process finds the images by."""
     found = _ADDRESS.fullmatch(str(data))
     if found is None or not is_address(data):
         return str(Path(data).resolve())
@@ -48,8 +48,8 @@ def fetch(data: str | Path) -> Path:
     from trustcxr.data.cache import cache_folder
 
     address = absolute(data)
-    folder = cache_folder() / "films" / sha256(address.encode()).hexdigest()[:16]
-    copy = folder / (PurePosixPath(address).name or "films")
+    folder = cache_folder() / "images" / sha256(address.encode()).hexdigest()[:16]
+    copy = folder / (PurePosixPath(address).name or "images")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):

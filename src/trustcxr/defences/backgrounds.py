@@ -1,4 +1,4 @@
-"""What a model sees outside the lungs in training: another film's background, black, or nothing at all.
+"""What a model sees outside the lungs in training: another image's background, black, or nothing at all.
 
 A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). These change training images
 alone: validation and test images, and those of a hospital, come as they are and without masks. That is why a share of

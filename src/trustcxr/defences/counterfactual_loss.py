@@ -1,4 +1,4 @@
-"""Lesion masks in training: films whose lesion is removed or transplanted.
+"""Lesion masks in training: images whose lesion is removed or transplanted.
 
 Masks are needed in training alone. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion masks (B, 1, H, W), 1
 inside, all 0 where an image has none.
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from trustcxr.data import lesion_edits
 
-CONTROL = 0.75  # controls beside each film that is made counterfactual: they keep its label
+CONTROL = 0.75  # controls beside each image that is made counterfactual: they keep its label
 
 
 @dataclass(frozen=True)
 class LesionBatch:
     """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
-    edited (B,) bool: which films are counterfactual, or controls of such; None where none was made. shares (2,): of a
-    part of a batch the shares of the whole batch's films that have a lesion, and that have lungs.
+    edited (B,) bool: which images are counterfactual, or controls of such; None where none was made. shares (2,): of a
+    part of a batch the shares of the whole batch's images that have a lesion, and that have lungs.
     """
 
     pixels: Tensor
@@ -38,14 +38,14 @@ class LesionBatch:
         )
 
     def ill(self) -> Tensor:
-        """(B,) bool: films with a lesion."""
+        """(B,) bool: images with a lesion."""
         return (self.lesion > 0.5).flatten(1).any(1)
 
     def with_lungs(self) -> Tensor:
-        """(B,) bool: films with a lung mask."""
+        """(B,) bool: images with a lung mask."""
         return (self.lung > 0.5).flatten(1).any(1)
 
-    def films(self, rows: Tensor) -> lesion_edits.EditInputs:
+    def images(self, rows: Tensor) -> lesion_edits.EditInputs:
         """Some of them, with masks as `data.lesions` takes them."""
         return lesion_edits.EditInputs(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
 
@@ -58,12 +58,12 @@ def counterfactual(
     generator: torch.Generator,
     fills: Sequence[str] = ("grey",),
 ) -> LesionBatch:
-    """The batch with a share of the films that have a lesion, and of the healthy ones, made counterfactual.
+    """The batch with a share of the images that have a lesion, and of the healthy ones, made counterfactual.
 
-    Lesion removed: it is labelled `healthy`, whatever else may be on the film. As much healthy lung removed: it keeps
-    its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy film: that has the
-    donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled by
-    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. A film
+    Lesion removed: it is labelled `healthy`, whatever else may be on the image. As much healthy lung removed: it keeps
+    its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy image: that has the
+    donor's label and lesion. A healthy image's lung put in at the same place: still healthy. Removed means filled by
+    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. An image
     without a lung mask stays as it is: nobody knows what healthy lung is there.
     """
     before = known.pixels
@@ -85,22 +85,22 @@ def counterfactual(
 
 def _removed(known: LesionBatch, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    films = known.films(gone)
-    pixels[gone] = lesion_edits.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
+    images = known.images(gone)
+    pixels[gone] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
     labels[gone], lesion[gone] = healthy, 0.0
-    films = known.films(controls)
-    control = lesion_edits.congruent(films.lesion, films.lung).control
-    pixels[controls] = lesion_edits.removed(films.images, control, films.lung, films.lesion, fill=fill)
+    images = known.images(controls)
+    control = lesion_edits.congruent(images.lesion, images.lung).control
+    pixels[controls] = lesion_edits.removed(images.images, control, images.lung, images.lesion, fill=fill)
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _transplanted(known: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
-    """What `donors` have where the lesions of `patch` lie, put into other films; a lesion takes its label along."""
-    films = known.films(into)
-    giver = lesion_edits.moved_onto(known.films(donors), films.lung)
-    region = lesion_edits.moved_onto(known.films(patch), films.lung).lesion & films.lung & giver.lung
+    """What `donors` have where the lesions of `patch` lie, put into other images; a lesion takes its label along."""
+    images = known.images(into)
+    giver = lesion_edits.moved_onto(known.images(donors), images.lung)
+    region = lesion_edits.moved_onto(known.images(patch), images.lung).lesion & images.lung & giver.lung
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    pixels[into] = lesion_edits.transplanted(films, giver, region)
+    pixels[into] = lesion_edits.transplanted(images, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)

@@ -37,7 +37,7 @@ def _constant(document: RunDocument) -> Iterator[Alarm]:
     figures = f"{accuracy.value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
     same, so = "one and the same answer to all of them", "no other figure of it says anything"
     if document.clean.findings:  # of rare ones a useful answer is seldom as often right as "absent"
-        same, so = "the commoner answer to each finding", "that is at its thresholds, not how it ranks films"
+        same, so = "the commoner answer to each finding", "that is at its thresholds, not how it ranks images"
     text = f"accuracy on clean images is {figures}, where {same} has {constant:.1%}"
     yield Alarm(kind=CONSTANT, text=f"{text}: {so}")
 

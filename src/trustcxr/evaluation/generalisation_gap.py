@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.registry import ONE_STEP, VIEWS
 from trustcxr.statistics import Bootstraps, interval
-from trustcxr.storage.prediction_table import CLEAN, FILMS, right, severities
+from trustcxr.storage.prediction_table import CLEAN, IMAGES, right, severities
 from trustcxr.storage.schemas import Drop, Share
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resampl
     The samples are different images, so each is resampled by itself; the interval is that of the difference. Nothing of
     the run's own test images once more.
     """
-    if FILMS in internal and FILMS in external and set(internal[FILMS]) == set(external[FILMS]):
+    if IMAGES in internal and IMAGES in external and set(internal[IMAGES]) == set(external[IMAGES]):
         return []
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
     found = []

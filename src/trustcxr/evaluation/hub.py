@@ -25,7 +25,7 @@ _SENT = (
     layout.HISTORY_FILE,
     layout.METRICS_FILE,
     layout.FAMILIARITY_FILE,
-    layout.FILMS_FILE,
+    layout.IMAGES_FILE,
     # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
     *(f"{layout.BEFORE_REFIT}/{name}" for name in (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)),
 )
@@ -100,8 +100,8 @@ def _stage(run: Path, folder: Path, card: str) -> None:
     for name in _SENT:
         if name == layout.METRICS_FILE and own is not None:
             atomic.write_json(folder / name, own.document)
-        elif name == layout.FILMS_FILE and (run / name).is_file():
-            atomic.write_table(folder / name, atomic.read_table(run / name)[["film"]])
+        elif name == layout.IMAGES_FILE and (run / name).is_file():
+            atomic.write_table(folder / name, atomic.read_table(run / name)[["image"]])
         elif (run / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, folder / name)

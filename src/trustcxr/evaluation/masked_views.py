@@ -1,4 +1,4 @@
-"""The lungs alone, without the lungs, their outline, the border, another film behind them."""
+"""The lungs alone, without the lungs, their outline, the border, another image behind them."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SILHOUETTE = (
     0.25,
     0.65,
-)  # grey of the lungs and of all else where only their shape is shown, as dark on grey as a film
+)  # grey of the lungs and of all else where only their shape is shown, as dark on grey as an image
 BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 
 
@@ -46,7 +46,7 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What to hide lungs in: black, mid-grey, each film's own mean."""
+    """What to hide lungs in: black, mid-grey, each image's own mean."""
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
     return torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
 

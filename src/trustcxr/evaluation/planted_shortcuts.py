@@ -1,4 +1,4 @@
-"""Synthetic films drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
+"""Synthetic images drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ HOW = ("as_is", "removed", "moved")
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A shortcut that was planted on the films of one class, and the class that it is moved to."""
+    """A shortcut that was planted on the images of one class, and the class that it is moved to."""
 
     kind: str
     carrier: str
@@ -37,31 +37,33 @@ def audit(
 ) -> dict[str, PlantedShortcut]:
     """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
 
-    `data` is a folder that `trustcxr data phantom` wrote. Its films are drawn again from their seeds: "as_is" with what
-    was planted, "removed" without this shortcut, "moved" with it on every film of another class and on none of its own.
-    "follows" is the share of the films that it was moved onto which are then taken for the class that it came from,
-    beside "follows_before", the same share of the same films without it. A model that never learned the shortcut has
+    `data` is a folder that `trustcxr data phantom` wrote. Its images are drawn again from their seeds: "as_is" with
+    what
+    was planted, "removed" without this shortcut, "moved" with it on every image of another class and on none of its
+    own.
+    "follows" is the share of the images that it was moved onto which are then taken for the class that it came from,
+    beside "follows_before", the same share of the same images without it. A model that never learned the shortcut has
     the same accuracy throughout.
     Raises UserError for data that are not synthetic, or on which nothing was planted.
     """
     table, shortcuts = _planted(data, run.classes)
-    films = table[table["split"] == split]
-    if films.empty:
+    images = table[table["split"] == split]
+    if images.empty:
         raise UserError(f"{data}: no split '{split}'; there is {', '.join(sorted(set(table['split'])))}")
-    labels = np.array([run.classes.index(name) for name in films["class"]])
-    bootstrap = Bootstrap.over(films["group_id"], resamples=resamples)
-    side = _side(data / films["path"].iloc[0])
+    labels = np.array([run.classes.index(name) for name in images["class"]])
+    bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
+    side = _side(data / images["path"].iloc[0])
     found = {}
     for shortcut in shortcuts:
-        answers = {how: _answers(run, films, side, _marks(films, shortcut, how), batch_size) for how in HOW}
-        onto = films["class"].to_numpy() == shortcut.moved_to
+        answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
+        onto = images["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
         means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
         shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
         found[shortcut.kind] = PlantedShortcut(
             carrier=shortcut.carrier,
             moved_to=shortcut.moved_to,
-            n=len(films),
+            n=len(images),
             **{how: Accuracy(accuracy=share) for how, share in shares.items()},
             follows=(answers["moved"][onto] == carrier).mean(),
             follows_before=(answers["removed"][onto] == carrier).mean(),
@@ -70,7 +72,10 @@ def audit(
 
 
 def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
-    """One row a film, and what was planted on any split: a model may have been trained on another than it is tested."""
+    """One row an image, and what was planted on any split:
+
+    A model may have been trained on another than it is tested.
+    """
     import pandas as pd
 
     file = data / "manifest.csv"
@@ -92,11 +97,11 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
     return table, shortcuts
 
 
-def _marks(films: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
-    """What each film carries."""
-    kinds = [str(c).removeprefix(_COLUMN) for c in films.columns if str(c).startswith(_COLUMN)]
+def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
+    """What each image carries."""
+    kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
     found = []
-    for row in films.to_dict("records"):
+    for row in images.to_dict("records"):
         planted = [kind for kind in kinds if row[_COLUMN + kind]]
         if how != "as_is":
             planted = [kind for kind in planted if kind != shortcut.kind]
@@ -107,9 +112,9 @@ def _marks(films: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[st
 
 
 def _answers(
-    run: "Run", films: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
+    run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
 ) -> np.ndarray:
-    rows, found = films.to_dict("records"), []
+    rows, found = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
@@ -126,8 +131,8 @@ def _drawn(
     from trustcxr.data.phantom.render_image import render
 
     for row, planted in zip(rows, marks, strict=True):
-        film = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
-        yield np.array(resize_image(film.image, run.size))
+        image = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
+        yield np.array(resize_image(image.image, run.size))
 
 
 def _side(path: Path) -> int:

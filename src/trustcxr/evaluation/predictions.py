@@ -147,10 +147,10 @@ def predict(
     mean, but under worst-case those of the worst draw of each image.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
-    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
-    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
-    class, whose lungs they do not quite cover. For `lungs_on_another_film` the label is that of the lungs: a model that
-    relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
+    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the image's
+    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on an image of another
+    class, whose lungs they do not quite cover. For `lungs_on_another_image` the label is that of the lungs: a model
+    that relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
 
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.

@@ -85,7 +85,7 @@ class Run:
 
     @property
     def resize(self) -> str:
-        """How the films it was trained on became squares: squeeze or pad."""
+        """How the images it was trained on became squares: squeeze or pad."""
         return self.recipe.data.resize if self.recipe is not None else "squeeze"
 
     @property

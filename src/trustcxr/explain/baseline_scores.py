@@ -1,7 +1,7 @@
 """What a map must be better than before it says anything of the network: the measures of maps that know less.
 
-Chance, a prior for the centre, the lungs, the film's brightness and edges within them, the mean lesion mask of the
-training films, a random map of as many cells, and the map of the same network with random weights.
+Chance, a prior for the centre, the lungs, the image's brightness and edges within them, the mean lesion mask of the
+training images, a random map of as many cells, and the map of the same network with random weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,16 +89,16 @@ def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
 
 
 class ImageBaselines:
-    """The figures of the centre prior, the lung mask, and the film's brightness (smoothed) and edges in the lungs.
+    """The figures of the centre prior, the lung mask, and the image's brightness (smoothed) and edges in the lungs.
 
-    Of `mean_mask` (H, W), the lesion masks of training films averaged, too, where it is known.
+    Of `mean_mask` (H, W), the lesion masks of training images averaged, too, where it is known.
     """
 
     def __init__(
         self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], mean_mask: Tensor | None = None
     ) -> None:
         self.masks = masks
-        maps = baselines.film_baselines(images, masks.lung, mean_mask)
+        maps = baselines.image_baselines(images, masks.lung, mean_mask)
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.figures = {
             name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))
@@ -120,7 +120,7 @@ class ImageBaselines:
 
 
 class Values:
-    """The values of maps (B, H, W) in ascending order, in all of the film and in the lungs alone; none where null."""
+    """The values of maps (B, H, W) in ascending order, in all of the image and in the lungs alone; none where null."""
 
     def __init__(self, maps: Tensor, masks: Masks) -> None:
         known = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
@@ -145,7 +145,7 @@ class AsSharp:
         return found
 
 
-_CUTS = ("", "lung")  # all of the film, or what lies in this mask
+_CUTS = ("", "lung")  # all of the image, or what lies in this mask
 
 
 def _mask(cut: str, masks: Masks) -> Tensor | None:

@@ -79,7 +79,7 @@ def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
 
 
 def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
-    """What the film's own brightness shows on a grid of `cells`: (B, H, W) in [0, 1], of images (B, 1, H, W).
+    """What the image's own brightness shows on a grid of `cells`: (B, H, W) in [0, 1], of images (B, 1, H, W).
 
     As coarse as a CAM of that grid, so that what the two have in common is not their cells.
 
@@ -92,7 +92,7 @@ def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
     return to_saliency(functional.adaptive_avg_pool2d(x.float(), cells).mean(1), *x.shape[-2:])
 
 
-def film_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = None) -> dict[str, Tensor]:
+def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = None) -> dict[str, Tensor]:
     """Return maps (B, H, W), not negative, of the image, its lungs or nothing, by their names in REFERENCES.
 
     images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the lesion masks of training, averaged.

@@ -90,7 +90,7 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
     """The layer's positive activations, summed over its channels: a control for LayerCAM, without the gradient.
 
     The same map whichever class is explained and whatever the model makes of the layer. What a CAM shows beyond it is
-    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the film is there.
+    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the image is there.
     All else as `grad_cam`; `target` is checked and changes nothing.
 
     >>> import torch, trustcxr as tx

@@ -1,4 +1,4 @@
-"""One film looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
+"""One image looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
 
 import math
 import time
@@ -46,11 +46,11 @@ class Map:
 class Flip:
     """The smallest perturbation found that changes the answer: an upper bound.
 
-    film (H, W) in [0, 1]; change (H, W): what was added. `epsilon`: the largest change of a pixel.
+    image (H, W) in [0, 1]; change (H, W): what was added. `epsilon`: the largest change of a pixel.
     """
 
     epsilon: float
-    film: Tensor
+    image: Tensor
     change: Tensor
     predicted: int
     probability: float
@@ -59,10 +59,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """The film under a corruption, (H, W) in [0, 1], and its answer there."""
+    """The image under a corruption, (H, W) in [0, 1], and its answer there."""
 
     name: str
-    film: Tensor
+    image: Tensor
     predicted: int
     probability: float
 
@@ -87,7 +87,7 @@ def _has(run: Run, x: Tensor, name: str) -> bool:
 
 
 def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
-    """The maps of one film (1, 1, H, W) in [0, 1], each beside its controls."""
+    """The maps of one image (1, 1, H, W) in [0, 1], each beside its controls."""
     layers = {name: control for name in names if (control := Method.parse(name).control)}
     found = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
     return [_beside_its_controls(run, pixels, name, found, layers.get(name)) for name in names]
@@ -96,7 +96,7 @@ def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list
 def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
     cells = methods.cells(run.model, pixels, name)
     own, brightness = found[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
-    less = {"the film's own brightness": brightness}
+    less = {"the image's own brightness": brightness}
     if control is not None:
         cam = control.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
@@ -117,7 +117,7 @@ def steps_for(run: Run) -> int:
 
 
 def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None) -> Flip | None:
-    """The smallest perturbation of a film (1, 1, H, W) found to change its answer; None up to HIGHEST.
+    """The smallest perturbation of an image (1, 1, H, W) found to change its answer; None up to HIGHEST.
 
     FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
     what is found there counts where the model itself is misled by it, else the search is the model's own.
@@ -126,17 +126,19 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
     for model in (searched, run.model) if searched is not None else (run.model,):
         start = attacks.fab(model, pixels, label, epsilon=HIGHEST, steps=_TOWARDS)
         close = max(5e-4, _CLOSE * float((start - pixels).abs().max()))
-        epsilon, film = attacks.nearest(
+        epsilon, image = attacks.nearest(
             model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
-        ((answer, probabilities),) = predict.predict_labels(run, film)
+        ((answer, probabilities),) = predict.predict_labels(run, image)
         if math.isfinite(float(epsilon)) and answer != predicted:
-            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, float(probabilities[answer]), steps)
+            return Flip(
+                float(epsilon), image[0, 0], (image - pixels)[0, 0], answer, float(probabilities[answer]), steps
+            )
     return None
 
 
 def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
-    """A film (1, 1, H, W) under each corruption, and the answers there."""
-    films = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["film"]) for name in names])
-    answers = zip(names, films, predict.predict_labels(run, films), strict=True)
-    return [Spoilt(name, film[0], answer, float(shares[answer])) for name, film, (answer, shares) in answers]
+    """An image (1, 1, H, W) under each corruption, and the answers there."""
+    images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
+    answers = zip(names, images, predict.predict_labels(run, images), strict=True)
+    return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]

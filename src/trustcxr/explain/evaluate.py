@@ -91,9 +91,9 @@ class Rows:
 
 
 class MapsWithBaselines(NamedTuple):
-    """What stands beside a method's figures and is not of the film: that of its cells, of random weights, of training.
+    """What stands beside a method's figures and is not of the image: that of its cells, of random weights, of training.
 
-    mean_mask: the lesion masks of training films, averaged, (H, W); None where they are not known.
+    mean_mask: the lesion masks of training images, averaged, (H, W); None where they are not known.
     """
 
     cells: CellBaseline
@@ -109,7 +109,7 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
 def annotated(dataset: "Dataset") -> np.ndarray:
     """Rows of the images with a non-empty infection mask; where the data has none, of those with a lung mask.
 
-    Of the films of one finding only those that have it.
+    Of the images of one finding only those that have it.
     """
     for kind in ("infection", "lung"):
         rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask(kind)))
@@ -150,7 +150,7 @@ def batches(
     First a drawn part of the annotated images, explained with random weights. Then all of them: measures against the
     masks on the clean and the FGSM image, and stability under FGSM and every corruption. Then a sample drawn by seed
     (the same for every run): stability under PGD, faithfulness, sanity. `left_out`: what the model does not allow.
-    `mean_mask`: the lesion masks of training films, averaged, (H, W), a map that looks at no film.
+    `mean_mask`: the lesion masks of training images, averaged, (H, W), a map that looks at no image.
     """
     options = options or ExplanationRecipe()
     methods = with_random(options.methods)
@@ -247,7 +247,7 @@ def _against_masks_and_stability(
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
     table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    of_film = ImageBaselines(images, masks, thresholds, controlled.mean_mask)
+    of_image = ImageBaselines(images, masks, thresholds, controlled.mean_mask)
     of_cells = controlled.cells.drawn(images, masks)
     alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
     shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
@@ -256,7 +256,7 @@ def _against_masks_and_stability(
         level, random = thresholds.get(name), controlled.weights.measured(name, rows)
         alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
         values = Values(maps, masks)
-        beside = of_film.as_sharp(values) | of_cells.as_sharp(name, values)
+        beside = of_image.as_sharp(values) | of_cells.as_sharp(name, values)
         beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
         beside[SPREAD] = controlled.weights.spread_of(name, random)
         if name in alone:
@@ -276,7 +276,7 @@ def _against_masks_and_stability(
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
             if way.condition == ATTACKED:
                 level = thresholds.get(name)
-                beside = of_film.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
+                beside = of_image.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
                 add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:

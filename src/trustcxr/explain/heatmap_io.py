@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_maker, read_source
 from trustcxr.version import NOTICE
 
-_ROWS = 512  # of a large film that are coloured at a time
+_ROWS = 512  # of a large image that are coloured at a time
 
 
 def places(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
@@ -64,14 +64,14 @@ def fingerprint(path: Path) -> str:
     return hashlib.blake2b(place, digest_size=8).hexdigest()
 
 
-def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
-    """Saliency (h, w) in [0, 1] in the colours of inferno over a film (H, W) uint8, in the film's size.
+def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
+    """Saliency (h, w) in [0, 1] in the colours of inferno over an image (H, W) uint8, in the image's size.
 
-    Coloured a few rows at a time: beside the film and the picture little memory is taken.
+    Coloured a few rows at a time: beside the image and the picture little memory is taken.
     """
     import matplotlib
 
-    height, width = film.shape
+    height, width = image.shape
     levels = Image.fromarray(np.rint(np.clip(np.asarray(saliency, np.float64), 0, 1) * 255).astype(np.uint8))
     enlarged = levels.resize((width, height), Image.Resampling.BILINEAR)
     colours = (strength * 255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.float32)
@@ -79,7 +79,7 @@ def overlay(film: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> I
     for top in range(0, height, _ROWS):
         bottom = min(top + _ROWS, height)
         weight = np.asarray(enlarged.crop((0, top, width, bottom)))
-        mixed = (1 - strength) * film[top:bottom, :, None].astype(np.float32) + colours[weight]
+        mixed = (1 - strength) * image[top:bottom, :, None].astype(np.float32) + colours[weight]
         picture.paste(Image.fromarray(mixed.round().astype(np.uint8)), (0, top))
     return picture
 

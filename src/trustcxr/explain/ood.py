@@ -1,10 +1,11 @@
-"""How like the films that a run was trained on is this one? A score whose false-alarm rate is known.
+"""How like the images that a run was trained on is this one? A score whose false-alarm rate is known.
 
-Two views of a film, each with a density fitted on training films, so that what one does not see the other may: the
-channel means of the network's last two stages, and the film itself, made small and of even contrast. Both densities are
+Two views of an image, each with a density fitted on training images, so that what one does not see the other may: the
+channel means of the network's last two stages, and the image itself, made small and of even contrast. Both densities
+are
 probabilistic principal components (Tipping and Bishop 1999): Mahalanobis' distance within the components, as Lee et al.
-2018 judge a network's features, and beside it what the components cannot redraw. A film's score is the larger of the
-two distances, each in units of the validation films' own spread; the threshold accepts ACCEPTED of these. Neither
+2018 judge a network's features, and beside it what the components cannot redraw. An image's score is the larger of the
+two distances, each in units of the validation images' own spread; the threshold accepts ACCEPTED of these. Neither
 class nor mask is used, and no foreign picture: what such pictures score was not looked at to choose any of this.
 """
 
@@ -31,11 +32,11 @@ from trustcxr.storage import atomic, layout
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-ACCEPTED = 0.95  # of validation films
-SIDE = 32  # pixels of the film as it is judged by itself
-COMPONENTS = {"network": 256, "film": 64}  # at most; and no more than a quarter of the training films
+ACCEPTED = 0.95  # of validation images
+SIDE = 32  # pixels of the image as it is judged by itself
+COMPONENTS = {"network": 256, "image": 64}  # at most; and no more than a quarter of the training images
 SIGNS = ("spread", "sharpness", "dark", "bright")  # of quality; see `signs`
-EXTREME = 0.005  # share of training films beyond each end of what a sign may be
+EXTREME = 0.005  # share of training images beyond each end of what a sign may be
 _BATCH = 128
 
 
@@ -56,15 +57,15 @@ class Components:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What a run's training films are like.
+    """What a run's training images are like.
 
-    middle, spread: (2,), median and interquartile range of the logarithm of each view's distance on validation films;
+    middle, spread: (2,), median and interquartile range of the logarithm of each view's distance on validation images;
     scores: (N,), theirs, rising; threshold: what a score may be; low, high: (len(SIGNS),), within which each sign of
-    quality is on all but a few training films; about: what it was fitted on.
+    quality is on all but a few training images; about: what it was fitted on.
     """
 
     network: Components
-    film: Components
+    image: Components
     middle: Tensor
     spread: Tensor
     scores: Tensor
@@ -74,37 +75,37 @@ class Familiarity:
     about: dict[str, str]
 
     def views(self, run: Run, images: Tensor) -> Tensor:
-        """The score of each view, network and film, (N, 2), of images (N, 1, H, W) in [0, 1] of the network's size."""
-        return (_distances(run, images, self.network, self.film) - self.middle) / self.spread
+        """The score of each view, network and image, (N, 2), of images (N, 1, H, W) in [0, 1] of the network's size."""
+        return (_distances(run, images, self.network, self.image) - self.middle) / self.spread
 
     def score(self, run: Run, images: Tensor) -> Tensor:
-        """The score, (N,): above `threshold`, a film is unlike those that the run was trained on."""
+        """The score, (N,): above `threshold`, an image is unlike those that the run was trained on."""
         return self.views(run, images).amax(1)
 
     def rarer_than(self, score: float) -> float:
-        """The share of validation films with a lower score."""
+        """The share of validation images with a lower score."""
         return float((self.scores < score).double().mean())
 
 
 def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
-    """Fit on training films, and set the threshold on validation films, which nothing was fitted to."""
-    followed = track(batches(train), f"training films of {run.name}", _count(train))
+    """Fit on training images, and set the threshold on validation images, which nothing was fitted to."""
+    followed = track(batches(train), f"training images of {run.name}", _count(train))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
-    features, films, quality = (torch.cat(column) for column in zip(*rows, strict=True))
-    network, film = _components(features, COMPONENTS["network"]), _components(films, COMPONENTS["film"])
-    followed = track(batches(val), f"validation films of {run.name}", _count(val))
-    distances = torch.cat([_distances(run, images, network, film) for images in followed])
+    features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
+    network, radiograph = _components(features, COMPONENTS["network"]), _components(radiographs, COMPONENTS["image"])
+    followed = track(batches(val), f"validation images of {run.name}", _count(val))
+    distances = torch.cat([_distances(run, images, network, radiograph) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
     middle, spread = quartiles[1], (quartiles[2] - quartiles[0]).clamp(min=1e-6)
     scores = ((distances - middle) / spread).amax(1).sort().values
     low, high = torch.quantile(quality, _shares(EXTREME, 1 - EXTREME), dim=0)
     threshold = float(scores[max(int(np.ceil(ACCEPTED * len(scores))), 1) - 1])
-    about = {"train": train.fingerprint, "val": val.fingerprint, "films": str(len(train))}
-    return Familiarity(network, film, middle, spread, scores, threshold, low, high, about)
+    about = {"train": train.fingerprint, "val": val.fingerprint, "images": str(len(train))}
+    return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
 def batches(data: "Dataset") -> Iterator[Tensor]:
-    """The films of a data set, (B, 1, H, W) in [0, 1]."""
+    """The images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(np.array(data.images[first : first + _BATCH])).float().div_(255)
 
@@ -145,12 +146,12 @@ def load(folder: Path) -> Familiarity | None:
 
 
 def _found(tensors: dict[str, Tensor], about: dict[str, str]) -> Familiarity:
-    network, film = (
+    network, image = (
         Components(tensors[f"{view}.mean"], tensors[f"{view}.axes"], tensors[f"{view}.rest"]) for view in COMPONENTS
     )
     return Familiarity(
         network=network,
-        film=film,
+        image=image,
         middle=tensors["middle"],
         spread=tensors["spread"],
         scores=tensors["scores"],
@@ -162,18 +163,18 @@ def _found(tensors: dict[str, Tensor], about: dict[str, str]) -> Familiarity:
 
 
 def unlike(found: Familiarity, score: float) -> str | None:
-    """Why a film of that score should not be answered, in words; None where it is like the training films."""
+    """Why an image of that score should not be answered, in words; None where it is like the training images."""
     if score <= found.threshold:
         return None
     share = min(found.rarer_than(score), 0.999)
     return (
-        f"it is unlike the films that the network was trained on: more unusual than {share:.1%} of its validation "
-        f"films, of which {ACCEPTED:.0%} are accepted"
+        f"it is unlike the images that the network was trained on: more unusual than {share:.1%} of its validation "
+        f"images, of which {ACCEPTED:.0%} are accepted"
     )
 
 
 def poor(found: Familiarity, image: Tensor) -> list[str]:
-    """What is wrong with the quality of one film (1, 1, H, W), beside the training films; empty where nothing is."""
+    """What is wrong with the quality of one image (1, 1, H, W), beside the training images; empty where nothing is."""
     values = signs(image)[0]
     low, high = values < found.low - 1e-9, values > found.high + 1e-9
     return [words for place, words in enumerate(_TOO_LOW) if words and low[place]] + [
@@ -181,7 +182,7 @@ def poor(found: Familiarity, image: Tensor) -> list[str]:
     ]
 
 
-_FEW = "as on fewer than one training film in a hundred"
+_FEW = "as on fewer than one training image in a hundred"
 _TOO_LOW: Sequence[str] = (f"poor quality: hardly any contrast, {_FEW}", f"poor quality: blurred, {_FEW}", "", "")
 _TOO_HIGH: Sequence[str] = (
     f"poor quality: little between black and white, {_FEW}",
@@ -192,7 +193,7 @@ _TOO_HIGH: Sequence[str] = (
 
 
 def signs(images: Tensor) -> Tensor:
-    """Signs of quality of films (N, 1, H, W) in [0, 1]: (N, 4).
+    """Signs of quality of images (N, 1, H, W) in [0, 1]: (N, 4).
 
     spread: standard deviation of the grey levels. sharpness: mean size of the second difference, beside the spread.
     dark, bright: share of the pixels of the two darkest levels of 256, and of the three brightest.
@@ -205,9 +206,9 @@ def signs(images: Tensor) -> Tensor:
     return torch.stack([spread, sharpness, dark, bright], 1)
 
 
-def _distances(run: Run, images: Tensor, network: Components, film: Components) -> Tensor:
+def _distances(run: Run, images: Tensor, network: Components, image: Components) -> Tensor:
     """The logarithm of each view's distance, (N, 2)."""
-    found = network.distance(_features(run, images)), film.distance(_small(images))
+    found = network.distance(_features(run, images)), image.distance(_small(images))
     return torch.stack(found, 1).clamp(min=1e-12).log()
 
 
@@ -240,7 +241,7 @@ def _stages(model: nn.Module) -> list[nn.Module]:
 
 
 def _small(images: Tensor) -> Tensor:
-    """Films as SIDE x SIDE pixels of mean 0 and standard deviation 1, (N, SIDE * SIDE)."""
+    """Images as SIDE x SIDE pixels of mean 0 and standard deviation 1, (N, SIDE * SIDE)."""
     small = functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).double()
     return (small - small.mean(1, keepdim=True)) / small.std(1, keepdim=True).clamp(min=0.02)
 

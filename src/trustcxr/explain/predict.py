@@ -21,35 +21,37 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import softmax
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import Source, check_present, check_writable, escaped, is_full, reason
-from trustcxr.storage.schemas import FilmAnswer
+from trustcxr.storage.schemas import ImageAnswer
 
 PGD_STEPS = 20
 BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border
 _FULL = "no heatmap: not looked at, since the disk is full"
 
 
-def predict(folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None) -> list[FilmAnswer]:
+def predict(
+    folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
+) -> list[ImageAnswer]:
     """An answer for each image; one that cannot be read, or its heatmap not be written, gets an "error".
 
     That does not stop the others. A full disk does: each of them gets an "error" that says so.
 
-    A heatmap that was written here before is no film: it gets "left_out" and no answer. No heatmap takes the place of
+    A heatmap that was written here before is no image: it gets "left_out" and no answer. No heatmap takes the place of
     another image's or run's, or of a file that is not ours.
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
     run, known = load_run(folder), ood.load(folder)
     places = heatmap_io.places(paths, out, run.folder)
-    found: list[FilmAnswer] = []
+    found: list[ImageAnswer] = []
     full = False
     for path, heatmap in places.items():
         if full:
-            found.append(FilmAnswer(image=str(path), error=_FULL))
+            found.append(ImageAnswer(image=str(path), error=_FULL))
             continue
         try:
             found.append(_of_file(run, known, path, heatmap, epsilon))
         except CannotWrite as problem:
-            found.append(FilmAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
+            found.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
             full = is_full(problem)
     return found
 
@@ -60,30 +62,30 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
     return f"{escaped(str(heatmap))}: cannot be written: {reason(problem.number)}; choose --out"
 
 
-def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> FilmAnswer:
+def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
     if (said := is_own_output(path)) is not None:
-        return FilmAnswer(image=str(path), left_out=said)
+        return ImageAnswer(image=str(path), left_out=said)
     try:
-        film = read_source(path)
+        image = read_source(path)
     except greyscale.UnreadableImage as problem:
-        return FilmAnswer(image=str(path), error=str(problem))
+        return ImageAnswer(image=str(path), error=str(problem))
     check_writable(heatmap)
-    found = answer(run, film.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
+    found = answer(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
     found.image = str(path)
-    doubt(found, run, known, film)
+    doubt(found, run, known, image)
     return found
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """One film as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
+    """One image as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
 
     pixels: np.ndarray
     colour: float = 0.0
 
 
 def read_source(source: Source) -> LoadedImage:
-    """A film from a file or its content. UnreadableImage, without the file's name, where it is none."""
+    """An image from a file or its content. UnreadableImage, without the file's name, where it is none."""
     if (why := is_own_output(source) or plausibility.another_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
     return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
@@ -96,20 +98,20 @@ def is_own_output(source: Source) -> str | None:
     return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
 
 
-def doubt(found: FilmAnswer, run: Run, known: Familiarity | None, film: LoadedImage) -> None:
-    """Say in an answer what speaks against it: no chest film, unlike the training films, poor, near the border.
+def doubt(found: ImageAnswer, run: Run, known: Familiarity | None, image: LoadedImage) -> None:
+    """Say in an answer what speaks against it: no chest image, unlike the training images, poor, near the border.
 
-    `known`: what the run's training films are like; None where that was not fitted.
+    `known`: what the run's training images are like; None where that was not fitted.
     """
-    found.warnings = list(plausibility.doubts(plausibility.thumbnail(film.pixels), film.colour).values())
+    found.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
     if known is not None:
-        pixels = as_input(film.pixels, run.size, run.resize)
+        pixels = as_input(image.pixels, run.size, run.resize)
         score = float(known.score(run, pixels))
         found.rarer_than = known.rarer_than(score)
         unlike = ood.unlike(known, score)
         found.warnings += [*([unlike] if unlike else []), *ood.poor(known, pixels)]
-    if min(film.pixels.shape) < run.size:
-        height, width = film.pixels.shape
+    if min(image.pixels.shape) < run.size:
+        height, width = image.pixels.shape
         found.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
     found.border = _border(found.probabilities)
 
@@ -124,19 +126,19 @@ def _border(probabilities: dict[str, float]) -> str | None:
 
 def answer(
     run: Run,
-    film: np.ndarray,
+    image: np.ndarray,
     *,
     epsilon: float,
     heatmap: Path | None = None,
     source: Path | None = None,
     searched: nn.Module | None = None,
-) -> FilmAnswer:
-    """What a run says of one film (H, W) uint8; a heatmap PNG of the film's own size is written where asked.
+) -> ImageAnswer:
+    """What a run says of one image (H, W) uint8; a heatmap PNG of the image's own size is written where asked.
 
     Probabilities are scaled by the run's temperature where its validation images gave it one ("calibrated").
     `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
     """
-    pixels = as_input(film, run.size, run.resize).to(run.device)
+    pixels = as_input(image, run.size, run.resize).to(run.device)
     ((predicted, probabilities),) = predict_labels(run, pixels)
     label = torch.tensor([predicted], device=run.device)
     single, climb = USUAL_ATTACKS
@@ -144,7 +146,7 @@ def answer(
         single: _still(run, attacks.fgsm(run.model, pixels, label, epsilon=epsilon), predicted),
         f"{climb}-{PGD_STEPS}": _survives_climb(run, searched or run.model, pixels, label, epsilon),
     }
-    result = FilmAnswer(
+    result = ImageAnswer(
         predicted=run.classes[predicted],
         probabilities={name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
         calibrated=temperature(run) is not None,
@@ -154,7 +156,7 @@ def answer(
     )
     if heatmap is not None:
         saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
-        picture = heatmap_io.overlay(film, saliency[squares.to_original(run.size, film.shape, run.resize)])
+        picture = heatmap_io.overlay(image, saliency[squares.to_original(run.size, image.shape, run.resize)])
         heatmap_io.write_notice(picture)
         with atomic_write(heatmap) as temporary:
             picture.save(temporary, pnginfo=heatmap_io.mark(source or heatmap, run.folder), compress_level=1)
@@ -188,9 +190,9 @@ def temperature(run: Run) -> float | None:
     return found if found is not None and found > 0 else None
 
 
-def as_input(film: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
-    """A film (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
-    return torch.from_numpy(np.array(squares.resize_image(film, size, resize))).float().div_(255)[None, None]
+def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
+    """An image (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
+    return torch.from_numpy(np.array(squares.resize_image(image, size, resize))).float().div_(255)[None, None]
 
 
 def _still(run: Run, images: Tensor, predicted: int) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CLEAN = "clean"
 PGD_STEPS = 10
-# A turned film has its map turned too, rightly: there is nothing in it to be stable.
+# A turned image has its map turned too, rightly: there is nothing in it to be stable.
 MOVING = ("rotation",)
 UNDER: tuple[str, ...] = tuple(name for name in corruptions.CORRUPTIONS if name not in MOVING)
 

@@ -1,6 +1,6 @@
 """What a map may be said to show of the network: it is above its controls and above random weights, or it says nothing.
 
-A map that stays when the network's weights are random (Adebayo et al. 2018) is of the film, or of the method: what it
+A map that stays when the network's weights are random (Adebayo et al. 2018) is of the image, or of the method: what it
 hits, the network has not found.
 """
 

@@ -1,7 +1,7 @@
 """Networks whose map is their reason: evidence for each class at each place, summed to the logits.
 
 `evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
-Bethge 2019); `evidence-full` sees the whole film from each, and so does `evidence-resnet10t`, whose cells read every
+Bethge 2019); `evidence-full` sees the whole image from each, and so does `evidence-resnet10t`, whose cells read every
 stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts only
 as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where it is
 the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
@@ -50,9 +50,9 @@ class Block(nn.Module):
 class EvidenceNet(nn.Module):
     """Pixels, normalised (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
 
-    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole film, which a branch of a quarter of
+    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole image, which a branch of a quarter of
     the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
-    stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole film in training
+    stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole image in training
     and after.
     """
 
@@ -108,7 +108,7 @@ class EvidenceNet(nn.Module):
 
 
 class _Around(nn.Module):
-    """What the whole film adds at each place: blocks on a quarter of the cells, brought back up."""
+    """What the whole image adds at each place: blocks on a quarter of the cells, brought back up."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def build(
     nets = [_network(arch, classes, str(weights)) for arch in archs]
     for net, arch in zip(nets, archs, strict=True):
         if normalisation == "group" and getattr(net, "field", None) is not None:
-            raise UserError(f"normalisation: group would let each cell of {arch} see the whole film: choose batch")
+            raise UserError(f"normalisation: group would let each cell of {arch} see the whole image: choose batch")
         layers.apply(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),

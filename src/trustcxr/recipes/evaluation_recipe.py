@@ -70,7 +70,7 @@ class AttackRecipe(Strict):
 
 
 def check_repeats(attacks: Sequence[AttackRecipe]) -> None:
-    """UserError where one condition is there twice: its rows would be counted as one condition of twice the films."""
+    """UserError where one condition is there twice: its rows would be counted as one condition of twice the images."""
     found: set[tuple[str, float, int]] = set()
     for attack in attacks:
         for epsilon in map(float, attack.epsilons):
@@ -81,7 +81,7 @@ def check_repeats(attacks: Sequence[AttackRecipe]) -> None:
 
 
 class CorruptionsRecipe(Strict):
-    """What real films suffer, at severities 1 to 5."""
+    """What real images suffer, at severities 1 to 5."""
 
     names: Literal["all"] | tuple[str, ...] = "all"
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)

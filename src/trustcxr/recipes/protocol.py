@@ -18,7 +18,7 @@ NEWEST = "exam-1"
 class GateRecipe(Strict):
     """What is asked at the door, before anything is measured."""
 
-    films: int = Field(120, ge=1, description="on which the declaration is tried, the classes evenly among them")
+    images: int = Field(120, ge=1, description="on which the declaration is tried, the classes evenly among them")
     epsilon: Fraction = 0.02
     planted: int = Field(16, ge=1, description="adversarial examples that are planted")
 
@@ -34,7 +34,7 @@ class EffortRecipe(Strict):
     longer: int = Field(10, ge=1, description="times the steps of a climb through stand-ins, on what a first one left")
     climbs: int = Field(6, ge=1, description="such climbs, at most, while they help")
     draws: int = Field(16, ge=1, description="by which a model that answers at random is judged")
-    surrogate_films: int = Field(256, ge=1, description="training films that a surrogate learns from, at most")
+    surrogate_images: int = Field(256, ge=1, description="training images that a surrogate learns from, at most")
     surrogate_steps: int = Field(300, ge=1, description="of its training")
     planted_steps: int = Field(40, ge=1, description="of the attack that looks for planted examples")
     planted_found: Fraction = Field(0.95, description="share of them that it must find")
@@ -82,7 +82,7 @@ def _refuse(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
             raise UserError(f"--attack {name}: {why}")
         raise UserError(f"--attack {name}: {unknown('attack', name, AUDITED)}")
     for epsilon in (epsilon for epsilon in epsilons if not epsilon > 0):
-        why = "an attack needs a radius above 0; films as they are, without any attack, are examined as well"
+        why = "an attack needs a radius above 0; images as they are, without any attack, are examined as well"
         raise UserError(f"--epsilon {epsilon:g}: {why}")
 
 

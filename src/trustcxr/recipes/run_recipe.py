@@ -31,7 +31,7 @@ def check_splits(splits: Splits) -> None:
     for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
         if named[first] == named[second]:
             raise UserError(
-                f"data.splits: {first} and {second} are both {named[first]}; films that were seen in training or "
+                f"data.splits: {first} and {second} are both {named[first]}; images that were seen in training or "
                 "chosen by say nothing of others: name three splits"
             )
 
@@ -134,7 +134,7 @@ class RunRecipe(Strict):
         """Whether both make the same run, wherever it is followed, in however many parts its batches are worked off.
 
         Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml. Nor
-        does it matter how the folder of a list's images was typed: films are known by their pixels.
+        does it matter how the folder of a list's images was typed: images are known by their pixels.
         """
         trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
         data = other.data.model_copy(update={"images": self.data.images})
@@ -166,7 +166,7 @@ class RunRecipe(Strict):
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
         if self.training.needs_lesions and self.background == "crop":
-            raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
+            raise ValueError("guidance and counterfactuals need lesions where the image has them; crop moves them")
         self._guidance_fits()
         self._trains()
         if self.defence.certifies:
@@ -201,12 +201,12 @@ class RunRecipe(Strict):
         name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
         if self.training.guidance and not shown:
             raise ValueError(
-                f"guidance looks at what explains an answer to a film, and {name} asks for bounds alone; set "
+                f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
                 "defence.clean_share too, or leave guidance out"
             )
         if self.empty_lungs:
             raise ValueError(
-                f"background: {self.background} shows films with emptied lungs beside each batch, which {name} cannot "
+                f"background: {self.background} shows images with emptied lungs beside each batch, which {name} cannot "
                 "bound; choose full, swap, mask or crop"
             )
 

@@ -57,11 +57,11 @@ class TrainingRecipe(Strict):
     balanced_by: str = Field(
         "",
         description="with balanced: a column of the data, such as source, each value of which is drawn equally often "
-        "within each class; films without one are a value of their own",
+        "within each class; images without one are a value of their own",
     )
     background: Background = Field(
         "full",
-        description="of training images: full, swap (the lungs on another film's), mask (black), crop (to the lungs); "
+        description="of training images: full, swap (the lungs on another image's), mask (black), crop (to the lungs); "
         "emptied: adds to each batch copies with the lungs filled with grey, trained towards equal class "
         "probabilities; gate: the model contains a lung segmenter and replaces what is outside by mid-grey; "
         "gate-emptied: both",
@@ -81,7 +81,7 @@ class TrainingRecipe(Strict):
         "energy", description="with guidance: the map's energy inside the mask, or its distance from the mask"
     )
     counterfactuals: Fraction = Field(
-        0.0, description="share of the films with a lesion, and of the healthy ones, that lose it, or get another's"
+        0.0, description="share of the images with a lesion, and of the healthy ones, that lose it, or get another's"
     )
     counterfactual_fills: tuple[Fill, ...] = Field(
         ("grey",),
@@ -91,10 +91,10 @@ class TrainingRecipe(Strict):
     )
     counterfactual_epsilon: Fraction = Field(
         1.0,
-        description="with counterfactuals: share of the defence's epsilon within which the films so made are attacked; "
+        description="with counterfactuals: share of the defence's epsilon within which the edited images are attacked; "
         "0: they are shown as they are",
     )
-    healthy: str = Field("Normal", description="with counterfactuals: the class of a film whose lesion is removed")
+    healthy: str = Field("Normal", description="with counterfactuals: the class of an image whose lesion is removed")
     augment: Augment = Augment()
     track: Literal["none", "tensorboard", "mlflow"] = Field(
         "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"

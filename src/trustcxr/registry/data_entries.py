@@ -1,4 +1,4 @@
-"""How films are laid out on disk, what goes wrong with them, and the views of them that leave something out."""
+"""How images are laid out on disk, what goes wrong with them, and the views of them that leave something out."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from trustcxr.registry.base import by_name
 
 @dataclass(frozen=True)
 class Corruption:
-    """What goes wrong with a film; an artefact is drawn on it, and knows where."""
+    """What goes wrong with an image; an artefact is drawn on it, and knows where."""
 
     name: str
     label: str
@@ -25,14 +25,14 @@ CORRUPTIONS = by_name(
     (
         Corruption("gaussian_noise", "Gaussian noise", "noise of the detector's electronics"),
         Corruption("poisson_noise", "Poisson noise", "too small a dose: quantum noise"),
-        Corruption("defocus_blur", "defocus blur", "out of focus, as a photographed film is"),
+        Corruption("defocus_blur", "defocus blur", "out of focus, as a photographed image is"),
         Corruption("motion_blur", "motion blur", "the patient breathed or moved"),
         Corruption("resolution", "resolution", "made smaller and larger again"),
         Corruption("jpeg", "JPEG", "compressed with loss"),
         Corruption("contrast", "contrast", "windowed too soft or too hard"),
         Corruption("exposure", "exposure", "too bright or too dark"),
         Corruption("gamma", "gamma", "another characteristic curve"),
-        Corruption("rotation", "rotation", "the patient or the film was not straight"),
+        Corruption("rotation", "rotation", "the patient or the image was not straight"),
         Corruption("letters", "letters", "side markers and words such as PORTABLE", artefact=True),
         Corruption("arrows", "arrows", "arrows, as in teaching files and publications", artefact=True),
         Corruption("collimation_border", "collimation border", "the black border of the collimator", artefact=True),
@@ -61,7 +61,8 @@ LAYOUTS = by_name(
 )
 
 # What is left to a model that must do without the disease, or without the rest (Maguolo and Nanni 2021).
-# The lungs hidden in black, in mid-grey and in the film's own mean; exactly, and by their box, which hides the outline.
+# The lungs hidden in black, in mid-grey and in the image's own mean; exactly, and by their box, which hides the
+# outline.
 LUNGS_HIDDEN = (
     "lungs_blacked_out",
     "lungs_in_grey",
@@ -76,6 +77,6 @@ VIEWS = (
     "lungs_only_on_grey",  # the grey that the lung gate puts outside: black there, it does not know
     "silhouette_only",
     "border_only",
-    "lungs_on_another_film",
+    "lungs_on_another_image",
 )
 GROUPINGS = ("source", "strict_external", "view")  # columns of the data by which the clean images are told apart

@@ -66,7 +66,7 @@ CERTIFIED_COLOUR = "#1f6f43"  # of what is proved
 class Background:
     """How much of a training image outside the lungs the model sees.
 
-    `gate`: a lung segmenter stands inside the model; `emptied`: films with grey lungs beside the others, towards even
+    `gate`: a lung segmenter stands inside the model; `emptied`: images with grey lungs beside the others, towards even
     answers; `view`: the images themselves change.
     """
 
@@ -80,7 +80,7 @@ class Background:
 BACKGROUNDS = by_name(
     (
         Background("full", "the whole image"),
-        Background("swap", "the lungs on another film's background", view="swap"),
+        Background("swap", "the lungs on another image's background", view="swap"),
         Background("mask", "black outside the lungs", view="mask"),
         Background("crop", "cropped to the lungs", view="crop"),
         Background(

@@ -33,7 +33,7 @@ class Measure:
 
 _MASKS = "A map on the disease is no proof that the network answers by it: hold it against the controls."
 _FEW = "A wide map has little, however well it lies; compare with chance and with the centre prior."
-_WITHOUT_LUNGS = "Accuracy on films whose lungs are hidden so."
+_WITHOUT_LUNGS = "Accuracy on images whose lungs are hidden so."
 _HIDDEN = "What is left is answered by something that is no lung; the fill and the outline can tell the class too."
 MEASURES = by_name(
     (
@@ -140,20 +140,20 @@ MEASURES = by_name(
             "stability (SSIM)",
             charted=True,
             paper="Wang et al. 2004",
-            about="How alike the maps of a film and of its perturbed version are.",
+            about="How alike the maps of an image and of its perturbed version are.",
             beware="A map that is always the same is perfectly stable.",
         ),
         Measure(
             "corruption_ssim",
             "stability under corruptions (SSIM)",
             charted=True,
-            about="How alike the maps of a film and of its corrupted version are.",
+            about="How alike the maps of an image and of its corrupted version are.",
             beware="A map that is always the same is perfectly stable.",
         ),
         Measure(
             "artefact_ssim",
             "stability under artefacts (SSIM)",
-            about="How alike the maps of a film without and with a drawn artefact are.",
+            about="How alike the maps of an image without and with a drawn artefact are.",
             beware="A map that is always the same is perfectly stable.",
         ),
         Measure(
@@ -161,7 +161,7 @@ MEASURES = by_name(
             "saliency moved onto artefacts",
             "lower",
             charted=True,
-            about="How much saliency moves onto an artefact that is drawn on the film.",
+            about="How much saliency moves onto an artefact that is drawn on the image.",
             beware="Little says that the map does not move, not that the answer does not.",
         ),
         Measure(
@@ -169,8 +169,8 @@ MEASURES = by_name(
             "insertion",
             charted=True,
             paper="Petsiuk et al. 2018",
-            about="How fast the class comes back as the most salient pixels are put into a blurred film.",
-            beware="Films half blurred are like none that the network was trained on.",
+            about="How fast the class comes back as the most salient pixels are put into a blurred image.",
+            beware="Images half blurred are like none that the network was trained on.",
         ),
         Measure(
             "deletion",
@@ -179,7 +179,7 @@ MEASURES = by_name(
             charted=True,
             paper="Petsiuk et al. 2018",
             about="How fast the class goes as the most salient pixels are blurred; the paper sets them to a constant.",
-            beware="Films half blurred are like none that the network was trained on.",
+            beware="Images half blurred are like none that the network was trained on.",
         ),
         Measure(
             "road",
@@ -239,7 +239,7 @@ MEASURES = by_name(
         ),
         Measure(
             "lungs_in_mean",
-            "lungs hidden in the film’s mean",
+            "lungs hidden in the image’s mean",
             None,
             compared=False,
             about=_WITHOUT_LUNGS,
@@ -263,7 +263,7 @@ MEASURES = by_name(
         ),
         Measure(
             "box_in_mean",
-            "box of the lungs in the film’s mean",
+            "box of the lungs in the image’s mean",
             None,
             compared=False,
             about=_WITHOUT_LUNGS,
@@ -275,14 +275,14 @@ MEASURES = by_name(
             "higher",
             compared=False,
             about="Accuracy on the lungs alone, grey around them.",
-            beware="Films like none in training: a fall is not proof that the lungs are not read.",
+            beware="Images like none in training: a fall is not proof that the lungs are not read.",
         ),
         Measure(
             "border_only",
             "border only",
             None,
             compared=False,
-            about="Accuracy on the border of the film alone.",
+            about="Accuracy on the border of the image alone.",
             beware=_HIDDEN,
         ),
         Measure(

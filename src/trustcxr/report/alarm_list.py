@@ -50,7 +50,7 @@ KINDS = {
     ),
     "survives_randomisation": (
         "Heatmaps that survive randomising the network",
-        "With random weights in the network’s place the heatmap hits as often, or is the same map. It shows the film, "
+        "With random weights in the network’s place the heatmap hits as often, or is the same map. It shows the image, "
         "or the method, and nothing of what the network has learnt: the figures named are void.",
     ),
 }
@@ -60,7 +60,7 @@ SHORT = {
     "fgsm_overstates": "FGSM overstates",
     "catastrophic_overfitting": "overfitted to FGSM",
     "survives_randomisation": "heatmaps survive randomising",
-    "trained_on": "tested on films of its training",
+    "trained_on": "tested on images of its training",
 } | {kind: "gradients fail" for kind, (title, _) in KINDS.items() if title.startswith("Failing gradients")}
 
 

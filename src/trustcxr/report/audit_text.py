@@ -30,8 +30,8 @@ def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str,
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
     protocol = document.protocol or "other options than a fixed protocol's, so it compares with no other audit"
     what = f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}"
-    films = f"{data.images} images of {data.name}, split {document.split}, by {protocol}"
-    return (what, *model.notes), (films,)
+    images = f"{data.images} images of {data.name}, split {document.split}, by {protocol}"
+    return (what, *model.notes), (images,)
 
 
 def _gate(document: AuditDocument) -> list[str]:
@@ -40,11 +40,11 @@ def _gate(document: AuditDocument) -> list[str]:
 
 
 def relied_on(document: AuditDocument) -> tuple[str, ...]:
-    """What accuracy is left as films are, under attack, and of films that went wrong."""
+    """What accuracy is left as images are, under attack, and of images that went wrong."""
     clean = document.clean
-    what, common = "films", "the commonest class"
+    what, common = "images", "the commonest class"
     if clean.findings:
-        what, common = "decisions on findings (each finding on each film)", "the commoner answer to each finding"
+        what, common = "decisions on findings (each finding on each image)", "the commoner answer to each finding"
     lines = [
         f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
         f"have {percent(clean.constant_answer)}{format_draws(clean.draws)}",
@@ -60,7 +60,7 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
         name = worst.corruption.replace("_", " ") if worst else ""
         at_worst = f"; at worst ({name}) {percent(worst.accuracy.value)}" if worst else ""
         lines.append(
-            f"of films that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
+            f"of images that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
         )
     return tuple(lines)
 
@@ -83,7 +83,7 @@ def format_submitted(found: Submitted) -> str:
 
 
 def operating_sentences(document: AuditDocument) -> list[str]:
-    """Errors of both kinds of each class or finding, as films are and under the attack that leaves least."""
+    """Errors of both kinds of each class or finding, as images are and under the attack that leaves least."""
     lines = []
     for point in document.operating_points:
         if point.attack == CLEAN:
@@ -166,8 +166,8 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
     lines += [division.text for division in document.subgroups]
     lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
-    lines += [f"films left out since their label is not known: {', '.join(unknown)}"] if unknown else []
-    lines.append("attacks bound accuracy from above: a stronger one may leave less; other hospitals' films are others")
+    lines += [f"images left out since their label is not known: {', '.join(unknown)}"] if unknown else []
+    lines.append("attacks bound accuracy from above: a stronger one may leave less; other hospitals' images are others")
     return tuple(lines)
 
 
@@ -198,7 +198,9 @@ def pair_remarks(found: AuditPair) -> list[str]:
     if found.data.partial:
         lines.append(f"Compared on {found.data.images} images at most: one of them has no score of the others")
     if found.same_pixels is False and len(found.rows) > 1:  # of scores alone there is nothing but the clean row
-        lines.append("The same films at different sizes: each model was attacked, and films corrupted, at its own size")
+        lines.append(
+            "The same images at different sizes: each model was attacked, and images corrupted, at its own size"
+        )
     if found.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
     if found.other_lungs:

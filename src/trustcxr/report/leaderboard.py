@@ -70,7 +70,7 @@ def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str
         if document.protocol is None:
             refused.append((name, "examined with other options than a protocol's"))
         elif not document.data.known:
-            refused.append((name, f"unknown films: no checksum of them in its {layout.AUDIT_FILE}"))
+            refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
     return audits, refused
@@ -161,7 +161,7 @@ def with_more(document: AuditDocument) -> str:
     more = _more(document)
     if not more:
         return ""
-    who = " and ".join(f"{one.by} on {formatting.plural(one.found_alone or 0, 'film')}" for one in more)
+    who = " and ".join(f"{one.by} on {formatting.plural(one.found_alone or 0, 'image')}" for one in more)
     text = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
     own = by_ours(document)
     if own is None:

@@ -36,7 +36,7 @@ def card(run: Path) -> str:
     defence = atomic.section(recipe, "defence")
     name = str(content.get("name") or run.name)
     results = figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
-    measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.films}
+    measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.images}
     body = (
         environment()
         .get_template("run_card.md.j2")

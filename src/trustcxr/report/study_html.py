@@ -38,7 +38,7 @@ _SECTIONS = {
     "accuracy": "Clean and perturbed, at a glance",
     "epsilon": "Accuracy against epsilon",
     "proved": "What no attack can take",
-    "corruptions": "What real films suffer",
+    "corruptions": "What real images suffer",
     "calibration": "Can the stated probability be believed",
     "confusion": "What is taken for what",
     "classes": "Class by class",
@@ -268,7 +268,7 @@ def _left_out(study: StudyDocument) -> str:
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
-    """The commit, seeds and films, as far as they were noted."""
+    """The commit, seeds and images, as far as they were noted."""
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
@@ -278,7 +278,7 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:
-        yield "Films, fingerprint", study.data.fingerprint
+        yield "Images, fingerprint", study.data.fingerprint
 
 
 def _data_line(data: DataDescription) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def measure(
     results: Results,
     run: Run | ModelUnderTest,
-    films: "Dataset",
+    images: "Dataset",
     options: ExplanationRecipe,
     thresholds: Callable[[], Mapping[str, float]],
     *,
@@ -37,33 +37,33 @@ def measure(
     `data`: a hash of the images and their masks. `thresholds` are asked for only if maps are made; `tuned`: a hash of
     what they are tuned on. `train`: training images, whose mean lesion mask a map must be better than.
     """
-    mean_mask = _mean_mask(train, films)
+    mean_mask = _mean_mask(train, images)
     how = options.model_dump(mode="json", exclude={"panels"})
     results.table(
         layout.SALIENCY_FILE,
-        lambda: evaluate.batches(run, films, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
+        lambda: evaluate.batches(run, images, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
         data=data,
         options=how,
         tuned=tuned,
         mean_mask="" if mean_mask is None else sha256(mean_mask.numpy().tobytes()).hexdigest()[:16],
     )
-    if not len(lesion_effect.with_lesions(films)):
+    if not len(lesion_effect.with_lesions(images)):
         (results.folder / layout.LESIONS_FILE).unlink(missing_ok=True)
         return
     sample, epsilon = options.sample, 0.0 if left_out.attacks else options.epsilon
     results.table(
         layout.LESIONS_FILE,
-        lambda: [lesion_effect.lesion_effects(run, films, sample=sample, epsilon=epsilon)],
+        lambda: [lesion_effect.lesion_effects(run, images, sample=sample, epsilon=epsilon)],
         data=data,
         options={"sample": sample, "epsilon": epsilon},
     )
 
 
-def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
+def _mean_mask(train: "Dataset | None", images: "Dataset") -> Tensor | None:
     """Average the lesion masks of training images, but of those explained or of their patients; None without any."""
     if train is None or "infection" not in train.mask_kinds:
         return None
-    others = ~np.isin(train.groups, films.groups) & ~np.isin(train.film_sums, films.film_sums)
+    others = ~np.isin(train.groups, images.groups) & ~np.isin(train.image_sums, images.image_sums)
     mean = baselines.mean_mask(train.masks("infection")[others]) if others.any() else None
     return mean if mean is not None and bool(mean.any()) else None
 

@@ -1,4 +1,4 @@
-"""What a run's training films are like: fitted, stored with the run, and held against its own test films."""
+"""What a run's training images are like: fitted, stored with the run, and held against its own test images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from trustcxr.storage.schemas import FamiliarityDocument, Share
 def fit(
     folder: Path, data: Path, *, labels: Mapping[str, str | None] | None = None, listing: Listing | None = None
 ) -> FamiliarityDocument:
-    """Fit on the run's training films, set the threshold on its validation films, count false alarms on test films.
+    """Fit on the run's training images, set the threshold on its validation images, count false alarms on test images.
 
     Writes familiarity.safetensors into the run's folder. UserError where the data are not those of the run.
     """
@@ -28,8 +28,8 @@ def fit(
     splits = run.trained_by.data.splits
     train, val, test = (tested.load(run, given, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
-        raise UserError(f"{data}: {run.name} was not trained on these films; give the data that it was trained on")
-    log(f"fitting on {len(train)} films")
+        raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
+    log(f"fitting on {len(train)} images")
     with folder_lock(folder):
         found = ood.fit(run, train, val)
         ood.save(found, folder)

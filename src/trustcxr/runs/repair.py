@@ -10,7 +10,7 @@ from trustcxr.storage import atomic, layout
 
 _MEASURED = (*TABLES, layout.METRICS_FILE)
 # What a run's folder may hold beside: pages, exports, evaluations.
-_MADE = (layout.PANELS_FILE, layout.FAMILIARITY_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.FILMS_FILE)
+_MADE = (layout.PANELS_FILE, layout.FAMILIARITY_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
 _ALSO = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
 _STAYS = ("checkpoint", layout.FAILURE_FILE, "timings.json")  # what a training goes on from, or says of its steps
 

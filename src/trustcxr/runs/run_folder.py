@@ -97,26 +97,26 @@ class RunFolder:
 
         def predicted() -> list[pd.DataFrame]:
             table = evaluation.predict(load_before_refit(self.run), val, views=False, batch_size=batch_size)
-            return [table.assign(**{prediction_table.FILMS: val.fingerprint})]
+            return [table.assign(**{prediction_table.IMAGES: val.fingerprint})]
 
         self.results.table(name, predicted, data=data)
 
-    def test(self, films: "Dataset", options: EvaluationRecipe) -> None:
-        """Write the predictions on `films`: clean, under attack and corrupted."""
+    def test(self, images: "Dataset", options: EvaluationRecipe) -> None:
+        """Write the predictions on `images`: clean, under attack and corrupted."""
 
         def predicted() -> list[pd.DataFrame]:
             table = evaluation.predict(
-                self.run, films, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
+                self.run, images, options.attacks, corruptions=options.corruptions, batch_size=options.batch_size
             )
-            return [table.assign(**{prediction_table.FILMS: films.fingerprint})]
+            return [table.assign(**{prediction_table.IMAGES: images.fingerprint})]
 
-        data = data_hash(films, "lung")
+        data = data_hash(images, "lung")
         self.results.table(layout.PREDICTIONS_FILE, predicted, data=data, options=explanation_options(options))
 
     def explain(
-        self, films: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
+        self, images: "Dataset", options: ExplanationRecipe, val: "Dataset | None", *, train: "Dataset | None" = None
     ) -> None:
-        """Write the saliency on `films` and, if they have lesion masks, what becomes of the answer without the lesion.
+        """Write the saliency on `images` and, if they have lesion masks, what becomes of the answer without the lesion.
 
         Thresholds are tuned on `val`; without it they are those of the run's own test images, if measured. Maps are
         held against the mean lesion mask of `train` too.
@@ -128,28 +128,28 @@ class RunFolder:
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
         known = explain_run.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
         tuned = hash_of(known=known) if val is None else data_hash(val, "infection", "lung")
-        data = data_hash(films, "infection", "lung")
-        explain_run.measure(self.results, self.run, films, options, thresholds, data=data, tuned=tuned, train=train)
+        data = data_hash(images, "infection", "lung")
+        explain_run.measure(self.results, self.run, images, options, thresholds, data=data, tuned=tuned, train=train)
 
-    def prove(self, films: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
+    def prove(self, images: "Dataset", radii: Sequence[float], *, effort: Effort | None = None) -> None:
         """Write certified.parquet: which answers cannot change within each radius."""
         how = {"radii": sorted(map(float, radii)), "effort": asdict(effort or Effort())}
         self.results.table(
             layout.CERTIFIED_FILE,
-            lambda: [certified.prove(self.run, films, radii, effort=effort)],
-            data=data_hash(films),
+            lambda: [certified.prove(self.run, images, radii, effort=effort)],
+            data=data_hash(images),
             options=how,
         )
 
     def describe(
-        self, films: "Dataset", *, resamples: int = beside.RESAMPLES, planted: Callable[[], Any] | None = None
+        self, images: "Dataset", *, resamples: int = beside.RESAMPLES, planted: Callable[[], Any] | None = None
     ) -> RunDocument:
         """Write metrics.json from the tables, unless it is current.
 
         `planted`: what becomes of planted shortcuts, measured if it is asked for.
         """
         path = self.place / layout.METRICS_FILE
-        validation, internal = self._beside(films)
+        validation, internal = self._beside(images)
         behind = [*(self.place / name for name in MEASURED), *(path for path in (validation, internal) if path)]
         sums = [atomic.checksum(path) if path.is_file() else "" for path in behind]
         key = self.results.key(path.name, tables=sums, resamples=resamples, planted=planted is not None)
@@ -158,33 +158,33 @@ class RunFolder:
         table = atomic.read_table(self.place / layout.PREDICTIONS_FILE)
         known = None if validation is None else atomic.read_table(validation)
         document = describe(self.run, table, validation=known, resamples=resamples)
-        document.provenance, document.films = key, films.fingerprint
-        document.notes = tested.notes(self.run, films)
-        if tested.trained_on(self.run, films):
+        document.provenance, document.images = key, images.fingerprint
+        document.notes = tested.notes(self.run, images)
+        if tested.trained_on(self.run, images):
             document.alarms.insert(0, Alarm(kind="trained_on", text=document.notes[0]))
         if planted is not None:
             document.planted_shortcuts = planted()
         if internal is not None:
             document.drop_from_internal = generalisation_gap.from_internal(atomic.read_table(internal), table)
-        beside.describe(document, self.place, images=len(films), resamples=resamples)
+        beside.describe(document, self.place, images=len(images), resamples=resamples)
         atomic.write_json(path, document)
         self.results.written += (path.name,)
         return document
 
-    def _beside(self, films: "Dataset") -> tuple[Path | None, Path | None]:
+    def _beside(self, images: "Dataset") -> tuple[Path | None, Path | None]:
         """Return the predictions on validation images to calibrate by, and those on the run's own test images.
 
-        None for the first if there are none, or `films` are they: a temperature fitted on the very images that it is
-        judged by would flatter. None for the second if there are none, or `films` are they.
+        None for the first if there are none, or `images` are they: a temperature fitted on the very images that it is
+        judged by would flatter. None for the second if there are none, or `images` are they.
         """
         own = own_figures(self.folder) if self.place != self.folder else None
-        other = own if own is not None and own.document.films != films.fingerprint else None
+        other = own if own is not None and own.document.images != images.fingerprint else None
         validation: Path | None = tested.validation_file(self.folder, self.place)
         if validation is not None and not validation.is_file():
             validation = None if other is None else other.table(layout.VALIDATION_FILE)
         if validation is not None and set(
-            atomic.read_table(validation, [prediction_table.FILMS])[prediction_table.FILMS]
-        ) == {films.fingerprint}:
+            atomic.read_table(validation, [prediction_table.IMAGES])[prediction_table.IMAGES]
+        ) == {images.fingerprint}:
             validation = None
         return validation, None if other is None else other.table(layout.PREDICTIONS_FILE)
 
@@ -269,7 +269,7 @@ def evaluate(
     """Measure predictions and metrics of a run on a data set; return metrics.json, and the folder that it is in.
 
     The folder is one in the run's evaluations/, by the data and the options, or `out`. Asked again, it is current.
-    `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: synthetic films are
+    `sweep` adds the epsilons of a whole curve. `corruptions` are names, or "all". `shortcuts`: synthetic images are
     rendered again with each planted shortcut removed or moved to another class. On external data the document also
     holds the drop from the internal test set, if that was evaluated before.
     """
@@ -308,7 +308,7 @@ def certify(
     affine_graph.layers(run.model)  # what cannot be bounded is said before the images are read
     asked = _Asked.of(run, Source(data, split, labels, listing))
     with asked.measuring(hash_of(certify=radii, effort=asdict(effort or Effort()))) as steps:
-        steps.prove(asked.films, radii, effort=effort)
+        steps.prove(asked.images, radii, effort=effort)
         options = EvaluationRecipe(attacks=evaluation.conditions(HEADLINE_ATTACKS, radii))
         return _tested(asked, steps, options), steps.place
 
@@ -335,12 +335,12 @@ def explain(
     run, given = load_run(folder), Source(data, split, labels, listing)
     scores.check_methods(run, wanted.methods)
     asked = _Asked.of(run, given)
-    scores.annotated(asked.films)  # images without masks are refused before anything is measured
+    scores.annotated(asked.images)  # images without masks are refused before anything is measured
     how = wanted.model_dump(mode="json", exclude={"panels"})
     with asked.measuring(hash_of(explain=how), out) as steps:
         val = tested.validation_of(run, given, "no threshold is tuned") if asked.own else None
-        steps.test(asked.films, EvaluationRecipe(attacks=()))
-        steps.explain(asked.films, wanted, val, train=tested.training_of(run, given, asked.films))
+        steps.test(asked.images, EvaluationRecipe(attacks=()))
+        steps.explain(asked.images, wanted, val, train=tested.training_of(run, given, asked.images))
         return _described(asked, steps), steps.place
 
 
@@ -350,23 +350,23 @@ class _Asked:
 
     run: Run
     source: Source
-    films: "Dataset"
+    images: "Dataset"
     own: bool
 
     @classmethod
     def of(cls, run: Run | Path, source: Source) -> "_Asked":
         run = run if isinstance(run, Run) else load_run(run)
-        films = tested.load(run, source)
-        return cls(run, source, films, tested.is_own_test(run, films))
+        images = tested.load(run, source)
+        return cls(run, source, images, tested.is_own_test(run, images))
 
     @contextmanager
     def measuring(self, options: str, out: Path | None = None) -> Iterator[RunFolder]:
         """Hold the folder of the results; say if nothing had to be measured. `options`: a hash of what is asked for."""
-        options = hash_of(options=options, data=data_hash(self.films, "infection", "lung"))
-        place = tested.folder_for(self.run, self.films, options, out)
+        options = hash_of(options=options, data=data_hash(self.images, "infection", "lung"))
+        place = tested.folder_for(self.run, self.images, options, out)
         steps = RunFolder(self.run.folder, place, replace=out is None)
         steps.__dict__["run"] = self.run  # loaded already
-        tested.log_notes(self.run, self.films)
+        tested.log_notes(self.run, self.images)
         with folder_lock(out or self.run.folder):
             yield steps
         if not steps.results.written:
@@ -378,11 +378,11 @@ def _tested(asked: _Asked, steps: RunFolder, options: EvaluationRecipe, *, short
 
     @cache
     def planted() -> Any:
-        return audit(asked.run, asked.films.root, split=str(asked.films.split or Splits().test))
+        return audit(asked.run, asked.images.root, split=str(asked.images.split or Splits().test))
 
     if shortcuts and not (steps.place / layout.METRICS_FILE).is_file():
         planted()  # data on which nothing was planted are refused before anything else is measured
-    steps.test(asked.films, options)
+    steps.test(asked.images, options)
     return _described(asked, steps, planted if shortcuts else None)
 
 
@@ -390,4 +390,4 @@ def _described(asked: _Asked, steps: RunFolder, planted: Callable[[], Any] | Non
     val = tested.validation_of(asked.run, asked.source, "calibration is not measured") if asked.own else None
     if val is not None:
         steps.validate(val)
-    return steps.describe(asked.films, planted=planted)
+    return steps.describe(asked.images, planted=planted)

@@ -1,4 +1,4 @@
-"""Which films a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
+"""Which images a run is tested on: known by what they are, not by their folder's name, and said where it matters."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -53,9 +53,9 @@ def _read(run: Run, source: Source, split: str | None) -> "Dataset":
 
 
 def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | None = None) -> "Manifest":
-    """The data read as was typed, and for the rest as a run's own films were read, where they look like those.
+    """The data read as was typed, and for the rest as a run's own images were read, where they look like those.
 
-    Another hospital's list need not have the columns of the run's, which is said; and films in folders have none.
+    Another hospital's list need not have the columns of the run's, which is said; and images in folders have none.
     Raises UserError where it has them and cannot be read by them: other columns may hold other labels.
     """
     typed, usual = listing or Listing(), of_run or Listing()
@@ -68,14 +68,14 @@ def manifest_of(data: str | Path, listing: Listing | None, of_run: Listing | Non
         return read_manifest(data, **(usual | typed))
     except NoColumns as problem:
         found = read_manifest(data, **typed)
-        found.notes.append(f"{problem}, as the list of the run's own films has: read by its usual columns")
+        found.notes.append(f"{problem}, as the list of the run's own images has: read by its usual columns")
         return found
     except UserError:
         if usual.get("columns") is None or "columns" in typed:
             return read_manifest(data, **typed)
         if usual.get("images") is None or "images" in typed:
             raise
-    return read_manifest(data, **(elsewhere | typed))  # another's list, with its films beside it
+    return read_manifest(data, **(elsewhere | typed))  # another's list, with its images beside it
 
 
 def _images_of(file: Path, images: str) -> str | None:
@@ -84,13 +84,13 @@ def _images_of(file: Path, images: str) -> str | None:
     return next((str(place / images) for place in above if (place / images).expanduser().is_dir()), None)
 
 
-def folder_for(run: Run, films: "Dataset", options: str, out: Path | None = None) -> Path:
+def folder_for(run: Run, images: "Dataset", options: str, out: Path | None = None) -> Path:
     """Return the folder for what a command measures: `out`, else one in evaluations/, by data set and `options`.
 
     `options` is a hash of what was asked for. UserError if `out` belongs to a run, a study or an audit.
     """
     if out is None:
-        return run.folder / FOLDER / f"{films.root.name}-{films.split or 'all'}-{options[:8]}"
+        return run.folder / FOLDER / f"{images.root.name}-{images.split or 'all'}-{options[:8]}"
     held = {
         "a run, which its training and its study own": out / layout.RUN_FILE,
         "a study": out / layout.STUDY_FILE,
@@ -103,43 +103,47 @@ def folder_for(run: Run, films: "Dataset", options: str, out: Path | None = None
     return out
 
 
-def are_other_images(run: Run, films: "Dataset") -> bool:
+def are_other_images(run: Run, images: "Dataset") -> bool:
     """Tell whether these are surely not the images of that split beside which the run was trained."""
-    known = atomic.section(_kept(run), "fingerprints").get(str(films.split))
-    return known is not None and films.fingerprint != known
+    known = atomic.section(_kept(run), "fingerprints").get(str(images.split))
+    return known is not None and images.fingerprint != known
 
 
-def is_own_test(run: Run, films: "Dataset") -> bool:
+def is_own_test(run: Run, images: "Dataset") -> bool:
     """Tell whether these are the run's own test images, by what they are."""
     kept, test = _kept(run), run.trained_by.data.splits.test
-    if films.split != test:
+    if images.split != test:
         return False
-    own = films.fingerprint == atomic.section(kept, "fingerprints").get(test)
-    if films.root.name == kept.get("root_name") and not own:
-        log(f"{films.root}: has the name of the data that {run.name} was trained beside, but holds other {test} films")
+    own = images.fingerprint == atomic.section(kept, "fingerprints").get(test)
+    if images.root.name == kept.get("root_name") and not own:
+        log(
+            f"{images.root}: has the name of the data that {run.name} was trained beside, but holds other {test} images"
+        )
     return own
 
 
-def notes(run: Run, films: "Dataset") -> list[str]:
-    """What stands at the top of every result: films that the run was trained on, another split than its test split."""
+def notes(run: Run, images: "Dataset") -> list[str]:
+    """What stands at the top of every result: images that the run was trained on, another split than its test split."""
     test, found = run.trained_by.data.splits.test, []
-    if count := trained_on(run, films):
-        some = f"{count} of these {len(films)}" if count < len(films) else f"these {count}"
-        found.append(f"{run.name} was trained on {some} films: what is measured there flatters it")
-    if films.split != test:
-        which = f"the split {films.split}" if films.split else f"all {len(films)} images"
-        found.append(f"measured on {which} of {films.root.name}, not on a split {test}")
+    if count := trained_on(run, images):
+        some = f"{count} of these {len(images)}" if count < len(images) else f"these {count}"
+        found.append(f"{run.name} was trained on {some} images: what is measured there flatters it")
+    if images.split != test:
+        which = f"the split {images.split}" if images.split else f"all {len(images)} images"
+        found.append(f"measured on {which} of {images.root.name}, not on a split {test}")
     return found
 
 
-def trained_on(run: Run, films: "Dataset") -> int:
+def trained_on(run: Run, images: "Dataset") -> int:
     """Count the images that the run was trained on, by their pixels; 0 for a run that does not say."""
-    path = run.folder / layout.FILMS_FILE
-    return int(np.isin(films.film_sums, atomic.read_table(path)["film"].to_numpy(str)).sum()) if path.is_file() else 0
+    path = run.folder / layout.IMAGES_FILE
+    return (
+        int(np.isin(images.image_sums, atomic.read_table(path)["image"].to_numpy(str)).sum()) if path.is_file() else 0
+    )
 
 
 def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
-    """The run's validation films of the same data; None, which is said, where they are not there."""
+    """The run's validation images of the same data; None, which is said, where they are not there."""
     try:
         return load(run, source, run.trained_by.data.splits.val)
     except UserError as problem:
@@ -147,24 +151,24 @@ def validation_of(run: Run, source: Source, else_say: str) -> "Dataset | None":
         return None
 
 
-def training_of(run: Run, source: Source, films: "Dataset") -> "Dataset | None":
-    """The training films of the same data, whose lesion masks maps are held against; None where there are none."""
-    if "infection" not in films.mask_kinds:
+def training_of(run: Run, source: Source, images: "Dataset") -> "Dataset | None":
+    """The training images of the same data, whose lesion masks maps are held against; None where there are none."""
+    if "infection" not in images.mask_kinds:
         return None
     with suppress(UserError):
         return _read(run, source, run.trained_by.data.splits.train)
     return None
 
 
-def log_notes(run: Run, films: "Dataset") -> None:
+def log_notes(run: Run, images: "Dataset") -> None:
     """Say what a reader must know first."""
-    for note in notes(run, films):
+    for note in notes(run, images):
         log(note)
 
 
-def log_reading(films: "Dataset", told: set[str]) -> None:
+def log_reading(images: "Dataset", told: set[str]) -> None:
     """Say what reading the data found worth saying, but for what was `told`: what is not there, or left out."""
-    for note in films.notes:
+    for note in images.notes:
         if note not in told:
             log(note)
             told.add(note)
@@ -192,10 +196,10 @@ def validation_file(run: Path, folder: Path) -> Path:
 
 
 def check_out(out: Path | None, data: Path) -> None:
-    """UserError where results are asked for in the very folder of the films, or in one of theirs within it."""
+    """UserError where results are asked for in the very folder of the images, or in one of theirs within it."""
     if out is None or not out.is_dir() or not data.is_dir():
         return
     ours = (layout.RUN_FILE, layout.STUDY_FILE, layout.AUDIT_FILE, layout.METRICS_FILE)
     within = out.resolve().is_relative_to(data.resolve()) and not any((out / name).is_file() for name in ours)
     if out.samefile(data) or (within and any(path.suffix.lower() in SUFFIXES for path in out.rglob("*"))):
-        raise UserError(f"{out}: holds the films; choose another --out")
+        raise UserError(f"{out}: holds the images; choose another --out")

@@ -35,15 +35,15 @@ def own_figures(run: Path) -> Measured | None:
     if path.is_file():
         return Measured(schemas.read_schema(RunDocument, path), (run,))
     own = _test_fingerprint(run)
-    return _together([part for part in _evaluations(run) if own and part.document.films == own])
+    return _together([part for part in _evaluations(run) if own and part.document.images == own])
 
 
 def other_figures(run: Path) -> dict[str, Measured]:
     """Return the figures on other data, by the name of the data set and its split."""
     own, found = _test_fingerprint(run), dict[tuple[str, str], list[Measured]]()
     for part in _evaluations(run):
-        if not own or part.document.films != own:
-            found.setdefault((_HASH.sub("", part.folders[0].name), part.document.films), []).append(part)
+        if not own or part.document.images != own:
+            found.setdefault((_HASH.sub("", part.folders[0].name), part.document.images), []).append(part)
     names = [name for name, _ in found]
     label = {key: key[0] if names.count(key[0]) == 1 else f"{key[0]}-{key[1][:8]}" for key in found}
     every = {label[key]: _together(parts) for key, parts in sorted(found.items())}

@@ -117,10 +117,10 @@ def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def check_present(films: Iterable[Path]) -> None:
+def check_present(images: Iterable[Path]) -> None:
     """Raise UserError that names every image file that does not exist."""
-    if missing := [str(path) for path in films if not (path.exists() or path.is_symlink())]:
-        raise UserError(f"no such image file: {', '.join(missing)}; give films, or folders of DICOM studies")
+    if missing := [str(path) for path in images if not (path.exists() or path.is_symlink())]:
+        raise UserError(f"no such image file: {', '.join(missing)}; give images, or folders of DICOM studies")
 
 
 Source = str | Path | bytes  # a file by its path, or its content

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, steps, severity
 CLEAN = "clean"
 RIGHT_SHARE = "right_share"  # the column with the share of draws that are right, of a model that answers at random
-FILMS = "data"  # the column with the fingerprint of the films that a row is of
+IMAGES = "data"  # the column with the fingerprint of the images that a row is of
 _ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "steps", "severity", "logits")
 _NUMBERS = ("label", "epsilon", "steps", "severity")
 
@@ -49,10 +49,10 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
 
 
 def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
-    """UserError where predictions are not as they are written: each film once under each condition, and all of it.
+    """UserError where predictions are not as they are written: each image once under each condition, and all of it.
 
     Its columns are there and filled, its labels are among the classes (of so many `classes`, or of as many as there are
-    logits), and the films of every condition are among the clean ones.
+    logits), and the images of every condition are among the clean ones.
     """
     if damage := _damage(table, classes):
         raise UserError(f"{path}: damaged: {damage}; restore it, or make it anew")
@@ -73,10 +73,10 @@ def _damage(table: "pd.DataFrame", classes: int | None) -> str | None:
     if wrong := _wrong_answers(table, classes):
         return wrong
     names, conditions = table["sample_id"].astype(str), pd.Series(conditions_of(table), index=table.index)
-    if twice := int(pd.DataFrame({"film": names, "condition": conditions}).duplicated().sum()):
-        return f"{twice} of {len(table)} rows there twice, of one film under one condition"
+    if twice := int(pd.DataFrame({"image": names, "condition": conditions}).duplicated().sum()):
+        return f"{twice} of {len(table)} rows there twice, of one image under one condition"
     if lost := set(names) - set(names[table["attack"] == CLEAN]):
-        return f"{len(lost)} films without a row of the film as it is, such as {min(lost)}"
+        return f"{len(lost)} images without a row of the image as it is, such as {min(lost)}"
     return None
 
 

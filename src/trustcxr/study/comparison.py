@@ -44,7 +44,7 @@ def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> li
     test's p-value and the same corrected (Holm 1979) for all comparisons of its kind (accuracy, or saliency) in the
     study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
     none, that with the run's own background. Maps at a lung gate are compared between gated runs alone: without one
-    they are of the film itself. A hit rate is not compared where a map's cells are too few to hit.
+    they are of the image itself. A hit rate is not compared where a map's cells are too few to hit.
     """
     about = {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}
     return compared(about, resamples=resamples)

@@ -13,17 +13,17 @@ from trustcxr.storage import atomic, layout
 if TYPE_CHECKING:
     from trustcxr.data import Dataset
 
-_OF = "of"  # the key beside what `trustcxr data check --json` prints: a checksum of what was known of the films
+_OF = "of"  # the key beside what `trustcxr data check --json` prints: a checksum of what was known of the images
 
 
-def write(recipe: StudyRecipe, data: Path, folder: Path, films: Iterable["Dataset"]) -> Path:
+def write(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Dataset"]) -> Path:
     """Write data-check.json into the study's folder: what `trustcxr data check --json` prints, labels mapped.
 
     One that is whole, and of these images and masks as they are now, stays.
     """
     from trustcxr.data.checks.check import check_data
 
-    path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in films])
+    path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in images])
     before = str(atomic.read_document(path).get(_OF)) if atomic.is_readable(path) else ""
     if before != now:
         if before:

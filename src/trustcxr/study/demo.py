@@ -11,7 +11,7 @@ from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
 
-FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
+IMAGES_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
@@ -21,9 +21,9 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
     with folder_lock(out):
         if not data.is_dir():
             classes = len(anatomy.CLASSES)
-            log(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
+            log(f"drawing {classes * sum(IMAGES_PER_CLASS.values())} synthetic X-rays into {data}")
             partial = out / ".phantom-unfinished"
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-            write_files.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
+            write_files.write(partial, IMAGES_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
         return Study(study_recipe.load_study("demo"), data, out, engine, check_data=True).run()

@@ -163,7 +163,7 @@ class Study:
         atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 
     def _take_up(self, content: dict[str, object]) -> None:
-        """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
+        """Say what the folder holds of this study; UserError where it holds another, or one of other images."""
         before, kept = read_study(self.folder), self.recipe
         lacking = atomic.section(before, LEFT_OUT)
         for key in (LEFT_OUT, "threads"):
@@ -176,12 +176,12 @@ class Study:
         without = left_out(self.folder, kept, self.recipe)
         if (grown := grows(kept, self.recipe)) or without:
             before["recipe"] = now["recipe"]
-        films = before.pop("fingerprint", None)
+        images = before.pop("fingerprint", None)
         before["data"] = now["data"]  # what the images are counts, and not what their folder is called
         if changed := _differences(before, now):
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
-        if films != content["fingerprint"]:
-            raise UserError(f"{self.folder}: holds a study of other films than {self.data}; choose another --out")
+        if images != content["fingerprint"]:
+            raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if grown:
             log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")

@@ -44,7 +44,7 @@ class StudyFolder:
 
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
-        """From study.yaml and where the films are."""
+        """From study.yaml and where the images are."""
         content = layout.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(atomic.read_yaml(folder / DATA_FILE)["path"])
@@ -66,18 +66,18 @@ class StudyFolder:
                         return run
         raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 
-    def films(self, role: str) -> "Dataset":
-        """The films of a role, train, val or test; UserError where they are no longer those of the study."""
-        return _films(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
+    def images(self, role: str) -> "Dataset":
+        """The images of a role, train, val or test; UserError where they are no longer those of the study."""
+        return _images(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
 
 
 @lru_cache(maxsize=3)
-def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
+def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
     """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
     found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
     if fingerprint and fingerprints.hash_training_data(found) != fingerprint:
-        raise UserError(f"{data}: the films are not those that the study began with")
+        raise UserError(f"{data}: the images are not those that the study began with")
     return found
 
 
@@ -106,42 +106,42 @@ def _carry_out(task: Task) -> None:
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     repair.mend(steps.folder)
-    steps.train(run, study.films("train"), study.films("val"), cards=Devices(study.devices))
+    steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    steps.validate(study.films("val"), batch_size=study.recipe.evaluation.batch_size)
+    steps.validate(study.images("val"), batch_size=study.recipe.evaluation.batch_size)
 
 
 def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test, options = study.films("test"), study.recipe.evaluation
+    test, options = study.images("test"), study.recipe.evaluation
     steps.test(test, options)
     if run.defence.certifies:
         steps.prove(test, options.radii())
 
 
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test = study.films("test")
+    test = study.images("test")
     if test.has_mask("infection").any() or test.has_mask("lung").any():
-        steps.explain(test, study.recipe.explanation, study.films("val"), train=study.films("train"))
+        steps.explain(test, study.recipe.explanation, study.images("val"), train=study.images("train"))
 
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    _know_films(study, steps)
-    steps.describe(study.films("test"), resamples=study.recipe.evaluation.bootstrap)
+    _know_images(study, steps)
+    steps.describe(study.images("test"), resamples=study.recipe.evaluation.bootstrap)
 
 
-def _know_films(study: StudyFolder, steps: RunFolder) -> None:
-    """familiarity.safetensors, made once: `predict` and `serve` then warn of films unlike those of the training."""
+def _know_images(study: StudyFolder, steps: RunFolder) -> None:
+    """familiarity.safetensors, made once: `predict` and `serve` then warn of images unlike those of the training."""
     with suppress(UserError):  # damaged, or of other weights
         if ood.load(steps.folder) is not None:
             return
     try:
-        ood.save(ood.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
+        ood.save(ood.fit(steps.run, study.images("train"), study.images("val")), steps.folder)
     except CannotWrite:
         raise
     except UserError as problem:  # a network that has no maps to read: its results are as good without
-        log(f"{steps.folder.name}: nothing will warn of unlike films: {problem}")
+        log(f"{steps.folder.name}: nothing will warn of unlike images: {problem}")
 
 
 STEPS: dict[str, Callable[[StudyFolder, RunRecipe, RunFolder], None]] = {

@@ -26,7 +26,7 @@ from trustcxr.study.engines import failures
 from trustcxr.study.selection import ranked
 from trustcxr.version import NOTICE
 
-_OF_NO_TABLE = ("version", "provenance", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
+_OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted_shortcuts")  # keys of metrics.json
 _OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
 _TELL_APART = (  # keys of the entries of a list

@@ -102,7 +102,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
     if monitor.cards.rank == 0:
         fingerprints.check_same_images(folder, train)
     before = checkpoint.load_checkpoint(folder)
-    # Films that lack what the recipe learns from are refused before anything is written.
+    # Images that lack what the recipe learns from are refused before anything is written.
     sources_of(train, recipe.training.balanced_by)
     _healthy(train, recipe)
     lungs, without = _lungs(train, recipe)
@@ -245,7 +245,7 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
 
 
 def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
-    """The place of the class that a film without its lesion has; None where nothing asks for it."""
+    """The place of the class that an image without its lesion has; None where nothing asks for it."""
     if not recipe.training.counterfactuals:
         return None
     if recipe.training.healthy not in train.classes:
@@ -305,7 +305,7 @@ def keep_freed_memory() -> bool:
 
 
 def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Devices, done: int | None) -> None:
-    """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films.
+    """run.yaml, and the images that it is trained on; UserError where the folder holds a training on other images.
 
     `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
     """
@@ -323,8 +323,8 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", ca
         atomic.read_yaml(path) if path.is_file() else {}, origins.record_environment(cards), done
     )
     atomic.write_yaml(path, content)
-    if not (folder / layout.FILMS_FILE).is_file():
-        atomic.write_table(folder / layout.FILMS_FILE, fingerprints.list_training_images(train))
+    if not (folder / layout.IMAGES_FILE).is_file():
+        atomic.write_table(folder / layout.IMAGES_FILE, fingerprints.list_training_images(train))
 
 
 @contextmanager

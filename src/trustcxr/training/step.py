@@ -52,7 +52,7 @@ class TrainingStep(pl.LightningModule):
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
         self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
-        self.healthy = healthy  # the class of a film without its lesion
+        self.healthy = healthy  # the class of an image without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
@@ -193,7 +193,7 @@ class TrainingStep(pl.LightningModule):
             options = self.defence_options(part, None if known is None else known.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)
         if beside is not None:
-            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied films
+            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
             loss = loss + counts_for * beside.confusion_loss()
         if seen and known is not None:
             apart = guidance.guidance(seen[-1], known, loss=training.guidance_loss, depth=guidance.DEPTH)

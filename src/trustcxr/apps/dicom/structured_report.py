@@ -1,10 +1,13 @@
-"""What the Structured Report says of a film, by template TID 1500 (PS3.16): who answered, on which film, and what."""
+"""What the Structured Report says of an image, by template TID 1500 (PS3.16):
+
+Who answered, on which image, and what.
+"""
 
 import hashlib
 from typing import TYPE_CHECKING
 
 from trustcxr.data.images.dicom_files import MANUFACTURER
-from trustcxr.storage.schemas import FilmAnswer
+from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
@@ -13,10 +16,10 @@ if TYPE_CHECKING:
 
 SCHEME = "99TRUSTCXR"  # codes that no public scheme has: a class of a model has the name that its maker gave it
 _MOST = 64  # characters of a code's meaning
-_DOUBTFUL = "Doubtful: the answer means nothing unless this is a frontal chest film"
+_DOUBTFUL = "Doubtful: the answer means nothing unless this is a frontal chest image"
 
 
-def content(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "MeasurementReport":
+def content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementReport":
     """The tree: the device that answered, then one group of the class, its probability, what it survives, and words."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
@@ -56,13 +59,13 @@ def sr_uid(text: str) -> str:
     return str(generate_uid(prefix=None, entropy_srcs=[text]))
 
 
-def _group(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "MeasurementsAndQualitativeEvaluations":
+def _group(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementsAndQualitativeEvaluations":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
     scale = "calibrated" if answer.calibrated else "not calibrated"
     group = sr.MeasurementsAndQualitativeEvaluations(
-        sr.TrackingIdentifier(identifier="Whole film"),
+        sr.TrackingIdentifier(identifier="Whole image"),
         algorithm_id=sr.AlgorithmIdentification(answer.run or MANUFACTURER, __version__),
         measurements=[
             sr.Measurement(coded(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)

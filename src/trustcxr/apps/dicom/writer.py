@@ -1,7 +1,9 @@
-"""A film's answer as DICOM: the heatmap as Secondary Capture, the finding as a Structured Report (PS3.3 A.8.1, A.35.3).
+"""An image's answer as DICOM: the heatmap as Secondary Capture, the finding as a Structured Report (PS3.3 A.8.1,
+A.35.3).
 
-Both belong to the film's study, each to a series of its own, refer to the film, and carry its patient and study modules
-over as they are: whether and how the film was de-identified too. Nothing else of the film is copied, and nothing of
+Both belong to the image's study, each to a series of its own, refer to the image, and carry its patient and study
+modules
+over as they are: whether and how the image was de-identified too. Nothing else of the image is copied, and nothing of
 where it was: no file name, no institution, no device.
 """
 
@@ -19,16 +21,16 @@ from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTUR
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
-from trustcxr.storage.schemas import FilmAnswer
+from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MOST_SIDE = 2048  # pixels of the heatmap's longer side: a screen shows no more, and a film may have 8000
+MOST_SIDE = 2048  # pixels of the heatmap's longer side: a screen shows no more, and an image may have 8000
 HEATMAP_SERIES, FINDING_SERIES = 9001, 9002  # numbers beyond those that a scanner gives
 RESEARCH = "research, not for diagnosis"
-# What stands in the film's image module and stays true of whatever is derived from it.
+# What stands in the image's image module and stays true of whatever is derived from it.
 _INHERITED = (
     "BurnedInAnnotation",
     "RecognizableVisualFeatures",
@@ -51,27 +53,27 @@ _MAY_BE_EMPTY = (
 
 
 class NoDicomAnswer(Exception):
-    """A film to which no DICOM object can refer. The message says why, quoting nothing of the film."""
+    """An image to which no DICOM object can refer. The message says why, quoting nothing of the image."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The two objects that answer a film."""
+    """The two objects that answer an image."""
 
     heatmap: "Dataset"
     finding: "Dataset"
 
 
-def make_objects(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -> Objects:
-    """The two objects for a film (its file, or what is in it), its answer, and the heatmap with the notice on it.
+def make_objects(image: Path | bytes, answer: ImageAnswer, picture: Image.Image) -> Objects:
+    """The two objects for an image (its file, or what is in it), its answer, and the heatmap with the notice on it.
 
-    Raises NoDicomAnswer where the film's header does not allow them, UserError without highdicom.
+    Raises NoDicomAnswer where the image's header does not allow them, UserError without highdicom.
     """
     check_installed()
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(picture.convert("RGB"))
     with quiet():
-        header = _header(film)
+        header = _header(image)
         try:
             heatmap = _secondary_capture(header, pixels, answer)
             return Objects(heatmap, _structured_report(header, heatmap, answer))
@@ -81,21 +83,21 @@ def make_objects(film: Path | bytes, answer: FilmAnswer, picture: Image.Image) -
             raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
 
 
-def write(film: Path, answer: FilmAnswer) -> list[str]:
+def write(image: Path, answer: ImageAnswer) -> list[str]:
     """Write both objects beside the heatmap: x.heatmap.png, x.heatmap.dcm, x.finding.dcm. Their paths.
 
-    NoDicomAnswer where a file of such a name is there that was not written here, so that it may be a film, or that
-    answers another film.
+    NoDicomAnswer where a file of such a name is there that was not written here, so that it may be an image, or that
+    answers another image.
     """
     with Image.open(str(answer.heatmap)) as picture:
-        found = make_objects(film, answer, picture)
+        found = make_objects(image, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
     places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
     if any(place.exists() and not is_answer(place) for place in places):
         raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
     source = str(found.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
     if any(place.exists() and source not in _referenced(place) for place in places):
-        raise NoDicomAnswer("where it would stand is the answer of another film: choose another --out")
+        raise NoDicomAnswer("where it would stand is the answer of another image: choose another --out")
     for place, made in zip(places, (found.heatmap, found.finding), strict=True):
         with atomic_write(place) as temporary:
             made.save_as(temporary, enforce_file_format=True)
@@ -134,12 +136,15 @@ def check_installed() -> None:
         raise UserError(f"DICOM answers need highdicom: {INSTALL}") from None
 
 
-def _header(film: Path | bytes) -> "Dataset":
-    """What both objects take of the film, as Unicode: the identifiers that must be there, and values that are valid."""
+def _header(image: Path | bytes) -> "Dataset":
+    """What both objects take of the image, as Unicode:
+
+    The identifiers that must be there, and values that are valid.
+    """
     import pydicom
 
     try:
-        source = BytesIO(film) if isinstance(film, bytes) else film
+        source = BytesIO(image) if isinstance(image, bytes) else image
         header = pydicom.dcmread(source, stop_before_pixels=True)
         header.remove_private_tags()
         header.decode()
@@ -172,7 +177,7 @@ def _valid(header: "Dataset", name: str) -> bool:
     return True
 
 
-def _equipment(answer: FilmAnswer, title: str) -> Any:
+def _equipment(answer: ImageAnswer, title: str) -> Any:
     """Series and equipment modules: what made it, and that it is for research."""
     return {
         "series_description": f"{MANUFACTURER} {title}: {RESEARCH}",
@@ -183,7 +188,7 @@ def _equipment(answer: FilmAnswer, title: str) -> Any:
     }
 
 
-def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: FilmAnswer) -> "Dataset":
+def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) -> "Dataset":
     import highdicom
 
     made: Any = highdicom.sc.SCImage(
@@ -208,7 +213,7 @@ def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: FilmAnswer
         if name in header:
             setattr(made, name, header[name].value)
     made.DerivationDescription = (
-        f"Heatmap (Grad-CAM) of the class that {answer.run or 'a network'} answers, over the film. {NOTICE}"
+        f"Heatmap (Grad-CAM) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
     )
     made.ImageComments = NOTICE
     made.SourceImageSequence = [_reference(header)]
@@ -216,7 +221,7 @@ def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: FilmAnswer
 
 
 def _reference(header: "Dataset") -> "Dataset":
-    """The film, as the source of an image (PS3.3 C.12.4)."""
+    """The image, as the source of an image (PS3.3 C.12.4)."""
     import pydicom
     from highdicom.sr import CodedConcept
 
@@ -227,7 +232,7 @@ def _reference(header: "Dataset") -> "Dataset":
     return item
 
 
-def _structured_report(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer) -> "Dataset":
+def _structured_report(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Dataset":
     """The finding, complete but preliminary and verified by nobody."""
     import highdicom
 
@@ -243,5 +248,5 @@ def _structured_report(header: "Dataset", heatmap: "Dataset", answer: FilmAnswer
         is_verified=False,
         **_equipment(answer, "finding"),
     )
-    del report.ContributingEquipmentSequence  # highdicom names the film's institution and device there
+    del report.ContributingEquipmentSequence  # highdicom names the image's institution and device there
     return report

@@ -1,7 +1,7 @@
-"""How far readers agree beyond chance: Fleiss' kappa and Krippendorff's alpha, of every resample of films at once.
+"""How far readers agree beyond chance: Fleiss' kappa and Krippendorff's alpha, of every resample of images at once.
 
-Everywhere: `ratings` (N films, R readers) are numbers, NaN where a reader gave none; `weights` (B, N) say how often
-each film is in each resample (`statistics.Bootstrap.row_weights`), one row of ones unless given; results are (B,), NaN
+Everywhere: `ratings` (N images, R readers) are numbers, NaN where a reader gave none; `weights` (B, N) say how often
+each image is in each resample (`statistics.Bootstrap.row_weights`), one row of ones unless given; results are (B,), NaN
 where nothing can vary.
 """
 
@@ -16,7 +16,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 
 def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats:
-    """Agreement on categories beyond what their shares give by chance (Fleiss 1971), of films that all readers rated.
+    """Agreement on categories beyond what their shares give by chance (Fleiss 1971), of images that all readers rated.
 
     >>> from trustcxr.apps.reader.agreement import fleiss_kappa
     >>> fleiss_kappa([[1, 1, 1], [2, 2, 2], [1, 1, 2]]).round(3)
@@ -41,7 +41,7 @@ def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats
 def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: ArrayLike | None = None) -> Floats:
     """1 less the disagreement observed over that expected by chance (Krippendorff 2011, computed by coincidences).
 
-    Films with a single rating do not count; those with some missing do. `level` says what a difference is: all alike
+    Images with a single rating do not count; those with some missing do. `level` says what a difference is: all alike
     (nominal), by how many ratings lie between (ordinal), or squared (interval).
 
     >>> from trustcxr.apps.reader.agreement import krippendorff_alpha

@@ -1,4 +1,4 @@
-"""What a reader marks: boxes and outlines, in shares of the film's width and height, and as pixels."""
+"""What a reader marks: boxes and outlines, in shares of the image's width and height, and as pixels."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_REGIONS, MOST_POINTS = 20, 600
-Share = Annotated[float, Field(ge=0, le=1)]  # of the film's width or height
+Share = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
 
 
 class Region(BaseModel):
@@ -26,7 +26,7 @@ class Region(BaseModel):
 
 
 class Mark(BaseModel):
-    """All regions of a film; none where the reader sees no finding."""
+    """All regions of an image; none where the reader sees no finding."""
 
     model_config = ConfigDict(extra="forbid")
     regions: list[Region] = Field(max_length=MOST_REGIONS)

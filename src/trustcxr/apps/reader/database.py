@@ -25,22 +25,22 @@ RATINGS = (1, 2, 3, 4, 5)
 _VERSION = 1
 _TABLES = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE films (place INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
+CREATE TABLE images (place INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
                     picture BLOB NOT NULL, mask BLOB NOT NULL);
-CREATE TABLE maps (film INTEGER NOT NULL REFERENCES films, arm INTEGER NOT NULL, picture BLOB NOT NULL,
-                   PRIMARY KEY (film, arm));
+CREATE TABLE maps (image INTEGER NOT NULL REFERENCES images, arm INTEGER NOT NULL, picture BLOB NOT NULL,
+                   PRIMARY KEY (image, arm));
 CREATE TABLE readers (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL UNIQUE);
-CREATE TABLE marks (reader INTEGER NOT NULL REFERENCES readers, film INTEGER NOT NULL REFERENCES films,
-                    regions TEXT NOT NULL, saved TEXT NOT NULL, PRIMARY KEY (reader, film));
-CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, film INTEGER NOT NULL REFERENCES films,
+CREATE TABLE marks (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
+                    regions TEXT NOT NULL, saved TEXT NOT NULL, PRIMARY KEY (reader, image));
+CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
                          arm INTEGER NOT NULL, ranked INTEGER, rating INTEGER, saved TEXT NOT NULL,
-                         PRIMARY KEY (reader, film, arm));
+                         PRIMARY KEY (reader, image, arm));
 """
 
 
 @dataclass(frozen=True)
-class Film:
-    """What is shown of one film: PNGs of the film, of each arm's map over it; and its mask, uint8 0 and 1, as PNG."""
+class StudyImage:
+    """What is shown of one image: PNGs of the image, of each arm's map over it; and its mask, uint8 0 and 1, as PNG."""
 
     sample: str
     group: str
@@ -76,13 +76,13 @@ class Store:
         try:
             self.arms: list[str] = json.loads(self._about("arms"))
             self._key = self._about("key")
-            self.seed = int(self._about("seed"))  # by which the films were drawn
-            self.films = int(self._one("SELECT count(*) FROM films"))
+            self.seed = int(self._about("seed"))  # by which the images were drawn
+            self.images = int(self._one("SELECT count(*) FROM images"))
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as problem:
             raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
 
     @classmethod
-    def create(cls, path: Path, *, arms: Sequence[str], films: Sequence[Film], seed: int = 0) -> "Store":
+    def create(cls, path: Path, *, arms: Sequence[str], images: Sequence[StudyImage], seed: int = 0) -> "Store":
         """Write a new study whole or not at all; only its owner may read the file, which holds the key.
 
         UserError where there is one: it may have answers.
@@ -97,10 +97,10 @@ class Store:
             with _open(temporary) as base:
                 base.executescript(_TABLES)
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
-                for place, film in enumerate(films):
-                    row = (place, film.sample, film.group, film.picture, film.mask)
-                    base.execute("INSERT INTO films VALUES (?, ?, ?, ?, ?)", row)
-                    drawn = [(place, arm, png) for arm, png in enumerate(film.maps)]
+                for place, image in enumerate(images):
+                    row = (place, image.sample, image.group, image.picture, image.mask)
+                    base.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
+                    drawn = [(place, arm, png) for arm, png in enumerate(image.maps)]
                     base.executemany("INSERT INTO maps VALUES (?, ?, ?)", drawn)
         return cls(path)
 
@@ -125,48 +125,50 @@ class Store:
     # --- the blinding ------------------------------------------------------------------------------------------------
 
     def order(self, reader: Reader) -> list[int]:
-        """The films in this reader's order."""
-        return [int(film) for film in self._draws(reader, "films").permutation(self.films)]
+        """The images in this reader's order."""
+        return [int(image) for image in self._draws(reader, "images").permutation(self.images)]
 
-    def slots(self, reader: Reader, film: int) -> list[int]:
-        """Which arm stands in each place for this reader and film."""
-        return [int(arm) for arm in self._draws(reader, f"film {film}").permutation(len(self.arms))]
+    def slots(self, reader: Reader, image: int) -> list[int]:
+        """Which arm stands in each place for this reader and image."""
+        return [int(arm) for arm in self._draws(reader, f"image {image}").permutation(len(self.arms))]
 
     def _draws(self, reader: Reader, what: str) -> np.random.Generator:
-        """Random numbers that hang on the study's secret, the reader and the film alone."""
+        """Random numbers that hang on the study's secret, the reader and the image alone."""
         seed = hashlib.sha256(f"{self._key}/{reader.place}/{what}".encode()).digest()
         return np.random.default_rng(int.from_bytes(seed, "big"))
 
     # --- what is shown and said --------------------------------------------------------------------------------------
 
-    def picture(self, film: int) -> bytes:
-        """The film's PNG."""
-        return bytes(self._one("SELECT picture FROM films WHERE place = ?", film))
+    def picture(self, image: int) -> bytes:
+        """The image's PNG."""
+        return bytes(self._one("SELECT picture FROM images WHERE place = ?", image))
 
-    def map(self, film: int, arm: int) -> bytes:
-        """The PNG of an arm's map over the film."""
-        return bytes(self._one("SELECT picture FROM maps WHERE film = ? AND arm = ?", film, arm))
+    def map(self, image: int, arm: int) -> bytes:
+        """The PNG of an arm's map over the image."""
+        return bytes(self._one("SELECT picture FROM maps WHERE image = ? AND arm = ?", image, arm))
 
-    def mark(self, reader: Reader, film: int) -> Mark | None:
+    def mark(self, reader: Reader, image: int) -> Mark | None:
         """What the reader marked; None where not yet."""
-        found = self._all("SELECT regions FROM marks WHERE reader = ? AND film = ?", reader.place, film)
+        found = self._all("SELECT regions FROM marks WHERE reader = ? AND image = ?", reader.place, image)
         return Mark.model_validate_json(found[0][0]) if found else None
 
-    def save_mark(self, reader: Reader, film: int, mark: Mark) -> bool:
+    def save_mark(self, reader: Reader, image: int, mark: Mark) -> bool:
         """Keep a mark; False where there is one already: who has seen the maps does not mark anew."""
-        row = (reader.place, film, mark.model_dump_json(), _now())
+        row = (reader.place, image, mark.model_dump_json(), _now())
         with _changed(self.path) as base:
             return base.execute("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", row).rowcount == 1
 
-    def judgements(self, reader: Reader, film: int) -> list[Judgement]:
+    def judgements(self, reader: Reader, image: int) -> list[Judgement]:
         """What the reader said of each arm."""
-        rows = self._all("SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND film = ?", reader.place, film)
+        rows = self._all(
+            "SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND image = ?", reader.place, image
+        )
         found = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
         return [found.get(arm, Judgement()) for arm in range(len(self.arms))]
 
-    def save_judgement(self, reader: Reader, film: int, arm: int, said: Judgement) -> None:
+    def save_judgement(self, reader: Reader, image: int, arm: int, said: Judgement) -> None:
         """Keep a rank, a rating or both; what is None stays as it was."""
-        row = (reader.place, film, arm, said.rank, said.rating, _now())
+        row = (reader.place, image, arm, said.rank, said.rating, _now())
         with _changed(self.path) as base:
             base.execute(
                 "INSERT INTO judgements VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
@@ -176,20 +178,20 @@ class Store:
             )
 
     def done(self, reader: Reader) -> list[int]:
-        """Films that this reader has marked, ranked and rated whole."""
+        """Images that this reader has marked, ranked and rated whole."""
         rows = self._all(
-            "SELECT film FROM judgements WHERE reader = ? AND ranked IS NOT NULL AND rating IS NOT NULL "
-            "GROUP BY film HAVING count(*) = ?",
+            "SELECT image FROM judgements WHERE reader = ? AND ranked IS NOT NULL AND rating IS NOT NULL "
+            "GROUP BY image HAVING count(*) = ?",
             reader.place,
             len(self.arms),
         )
-        return [film for (film,) in rows]
+        return [image for (image,) in rows]
 
     # --- all of it, for the results ----------------------------------------------------------------------------------
 
     def samples(self) -> list[tuple[str, str, bytes]]:
-        """(sample, group, mask as PNG) of each film."""
-        return self._all("SELECT sample, grouped, mask FROM films ORDER BY place")
+        """(sample, group, mask as PNG) of each image."""
+        return self._all("SELECT sample, grouped, mask FROM images ORDER BY place")
 
     def _about(self, key: str) -> str:
         return str(self._one("SELECT value FROM study WHERE key = ?", key))

@@ -1,4 +1,4 @@
-"""Which map readers prefer: Bradley-Terry strengths from ranks, with intervals over films."""
+"""Which map readers prefer: Bradley-Terry strengths from ranks, with intervals over images."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,9 @@ class Strength:
 
 @dataclass(frozen=True)
 class Pair:
-    """How probably `first` is preferred to `second`; p-value of the films' net preferences, corrected (Holm 1979).
+    """How probably `first` is preferred to `second`; p-value of the images' net preferences, corrected (Holm 1979).
 
-    `films`: on how many both were ranked.
+    `images`: on how many both were ranked.
     """
 
     first: int
@@ -33,11 +33,11 @@ class Pair:
     preferred: float
     preferred_ci: list[float]
     p_value: float
-    films: int
+    images: int
 
 
 def wins(ranks: ArrayLike) -> Floats:
-    """Ranks (F films, R readers, A arms), 1 the best, NaN where not given -> how often i was before j: (F, A, A).
+    """Ranks (F images, R readers, A arms), 1 the best, NaN where not given -> how often i was before j: (F, A, A).
 
     Of two that share a rank each has half a win.
     """
@@ -79,7 +79,7 @@ def probabilities(log_strengths: Floats) -> Floats:
 
 
 def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
-    """Of each arm, with 95 % intervals over groups of films. The readers are these readers: others may differ."""
+    """Of each arm, with 95 % intervals over groups of images. The readers are these readers: others may differ."""
     won = wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
     found = bradley_terry(bootstrap.totals(won))

@@ -1,4 +1,4 @@
-"""From a study to what its readers see: films drawn at random, and of each the map of every arm, drawn alike.
+"""From a study to what its readers see: images drawn at random, and of each the map of every arm, drawn alike.
 
 An arm is a run, or a run by another saliency method. Maps that the study has saved are used; where data is given, they
 are made again from the runs, as `examples.panels` makes those.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from trustcxr.apps.reader.database import Film
+from trustcxr.apps.reader.database import StudyImage
 from trustcxr.errors import UserError, lookup
 from trustcxr.explain import heatmap_io
 from trustcxr.report import load
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import Run
 
-SHOWN = 640  # pixels of a film's side on the page
+SHOWN = 640  # pixels of an image's side on the page
 _FEWEST, _MOST = 2, 3
 _OWN_METHOD = "gradcam"  # what a study's saved maps are by, where they do not say
 
@@ -43,7 +43,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class PreparedMap:
-    """Films in the order drawn: pixels (K, H, W) uint8, masks (K, H, W), and of each arm maps (K, H, W) in [0, 1]."""
+    """Images in the order drawn: pixels (K, H, W) uint8, masks (K, H, W), and of each arm maps (K, H, W) in [0, 1]."""
 
     samples: list[str]
     pixels: np.ndarray
@@ -72,12 +72,12 @@ def arms(study: Path, said: Sequence[str]) -> list[Arm]:
     return found
 
 
-def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[Film]:
-    """What the readers are shown of `count` films, from the study's saved maps, or from the data where it is given."""
+def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[StudyImage]:
+    """What the readers are shown of `count` images, from the study's saved maps, or from the data where it is given."""
     shown = _saved(chosen, count, seed) if data is None else _made(chosen, data, count, seed)
     group = _groups(chosen[0].run)
     return [
-        Film(
+        StudyImage(
             sample=sample,
             group=group.get(sample, sample),
             picture=_png(_enlarged(shown.pixels[k], Image.Resampling.BICUBIC)),
@@ -89,7 +89,7 @@ def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: i
 
 
 def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
-    """From panels.npz of each run: only films that all of them have, by the methods asked."""
+    """From panels.npz of each run: only images that all of them have, by the methods asked."""
     needed = "give --data with the study's data, and the maps are made again from the runs"
     kept = []
     for arm in chosen:
@@ -102,7 +102,7 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
         kept.append({str(name): k for k, name in enumerate(panels["sample_id"])})
     shared = sorted(set.intersection(*map(set, kept)))
     if len(shared) < count:
-        raise UserError(f"the study has saved the maps of {len(shared)} films, {count} are asked for: {needed}")
+        raise UserError(f"the study has saved the maps of {len(shared)} images, {count} are asked for: {needed}")
     drawn = [shared[k] for k in np.random.default_rng(seed).permutation(len(shared))[:count]]
     first = [kept[0][name] for name in drawn]
     panels = chosen[0].run.panels or {}
@@ -114,20 +114,20 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
 
 
 def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedMap:
-    """From the runs: annotated films of the run's test split, drawn by seed, each explained for its true class."""
+    """From the runs: annotated images of the run's test split, drawn by seed, each explained for its true class."""
     from trustcxr.evaluation.trained_run import load_run
     from trustcxr.explain.evaluate import annotated
-    from trustcxr.runs import test_data as study_films
+    from trustcxr.runs import test_data as study_images
 
     first = load_run(chosen[0].run.folder)
-    dataset = study_films.load(first, study_films.Source(data))
-    if study_films.are_other_images(first, dataset):
-        raise UserError(f"{data}: {first.name} was not tested on these films; give the data of the study")
+    dataset = study_images.load(first, study_images.Source(data))
+    if study_images.are_other_images(first, dataset):
+        raise UserError(f"{data}: {first.name} was not tested on these images; give the data of the study")
     if "infection" not in dataset.mask_kinds:
         raise UserError(f"{data}: no infection masks here, which what readers mark is held against")
     rows = annotated(dataset)
     if len(rows) < count:
-        raise UserError(f"{data}: {len(rows)} films with a mask, {count} are asked for: say fewer --films")
+        raise UserError(f"{data}: {len(rows)} images with a mask, {count} are asked for: say fewer --images")
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
     loaded = {arm.run.name: first if arm is chosen[0] else load_run(arm.run.folder) for arm in chosen}
     odd = [name for name, run in loaded.items() if (run.size, run.classes) != (first.size, first.classes)]
@@ -139,7 +139,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedM
 
 
 def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.ndarray:
-    """Maps (K, H, W) of one run by one method, a few films at a time."""
+    """Maps (K, H, W) of one run by one method, a few images at a time."""
     from trustcxr.console import track
     from trustcxr.explain import examples
 
@@ -152,7 +152,7 @@ def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.n
 
 
 def _groups(run: load.Run) -> dict[str, str]:
-    """Which patient or group each film belongs to, as the study's table of saliency has it."""
+    """Which patient or group each image belongs to, as the study's table of saliency has it."""
     table = run.saliency
     if table is None or not {"sample_id", "group", "condition"} <= set(table):
         return {}
@@ -161,8 +161,8 @@ def _groups(run: load.Run) -> dict[str, str]:
 
 
 def _over(pixels: np.ndarray, saliency: np.ndarray) -> bytes:
-    film = np.asarray(_enlarged(pixels, Image.Resampling.BICUBIC))
-    return _png(heatmap_io.overlay(film, saliency, strength=0.55))
+    image = np.asarray(_enlarged(pixels, Image.Resampling.BICUBIC))
+    return _png(heatmap_io.overlay(image, saliency, strength=0.55))
 
 
 def _enlarged(pixels: np.ndarray, way: Image.Resampling) -> Image.Image:

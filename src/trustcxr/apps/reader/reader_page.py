@@ -24,7 +24,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 
 class ReaderResponse(BaseModel):
-    """Of the map in a place (from 0): its rank among the film's maps, its rating, or both."""
+    """Of the map in a place (from 0): its rank among the image's maps, its rating, or both."""
 
     model_config = ConfigDict(extra="forbid")
     place: int = Field(ge=0)
@@ -33,18 +33,18 @@ class ReaderResponse(BaseModel):
 
 
 class State(BaseModel):
-    """Where a reader stands: how many films and maps of each, which are done, and the next one; None at the end."""
+    """Where a reader stands: how many images and maps of each, which are done, and the next one; None at the end."""
 
     reader: str
-    films: int
+    images: int
     maps: int
     ratings: list[int]
     done: list[int]
     next: int | None
 
 
-class OneFilm(BaseModel):
-    """What a reader has said of one film so far; its maps are shown once it is marked."""
+class OneImage(BaseModel):
+    """What a reader has said of one image so far; its maps are shown once it is marked."""
 
     number: int
     mark: Mark | None
@@ -64,18 +64,18 @@ class Desk:
             raise HTTPException(401, "open the link that you were sent: it holds your token")
         return found
 
-    def film(self, reader: Reader, number: int) -> int:
-        """The film in a place of this reader's order; 404 where there is none."""
-        if not 0 <= number < self.store.films:
-            raise HTTPException(404, "there is no such film")
+    def image(self, reader: Reader, number: int) -> int:
+        """The image in a place of this reader's order; 404 where there is none."""
+        if not 0 <= number < self.store.images:
+            raise HTTPException(404, "there is no such image")
         return self.store.order(reader)[number]
 
-    def arm(self, reader: Reader, film: int, place: int) -> int:
-        """Whose map stands in a place; 409 until the film is marked."""
-        slots = self.store.slots(reader, film)
+    def arm(self, reader: Reader, image: int, place: int) -> int:
+        """Whose map stands in a place; 409 until the image is marked."""
+        slots = self.store.slots(reader, image)
         if not 0 <= place < len(slots):
             raise HTTPException(404, "there is no such map")
-        if self.store.mark(reader, film) is None:
+        if self.store.mark(reader, image) is None:
             raise HTTPException(409, "mark the finding first: the maps are shown after that")
         return slots[place]
 
@@ -83,40 +83,40 @@ class Desk:
         """Where the reader stands."""
         done = set(self.store.done(reader))
         order = self.store.order(reader)
-        left = [number for number, film in enumerate(order) if film not in done]
-        finished = [number for number, film in enumerate(order) if film in done]
+        left = [number for number, image in enumerate(order) if image not in done]
+        finished = [number for number, image in enumerate(order) if image in done]
         return State(
             reader=reader.name,
-            films=self.store.films,
+            images=self.store.images,
             maps=len(self.store.arms),
             ratings=list(RATINGS),
             done=finished,
             next=left[0] if left else None,
         )
 
-    def seen(self, reader: Reader, number: int) -> OneFilm:
-        """What was said of a film, the maps by place."""
-        film = self.film(reader, number)
-        by_arm = self.store.judgements(reader, film)
+    def seen(self, reader: Reader, number: int) -> OneImage:
+        """What was said of an image, the maps by place."""
+        image = self.image(reader, number)
+        by_arm = self.store.judgements(reader, image)
         said = [
             ReaderResponse(place=place, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
-            for place, arm in enumerate(self.store.slots(reader, film))
+            for place, arm in enumerate(self.store.slots(reader, image))
         ]
-        return OneFilm(number=number, mark=self.store.mark(reader, film), said=said)
+        return OneImage(number=number, mark=self.store.mark(reader, image), said=said)
 
-    def mark(self, reader: Reader, number: int, mark: Mark) -> OneFilm:
+    def mark(self, reader: Reader, number: int, mark: Mark) -> OneImage:
         """Save what the reader marked; 409 where the maps have been seen."""
-        if not self.store.save_mark(reader, self.film(reader, number), mark):
-            raise HTTPException(409, "the film is marked already: whoever has seen the maps does not mark it anew")
+        if not self.store.save_mark(reader, self.image(reader, number), mark):
+            raise HTTPException(409, "the image is marked already: whoever has seen the maps does not mark it anew")
         return self.seen(reader, number)
 
-    def judge(self, reader: Reader, number: int, said: ReaderResponse) -> OneFilm:
+    def judge(self, reader: Reader, number: int, said: ReaderResponse) -> OneImage:
         """Save a rank or a rating."""
-        film = self.film(reader, number)
+        image = self.image(reader, number)
         if said.rank is not None and said.rank > len(self.store.arms):
             raise HTTPException(422, "a rank is at most the number of maps")
-        arm = self.arm(reader, film, said.place)
-        self.store.save_judgement(reader, film, arm, Judgement(said.rank, said.rating))
+        arm = self.arm(reader, image, said.place)
+        self.store.save_judgement(reader, image, arm, Judgement(said.rank, said.rating))
         return self.seen(reader, number)
 
 
@@ -141,25 +141,25 @@ def _routes(app: FastAPI, desk: Desk) -> None:
     def state(reader: Asking) -> State:
         return desk.state(reader)
 
-    @app.get("/api/v1/films/{number}")
-    def film(reader: Asking, number: int) -> OneFilm:
+    @app.get("/api/v1/images/{number}")
+    def image(reader: Asking, number: int) -> OneImage:
         return desk.seen(reader, number)
 
-    @app.get("/api/v1/films/{number}/film.png", response_class=Response)
+    @app.get("/api/v1/images/{number}/image.png", response_class=Response)
     def picture(reader: Asking, number: int) -> Response:
-        return Response(desk.store.picture(desk.film(reader, number)), media_type="image/png")
+        return Response(desk.store.picture(desk.image(reader, number)), media_type="image/png")
 
-    @app.get("/api/v1/films/{number}/maps/{place}.png", response_class=Response)
+    @app.get("/api/v1/images/{number}/maps/{place}.png", response_class=Response)
     def heatmap(reader: Asking, number: int, place: int) -> Response:
-        film = desk.film(reader, number)
-        return Response(desk.store.map(film, desk.arm(reader, film, place)), media_type="image/png")
+        image = desk.image(reader, number)
+        return Response(desk.store.map(image, desk.arm(reader, image, place)), media_type="image/png")
 
-    @app.put("/api/v1/films/{number}/mark")
-    async def mark(reader: Asking, number: int, request: Request) -> OneFilm:
+    @app.put("/api/v1/images/{number}/mark")
+    async def mark(reader: Asking, number: int, request: Request) -> OneImage:
         return await run_in_threadpool(desk.mark, reader, number, await _body(request, Mark))
 
-    @app.put("/api/v1/films/{number}/said")
-    async def said(reader: Asking, number: int, request: Request) -> OneFilm:
+    @app.put("/api/v1/images/{number}/said")
+    async def said(reader: Asking, number: int, request: Request) -> OneImage:
         return await run_in_threadpool(desk.judge, reader, number, await _body(request, ReaderResponse))
 
 

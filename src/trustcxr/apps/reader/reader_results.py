@@ -29,9 +29,9 @@ NAME = "readers"
 
 @dataclass(frozen=True)
 class Responses:
-    """`ranks` and `ratings` (F films, R readers, A arms), NaN where not given.
+    """`ranks` and `ratings` (F images, R readers, A arms), NaN where not given.
 
-    `marked` (F, R): whether the reader marked the film; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
+    `marked` (F, R): whether the reader marked the image; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
     """
 
     arms: list[str]
@@ -46,12 +46,12 @@ class Responses:
 
     @property
     def complete(self) -> np.ndarray:
-        """Films that a reader has ranked whole, (R,)."""
+        """Images that a reader has ranked whole, (R,)."""
         return np.asarray(np.isfinite(self.ranks).all(axis=2).sum(axis=0))
 
 
 def gather(store: Store) -> Responses:
-    """Everything in the file. Films without a mask of their own size do not occur: all were written from one set."""
+    """Everything in the file. Images without a mask of their own size do not occur: all were written from one set."""
     readers, samples = store.readers(), store.samples()
     masks = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for _, _, mask in samples])
     shape = (len(samples), len(readers))
@@ -68,16 +68,16 @@ def gather(store: Store) -> Responses:
     return Responses(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
 
 
-def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list[float]]:
-    said = store.judgements(reader, film)
+def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], list[float]]:
+    said = store.judgements(reader, image)
     ranks = [np.nan if each.rank is None else float(each.rank) for each in said]
     return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
 
 
 def tables(said: Responses, runs: list[load.Run]) -> list[Table]:
-    """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read a film whole."""
+    """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read an image whole."""
     if not said.complete.any():
-        raise UserError("no reader has ranked all maps of a film yet: nothing to count")
+        raise UserError("no reader has ranked all maps of an image yet: nothing to count")
     return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
 
 
@@ -90,9 +90,9 @@ def _opening(said: Responses) -> str:
     counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
     return (
         "# What the readers found\n\n"
-        f"{formatting.plural(len(said.readers), 'reader')}, {formatting.plural(len(said.samples), 'film')}, "
-        f"{len(said.arms)} maps of each, blinded and in random order; films ranked whole: {counts}. 95 % intervals by "
-        f"bootstrap over patients or groups of films: they hold for these readers. "
+        f"{formatting.plural(len(said.readers), 'reader')}, {formatting.plural(len(said.samples), 'image')}, "
+        f"{len(said.arms)} maps of each, blinded and in random order; images ranked whole: {counts}. 95 % intervals by "
+        f"bootstrap over patients or groups of images: they hold for these readers. "
         f"Where every resample is alike there is none. {NOTICE}"
     )
 
@@ -136,12 +136,12 @@ def _pairs(said: Responses) -> Table:
             Cell(said.arms[pair.second]),
             table.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
-            table.whole(pair.films),
+            table.whole(pair.images),
         ]
         for pair in preference.pairs(said.ranks, said.groups, resamples=RESAMPLES)
     ]
-    caption = "p: of each film's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
-    return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "films"], rows, heads=2, caption=caption)
+    caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
+    return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
 
 
 def _agreement(said: Responses) -> Table:
@@ -161,14 +161,14 @@ def _agreement(said: Responses) -> Table:
     }
     rows = [[Cell(name), table.plain(_share(values))] for name, values in found.items()]
     caption = (
-        "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts films that all readers ranked; "
+        "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
         "alpha those that two or more did. Maps that share the first place are an answer of their own."
     )
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
 def _overlap(said: Responses) -> Floats:
-    """Mean IoU (F,) of the regions of every two readers that marked the film; NaN where fewer did, or all none."""
+    """Mean IoU (F,) of the regions of every two readers that marked the image; NaN where fewer did, or all none."""
     flat = said.marks.reshape(*said.marks.shape[:2], -1) != 0
     values = []
     for i in range(len(said.readers)):
@@ -180,7 +180,7 @@ def _overlap(said: Responses) -> Floats:
 
 
 def _regions(said: Responses, runs: list[load.Run]) -> Table:
-    """Each reader, all of them, and every run of the study: the same measures on the same films."""
+    """Each reader, all of them, and every run of the study: the same measures on the same images."""
     own = reader_scores(said)
     mean = {name: _nanmean(values.T) for name, values in own.items()}
     rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, said)]]
@@ -189,10 +189,10 @@ def _regions(said: Responses, runs: list[load.Run]) -> Table:
     for label, scores in model_scores(said, runs):
         rows.append([Cell(label), *_row(scores, mean, said)])
     caption = (
-        "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same films. In "
-        "brackets 95 % intervals; behind a run, how far it is from all readers (paired, film by film)."
+        "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
+        "brackets 95 % intervals; behind a run, how far it is from all readers (paired, image by image)."
     )
-    return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "films"], rows, caption=caption)
+    return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "images"], rows, caption=caption)
 
 
 def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Responses) -> list[Cell]:
@@ -210,7 +210,7 @@ def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said:
 
 
 def reader_scores(said: Responses) -> dict[str, Floats]:
-    """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the film."""
+    """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the image."""
     import torch
 
     from trustcxr.explain import measures
@@ -229,7 +229,7 @@ def reader_scores(said: Responses) -> dict[str, Floats]:
 
 
 def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
-    """Of every run and method that the study measured, (F,) by measure, of the films that were read."""
+    """Of every run and method that the study measured, (F,) by measure, of the images that were read."""
     for run in runs:
         table = run.saliency
         if table is None or not {"method", "condition", "measure", "value", "sample_id"} <= set(table):
@@ -242,12 +242,12 @@ def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, d
 
 
 def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
-    """Mean over films (and readers, where there are some: (F, R)), with its interval over groups of films."""
-    by_film = _nanmean(values.T) if values.ndim == 2 else values
+    """Mean over images (and readers, where there are some: (F, R)), with its interval over groups of images."""
+    by_image = _nanmean(values.T) if values.ndim == 2 else values
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
-    found = bootstrap.means(by_film)
+    found = bootstrap.means(by_image)
     if share and np.isfinite(found[0]):
-        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found, of=np.isfinite(by_film))))
+        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found, of=np.isfinite(by_image))))
     return _share(found)
 
 

@@ -19,11 +19,11 @@ class ReaderOptions:
 
     arms: Sequence[str] = ()
     data: Path | None = None
-    films: int | None = None
+    images: int | None = None
     seed: int | None = None
 
 
-_FILMS, _SEED = 30, 0
+_IMAGES, _SEED = 30, 0
 
 
 def place(study: Path) -> Path:
@@ -41,9 +41,9 @@ def open_or_make(study: Path, asked: ReaderOptions) -> Store:
         if path.exists():  # another process has made it since
             return _opened(study, path, asked)
         seed = _SEED if asked.seed is None else asked.seed
-        films = prepare.draw_images(chosen, data=asked.data, count=asked.films or _FILMS, seed=seed)
-        store = Store.create(path, arms=[arm.name for arm in chosen], films=films, seed=seed)
-    log(f"a new reader study: {store.films} films, {len(store.arms)} maps of each, in {path}")
+        images = prepare.draw_images(chosen, data=asked.data, count=asked.images or _IMAGES, seed=seed)
+        store = Store.create(path, arms=[arm.name for arm in chosen], images=images, seed=seed)
+    log(f"a new reader study: {store.images} images, {len(store.arms)} maps of each, in {path}")
     return store
 
 
@@ -53,12 +53,12 @@ def _opened(study: Path, path: Path, asked: ReaderOptions) -> Store:
         raise UserError(
             f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
         )
-    if asked.films not in (None, store.films):
-        raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
+    if asked.images not in (None, store.images):
+        raise UserError(f"{path}: shows {store.images} images; move that folder away to begin another")
     if asked.seed is not None and store.seed != asked.seed:
-        raise UserError(f"{path}: its films were drawn by seed {store.seed}; move that folder away to begin another")
+        raise UserError(f"{path}: its images were drawn by seed {store.seed}; move that folder away to begin another")
     if asked.data is not None:
-        log(f"{path}: shows the films and maps that it was made with: --data is not looked at")
+        log(f"{path}: shows the images and maps that it was made with: --data is not looked at")
     return store
 
 

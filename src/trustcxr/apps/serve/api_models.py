@@ -25,15 +25,15 @@ class Survived(BaseModel):
 
 
 class Familiar(BaseModel):
-    """How like the films that the run was trained on."""
+    """How like the images that the run was trained on."""
 
-    rarer_than: Share = Field(description="The share of the run's validation films that are more like them.")
-    accepted: Share = Field(description="The share of the validation films that the threshold accepts.")
-    validated: int = Field(description="How many validation films that is from.")
+    rarer_than: Share = Field(description="The share of the run's validation images that are more like them.")
+    accepted: Share = Field(description="The share of the validation images that the threshold accepts.")
+    validated: int = Field(description="How many validation images that is from.")
 
 
 class Prediction(BaseModel):
-    """What a run says of one film."""
+    """What a run says of one image."""
 
     notice: str = NOTICE
     run: str
@@ -62,7 +62,7 @@ class SaliencyMap(BaseModel):
     method: str
     label: str
     cells: str = Field(description="Rows and columns of the map as the network makes it; empty where every pixel.")
-    verdict: str = Field(description="What the run's own test films showed of this method; empty where not measured.")
+    verdict: str = Field(description="What the run's own test images showed of this method; empty where not measured.")
     png: Png
     controls: list[ControlMap]
 
@@ -75,13 +75,13 @@ class SmallestPerturbation(BaseModel):
     becomes: str
     probability: Share
     steps: int = Field(description="Of PGD, at each radius below what FAB found.")
-    film: Png
+    image: Png
     difference: Png
     magnified: float = Field(description="By how much the difference is magnified in the picture.")
 
 
 class Corrupted(BaseModel):
-    """The same film under a corruption."""
+    """The same image under a corruption."""
 
     name: str
     label: str
@@ -94,18 +94,18 @@ class Corrupted(BaseModel):
 
 
 class SeenImage(Prediction):
-    """The same, with the film and what the network sees in it: maps beside their controls."""
+    """The same, with the image and what the network sees in it: maps beside their controls."""
 
     width: int
     height: int
-    size: int = Field(description="Side in pixels of the film as the network sees it.")
-    film: Png
-    network_film: Png
+    size: int = Field(description="Side in pixels of the image as the network sees it.")
+    image: Png
+    network_image: Png
     maps: list[SaliencyMap]
 
 
 class Changed(BaseModel):
-    """The film as it is not: the smallest perturbation that was found, and corruptions."""
+    """The image as it is not: the smallest perturbation that was found, and corruptions."""
 
     perturbation: SmallestPerturbation | None = Field(description="Null where none was found.")
     tried_up_to: float = Field(description="The largest perturbation that was tried.")

@@ -29,7 +29,7 @@ _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
 
 
 class Measures:
-    """Count requests for Prometheus; nothing of any film or person is among it."""
+    """Count requests for Prometheus; nothing of any image or person is among it."""
 
     def __init__(self) -> None:
         times = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
@@ -60,7 +60,7 @@ class House:
         self.measures, self.inside = Measures(), 0
 
     async def answer(self, request: Request, kind: Kind) -> Response:
-        """Answer a form with one film, or say why not."""
+        """Answer a form with one image, or say why not."""
         start, status = time.perf_counter(), 500
         try:
             response = await self._answer(request, kind)
@@ -102,7 +102,7 @@ class House:
         if wanted not in names:
             raise uploads.Refused(422, "unknown-run", f"no such run here; there is: {', '.join(names)}")
         epsilon = _epsilon(form.fields.get("epsilon", "0.02"))
-        return WorkItem(kind, form.film, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
+        return WorkItem(kind, form.image, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
 
     def metrics(self) -> bytes:
         """The counts as they are now."""
@@ -113,7 +113,7 @@ class House:
 
 
 def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ...] | None) -> FastAPI:
-    """The application. `token`: demanded of all that answers for films; `hosts`: by what names it may be called."""
+    """The application. `token`: demanded of all that answers for images; `hosts`: by what names it may be called."""
     house = House(pool, limits, token=token)
 
     @asynccontextmanager
@@ -126,7 +126,7 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
     app = FastAPI(
         title="TrustCXR", version=__version__, description=NOTICE, docs_url=None, redoc_url=None, lifespan=working
     )
-    _films(app, house)
+    _images(app, house)
     _about(app, house)
     show(app, PAGE)
     add_fault_handlers(app)
@@ -135,12 +135,12 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
     return app
 
 
-def _films(app: FastAPI, house: House) -> None:
-    """The routes that take a film."""
+def _images(app: FastAPI, house: House) -> None:
+    """The routes that take an image."""
     for kind, model, about in (
         ("predict", api_models.Prediction, "Classes with probabilities, warnings, and whether the answer stays."),
         ("examine", api_models.Examination, "The same with pictures: maps, the smallest perturbation, corruptions."),
-        ("heatmap", None, "The map of the predicted class over the film, as a PNG."),
+        ("heatmap", None, "The map of the predicted class over the image, as a PNG."),
     ):
         responses = _problems()
         if model is None:
@@ -228,7 +228,7 @@ def _epsilon(text: str) -> float:
 def _body(kind: Kind) -> dict[str, object]:
     """What a form may hold, for the schema."""
     known: dict[str, object] = {
-        "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM film."},
+        "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM image."},
         "run": {"type": "string", "description": "One of /api/v1/runs; the first unless said."},
         "epsilon": {"type": "number", "minimum": 0, "maximum": _HIGHEST, "default": 0.02},
         "method": {"type": "string", "description": "A saliency method.", "default": "gradcam"},

@@ -1,7 +1,7 @@
-"""A DICOM node beside the page: it receives films by C-STORE, and sends the answer's two objects to one peer.
+"""A DICOM node beside the page: it receives images by C-STORE, and sends the answer's two objects to one peer.
 
-It listens on this machine alone unless told otherwise, takes films from the callers that it knows, holds them in memory
-until they are answered, and says of none whose it is. Decoding and answering are a worker's, as for the page.
+It listens on this machine alone unless told otherwise, takes images from the callers that it knows, holds them in
+memory until they are answered, and says of none whose it is. Decoding and answering are a worker's, as for the page.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.apps.serve.worker import Limits, Reply, Worker, WorkItem
 from trustcxr.console import log
-from trustcxr.data.images.dicom_files import FILMS, INSTALL
+from trustcxr.data.images.dicom_files import IMAGES, INSTALL
 from trustcxr.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 TITLE = "TRUSTCXR"
 PORT = 11112  # IANA's for DICOM without a privileged port
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR: our answers, where an archive sends a whole study back
-STORED, FULL, NO_FILM = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
+STORED, FULL, NO_IMAGE = 0x0000, 0xA700, 0xA900  # statuses of PS3.4 B.2.3
 _WITH_WARNING = (0xB000, 0xB006, 0xB007)  # stored too
 _CALLERS_AT_ONCE, _PDU = 4, 1 << 17
 _AGAIN_AFTER = (1.0, 5.0)  # seconds until an answer is sent again to a peer that did not take it
-_OVERHEAD = 1 << 20  # of a message beside the film
+_OVERHEAD = 1 << 20  # of a message beside the image
 _ENDED = -(1 << 60)  # bytes held, so that what still arrives of an association that is ended is not told again
 
 
@@ -98,12 +98,12 @@ def listening(run: Path, options: NodeOptions, limits: Limits) -> Iterator["Node
 
 
 class Node:
-    """`answered`, `refused`, `lost`: films since the start. `options.port` is the real one once it is started."""
+    """`answered`, `refused`, `lost`: images since the start. `options.port` is the real one once it is started."""
 
     def __init__(self, run: Path, options: NodeOptions, limits: Limits) -> None:
         self.run, self.options, self.limits = run, options, limits
         self.answered = self.refused = self.lost = 0
-        self._films: queue.Queue[bytes | None] = queue.Queue(limits.waiting)
+        self._images: queue.Queue[bytes | None] = queue.Queue(limits.waiting)
         self._held: dict[int, int] = {}  # bytes of the message that an association is sending
         self._worker: Worker | None = None
         self._server: Any = None
@@ -118,18 +118,18 @@ class Node:
         self.options = replace(self.options, port=self._server.server_address[1])
         self._thread.start()
         log(
-            f"DICOM: {self.options.title} at {self.options.host}:{self.options.port} takes films from "
+            f"DICOM: {self.options.title} at {self.options.host}:{self.options.port} takes images from "
             f"{', '.join(self.options.callers)}, answers to {self.options.peer.title}"
         )
 
     def stop(self) -> None:
-        """Listen no more and end; films that wait are not answered, and it says how many."""
+        """Listen no more and end; images that wait are not answered, and it says how many."""
         self._ending.set()
         if self._server is not None:
             self._server.shutdown()
         woken = 0
         with suppress(queue.Full):
-            self._films.put_nowait(None)
+            self._images.put_nowait(None)
             woken = 1
         if self._worker is not None:
             self._worker.kill()
@@ -137,8 +137,8 @@ class Node:
             self._sending.dul.socket.close()  # a peer that does not answer is waited for no longer
         if self._thread.is_alive():
             self._thread.join(5)
-        if left := self._films.unfinished_tasks - woken:
-            log(f"DICOM: {left} film(s) that were stored here were not answered: send them again")
+        if left := self._images.unfinished_tasks - woken:
+            log(f"DICOM: {left} image(s) that were stored here were not answered: send them again")
 
     # --- receiving ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Node:
         entity.maximum_associations, entity.maximum_pdu_size = _CALLERS_AT_ONCE, _PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.limits.upload
         entity.add_supported_context("1.2.840.10008.1.1")  # C-ECHO
-        for kind in (*FILMS, REPORT):
+        for kind in (*IMAGES, REPORT):
             entity.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
         handlers: Any = [
             (evt.EVT_C_STORE, self._take),
@@ -169,7 +169,7 @@ class Node:
             raise UserError(f"{where}: cannot listen there ({reason}); choose another --dicom-port") from None
 
     def _weigh(self, event: Any) -> None:
-        """End an association whose message is larger than a film may be: nothing bounds it otherwise."""
+        """End an association whose message is larger than an image may be: nothing bounds it otherwise."""
         key = id(event.assoc)
         self._held[key] = self._held.get(key, 0) + len(event.data)
         if self._held[key] > self.limits.most_bytes + _OVERHEAD:
@@ -181,16 +181,16 @@ class Node:
         self._held.pop(id(event.assoc), None)
 
     def _take(self, event: Any) -> int:
-        """Put a film in the queue, as it came: what is wrong with it is found where it is decoded."""
+        """Put an image in the queue, as it came: what is wrong with it is found where it is decoded."""
         self._held[id(event.assoc)] = 0
         kind = event.request.AffectedSOPClassUID
-        if kind == REPORT:  # taken, since its sender would break off with the films behind it
-            self._refuse("a report, and no film")
+        if kind == REPORT:  # taken, since its sender would break off with the images behind it
+            self._refuse("a report, and no image")
             return STORED
-        if kind not in FILMS:
-            return NO_FILM
+        if kind not in IMAGES:
+            return NO_IMAGE
         try:
-            self._films.put_nowait(event.encoded_dataset())
+            self._images.put_nowait(event.encoded_dataset())
         except queue.Full:
             self._refuse("too many wait already; its sender is told so")
             return FULL
@@ -199,38 +199,38 @@ class Node:
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while not self._ending.is_set() and (film := self._films.get()) is not None:
+        while not self._ending.is_set() and (image := self._images.get()) is not None:
             try:
-                if not self._answer(film):
+                if not self._answer(image):
                     return
-            except Exception as problem:  # its words may be of the film; the next one is answered all the same
+            except Exception as problem:  # its words may be of the image; the next one is answered all the same
                 self.lost += 1
-                log(f"DICOM: a film was lost: {type(problem).__name__}")
-            self._films.task_done()
+                log(f"DICOM: an image was lost: {type(problem).__name__}")
+            self._images.task_done()
 
-    def _answer(self, film: bytes) -> bool:
-        """Whether what becomes of the film is known: not where the node ends before."""
+    def _answer(self, image: bytes) -> bool:
+        """Whether what becomes of the image is known: not where the node ends before."""
         start = time.monotonic()
-        reply = self._ask(film)
+        reply = self._ask(image)
         if self._ending.is_set():
             return False
         if reply.code:
             self._refuse(reply.message)
         elif self._send(reply.body):
             self.answered += 1
-            log(f"DICOM: a film was answered, {time.monotonic() - start:.1f} s")
+            log(f"DICOM: an image was answered, {time.monotonic() - start:.1f} s")
         else:
             return not self._ending.is_set()
         return True
 
-    def _ask(self, film: bytes) -> Reply:
+    def _ask(self, image: bytes) -> Reply:
         worker = self._worker
         if worker is None or not worker.alive:
             try:
                 self._worker = worker = self._new_worker()
             except (UserError, OSError) as problem:
                 return Reply(503, code="busy", message=str(problem))
-        return worker.ask(WorkItem("dicom", film))
+        return worker.ask(WorkItem("dicom", image))
 
     def _new_worker(self) -> Worker:
         worker = Worker([self.run], self.limits, 1)
@@ -241,7 +241,7 @@ class Node:
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        log(f"DICOM: a film was not answered: {why}")
+        log(f"DICOM: an image was not answered: {why}")
 
     def _send(self, body: bytes) -> bool:
         """Send both objects, and again after each of _AGAIN_AFTER what the peer did not take; whether it has them."""

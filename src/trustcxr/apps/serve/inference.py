@@ -1,4 +1,4 @@
-"""What is done with one film in a worker: the answers of `predict`, and a closer look."""
+"""What is done with one image in a worker: the answers of `predict`, and a closer look."""
 
 import io
 import math
@@ -22,10 +22,10 @@ from trustcxr.explain import predict as one_image
 from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
 from trustcxr.report import formatting, terminal
-from trustcxr.storage.schemas import FilmAnswer
+from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE
 
-UNKNOWN = "not known whether it is like the training films: trustcxr familiarity RUN --data PATH fits that"
+UNKNOWN = "not known whether it is like the training images: trustcxr familiarity RUN --data PATH fits that"
 
 
 @dataclass(frozen=True)
@@ -43,43 +43,43 @@ class ServedModel:
 
     @classmethod
     def of(cls, name: str, run: Run) -> "ServedModel":
-        """A loaded run; a few passes, so that the first film does not wait for what torch does once."""
+        """A loaded run; a few passes, so that the first image does not wait for what torch does once."""
         known = ood.load(run.folder)
-        films = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        searched = fuse_batchnorm.fused(run.model, films)
+        images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
+        searched = fuse_batchnorm.fused(run.model, images)
         return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
 
 
-def predict(ready: ServedModel, film: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
-    """The classes of a film, and whether they stay within epsilon."""
-    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    return api_models.Prediction(**_said(ready, film, found, since))
+def predict(ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
+    """The classes of an image, and whether they stay within epsilon."""
+    found = one_image.answer(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    return api_models.Prediction(**_said(ready, image, found, since))
 
 
 def look_at_image(
-    ready: ServedModel, film: one_image.LoadedImage, *, epsilon: float, since: float
+    ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float
 ) -> api_models.SeenImage:
-    """The same, with the film and its maps: one part of an examination."""
+    """The same, with the image and its maps: one part of an examination."""
     run = ready.run
-    found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
-    height, width = film.pixels.shape
+    height, width = image.pixels.shape
     looked = {
         "width": width,
         "height": height,
         "size": run.size,
-        "film": png.film(film.pixels),
-        "network_film": png.grey(pixels[0, 0]),
-        "maps": [_map(run, each, film) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
+        "image": png.image(image.pixels),
+        "network_image": png.grey(pixels[0, 0]),
+        "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
     }
-    return api_models.SeenImage(**looked, **_said(ready, film, found, since))
+    return api_models.SeenImage(**looked, **_said(ready, image, found, since))
 
 
-def changed(ready: ServedModel, film: one_image.LoadedImage) -> api_models.Changed:
+def changed(ready: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
-    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
     ((predicted, _),) = one_image.predict_labels(run, pixels)
     return api_models.Changed(
         perturbation=_flip(
@@ -90,54 +90,54 @@ def changed(ready: ServedModel, film: one_image.LoadedImage) -> api_models.Chang
     )
 
 
-def heatmap(ready: ServedModel, film: one_image.LoadedImage, *, method: str) -> bytes:
-    """The PNG that `predict` writes beside a film: the map of the predicted class over it, with its notice."""
+def heatmap(ready: ServedModel, image: one_image.LoadedImage, *, method: str) -> bytes:
+    """The PNG that `predict` writes beside an image: the map of the predicted class over it, with its notice."""
     name = lookup({name: name for name in ready.methods}, "saliency method", method)
     run = ready.run
-    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    picture = _overlay(run, film, film.pixels, explain.method(name)(run.model, pixels, None))
+    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
+    picture = _overlay(run, image, image.pixels, explain.method(name)(run.model, pixels, None))
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
     picture.save(file, "PNG", pnginfo=info, compress_level=3)
     return file.getvalue()
 
 
-def as_dicom(ready: ServedModel, data: bytes, film: one_image.LoadedImage, *, epsilon: float) -> bytes:
-    """The answer to a DICOM film as two DICOM objects, packed; UnreadableImage where there can be none.
+def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
+    """The answer to a DICOM image as two DICOM objects, packed; UnreadableImage where there can be none.
 
-    The map is drawn over the film as large as the objects show it.
+    The map is drawn over the image as large as the objects show it.
     """
     if (why := dicom_files.not_an_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = ready.run
-    found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
+    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
-    one_image.doubt(found, run, ready.known, film)
-    pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+    one_image.doubt(found, run, ready.known, image)
+    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
-    small = Image.fromarray(film.pixels)
+    small = Image.fromarray(image.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    picture = _overlay(run, film, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
+    picture = _overlay(run, image, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
         return dicom_answers.packed(dicom_answers.make_objects(data, found, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
-def _as_input(run: Run, film: one_image.LoadedImage) -> Tensor:
-    return one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
+    return one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
 
 
-def _overlay(run: Run, film: one_image.LoadedImage, shown: np.ndarray, saliency: Tensor) -> Image.Image:
-    """Draw a map (1, H, W) over the film as it is shown, with the notice."""
-    on_film = resize.to_original(run.size, film.pixels.shape, run.resize)
-    picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
+def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency: Tensor) -> Image.Image:
+    """Draw a map (1, H, W) over the image as it is shown, with the notice."""
+    on_image = resize.to_original(run.size, image.pixels.shape, run.resize)
+    picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_image])
     heatmap_io.write_notice(picture)
     return picture
 
 
-def _said(ready: ServedModel, film: one_image.LoadedImage, found: FilmAnswer, since: float) -> dict[str, object]:
-    one_image.doubt(found, ready.run, ready.known, film)
+def _said(ready: ServedModel, image: one_image.LoadedImage, found: ImageAnswer, since: float) -> dict[str, object]:
+    one_image.doubt(found, ready.run, ready.known, image)
     familiar = None
     if ready.known is not None and found.rarer_than is not None:
         familiar = api_models.Familiar(
@@ -158,8 +158,8 @@ def _said(ready: ServedModel, film: one_image.LoadedImage, found: FilmAnswer, si
     }
 
 
-def _map(run: Run, found: counterfactual_view.Map, film: one_image.LoadedImage) -> api_models.SaliencyMap:
-    shown = resize.to_original(run.size, film.pixels.shape, run.resize)
+def _map(run: Run, found: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
+    shown = resize.to_original(run.size, image.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
         api_models.ControlMap(
@@ -189,7 +189,7 @@ def _flip(run: Run, found: counterfactual_view.Flip | None) -> api_models.Smalle
         becomes=run.classes[found.predicted],
         probability=found.probability,
         steps=found.steps,
-        film=png.grey(found.film),
+        image=png.grey(found.image),
         difference=difference,
         magnified=round(factor, 1),
     )
@@ -204,5 +204,5 @@ def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> api_
         predicted=run.classes[found.predicted],
         probability=found.probability,
         changed=found.predicted != predicted,
-        png=png.grey(found.film),
+        png=png.grey(found.image),
     )

@@ -8,17 +8,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-LONGEST = 768  # pixels of a film as the page shows it
+LONGEST = 768  # pixels of an image as the page shows it
 MOST_MAGNIFIED = 100.0
 
 
 def grey(pixels: Tensor) -> str:
-    """A film (H, W) in [0, 1]."""
+    """An image (H, W) in [0, 1]."""
     return packed(Image.fromarray(_levels(pixels)))
 
 
-def film(pixels: np.ndarray) -> str:
-    """A film (H, W) uint8, made smaller where it is larger than a page shows."""
+def image(pixels: np.ndarray) -> str:
+    """An image (H, W) uint8, made smaller where it is larger than a page shows."""
     image = Image.fromarray(pixels)
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return packed(image)

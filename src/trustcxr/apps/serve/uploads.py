@@ -1,4 +1,4 @@
-"""A form with one film, read into memory and nowhere else."""
+"""A form with one image, read into memory and nowhere else."""
 
 import asyncio
 import logging
@@ -26,9 +26,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """The film's bytes, and what else was filled in."""
+    """The image's bytes, and what else was filled in."""
 
-    film: bytes
+    image: bytes
     fields: dict[str, str]
 
 
@@ -41,7 +41,7 @@ class _InMemory(MultiPartParser):
 async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
     """The form of a request: a file in the field `file`, and text in fields of these names. Refused for all else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Refused(415, "no-form", "send a form (multipart/form-data) with the film in the field 'file'")
+        raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.most_bytes + 4 * _FIELD_BYTES:
         raise _too_large(limits)
@@ -53,11 +53,11 @@ async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) ->
             form = await parser.parse()
             return await _understood(form.multi_items(), known)
     except TimeoutError:
-        raise Refused(408, "slow-upload", f"the film did not arrive within {limits.upload:g} s: try again") from None
+        raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
     except ClientDisconnect:
-        raise Refused(400, "cut-off", "the film was cut off on its way: send it again") from None
+        raise Refused(400, "cut-off", "the image was cut off on its way: send it again") from None
     except (MultiPartException, KeyError, ValueError, AssertionError):
-        raise Refused(400, "broken-form", "the form cannot be read: send one film in the field 'file'") from None
+        raise Refused(400, "broken-form", "the form cannot be read: send one image in the field 'file'") from None
 
 
 async def drain(request: Request, limits: Limits) -> None:
@@ -80,19 +80,19 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
 
 
 async def _understood(items: list[tuple[str, UploadFile | str]], known: tuple[str, ...]) -> Form:
-    films, fields = [], {}
+    images, fields = [], {}
     for name, value in items:
         if name == "file" and isinstance(value, UploadFile):
-            films.append(await value.read())
+            images.append(await value.read())
             await value.close()
         elif name in known and isinstance(value, str) and name not in fields:
             fields[name] = value
         else:
             allowed = ", ".join(known)
             raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
-    if len(films) != 1:
-        raise Refused(422, "no-film", "no film: send one in the field 'file'")
-    return Form(films[0], fields)
+    if len(images) != 1:
+        raise Refused(422, "no-image", "no image: send one in the field 'file'")
+    return Form(images[0], fields)
 
 
 def _too_large(limits: Limits) -> Refused:

@@ -1,4 +1,4 @@
-"""A process that reads films and answers: what a hostile file does to its reader, it does to this process alone."""
+"""A process that reads images and answers: what a hostile file does to its reader, it does to this process alone."""
 
 import logging
 import multiprocessing
@@ -29,8 +29,8 @@ RETRY_AFTER = 2  # seconds after which one who was turned away may come again
 class Limits:
     """Bound what one request may take, and what all may take together.
 
-    most_bytes: of an upload. upload, reading, answer: seconds that sending a film, decoding it and answering may take;
-    queue: that it may wait for a worker.
+    most_bytes: of an upload. upload, reading, answer: seconds that sending an image, decoding it and answering may
+    take; queue: that it may wait for a worker.
     workers: processes that answer, each with the runs in memory; waiting: requests that may wait for them. memory:
     bytes that a worker may take beyond what it starts with.
     """
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One film and what is asked of it; `run` is a place in the list of those that are served."""
+    """One image and what is asked of it; `run` is a place in the list of those that are served."""
 
     kind: Kind | Part
     data: bytes
@@ -63,7 +63,7 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of it: a document or picture; or, with a `code`, why not, in words that quote nothing of the film."""
+    """What came of it: a document or picture; or, with a `code`, why not, in words that quote nothing of the image."""
 
     status: int
     body: bytes = b""
@@ -83,7 +83,7 @@ class ModelInfo:
 
 
 TOO_LONG = Reply(422, code="too-slow", message="reading this file takes too long: send it as an 8-bit grey PNG")
-BROKE = Reply(422, code="unreadable", message="reading this file broke its decoder: send the film as a PNG")
+BROKE = Reply(422, code="unreadable", message="reading this file broke its decoder: send the image as a PNG")
 OVERLOADED = Reply(503, code="busy", message="the answer took too long: try again in a moment")
 
 
@@ -95,7 +95,7 @@ class Worker:
         self.limits, self.alive = limits, False
         self.connection, other = context.Pipe()
         given = (other, list(folders), threads, limits.memory)
-        self.process = context.Process(target=_work, args=given, daemon=True, name="trustcxr-film")
+        self.process = context.Process(target=_work, args=given, daemon=True, name="trustcxr-image")
         self.process.start()
         other.close()
 
@@ -110,7 +110,7 @@ class Worker:
         return "a worker's process ended while it loaded the runs (out of memory?)"
 
     def ask(self, asked: WorkItem) -> Reply:
-        """Have a film looked at. A worker that takes too long, or breaks, is ended: `alive` is then False."""
+        """Have an image looked at. A worker that takes too long, or breaks, is ended: `alive` is then False."""
         try:
             self.connection.send(asked)
             if not self.connection.poll(self.limits.reading):
@@ -188,7 +188,7 @@ def _hold_tongue() -> None:
 
 
 def _limit_memory(most: int) -> None:
-    """Let a film that would take more than this fail in its decoder, instead of taking the machine down."""
+    """Let an image that would take more than this fail in its decoder, instead of taking the machine down."""
     with suppress(ImportError, OSError, ValueError, StopIteration):
         import resource
 
@@ -203,30 +203,30 @@ def _answer(connection: Connection, asked: WorkItem, served: "list[ServedModel]"
 
     since = time.monotonic()
     try:
-        film = predict.read_source(asked.data)
+        image = predict.read_source(asked.data)
         connection.send("read")
-        reply = _of_film(asked, served[asked.run], film, since)
+        reply = _of_image(asked, served[asked.run], image, since)
     except UnreadableImage as problem:
         reply = Reply(422, code="unreadable", message=str(problem))
     except UserError as problem:
         reply = Reply(422, code="invalid", message=str(problem))
     except MemoryError:
-        reply = Reply(422, code="too-large", message="this film needs more memory than there is: make it smaller")
-    except Exception as fault:  # its text might quote the film
+        reply = Reply(422, code="too-large", message="this image needs more memory than there is: make it smaller")
+    except Exception as fault:  # its text might quote the image
         where = traceback.extract_tb(fault.__traceback__)[-1]
         place = f"{type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
         reply = Reply(500, code="fault", message=f"a fault of the program: {place}")
     connection.send(reply)
 
 
-def _of_film(asked: WorkItem, ready: "ServedModel", film: "LoadedImage", since: float) -> Reply:
+def _of_image(asked: WorkItem, ready: "ServedModel", image: "LoadedImage", since: float) -> Reply:
     from trustcxr.apps.serve import inference
 
     if asked.kind == "dicom":
-        return Reply(200, inference.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
+        return Reply(200, inference.as_dicom(ready, asked.data, image, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":
-        return Reply(200, inference.heatmap(ready, film, method=asked.method), PNG)
+        return Reply(200, inference.heatmap(ready, image, method=asked.method), PNG)
     if asked.kind == "changed":
-        return Reply(200, inference.changed(ready, film).model_dump_json().encode())
+        return Reply(200, inference.changed(ready, image).model_dump_json().encode())
     look = inference.predict if asked.kind == "predict" else inference.look_at_image
-    return Reply(200, look(ready, film, epsilon=asked.epsilon, since=since).model_dump_json().encode())
+    return Reply(200, look(ready, image, epsilon=asked.epsilon, since=since).model_dump_json().encode())

@@ -194,7 +194,7 @@ def _text(d: Draft) -> str:
         lines.append("  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]")
         lines.append("  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]")
         lines.append("  # std: [0.229, 0.224, 0.225]")
-        lines.append("  resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop")
+        lines.append("  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop")
     lines.append("output:")
     why = "its answers to noise lie between 0 and 1: " if d.supposed else ""
     supposed = d.supposed or "logits"

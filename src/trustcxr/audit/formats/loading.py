@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TABLES = (".csv", ".parquet")
 _PROBES = 2  # images of noise that conversions are compared on at first
-_AT_ONCE = 32  # films that they are compared on at once, later
+_AT_ONCE = 32  # images that they are compared on at once, later
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,12 @@ def _tried(model: WrappedModel, declared: ModelFile, origin: Origin) -> bool:
     return bool(logits.requires_grad)
 
 
-def open_on(given: ExternalModel, films: Tensor) -> tuple[ExternalModel, float | None]:
-    """What was given, its conversion held against the original on films (N, 1, H, W), before it is believed.
+def open_on(given: ExternalModel, images: Tensor) -> tuple[ExternalModel, float | None]:
+    """What was given, its conversion held against the original on images (N, 1, H, W), before it is believed.
 
     Where they answer alike it is as it was, and the second value says how far apart they are; where they do not, or the
     conversion fails, it is the original, which has no gradients, and a note says why.
-    Raises UserError where the original itself does not take the films.
+    Raises UserError where the original itself does not take the images.
     """
     from trustcxr.audit.formats.onnx import AGREE, apart, describe_difference
 
@@ -239,15 +239,15 @@ def open_on(given: ExternalModel, films: Tensor) -> tuple[ExternalModel, float |
     if model is None or original is None:
         return given, None
     with torch.no_grad():
-        wanted = torch.cat([original.answers(part) for part in films.split(_AT_ONCE)])
+        wanted = torch.cat([original.answers(part) for part in images.split(_AT_ONCE)])
         try:
-            differ = apart(torch.cat([model.answers(part) for part in films.split(_AT_ONCE)]), wanted)
+            differ = apart(torch.cat([model.answers(part) for part in images.split(_AT_ONCE)]), wanted)
             if differ <= AGREE:
                 return given, differ
             why = describe_difference(differ)
         except Exception as problem:  # an operator that is used in a way that is not known
             why = f"its conversion to torch fails ({in_a_line(problem)})"
-    note = no_gradients(f"on {len(films)} films {why}")
+    note = no_gradients(f"on {len(images)} images {why}")
     origin = replace(given.origin, gradients="none", notes=(note, *given.origin.notes))
     return replace(given, model=original, original=None, origin=origin), None
 

@@ -114,7 +114,7 @@ class OutputSpec(Declared):
 class Reported(Declared):
     """What its makers say of a model: it stands beside what is measured, and changes nothing."""
 
-    clean: float | None = Field(None, ge=0, le=1, description="accuracy on films as they are")
+    clean: float | None = Field(None, ge=0, le=1, description="accuracy on images as they are")
     attacked: float | None = Field(None, ge=0, le=1, description="accuracy under the strongest attack that they tried")
     threat_model: Words = Field("", description="what it is meant to withstand, such as L-infinity 0.02")
     training_data: Words = Field("", description="what it was trained on")

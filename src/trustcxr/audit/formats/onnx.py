@@ -2,7 +2,7 @@
 
 onnxruntime's answers are what the file means. Gradients come from running the graph in torch (`onnx_operators`), and
 only where that gives onnxruntime's answers to within 1e-4; otherwise the net answers without gradients, and says so.
-Noise is a first sieve when a file is loaded; `loading.held_on` compares both again on films.
+Noise is a first sieve when a file is loaded; `loading.held_on` compares both again on images.
 """
 
 import math

@@ -30,10 +30,10 @@ from trustcxr.storage.os_errors import escaped
 
 _HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
 _SOURCES = {
-    "lungs blanked": "the film without its lungs",
-    "outer frame": "the outer frame of the film",
+    "lungs blanked": "the image without its lungs",
+    "outer frame": "the outer frame of the image",
     "lung shape": "the shape of the lung mask",
-    "grey levels": "the film's overall brightness",
+    "grey levels": "the image's overall brightness",
 }
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
@@ -73,7 +73,7 @@ class DataAudit:
         files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
         findings: worst first.
         probes, associations: what tells the classes apart.
-        pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: a film twice.
+        pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: an image twice.
         unreadable: (N,) bool.
     """
 
@@ -196,9 +196,9 @@ class DataAudit:
         table = self.manifest.table
         reasons = np.full(len(table), None, dtype=object)
         reasons[self.unreadable] = "cannot be read"
-        films = self.pairs[["first", "second"]].to_numpy(np.int64)
-        _mark_conflicts(table, duplicates.clusters(len(table), films), reasons)
-        ties = [films, *(_chain(table[column]) for column in ("patient", "group"))]
+        images = self.pairs[["first", "second"]].to_numpy(np.int64)
+        _mark_conflicts(table, duplicates.clusters(len(table), images), reasons)
+        ties = [images, *(_chain(table[column]) for column in ("patient", "group"))]
         _mark_leaks(table, duplicates.clusters(len(table), np.concatenate(ties)), reasons)
         out = pd.notna(reasons)
         self.dropped = table[out].assign(dropped=reasons[out]).reset_index(drop=True)
@@ -230,8 +230,8 @@ def check_data(
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
     >>> folder = tempfile.TemporaryDirectory()
-    >>> films = write(f"{folder.name}/films", {"Train": 2, "Test": 1}, size=32)
-    >>> found = tx.data.audit(films, workers=1, probes=False)
+    >>> images = write(f"{folder.name}/images", {"Train": 2, "Test": 1}, size=32)
+    >>> found = tx.data.audit(images, workers=1, probes=False)
     >>> found.counts["Test"], found.of("fault")
     ({'COVID-19': 1, 'Non-COVID': 1, 'Normal': 1}, [])
     """
@@ -242,7 +242,7 @@ def check_data(
     read = scan(manifest, workers=workers)
     digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
     pairs = duplicates.find_duplicates(digests, read.thumbs, read.trimmed, seed=seed)
-    same_film = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
+    same_image = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
     tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
     linked = confounds.associations(manifest, read)
     published, surplus = _against_published(manifest)
@@ -250,7 +250,7 @@ def check_data(
         *file_issues(manifest, read),
         *class_findings(manifest),
         *image_issues(manifest, read),
-        *mask_issues(manifest, read, same_film),
+        *mask_issues(manifest, read, same_image),
         *leak_issues(manifest, pairs),
         *confound_findings(tried, linked),
         *surplus,
@@ -316,8 +316,8 @@ def _chain(values: "pd.Series[Any]") -> np.ndarray:
     return np.stack([order[:-1][same], order[1:][same]], axis=1)
 
 
-def _mark_conflicts(table: pd.DataFrame, films: np.ndarray, reasons: np.ndarray) -> None:
-    labels = table["class"].groupby(films).transform("nunique").to_numpy()
+def _mark_conflicts(table: pd.DataFrame, images: np.ndarray, reasons: np.ndarray) -> None:
+    labels = table["class"].groupby(images).transform("nunique").to_numpy()
     reasons[labels > 1] = "the same image carries two classes"
 
 
@@ -331,7 +331,7 @@ def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> N
         splits = set(split[members])
         kept = next((s for s in _KEEP_FIRST if s in splits), min(splits))
         inside = split[members] == kept
-        reason = f"the same film, patient or group as {sample[members[inside][0]]} in {kept}"
+        reason = f"the same image, patient or group as {sample[members[inside][0]]} in {kept}"
         reasons[members[~inside]] = reason
 
 

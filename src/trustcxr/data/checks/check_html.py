@@ -19,7 +19,7 @@ from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of a picture
-_SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
+_SHOWN, _IMAGES, _MEAN_OF = 24, 6, 200
 
 
 def write_page(audit: DataAudit, path: str | Path) -> Path:
@@ -86,10 +86,10 @@ def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:
     chosen = np.random.default_rng(0).permutation(rows)[:_MEAN_OF]
     table = audit.manifest.table.iloc[chosen]
     read = [(_picture(audit.manifest.root / p), str(s)) for p, s in zip(table["path"], table["sample_id"], strict=True)]
-    films = [(picture, sample) for picture, sample in read if picture is not None]
-    mean = np.mean([picture for picture, _ in films], axis=0).astype(np.uint8)
-    shown = [(_source(picture), sample) for picture, sample in films[:_FILMS]]
-    return [(_source(mean), f"mean of {len(films)}"), *shown]
+    images = [(picture, sample) for picture, sample in read if picture is not None]
+    mean = np.mean([picture for picture, _ in images], axis=0).astype(np.uint8)
+    shown = [(_source(picture), sample) for picture, sample in images[:_IMAGES]]
+    return [(_source(mean), f"mean of {len(images)}"), *shown]
 
 
 def _picture(path: Path) -> np.ndarray | None:

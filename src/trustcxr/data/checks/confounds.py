@@ -144,9 +144,9 @@ def _balanced(
 
 @dataclass(frozen=True)
 class Association:
-    """How strongly the class goes with something known of the films: Cramér's V, 0 (not at all) to 1 (wholly).
+    """How strongly the class goes with something known of the images: Cramér's V, 0 (not at all) to 1 (wholly).
 
-    p_value: chi-square over groups of films, corrected for the number of columns (Holm 1979).
+    p_value: chi-square over groups of images, corrected for the number of columns (Holm 1979).
     """
 
     column: str
@@ -154,7 +154,7 @@ class Association:
     p_value: float
     known: int
     n: int
-    counts: dict[str, dict[str, int]]  # value -> class -> films
+    counts: dict[str, dict[str, int]]  # value -> class -> images
 
 
 def associations(manifest: Manifest, scan: Scan) -> list[Association]:
@@ -181,7 +181,7 @@ def _common(values: "pd.Series[str]", most: int = 8) -> "pd.Series[str]":
 def _association(
     column: str, values: NDArray[np.object_], labels: NDArray[np.str_], groups: NDArray[np.str_]
 ) -> Association | None:
-    """Films of one patient or group are no independent evidence: for the test a group counts once."""
+    """Images of one patient or group are no independent evidence: for the test a group counts once."""
     from scipy.stats import chi2_contingency
     from scipy.stats.contingency import association
 

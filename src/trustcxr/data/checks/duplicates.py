@@ -1,10 +1,12 @@
-"""The same film twice in a data set: mirrored, inverted, moved, padded, cropped a little, at another brightness.
+"""The same image twice in a data set: mirrored, inverted, moved, padded, cropped a little, at another brightness.
 
-A film is described by low frequencies of its grey levels' ranks, so that brightness and gamma do not matter, once as it
+An image is described by low frequencies of its grey levels' ranks, so that brightness and gamma do not matter, once as
+it
 is and once without its even borders. Mirrored or inverted it has the same description but for signs, so that these are
 looked up too. Candidates are descriptions on the same side of as many random planes as the data call for
-(locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so no film is compared with all others. A candidate
-counts when its fine detail correlates once it is laid upon the other (`alignment`). Films cropped by more than about
+(locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so no image is compared with all others. A
+candidate
+counts when its fine detail correlates once it is laid upon the other (`alignment`). Images cropped by more than about
 5 %, or turned by more than about three degrees, are not found.
 """
 
@@ -18,12 +20,12 @@ from numpy.typing import NDArray
 
 from trustcxr.data.checks import registration
 
-MIN_COSINE = 0.74  # of descriptions: a film moved or cropped by 2 % keeps 0.84 or more, by more often less
-MIN_CORRELATION = 0.9  # of local detail, aligned; the same film has at least 0.91, another patient's at most 0.86
-ORDER = 10  # frequencies, in half waves across the film
+MIN_COSINE = 0.74  # of descriptions: an image moved or cropped by 2 % keeps 0.84 or more, by more often less
+MIN_CORRELATION = 0.9  # of local detail, aligned; the same image has at least 0.91, another patient's at most 0.86
+ORDER = 10  # frequencies, in half waves across the image
 _ROUNDS, _TABLES, _NEIGHBOURS, _NEAREST = 12, 8, 16, 5
 _BATCH = 512
-_TYPICAL = 50  # films that the usual spectrum counts for, where the data have few of their own
+_TYPICAL = 50  # images that the usual spectrum counts for, where the data have few of their own
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 _down, _across = np.meshgrid(np.arange(ORDER), np.arange(ORDER), indexing="ij")
@@ -32,7 +34,7 @@ _ODD = np.where(_across[_KEPT] % 2 == 1, -1, 1).astype(np.float32)  # what mirro
 
 
 class _Turn(NamedTuple):
-    """What may have been done to one film of a pair."""
+    """What may have been done to one image of a pair."""
 
     mirrored: bool
     inverted: bool
@@ -55,11 +57,12 @@ _TURNS = tuple(_Turn(mirrored, inverted) for mirrored, inverted in product((Fals
 def find_duplicates(
     digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray, *, seed: int = 0
 ) -> pd.DataFrame:
-    """Pairs of the same film: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
+    """Pairs of the same image: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
 
-    digests: (N,) of the decoded pixels, None where a film is not to be looked at; thumbs (N, 64, 64) uint8, the film;
-    trimmed likewise, the film without its even borders. Films with the very same pixels are each paired with the first
-    of them only; of films that are alike by the dozen, each is compared with those most like it.
+    digests: (N,) of the decoded pixels, None where an image is not to be looked at; thumbs (N, 64, 64) uint8, the
+    image;
+    trimmed likewise, the image without its even borders. Images with the very same pixels are each paired with the
+    first of them only; of images that are alike by the dozen, each is compared with those most like it.
     """
     first_of: dict[str, int] = {}
     exact: list[tuple[int, int]] = []
@@ -84,7 +87,7 @@ def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
 
 
 def equalised(thumbs: np.ndarray) -> Floats:
-    """(N, H, W) float32: each pixel's rank in its film, -0.5 to 0.5, whatever the brightness and gamma."""
+    """(N, H, W) float32: each pixel's rank in its image, -0.5 to 0.5, whatever the brightness and gamma."""
     flat = thumbs.reshape(len(thumbs), -1)
     places = flat + 256 * np.arange(len(flat))[:, None]
     counts = np.bincount(places.ravel(), minlength=256 * len(flat)).reshape(-1, 256)
@@ -93,22 +96,22 @@ def equalised(thumbs: np.ndarray) -> Floats:
 
 
 def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed: int) -> pd.DataFrame:
-    """The pairs among these rows that are the same film with other pixels, each once, as it correlates best."""
+    """The pairs among these rows that are the same image with other pixels, each once, as it correlates best."""
     bordered = rows[(thumbs[rows] != trimmed[rows]).any(axis=(1, 2))]
-    film = np.concatenate([rows, bordered])  # of each entry: every film, then once more without its borders
+    image = np.concatenate([rows, bordered])  # of each entry: every image, then once more without its borders
 
     def pictures(entries: NDArray[np.int64]) -> Floats:
         whole = (entries < len(rows))[:, None, None]
-        return equalised(np.where(whole, thumbs[film[entries]], trimmed[film[entries]]))
+        return equalised(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
 
-    described = np.concatenate([_described(pictures(part)) for part in _batches(np.arange(len(film)))])
+    described = np.concatenate([_described(pictures(part)) for part in _batches(np.arange(len(image)))])
     tables = []
-    for turn, pairs in _candidates(described, film, seed):
+    for turn, pairs in _candidates(described, image, seed):
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
             first, second = pairs[part].T
             correlation[part] = registration.correlation(turn.apply(pictures(first)), pictures(second))
-        ends = np.sort(film[pairs].reshape(-1, 2), axis=1)
+        ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
         tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))
     found = pd.concat(tables, ignore_index=True)
@@ -133,7 +136,8 @@ def _described(pictures: Floats) -> Floats:
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
     """Unit vectors (N, 64): how each description, turned, differs from the usual.
 
-    The last number is the same for all, so that films that are all the usual one are near each other and not at random.
+    The last number is the same for all, so that images that are all the usual one are near each other and not at
+    random.
     """
     mean, spread = usual
     about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
@@ -142,7 +146,7 @@ def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) 
 
 
 def _usual(described: Floats) -> tuple[Floats, Floats]:
-    """Mean and spread (63,) of descriptions, held to a usual spectrum where films are few or all alike."""
+    """Mean and spread (63,) of descriptions, held to a usual spectrum where images are few or all alike."""
     usual = 1 / (_down[_KEPT] ** 2 + _across[_KEPT] ** 2).astype(np.float32)
     usual *= (described**2).sum() / len(described) / usual.sum()
     own = len(described) / (len(described) + _TYPICAL)
@@ -151,11 +155,11 @@ def _usual(described: Floats) -> tuple[Floats, Floats]:
     return mean, np.sqrt(np.maximum(variance, usual / 100) + 1e-9)
 
 
-def _candidates(described: Floats, film: NDArray[np.int64], seed: int) -> Iterator[tuple[_Turn, Pairs]]:
+def _candidates(described: Floats, image: NDArray[np.int64], seed: int) -> Iterator[tuple[_Turn, Pairs]]:
     """For each turn, pairs (M, 2) of entries of which the first, turned, may be the second."""
     count, usual = len(described), _usual(described)
     index = _directions(described, np.ones_like(_ODD), usual)
-    bits = max(8, int(np.ceil(np.log2(count))) + 1)  # buckets hold few films, however many there are
+    bits = max(8, int(np.ceil(np.log2(count))) + 1)  # buckets hold few images, however many there are
     for turn in _TURNS:
         query = _directions(described, turn.signs, usual)
         random = np.random.default_rng(seed)
@@ -165,8 +169,8 @@ def _candidates(described: Floats, film: NDArray[np.int64], seed: int) -> Iterat
             found = [_same_bucket(_keys(index, p), _keys(query, p), random.permutation(count)) for p in planes]
             near = [p[_cosines(query, index, p) >= MIN_COSINE] for p in found]
             pairs = _once(np.concatenate([pairs, *near]), count)
-            pairs = pairs[film[pairs[:, 0]] != film[pairs[:, 1]]]
-            # As it goes, so that films which are all alike do not make pairs of each with every other.
+            pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
+            # As it goes, so that images which are all alike do not make pairs of each with every other.
             pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
         yield turn, pairs
 
@@ -193,7 +197,7 @@ def _same_bucket(index: NDArray[np.int64], query: NDArray[np.int64], order: NDAr
     asking = np.flatnonzero(size)
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    # A bucket of more than a few holds films that are all alike (blank ones, slices of one scan): they hang together
+    # A bucket of more than a few holds images that are all alike (blank ones, slices of one scan): they hang together
     # without every pair being looked at.
     found = []
     for step in range(1, _NEIGHBOURS + 1):

@@ -71,7 +71,7 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     passed_over = [item for item in all_passed if item not in heatmaps]
     return [
         *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
-        *make_issues("heatmaps", "note", "# [answer|answers] of predict beside the films [is|are] left out", heatmaps),
+        *make_issues("heatmaps", "note", "# [answer|answers] of predict beside the images [is|are] left out", heatmaps),
         *make_issues("unreadable", "fault", "# [image|images] cannot be read", broken),
         *make_issues(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
@@ -96,14 +96,14 @@ _DOUBTS = {
     "colour": "# [image is|images are] in colour",
     "constant": "# [image is|images are] nearly one grey level",
     "noise": "# [image looks|images look] like noise",
-    "inverted": "# [image is|images are] inverted, or no chest film",
-    "unlike": "# [image is|images are] not laid out as a frontal chest film is",
+    "inverted": "# [image is|images are] inverted, or no chest image",
+    "unlike": "# [image is|images are] not laid out as a frontal chest image is",
 }
-_CHANCE = 0.03  # up to this share of real films looks unlike one, so that it is a note and not a warning
+_CHANCE = 0.03  # up to this share of real images looks unlike one, so that it is a note and not a warning
 
 
 def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
-    """Images that could hardly be frontal chest films."""
+    """Images that could hardly be frontal chest images."""
     items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
     samples = _items(manifest.table, slice(None))
     for row in np.flatnonzero(scan.readable):
@@ -113,14 +113,14 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     found_all = []
     for kind, text in _DOUBTS.items():
         by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
-        found_all += make_issues(f"film_{kind}", "note" if by_chance else "warning", text, items[kind])
+        found_all += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
     return found_all
 
 
-def mask_issues(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[Issue]:
+def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[Issue]:
     """Masks missing, unreadable, of another size, not binary, empty or full, or another image's.
 
-    same_film: (N,) cluster of each sample's duplicates; the same mask on the same film is no fault of the mask.
+    same_image: (N,) cluster of each sample's duplicates; the same mask on the same image is no fault of the mask.
     """
     findings: list[Issue] = []
     if manifest.layout == "covidqu":
@@ -128,7 +128,7 @@ def mask_issues(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list[I
         findings += make_issues("mask_missing", "fault", text, _unpaired(manifest.root))
     for kind, masks in scan.masks.items():
         table = manifest.table.join(masks)
-        table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], film=same_film)
+        table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], image=same_image)
         findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
     return findings
 
@@ -173,7 +173,7 @@ def _wrong_masks(
     emptiness = empty.groupby(table["class"]).transform("sum") / good.groupby(table["class"]).transform("sum")
     should_be_empty = (emptiness >= _EMPTY_CLASS) & (kind != "lung")
     twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
-    owners = table[twice.notna()].groupby(twice[twice.notna()])["film"].transform("nunique")
+    owners = table[twice.notna()].groupby(twice[twice.notna()])["image"].transform("nunique")
     return {
         "mask_unreadable": (has & ~good, table["fault"]),
         "mask_size": (good & readable & other_size, _sizes(table)),
@@ -230,12 +230,12 @@ def _stems(folder: str) -> dict[str, str]:
         names = os.listdir(folder)
     except OSError:  # that it cannot be listed is a finding of its own
         return {}
-    films = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
-    return {os.path.splitext(name)[0]: name for name in films}
+    images = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
+    return {os.path.splitext(name)[0]: name for name in images}
 
 
 def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
-    """The same film, patient or group in two splits; the same film twice in one, or under two classes."""
+    """The same image, patient or group in two splits; the same image twice in one, or under two classes."""
     table = manifest.table
     split, label = table["split"].to_numpy(str), table["class"].to_numpy(str)
     first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
@@ -271,7 +271,7 @@ def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
 
 
 def _alike(pair: pd.Series) -> str:
-    """What makes a pair the same film, in words."""
+    """What makes a pair the same image, in words."""
     if pair["exact"]:
         return "same pixels"
     turned = [name for name in ("mirrored", "inverted") if pair[name]]
@@ -297,7 +297,7 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]
 
 
 def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Issue]:
-    """What tells the classes apart without the lungs, and what is known of the films that goes with the class."""
+    """What tells the classes apart without the lungs, and what is known of the images that goes with the class."""
     findings = []
     for probe in probes:
         if probe.view in WITHOUT_LUNGS and probe.above_chance:
@@ -319,7 +319,7 @@ def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Is
 
 
 _PHRASES = {
-    "lungs blanked": "films with the lungs blanked out",
+    "lungs blanked": "images with the lungs blanked out",
     "outer frame": "the outer frame alone",
     "lung shape": "the shape of the lung mask alone",
     "grey levels": "global grey levels alone",

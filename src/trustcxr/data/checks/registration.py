@@ -1,4 +1,4 @@
-"""One film laid upon another before the two are compared: shifted, scaled, turned a little, as the other is.
+"""One image laid upon another before the two are compared: shifted, scaled, turned a little, as the other is.
 
 Pictures are grey, of one size, as float32 (N, H, W); places run from -1 to 1 across a picture. The affine map of each
 pair is found by Gauss-Newton on the squared difference (Lucas and Kanade 1981), coarse first; all pairs at once.
@@ -11,8 +11,8 @@ Pictures = NDArray[np.float32]
 Maps = NDArray[np.float32]  # (N, 6): x' = a x + b y + c and y' = d x + e y + f, as rows a b c d e f
 
 COARSE_STEPS, FINE_STEPS = 6, 3
-HOPELESS = 0.97  # correlation of the coarse pictures, aligned: the same film has 0.99 or more
-SURE = 0.95  # of detail, not aligned: the same film beyond doubt
+HOPELESS = 0.97  # correlation of the coarse pictures, aligned: the same image has 0.99 or more
+SURE = 0.95  # of detail, not aligned: the same image beyond doubt
 _RIDGE = 1e-3
 
 

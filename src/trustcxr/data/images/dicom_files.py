@@ -1,4 +1,4 @@
-"""Reading one DICOM film: the grey levels a radiologist's viewer would show, and nothing that names a patient.
+"""Reading one DICOM image: the grey levels a radiologist's viewer would show, and nothing that names a patient.
 
 Reasons given for a refusal never quote the file's own text, so no identifier reaches a message, a log or a report.
 """
@@ -14,15 +14,15 @@ from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, s
 from trustcxr.storage.os_errors import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"
-MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no film
+MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no image
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
 ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
-ANSWER = "an answer that was written here, and no film"
-FILMS = (
+ANSWER = "an answer that was written here, and no image"
+IMAGES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
-    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: films that were digitised
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: images that were digitised
 )
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
 _LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
@@ -30,7 +30,7 @@ _FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
 
 
 def read_dicom(path: Source) -> np.ndarray:
-    """Read a single-frame DICOM film as 8-bit grey: uint8 (H, W), air dark and bone bright.
+    """Read a single-frame DICOM image as 8-bit grey: uint8 (H, W), air dark and bone bright.
 
     Applies the modality LUT or rescale, then the first VOI LUT or window; without one, the range the pixels use.
     MONOCHROME1 is inverted, padding is black, colour becomes luma, overlays are not drawn. Raises UnreadableImage for
@@ -56,7 +56,10 @@ def read_dicom(path: Source) -> np.ndarray:
 
 
 def not_an_image(path: Source) -> str | None:
-    """Why a DICOM file is not one frontal film, by its header alone; None for a film, and where it cannot be read."""
+    """Why a DICOM file is not one frontal image, by its header alone;
+
+    None for an image, and where it cannot be read.
+    """
     try:
         with quiet():
             header = read_header(path)
@@ -69,7 +72,7 @@ def not_an_image(path: Source) -> str | None:
         return str(problem)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # damaged, or no pydicom: said where the film is read
+    except BaseException:  # damaged, or no pydicom: said where the image is read
         return None
     return None
 
@@ -88,7 +91,7 @@ def _is_ours(header: Any) -> bool:
 
 
 class _CutOff(UnreadableImage):
-    """Of a kind of film, and without its image: damaged, however well what is left can be read."""
+    """Of a kind of image, and without its image: damaged, however well what is left can be read."""
 
 
 def read_header(path: Source, tags: list[str] | None = None) -> Any:
@@ -113,7 +116,7 @@ def _in_words(fault: BaseException) -> str:
 
 
 def _refuse_inflating(path: Source) -> None:
-    """Refuse a deflated file that would inflate beyond any film: pydicom inflates without a limit."""
+    """Refuse a deflated file that would inflate beyond any image: pydicom inflates without a limit."""
     with open_source(path) as file:
         head = file.read(1 << 20)
         if _DEFLATED.encode() not in head:
@@ -133,14 +136,14 @@ def _refuse_inflating(path: Source) -> None:
 
 
 def _check(header: Any) -> None:
-    """Refuse, in words, what is not one frontal film of at most 16 bits."""
+    """Refuse, in words, what is not one frontal image of at most 16 bits."""
     if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
-        if _kind(header) in FILMS:
-            raise _CutOff("damaged DICOM file: a film without an image, as if cut off")
+        if _kind(header) in IMAGES:
+            raise _CutOff("damaged DICOM file: an image without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
     frames = header.get("NumberOfFrames")
     if frames is not None and str(frames).strip() not in ("", "0", "1"):
-        raise UnreadableImage("a DICOM file with several frames: expected one film")
+        raise UnreadableImage("a DICOM file with several frames: expected one image")
     rows, columns = int(header.Rows), int(header.Columns)
     if rows * columns > MAX_PIXELS:
         raise UnreadableImage(f"{columns} x {rows} pixels: more than {MAX_PIXELS:,} are refused")
@@ -151,7 +154,7 @@ def _check(header: Any) -> None:
     if header.get("SamplesPerPixel", 1) not in (1, 3):
         raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
     if is_lateral(header):
-        raise UnreadableImage("a lateral view: only frontal films are read")
+        raise UnreadableImage("a lateral view: only frontal images are read")
 
 
 def _kind(header: Any) -> str:
@@ -161,7 +164,7 @@ def _kind(header: Any) -> str:
 
 
 def is_lateral(header: Any) -> bool:
-    """Whether a DICOM header says that the film is a lateral view."""
+    """Whether a DICOM header says that the image is a lateral view."""
     view = str(header.get("ViewPosition") or "").strip().upper()
     if view:
         return view in _LATERAL_CODES
@@ -174,25 +177,25 @@ def is_lateral(header: Any) -> bool:
     return bool(_LATERAL_WORD.search(words)) and not _FRONTAL_WORD.search(words)
 
 
-def _grey(film: Any) -> np.ndarray:
-    if "PixelData" not in film or not film.PixelData:
+def _grey(image: Any) -> np.ndarray:
+    if "PixelData" not in image or not image.PixelData:
         raise UnreadableImage("a DICOM file without pixel data")
-    if film.file_meta.TransferSyntaxUID.is_encapsulated:
-        _check_stream(film)
-    pixels = film.pixel_array
-    if pixels.shape[:2] != (film.Rows, film.Columns):
+    if image.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_stream(image)
+    pixels = image.pixel_array
+    if pixels.shape[:2] != (image.Rows, image.Columns):
         raise UnreadableImage("a DICOM file whose pixels are not of the size it states")
-    kind = str(film.PhotometricInterpretation)
+    kind = str(image.PhotometricInterpretation)
     if kind == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
 
-        colour = apply_color_lut(pixels, film)[..., :3]
+        colour = apply_color_lut(pixels, image)[..., :3]
         return _luma(colour, 8 * colour.dtype.itemsize)
     if pixels.ndim == 3 and pixels.shape[2] == 3:
-        return _luma(pixels, int(film.BitsStored))
+        return _luma(pixels, int(image.BitsStored))
     if pixels.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnreadableImage("a DICOM file whose pixels are neither grey nor colour")
-    return _shown(pixels, film, inverted=kind == "MONOCHROME1")
+    return _shown(pixels, image, inverted=kind == "MONOCHROME1")
 
 
 def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
@@ -201,40 +204,40 @@ def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(np.clip(luma * np.float32(255 / (2**bits - 1)), 0, 255)).astype(np.uint8)
 
 
-def _shown(pixels: np.ndarray, film: Any, *, inverted: bool) -> np.ndarray:
+def _shown(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
     """Grey as displayed. Worked out once for each level that occurs, not for each pixel."""
-    padding = _is_padding(pixels, film)
+    padding = _is_padding(pixels, image)
     used = pixels if padding is None or padding.all() else pixels[~padding]
     low, high = int(used.min()), int(used.max())
-    shades = _shades(np.arange(low, high + 1, dtype=np.int32).astype(pixels.dtype), film)
+    shades = _shades(np.arange(low, high + 1, dtype=np.int32).astype(pixels.dtype), image)
     grey = shades[np.clip(pixels.astype(np.int32), low, high) - low]
     grey = 255 - grey if inverted else grey
     return grey if padding is None else np.where(padding, np.uint8(0), grey)
 
 
-def _is_padding(pixels: np.ndarray, film: Any) -> np.ndarray | None:
-    """Where the film is padding, which is no part of the image; None where it states no padding."""
-    value = film.get("PixelPaddingValue")
+def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
+    """Where the image is padding, which is no part of the image; None where it states no padding."""
+    value = image.get("PixelPaddingValue")
     if value is None:
         return None
-    other = film.get("PixelPaddingRangeLimit")
+    other = image.get("PixelPaddingRangeLimit")
     ends = sorted((int(value), int(value if other is None else other)))
     return (pixels >= ends[0]) & (pixels <= ends[1])
 
 
-def _shades(levels: np.ndarray, film: Any) -> np.ndarray:
+def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
     """The displayed shade, uint8 (N,), of each stored level of a run (N,) from the lowest to the highest."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    values = apply_modality_lut(levels, film)
-    limits = _voi_limits(film)
+    values = apply_modality_lut(levels, image)
+    limits = _voi_limits(image)
     if limits is not None:
         try:
-            shown = apply_voi_lut(values, film).astype(np.float64)
+            shown = apply_voi_lut(values, image).astype(np.float64)
         except (ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
             limits = None  # a window of no width, a table of no length: as if there were none
     if limits is None:
-        if film.BitsStored <= 8 and film.PixelRepresentation == 0 and np.array_equal(values, levels):
+        if image.BitsStored <= 8 and image.PixelRepresentation == 0 and np.array_equal(values, levels):
             return scale_depth(levels[None])[0]  # made for display already
         shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
     low, high = limits
@@ -242,37 +245,37 @@ def _shades(levels: np.ndarray, film: Any) -> np.ndarray:
     return np.rint(np.clip((shown - low) / (span or 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
-def _voi_limits(film: Any) -> tuple[float, float] | None:
-    """What black and white are after pydicom's apply_voi_lut; None where the film has neither table nor window.
+def _voi_limits(image: Any) -> tuple[float, float] | None:
+    """What black and white are after pydicom's apply_voi_lut; None where the image has neither table nor window.
 
     Black is the larger where the slope of the rescale is negative.
     """
-    table = film.get("VOILUTSequence")
+    table = image.get("VOILUTSequence")
     if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
         return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1
-    if film.get("WindowCenter") in (None, "") or film.get("WindowWidth") in (None, ""):
+    if image.get("WindowCenter") in (None, "") or image.get("WindowWidth") in (None, ""):
         return None
-    bits = int(film.BitsStored)
-    low, high = (0, 2**bits - 1) if film.PixelRepresentation == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if film.get("ModalityLUTSequence"):
-        return 0.0, 2.0 ** int(film.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    if film.get("RescaleSlope") is None or film.get("RescaleIntercept") is None:
+    bits = int(image.BitsStored)
+    low, high = (0, 2**bits - 1) if image.PixelRepresentation == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if image.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(image.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
         return float(low), float(high)
-    slope, intercept = float(film.RescaleSlope), float(film.RescaleIntercept)
+    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
     return low * slope + intercept, high * slope + intercept
 
 
-def _check_stream(film: Any) -> None:
+def _check_stream(image: Any) -> None:
     """Refuse a compressed image of another size than the header states: its decoder would take what memory it says."""
     from pydicom.encaps import generate_fragments
 
     stream = b""
-    for i, fragment in enumerate(generate_fragments(film.PixelData)):
+    for i, fragment in enumerate(generate_fragments(image.PixelData)):
         if i:  # the first is the offset table
             stream = fragment
             break
     size = stream_size(stream[: 1 << 16])
-    if size is not None and size != (film.Columns, film.Rows):
+    if size is not None and size != (image.Columns, image.Rows):
         raise UnreadableImage("a DICOM file whose compressed image is not of the size it states")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of ours, such as heatmaps beside films: told from films by what their file says of itself."""
+"""Pictures of ours, such as heatmaps beside images: told from images by what their file says of itself."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from trustcxr.data.images.greyscale import quiet
 from trustcxr.storage.os_errors import Source, open_source
 
 ENDING = ".heatmap.png"
-SAID = "a heatmap that predict wrote, and no film"
+SAID = "a heatmap that predict wrote, and no image"
 MARK, SOURCE, MAKER = "TrustCXR heatmap", "of", "by"  # text chunks of the PNG
 
 

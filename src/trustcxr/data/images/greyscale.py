@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; more is a mistake or a bomb
+MAX_PIXELS = 64_000_000  # detectors give up to 20 million, image digitisers 60; more is a mistake or a bomb
 _ROWS = 512
 _DEPTHS = (8, 10, 12, 14, 16)
 
@@ -23,7 +23,7 @@ def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
     shades = np.rint(np.arange(top + 1, dtype=np.float32) * (255 / top)).astype(np.uint8)
     shades = 255 - shades if invert else shades
     grey = np.empty(values.shape, np.uint8)
-    for row in range(0, len(values), _ROWS):  # a large film takes little memory beside itself
+    for row in range(0, len(values), _ROWS):  # a large image takes little memory beside itself
         grey[row : row + _ROWS] = shades[values[row : row + _ROWS]]
     return grey
 

@@ -60,14 +60,16 @@ def read_image_at(path: str | Path, size: int, resize: str = "squeeze") -> np.nd
     return np.asarray(_square(_read(path), size, resize, Image.Resampling.BILINEAR))
 
 
-def read_mask_at(path: str | Path, size: int, resize: str = "squeeze", *, film: str | Path | None = None) -> np.ndarray:
+def read_mask_at(
+    path: str | Path, size: int, resize: str = "squeeze", *, image: str | Path | None = None
+) -> np.ndarray:
     """A mask file as the store holds it: `resize_mask(read_mask(path), size, resize)` without the copies.
 
-    `film`: the file that it is a mask of. One of another shape is of the same field, and is padded or cropped as that
+    `image`: the file that it is a mask of. One of another shape is of the same field, and is padded or cropped as that
     is.
     """
     grey = _read(path)
-    if film is not None and resize != "squeeze" and grey.size != (of := _read(film).size):
+    if image is not None and resize != "squeeze" and grey.size != (of := _read(image).size):
         grey = grey.resize(of, Image.Resampling.NEAREST)
     return (np.asarray(_square(grey, size, resize, Image.Resampling.NEAREST)) >= _threshold(grey)).view(np.uint8)
 
@@ -121,7 +123,7 @@ def _odd(path: Source, file: BinaryIO, start: bytes) -> Image.Image:
 def _plain_png(file: BinaryIO, start: bytes) -> Image.Image | None:
     """An 8-bit grey PNG without oddities, decoded by libpng where imagecodecs is installed; None for all else.
 
-    Most films by far are such files, and libpng takes about a seventh less time for them than Pillow. It refuses
+    Most images by far are such files, and libpng takes about a seventh less time for them than Pillow. It refuses
     whatever Pillow refuses and more; what it refuses is left to Pillow, which says what is wrong.
     """
     decode = _png_decoder()
@@ -199,7 +201,7 @@ def _extrema(image: Image.Image) -> list[tuple[int, int]]:
 def _turn_upright(image: Image.Image) -> None:
     """Apply the EXIF orientation; damaged EXIF in a sound image says nothing about orientation."""
     if image.format == "PNG" and not _ORIENTED.intersection(image.info):
-        return  # most films by far: not to look further saves time
+        return  # most images by far: not to look further saves time
     with suppress(SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)
 

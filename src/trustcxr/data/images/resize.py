@@ -18,9 +18,9 @@ def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndar
 
 
 def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
-    """Which rows and columns of a film's square of that size lie on the film itself, (H, W) before: not on padding.
+    """Which rows and columns of an image's square of that size lie on the image itself, (H, W) before: not on padding.
 
-    Of `crop` all do, though they are not all of the film.
+    Of `crop` all do, though they are not all of the image.
     """
     if resize != "pad":
         return slice(None), slice(None)

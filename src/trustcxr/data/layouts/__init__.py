@@ -31,7 +31,7 @@ def read_manifest(
 ) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
-    `path` is a folder, a list, or an address that fsspec knows, whose films are then brought here once (data.remote).
+    `path` is a folder, a list, or an address that fsspec knows, whose images are then brought here once (data.remote).
     `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders` (the catalogue's). `columns` and `images` are for
     a list: see `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
@@ -44,7 +44,7 @@ def read_manifest(
         manifest = _read(root, layout, columns, images)
     if manifest is not None:
         if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
-            manifest.notes.append("columns and a folder of images are for a list, which these films are not")
+            manifest.notes.append("columns and a folder of images are for a list, which these images are not")
         manifest.passed_over = passed_over
         if passed_over:
             first, why = next(iter(passed_over.items()))

@@ -33,11 +33,11 @@ SUFFIXES = frozenset([".csv", ".tsv", ".txt", ".parquet"])
 PUBLISHED: dict[str, Columns] = {
     "covidx": {"patient": 0, "path": 1, "class": 2, "source": 3},
     "nih": {"path": "Image Index", "class": "Finding Labels", "patient": "Patient ID", "view": "View Position"},
-    "rsna": {"path": "patientId", "class": "class"},  # that id is one a film, and says nothing about patients
+    "rsna": {"path": "patientId", "class": "class"},  # that id is one an image, and says nothing about patients
     "rsna-boxes": {"path": "patientId", "class": "Target"},
     "chexpert": {"path": "Path", "view": "AP/PA"},  # a column a finding; the patient is a folder of the path
 }
-_SAID_ONCE = ("class", "split", "patient", "group")  # of a film that is listed several times
+_SAID_ONCE = ("class", "split", "patient", "group")  # of an image that is listed several times
 _OPTIONAL = ("source", "view", "patient")  # columns of published lists that not every copy has
 _WORDS = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
@@ -53,7 +53,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`, `chexpert`) or a mapping from our
     words (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place,
     beside which columns of the usual names are taken for the words that it leaves out; None: told from the header. A
-    list without a class that has a column a finding (1, 0, -1 or blank) has as the class what a film has, `|` between
+    list without a class that has a column a finding (1, 0, -1 or blank) has as the class what an image has, `|` between
     several. `images` is the folder of the images (default: the list's own), searched by file name where a path is not
     found as it stands. Raises UserError where rows, columns or all images are missing.
     """
@@ -77,7 +77,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         for name in names:
             check_distinct_columns(table, file, called_like(table, name, exactly=False))
         chosen["class"] = multilabel_columns.classes(table, names)
-        notes.append(f"the class of each film of {file.name} is what its columns say: {', '.join(names)}")
+        notes.append(f"the class of each image of {file.name} is what its columns say: {', '.join(names)}")
         if "patient" not in mapping and (patients := multilabel_columns.patients(chosen["path"])):
             chosen["patient"] = patients
             notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
@@ -191,7 +191,7 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
     if absent:
         notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
     if masks:
-        notes.append(f"{len(masks)} masks of the list are not there: their films count as without, such as {masks[0]}")
+        notes.append(f"{len(masks)} masks of the list are not there: their images count as without, such as {masks[0]}")
     return list(records.values())
 
 
@@ -209,18 +209,18 @@ def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
     lost = []
     for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
         there = finder.find(str(row[column]), record["split"])
-        # The film itself, of the same name, is no mask of it.
+        # The image itself, of the same name, is no mask of it.
         record[column] = None if there == record["path"] else there
         lost += [] if record[column] else [str(row[column])]
     return lost
 
 
 def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str, row: Record) -> None:
-    """UserError where a film that is listed again has another class, split, patient or group there."""
+    """UserError where an image that is listed again has another class, split, patient or group there."""
     for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
         how = "as" if word == "class" else f"with {word}"
         said, again = (f"{how} '{one.get(word) or ''}'" for one in (before, record))
-        same = "" if spelt == row["path"] else f", the same film as {spelt},"
+        same = "" if spelt == row["path"] else f", the same image as {spelt},"
         raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
 
 
@@ -260,7 +260,7 @@ class _Finder:
         found = self.names.get(os.path.basename(given), [])
         folder = os.path.dirname(given)
         if folder and not os.path.isabs(given) and os.path.isdir(f"{self.base}/{folder}"):
-            found = [f for f in found if f.startswith(folder + "/")]  # elsewhere are others, as masks beside films
+            found = [f for f in found if f.startswith(folder + "/")]  # elsewhere are others, as masks beside images
         ending = self._as_deep(given, found)
         inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
         if len(inside) > 1:
@@ -269,12 +269,12 @@ class _Finder:
         return inside[0] if inside else None
 
     def listed(self, given: str, found: str) -> str:
-        """How a film that was found is called: as the list spells it, where it stands there; so it ever was."""
+        """How an image that was found is called: as the list spells it, where it stands there; so it ever was."""
         given = given.replace("\\", "/")
         return given if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given) else found
 
     def _plain(self, given: str) -> str:
-        """A path without `./`, `//` and `x/../`, so that each spelling of a file is one film.
+        """A path without `./`, `//` and `x/../`, so that each spelling of a file is one image.
 
         As it stands where that is another file, as it is where `x` is a link to a folder elsewhere.
         """
@@ -303,7 +303,7 @@ class _Finder:
                 path = file if inside == "." else f"{inside}/{file}"
                 names.setdefault(file, []).append(path)
                 stem = os.path.splitext(file)[0]
-                if stem != file:  # RSNA lists its films without `.dcm`
+                if stem != file:  # RSNA lists its images without `.dcm`
                     names.setdefault(stem, []).append(path)
         return names
 

@@ -71,7 +71,7 @@ def _files(folder: str | Path) -> list[str]:
     """The image files in a folder, told by their names, and DICOM files without such a name, told by their content.
 
     Beside images only what has no ending, or numbers for one, is looked into: so DICOM files are often called. A
-    DICOMDIR lists films, and is none.
+    DICOMDIR lists images, and is none.
     """
     names = [e.name for e in _entries(folder) if e.name.upper() != "DICOMDIR" and not _answer(e)]
     images = [n for n in names if _ending(n) in SUFFIXES]
@@ -84,7 +84,7 @@ def _ending(name: str) -> str:
 
 
 def _answer(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is what `predict` wrote beside a film."""
+    """Whether a file is what `predict` wrote beside an image."""
     if entry.name.endswith(generated.ENDING) and generated.is_ours(Path(entry.path)):
         _pass_over(entry.path, generated.SAID)
         return True

@@ -38,7 +38,7 @@ def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
 
 
 def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
-    """What each film has, `|` between several; else `No Finding`, or `Uncertain` where that is not said.
+    """What each image has, `|` between several; else `No Finding`, or `Uncertain` where that is not said.
 
     It is said by the column of that name, or, without one, by every finding's that is not uncertain.
     """
@@ -53,7 +53,7 @@ def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
 
 
 def patients(paths: Iterable[Any]) -> list[str] | None:
-    """The patient of each film by the folder `patient...` that it lies in; None where not every film lies in one."""
+    """The patient of each image by the folder `patient...` that it lies in; None where not every image lies in one."""
     matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
     found = [match.group(1) for match in matches if match is not None]
     return found if found and len(found) == len(matches) else None

@@ -9,7 +9,7 @@ from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
     from trustcxr.data.phantom.anatomy import CLASSES
-    from trustcxr.data.phantom.render_image import Film, render
+    from trustcxr.data.phantom.render_image import Phantom, render
     from trustcxr.data.phantom.shortcuts import (
         SHORTCUTS,
         Shortcut,

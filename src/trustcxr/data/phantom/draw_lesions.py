@@ -1,4 +1,4 @@
-"""Lesions of the synthetic films: clouds by the pleura, or one focus in a lobe."""
+"""Lesions of the synthetic images: clouds by the pleura, or one focus in a lobe."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -2,7 +2,7 @@
 
 COVID-19: several hazy patches, both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
 Normal: neither. Exposure is drawn apart from the class, so no global grey level gives it away. Same seed and another
-class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for films.
+class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for images.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from trustcxr.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
-class Film:
+class Phantom:
     """One synthetic X-ray.
 
     image (H, W) uint8; lung_mask and infection_mask (H, W) uint8, 0 or 1; marks: name of a planted shortcut -> (H, W)
-    uint8, 1 where it changed the film; parameters: what was drawn to make it.
+    uint8, 1 where it changed the image; parameters: what was drawn to make it.
     """
 
     image: NDArray[np.uint8]
@@ -36,11 +36,11 @@ class Film:
 
 def render(
     class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = (), *, conspicuity: float = 1.0
-) -> Film:
-    """One film of size x size pixels; every shortcut named is planted.
+) -> Phantom:
+    """One image of size x size pixels; every shortcut named is planted.
 
-    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real films; 2 is plain to see. UserError for
-    an unknown class or shortcut.
+    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is plain to see. UserError
+    for an unknown class or shortcut.
     """
     if class_name not in CLASSES:
         raise unknown("class", class_name, CLASSES)
@@ -54,15 +54,15 @@ def render(
     thorax = lay_out(patient, size)
     density, infected = lesion(class_name, thorax, patient, disease, size)
     attenuation = thorax.attenuation + np.float32(conspicuity) * density
-    film = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
+    radiograph = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
     marks: dict[str, NDArray[np.uint8]] = {}
     for name in SHORTCUTS:
         if name in shortcuts:
-            film, mark = PLANT[name](film, np.random.default_rng([seed, 3, SHORTCUTS.index(name)]), thorax)
+            radiograph, mark = PLANT[name](radiograph, np.random.default_rng([seed, 3, SHORTCUTS.index(name)]), thorax)
             marks[name] = mark.astype(np.uint8)
-    image = (np.clip(film, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image = (np.clip(radiograph, 0, 1) * 255 + 0.5).astype(np.uint8)
     parameters = {"class": class_name, "seed": seed, "shortcuts": list(marks), **asdict(patient)}
-    return Film(image, thorax.lung.astype(np.uint8), infected.astype(np.uint8), marks, parameters)
+    return Phantom(image, thorax.lung.astype(np.uint8), infected.astype(np.uint8), marks, parameters)
 
 
 def _soften(image: Array, share: float) -> Array:
@@ -78,22 +78,22 @@ def _soften(image: Array, share: float) -> Array:
 
 @lru_cache(maxsize=4)
 def _grain(size: int) -> Array:
-    """White noise twice the film's size: each film cuts its own window, which is far cheaper than drawing it anew."""
+    """White noise twice the image's size: each image cuts its own window, which is far cheaper than drawing it anew."""
     return np.random.default_rng(4).standard_normal((2 * size, 2 * size), np.float32)
 
 
 def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: float) -> Array:
-    """Attenuation -> film in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
+    """Attenuation -> image in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
     attenuation = attenuation + random.uniform(0.01, 0.04) * cloud(random, 5, size)
     attenuation += random.uniform(0.006, 0.016) * cloud(random, max(size // 3, 8), size)
     attenuation = _soften(attenuation, random.uniform(0.25, 0.5))
-    # Exposure is drawn apart from the disease, and widely: a brighter film must not mean a sicker patient.
+    # Exposure is drawn apart from the disease, and widely: a brighter image must not mean a sicker patient.
     middle, steepness = random.uniform(0.28, 0.64), random.uniform(3.0, 6.5)
     black, white = random.uniform(-0.04, 0.08), random.uniform(0.80, 1.05)
     low, high = 1 / (1 + np.exp(middle * steepness)), 1 / (1 + np.exp((middle - 1) * steepness))
     gain = (white - black) / (high - low)
-    film = np.float32(gain) / (1 + np.exp((middle - attenuation) * np.float32(steepness)))
-    film += np.float32(black - gain * low)
+    image = np.float32(gain) / (1 + np.exp((middle - attenuation) * np.float32(steepness)))
+    image += np.float32(black - gain * low)
     top, left = random.integers(0, size, 2)
-    film += (grain * random.uniform(0.003, 0.010)) * _grain(size)[top : top + size, left : left + size]
-    return film
+    image += (grain * random.uniform(0.003, 0.010)) * _grain(size)[top : top + size, left : left + size]
+    return image

@@ -1,4 +1,4 @@
-"""Synthetic films written to disk in COVID-QU-Ex's layout."""
+"""Synthetic images written to disk in COVID-QU-Ex's layout."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 
 from trustcxr.console import track
 from trustcxr.data.phantom.anatomy import CLASSES
-from trustcxr.data.phantom.render_image import Film, render
+from trustcxr.data.phantom.render_image import Phantom, render
 from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
 from trustcxr.data.worker_pool import call, pool
 from trustcxr.errors import UserError, unknown
@@ -20,7 +20,7 @@ from trustcxr.storage.os_errors import writing
 
 SPLITS = ("Train", "Val", "Test")
 SIZES = (32, 4096)  # pixels of a side; of fewer nothing can be seen
-_MOST_FILMS = 1_000_000  # of a class in a split
+_MOST_IMAGES = 1_000_000  # of a class in a split
 _FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
 
 
@@ -36,7 +36,8 @@ def write(
 ) -> Path:
     """Write a data set of synthetic X-rays in COVID-QU-Ex's layout, with a manifest.csv, and return its folder.
 
-    counts: split -> films of **each** class. shortcuts: for all splits, or split -> shortcuts. Every film is a patient
+    counts: split -> images of **each** class. shortcuts: for all splits, or split -> shortcuts. Every image is a
+    patient
     of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
     masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
     """
@@ -45,7 +46,7 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
     jobs = _jobs(counts, seed, shortcuts, conspicuity)
-    # A film lies there twice, with its masks: together more than a byte a pixel, as PNG.
+    # An image lies there twice, with its masks: together more than a byte a pixel, as PNG.
     with writing(folder, needed=lambda: len(jobs) * size**2), _whole_or_not(folder) as place:
         _write_all(jobs, place, size, workers)
     return folder
@@ -53,12 +54,12 @@ def write(
 
 def _check(counts: Mapping[str, int], size: int, seed: int) -> None:
     for split, count in counts.items():
-        if not 0 <= count <= _MOST_FILMS:
-            raise UserError(f"{count} films of a class in {split}: choose 1 to {_MOST_FILMS:,}")
+        if not 0 <= count <= _MOST_IMAGES:
+            raise UserError(f"{count} images of a class in {split}: choose 1 to {_MOST_IMAGES:,}")
     if not sum(counts.values()):
-        raise UserError("no film at all: choose at least one of a class")
+        raise UserError("no image at all: choose at least one of a class")
     if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"size {size}: a synthetic film has {SIZES[0]} to {SIZES[1]} pixels a side")
+        raise UserError(f"size {size}: a synthetic image has {SIZES[0]} to {SIZES[1]} pixels a side")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
 
@@ -141,33 +142,33 @@ def _jobs(
                         planted[i].append(shortcut.kind)
             for names in planted:
                 started[class_name] += 1
-                film_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
-                jobs.append(_Job(split, class_name, started[class_name], film_seed, tuple(names), conspicuity))
+                image_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
+                jobs.append(_Job(split, class_name, started[class_name], image_seed, tuple(names), conspicuity))
     return jobs
 
 
 def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[Row]]:
     if workers <= 1:
         for chunk in chunks:
-            yield _write_films(chunk, folder, size)
+            yield _write_images(chunk, folder, size)
         return
-    yield from pool(workers)(call(_write_films, chunk, folder, size) for chunk in chunks)
+    yield from pool(workers)(call(_write_images, chunk, folder, size) for chunk in chunks)
 
 
-def _write_films(jobs: list[_Job], folder: Path, size: int) -> list[Row]:
+def _write_images(jobs: list[_Job], folder: Path, size: int) -> list[Row]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1):  # the matrix products are small: a second thread only waits
-        return [row for job in jobs for row in _write_film(job, folder, size)]
+        return [row for job in jobs for row in _write_image(job, folder, size)]
 
 
-def _write_film(job: _Job, folder: Path, size: int) -> Iterator[Row]:
+def _write_image(job: _Job, folder: Path, size: int) -> Iterator[Row]:
     from PIL import Image
 
-    film = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
+    image = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
     name = _FILE_NAMES[job.class_name].format(job.number)
-    masks = {"lung masks": film.lung_mask * 255, "infection masks": film.infection_mask * 255}
-    pictures = {"images": film.image, **masks}
+    masks = {"lung masks": image.lung_mask * 255, "infection masks": image.infection_mask * 255}
+    pictures = {"images": image.image, **masks}
     saved: dict[str, Path] = {}
     for part, kinds in _PARTS.items():
         base = Path(part, part, job.split, job.class_name)
@@ -178,10 +179,10 @@ def _write_film(job: _Job, folder: Path, size: int) -> Iterator[Row]:
             else:
                 Image.fromarray(pictures[kind]).save(path, compress_level=1)
                 saved[kind] = path
-        yield _row(job, film, (base / "images" / name).as_posix(), part)
+        yield _row(job, image, (base / "images" / name).as_posix(), part)
 
 
-def _row(job: _Job, film: Film, path: str, part: str) -> Row:
+def _row(job: _Job, image: Phantom, path: str, part: str) -> Row:
     patient = f"phantom:{job.class_name}-{job.number}"
     return {
         "path": path,
@@ -190,11 +191,11 @@ def _row(job: _Job, film: Film, path: str, part: str) -> Row:
         "class": job.class_name,
         "source_repo": "phantom",
         "patient_id": patient,
-        "view": film.parameters["view"],
+        "view": image.parameters["view"],
         "group_id": patient,
         "conspicuity": job.conspicuity,
-        "seed": job.seed,  # with it, render() gives this film, its masks and its marks again
-        **{f"shortcut_{name}": int(name in film.marks) for name in SHORTCUTS},
-        "lung_fraction": round(float(film.lung_mask.mean()), 5),
-        "infection_fraction": round(float(film.infection_mask.mean()), 5),
+        "seed": job.seed,  # with it, render() gives this image, its masks and its marks again
+        **{f"shortcut_{name}": int(name in image.marks) for name in SHORTCUTS},
+        "lung_fraction": round(float(image.lung_mask.mean()), 5),
+        "infection_fraction": round(float(image.infection_mask.mean()), 5),
     }

@@ -172,7 +172,7 @@ def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarra
 
 
 def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
-    infection, image = _slice(arrays, "infection", index), _film(arrays, index)
+    infection, image = _slice(arrays, "infection", index), _image(arrays, index)
     name, share = _text(arrays, "class_name", index), _chance(infection)
     lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the picture")
     alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
@@ -181,7 +181,7 @@ def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
 
 def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
-    cells, image = _cells(run, _text(arrays, "method", index)), _over_film(run, arrays, index)
+    cells, image = _cells(run, _text(arrays, "method", index)), _over_image(run, arrays, index)
     predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
     energies = _slice(arrays, "infection_energy", index)
     right = "" if formatting.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
@@ -290,9 +290,9 @@ def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | 
         for axes in grid.flat:
             axes.set_axis_off()
         for row in range(count):
-            grid[row, 0].imshow(_film(arrays, row))
+            grid[row, 0].imshow(_image(arrays, row))
             for place, run in enumerate(shown, start=1):
-                grid[row, place].imshow(_over_film(run, run.panels or {}, row))
+                grid[row, place].imshow(_over_image(run, run.panels or {}, row))
         grid[0, 0].set_title("X-ray", fontsize="small")
         for place, run in enumerate(shown, start=1):
             grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
@@ -302,12 +302,12 @@ def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | 
     return svg.Drawing("heatmaps", wide, count * wide / columns + 40, plot, alt)
 
 
-def _film(arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+def _image(arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
     infection, lung = _slice(arrays, "infection", index), _slice(arrays, "lung", index)
     return picture(arrays["image"][index], infection=infection, lung=lung)
 
 
-def _over_film(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+def _over_image(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
     cells = _cells(run, _text(arrays, "method", index))
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
     return picture(arrays["image"][index], saliency=saliency, infection=infection, cells=cells)

@@ -1,4 +1,4 @@
-"""ROC and precision-recall of a given model, as films are and under the attack that leaves least."""
+"""ROC and precision-recall of a given model, as images are and under the attack that leaves least."""
 
 from typing import TYPE_CHECKING
 

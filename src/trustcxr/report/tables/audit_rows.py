@@ -61,7 +61,7 @@ def _clean(document: AuditDocument) -> Table:
         Cell(formatting.count(clean.n), groups, value=clean.n),
     ]
     header = ["Model", "Accuracy, %", "Balanced, %", "Constant answer, %", "Macro F1, %", "AUROC, %"]
-    return Table("Films as they are", [*header, "Calibration error, %", "with chance in it, %", "n"], [row])
+    return Table("Images as they are", [*header, "Calibration error, %", "with chance in it, %", "n"], [row])
 
 
 def _shortcuts(run: Run) -> Table:
@@ -110,11 +110,11 @@ def _corruptions(document: AuditDocument) -> Table:
 
 
 def operating_points(points: Iterable[OperatingPoint]) -> Table:
-    """Return a row for each class or finding, as films are and under each attack."""
+    """Return a row for each class or finding, as images are and under each attack."""
     rows = [
         [
             Cell(p.finding),
-            _films(p),
+            _images(p),
             Cell(
                 formatting.DASH if p.threshold is None else format_probability(p.threshold), p.origin, value=p.threshold
             ),
@@ -125,12 +125,12 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
         ]
         for p in points
     ]
-    header = ["class or finding", "films", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
+    header = ["class or finding", "images", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
     header += ["average precision, %", "sensitivity at 90 % specificity", "positive"]
     return Table("Operating points", header, rows)
 
 
-def _films(point: OperatingPoint) -> Cell:
+def _images(point: OperatingPoint) -> Cell:
     if point.attack == CLEAN:
         return Cell("as it is")
     against = f"against the {point.aimed_at}" if point.aimed_at else ""

@@ -7,7 +7,7 @@ from trustcxr.storage.schemas import LesionDocument, Share
 
 FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
 TRANSPLANT = "transplant"
-FILLS |= {TRANSPLANT: "put into a healthy film"}
+FILLS |= {TRANSPLANT: "put into a healthy image"}
 CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
 
@@ -18,7 +18,7 @@ def effects(runs: list[Run]) -> Table:
         "Defence",
         "Filled with",
         "Control",
-        "Film as it is",
+        "Image as it is",
         "Lesion gone",
         "Control gone",
         "Whole gone",
@@ -45,13 +45,13 @@ def by_size(runs: list[Run]) -> Table:
             for part in row.by_size:
                 ends = [formatting.percent(end, 0) for end in (part.above, part.up_to)]
                 effect = plain(Share(value=part.effect, ci=(part.low, part.high)))
-                rows.append([*run_cells(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.films)])
+                rows.append([*run_cells(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.images)])
     header = ["Model", "Defence", "Of the lungs", "Lesion effect", "n"]
     return Table("Lesion effect by the size of the lesion", header, rows, heads=3)
 
 
 def _under(row: LesionDocument) -> str:
-    """The attack that the films were under before; empty for films as they are."""
+    """The attack that the images were under before; empty for images as they are."""
     if row.condition == "clean":
         return ""
     return f"under {formatting.attack(row.condition)}, epsilon {formatting.epsilon(row.epsilon)}"
@@ -70,5 +70,5 @@ def _cells(row: LesionDocument) -> list[Cell]:
         gained(row.effect, note=note),
         Cell(formatting.percent(row.flipped.value, 0), flips, value=row.flipped.value),
         whole(row.left_out),
-        whole(row.films),
+        whole(row.images),
     ]

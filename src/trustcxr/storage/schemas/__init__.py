@@ -24,7 +24,7 @@ from trustcxr.storage.schemas.command_output import (
     Difference,
     ExportDocument,
     FamiliarityDocument,
-    FilmAnswer,
+    ImageAnswer,
     Prunable,
     PruneDocument,
     VerifiedDocument,

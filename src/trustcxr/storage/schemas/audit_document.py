@@ -20,10 +20,10 @@ class OperatingPoint(Document):
 
     `threshold` is a probability, None where the highest class is the answer; `origin` says who set it. Of the
     likelihood ratios an end that is None has no limit. `sensitivity_at_specificity`: the highest sensitivity that any
-    threshold has on these films at a specificity of `at_specificity` or more. Average precision has the interval of
+    threshold has on these images at a specificity of `at_specificity` or more. Average precision has the interval of
     resamples alone, which says too little near 0 and 1; the others have the score interval there.
 
-    `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case a film counts with
+    `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case an image counts with
     its worst score under any attack within epsilon. "answer": the highest class, so that an attack on the threshold may
     leave less. Empty where nothing was attacked, or nobody wrote it down.
     """
@@ -50,14 +50,14 @@ class OperatingPoint(Document):
 
 
 class Subgroup(Document):
-    """The films with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
+    """The images with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
 
-    `n`: answers, of a model of findings several a film; `films`: those that they are of. `findings`: over how many of
-    these balanced accuracy and AUROC are means, those that some of the group's films have and some have not.
+    `n`: answers, of a model of findings several an image; `images`: those that they are of. `findings`: over how many
+    of these balanced accuracy and AUROC are means, those that some of the group's images have and some have not.
     """
 
     name: str = ""
-    films: int | None = None
+    images: int | None = None
     n: int | None = None
     groups: int | None = None
     findings: int | None = None
@@ -73,9 +73,9 @@ class Subgroup(Document):
 
 
 class Division(Document):
-    """The films divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes.
+    """The images divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes.
 
-    `alike`: other columns that divide the films exactly so. Without groups where there is nothing to judge: `text`
+    `alike`: other columns that divide the images exactly so. Without groups where there is nothing to judge: `text`
     says why.
     """
 
@@ -88,9 +88,9 @@ class Division(Document):
 
 
 class Finding(Document):
-    """A finding of a model with one sigmoid each: whether it could be judged on these films, and on how many.
+    """A finding of a model with one sigmoid each: whether it could be judged on these images, and on how many.
 
-    `unknown`: films whose label of it is not known, which are left out; `why` it could not be judged.
+    `unknown`: images whose label of it is not known, which are left out; `why` it could not be judged.
     """
 
     name: str = ""
@@ -133,7 +133,7 @@ class AuditedData(Document):
     """The images that it was examined on; audits compare where the images and what is known of findings are the same.
 
     `fingerprint` is of names, classes and pixels at the size that the model wants; `files` of names, classes and the
-    bytes of the films' files, so the same for a model of any size: empty where these could not be had cheaply;
+    bytes of the images' files, so the same for a model of any size: empty where these could not be had cheaply;
     `lungs` the same of their lung masks, empty where there is none too. `truth`, of a model of findings, is of what is
     known of each finding, in any order. `n` images have a score, of the `total` that the data have.
     """
@@ -172,7 +172,7 @@ class AuditedData(Document):
         which = f"({self.name}, {self.n}; {other.name}, {other.n})"
         if self.files and other.files:
             return f"{which}: their names, labels or files differ"
-        return f"{which}, or not read at the same size, and not both audits have a checksum of the films' files"
+        return f"{which}, or not read at the same size, and not both audits have a checksum of the images' files"
 
     @property
     def partial(self) -> bool:
@@ -267,7 +267,7 @@ class AuditPair(Document):
 
     `handed_in`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
-    same pixels; not where they want films of different sizes. `other_lungs`: films on which the lungs are changed, by
+    same pixels; not where they want images of different sizes. `other_lungs`: images on which the lungs are changed, by
     other lung masks in one of them, and so not compared.
     """
 

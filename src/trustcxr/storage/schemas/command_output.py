@@ -7,14 +7,14 @@ from trustcxr.storage.schemas.document import Document, Number, Share
 UNWRITTEN = ("no heatmap: ", "no DICOM answer: ")  # so an error begins that the disk made
 
 
-class FilmAnswer(Document):
-    """The class of one film, how sure, and whether it survives epsilon; or why there is no answer.
+class ImageAnswer(Document):
+    """The class of one image, how sure, and whether it survives epsilon; or why there is no answer.
 
     `calibrated`: whether the probabilities are scaled by a temperature. `survives`: by attack. `error`: the file cannot
-    be read, or its heatmap or its DICOM objects cannot be written. `left_out`: it is no film. `dicom`: paths of the
+    be read, or its heatmap or its DICOM objects cannot be written. `left_out`: it is no image. `dicom`: paths of the
     answer as DICOM objects; `no_dicom`: why there are none.
-    `border`: in words, where two classes are nearly as likely. `rarer_than`: the share of the run's validation films
-    that are more like its training films, where that was fitted.
+    `border`: in words, where two classes are nearly as likely. `rarer_than`: the share of the run's validation images
+    that are more like its training images, where that was fitted.
     """
 
     image: str = ""
@@ -35,15 +35,15 @@ class FilmAnswer(Document):
 
     @property
     def unwritten(self) -> bool:
-        """Whether its error is not the film's: the disk refused what belongs to the answer."""
+        """Whether its error is not the image's: the disk refused what belongs to the answer."""
         return self.error is not None and self.error.startswith(UNWRITTEN)
 
 
 class FamiliarityDocument(Document):
-    """What a run's training films are like: the threshold that accepts `accepted` of the validation films.
+    """What a run's training images are like: the threshold that accepts `accepted` of the validation images.
 
-    `false_alarms`: the share of the run's own test films that is called unlike. `trained`, `validated`, `tested`: how
-    many films each is from.
+    `false_alarms`: the share of the run's own test images that is called unlike. `trained`, `validated`, `tested`: how
+    many images each is from.
     """
 
     run: str = ""
@@ -56,7 +56,7 @@ class FamiliarityDocument(Document):
 
 
 class ExportDocument(Document):
-    """A file that was written from a run; `largest` is the most by which a logit differs on `n` of the `films`.
+    """A file that was written from a run; `largest` is the most by which a logit differs on `n` of the `images`.
 
     `opset` of ONNX alone; `gradients` are those that an audit of the file has: own, converted, or none, as `note` says.
     """
@@ -69,7 +69,7 @@ class ExportDocument(Document):
     size: int | None = None
     bytes: int | None = None
     sha256: str = ""
-    films: str = ""
+    images: str = ""
     n: int | None = None
     largest: Number = None
     allowed: Number = None

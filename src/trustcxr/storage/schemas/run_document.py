@@ -85,7 +85,7 @@ class TrainingDocument(Document):
 class RunDocument(Document):
     """metrics.json: one run on one split. In study.json `training` is beside it.
 
-    `origin`: trained here, or given. `films`: the fingerprint of the images. `notes`: what a reader must know first.
+    `origin`: trained here, or given. `images`: the fingerprint of the images. `notes`: what a reader must know first.
     `given`: of a model file what was given, `examination` a checksum of all that was examined and how; `finding`: of a
     model with a sigmoid for each the one that was explained. `provenance`: a hash of all that the figures were made
     from.
@@ -95,7 +95,7 @@ class RunDocument(Document):
     provenance: str = ""
     run: str = ""
     origin: str = ""
-    films: str = ""
+    images: str = ""
     notes: list[str] = []
     model: str = ""
     defence: str = ""

@@ -96,19 +96,19 @@ class LesionSize(Document):
 
     above: Number = None
     up_to: Number = None
-    films: int | None = None
+    images: int | None = None
     effect: Number = None
     low: Number = None
     high: Number = None
 
 
 class LesionDocument(Document):
-    """What removing the lesion does to the probability of the film's class, by one fill and control.
+    """What removing the lesion does to the probability of the image's class, by one fill and control.
 
     `before`: as it is; `without`: the part of the lesion with a congruent counterpart removed, `share` of it; `beside`:
     the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`. Of fill
-    transplant: a healthy film before, with another's lesion, and with a healthy patch instead; `effect` is `without`
-    less `beside`. `condition`: clean, or the attack at `epsilon` that the film was under before.
+    transplant: a healthy image before, with another's lesion, and with a healthy patch instead; `effect` is `without`
+    less `beside`. `condition`: clean, or the attack at `epsilon` that the image was under before.
     """
 
     condition: str = "clean"
@@ -123,6 +123,6 @@ class LesionDocument(Document):
     effect: Share = Share()
     flipped: Share = Share()
     flipped_control: Number = None
-    films: int | None = None
+    images: int | None = None
     left_out: int | None = None
     by_size: list[LesionSize] = []

@@ -11,7 +11,7 @@ State = Literal["done", "running", "failed", "waiting", "if chosen"]
 class WayCost(Document):
     """What one network costs, trained in one way, in seconds as measured.
 
-    `step`: one step of training on `batch` images, timed with `timed` of them. `forward` and `gradient`: one film
+    `step`: one step of training on `batch` images, timed with `timed` of them. `forward` and `gradient`: one image
     through the network, without and with the way back to its pixels.
     """
 

@@ -34,8 +34,8 @@ class Draws(Document):
 class Classification(Document):
     """The unperturbed images of a split; `draws` where the model answers at random.
 
-    `findings`: of a model with one sigmoid a finding, of how many findings there are films that have it and films that
-    have it not. Accuracy and counts are then of all decisions on findings, `constant_answer` is what the commonest
+    `findings`: of a model with one sigmoid a finding, of how many findings there are images that have it and images
+    that have it not. Accuracy and counts are then of all decisions on findings, `constant_answer` is what the commonest
     answer to each finding has, and every other figure is the mean over findings of that of each; calibration is that of
     the probability as the model states it, wherever the threshold lies.
     """
@@ -201,7 +201,7 @@ class Drop(Document):
 
 
 class PlantedShortcut(Document):
-    """A shortcut planted on the films of one class: accuracy as it is, without it, and with it on another class."""
+    """A shortcut planted on the images of one class: accuracy as it is, without it, and with it on another class."""
 
     carrier: str = Field("", alias="class")
     moved_to: str = ""

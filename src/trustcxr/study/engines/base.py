@@ -66,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def preflight(self, study: Path) -> None:
-        """UserError where it cannot be used as it was asked; before films are read, and nothing is written for it."""
+        """UserError where it cannot be used as it was asked; before images are read, and nothing is written for it."""
         ...
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:

@@ -1,5 +1,5 @@
 "use strict";
-// One film after the other: mark, then rank and rate. Each choice is saved when it is made; the server says where to go
+// One image after the other: mark, then rank and rate. Each choice is saved when it is made; the server says where to go
 // on. The token stays in this browser tab; whose map is whose is never sent here.
 
 const byId = (id) => document.getElementById(id);
@@ -8,7 +8,7 @@ const MOST_REGIONS = 20;
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const token = readToken();
 let state = null;
-let film = null;
+let image = null;
 let regions = [];
 let drawing = null;
 let dragged = false; // by a pointer, and not corner by corner
@@ -75,7 +75,7 @@ const start = guarded("start", async () => {
   }
 });
 
-// What is shown stays as it is until the next film is here: a request that fails can be made again.
+// What is shown stays as it is until the next image is here: a request that fails can be made again.
 async function go(now) {
   const before = links;
   links = [];
@@ -83,8 +83,8 @@ async function go(now) {
   let source = null;
   if (now.next !== null) {
     try {
-      found = await (await ask(`films/${now.next}`)).json();
-      source = await picture(`films/${now.next}/film.png`);
+      found = await (await ask(`images/${now.next}`)).json();
+      source = await picture(`images/${now.next}/image.png`);
       await decoded(source);
     } catch (fault) {
       links.forEach((link) => URL.revokeObjectURL(link));
@@ -96,9 +96,9 @@ async function go(now) {
   state = now;
   byId("reader").textContent = state.reader;
   byId("who").hidden = false;
-  byId("bar").max = state.films;
+  byId("bar").max = state.images;
   byId("bar").value = state.done.length;
-  byId("count").textContent = `${state.done.length} of ${state.films}`;
+  byId("count").textContent = `${state.done.length} of ${state.images}`;
   byId("reading").hidden = state.next === null;
   byId("end").hidden = state.next !== null;
   if (state.next === null) {
@@ -106,14 +106,14 @@ async function go(now) {
     byId("end-title").focus();
     return;
   }
-  byId("title").textContent = `Film ${state.next + 1} of ${state.films}`;
+  byId("title").textContent = `Image ${state.next + 1} of ${state.images}`;
   byId("judging").hidden = true;
   problems.clear();
-  film = found;
-  regions = film.mark ? film.mark.regions : [];
+  image = found;
+  regions = image.mark ? image.mark.regions : [];
   drawing = cross = null;
-  byId("film").src = source;
-  await byId("film").decode();
+  byId("image").src = source;
+  await byId("image").decode();
   byId("title").focus();
   await shown();
 }
@@ -125,14 +125,14 @@ async function decoded(source) {
 }
 
 async function shown() {
-  const marked = film.mark !== null;
+  const marked = image.mark !== null;
   byId("marking").classList.toggle("read", marked);
   ink.tabIndex = marked ? -1 : 0;
   draw();
   if (marked) await load();
 }
 
-// The maps of a marked film; what fails is said beside a button that asks for them again.
+// The maps of a marked image; what fails is said beside a button that asks for them again.
 const load = guarded("maps", async () => {
   try {
     await maps();
@@ -157,7 +157,7 @@ function at(event) {
 
 function begin(point) {
   if (regions.length === MOST_REGIONS) {
-    tell("drawing", `No more than ${MOST_REGIONS} marks can be kept of a film.`);
+    tell("drawing", `No more than ${MOST_REGIONS} marks can be kept of an image.`);
     return;
   }
   const kind = document.querySelector("input[name=tool]:checked").value;
@@ -170,7 +170,7 @@ function finish() {
 }
 
 ink.addEventListener("pointerdown", (event) => {
-  if (!film || film.mark || !event.isPrimary) return;
+  if (!image || image.mark || !event.isPrimary) return;
   ink.setPointerCapture(event.pointerId);
   cross = null;
   dragged = true;
@@ -193,7 +193,7 @@ for (const kind of ["pointerup", "pointercancel"]) {
 }
 
 ink.addEventListener("focus", () => {
-  if (film && !film.mark && ink.matches(":focus-visible")) {
+  if (image && !image.mark && ink.matches(":focus-visible")) {
     cross = cross || [0.5, 0.5];
     draw();
   }
@@ -204,7 +204,7 @@ ink.addEventListener("blur", () => {
 });
 ink.addEventListener("keydown", (event) => {
   const known = event.key in MOVES || ["Enter", " ", "Escape", "Backspace"].includes(event.key);
-  if (!film || film.mark || dragged || !known || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (!image || image.mark || dragged || !known || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
   cross = cross || [0.5, 0.5];
   if (event.key in MOVES) move(MOVES[event.key], event.shiftKey ? 0.05 : 0.01);
@@ -289,27 +289,27 @@ function plus(pen, length) {
 
 function where() {
   const percent = (value) => `${Math.round(100 * value)} %`;
-  const marks = `${regions.length} ${regions.length === 1 ? "mark" : "marks"} on the film.`;
+  const marks = `${regions.length} ${regions.length === 1 ? "mark" : "marks"} on the image.`;
   const place = cross ? ` Cross at ${percent(cross[0])} from the left, ${percent(cross[1])} from the top.` : "";
-  byId("where").textContent = film.mark ? "" : `${marks}${place}${drawing && !dragged ? " Drawing." : ""}`;
+  byId("where").textContent = image.mark ? "" : `${marks}${place}${drawing && !dragged ? " Drawing." : ""}`;
 }
 
-window.addEventListener("resize", () => { if (film) draw(); });
+window.addEventListener("resize", () => { if (image) draw(); });
 byId("undo").addEventListener("click", takeBack);
 
 const save = guarded("marks", async (found) => {
   try {
-    film = await (await ask(`films/${state.next}/mark`, { regions: found })).json();
+    image = await (await ask(`images/${state.next}/mark`, { regions: found })).json();
     tell("drawing", "");
   } catch (fault) {
-    // Perhaps the answer alone was lost, or the film was marked in another window: marks that are kept stay.
-    const now = await (await ask(`films/${state.next}`)).json();
+    // Perhaps the answer alone was lost, or the image was marked in another window: marks that are kept stay.
+    const now = await (await ask(`images/${state.next}`)).json();
     if (now.mark === null) throw fault;
     const others = JSON.stringify(now.mark.regions) !== JSON.stringify(found);
-    film = now;
+    image = now;
     regions = now.mark.regions;
     drawing = cross = null;
-    tell("drawing", others ? "This film was marked already: those marks are shown, and stay." : "");
+    tell("drawing", others ? "This image was marked already: those marks are shown, and stay." : "");
   }
   await shown();
   byId("judging-title").focus();
@@ -321,10 +321,10 @@ byId("none").addEventListener("click", () => save([]));
 
 async function maps() {
   const place = byId("maps");
-  const parts = film.said.map((said) => one(said));
+  const parts = image.said.map((said) => one(said));
   await Promise.all(parts.map(async (part, k) => {
-    part.querySelector(".film").src = byId("film").src;
-    part.querySelector(".heat").src = await picture(`films/${state.next}/maps/${k}.png`);
+    part.querySelector(".image").src = byId("image").src;
+    part.querySelector(".heat").src = await picture(`images/${state.next}/maps/${k}.png`);
   }));
   place.replaceChildren(...parts);
   fade();
@@ -336,7 +336,7 @@ function one(said) {
   const part = byId("map").content.firstElementChild.cloneNode(true);
   const name = `Map ${String.fromCharCode(65 + said.place)}`;
   part.querySelector("figcaption").textContent = name;
-  part.querySelector(".heat").alt = `${name}: heatmap over the film`;
+  part.querySelector(".heat").alt = `${name}: heatmap over the image`;
   const ranks = Array.from({ length: state.maps }, (_, k) => k + 1);
   choices(part.querySelector(".rank"), name, "rank", ranks, said);
   choices(part.querySelector(".rating"), name, "rating", state.ratings, said);
@@ -359,7 +359,7 @@ function choices(group, name, what, values, said) {
 }
 
 function judge(place, what, value) {
-  const choice = { number: state.next, place, what, value };  // of the film that is shown now, whenever it is sent
+  const choice = { number: state.next, place, what, value };  // of the image that is shown now, whenever it is sent
   latest[`${what}-${place}`] = choice;
   saving = saving.then(() => send(choice));
 }
@@ -368,18 +368,18 @@ async function send(choice) {
   const { number, place, what, value } = choice;
   const name = `${what}-${place}`;
   try {
-    const said = await (await ask(`films/${number}/said`, { place, [what]: value })).json();
+    const said = await (await ask(`images/${number}/said`, { place, [what]: value })).json();
     if (number !== state.next) return;
-    film = said;
+    image = said;
   } catch (fault) {
     if (number !== state.next) return;
     // Perhaps the answer alone was lost.
-    film = await ask(`films/${number}`).then((found) => found.json()).catch(() => film);
-    if (film.said[place][what] !== value) {
+    image = await ask(`images/${number}`).then((found) => found.json()).catch(() => image);
+    if (image.said[place][what] !== value) {
       unsaved.add(name);
       const map = `Map ${String.fromCharCode(65 + place)}`;
       tell(name, `${map}: ${what} was not saved, and stands as before: ${reason(fault)}.`);
-      if (latest[name] === choice) choose(name, film.said[place][what]);
+      if (latest[name] === choice) choose(name, image.said[place][what]);
       byId("status").textContent = "";
       return;
     }
@@ -396,7 +396,7 @@ function choose(name, value) {
 }
 
 function counted() {
-  const missing = film.said.filter((said) => said.rank === null || said.rating === null).length;
+  const missing = image.said.filter((said) => said.rank === null || said.rating === null).length;
   byId("next").disabled = missing > 0;
   byId("missing").textContent = missing ? `${missing} of ${state.maps} maps still want a rank or a rating` : "";
 }
@@ -405,7 +405,7 @@ byId("next").addEventListener("click", guarded("next", async () => {
   await saving;
   if (unsaved.size) {
     unsaved.clear();
-    throw new Error("Choose again, or go on without it: Next film.");
+    throw new Error("Choose again, or go on without it: Next image.");
   }
   const now = await (await ask("state")).json();
   byId("status").textContent = "";

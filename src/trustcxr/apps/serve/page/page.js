@@ -1,9 +1,9 @@
 "use strict";
-// The page is the API's first client: it sends a film, and shows what comes back. Everything a server says is set as
+// The page is the API's first client: it sends an image, and shows what comes back. Everything a server says is set as
 // text, never as markup. A file's name stays in the browser's own file field.
 
 const byId = (id) => document.getElementById(id);
-const films = [null, null];
+const images = [null, null];
 const links = new Set();
 let served = null;
 let token = readToken();
@@ -38,7 +38,7 @@ async function start() {
   byId("version").textContent = served.version;
   const names = served.runs.map((run) => run.name);
   byId("served").textContent = names.length > 1 ? `Compared: ${names.join(" and ")}` : `Network: ${names[0]}`;
-  if (films.some(Boolean)) show();
+  if (images.some(Boolean)) show();
 }
 
 byId("key").addEventListener("submit", (event) => {
@@ -63,11 +63,11 @@ for (const zone of document.querySelectorAll(".drop")) {
     if (event.dataTransfer.files.length) { input.value = ""; take(slot, [...event.dataTransfer.files]); }
   });
 }
-// A film dropped beside the fields must not replace the page.
+// An image dropped beside the fields must not replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
 
 byId("clear").addEventListener("click", () => {
-  films.fill(null);
+  images.fill(null);
   for (const input of document.querySelectorAll("input[type=file]")) input.value = "";
   round += 1;
   empty();
@@ -77,8 +77,8 @@ byId("clear").addEventListener("click", () => {
 });
 
 function take(slot, files) {
-  films[slot] = files[0];
-  if (files.length > 1 && slot === 0) films[1] = files[1];
+  images[slot] = files[0];
+  if (files.length > 1 && slot === 0) images[1] = files[1];
   show();
 }
 
@@ -95,26 +95,26 @@ function show() {
   empty();
   byId("clear").hidden = false;
   const asked = [];
-  films.forEach((film, slot) => {
-    if (!film) return;
-    for (const run of served.runs) asked.push({ film, slot, run });
+  images.forEach((image, slot) => {
+    if (!image) return;
+    for (const run of served.runs) asked.push({ image, slot, run });
   });
-  const both = films.every(Boolean);
-  byId("status").textContent = asked.length > 1 ? `Looking at ${asked.length} pairs of film and network…` : "Looking at the film…";
-  const done = asked.map(({ film, slot, run }) => {
+  const both = images.every(Boolean);
+  byId("status").textContent = asked.length > 1 ? `Looking at ${asked.length} pairs of image and network…` : "Looking at the image…";
+  const done = asked.map(({ image, slot, run }) => {
     const panel = byId("panel").content.firstElementChild.cloneNode(true);
     panel.setAttribute("aria-busy", "true");
-    panel.querySelector(".title").textContent = `${both ? `Film ${slot + 1}` : "The film"}, ${run.name}`;
+    panel.querySelector(".title").textContent = `${both ? `Image ${slot + 1}` : "The image"}, ${run.name}`;
     byId("panels").append(panel);
-    return examine(panel, film, run, now).finally(() => panel.removeAttribute("aria-busy"));
+    return examine(panel, image, run, now).finally(() => panel.removeAttribute("aria-busy"));
   });
   Promise.all(done).then(() => { if (now === round) byId("status").textContent = "Done."; });
 }
 
-async function examine(panel, film, run, now) {
+async function examine(panel, image, run, now) {
   try {
-    if (film.size > served.most_bytes) throw new Error(`larger than the ${Math.floor(served.most_bytes / 2 ** 20)} MB that are taken`);
-    const found = await ask(film, run, now);
+    if (image.size > served.most_bytes) throw new Error(`larger than the ${Math.floor(served.most_bytes / 2 ** 20)} MB that are taken`);
+    const found = await ask(image, run, now);
     if (now === round && found) fill(panel, found);
   } catch (problem) {
     const place = panel.querySelector(".problem");
@@ -125,10 +125,10 @@ async function examine(panel, film, run, now) {
   }
 }
 
-async function ask(film, run, now) {
+async function ask(image, run, now) {
   for (let attempt = 0; now === round; attempt += 1) {
     const form = new FormData();
-    form.append("file", film, "film");
+    form.append("file", image, "image");
     form.append("run", run.name);
     const response = await fetch("api/v1/examine", { method: "POST", body: form, headers: headers() });
     if (response.ok) return response.json();
@@ -168,8 +168,8 @@ function fill(panel, found) {
   fillFlip(panel, found);
   at(".corruptions").replaceChildren(...found.corruptions.map((row) => corrupted(row, found.predicted)));
   const known = found.familiarity;
-  const like = known ? `More unusual than ${percent(known.rarer_than)} of the ${known.validated} films on which the network was validated, of which ${percent(known.accepted)} are accepted. ` : "";
-  at(".took").textContent = `${like}The network sees ${found.size} x ${found.size} pixels of the film's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
+  const like = known ? `More unusual than ${percent(known.rarer_than)} of the ${known.validated} images on which the network was validated, of which ${percent(known.accepted)} are accepted. ` : "";
+  at(".took").textContent = `${like}The network sees ${found.size} x ${found.size} pixels of the image's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
   at(".found").hidden = false;
 }
 
@@ -196,10 +196,10 @@ function fillClasses(place, found) {
 
 function fillMaps(panel, found) {
   const at = (what) => panel.querySelector(what);
-  const film = png(found.film);
-  for (const image of panel.querySelectorAll(".stack .film")) {
-    image.src = film;
-    image.alt = "The film";
+  const image = png(found.image);
+  for (const image of panel.querySelectorAll(".stack .image")) {
+    image.src = image;
+    image.alt = "The image";
   }
   const pictures = found.maps.map((map) => ({ own: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
   const method = at(".method");
@@ -222,7 +222,7 @@ function fillMaps(panel, found) {
     at(".of-control").textContent = `Control: ${other.label}${cells}. It does not know the answer.`;
     at(".likeness").textContent = other.likeness === null ? "One of the two maps is even, so they cannot be compared."
       : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than its control).`;
-    at(".verdict").textContent = map.verdict ? `On the run's own test films: ${map.verdict}` : "";
+    at(".verdict").textContent = map.verdict ? `On the run's own test images: ${map.verdict}` : "";
   };
   method.addEventListener("change", fillControls);
   control.addEventListener("change", draw);
@@ -237,17 +237,17 @@ function fillMaps(panel, found) {
 function fillFlip(panel, found) {
   const at = (what) => panel.querySelector(what);
   const flip = found.perturbation;
-  at(".seen").src = png(found.network_film);
-  at(".seen").alt = `The film in ${found.size} x ${found.size} pixels`;
+  at(".seen").src = png(found.network_image);
+  at(".seen").alt = `The image in ${found.size} x ${found.size} pixels`;
   for (const figure of panel.querySelectorAll(".only")) figure.hidden = !flip;
   if (flip) {
     at(".flip .said").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${found.predicted} becomes ${flip.becomes}. Found by FAB, then PGD of ${flip.steps} steps; a smaller change may exist.`;
     at(".difference").src = png(flip.difference);
     at(".difference").alt = "The change around mid-grey, magnified";
     at(".magnified").textContent = `The change, magnified ${flip.magnified.toFixed(0)} times`;
-    at(".flipped").src = png(flip.film);
-    at(".flipped").alt = `The changed film, answered as ${flip.becomes}`;
-    at(".becomes").textContent = `The changed film: ${flip.becomes}, ${percent(flip.probability)}`;
+    at(".flipped").src = png(flip.image);
+    at(".flipped").alt = `The changed image, answered as ${flip.becomes}`;
+    at(".becomes").textContent = `The changed image: ${flip.becomes}, ${percent(flip.probability)}`;
   } else {
     at(".flip .said").textContent = `No change up to epsilon ${found.tried_up_to} was found that flips the answer. That may be a network that hides its gradients: see its report.`;
   }
@@ -259,7 +259,7 @@ function corrupted(row, predicted) {
   const item = element("li");
   const image = element("img");
   image.src = png(row.png);
-  image.alt = `The film with ${row.label}: ${row.about}`;
+  image.alt = `The image with ${row.label}: ${row.about}`;
   const answer = `${row.predicted}, ${percent(row.probability)}`;
   item.append(image, element("b", `${row.label}, ${row.severity} of 5`));
   item.append(element("span", row.changed ? `now ${answer}, not ${predicted}` : answer, row.changed ? "changed" : ""));

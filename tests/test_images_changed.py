@@ -21,14 +21,14 @@ MAPS = {"corruptions": ["jpeg"], "sample": 0}
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_files.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 6, "Val": 3, "Test": 8}, size=32)
 
 
 @pytest.fixture(scope="module")
-def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "run"
-    run_folder.train(recipe(epochs=1), films, folder)
+    run_folder.train(recipe(epochs=1), images, folder)
     return folder
 
 
@@ -41,16 +41,16 @@ def fgsm(run: Path, data: Path, epsilon: float = 0.01, **options: Any) -> Any:
     return run_folder.evaluate(run, data, attacks=["fgsm"], epsilons=[epsilon], **options)[0]
 
 
-def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, films: Path, tmp_path: Path) -> None:
+def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, images: Path, tmp_path: Path) -> None:
     """Patients, over whom intervals are; lung masks, by which views are cut; training masks, that maps must beat."""
-    found = sorted((films / "Lung Segmentation Data").rglob("Test/*/images/*.png"))
+    found = sorted((images / "Lung Segmentation Data").rglob("Test/*/images/*.png"))
     table = pd.DataFrame({"path": found, "class": [path.parts[-3] for path in found]})
     table.to_csv(tmp_path / "list.csv", index=False)
     _, first = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
     table.assign(patient=[number // 4 for number in range(len(table))]).to_csv(tmp_path / "list.csv", index=False)
     _, second = run_folder.evaluate(run, tmp_path / "list.csv", attacks=["fgsm"])
     assert [atomic.read_table(p / "predictions.parquet")["group"].nunique() for p in (first, second)] == [24, 6]
-    other = Path(shutil.copytree(films, tmp_path / "films"))
+    other = Path(shutil.copytree(images, tmp_path / "images"))
     _, first = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
     before = (first / "saliency.parquet").read_bytes()
     for mask in sorted(other.glob("**/Train/*/infection masks/*.png")):
@@ -58,20 +58,20 @@ def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, films: 
     _, second = run_folder.explain(run, other, options={"methods": ["gradcam@-3"], **MAPS})
     assert second == first, "the images and their masks are the same"
     assert (second / "saliency.parquet").read_bytes() != before
-    bare = Path(shutil.copytree(films, tmp_path / "bare", ignore=shutil.ignore_patterns("lung masks", "Infection *")))
-    assert fgsm(run, films).without_lungs is not None
+    bare = Path(shutil.copytree(images, tmp_path / "bare", ignore=shutil.ignore_patterns("lung masks", "Infection *")))
+    assert fgsm(run, images).without_lungs is not None
     assert fgsm(run, bare).without_lungs is None
 
 
-def test_films_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, films: Path, tmp_path: Path) -> None:
-    fgsm(run, films)
-    assert fgsm(run, films, out=tmp_path / "out").drop_from_internal == []
+def test_images_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, images: Path, tmp_path: Path) -> None:
+    fgsm(run, images)
+    assert fgsm(run, images, out=tmp_path / "out").drop_from_internal == []
 
 
 @pytest.mark.slow
-def test_explain_prints_the_alarms_of_the_document(run: Path, films: Path) -> None:
+def test_explain_prints_the_alarms_of_the_document(run: Path, images: Path) -> None:
     quick = ["--method", "gradcam@-3", "--sample", "0", "--corruption", "jpeg", "--split", "Train"]
-    said = " ".join(command("explain", run, "--data", films, *quick).stdout.split())
+    said = " ".join(command("explain", run, "--data", images, *quick).stdout.split())
     place = newest(run)
     alarms = atomic.read_json(place / "metrics.json")["alarms"]
     assert any(alarm["kind"] == "trained_on" for alarm in alarms)
@@ -79,32 +79,32 @@ def test_explain_prints_the_alarms_of_the_document(run: Path, films: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "what"), [("run.yaml", "a run"), ("audit.json", "an audit")])
-def test_a_study_takes_no_folder_that_holds_something_else(films: Path, tmp_path: Path, name: str, what: str) -> None:
+def test_a_study_takes_no_folder_that_holds_something_else(images: Path, tmp_path: Path, name: str, what: str) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=f"holds {what}; choose another --out"):
-        Study(tiny(), films, tmp_path, engines.get("local")).run()
+        Study(tiny(), images, tmp_path, engines.get("local")).run()
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [name]
 
 
 def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A list with two columns of labels, and its films in a folder that was typed as seen from there."""
-    place = tmp_path / "hospital" / "films"
+    """A list with two columns of labels, and its images in a folder that was typed as seen from there."""
+    place = tmp_path / "hospital" / "images"
     rows = []
-    for path in sorted(films.rglob("images/*.png")):
+    for path in sorted(images.rglob("images/*.png")):
         split, label = path.parts[-4:-2]
-        film = place / f"{split}-{label}-{path.name}"
-        film.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, film)
-        rows.append({"path": film.name, "class": "Normal", "radiologist": label, "split": split})
+        image = place / f"{split}-{label}-{path.name}"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, image)
+        rows.append({"path": image.name, "class": "Normal", "radiologist": label, "split": split})
     table = pd.DataFrame(rows).drop_duplicates("path")
     listed = tmp_path / "hospital" / "list.csv"
     table.to_csv(listed, index=False)
     monkeypatch.chdir(tmp_path)
     columns = {"path": "path", "class": "radiologist", "split": "split"}
     own = recipe(epochs=1)
-    own = own.model_copy(update={"data": own.data.model_copy(update={"columns": columns, "images": "hospital/films"})})
+    own = own.model_copy(update={"data": own.data.model_copy(update={"columns": columns, "images": "hospital/images"})})
     run_folder.train(own, Path("hospital/list.csv"), tmp_path / "run")
     monkeypatch.chdir("/")
     run_folder.evaluate(tmp_path / "run", listed, attacks=["fgsm"])
@@ -120,10 +120,10 @@ def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     said = capsys.readouterr().err
     assert "no column 'radiologist'" in said
     assert "read by its usual columns" in said
-    other = tmp_path / "elsewhere" / "list.csv"  # another hospital's, whose films lie beside their list
+    other = tmp_path / "elsewhere" / "list.csv"  # another hospital's, whose images lie beside their list
     shutil.copytree(place, other.parent)
-    for film in other.parent.glob("*.png"):
-        film.rename(film.with_name(f"other-{film.name}"))
+    for image in other.parent.glob("*.png"):
+        image.rename(image.with_name(f"other-{image.name}"))
     table.assign(path="other-" + table["path"]).to_csv(other, index=False)
     monkeypatch.chdir(tmp_path)
     run_folder.evaluate(tmp_path / "run", other, attacks=["fgsm"], out=tmp_path / "results")
