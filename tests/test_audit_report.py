@@ -220,7 +220,8 @@ def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with
     words = {
         "attacked": "images handed in by Ada on 10 images misled it where ours did not; it is ranked by ours alone, "
         "which leave 65.0%",
-        "finding": "images handed in by Ada (Edema) on 1 image and Ada (Mass) on 2 images misled it where ours did not; it "
+        "finding": "images handed in by Ada (Edema) on 1 image and Ada (Mass) on 2 images misled it where ours did "
+        "not; it "
         "is ranked by ours alone, which leave 52.5%",
         "unknown": "images handed in by Bo on 8 images misled it where ours did not; it is ranked with these, since "
         "the audit does not tell what ours alone leave at this radius",
