@@ -695,7 +695,7 @@ def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
     from trustcxr.training import fit_run
 
     train, val = make_images(tmp_path)
-    fit_run(recipe(epochs=1), train, val, tmp_path / "run")
+    fit_run.fit(recipe(epochs=1), train, val, tmp_path / "run")
     assert type(tx.load_model(tmp_path / "run")).__name__ == "Run"
     with pytest.raises(UserError, match="a run says all this itself; leave out size"):
         tx.load_model(tmp_path / "run", size=64)

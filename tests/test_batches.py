@@ -113,7 +113,7 @@ def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: 
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
         sources_of(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
-    with pytest.raises(UserError, match="no image of Train has anything in column source: leave out"):
+    with pytest.raises(UserError, match="no image of Train has a value in column source. Leave out"):
         sources_of(radiographs, "source")
 
 
@@ -128,11 +128,11 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
     )
-    fit_run(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    fit_run.fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
     wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        fit_run(wrong, train, val, tmp_path / "refused")
+        fit_run.fit(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",

@@ -131,10 +131,10 @@ from typer.testing import CliRunner
 from trustcxr import attacks, corruptions, defences, explain
 from trustcxr.cli import app
 from trustcxr.data import layouts
-from trustcxr.explain import scores
+from trustcxr.explain import evaluate as scores
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
-from trustcxr.report import words
+from trustcxr.report import formatting as words
 from trustcxr.report.figures.svg import defence_colour
 
 flat = {}
@@ -170,9 +170,9 @@ import json
 from pathlib import Path
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import page as pages
-from trustcxr.report import study_folder
-from trustcxr.report.tables import cells
+from trustcxr.report import study_html as pages
+from trustcxr.report import load as study_folder
+from trustcxr.report.tables import table as cells
 
 folder = make_study(
     Path(sys.argv[1]) / "study", models=("ResNet18",), defences=("standard", "toydefence"), panels=0, images=60,

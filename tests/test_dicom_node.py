@@ -19,11 +19,11 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 pytest.importorskip("pynetdicom")
 pytest.importorskip("prometheus_client")
-from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pynetdicom import AE, evt  # noqa: E402
 
 import small_runs  # noqa: E402
+from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from trustcxr.apps.dicom import writer  # noqa: E402
 from trustcxr.apps.serve import dicom_node  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
@@ -102,7 +102,7 @@ def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: s
     image = pydicom.dcmread(image) if isinstance(image, Path) else image
     entity = AE(ae_title=caller)
     entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
-    association = entity.associate("127.0.0.1", to.place.port, ae_title=called)
+    association = entity.associate("127.0.0.1", to.options.port, ae_title=called)
     if not association.is_established:
         return None
     try:

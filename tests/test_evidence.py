@@ -362,7 +362,7 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
-        fit_run(recipe, train, val, tmp_path / name)
+        fit_run.fit(recipe, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model
         ill = np.flatnonzero(train.masks("infection").any((1, 2)))
         pixels = torch.from_numpy(train.batch(ill)).float() / 255

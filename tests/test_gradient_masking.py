@@ -162,7 +162,7 @@ def test_attacks_that_agree_because_none_moved_are_no_proof() -> None:
 
 def test_a_constant_network_has_no_verdict_but_an_alarm() -> None:
     fixed = document(0.39, ("fgsm", 0.02, 0.39), ("pgd", 0.02, 0.39), ("fgsm", 0.05, 0.2), ("pgd", 0.05, 0.2))
-    fixed["clean"] |= {"accuracy": {"value": 0.39, "ci": [0.35, 0.43]}, "n": 90, "confusion": [[35, 0], [55, 0]]}
+    fixed["clean"] |= {"accuracy": {"value": 0.39, "ci": [0.35, 0.43]}, "n": 90, "constant_answer": 55 / 90}
     found = alarms.verdict(read(fixed))
     assert found.masked is None
     assert "better than by one constant answer (61.1%)" in found.because

@@ -295,8 +295,8 @@ def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_pat
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from trustcxr.explain import one_image
-(answer,) = one_image.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
+from trustcxr.explain import predict
+(answer,) = predict.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
 """

@@ -204,7 +204,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     again(study, other)
     after = atomic.read_json(study / "study.json")["runs"][0]
     assert after["clean"] == first["clean"], "the images are the same"
-    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
+    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
     assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
@@ -503,8 +503,8 @@ def test_one_split_in_two_roles_is_refused() -> None:
 
 def test_the_second_command_is_told_who_holds_the_run(trained: Path, images: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
-        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)
     try:

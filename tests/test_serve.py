@@ -72,7 +72,7 @@ def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Pat
     assert found["classes"][0]["name"] == found["predicted"] == told.predicted
     assert {row["attack"]: row["survives"] for row in found["survives"]} == told.survives
     border = [told.border] if told.border else []
-    assert found["warnings"] == [*told.warnings, *border, served.looking.UNKNOWN]
+    assert found["warnings"] == [*told.warnings, *border, served.inference.UNKNOWN]
     assert found["familiarity"] is None
     assert found["calibrated"] is False
     assert "not calibrated" in found["calibration"]

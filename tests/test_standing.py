@@ -191,7 +191,7 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
-    assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
+    assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
     atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 

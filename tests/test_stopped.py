@@ -26,7 +26,7 @@ def wait(_):
     while True:
         time.sleep(0.01)
 
-cli.runs.is_given = wait
+cli.run_commands.is_set = wait
 sys.argv = ["trustcxr", "evaluate", "run", "--data", "images"]
 cli.main()
 """

@@ -260,8 +260,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store(
 
 SCRIPT = """
 import sys
-from trustcxr.data import load_dataset, store, workers
-store._CHUNK, workers.FEW = 4, 0  # processes, although there is little to do
+from trustcxr.data import cache, load_dataset, worker_pool
+cache._CHUNK, worker_pool.FEW = 4, 0  # processes, although there is little to do
 data = load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
 print(int(data.images.sum()))
 """

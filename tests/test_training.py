@@ -60,11 +60,11 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_leaves_what_the_design_says(defence: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     summary = fit_run.fit(recipe(defence), *radiographs, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "training_images.parquet",
         "history.csv",
         "model.safetensors",
         "run.yaml",
         "training.json",
+        "training_images.parquet",
     ]
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     history = atomic.read_table(tmp_path / "history.csv")
@@ -350,7 +350,7 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(radiographs: tuple[Any, 
                     fit_run.fit(recipe(), *radiographs, tmp_path / place)
         fit_run.fit(recipe(), *radiographs, tmp_path / place)
         about = atomic.read_yaml(tmp_path / place / "run.yaml")
-        assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
+        assert list(about)[-5:] == ["recipe", "data", "segments", "checksums", "took"]
         assert "one and the same" not in model_card.card(tmp_path / place)
 
 

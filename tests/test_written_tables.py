@@ -93,7 +93,7 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
 
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
     one = Path(shutil.copytree(next((study / "runs").iterdir()), tmp_path / "one"))
-    (one / "run.yaml").touch()
+    (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
     (one / "model.safetensors").touch()
     assert run("report", one).stdout.strip() == str(one / "report.html")
     text = (one / "report.html").read_text(encoding="utf-8")
@@ -101,8 +101,6 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert f"The run {document['run']}" in text
     assert f"{100 * document['clean']['accuracy']['value']:.1f}" in text
     assert "created" not in text, "nobody knows when"
-    assert "run.yaml could not be read" in text
-    (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
     (one / "data-check.json").write_text('{"verdict": "3 images are in two splits."}')
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
@@ -149,4 +147,4 @@ def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
 
 def test_the_help_of_jobs_says_what_equal_bits_need() -> None:
     said = " ".join(word for word in run("study", "--help").stdout.split() if word != "│")
-    assert "Equal bits need equal threads" in said
+    assert "another number gives other bits" in " ".join(said.split())

@@ -206,7 +206,8 @@ def load_report(path: Path) -> StudyFolder:
     path, notes = Path(path), list[str]()
     if (path / layout.RUN_FILE).is_file() and not (path / layout.STUDY_RESULTS).is_file():
         study = _read_run(path, notes)
-        runs = [Run(study.runs[0], path, notes)]
+        measured = own_figures(path)
+        runs = [Run(study.runs[0], path, notes, sources=() if measured is None else measured.folders)]
     else:
         study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # A folder's name comes from a file, so it must stay inside runs/.
