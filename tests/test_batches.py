@@ -113,7 +113,7 @@ def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: 
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
         sources_of(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
-    with pytest.raises(UserError, match="no image of Train has a value in column source. Leave out"):
+    with pytest.raises(UserError, match=r"no image of Train has a value in column source\. Leave out"):
         sources_of(radiographs, "source")
 
 
