@@ -60,6 +60,7 @@ def test_findings_that_are_judged_are_a_stage_each_and_of_scores_alone_nothing_i
     assert told(capsys) == []
 
 
+@pytest.mark.slow
 def test_where_nobody_watches_short_work_says_nothing(
     greys: Path,  # noqa: F811
     tmp_path: Path,

@@ -87,6 +87,7 @@ WEIGHED = {"class_weights": True, "label_smoothing": 0.1}
 GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defence", "keys"),
     [

@@ -50,6 +50,7 @@ def named(tmp_path: Path, *pairs: tuple[str, str]) -> list[Task]:
     return [Task(tmp_path, run, step) for run, step in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_task_that_fails_fails_its_run_and_no_other(
     jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

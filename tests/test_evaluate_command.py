@@ -67,6 +67,7 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
     assert document["masking"]["because"] in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
     done = run("evaluate", trained, "--data", films, "--attack", "fgsm", *options)
@@ -91,6 +92,7 @@ def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:
     assert "no shortcut was planted" in complaint(*at, "--shortcuts")
 
 
+@pytest.mark.slow
 def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     outside = other(films, tmp_path / "outside")
     first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
@@ -116,6 +118,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
     assert document["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
 
 
+@pytest.mark.slow
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
     document, _ = run_folder.evaluate(trained, films, attacks=["fgsm"])
     table = files.read_table(trained / "validation.parquet")

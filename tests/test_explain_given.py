@@ -133,6 +133,7 @@ def test_what_an_exported_file_does_not_allow_is_left_out_and_said(own: Path, fi
     assert f"{own}: holds a run" in complaint("explain", model, "--data", films, "--out", own)
 
 
+@pytest.mark.slow
 def test_a_function_without_gradients_is_explained_by_what_follows_none(films: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path, "python: foreign_models:scores"), tmp_path / "out"
     typed = ("explain", model, "--data", films, "--out", out, "--trust-code")

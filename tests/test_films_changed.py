@@ -124,6 +124,7 @@ def test_what_is_kept_takes_the_place_of_no_whole_study(films: Path, tmp_path: P
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_labels_are_of_the_run_s_own_columns_wherever_one_stands(
     films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,6 +252,7 @@ def test_torchscript_whose_hook_writes_a_file(tmp_path: Path) -> None:
     refused(zipped(path, records), "aten::save")
 
 
+@pytest.mark.slow
 def test_torchscript_as_torch_writes_it_is_read_in_every_way_of_writing(tmp_path: Path) -> None:
     net = torch.jit.script(small())
     torch.jit.save(net, tmp_path / "with more.pt", _extra_files={"Notes.txt": "of its maker"})

@@ -156,6 +156,7 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_where_the_first_pooling_is_needed_that_is_said_and_not_the_size() -> None:
     with pytest.raises(UserError, match="makes maps of Xception that do not fit each other"):
         factory.check("Xception", size=224, stem_pool=False)

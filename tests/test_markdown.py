@@ -232,6 +232,7 @@ def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, A
     assert "None" not in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_tables(study: Path, tmp_path: Path) -> None:
     shutil.copytree(study, tmp_path / "s")
     done = CliRunner().invoke(app, ["report", str(tmp_path / "s"), "--markdown"])

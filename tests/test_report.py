@@ -185,6 +185,7 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
         assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
 
+@pytest.mark.slow
 def test_page_is_the_same_each_time(study: Path, text: str) -> None:
     assert report.write(study).read_text(encoding="utf-8") == text
     assert not list(study.glob(".report*"))
@@ -236,6 +237,7 @@ def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
     assert "No heatmaps were kept" in shown
 
 
+@pytest.mark.slow
 def test_what_cannot_be_understood_is_named_on_the_page(tmp_path: Path) -> None:
     path = make_study(tmp_path / "s", models=("ResNet18",), panels=0, images=30, resamples=20)
     document = _document(path)
@@ -344,6 +346,7 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     assert leaderboard.shortcuts(study_folder.read(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
+@pytest.mark.slow
 def test_two_classes_and_other_defences(tmp_path: Path) -> None:
     path = make_study(tmp_path / "s", classes=("COVID", "Normal"), defences=("standard", "pgd", "own"), models=("a_b",))
     shown = Page(report.write(path).read_text())
@@ -358,6 +361,7 @@ def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     assert full.sum() > half.sum() > shown.sum()
 
 
+@pytest.mark.slow
 def test_readme_figure(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = report.readme_figure(study, "ResNet18", tmp_path / "new" / "figure.png")
     with Image.open(out) as image:

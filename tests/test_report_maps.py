@@ -125,6 +125,7 @@ def over(value: float, control: str) -> dict[str, Any]:
     return {"measure": "infection_energy", "control": control, "difference": value, "difference_ci": ends}
 
 
+@pytest.mark.slow
 def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere(study: Path) -> None:
     path = study / "study.json"
     document = json.loads(path.read_text())
@@ -160,6 +161,7 @@ def test_the_terminal_says_it() -> None:
     assert terminal.saliency_remarks(SaliencyDocument()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True], ids=["of now", "an earlier version had figures"])
 def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path, *, earlier: bool) -> None:
     why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"

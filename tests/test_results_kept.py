@@ -97,6 +97,7 @@ def attacked(folder: Path) -> list[tuple[str, float]]:
 # --- nothing is lost -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_is_kept(trained: Path, films: Path) -> None:
     run_folder.evaluate(trained, films, attacks=["pgd"], steps=2, corruptions=["jpeg"], severities=[3])
     before = files.read_table(trained / "predictions.parquet")
@@ -244,6 +245,7 @@ def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: 
         audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
@@ -311,6 +313,7 @@ def test_a_study_refuses_figures_that_are_not_of_its_recipe(
 # --- which films -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_folder_of_the_same_name_is_kept_apart(
     trained: Path, films: Path, others: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -396,6 +399,7 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
 def test_what_a_list_lacks_is_said_of_it_once(
     command: tuple[str, ...], trained: Path, films: Path, tmp_path: Path

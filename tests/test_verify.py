@@ -44,6 +44,7 @@ def test_documents_are_compared_figure_by_figure() -> None:
     assert differences.figures({"a": [1, 2, {"b": None}]}) == 3
 
 
+@pytest.mark.slow
 def test_a_study_of_version_0_1_is_verified_and_a_changed_figure_is_found(tmp_path: Path) -> None:
     study = tmp_path / "study"
     shutil.copytree(OLD, study)

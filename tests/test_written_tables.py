@@ -73,6 +73,7 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures(tmp
     assert (line["run"], line["value"]) == ("'=r()", "-0.5")
 
 
+@pytest.mark.slow
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
     one = Path(shutil.copytree(next((study / "runs").iterdir()), tmp_path / "one"))
     (one / "run.yaml").touch()
