@@ -9,7 +9,7 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import pandas as pd  # noqa: E402
 from trustcxr import catalogue  # noqa: E402
 from trustcxr.about import NOTICE  # noqa: E402
 from trustcxr.catalogue import Attack, Measure  # noqa: E402
-from trustcxr.report import markdown, words  # noqa: E402
+from trustcxr.report import words  # noqa: E402
+from trustcxr.report.tables.cells import markdown_rows  # noqa: E402
 
 RESULTS = ROOT / "results"
 BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}
@@ -112,23 +113,19 @@ def measures() -> str:
         "## Accuracy under attack",
         "Accuracy under an attack is an upper bound: a stronger attack may leave less. What is certified is a lower "
         "bound. Epsilon is the L-infinity radius with pixels in [0, 1]: 0.02 is 5.1 grey levels of 255.",
-        _table(("name", "in tables", "paper", "what it is"), attacks),
+        markdown_rows(("name", "in tables", "paper", "what it is"), attacks),
         "## Of a heatmap, and of films with parts hidden",
         "A figure against masks means nothing without what chance, a centre prior, the film’s own brightness and the "
         "same network with random weights have: each stands beside it.",
         *rows,
         "## Ways to train",
-        _table(("name", "paper", "what it is"), defences),
+        markdown_rows(("name", "paper", "what it is"), defences),
         "## Saliency methods",
-        _table(("name", "in tables", "paper"), methods),
+        markdown_rows(("name", "in tables", "paper"), methods),
         "## What goes wrong with films",
-        _table(("name", "what went wrong"), corruptions),
+        markdown_rows(("name", "what went wrong"), corruptions),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(markdown.table(head, rows))
 
 
 def _measure(entry: Measure) -> str:

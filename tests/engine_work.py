@@ -6,7 +6,6 @@ import time
 
 from trustcxr.console import say
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results.locks import holding
 from trustcxr.study.engines.contract import Task
 
 
@@ -32,15 +31,6 @@ def taken_away_once(task: Task) -> None:
         begun.touch()
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(30)
-    note(task)
-
-
-def held_until_told(task: Task) -> None:
-    """Work that holds its run, as a step does, until a file is there."""
-    with holding(task.study / "runs" / task.run, patience=1.0):
-        (task.study / f"{task.run}-begun").touch()
-        while not (task.study / "go").exists():
-            time.sleep(0.05)
     note(task)
 
 

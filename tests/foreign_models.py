@@ -108,16 +108,6 @@ class DropoutLeftOn(nn.Module):
         return self.net(nn.functional.dropout(images, self.share, training=True))
 
 
-class OpensAFile(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3)) + torch.from_file("secret", False, 3)
-
-
-class OpensNothing(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
-
-
 class WritesAFile(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         torch.save(images, "written")

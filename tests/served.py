@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from small_runs import recipe
+from small_runs import recipe, seal
 from trustcxr.data.phantom.film import render
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.results import files
 from trustcxr.serve import looking, worker
-from trustcxr.serve.limits import Limits
+from trustcxr.serve.worker import Limits
 
 
 def untrained_run(folder: Path, seed: int = 0) -> Path:
@@ -37,6 +37,7 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     classes = ["COVID-19", "Non-COVID", "Normal"]
     content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)
+    seal(folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,13 @@ def images_and_labels(count: int, *, classes: int = 3, seed: int = 0) -> tuple[T
     labels = torch.randint(0, classes, (count,), generator=generator)
     noise = torch.randn((count, 1, SIDE, SIDE), generator=generator)
     return (0.5 + 0.2 * patterns[labels] + 0.12 * noise).clamp(0, 1), labels
+
+
+def write_onnx(net: nn.Module, path: Path, side: int) -> Path:
+    """Write a network of grey images of that side as ONNX, for any number of images."""
+    images, any_batch = torch.rand(2, 1, side, side), {"x": {0: "batch"}}
+    torch.onnx.export(net.eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes=any_batch)
+    return path
 
 
 class SmallNet(nn.Module):
@@ -73,7 +81,8 @@ def _trained(defence: str, classes: int, epsilon: float) -> SmallNet:
         optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
         for step in range(80):
             batch, labels = images_and_labels(64, classes=classes, seed=1000 + step)
-            loss, _ = defences.get(defence)(model, batch, labels, epsilon=epsilon, clean_share=0.0, mode="eval")
+            options = {} if defence == "standard" else {"epsilon": epsilon}
+            loss, _ = defences.get(defence)(model, batch, labels, **options)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -14,20 +14,18 @@ from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import files
-from trustcxr.study.made import MADE_FILE
+from trustcxr.results import files, folders
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
 MODEL = "test_resnet"  # timm's own network for tests
 
 
-def make_old(folder: Path) -> None:
-    """A finished run as 0.1 wrote it: without checksums, and without a version of its training.json or notes."""
-    content, training = files.read_yaml(folder / "run.yaml"), files.read_json(folder / "training.json")
-    files.write_yaml(folder / "run.yaml", {key: value for key, value in content.items() if key != "checksums"})
-    files.write_json(folder / "training.json", {key: value for key, value in training.items() if key != "version"})
-    (folder / MADE_FILE).unlink(missing_ok=True)
+def seal(folder: Path) -> None:
+    """Write the checksums of a run whose weights or classes were changed by hand."""
+    content = files.read_yaml(folder / "run.yaml")
+    sums = folders.checksums(folder, content["classes"])
+    files.write_yaml(folder / "run.yaml", content | {"checksums": sums})
 
 
 def make_films(folder: Path) -> tuple[Any, Any]:
@@ -63,6 +61,7 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
     content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
     files.write_yaml(folder / "run.yaml", content)
+    seal(folder)
     return folder
 
 

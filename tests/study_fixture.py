@@ -12,8 +12,8 @@ import pandas as pd
 
 from trustcxr.evaluation import calibration, metrics
 from trustcxr.results import alarms
-from trustcxr.results.documents import Document, RunDocument
-from trustcxr.results.flat import understood
+from trustcxr.results.documents import RunDocument
+from trustcxr.results.files import plain
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
@@ -53,44 +53,27 @@ def make_study(
             document = {
                 "run": _file_name(name), "model": model, "defence": defence, "background": "full", "seed": 0,
                 "classes": list(classes), "split": "Test",
-                **metrics.from_predictions(table, classes, resamples=resamples),
+                **metrics.from_predictions(table, classes, resamples=resamples).plain(),
                 "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
-            document["masking"] = alarms.verdict(_typed(document)).plain()
+            document["masking"] = alarms.verdict(RunDocument.model_validate(document)).plain()
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
-                document["calibration"] = calibration.describe(table, validation, resamples=resamples)
-            document["alarms"] = [alarm.plain() for alarm in alarms.of(_typed(document))]
-            (home / "metrics.json").write_text(json.dumps(_plain(document)))
+                document["calibration"] = calibration.describe(table, validation, resamples=resamples).plain()
+            document["alarms"] = [alarm.plain() for alarm in alarms.of(RunDocument.model_validate(document))]
+            (home / "metrics.json").write_text(json.dumps(plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:
                 np.savez(home / "panels.npz", **_heatmaps(random, pictures, defence, classes))
             training = {"epochs": epochs, "best_epoch": epochs - 2, "seconds": 212.0, "parameters": 3_374_275}
             monitor = {"monitor": "val_accuracy", "best_value": 0.8, "stopped": "epochs"}
             runs.append(document | {"training": training | monitor})
-    (folder / "study.json").write_text(json.dumps(_plain(_study(runs, models, classes, epsilons, saliency))))
+    (folder / "study.json").write_text(json.dumps(plain(_study(runs, models, classes, epsilons, saliency))))
     return folder
 
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def _typed(document: dict[str, Any]) -> RunDocument:
-    found, lost = understood(RunDocument, _plain(document))
-    assert not lost
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """NaN as null, as study.json has it."""
-    if isinstance(value, Document):
-        return _plain(value.plain())
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _predictions(
@@ -135,13 +118,13 @@ def _saliency(random: np.random.Generator, defence: str, count: int) -> dict[str
         "condition": "clean",
         "n": count,
         "without_mask": 3,
-        "null_map_rate": 0.0,
+        "null_map_rate": {"value": 0.0},
     }
     for name, value in values.items():
         value = value * random.uniform(0.8, 1.3) * (1.4 if defence == "pgd" else 1.0)
-        document |= {name: value, f"{name}_ci": [value * 0.88, value * 1.13], f"{name}_chance": chance[name]}
-    document |= {"stability_ssim": random.uniform(0.4, 0.9)}
-    document["stability_ssim_ci"] = [document["stability_ssim"] - 0.04, document["stability_ssim"] + 0.04]
+        document[name] = {"value": value, "ci": [value * 0.88, value * 1.13], "chance": chance[name]}
+    likeness = random.uniform(0.4, 0.9)
+    document["stability_ssim"] = {"value": likeness, "ci": [likeness - 0.04, likeness + 0.04]}
     return {"gradcam": document}
 
 
@@ -203,12 +186,13 @@ def _comparisons(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 names = ("infection_energy", "infection_iou", "pointing_hit_rate")
                 pairs += [(name, a[name], b[name], 0.012) for name in names]
             for measure, before, after, half in pairs:
+                before, after = before["value"], after["value"]
                 gap = after - before
                 p_value = float(np.exp(-((gap / half) ** 2)))
                 rows.append(
                     {
                         "model": standard["model"], "measure": measure, "standard": before, "robust": after,
-                        "defence": robust["defence"], "difference": gap, "difference_ci": [gap - half, gap + half],
+                        "defence": robust["defence"], "difference": {"value": gap, "ci": [gap - half, gap + half]},
                         "n": 30 if half < 0.05 else standard["clean"]["n"], "p_value": p_value,
                     }
                 )  # fmt: skip

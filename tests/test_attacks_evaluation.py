@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from small_runs import make_films, make_old, recipe
+from small_runs import make_films, recipe, seal
 from trustcxr import attacks, catalogue
 from trustcxr.data.batches import to_pixels
 from trustcxr.errors import UserError
@@ -183,7 +183,7 @@ def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
                 assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
     assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
     document = summary.describe(run, table, resamples=100)
-    assert {a["attack"] for a in document["attacks"]} == set(ATTACK_OPTIONS)
+    assert {a["attack"] for a in document.plain()["attacks"]} == set(ATTACK_OPTIONS)
 
 
 def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,9 +239,8 @@ def test_a_surrogate_with_other_classes(run: Run, films: Any, place: Path, tmp_p
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
     content = files.read_yaml(other / "run.yaml")
-    # Without checksums, as runs of 0.1 are: with them, classes that were changed by hand are refused before this.
     files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
-    make_old(other)
+    seal(other)
     plan = [AttackRecipe(name="transfer", surrogate=str(other))]
     with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):
         predictions.predict(run, films, plan, views=False)

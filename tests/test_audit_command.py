@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pack import Pack
+from small_networks import write_onnx
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
 from trustcxr.data.phantom import writing
@@ -80,8 +81,8 @@ def write_greys(root: Path) -> None:
 
 def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    torch.jit.trace(net.eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
-    text = f"source: net.pt\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
+    write_onnx(net, folder / "net.onnx", 16)
+    text = f"source: net.onnx\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
     (folder / "model.yaml").write_text(text)
     return folder / "model.yaml"
 
@@ -100,8 +101,10 @@ def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(document: Any) -> dict[tuple[str, float], float]:
-    rows = {(row["attack"], row["epsilon"]): row["accuracy"] for row in document["attacks"]}
-    return {("clean", 0.0): document["clean"]["accuracy"]} | {k: v for k, v in rows.items() if k[0] in ("fgsm", "pgd")}
+    rows = {(row["attack"], row["epsilon"]): row["accuracy"]["value"] for row in document["attacks"]}
+    return {("clean", 0.0): document["clean"]["accuracy"]["value"]} | {
+        k: v for k, v in rows.items() if k[0] in ("fgsm", "pgd")
+    }
 
 
 @pytest.mark.slow
@@ -125,7 +128,7 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
         f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}\n"
     )
     given = audits.audit(tmp_path / "model.yaml", films, tmp_path / "given")
-    assert given["model"]["kind"] == "weights"
+    assert given.plain()["model"]["kind"] == "weights"
     assert given.data.plain() == document["data"]
     assert figures(given) == pytest.approx(figures(document))
 
@@ -136,7 +139,7 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     done = run("audit", model, "--data", greys, "--out", out)
     document = files.read_json(out / "audit.json")
     assert not document["unreliable"], document["because"]
-    assert document["clean"]["accuracy"] > 0.9
+    assert document["clean"]["accuracy"]["value"] > 0.9
     assert all(check["passed"] is not False for check in document["gate"])
     assert "May be relied on:" in done.stdout
     assert "Research" in done.stdout
@@ -144,8 +147,8 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     again = run("audit", model, "--data", greys, "--out", out)
     assert "already examined" in again.stderr
     changed = audits.audit(model, greys, tmp_path / "other", attacks=["fgsm"], epsilons=[0.05])
-    assert changed["protocol"] is None
-    assert [(row["attack"], row["epsilon"]) for row in changed["attacks"]] == [("fgsm", 0.05)]
+    assert changed.plain()["protocol"] is None
+    assert [(row["attack"], row["epsilon"]) for row in changed.plain()["attacks"]] == [("fgsm", 0.05)]
 
 
 @pytest.mark.slow
@@ -154,16 +157,16 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
     audits.audit(model_file(tmp_path / "two", Brightness((0, 1, 1))), greys, bad)
     found = audit_pairs.compare(good, bad, resamples=200)
-    clean = found["rows"][0]
+    clean = found.plain()["rows"][0]
     assert clean["measure"] == "clean accuracy"
     tables = [files.read_table(folder / "predictions.parquet") for folder in (good, bad)]
     right = [
         np.stack(t["logits"]).argmax(1) == t["label"] for t in (table[table.attack == "clean"] for table in tables)
     ]
-    assert clean["difference"] == pytest.approx(float(right[1].mean() - right[0].mean()))
-    assert clean["difference"] < -0.2
+    assert clean["difference"]["value"] == pytest.approx(float(right[1].mean() - right[0].mean()))
+    assert clean["difference"]["value"] < -0.2
     assert clean["settled"]
-    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200)["rows"])
+    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200).plain()["rows"])
     said = run("compare", good, bad).stdout
     assert "less" in said
     assert "Research" in said
@@ -181,11 +184,11 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
 def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Brightness(), classes=("grey", "dark", "bright"))
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
-    declared = next(check for check in document["gate"] if check["check"] == "declaration")
+    declared = next(check for check in document.plain()["gate"] if check["check"] == "declaration")
     assert declared["passed"] is False
     assert "dark, grey, bright" in declared["text"]
-    assert document["unreliable"]
-    assert "declaration" in document["because"]
+    assert document.plain()["unreliable"]
+    assert "declaration" in document.plain()["because"]
 
 
 def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Path) -> None:
@@ -199,7 +202,7 @@ def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Pat
     (tmp_path / "model.yaml").write_text(text)
     done = run("audit", tmp_path / "model.yaml", "--data", greys, "--out", tmp_path / "audit")
     document = files.read_json(tmp_path / "audit" / "audit.json")
-    assert (document["clean"]["accuracy"], document["clean"]["n"]) == (1, 30)
+    assert (document["clean"]["accuracy"]["value"], document["clean"]["n"]) == (1, 30)
     assert document["attacks"] == []
     assert "30 of 36 images have a score" in done.stdout
     assert "nothing was attacked" in done.stdout
@@ -250,7 +253,7 @@ def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     monkeypatch.setattr(audits, "examine_at_the_door", missed)
     done = run("audit", model_file(tmp_path / "model", Brightness()), "--data", greys, "--out", tmp_path / "audit")
     document = files.read_json(tmp_path / "audit" / "audit.json")
-    left = {row["attack"] for row in document["attacks"] if row["accuracy"] is not None}
+    left = {row["attack"] for row in document["attacks"] if row["accuracy"]["value"] is not None}
     assert left == {"square"}, "it needed no gradient"
     assert document["unreliable"]
     assert document["withdrawn"]
@@ -273,10 +276,10 @@ class Quantised(nn.Module):
 def test_gradients_that_are_stopped_do_not_save_a_model(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Quantised())
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["pgd"], epsilons=[0.2])
-    assert next(check for check in document["gate"] if check["check"] == "gradients")["passed"] is False
-    assert document["clean"]["accuracy"] > 0.9
-    assert document["attacks"][0]["accuracy"] < 0.2
-    assert not document["unreliable"], document["because"]
+    assert next(check for check in document.plain()["gate"] if check["check"] == "gradients")["passed"] is False
+    assert document.plain()["clean"]["accuracy"]["value"] > 0.9
+    assert document.plain()["attacks"][0]["accuracy"]["value"] < 0.2
+    assert not document.plain()["unreliable"], document.plain()["because"]
 
 
 def blind(images: Tensor) -> Any:
@@ -289,19 +292,22 @@ def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: P
     text = f"python: test_audit_command:blind\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
     (tmp_path / "model.yaml").write_text(text)
     document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "audit", epsilons=[0.2], trust_code=True)
-    assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
-    assert min(row["accuracy"] for row in document["attacks"]) < document["clean"]["accuracy"]
-    assert document["unreliable"]
-    assert "no gradients" in document["because"]
+    assert {row["attack"] for row in document.plain()["attacks"]} == {"square", "worst-case"}
+    assert (
+        min(row["accuracy"]["value"] for row in document.plain()["attacks"])
+        < document.plain()["clean"]["accuracy"]["value"]
+    )
+    assert document.plain()["unreliable"]
+    assert "no gradients" in document.plain()["because"]
 
 
 def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     model_file(tmp_path, Brightness())
-    printed = run("audit", tmp_path / "net.pt", "--init").stdout
+    printed = run("audit", tmp_path / "net.onnx", "--init").stdout
     assert "source:" in printed
     assert "# ?" in printed
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
-    for bare, place in ((tmp_path / "net.pt", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
+    for bare, place in ((tmp_path / "net.onnx", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
         refused = complaint("audit", bare, "--data", "x", "--out", "y")
         assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > {place}")
 
@@ -313,12 +319,12 @@ def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_s
     (tmp_path / "mine").mkdir()
     model_file(tmp_path / "theirs", Brightness())
     asked = ["--data", greys, "--out", tmp_path / "out"]
-    put = Path(complaint("audit", tmp_path / "theirs" / "net.pt", *asked).split(" > ")[1])
-    drafted = yaml.safe_load(run("audit", tmp_path / "theirs" / "net.pt", "--init").stdout)
+    put = Path(complaint("audit", tmp_path / "theirs" / "net.onnx", *asked).split(" > ")[1])
+    drafted = yaml.safe_load(run("audit", tmp_path / "theirs" / "net.onnx", "--init").stdout)
     assert (put.parent / drafted["source"]).is_file()
     shutil.copy(tmp_path / "theirs" / "model.yaml", elsewhere := tmp_path / "mine" / "model.yaml")
     said = complaint("audit", elsewhere, *asked)
-    assert "net.pt: no such file, looked for from the folder of the model file that names it" in said
+    assert "net.onnx: no such file, looked for from the folder of the model file that names it" in said
 
 
 def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
@@ -329,13 +335,13 @@ def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_pa
 
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
     model_file(tmp_path, Brightness())
-    draft = json.loads(run("audit", tmp_path / "net.pt", "--init", "--json").stdout)
-    assert draft["source"] == "net.pt"
+    draft = json.loads(run("audit", tmp_path / "net.onnx", "--init", "--json").stdout)
+    assert draft["source"] == "net.onnx"
     assert draft["input"]["resize"] == "squeeze"
     questions = draft.pop("questions")
     assert "resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop" in questions
-    assert draft == yaml.safe_load(run("audit", tmp_path / "net.pt", "--init").stdout)
-    assert len(questions) == run("audit", tmp_path / "net.pt", "--init").stdout.count("# ?")
+    assert draft == yaml.safe_load(run("audit", tmp_path / "net.onnx", "--init").stdout)
+    assert len(questions) == run("audit", tmp_path / "net.onnx", "--init").stdout.count("# ?")
 
 
 def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from scipy import special
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
+from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
@@ -26,7 +27,7 @@ from trustcxr.report import audit_page, board
 from trustcxr.report.audits import sentences
 from trustcxr.report.terminal import percent
 from trustcxr.results import alarms, files
-from trustcxr.results.documents import AuditDocument, Classification, RunDocument, Share
+from trustcxr.results.documents import AuditDocument, Classification, RunDocument
 from trustcxr.study import audit as audits
 from trustcxr.study import audit_pairs
 from trustcxr.study import audited as audited_
@@ -248,9 +249,9 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Pat
     """The audit of a network of two findings on films with lung masks, its folder, and the films."""
     root = tmp_path_factory.mktemp("masked")
     films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
-    torch.jit.trace(TwoMeans().eval(), torch.rand(2, 1, 32, 32)).save(str(root / "net.pt"))
+    write_onnx(TwoMeans(), root / "net.onnx", 32)
     output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
-    (root / "model.yaml").write_text(f"source: net.pt\ninput: {{size: 32}}\noutput: {output}\n")
+    (root / "model.yaml").write_text(f"source: net.onnx\ninput: {{size: 32}}\noutput: {output}\n")
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch)
         document = audits.audit(root / "model.yaml", films, root / "audit", labels=LABELS)
@@ -352,21 +353,13 @@ def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocum
     assert document.protocol == "exam-1"
 
 
-def test_an_audit_from_before_is_made_anew(
+def test_an_audit_of_another_version_is_made_again(
     known: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(audited_, "_REVISION", "pooled")
+        patch.setattr(audited_, "AUDIT_VERSION", 0)
         audited(known, tmp_path)
     audited(known, tmp_path)
     assert "already examined" not in capsys.readouterr().err
     audited(known, tmp_path)
     assert "already examined" in capsys.readouterr().err
-
-
-def test_a_board_shows_no_figure_that_was_pooled(whole: tuple[AuditDocument, Path]) -> None:
-    before = whole[0].model_copy(deep=True)
-    before.clean.findings = None
-    assert board.shares(whole[0])["AUROC"].value is not None
-    assert board.shares(before)["AUROC"] == board.shares(before)["calibration error"] == Share()
-    assert "the mean over" not in audit_page.render(before)

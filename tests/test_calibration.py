@@ -86,7 +86,7 @@ def test_calibration_before_and_after_on_clean_images_and_under_attack(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     predictions, validation = tables
-    found = calibration.describe(predictions, validation, resamples=200)
+    found = calibration.describe(predictions, validation, resamples=200).plain()
     assert found["temperature"] == pytest.approx(2, rel=0.1)
     assert (found["split"], found["n"]) == ("Val", 2000)
     assert [(part["attack"], part["epsilon"], part["steps"]) for part in found["attacks"]] == [("pgd", 0.02, 20)]
@@ -96,34 +96,36 @@ def test_calibration_before_and_after_on_clean_images_and_under_attack(
         for ending, scaled in (("", logits), ("_scaled", logits / found["temperature"])):
             ece = multiclass_calibration_error(torch.tensor(softmax(scaled)), torch.tensor(labels), 3, n_bins=15)
             assert part[f"ece_plug_in{ending}"] == pytest.approx(float(ece), abs=1e-6)
-            assert part[f"ece{ending}_ci"][0] <= part[f"ece{ending}"] <= part[f"ece{ending}_ci"][1]
-            assert part[f"log_loss{ending}"] == pytest.approx(log_loss(labels, softmax(scaled)))
+            assert part[f"ece{ending}"]["ci"][0] <= part[f"ece{ending}"]["value"] <= part[f"ece{ending}"]["ci"][1]
+            assert part[f"log_loss{ending}"]["value"] == pytest.approx(log_loss(labels, softmax(scaled)))
             bins = part[f"bins{ending}"]
             assert sum(row["n"] for row in bins) == 1500 == part["n"]
             again = sum(abs(row["confidence"] - row["accuracy"]) * row["n"] for row in bins) / 1500
             assert again == pytest.approx(part[f"ece_plug_in{ending}"])
             confidence = sum(row["confidence"] * row["n"] for row in bins) / 1500
-            assert confidence == pytest.approx(part[f"confidence{ending}"])
-        assert part["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
-    assert found["clean"]["ece_scaled"] < 0.5 * found["clean"]["ece"]
-    assert found["attacks"][0]["ece_scaled"] > 3 * found["clean"]["ece_scaled"], "it was fitted on clean images"
+            assert confidence == pytest.approx(part[f"confidence{ending}"]["value"])
+        assert part["accuracy"]["value"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert found["clean"]["ece_scaled"]["value"] < 0.5 * found["clean"]["ece"]["value"]
+    assert found["attacks"][0]["ece_scaled"]["value"] > 3 * found["clean"]["ece_scaled"]["value"], (
+        "it was fitted on clean images"
+    )
 
 
 def test_a_run_trained_anew_on_validation_images_has_no_temperature(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """The network before it is another one: its temperature says nothing of this."""
-    found = calibration.describe(*tables, resamples=100, refit=True)
+    found = calibration.describe(*tables, resamples=100, refit=True).plain()
     assert found["temperature"] is None
-    assert not [key for key in found.clean.plain() if "_scaled" in key]
-    assert found["clean"]["ece"] > 0
+    assert not [key for key in found["clean"] if "_scaled" in key]
+    assert found["clean"]["ece"]["value"] > 0
 
 
 def test_without_a_clean_validation_image_there_is_no_temperature(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     predictions, validation = tables
-    found = calibration.describe(predictions, validation[validation["attack"] != "clean"], resamples=100)
+    found = calibration.describe(predictions, validation[validation["attack"] != "clean"], resamples=100).plain()
     assert found["temperature"] is None
     assert found["n"] == 0
-    assert not [key for key in found.clean.plain() if "_scaled" in key]
-    assert found["clean"]["ece"] > 0
+    assert not [key for key in found["clean"] if "_scaled" in key]
+    assert found["clean"]["ece"]["value"] > 0
 
 
 # --- the calibration error without chance ----------------------------------------------------------------------------

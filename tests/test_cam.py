@@ -12,9 +12,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+import known_cause
 from trustcxr import explain
 from trustcxr.errors import UserError
-from trustcxr.explain import cam, known_cause
+from trustcxr.explain import cam
 from trustcxr.explain import methods as cam_methods
 from trustcxr.models import factory, zoo
 from trustcxr.models.classifier import Classifier

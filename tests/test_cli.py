@@ -92,7 +92,7 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
     assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
     content = files.read_yaml(trained / "run.yaml")
     assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
-    assert {"trustcxr", "torch", "timm", "python"} <= set(content["versions"])
+    assert {"trustcxr", "torch", "timm", "python"} <= set(content["segments"][-1]["versions"])
     history = pd.read_csv(trained / "history.csv")
     assert len(history) == 4
     assert history["val_accuracy"].between(0, 1).all()
@@ -101,22 +101,6 @@ def test_train_writes_what_the_design_says(trained: Path) -> None:
 def test_a_study_trains_its_runs_itself(films: Path, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("recipe: {}\n")
     assert "holds a study" in complaint("train", "--data", films, "--model", "test_resnet", "--out", tmp_path)
-
-
-def test_a_single_run_has_no_standard_run_to_start_from(films: Path, tmp_path: Path) -> None:
-    options = [
-        "--model",
-        "test_resnet",
-        "--weights",
-        "none",
-        "--defence",
-        "fgsm",
-        "--set",
-        "defence.start_from=standard",
-    ]
-    said = complaint("train", "--data", films, *options, "--out", tmp_path / "run")
-    assert "defence.start_from: standard is of studies" in said
-    assert not (tmp_path / "run").exists()
 
 
 def test_trained_again_it_is_not_repeated(trained: Path, films: Path) -> None:
@@ -141,8 +125,8 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
         ("pgd", 0.05),
     ]
     for part in (document["clean"], *document["attacks"]):
-        low, high = part["accuracy_ci"]
-        assert 0 <= low <= part["accuracy"] <= high <= 1
+        low, high = part["accuracy"]["ci"]
+        assert 0 <= low <= part["accuracy"]["value"] <= high <= 1
     table = pd.read_parquet(trained / "predictions.parquet")
     assert table["attack"].value_counts().to_dict() == {
         "clean": 15,
@@ -152,7 +136,7 @@ def test_evaluate_prints_the_metrics_document(trained: Path, films: Path) -> Non
     }
     clean = table[table["attack"] == "clean"]
     right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]
-    assert document["clean"]["accuracy"] == pytest.approx(right.mean())
+    assert document["clean"]["accuracy"]["value"] == pytest.approx(right.mean())
 
 
 def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path, films: Path, tmp_path: Path) -> None:
@@ -177,16 +161,16 @@ def test_explain_measures_against_masks(trained: Path, films: Path) -> None:
     part = found["saliency"]["gradcam@-3"]
     assert (part["n"], part["without_mask"]) == (10, 5)
     for measure in ("infection_energy", "infection_iou", "infection_iou_tuned", "pointing_hit_rate", "lung_energy"):
-        assert 0 <= part[measure] <= 1
-        assert 0 <= part[f"{measure}_chance"] < 1
-        assert 0 <= part[f"{measure}_centre"] <= 1
-        assert 0 <= part[f"{measure}_lung"] <= 1
-    stability = part["stability_ssim"]  # None where every map is null: there is nothing to compare
-    assert part["null_map_rate"] == 1 if stability is None else -1 <= stability <= 1
+        assert 0 <= part[measure]["value"] <= 1
+        assert 0 <= part[measure]["chance"] < 1
+        assert 0 <= part[measure]["centre"] <= 1
+        assert 0 <= part[measure]["lung"] <= 1
+    stability = part["stability_ssim"]["value"]  # None where every map is null: there is nothing to compare
+    assert part["null_map_rate"]["value"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(trained / "saliency.parquet")
     of_gradcam = table[(table["method"] == "gradcam@-3") & (table["condition"] == "clean")]
     energy = of_gradcam[of_gradcam["measure"] == "infection_energy"]["value"]
-    assert part["infection_energy"] == pytest.approx(energy.mean())
+    assert part["infection_energy"]["value"] == pytest.approx(energy.mean())
     assert [row["condition"] for row in part["stability"]] == ["fgsm", "jpeg", "letters", "pgd"]
     more = run("explain", trained, "--data", films, "--method", "layercam@-2", *quick).stdout
     assert "layercam@-2: 10 annotated images" in more
@@ -395,7 +379,7 @@ def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_
         (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
         (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
         (["--column", "path=a", "--column", "path=b"], "--column path= is there twice"),
-        (["--set", "training.swap_share=0.3"], "options: swap_share: 0.3 does nothing without a background"),
+        (["--set", "training.healthy=x"], "options: healthy: x does nothing without counterfactuals"),
     ],
 )
 def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said: str) -> None:

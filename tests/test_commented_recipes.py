@@ -31,10 +31,9 @@ def test_every_key_is_there_and_says_what_it_means() -> None:
 
 def test_the_words_that_a_key_may_have_are_listed_once() -> None:
     said = {line.split(":")[0].strip(" -"): line for line in reversed(commented.recipe("quick").splitlines())}
-    assert said["normalisation"].endswith("one of batch, frozen, group")
+    assert said["normalisation"].endswith("one of batch, group")
     assert said["schedule"].endswith("# one of cosine, constant")
     assert "one of" not in said["names"], "a list will do as well"
-    assert "one of full" not in said["swap_share"]
 
 
 def test_the_command_prints_lists_and_suggests() -> None:

@@ -47,6 +47,8 @@ def saliency(values: np.ndarray, method: str, measure: str = "infection_iou", co
             "condition": condition,
             "measure": measure,
             "value": values,
+            "cells": "",
+            "activation": np.nan,
         }
     )
 
@@ -81,14 +83,14 @@ def by_coins(sums: np.ndarray) -> float:
 def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]), rows("fgsm", 0.02, right["b"], 1))
     robust = make_run(tmp_path, "fgsm", rows("fgsm", 0.02, right["c"], 1).sample(frac=1), rows("clean", 0, right["d"]))
-    found = {row["measure"]: row for row in comparison.standard_against_robust([robust, base], resamples=300)}
+    found = {row.measure: row.plain() for row in comparison.standard_against_robust([robust, base], resamples=300)}
     assert set(found) == {"clean accuracy", "fgsm accuracy @0.02"}
     row = found["fgsm accuracy @0.02"]
     assert (row["model"], row["seed"], row["defence"], row["split"], row["n"]) == ("vgg16", 0, "fgsm", "Test", IMAGES)
     assert row["standard"] == pytest.approx(right["b"].mean())
     assert row["robust"] == pytest.approx(right["c"].mean())
-    assert row["difference"] == pytest.approx(right["c"].mean() - right["b"].mean())
-    assert row["difference_ci"][0] < row["difference"] < row["difference_ci"][1]
+    assert row["difference"]["value"] == pytest.approx(right["c"].mean() - right["b"].mean())
+    assert row["difference"]["ci"][0] < row["difference"]["value"] < row["difference"]["ci"][1]
     gained = int((right["c"] & ~right["b"]).sum())
     assert row["improved"] == pytest.approx(gained / IMAGES)
     # Two images a patient: the patients that gain or lose one, or two at once, by a fair coin.
@@ -99,7 +101,7 @@ def test_every_measure_is_compared_over_the_same_images(tmp_path: Path, right: d
 def test_only_shared_images_count(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
     robust = make_run(tmp_path, "fgsm", rows("clean", 0, right["b"], first=20))
-    (row,) = comparison.standard_against_robust([base, robust], resamples=100)
+    (row,) = (r.plain() for r in comparison.standard_against_robust([base, robust], resamples=100))
     assert row["n"] == IMAGES - 20
     assert row["standard"] == pytest.approx(right["a"][20:].mean())
     assert row["robust"] == pytest.approx(right["b"][: IMAGES - 20].mean())
@@ -115,7 +117,7 @@ def test_runs_are_paired_by_model_and_seed(tmp_path: Path, right: dict[str, np.n
             ("fgsm", "resnet50", 0, "d"),  # its standard run is missing
         )
     ]
-    (row,) = comparison.standard_against_robust(made, resamples=100)
+    (row,) = (r.plain() for r in comparison.standard_against_robust(made, resamples=100))
     assert (row["model"], row["seed"]) == ("vgg16", 1)
     assert row["standard"] == pytest.approx(right["b"].mean())
 
@@ -202,7 +204,7 @@ def compared(tmp_path: Path, before: np.ndarray, after: np.ndarray, measure: str
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=saliency(values, "layercam", measure))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    (row,) = (r for r in comparison.standard_against_robust(made, resamples=300) if r["measure"] == measure)
+    (row,) = (r.plain() for r in comparison.standard_against_robust(made, resamples=300) if r.measure == measure)
     return row
 
 
@@ -251,7 +253,7 @@ def test_a_small_p_among_many_comparisons_settles_nothing(tmp_path: Path) -> Non
         make_run(tmp_path, defence, rows("clean", 0, wrong), saliency=table(values))
         for defence, values in (("standard", before), ("fgsm", after))
     ]
-    found = {r["measure"]: r for r in comparison.standard_against_robust(made, resamples=300)}
+    found = {r.measure: r.plain() for r in comparison.standard_against_robust(made, resamples=300)}
     row = found["infection_energy"]
     assert row["comparisons"] == len(more)  # of the saliency measures; accuracy is a family of its own
     assert row["p_value"] < 0.05 < row["p_corrected"]
@@ -267,7 +269,7 @@ def test_another_background_is_compared_with_the_plain_standard_run(
     swapped = make_run(tmp_path / "swap", "standard", rows("clean", 0, right["b"]))
     document = files.read_json(swapped / "metrics.json")
     files.write_json(swapped / "metrics.json", document | {"background": "swap"})
-    (row,) = comparison.standard_against_robust([swapped, base], resamples=100)
+    (row,) = (r.plain() for r in comparison.standard_against_robust([swapped, base], resamples=100))
     assert (row["defence"], row["background"]) == ("standard", "swap")
     assert row["standard"] == pytest.approx(right["a"].mean())
 
@@ -311,34 +313,30 @@ def test_a_cam_is_held_against_the_activation_of_its_own_layer(tmp_path: Path) -
     random = np.random.default_rng(3)
     control, other = random.random(IMAGES) * 0.5, random.random(IMAGES) * 0.5
     tables = [
-        saliency(control + 0.2, "layercam@gate"),
-        saliency(control, "activation@gate"),
-        saliency(other, "layercam-smooth@gate"),
-        saliency(other, "activation-smooth@gate"),
+        saliency(control + 0.2, "layercam@gate").assign(activation=control),
+        saliency(other, "layercam-smooth@gate").assign(activation=other),
         saliency(other, "gradcam"),
         saliency(other, "integrated-gradients"),
-        saliency(control, "activation@layer2"),
         saliency(other, "random"),
         saliency(control, "layercam@gate", "insertion"),
-        saliency(other, "activation@gate", "insertion"),
     ]
     clean = rows("clean", 0.0, np.ones(IMAGES, dtype=bool))
     folder = make_run(tmp_path, "fgsm", clean, saliency=pd.concat(tables))
-    found = comparison.beyond_activation(folder, resamples=200)
+    found = [row.plain() for row in comparison.beyond_activation(folder, resamples=200)]
     assert [(row["method"], row["measure"]) for row in found] == [
         ("layercam@gate", "infection_iou"),
         ("layercam-smooth@gate", "infection_iou"),
     ]
     first, second = found
-    assert first["difference"] == pytest.approx(0.2)
+    assert first["difference"]["value"] == pytest.approx(0.2)
     assert first["value"] - first["control"] == pytest.approx(0.2)
-    assert first["difference_ci"] == pytest.approx([0.2, 0.2])
+    assert first["difference"]["ci"] == pytest.approx([0.2, 0.2])
     assert first["p_corrected"] == pytest.approx(2 * first["p_value"])
     assert first["n"] == IMAGES
-    assert second["difference"] == 0.0
+    assert second["difference"]["value"] == 0.0
     assert second["p_corrected"] > 0.9
     standard = make_run(tmp_path, "standard", clean, saliency=pd.concat(tables))
-    methods = {row["method"] for row in comparison.standard_against_robust([standard, folder], resamples=100)}
+    methods = {row.method for row in comparison.standard_against_robust([standard, folder], resamples=100)}
     looking = {"layercam@gate", "layercam-smooth@gate", "gradcam", "integrated-gradients"}
     assert methods == {None, *looking}, "controls are compared with nothing"
 
@@ -351,10 +349,10 @@ def test_the_activation_beside_a_cam_is_its_control_though_nobody_asked_for_it(t
     standard, robust = (
         make_run(tmp_path, name, clean, saliency=pd.concat([*asked, one_cell])) for name in ("standard", "fgsm")
     )
-    (found,) = comparison.beyond_activation(robust, resamples=200)
+    (found,) = (row.plain() for row in comparison.beyond_activation(robust, resamples=200))
     assert (found["method"], found["measure"], found["n"]) == ("gradcam", "infection_iou", IMAGES)
-    assert found["difference"] == pytest.approx(0.1)
-    methods = {row["method"] for row in comparison.standard_against_robust([standard, robust], resamples=100)}
+    assert found["difference"]["value"] == pytest.approx(0.1)
+    methods = {row.method for row in comparison.standard_against_robust([standard, robust], resamples=100)}
     assert methods == {None, "gradcam"}, "a map of one cell is the same everywhere: there is nothing to compare"
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from trustcxr import console, report
-from trustcxr.console import Progress, Stages
+from trustcxr import report
+from trustcxr.console import Progress
 
 LONG = "evaluating a-network-whose-name-has-forty-four-letters-in-it on 570 images"
 
@@ -30,27 +30,6 @@ def test_numbers_of_a_bar_are_whole_however_long_its_words_are(
         assert "[0.02]" in line
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_a_table_of_many_columns_is_divided_where_it_has_no_room_and_nothing_is_cut(
-    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    names = [f"column{n} said" for n in range(9)]
-    rows = [
-        {"model": f"[network]-{r}-of-long-name"} | {name: f"word{r}{n} (further{r}{n})" for n, name in enumerate(names)}
-        for r in range(3)
-    ]
-    report.print_rows("many columns", rows)
-    shown = capsys.readouterr().out
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= width
-    for word in " ".join([*names, *(cell for row in rows for cell in row.values())]).split():
-        assert word in shown, word
-    tables = shown.count("[network]-0-of-long-name")
-    assert tables == shown.count("model")
-    assert (tables > 1) == (width < 200)
-
-
 def test_a_word_that_no_terminal_has_room_for_is_broken_and_not_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,32 +40,3 @@ def test_a_word_that_no_terminal_has_room_for_is_broken_and_not_cut(
     assert [sum(map(shown.count, set(part))) >= 100 for part in (letters, letters.upper())] == [True, True]
     assert "570" in shown
     assert max(map(len, shown.splitlines())) <= 60
-
-
-def test_each_stage_says_which_of_how_many_it_is_and_what_is_left_once_one_like_it_was_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(console, "watched", lambda: True)
-    stages = Stages()
-    stages.plan = {"every film": 0, "A": 10, "B": 30, "C": 20, "D": 20, "figures": 0}
-    for what, timed, seconds in [
-        ("every film", True, 900),
-        ("A", False, 1),
-        ("B", True, 60),
-        ("not planned", True, 500),
-        ("C", True, 100),
-        ("D", True, 5),
-        ("figures", True, 5),
-    ]:
-        stages.begin(what, timed=timed)
-        clock[0] += seconds
-    assert capsys.readouterr().err.splitlines() == [
-        "1 of 6: every film",
-        "2 of 6: A",
-        "3 of 6: B",
-        "4 of 6: C; about 1 min 20 s left in all",
-        "5 of 6: D; about 1 min 4 s left in all",
-        "6 of 6: figures",
-    ]

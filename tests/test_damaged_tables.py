@@ -7,22 +7,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from study_fixture import make_study
 from trustcxr.errors import UserError
 from trustcxr.results import files, tables
 
-OLD = Path(__file__).parent / "studies" / "v0.1"
 PATH = Path("there") / "predictions.parquet"
 
 
 @pytest.fixture
-def predictions() -> pd.DataFrame:
-    return files.read_table(OLD / "runs" / "test_resnet-fgsm-s0" / "predictions.parquet")
+def predictions(tmp_path: Path) -> pd.DataFrame:
+    study = make_study(tmp_path / "study", models=("ResNet18",), defences=("fgsm",), images=30, resamples=20, panels=0)
+    return files.read_table(study / "runs" / "resnet18-fgsm-s0" / "predictions.parquet")
 
 
 def test_predictions_as_they_are_written_are_whole(predictions: pd.DataFrame) -> None:
     for count in (3, None):
         tables.refuse_damaged(predictions, PATH, count)
-    tables.refuse_damaged(predictions.drop(columns=["steps", "severity"]).query("attack == 'clean'"), PATH)
+    tables.refuse_damaged(predictions.query("attack == 'clean'"), PATH)
 
 
 def _label(table: pd.DataFrame, label: float) -> pd.DataFrame:
@@ -41,7 +42,7 @@ def _first_logits(table: pd.DataFrame, row: object) -> pd.DataFrame:
         (lambda t: t[:0], "no rows"),
         (lambda t: t[t["attack"] != "clean"], "films without a row of the film as it is, such as Test/"),
         (lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 films without a row of the film as it is"),
-        (lambda t: pd.concat([t, t]), "180 of 360 rows there twice, of one film under one condition"),
+        (lambda t: pd.concat([t, t]), "330 of 660 rows there twice, of one film under one condition"),
         (lambda t: _label(t, 99), "the label 99, of 3 classes numbered from 0"),
         (lambda t: _label(t, -1), "the label -1, of 3 classes"),
         (lambda t: _label(t, 0.5), "the label 0.5, of 3 classes"),
@@ -49,7 +50,7 @@ def _first_logits(table: pd.DataFrame, row: object) -> pd.DataFrame:
         (lambda t: t.assign(label="Normal"), "no numbers in label"),
         (lambda t: t.assign(epsilon=None), "rows without epsilon"),
         (lambda t: _first_logits(t, [1.0, 2.0]), "2 and 3 logits in a row; expected 3 in each row"),
-        (lambda t: _first_logits(t, [1.0, np.nan, 2.0]), "1 of 180 rows hold NaN"),
+        (lambda t: _first_logits(t, [1.0, np.nan, 2.0]), "1 of 330 rows hold NaN"),
         (lambda t: _first_logits(t, ["a", "b", "c"]), "no numbers in logits"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.declared_findings import Judged, chosen, other_input, other_names
+from trustcxr.evaluation.declared import Judged, chosen, other_input, other_names
 from trustcxr.models.adapters import load
 
 NAMES = ("Left", "Right", "Never known")

@@ -4,7 +4,6 @@ import copy
 import inspect
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,22 +36,19 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_standard_is_cross_entropy(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = contract.standard(model, images, labels, epsilon=0.5, clean_share=0.0, mode="train")
+    loss, logits = contract.standard(model, images, labels)
     expected = model(images)
     assert torch.allclose(logits, expected)
     assert torch.allclose(loss, F.cross_entropy(expected, labels))
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_fgsm_shares_clean_and_adversarial_loss(
-    mode: attacks.Mode, share: float, model: SmallNet, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_fgsm_shares_clean_and_adversarial_loss(share: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     twin = copy.deepcopy(model)
-    loss, logits = fgsm(model, images, labels, epsilon=0.05, clean_share=share, mode=mode)
+    loss, logits = fgsm(model, images, labels, epsilon=0.05, clean_share=share)
     leaf = images.clone().requires_grad_(True)
-    F.cross_entropy(copy.deepcopy(twin).train(mode == "train")(leaf), labels).backward()
+    F.cross_entropy(copy.deepcopy(twin).eval()(leaf), labels).backward()
     adversarial = (images + 0.05 * leaf.grad.sign()).clamp(0, 1)
     expected = twin(adversarial)
     assert torch.allclose(logits, expected, atol=1e-6)
@@ -86,18 +82,12 @@ def options_of(name: str, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
 def test_the_recipe_knows_what_each_defence_takes() -> None:
     """A key that a defence does not use is an error: the table in recipes.py and the signatures must agree."""
     assert DEFENCE_OPTIONS.keys() == defences.DEFENCES.keys()
-    # Of training, not of the loss; `clean` is the twin of separate_batchnorm, `perturbation` what `free` keeps.
-    not_the_loss = {"ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside"}
+    not_the_loss = {"ramp", "replays"}  # of training
     for name, defence in defences.DEFENCES.items():
         parameters = inspect.signature(defence).parameters
-        takes = {
-            p
-            for p in parameters
-            if p not in ("model", "images", "labels", "weighing", "clean", "perturbation", "grown")
-        }
+        takes = parameters.keys() - {"model", "images", "labels", "label_smoothing", "perturbation", "grown"}
         if name != "standard":
             assert takes == set(DEFENCE_OPTIONS[name]) - not_the_loss, name
-        assert ("clean" in parameters) == ("separate_batchnorm" in DEFENCE_OPTIONS[name]), name
         assert ("perturbation" in parameters) == ("replays" in DEFENCE_OPTIONS[name]), name
         for key in takes & DefenceRecipe.model_fields.keys() - {"epsilon"} if name != "standard" else ():
             assert parameters[key].default == DefenceRecipe.model_fields[key].default, (name, key)
@@ -171,27 +161,3 @@ def test_get_suggests_the_nearest_name() -> None:
     assert defences.get("fgsm") is fgsm
     with pytest.raises(UserError, match="unknown defence 'standart': did you mean standard"):
         defences.get("standart")
-
-
-@pytest.mark.parametrize("name", UNBOUNDED)
-def test_class_weights_reach_the_loss(name: str) -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
-    from trustcxr.training.loop import class_weights
-
-    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
-    weights = class_weights(labels, 3)
-    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(3), y=labels), rtol=1e-6)
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-    images, target = torch.rand(8, 1, 8, 8), torch.from_numpy(labels)
-    options = options_of(name, (images, target)) | ({"alpha": 1e-4} if name == "mixup" else {})
-    options |= {"beta": 0.0} if name == "trades" else {}
-    torch.manual_seed(3)
-    loss, logits = defences.get(name)(model, images, target, **copy.deepcopy(options), class_weights=weights)
-    torch.manual_seed(3)
-    plain, _ = defences.get(name)(model, images, target, **copy.deepcopy(options))
-    assert float(loss) != pytest.approx(float(plain), abs=1e-4)
-    if name != "mixup":  # whose labels are mixed
-        logits = model(images) if name == "trades" else logits
-        assert float(loss) == pytest.approx(float(F.cross_entropy(logits, target, weight=weights)))

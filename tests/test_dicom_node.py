@@ -28,8 +28,7 @@ from trustcxr.dicom import answers  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.serve import dicom_node  # noqa: E402
 from trustcxr.serve.dicom_node import Node, Peer, Place  # noqa: E402
-from trustcxr.serve.limits import Limits  # noqa: E402
-from trustcxr.serve.worker import Reply  # noqa: E402
+from trustcxr.serve.worker import Limits, Reply  # noqa: E402
 
 SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
 

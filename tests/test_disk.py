@@ -98,14 +98,6 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_libraries_that_keep_no_error_number_are_understood(tmp_path: Path) -> None:
-    said = 'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'
-    with pytest.raises(CannotWrite, match="no space left"):
-        refuse(tmp_path / "x", RuntimeError(said))
-    with pytest.raises(RuntimeError, match="shapes"):
-        refuse(tmp_path / "x", RuntimeError("shapes do not match"))
-
-
 def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotWrite, match="a file is where a folder should be"):

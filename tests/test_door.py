@@ -32,7 +32,7 @@ def films() -> tuple[Tensor, Tensor]:
 
 
 def door(net: Any, films: tuple[Tensor, Tensor], **declared: Any) -> Door:
-    options = {"classes": CLASSES, "size": SIDE} | declared
+    options = {"classes": CLASSES, "size": SIDE, "trust_code": True} | declared
     return examine_at_the_door(load(net, **options), *films, epsilon=0.05, planted=4)
 
 
@@ -58,7 +58,7 @@ def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> 
         "no gradients used inside",
         "active test",
     }
-    assert all(c.document().keys() == {"check", "passed", "text"} for c in found.checks)
+    assert all(c.document().plain().keys() == {"check", "passed", "text"} for c in found.checks)
 
 
 @pytest.mark.expensive("noise-checks4", "random resizing-checks5")
@@ -215,7 +215,7 @@ class Evidence(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["", ".pt2", ".onnx", ".pt"])
+@pytest.mark.parametrize("ending", ["", ".pt2", ".onnx"])
 @pytest.mark.parametrize("make", [lambda: deepcopy(trained()), Evidence], ids=["linear", "evidence"])
 def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     make: Callable[[], nn.Module], ending: str, films: tuple[Tensor, Tensor], tmp_path: Path
@@ -225,10 +225,7 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     assert answers.min() > 0
     assert answers.max() < 1
     source: Any = net
-    if ending == ".pt":
-        source = tmp_path / "m.pt"
-        torch.jit.save(torch.jit.trace(net, films[0][:2]), source)
-    elif ending:
+    if ending:
         source = tmp_path / f"m{ending}"
         exporting.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
     found = door(source, films, channels=1)
@@ -312,7 +309,6 @@ def test_a_model_without_gradients_is_attacked_without_them(films: tuple[Tensor,
 
     found = door(blind, films)
     assert not found.gradients
-    assert found.variants == ()
     assert "robust accuracy can only be overestimated" in text(found, "conversion")
 
 
@@ -382,7 +378,7 @@ def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_
     path = tmp_path / "scores.csv"
     path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")
     found = examine_at_the_door(load(path, classes=CLASSES), *films)
-    assert (found.traits, found.variants, found.gradients) == (None, (), False)
+    assert (found.traits, found.gradients) == (None, False)
 
 
 @pytest.mark.expensive("jpeg")

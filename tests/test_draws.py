@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,23 +86,28 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
 ) -> None:
     model = restless(tmp_path / "model", Restless(), LOGITS)
     asked = ["--attack", "fgsm", "--attack", "worst-case", "--epsilon", "0.02"]
-    done = run("audit", model, "--data", greys, "--out", tmp_path / "audit", *asked, "--json")
+    done = run("audit", model, "--data", greys, "--out", tmp_path / "audit", "--trust-code", *asked, "--json")
     found = json.loads(done.stdout)
     assert "see the same draw" not in done.stderr
     worst = next(row for row in found["attacks"] if row["attack"] == "worst-case")
     steady = next(row for row in found["attacks"] if row["attack"] == "fgsm")
     assert worst["draws"]["count"] == found["clean"]["draws"]["count"] == 16
-    assert worst["accuracy"] == worst["draws"]["each"] < worst["draws"]["one"] < found["clean"]["draws"]["one"]
-    assert steady["draws"]["each"] < steady["draws"]["one"]
-    assert steady["accuracy"] > steady["draws"]["each"], "of one attack the mean of the draws counts"
-    assert found["clean"]["accuracy"] > found["clean"]["draws"]["each"]
+    assert (
+        worst["accuracy"]["value"]
+        == worst["draws"]["each"]["value"]
+        < worst["draws"]["one"]["value"]
+        < found["clean"]["draws"]["one"]["value"]
+    )
+    assert steady["draws"]["each"]["value"] < steady["draws"]["one"]["value"]
+    assert steady["accuracy"]["value"] > steady["draws"]["each"]["value"], "of one attack the mean of the draws counts"
+    assert found["clean"]["accuracy"]["value"] > found["clean"]["draws"]["each"]["value"]
     table = files.read_table(tmp_path / "audit" / "predictions.parquet")
     rows = table[table["attack"] == "worst-case"]
-    assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"])
+    assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
     text = "\n".join(sentences(audits.read(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
-    one = f"{100 * worst['draws']['one']:.1f} %"
+    one = f"{100 * worst['draws']['one']['value']:.1f} %"
     assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
@@ -121,7 +127,7 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
         metadata={"epsilon": "0.05", "by": "somebody"},
     )
     monkeypatch.setattr("trustcxr.evaluation.carried_out.CarriedOut.__call__", lambda self, a, x, *rest: x)
-    asked = {"attacks": ["worst-case"], "epsilons": [0.05]}
+    asked = {"attacks": ["worst-case"], "epsilons": [0.05], "trust_code": True}
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
@@ -142,7 +148,8 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
 def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     model = restless(tmp_path / "model", OneSigmoid(), "{kind: sigmoid, classes: [bright], thresholds: [0.5]}")
     labels: dict[str, str | None] = {"dark": "Normal", "grey": "Normal", "bright": "bright"}
-    found = audits.audit(model, greys, tmp_path / "out", attacks=["worst-case"], epsilons=[0.02], labels=labels)
+    asked: Any = {"attacks": ["worst-case"], "epsilons": [0.02], "trust_code": True}
+    found = audits.audit(model, greys, tmp_path / "out", labels=labels, **asked)
     assert found.clean.draws is None, "films as they are were answered for all findings at once"
     assert found.attacks[0].draws is not None
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value
@@ -150,9 +157,8 @@ def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) ->
 
 
 def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path) -> None:  # noqa: F811
-    found = audits.audit(
-        restless(tmp_path / "model", Brightness(), LOGITS), greys, tmp_path / "out", attacks=["fgsm"], epsilons=[0.02]
-    )
+    asked: Any = {"attacks": ["fgsm"], "epsilons": [0.02], "trust_code": True}
+    found = audits.audit(restless(tmp_path / "model", Brightness(), LOGITS), greys, tmp_path / "out", **asked)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
     assert "right_share" not in files.read_table(tmp_path / "out" / "predictions.parquet")
@@ -165,7 +171,7 @@ def test_the_same_command_draws_the_same(greys: Path, tmp_path: Path) -> None:  
     tables = []
     for place in ("one", "two"):
         torch.rand(7)  # whatever was drawn before
-        audits.audit(model, greys, tmp_path / place, attacks=["fgsm"], epsilons=[0.02])
+        audits.audit(model, greys, tmp_path / place, attacks=["fgsm"], epsilons=[0.02], trust_code=True)
         tables.append(files.read_table(tmp_path / place / "predictions.parquet"))
     for column in ("logits", "right_share", "moved"):
         assert np.array_equal(*(np.stack(table[column].tolist()) for table in tables), equal_nan=True), column

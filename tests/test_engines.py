@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from engine_work import note
 from pack import Pack
@@ -19,6 +20,7 @@ from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
 from trustcxr.study.protocol import Study
+from trustcxr.training.threads import use_threads
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")
 
@@ -35,9 +37,14 @@ def small(**changes: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def alone(pack: Pack) -> Path:
-    """Return that study, its runs one after the other in one process."""
-    return pack.study()
+def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That study with its runs one after another in this process, which has two threads, by one of them."""
+    out, threads = tmp_path_factory.mktemp("alone") / "out", torch.get_num_threads()
+    torch.set_num_threads(2)
+    Study(small(), films, out, engines.get("local"), threads=1).run()  # type: ignore[arg-type]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    return out
 
 
 def bits(study: Path) -> dict[str, bytes]:
@@ -113,18 +120,38 @@ def test_unknown_engines_and_impossible_jobs_are_one_line() -> None:
 
 @pytest.mark.slow
 def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path: Path) -> None:
+    """By one thread each, unless told otherwise."""
     Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
+    for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
+        assert files.part(files.read_yaml(run), "hardware")["threads"] == 1
     first, second = (files.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
 
 
-@pytest.mark.slow
+def test_a_study_keeps_the_threads_that_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def threads(jobs: int, asked: int | None) -> int | None:
+        study = Study(small(), tmp_path, tmp_path, engines.get("local", jobs), threads=asked)  # type: ignore[arg-type]
+        study._fix_threads()
+        return study.threads
+
+    assert (threads(2, None), threads(1, None), threads(2, 3)) == (1, torch.get_num_threads(), 3)
+    files.write_yaml(tmp_path / "study.yaml", {"threads": 3})
+    assert (threads(2, None), threads(1, None)) == (3, 3)
+    assert capsys.readouterr().err == ""
+    assert threads(1, 2) == 2
+    assert "--threads 2: the study began with 3, so from here on bits may differ" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--threads 0: a run needs a thread"), use_threads(0):
+        pass
+
+
 def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_path: Path) -> None:
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
     class Backwards:
+        threads = 1
+
         def preflight(self, study: Path) -> None:
             pass
 

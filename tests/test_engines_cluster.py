@@ -1,22 +1,18 @@
 """A study on a Ray cluster and by SLURM: the same bits, a node lost half-way too; what cannot be is one line."""
 
 import os
-import re
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from engine_work import held_on_its_node, held_until_told, note, taken_away_once
+from engine_work import held_on_its_node, note, taken_away_once
 from pack import Pack
 from test_cli import complaint
 from test_engines import bits, small
@@ -25,7 +21,7 @@ from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.results import files
 from trustcxr.study import engines, protocol
-from trustcxr.study.engines import Asked, Failure, Needs, Task, failures, slurm_queue
+from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
 from trustcxr.study.protocol import Study
 
@@ -40,10 +36,8 @@ def films(pack: Pack) -> Path:
 @pytest.fixture(scope="module")
 def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process with one thread makes of the study."""
-    folder, threads = tmp_path_factory.mktemp("local"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    Study(small(), films, folder / "study", engines.get("local")).run()  # type: ignore[arg-type]
-    torch.set_num_threads(threads)
+    folder = tmp_path_factory.mktemp("local")
+    Study(small(), films, folder / "study", engines.get("local"), threads=1).run()  # type: ignore[arg-type]
     return bits(folder / "study")
 
 
@@ -122,7 +116,7 @@ def test_an_engine_that_cannot_be_used_is_said_before_films_are_read(refused: Ca
 def test_more_than_the_cluster_has_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
     """Of one that is started for the study, and ends with the answer."""
     pytest.importorskip("ray")
-    assert "no node has 4096 cores and 0 cards for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
+    assert "no node has 4096 cores and 0 GPUs for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
 
 
 @pytest.mark.full
@@ -174,7 +168,7 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     engine = engines.get("slurm", asked=Asked(needs=Needs(gpus=gpus), slurm=options))
     engine.preflight(tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert ("SLURM is asked for no card" in capsys.readouterr().err) == said
+    assert ("SLURM is asked for no GPU" in capsys.readouterr().err) == said
     assert isinstance(engine, SlurmEngine)
     assert engine.executor(tmp_path, "train").parameters.get("gpus_per_node") == asked, "nothing where nothing is said"
 
@@ -249,7 +243,7 @@ def test_a_task_that_fails_on_a_node_fails_its_run_and_no_other(cluster: Any, tm
 
 @pytest.mark.full
 def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no node has 64 cores and 0 cards for a run; there is 1 cores"):
+    with pytest.raises(UserError, match="no node has 64 cores and 0 GPUs for a run; there is 1 cores"):
         on(cluster, needs=Needs(64)).map(note, [Task(tmp_path, "a", "train")])
     folder = os.open(tmp_path, os.O_RDONLY)  # a path that this process alone sees
     try:
@@ -258,7 +252,7 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
     finally:
         os.close(folder)
     files.write_yaml(tmp_path / ".data.yaml", {"path": "/no/such/films"})
-    with pytest.raises(UserError, match="cannot see the films in /no/such/films"):
+    with pytest.raises(UserError, match="cannot see the images in /no/such/films"):
         on(cluster).map(note, [Task(tmp_path, "a", "train")])
     assert not (tmp_path / "log").exists()
 
@@ -326,81 +320,7 @@ def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
     assert [line.split()[:2] for line in (tmp_path / "log").read_text().splitlines()] == [["a", "train"], ["a", "test"]]
 
 
-START = """
-import sys
-from pathlib import Path
-from engine_work import held_until_told
-from trustcxr.study.engines import Needs, Task
-from trustcxr.study.engines.slurm import SlurmEngine
-SlurmEngine(Needs(), cluster="local").map(held_until_told, [Task(Path(sys.argv[1]), run, "train") for run in "ab"])
-"""
-# What SLURM's own commands say and do, of the local executor's jobs, whose names are the numbers of their processes.
-SQUEUE = """#!/bin/sh
-for file in {study}/.slurm/*_submitted.pkl
-do job=$(basename "$file" _submitted.pkl); kill -0 "$job" && echo "$job"
-done 2> /dev/null
-"""
-SCANCEL = """#!/bin/sh
-echo "$@" > {study}/cancelled
-"""
-
-
-@pytest.fixture
-def killed_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A study that was started by SLURM and killed, while its two jobs go on and hold their runs."""
-    pytest.importorskip("submitit")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
-    study, commands = tmp_path / "study", tmp_path / "commands"
-    for folder in (study, commands):
-        folder.mkdir()
-    for name, text in (("squeue", SQUEUE), ("scancel", SCANCEL)):
-        (commands / name).write_text(text.format(study=study))
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
-    monkeypatch.setattr(slurm_queue, "EVERY", 0.2)
-    driver = subprocess.Popen([sys.executable, "-c", START, str(study)])
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not all((study / f"{run}-begun").exists() for run in "ab"):
-        time.sleep(0.05)
-    driver.kill()
-    driver.wait()
-    yield study
-    (study / "go").touch()  # whatever became of the test, they end
-
-
 @pytest.mark.slow
-def test_jobs_of_a_start_that_was_killed_are_waited_for_and_no_run_is_called_failed(
-    killed_start: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    def hear(line: str) -> None:
-        said.append(line)
-        (killed_start / "go").touch()
-
-    monkeypatch.setattr(slurm_queue, "say", hear)
-    tasks = [Task(killed_start, run, "train") for run in "ab"]
-    assert SlurmEngine(Needs(), cluster="local").map(held_until_told, tasks) == [None, None]
-    assert len(said) == 1
-    assert re.fullmatch(r"waiting for 2 jobs of an earlier start: \d+ \d+ \(scancel ends them\)", said[0])
-    done = [line.split()[0] for line in (killed_start / "log").read_text().splitlines()]
-    assert sorted(done[:2]) == sorted(done[2:]) == ["a", "b"], "the earlier jobs first, then those of this start"
-
-
-def test_ctrl_c_while_jobs_of_an_earlier_start_are_waited_for_cancels_them(
-    killed_start: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cut_off(_: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(slurm_queue, "time", SimpleNamespace(sleep=cut_off))
-    with pytest.raises(KeyboardInterrupt):
-        slurm_queue.wait_for_earlier([Task(killed_start, "a", "train")])
-    jobs = {path.name.partition("_")[0] for path in killed_start.glob(".slurm/*_submitted.pkl")}
-    assert set((killed_start / "cancelled").read_text().split()) == jobs
-
-
-@pytest.mark.full
 def test_a_study_by_slurm_has_the_bits_of_one_process(
     films: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

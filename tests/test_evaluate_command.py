@@ -61,8 +61,8 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None
     document = files.read_json(trained / "metrics.json")
     for attack in ("fgsm", "pgd"):
         assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == predictions.SWEEP
-    at_zero = [row["accuracy"] for row in document["attacks"] if row["epsilon"] == 0]
-    assert at_zero == [document["clean"]["accuracy"]] * 2
+    at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
+    assert at_zero == [document["clean"]["accuracy"]["value"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
     assert document["masking"]["because"] in " ".join(done.stdout.split())
 
@@ -74,7 +74,7 @@ def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
     document = files.read_json(trained / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
-    assert all(row["n"] == 15 and 0 <= row["flip_rate"] <= 1 for row in document["corruptions"])
+    assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
     assert "on the mean of 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
@@ -96,26 +96,26 @@ def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:
 def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
     outside = other(films, tmp_path / "outside")
     first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
-    assert "drop_from_internal" not in first, "the run's own test images were not evaluated yet"
-    assert "calibration" not in first
+    assert "drop_from_internal" not in first.plain(), "the run's own test images were not evaluated yet"
+    assert "calibration" not in first.plain()
     own, _ = run_folder.evaluate(trained, films, attacks=["fgsm", "pgd"], steps=3)
     document, place = run_folder.evaluate(trained, outside, attacks=["pgd"], epsilons=[0.02, 0.1], steps=3)
     assert place == trained / "evaluations" / "outside-all"
-    drops = document["drop_from_internal"]
+    drops = document.plain()["drop_from_internal"]
     compared = [(row["attack"], row["epsilon"]) for row in drops]
     assert compared == [("clean", 0.0), ("fgsm", 0.02), ("pgd", 0.02)], "what was measured there before is kept"
-    assert drops[0]["internal"] == own["clean"]["accuracy"]
-    assert drops[0]["external"] == document["clean"]["accuracy"]
+    assert drops[0]["internal"] == own.plain()["clean"]["accuracy"]["value"]
+    assert drops[0]["external"] == document.plain()["clean"]["accuracy"]["value"]
     assert (drops[0]["n_internal"], drops[0]["n_external"]) == (15, 24)
-    low, high = drops[0]["drop_ci"]
-    assert low <= drops[0]["drop"] <= high
-    assert {name: part["n"] for name, part in document["by_source"].items()} == {"one": 18, "other": 6}
+    low, high = drops[0]["drop"]["ci"]
+    assert low <= drops[0]["drop"]["value"] <= high
+    assert {name: part["n"] for name, part in document.plain()["by_source"].items()} == {"one": 18, "other": 6}
     said = "\n".join(terminal.remarks(document))
     assert "Drop from internal, clean: " in said
     assert "Drop from internal, pgd-3 at 0.02: " in said
     assert "one: " in said
-    assert "drop_from_internal" not in own
-    assert document["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
+    assert "drop_from_internal" not in own.plain()
+    assert document.plain()["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
 
 
 @pytest.mark.slow
@@ -124,10 +124,12 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     table = files.read_table(trained / "validation.parquet")
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
-    assert len(table) == 18 == document["calibration"]["n"]
-    assert [row["attack"] for row in document["calibration"]["attacks"]] == ["fgsm"]
-    assert document["calibration"]["clean"]["ece"] == pytest.approx(document["clean"]["ece"])
-    error = document["clean"]["ece"], *document["clean"]["ece_ci"]
+    assert len(table) == 18 == document.plain()["calibration"]["n"]
+    assert [row["attack"] for row in document.plain()["calibration"]["attacks"]] == ["fgsm"]
+    assert document.plain()["calibration"]["clean"]["ece"]["value"] == pytest.approx(
+        document.plain()["clean"]["ece"]["value"]
+    )
+    error = document.plain()["clean"]["ece"]["value"], *document.plain()["clean"]["ece"]["ci"]
     assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
     said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
     assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
@@ -136,7 +138,7 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     assert (trained / "validation.parquet").stat().st_mtime_ns == before, "made once"
     on_validation, place = run_folder.evaluate(trained, films, split="Val", attacks=["fgsm"])
     assert place.name == "phantom-Val"
-    assert "calibration" not in on_validation
+    assert "calibration" not in on_validation.plain()
 
 
 def test_without_validation_images_there_is_no_calibration(
@@ -146,7 +148,7 @@ def test_without_validation_images_there_is_no_calibration(
     for folder in list(data.rglob("Val")):
         shutil.rmtree(folder)
     document, _ = run_folder.evaluate(trained, data, attacks=["fgsm"])
-    assert "calibration" not in document
+    assert "calibration" not in document.plain()
     assert "calibration is not measured" in capsys.readouterr().err
 
 
@@ -154,14 +156,14 @@ def test_without_validation_images_there_is_no_calibration(
 def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_data: Path) -> None:
     run_folder.evaluate(trained, films, attacks=["fgsm"])
     document, _ = run_folder.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])
-    assert document["clean"]["n"] == 325
-    assert len(document["by_source"]) == 5
-    assert sum(part["n"] for part in document["by_source"].values()) == 325
-    openist = next(part for name, part in document["by_source"].items() if "OpenIST" in name)
+    assert document.plain()["clean"]["n"] == 325
+    assert len(document.plain()["by_source"]) == 5
+    assert sum(part["n"] for part in document.plain()["by_source"].values()) == 325
+    openist = next(part for name, part in document.plain()["by_source"].items() if "OpenIST" in name)
     assert openist["constant_answer"] == 1, "all of that source are Normal: its accuracy alone says little"
-    assert len(document["drop_from_internal"]) == 2
-    right = [part["accuracy"] * part["n"] for part in document["by_source"].values()]
-    assert np.sum(right) / 325 == pytest.approx(document["clean"]["accuracy"])
+    assert len(document.plain()["drop_from_internal"]) == 2
+    right = [part["accuracy"]["value"] * part["n"] for part in document.plain()["by_source"].values()]
+    assert np.sum(right) / 325 == pytest.approx(document.plain()["clean"]["accuracy"]["value"])
 
 
 def test_a_narrow_terminal_wraps_figures_and_cuts_none(

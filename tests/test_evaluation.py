@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
-from small_runs import make_old
+from small_runs import seal
 from trustcxr import attacks, catalogue, corruptions
 from trustcxr.data import load_dataset
 from trustcxr.data.batches import to_pixels
@@ -217,7 +217,7 @@ def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, ta
 
 
 def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
-    document = summary.describe(run, table, resamples=100)
+    document = summary.describe(run, table, resamples=100).plain()
     about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
     assert about == {
         "run": f"{MODEL}-standard-s0",
@@ -229,9 +229,9 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
         "classes": ["COVID-19", "Non-COVID", "Normal"],
     }
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc_macro", "ece"):
-        low, high = document["clean"][f"{name}_ci"]
+        low, high = document["clean"][name]["ci"]
         assert low <= high
-        assert isinstance(document["clean"][name], float)
+        assert isinstance(document["clean"][name]["value"], float)
     assert [(a["attack"], a["epsilon"], a["n"]) for a in document["attacks"]] == [
         ("fgsm", 0.01, 21),
         ("fgsm", 0.03, 21),
@@ -243,16 +243,16 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert document["corruptions_mean"]["conditions"] == 4
     assert document["saliency"] == {}
     found = document["masking"]
-    assert (found["masked"], found["signs"], found.at_random) == (None, [], False), (
+    assert (found["masked"], found["signs"], found.get("at_random", False)) == (None, [], False), (
         "so little trained, it knows nothing"
     )
     assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
     assert found["looked_for"] == ["input gradients", "one step against many", "the fall with epsilon"]
     clean = part(table, "clean")
     predicted = np.stack(clean["logits"]).argmax(1)
-    assert document["clean"]["accuracy"] == pytest.approx(accuracy_score(clean["label"], predicted))
+    assert document["clean"]["accuracy"]["value"] == pytest.approx(accuracy_score(clean["label"], predicted))
     theirs = f1_score(clean["label"], predicted, average="macro", labels=range(3), zero_division=0)
-    assert document["clean"]["f1_macro"] == pytest.approx(theirs)
+    assert document["clean"]["f1_macro"]["value"] == pytest.approx(theirs)
 
 
 def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFrame, tmp_path: Path) -> None:
@@ -299,10 +299,10 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2
-    document = summary.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100).plain()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert np.array(document["clean"]["confusion"]).shape == (2, 2)
-    assert 0 <= document["clean"]["auroc_macro"] <= 1
+    assert 0 <= document["clean"]["auroc_macro"]["value"] <= 1
 
 
 def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_path: Path) -> None:
@@ -315,9 +315,9 @@ def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_p
     assert set(found["class"]) == {"COVID-19", "Normal"}
     assert set(found["label"]) == {0, 2}
     assert "lungs_only" not in set(found["attack"]), "no masks, no views"
-    document = summary.describe(run, found, resamples=100)
+    document = summary.describe(run, found, resamples=100).plain()
     assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
-    assert np.isfinite(document["clean"]["auroc_macro"])
+    assert np.isfinite(document["clean"]["auroc_macro"]["value"])
 
 
 # --- run folders -----------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_load_run_knows_the_run(run: Run) -> None:
     assert run.device == torch.device("cpu")
     assert not run.model.training
     assert run.metrics is None
-    assert run.training["epochs"] == 2
+    assert run.training.epochs == 2
 
 
 def rewrite(folder: Path, **keys: Any) -> None:
@@ -344,7 +344,7 @@ def rewrite(folder: Path, **keys: Any) -> None:
             del content[key]
     files.write_yaml(folder / "run.yaml", content)
     if "checksums" not in content:
-        make_old(folder)
+        seal(folder)
 
 
 @pytest.mark.parametrize(
@@ -377,8 +377,8 @@ class Trap:
 
 
 def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
-    rewrite(copied, checksums=None)  # with them, the file is refused before it is opened
     torch.save({"weights": Trap(tmp_path / "ran")}, copied / "model.safetensors")
+    seal(copied)
     with pytest.raises(UserError, match="not the weights of this model"):
         load_run(copied)
     (copied / "run.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
@@ -390,8 +390,8 @@ def test_a_run_cannot_run_code(copied: Path, tmp_path: Path) -> None:
 def test_weights_without_a_tensor(copied: Path) -> None:
     state = factory.build(MODEL, classes=3).state_dict()
     state.pop("net.fc.bias")
-    rewrite(copied, checksums=None)
     save_file(state, copied / "model.safetensors")
+    seal(copied)
     with pytest.raises(UserError, match=r"not the weights of this model.*") as problem:
         load_run(copied)
     assert "\n" not in str(problem.value)

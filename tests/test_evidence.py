@@ -25,7 +25,6 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain.contract import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
 from trustcxr.models import evidence
-from trustcxr.models.bcos import BcosConv, UncentredNorm
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.evidence import EvidenceNet
 from trustcxr.recipes.run import RunRecipe
@@ -52,7 +51,6 @@ def _model(name: str) -> models.Classifier:
         "evidence-17",
         "evidence-33x16",
         "evidence-full",
-        "evidence-bcosx16",
         "evidence-resnet10tx16",
         "evidence-17+evidence-25",
     ],
@@ -65,44 +63,6 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     assert found.shape == (3, 3, SIZE // evidence.STRIDE, SIZE // evidence.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
-
-
-def test_a_bcos_unit_answers_as_far_as_its_patch_lies_along_its_weights() -> None:
-    torch.manual_seed(0)
-    conv, features = BcosConv(3, 5, 3, 2, 1), torch.randn(2, 3, 9, 9)
-    patches = F.unfold(features, 3, padding=1, stride=2)  # (2, 27, 25)
-    weights = conv.weight.flatten(1)
-    cosine = torch.einsum("ok,bkp->bop", F.normalize(weights), F.normalize(patches, dim=1))
-    expected = patches.norm(dim=1, keepdim=True) * cosine * cosine.abs()
-    assert torch.allclose(conv(features).flatten(2), expected, atol=1e-5)
-    assert torch.allclose(conv(3 * features), 3 * conv(features), atol=1e-5), "no bias, and linear along a ray"
-    with torch.no_grad():
-        before = conv(features)
-        conv.weight *= 7
-    assert torch.allclose(conv(features), before, atol=1e-5), "the length of the weights says nothing"
-
-
-def test_the_uncentred_norm_takes_nothing_off_and_remembers() -> None:
-    norm, features = UncentredNorm(4), 3 + 2 * torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    for _ in range(100):
-        found = norm(features)
-    assert torch.allclose(found.square().mean((0, 2, 3)), torch.ones(4), atol=1e-4)
-    assert float(found.detach().mean()) > 0.7
-    assert torch.allclose(norm.eval()(features), found, atol=1e-3)
-    assert not norm(torch.zeros(1, 4, 2, 2)).any()
-
-
-def test_bcos_is_of_the_whole_film_and_trains_in_double_precision_too() -> None:
-    for wrong in ({"backbone": "resnet10t"}, {"field": 33}):
-        with pytest.raises(UserError, match="sees the whole film and has no backbone"):
-            EvidenceNet(2, bcos=True, **wrong)  # type: ignore[arg-type]
-    net = EvidenceNet(2, field=None, width=8, bcos=True).double().train()
-    assert net(torch.rand(2, 1, 32, 32).double()).dtype == torch.float64
-
-
-def test_bcos_layers_alone_make_an_evidence_network_of_bcos() -> None:
-    kinds = {type(module) for module in _model("evidence-bcosx8").net.modules() if not list(module.children())}
-    assert kinds == {BcosConv, UncentredNorm, nn.Identity}
 
 
 @pytest.mark.parametrize("field", evidence.FIELDS)
@@ -119,7 +79,7 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
 
 
-@pytest.mark.parametrize("name", ["evidence-full", "evidence-bcosx16", "evidence-resnet10tx16"])
+@pytest.mark.parametrize("name", ["evidence-full", "evidence-resnet10tx16"])
 def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     image, model = torch.rand(1, 1, SIZE, SIZE, requires_grad=True), _model(name)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -149,9 +109,7 @@ def test_names_are_read_in_any_case_and_others_refused() -> None:
         models.build("evidence-33", classes=3, weights="imagenet")
 
 
-@pytest.mark.parametrize(
-    "name", ["evidence-33x16", "evidence-bcosx16", "evidence-resnet10tx16", "evidence-17+evidence-25"]
-)
+@pytest.mark.parametrize("name", ["evidence-33x16", "evidence-resnet10tx16", "evidence-17+evidence-25"])
 def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tensor) -> None:
     model, read = _model(name), []
     nets = getattr(model.net, "nets", [model.net])
@@ -209,26 +167,6 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     assert fills == get_args(Fill), "what a recipe may ask for is what there is"
 
 
-def test_a_film_is_healthy_as_often_as_the_part_that_is_gone_is_of_its_lesion() -> None:
-    known = _known(240)
-    lesion, lung = known.lesion.clone(), known.lung.clone()
-    lesion[::3, :, 14:26, 10:28] = 1
-    lung[::3, :, :, 42:] = 0  # six columns of healthy lung beside eighteen of lesion
-    lung[::3, :, 26:], lung[::3, :, :14] = 0, 0
-    known = Known(0.5 - 0.2 * lung + 0.5 * lesion, known.labels, lung, lesion)
-    after = lesion_losses.counterfactual(
-        known, healthy=2, share=1.0, parts=1.0, generator=torch.Generator().manual_seed(0)
-    )
-    ill = known.labels == 0
-    share = float((after.labels[ill] == 2).float().mean())
-    assert share == pytest.approx(6 / 18, abs=0.12)
-    still = ill & (after.labels == 0)
-    assert after.lesion[still].flatten(1).sum(1).unique().tolist() == [12 * 12], "what is left is still to be seen"
-    assert not after.lesion[ill & (after.labels == 2)].any()
-    changed = (after.pixels != known.pixels).flatten(1).sum(1)[ill]
-    assert 12 * 6 <= int(changed.min()) <= int(changed.max()) < 12 * 18
-
-
 def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     images, lung = torch.full((1, 1, 32, 32), 1.0), torch.zeros(1, 32, 32, dtype=torch.bool)
     lesion = lung.clone()
@@ -249,7 +187,7 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
         recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
         module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
         edited = torch.tensor([True, False, True])
-        radius = module.radii(1, None, edited)
+        radius = module.radii(1, edited)
         expected = [0.02 * share, 0.02, 0.02 * share] if share < 1 else 0.02
         found = radius.flatten().tolist() if isinstance(radius, Tensor) else radius
         assert found == pytest.approx(expected)
@@ -271,7 +209,7 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
         return real(known, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lesion_losses, "counterfactual", counterfactual)
-    keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0, "counterfactual_parts": 0.4}
+    keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0}
     recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
     module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2, **masks)
@@ -279,7 +217,7 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
     module.defence = lambda *batch, **options: radii.append(options["epsilon"]) or defence(*batch, **options)
     module.on_train_epoch_start()
     module.training_step(((known.pixels * 255).byte(), known.labels, torch.arange(24)), 0)
-    assert (asked["share"], asked["parts"], tuple(asked["fills"])) == (0.5, 0.4, ("mirror", "grey"))
+    assert (asked["share"], tuple(asked["fills"])) == (0.5, ("mirror", "grey"))
     spared = radii[0].flatten() == 0
     assert 0 < int(spared.sum()) < 24
     assert radii[0].flatten()[~spared].tolist() == pytest.approx([0.02] * int((~spared).sum()))
@@ -334,7 +272,7 @@ def _evidence(found: Tensor) -> Pass:
     return Pass(found, torch.zeros(len(found), 3), "evidence", torch.nn.Identity())
 
 
-@pytest.mark.parametrize("loss", ["energy", "l1", "odds"])
+@pytest.mark.parametrize("loss", ["energy", "l1"])
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
     known = _known(3)
     cells = SIZE // evidence.STRIDE

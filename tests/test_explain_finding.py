@@ -63,8 +63,19 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
     exported(Sigmoids(net), tmp_path / "findings.pt2", SIZE)
     classes = model_file(tmp_path, "source: classes.pt2", "logits", CLASSES, "classes")
     many = model_file(tmp_path, "source: findings.pt2", "sigmoid", FINDINGS, "many", ", thresholds: [0.3, 0.5, 0.5]")
-    run("explain", classes, "--data", films, "--out", tmp_path / "own", *QUICK)
-    typed = ("--data", films, "--out", tmp_path / "one", *QUICK, *LABELS, "--finding", "opacity", "--json")
+    run("explain", classes, "--data", films, "--out", tmp_path / "own", "--trust-code", *QUICK)
+    typed = (
+        "--data",
+        films,
+        "--out",
+        tmp_path / "one",
+        "--trust-code",
+        *QUICK,
+        *LABELS,
+        "--finding",
+        "opacity",
+        "--json",
+    )
     done = run("explain", many, *typed)
     document = json.loads(done.stdout)
     assert document["finding"] == "Opacity"
@@ -80,7 +91,7 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
     removed = pd.read_parquet(tmp_path / "one" / "lesions.parquet")
     assert {"grey", "mirror", "transplant"} <= set(removed["fill"])
     # The probability is counted from the operating point: at 0.3 of the model's own it is 0.5.
-    plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", **_rgb())
+    plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", trust_code=True, **_rgb())
     assert plain.model is not None
     one = plain.model.of_finding(0, operating_points.cut(0.3))
     images = torch.rand(2, 1, SIZE, SIZE)
@@ -89,7 +100,7 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
         torch.testing.assert_close(one(images)[:, 1], logits - np.log(0.3 / 0.7).astype("float32"))
         assert one(images)[:, 0].eq(0).all()
     # Another finding in the same folder would stand beside maps that are not of it.
-    other = ("--data", films, "--out", tmp_path / "one", *QUICK, *LABELS, "--finding", "Effusion")
+    other = ("--data", films, "--out", tmp_path / "one", "--trust-code", *QUICK, *LABELS, "--finding", "Effusion")
     assert "of which the model, the films, the finding or the version are others" in complaint("explain", many, *other)
 
 
@@ -100,7 +111,7 @@ def _rgb() -> dict[str, object]:
 @pytest.mark.slow
 def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
-    model = load(tmp_path / "m.pt2", classes=FINDINGS, output="sigmoid", **_rgb()).model
+    model = load(tmp_path / "m.pt2", classes=FINDINGS, output="sigmoid", trust_code=True, **_rgb()).model
     assert model is not None
     images = torch.rand(2, 1, SIZE, SIZE)
     for name in ("gradcam", "layercam", "integrated-gradients"):
@@ -118,7 +129,7 @@ def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp
             "Non-COVID=Normal", "--json").stdout
     )  # fmt: skip
     effect = {(row["fill"], row["control"]): row for row in document["lesions"] if row["condition"] == "clean"}
-    assert effect["grey", "lung"]["effect"] > 0
+    assert effect["grey", "lung"]["effect"]["value"] > 0
     assert effect["grey", "lung"]["films"] == 4
     # Of this model's own choosing on validation: no operating point was declared.
     assert any("chosen on validation" in note for note in document["notes"])
@@ -162,7 +173,7 @@ def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) 
 def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")
-    typed = ("explain", model, "--data", films, *out, *QUICK)
+    typed = ("explain", model, "--data", films, "--trust-code", *out, *QUICK)
     both = complaint(*typed, *LABELS)
     assert both.endswith(
         "many: has a sigmoid for each finding, and films with a mask have Opacity and Effusion: say which with "
@@ -175,7 +186,7 @@ def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path
     assert "of no film it is known that it has Nodule" in complaint(*typed, *LABELS, "--finding", "Nodule")
     exported(small(), tmp_path / "c.pt2", SIZE)
     classes = model_file(tmp_path, "source: c.pt2", "logits", CLASSES, "classes")
-    refused = complaint("explain", classes, "--data", films, *out, "--finding", "Opacity")
+    refused = complaint("explain", classes, "--data", films, *out, "--finding", "Opacity", "--trust-code")
     assert "--finding Opacity: classes answers with one of its classes" in refused
     assert not (tmp_path / "out").exists()
     # One alone that films with a mask have is meant.

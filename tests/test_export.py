@@ -53,7 +53,8 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     out = tmp_path / "run.pt2"
     done = run("export", plain, "--format", "torch-export", "--out", out)
     assert "answers as the run to within" in done.stdout
-    given = adapters.load(out.with_suffix(".yaml"))
+    assert "--out DIR --trust-code" in done.stdout
+    given = adapters.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
     images = torch.rand(5, 1, 32, 32)
     assert given.model is not None
@@ -136,9 +137,7 @@ def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", exporting.FORMATS)
-@pytest.mark.parametrize(
-    "made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group", "input_blur": 3}], ids=str
-)
+@pytest.mark.parametrize("made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group"}], ids=str)
 def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: dict[str, Any], tmp_path: Path) -> None:
     found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{exporting.FORMATS[kind]}")
     assert found.largest is not None
@@ -252,32 +251,14 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
     place = tmp_path / "shared" / "robust"
     run("push", plain, place)
     assert tx.load_run(place, on="cpu").name == "test_resnet-fgsm-s0"
-    run("push", plain, place)
-    other = made(tmp_path / "other", members=2)
-    files.write_yaml(other / "run.yaml", files.read_yaml(other / "run.yaml") | {"name": "another"})
-    assert "holds another run" in complaint("push", other, place)
-
-
-def test_a_push_replaces_nothing_but_an_earlier_push(plain: Path, tmp_path: Path) -> None:
-    mine, own, cut = tmp_path / "mine", Path(shutil.copytree(plain, tmp_path / "own")), tmp_path / "cut"
-    mine.mkdir()
-    (mine / "metrics.json").write_text("mine")
-    assert "holds metrics.json, which no push put there" in complaint("push", plain, mine)
-    (mine / "README.md").write_text("# My project")
-    assert "holds README.md, which no push put there; choose a new or an empty folder" in complaint("push", plain, mine)
-    assert {path.name: path.read_text() for path in mine.iterdir()} == {
-        "metrics.json": "mine",
-        "README.md": "# My project",
-    }
-    assert "is the run's own folder" in complaint("push", own, own)
-    assert "which no push put there" in complaint("push", plain, own), "a run of that name, and no push of it"
+    assert "is not empty. Choose a new or an empty folder" in complaint("push", plain, place)
+    assert "is not empty" in complaint("push", plain, place / "run.yaml")
+    own = Path(shutil.copytree(plain, tmp_path / "own"))
+    assert "is not empty" in complaint("push", own, own)
     assert not (own / "README.md").exists()
-    assert "is a file; choose a folder" in complaint("push", plain, own / "run.yaml")
-    cut.mkdir()
-    run("push", plain, cut)
-    (cut / "run.yaml").unlink()
-    run("push", plain, cut)
-    assert tx.load_run(cut, on="cpu").name == "test_resnet-fgsm-s0"
+    (tmp_path / "empty").mkdir()
+    run("push", plain, tmp_path / "empty")
+    assert tx.load_run(tmp_path / "empty", on="cpu").name == "test_resnet-fgsm-s0"
 
 
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
@@ -292,17 +273,13 @@ def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path
     assert hub.CARD_FILE == "README.md"
 
 
-@pytest.mark.parametrize("hub_too", [False, True])
-def test_a_place_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
-    plain: Path, tmp_path: Path, local_hub: Hub, hub_too: bool
+def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
+    plain: Path, tmp_path: Path, local_hub: Hub
 ) -> None:
-    place, again = tmp_path / "shared", made(tmp_path / "again", members=2)
-    content = files.read_yaml(plain / "run.yaml")
-    files.write_yaml(again / "run.yaml", files.read_yaml(again / "run.yaml") | {"name": content["name"]})
-    to, place = ("hf://lab/robust", local_hub.place / "lab" / "robust") if hub_too else (str(place), place)
-    run("push", plain, to)
+    place, again = local_hub.place / "lab" / "robust", made(tmp_path / "again", members=2)
+    run("push", plain, "hf://lab/robust")
     (place / "metrics.json").write_text("{}")
-    run("push", again, to)
+    run("push", again, "hf://lab/robust")
     assert not (place / "metrics.json").exists(), "of the other training"
     assert files.checksum(place / "model.safetensors") == files.checksum(again / "model.safetensors")
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from small_networks import write_onnx
 from trustcxr import attacks
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings, operating_points, subgroups
@@ -67,9 +68,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.jit.trace(Sigmoids().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    write_onnx(Sigmoids(), tmp_path / "net.onnx", 16)
     (tmp_path / "model.yaml").write_text(
-        f"source: net.pt\ninput: {{size: 16}}\noutput:\n  kind: sigmoid\n  classes: [{', '.join(NAMES)}]\n"
+        f"source: net.onnx\ninput: {{size: 16}}\noutput:\n  kind: sigmoid\n  classes: [{', '.join(NAMES)}]\n"
         "  thresholds: [0.7, 0.5, 0.5, 0.5]\n"
     )
     return tmp_path / "model.yaml"
@@ -168,8 +169,10 @@ def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return torch.sigmoid(40 * images.mean((2, 3)) - 20)
 
-    torch.jit.trace(One().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
-    (tmp_path / "model.yaml").write_text("source: net.pt\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n")
+    write_onnx(One(), tmp_path / "net.onnx", 16)
+    (tmp_path / "model.yaml").write_text(
+        "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n"
+    )
     ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
     document = audits.audit(tmp_path / "model.yaml", films / "films", tmp_path / "out", labels=ill, epsilons=[0.1])
     points = {(p.attack, p.epsilon): p for p in document.operating_points}
@@ -200,11 +203,12 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
 
 
 def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
-    held = (np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
-    assert findings.threshold_of("a", 0.3, held, 0.5) == Threshold(0.3, "of the model file")
-    assert findings.threshold_of("a", None, held, 0.5).value == pytest.approx(0.5)
-    assert "validation" in findings.threshold_of("a", None, held, 0.5).origin
-    assert "want of another" in findings.threshold_of("a", None, None, 0.5).origin
+    logits, truth = np.array([[-2.0, -1.0, 1.0, 2.0, 9.0]]).T, np.array([[0, 0, 1, 1, np.nan]]).T
+    plain, stated = (OutputSpec(kind="sigmoid", classes=("a",), thresholds=given) for given in (None, (0.3,)))
+    assert findings.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
+    assert findings.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
+    assert "validation" in findings.threshold_of(plain, 0, (logits, truth)).origin
+    assert "want of another" in findings.threshold_of(plain, 0, None).origin
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
@@ -238,7 +242,7 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path
 
     honest = audits.audit(model, films / "films", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.gate}["declaration"]
-    torch.jit.trace(Divides().eval(), torch.rand(2, 1, 16, 16)).save(str(tmp_path / "net.pt"))
+    write_onnx(Divides(), tmp_path / "net.onnx", 16)
     document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP, attacks=["fgsm"])
     said = {check.check: check for check in document.gate}
     assert said["declaration"].passed is False

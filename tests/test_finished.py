@@ -51,20 +51,6 @@ def test_a_finished_run_is_kept_in_small_and_brought_once(tmp_path: Path) -> Non
         finished.bring(kept, study)
 
 
-def test_a_run_that_robust_ones_start_from_is_not_brought_without_its_weights(tmp_path: Path) -> None:
-    kept, study = tmp_path / "kept", tmp_path / "study"
-    finished.keep(OLD, kept)
-    content = files.read_yaml(kept / "runs" / ROBUST / "run.yaml")
-    content["recipe"]["defence"] = {"name": "standard"}
-    files.write_yaml(kept / "runs" / ROBUST / "run.yaml", content)
-    for start, found in (("scratch", [ROBUST]), ("standard", [])):
-        recipe = files.read_yaml(kept / "study.yaml")
-        recipe["recipe"]["defences"] = [{"name": "fgsm", "start_from": start}]
-        files.write_yaml(kept / "study.yaml", recipe)
-        shutil.copytree(kept, study / start, ignore=shutil.ignore_patterns("runs"))
-        assert finished.bring(kept, study / start) == found
-
-
 @pytest.mark.parametrize("name", ["history.csv", "training.json", "metrics.json", "run.yaml", "validation.parquet"])
 def test_a_run_with_a_lost_file_is_left_out_and_said_once(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

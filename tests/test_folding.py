@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from trustcxr import attacks, defences
 from trustcxr.defences import adversarial
-from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.evaluation.findings import Decision
 from trustcxr.models import factory, zoo
 from trustcxr.models.adapters import load
@@ -121,20 +120,6 @@ class Counting(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def test_a_view_with_batchnorm_of_its_own_is_folded_with_its_own() -> None:
-    torch.manual_seed(0)
-    model = factory.build("resnet10t", classes=3)
-    twin = AuxiliaryBatchNorm(model).eval()
-    lived_in(twin.layers)
-    plain, own = twin(IMAGES), model(IMAGES)
-    with folded(twin):
-        assert len(pairs(twin)) == len(twin.layers)
-        torch.testing.assert_close(twin(IMAGES), plain, rtol=1e-3, atol=1e-4)
-    assert torch.equal(twin(IMAGES), plain)
-    assert torch.equal(model(IMAGES), own)
-    assert not torch.allclose(own, plain, atol=1e-2)
-
-
 def small() -> nn.Module:
     torch.manual_seed(0)
     layers = (nn.Conv2d(1, 6, 3, padding=1), Counting(6), nn.SiLU(), nn.Conv2d(6, 6, 3, bias=False), Counting(6))
@@ -142,21 +127,20 @@ def small() -> nn.Module:
 
 
 @pytest.mark.parametrize("defence", ["fgsm", "fgsm-rs", "pgd", "trades"])
-@pytest.mark.parametrize(("mode", "wanted"), [("eval", False), ("train", True)])
-def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: str, mode: str, wanted: bool) -> None:
+def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: str) -> None:
     model, plain = small().train(), small().train()
     options = {"steps": 1} if defence in ("pgd", "trades") else {}
     Counting.calls = 0
     torch.manual_seed(5)
-    loss, _ = defences.get(defence)(model, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
+    loss, _ = defences.get(defence)(model, IMAGES, LABELS, epsilon=0.02, **options)
     trained = 4 if defence == "trades" else 2  # clean images beside adversarial ones
-    assert (Counting.calls > trained) == wanted  # with batch statistics there is nothing to fold
+    assert Counting.calls <= trained
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trustcxr.models.folding.pairs", lambda network: [])
         torch.manual_seed(5)
-        unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, mode=mode, **options)
+        unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)
 
 

@@ -196,7 +196,6 @@ def _recipe(name: str = "resnet10t", defence: str = "standard", **training: obje
     ("keys", "says"),
     [
         ({"guidance_on": "evidence"}, "cam and gradients are of any network"),
-        ({"guidance_on": "cam", "guidance_loss": "odds"}, "of cam there are energy and l1"),
         ({"guidance_on": "gradients", "guidance_layer": -2}, "guidance_layer: -2 goes with guidance_on: cam"),
         ({"guidance_on": "lime"}, "guidance_on"),
         ({"guidance_on": "cam", "guidance_layer": 0}, "guidance_layer"),

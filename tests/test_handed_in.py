@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from small_networks import write_onnx
 from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
 from test_cli import complaint
 from trustcxr.data import load_dataset
@@ -68,8 +69,8 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
     assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))
-    assert both["protocol"] is None
-    assert both["examination"] != alone["examination"]
+    assert both.plain()["protocol"] is None
+    assert both.plain()["examination"] != alone.plain()["examination"]
 
 
 @pytest.mark.parametrize(
@@ -169,9 +170,9 @@ def bright_or_dark(folder: Path) -> Path:
             return torch.sigmoid(torch.cat([margin, -margin], 1))
 
     folder.mkdir()
-    torch.jit.trace(Findings().eval(), torch.rand(2, 1, 16, 16)).save(str(folder / "net.pt"))
+    write_onnx(Findings(), folder / "net.onnx", 16)
     (folder / "model.yaml").write_text(
-        "source: net.pt\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
+        "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Bright, Dark], thresholds: 0.5}\n"
     )
     return folder / "model.yaml"
 

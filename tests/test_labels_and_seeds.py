@@ -8,7 +8,6 @@ import pytest
 from pack import Pack
 from test_engines import small
 from trustcxr import report
-from trustcxr.report import markdown
 from trustcxr.report.study_folder import read
 from trustcxr.report.tables import comparisons, seeds
 from trustcxr.results import documents, files
@@ -59,11 +58,9 @@ def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: S
     runs = read(done).runs
     assert sum("half" in run.label for run in runs) == 2
     assert len({run.label for run in runs}) == len(runs)
-    assert "half" in str([list(column.cells) for column in report.leaderboard(study).columns])
     assert any("half" in cell.small for row in comparisons.comparisons(study).rows for cell in row)
     page = (report.write(done)).read_text()
     assert "Over seeds" in page
-    assert "half" in markdown.render(read(done))
 
 
 def test_figures_over_seeds_are_those_of_the_runs(study: StudyDocument) -> None:
@@ -77,22 +74,17 @@ def test_figures_over_seeds_are_those_of_the_runs(study: StudyDocument) -> None:
     table = seeds.over_seeds(study)
     assert table is not None
     assert figure.mean in [cell.value for row in table.rows for cell in row]
-    rows = report.over_seeds(study)
-    assert len(rows) == 4
-    assert any(" ± " in text for text in rows[0].values())
-    assert "## Over seeds" in "\n".join(markdown.over_seeds(study))
 
 
 def test_one_seed_has_no_spread() -> None:
     assert over_seeds([RunDocument(model="a", defence="fgsm", seed=0)]) == []
     assert seeds.over_seeds(StudyDocument()) is None
-    assert report.over_seeds(StudyDocument(over_seeds=[])) == []
-    assert markdown.over_seeds(StudyDocument()) == []
 
 
 def test_of_several_numbers_of_steps_the_lowest_counts() -> None:
-    attacks = [{"attack": "pgd", "epsilon": 0.02, "steps": s, "accuracy": a} for s, a in ((2, 0.5), (20, 0.25))]
-    runs = [documents.understood(RunDocument, {"model": "a", "seed": s, "attacks": attacks})[0] for s in (0, 1)]
+    steps = ((2, {"value": 0.5}), (20, {"value": 0.25}))
+    attacks = [{"attack": "pgd", "epsilon": 0.02, "steps": s, "accuracy": a} for s, a in steps]
+    runs = [RunDocument.model_validate({"model": "a", "seed": s, "attacks": attacks}) for s in (0, 1)]
     (group,) = over_seeds(runs)
     assert isinstance(group, OverSeeds)
     assert [(f.measure, f.mean, f.deviation) for f in group.figures] == [("pgd accuracy @0.02", 0.25, 0.0)]

@@ -1,12 +1,10 @@
-"""Networks with other layers in the place of BatchNorm and ReLU, a finer start, and a blur at the input."""
+"""Networks with other layers in the place of BatchNorm and ReLU, and several side by side."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
 from small_runs import MODEL, make_films, recipe, same, weights
@@ -15,7 +13,6 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
-from trustcxr.models.layers import LocalContrast
 from trustcxr.recipes.run import DataRecipe
 from trustcxr.study import run_folder
 from trustcxr.training import loop, step
@@ -63,21 +60,6 @@ def test_group_norm_keeps_the_affine_weights_of_the_file(tmp_path: Path) -> None
     assert torch.equal(norm.bias, torch.full_like(norm.bias, 0.3))
 
 
-def test_frozen_batchnorm_keeps_its_statistics_in_training_and_trains_the_rest() -> None:
-    model = built(normalisation="frozen").train()
-    before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k or "tracked" in k}
-    model(IMAGES).sum().backward()
-    with attacks.undisturbed(model, "train"):
-        model(IMAGES)
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
-    assert model.training
-    assert model.net.training
-    assert not model.net.bn1.training
-    assert model.net.bn1.weight.grad is not None
-    assert torch.equal(model(IMAGES), model.eval()(IMAGES))
-    assert built().train().net.bn1.training is not False
-
-
 @pytest.mark.parametrize(("name", "kind"), [("silu", nn.SiLU), ("gelu", nn.GELU), ("softplus", nn.Softplus)])
 def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
     own, model = built("tf_efficientnet_lite0"), built("tf_efficientnet_lite0", activation=name)
@@ -88,17 +70,6 @@ def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
     x = torch.linspace(-5, 5, 101)
     layer = next(m for m in model.modules() if isinstance(m, kind))
     assert float((layer(x) - x.relu()).abs().max()) < 0.3
-
-
-@pytest.mark.expensive("resnetv2_50")
-@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "densenet121"])
-def test_without_its_stem_pooling_a_network_has_maps_of_twice_the_side(name: str) -> None:
-    own, finer = built(name).eval(), built(name, stem_pool=False).eval()
-    assert same(own.state_dict(), finer.state_dict())
-    with torch.no_grad():
-        small, large = (model.net.forward_features(IMAGES[:1]).shape for model in (own, finer))
-        assert finer(IMAGES[:1]).shape == (1, 3)
-    assert (large[1], large[2], large[3]) == (small[1], 2 * small[2], 2 * small[3])
 
 
 def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
@@ -156,14 +127,6 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_where_the_first_pooling_is_needed_that_is_said_and_not_the_size() -> None:
-    with pytest.raises(UserError, match="makes maps of Xception that do not fit each other"):
-        factory.check("Xception", size=224, stem_pool=False)
-    with pytest.raises(UserError, match="does not take images of 16 pixels"):
-        factory.check("InceptionV3", size=16, stem_pool=False)
-
-
 class NeedsValues(nn.Module):
     """A forward pass that looks at values, as some of timm's do."""
 
@@ -188,46 +151,11 @@ def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytes
     assert [device.type for device in asked] == ["meta", "cpu"]
 
 
-def test_input_blur_is_a_mean_filter_inside_the_model() -> None:
-    plain, model = built().eval(), built(input_blur=5).eval()
-    assert same(plain.state_dict(), model.state_dict())
-    images = IMAGES.double().numpy()[:, 0]
-    expected = torch.stack([torch.from_numpy(uniform_filter(image, 5)) for image in images]).float()[:, None]
-    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))
-    assert torch.allclose(model.blur(IMAGES)[inside], expected[inside], atol=1e-5)
-    assert torch.allclose(model.blur(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9)), "edges are not darkened"
-    with torch.no_grad():
-        assert torch.allclose(model(IMAGES), plain(model.blur(IMAGES)), atol=1e-5)
-    labels = torch.zeros(4, dtype=torch.long)
-    moved = attacks.fgsm(model, IMAGES, labels, epsilon=0.02) - IMAGES
-    assert float(moved.abs().max()) == pytest.approx(0.02, abs=1e-6), "the attack meets the blur, not its output"
-
-
-def test_local_contrast_takes_exposure_away_inside_the_model() -> None:
-    plain, model = built().eval(), built(local_contrast=9).eval()
-    assert same(plain.state_dict(), model.state_dict())
-    image = IMAGES[:1].double().numpy()[0, 0]
-    mean = uniform_filter(image, 9)
-    spread = np.sqrt(uniform_filter((image - mean) ** 2, 9) + LocalContrast.FLOOR**2)
-    expected = torch.from_numpy(0.5 + 0.25 * (image - mean) / spread).float()
-    inside = slice(8, -8)
-    found = model.contrast(IMAGES[:1])[0, 0]
-    assert torch.allclose(found[inside, inside], expected[inside, inside], atol=1e-4)
-    assert torch.allclose(model.contrast(0.1 + 0.5 * IMAGES), model.contrast(IMAGES + 0.2), atol=0.1)
-    assert torch.allclose(model(0.7 * IMAGES + 0.1), model(0.7 * IMAGES), atol=1e-4), "brighter is the same film"
-    assert torch.equal(model.contrast(torch.ones(1, 1, 16, 16)), torch.full((1, 1, 16, 16), 0.5)), "even stays even"
-    assert dict(model.chain())["contrast"] is model.contrast, "a proof that leaves it out proves another network"
-
-
-@pytest.mark.sample("options0", "options1", "options2")
 @pytest.mark.parametrize(
     "options",
     [
-        {"normalisation": "group", "activation": "silu", "input_blur": 3},
-        {"normalisation": "group", "input_blur": 5},
-        {"local_contrast": 9},
+        {"normalisation": "group", "activation": "silu"},
         {"activation": "softplus"},
-        {"stem_pool": False},
         {"members": 2},
         {"name": "resnet10t+resnet18"},
     ],
@@ -244,26 +172,11 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
     assert maps.shape == (4, 32, 32)
 
 
-def test_training_with_frozen_statistics(tmp_path: Path) -> None:
-    films = make_films(tmp_path)
-    loop.fit(recipe(epochs=1), *films, tmp_path / "first")
-    frozen = {"normalisation": "frozen", "weights": str(tmp_path / "first" / "model.safetensors")}
-    loop.fit(recipe("fgsm", model=frozen, averaging=0.5), *films, tmp_path / "second")
-    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
-    assert all(torch.equal(first[k], second[k]) for k in first if "running" in k)
-    assert not torch.equal(first["net.bn1.weight"], second["net.bn1.weight"])
-    assert load_run(tmp_path / "second").recipe.model.normalisation == "frozen"
-
-
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
         ({"normalisation": "layer"}, "key 'model.normalisation'"),
-        ({"normalisation": "frozen"}, "frozen needs trained weights"),
         ({"activation": "tanh"}, "key 'model.activation'"),
-        ({"input_blur": 4}, "input_blur must be odd, not 4"),
-        ({"input_blur": -1}, "key 'model.input_blur'"),
-        ({"local_contrast": 8}, "local_contrast must be odd, not 8"),
     ],
 )
 def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], complaint: str) -> None:
@@ -273,11 +186,9 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
 
 
 def test_a_study_says_so_before_any_work() -> None:
-    factory.check("resnet18", size=64, normalisation="group", activation="silu", input_blur=3)
+    factory.check("resnet18", size=64, normalisation="group", activation="silu")
     with pytest.raises(UserError, match="stands in for ReLU"):
         factory.check("test_vit", size=160, activation="silu")
-    with pytest.raises(UserError, match="first max pooling"):
-        factory.check("test_vit", size=160, stem_pool=False)
     with pytest.raises(UserError, match="unknown model"):
         factory.check("resnet19", size=64)
 
@@ -287,8 +198,6 @@ def test_a_network_without_the_layer_is_refused() -> None:
         built("test_vit", normalisation="group")
     with pytest.raises(UserError, match="stands in for ReLU; test_vit has none"):
         built("test_vit", activation="silu")
-    with pytest.raises(UserError, match="the first max pooling; tf_efficientnet_lite0 has none"):
-        built("tf_efficientnet_lite0", stem_pool=False)
     with pytest.raises(UserError, match="unknown activation 'sillu': did you mean silu"):
         built(activation="sillu")
     with pytest.raises(UserError, match="unknown normalisation"):
@@ -333,16 +242,10 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"
     with torch.no_grad():
         assert torch.allclose(gated(IMAGES), torch.stack([m(IMAGES) for m in gated.members()]).mean(0), atol=1e-5)
-    frozen = built(members=2)
-    frozen.frozen_norm = True
-    assert not any(m.train().net.bn1.training for m in frozen.members())
 
 
-@pytest.mark.parametrize(
-    "defence", [{"name": "free"}, {"name": "fgsm", "separate_batchnorm": True, "clean_share": 0.5}]
-)
-def test_copies_are_refused_where_they_cannot_learn_apart(defence: dict[str, Any]) -> None:
+def test_copies_are_refused_where_they_cannot_learn_apart() -> None:
     with pytest.raises(UserError, match="members of an ensemble learn each on an attack of its own"):
-        recipe(defence, model={"members": 2})
+        recipe("free", model={"members": 2})
     with pytest.raises(UserError, match="members of an ensemble learn each on an attack of its own"):
-        recipe(defence, model={"name": "resnet10t+resnet18"})
+        recipe("free", model={"name": "resnet10t+resnet18"})

@@ -20,12 +20,9 @@ from trustcxr.evaluation.run import Run
 from trustcxr.explain import lesions as explained
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.training import ModelRecipe
-from trustcxr.report import terminal
 from trustcxr.report.study_folder import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
-from trustcxr.results import differences
 from trustcxr.results.documents import RunDocument
-from trustcxr.study import verifying
 
 SIZE, COUNT = 48, 12
 
@@ -371,13 +368,13 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
     assert ours == pytest.approx(first, abs=1e-5, nan_ok=True), "batches change nothing"
 
     document = explained.described(table, resamples=100)
-    assert [(row["fill"], row["control"]) for row in document] == [
+    assert [(row.fill, row.control) for row in document] == [
         (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
     ]
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert len(shown.rows) == 4
     assert shown.rows[0][2].text == "healthy grey"
-    assert shown.rows[0][8].value == pytest.approx(document[0]["effect"])
+    assert shown.rows[0][8].value == pytest.approx(document[0].effect.value)
 
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
@@ -468,15 +465,6 @@ def test_films_without_lungs_are_left_out_of_transplants() -> None:
     assert table["whole"].isna().all(), "nothing was removed"
 
 
-def test_verify_takes_rows_of_films_as_they_are_that_do_not_say_so(tmp_path: Path) -> None:
-    _, _, table = _asked(tmp_path)
-    now = differences.plain(RunDocument(lesions=explained.described(table, resamples=100)))
-    rows = [{k: v for k, v in row.items() if k not in ("condition", "epsilon")} for row in now["lesions"]]
-    apart = [found.key for found in differences.between(now | {"lesions": rows}, now)]
-    assert apart
-    assert [key for key in apart if not verifying._LATER.search(key)] == []
-
-
 def test_a_table_of_an_earlier_version_is_of_films_as_they_are(tmp_path: Path) -> None:
     _, _, table = _asked(tmp_path)
     before = explained.described(table.drop(columns=["condition", "epsilon"]), resamples=100)
@@ -497,30 +485,3 @@ def test_means_are_of_the_films_that_the_effect_is_of() -> None:
     assert (found.films, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
     assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)
-
-
-def test_what_the_lesion_does_is_printed_beside_its_control() -> None:
-    row = {"fill": "grey", "control": "lung", "before": 0.6, "without": 0.4, "beside": 0.58, "films": 1200}
-    found = {**row, "effect": 0.18, "effect_ci": [0.1, 0.26]}
-    under = {**found, "condition": "pgd", "epsilon": 0.02, "effect": -0.01}
-    put_in = {**found, "fill": "transplant", "control": "healthy patch", "before": 0.1, "without": 0.5, "beside": 0.2}
-    removed, transplants = terminal.lesion_rows(RunDocument(lesions=[found, under, put_in])).items()
-    assert removed[0].startswith("Probability of the film's class without its lesion")
-    assert removed[1][0] == {
-        "filled with": "healthy grey",
-        "control": "healthy lung",
-        "film": "as it is",
-        "before": "0.600",
-        "lesion gone": "0.400",
-        "control gone": "0.580",
-        "lesion effect": "+0.180 (0.100 to 0.260)",
-        "n": "1,200",
-    }
-    assert len(removed[1]) == 2, "a transplant removes nothing"
-    assert removed[1][1]["film"] == "PGD at 0.02"
-    assert removed[1][1]["lesion effect"].startswith("−0.010")
-    assert transplants[0].startswith("Probability of the donor's class for a healthy film")
-    (shown,) = transplants[1]
-    assert (shown["before"], shown["with the lesion"], shown["with healthy lung"]) == ("0.100", "0.500", "0.200")
-    assert "lesion gone" not in shown
-    assert terminal.lesion_rows(RunDocument()) == {}

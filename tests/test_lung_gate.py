@@ -193,11 +193,6 @@ def test_a_gate_needs_lung_masks(films: tuple[Any, Any], tmp_path: Path) -> None
         loop.fit(recipe(background="gate"), *parts, tmp_path / "run")
 
 
-def test_a_gated_run_cannot_start_from_one_without(films: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match="no lung gate to start from"):
-        recipe({"name": "fgsm", "start_from": "standard", "background": "gate"}, background="gate")
-
-
 def test_a_gate_that_was_trained_for_another_background_is_refused(tmp_path: Path) -> None:
     model = factory.build("test_resnet", classes=3, lung_gate=True)
     state = {key: value for key, value in model.state_dict().items() if key != "gate.level"}

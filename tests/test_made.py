@@ -16,10 +16,10 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.testing import EvaluationRecipe
-from trustcxr.results import differences, files
+from trustcxr.results import files
 from trustcxr.study import engines, made, run_folder
 from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import verify
+from trustcxr.study.verifying import Different, differences, verify
 
 RUN = Path("runs/test_resnet-standard-s0")
 ATTACKS = [{"name": "fgsm", "epsilons": [0.02]}, {"name": "pgd", "epsilons": [0.02], "steps": 2}]
@@ -57,8 +57,8 @@ def again(study: Path, films: Path) -> Any:
     return files.read_json(study / "study.json")
 
 
-def differing(one: object, other: object) -> list[differences.Found]:
-    return [*differences.between(one, other), *differences.between(other, one)]
+def differing(one: object, other: object) -> list[Different]:
+    return list(differences(one, other))
 
 
 def explain(run: Path, data: Path, **options: object) -> None:
@@ -112,7 +112,7 @@ def test_what_was_measured_on_masks_that_are_gone_is_not_told_and_a_refusal_take
     after = files.read_json(run / "metrics.json")
     assert not (run / "lesions.parquet").exists()
     assert not after.get("lesions"), "no film of these has a lesion"
-    assert after["saliency"]["gradcam@-3"]["infection_energy"] is None
+    assert after["saliency"]["gradcam@-3"]["infection_energy"]["value"] is None
     assert differing(again(study, films)["runs"], first) == [], "the masks are back"
 
 

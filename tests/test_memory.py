@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from small_runs import make_films, recipe
-from trustcxr.training import loop, memory
+from trustcxr.training import loop
 
 FAULTS = """
 import resource
 import numpy as np
-from trustcxr.training import memory
+from trustcxr.training import loop
 
 def step():
     kept = [np.ones(megabytes << 20, np.uint8) for megabytes in (16, 40)]  # above and below what glibc maps apart
@@ -26,7 +26,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 first = faults()
-print(memory.keep_freed(), first, faults())
+print(loop.keep_freed_memory(), first, faults())
 """
 
 
@@ -41,11 +41,11 @@ def test_blocks_that_are_freed_are_not_fetched_from_the_system_again() -> None:
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert memory.keep_freed() is False
+    assert loop.keep_freed_memory() is False
 
 
 def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(memory, "keep_freed", lambda: asked.append(True))
+    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append(True))
     loop.fit(recipe("standard", epochs=1), *make_films(tmp_path / "films"), tmp_path / "run")
     assert asked == [True]

@@ -19,6 +19,7 @@ from trustcxr.results import alarms, files
 from trustcxr.results.documents import Alarm, RunDocument
 from trustcxr.results.tables import logits_of
 from trustcxr.statistics import softmax
+from trustcxr.study.verifying import differences
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
 
@@ -54,6 +55,7 @@ def table(
                     "attack": attack,
                     "epsilon": epsilon,
                     "steps": steps,
+                    "severity": 0,
                     "logits": list(logits),
                 }
             )
@@ -68,17 +70,19 @@ def table(
 def test_classification_agrees_with_scikit_learn(classes: int) -> None:
     logits, labels = answers(classes)
     names = NAMES[classes]
-    found = metrics.classification(logits, labels, np.arange(200), names, resamples=100)
+    found = metrics.classification(logits, labels, np.arange(200), names, resamples=100).plain()
     predicted, probabilities = logits.argmax(1), softmax(logits)
     common: dict[str, Any] = {"labels": range(classes), "average": "macro", "zero_division": 0}
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
-    assert found["precision_macro"] == pytest.approx(sk.precision_score(labels, predicted, **common))
-    assert found["recall_macro"] == pytest.approx(sk.recall_score(labels, predicted, **common))
-    assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, predicted, **common))
+    assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert found["precision_macro"]["value"] == pytest.approx(sk.precision_score(labels, predicted, **common))
+    assert found["recall_macro"]["value"] == pytest.approx(sk.recall_score(labels, predicted, **common))
+    assert found["f1_macro"]["value"] == pytest.approx(sk.f1_score(labels, predicted, **common))
     areas = [sk.roc_auc_score(labels == k, probabilities[:, k]) for k in range(classes)]
-    assert found["auroc_macro"] == pytest.approx(np.mean(areas))
+    assert found["auroc_macro"]["value"] == pytest.approx(np.mean(areas))
     if classes > 2:
-        assert found["auroc_macro"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr"))
+        assert found["auroc_macro"]["value"] == pytest.approx(
+            sk.roc_auc_score(labels, probabilities, multi_class="ovr")
+        )
     ece = multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), classes, n_bins=15)
     assert found["ece_plug_in"] == pytest.approx(float(ece), abs=1e-6)
     assert found["confusion"] == sk.confusion_matrix(labels, predicted, labels=range(classes)).tolist()
@@ -86,15 +90,17 @@ def test_classification_agrees_with_scikit_learn(classes: int) -> None:
     each = sk.precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0)
     for k, name in enumerate(names):
         own = found["per_class"][name]
-        assert [own["precision"], own["recall"], own["f1"], own["n"]] == pytest.approx([column[k] for column in each])
-        assert own["auroc"] == pytest.approx(areas[k])
+        assert [own["precision"]["value"], own["recall"]["value"], own["f1"]["value"], own["n"]] == pytest.approx(
+            [column[k] for column in each]
+        )
+        assert own["auroc"]["value"] == pytest.approx(areas[k])
 
 
 def test_intervals_agree_with_resampling_by_hand() -> None:
     """The same resamples, each measured by scikit-learn."""
     logits, labels = answers(3, count=90)
     groups = np.repeat(np.arange(45), 2)
-    found = metrics.classification(logits, labels, groups, NAMES[3], resamples=120)
+    found = metrics.classification(logits, labels, groups, NAMES[3], resamples=120).plain()
     from trustcxr.statistics import Bootstrap
 
     weights = Bootstrap.over(groups, resamples=120).row_weights()[1:]
@@ -108,35 +114,37 @@ def test_intervals_agree_with_resampling_by_hand() -> None:
         by_hand["recall_macro"].append(sk.recall_score(labels[rows], predicted[rows], **common))
         by_hand["auroc_macro"].append(sk.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr"))
     for name, values in by_hand.items():
-        assert found[f"{name}_ci"] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist()), name
+        assert found[name]["ci"] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist()), name
     covid = found["per_class"]["COVID-19"]
-    assert covid["recall_ci"][0] <= covid["recall"] <= covid["recall_ci"][1]
+    assert covid["recall"]["ci"][0] <= covid["recall"]["value"] <= covid["recall"]["ci"][1]
 
 
 def test_an_absent_class_and_one_never_predicted() -> None:
     logits, labels = answers(3)
     labels = np.where(labels == 2, 1, labels)  # no Normal in the data
     logits[:, 1] = -9  # Non-COVID is never the answer
-    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100)
+    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100).plain()
     common: dict[str, Any] = {"labels": range(3), "average": "macro", "zero_division": 0}
-    assert found["precision_macro"] == pytest.approx(sk.precision_score(labels, logits.argmax(1), **common))
-    assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, logits.argmax(1), **common))
-    assert found["per_class"]["Non-COVID"]["precision"] == found["per_class"]["Non-COVID"]["recall"] == 0
+    assert found["precision_macro"]["value"] == pytest.approx(sk.precision_score(labels, logits.argmax(1), **common))
+    assert found["f1_macro"]["value"] == pytest.approx(sk.f1_score(labels, logits.argmax(1), **common))
+    assert (
+        found["per_class"]["Non-COVID"]["precision"]["value"] == found["per_class"]["Non-COVID"]["recall"]["value"] == 0
+    )
     absent = found["per_class"]["Normal"]
     assert absent["n"] == 0
-    assert [absent["auroc"], *absent["auroc_ci"]] == [None, None, None]
-    present = [found["per_class"][name]["auroc"] for name in NAMES[3][:2]]
-    assert found["auroc_macro"] == pytest.approx(np.mean(present))
-    assert np.isfinite(found["auroc_macro_ci"]).all()
+    assert [absent["auroc"]["value"], *absent["auroc"]["ci"]] == [None, None, None]
+    present = [found["per_class"][name]["auroc"]["value"] for name in NAMES[3][:2]]
+    assert found["auroc_macro"]["value"] == pytest.approx(np.mean(present))
+    assert np.isfinite(found["auroc_macro"]["ci"]).all()
 
 
 def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
     """A class of three images is often not drawn: its recall is not 0 there, but not defined."""
     labels = np.repeat([0, 1, 2], [30, 30, 3])
-    found = metrics.classification(20 * np.eye(3)[labels], labels, np.arange(63), NAMES[3], resamples=500)
+    found = metrics.classification(20 * np.eye(3)[labels], labels, np.arange(63), NAMES[3], resamples=500).plain()
     for name in ("precision", "recall", "f1", "auroc"):
-        assert (found[f"{name}_macro"], found[f"{name}_macro_ci"]) == (1, [1, 1]), name
-    ends = [found["per_class"][name]["auroc_ci"] for name in NAMES[3]]
+        assert found[f"{name}_macro"] == {"value": 1, "ci": [1, 1]}, name
+    ends = [found["per_class"][name]["auroc"]["ci"] for name in NAMES[3]]
     assert all(high == 1 for _, high in ends)
     assert ends[0] == pytest.approx(ends[1])
     assert ends[2][0] < ends[0][0] < 1, "three films say less than thirty"
@@ -145,21 +153,21 @@ def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
 def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:
     logits, labels = answers(3)
     labels = np.where(labels == 2, 1, labels)
-    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100)
-    assert found["per_class"]["Normal"]["recall"] is None
-    assert found["recall_macro"] == pytest.approx(sk.balanced_accuracy_score(labels, logits.argmax(1)))
+    found = metrics.classification(logits, labels, np.arange(200), NAMES[3], resamples=100).plain()
+    assert found["per_class"]["Normal"]["recall"]["value"] is None
+    assert found["recall_macro"]["value"] == pytest.approx(sk.balanced_accuracy_score(labels, logits.argmax(1)))
 
 
 def test_one_class_alone_has_no_auroc() -> None:
     logits, labels = answers(3)
-    found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100)
-    assert found["auroc_macro"] is None
-    assert found["accuracy"] == pytest.approx((logits.argmax(1) == 0).mean())
+    found = metrics.classification(logits, np.zeros_like(labels), np.arange(200), NAMES[3], resamples=100).plain()
+    assert found["auroc_macro"]["value"] is None
+    assert found["accuracy"]["value"] == pytest.approx((logits.argmax(1) == 0).mean())
 
 
 def test_no_images_have_no_accuracy() -> None:
-    found = metrics.classification(np.zeros((0, 3)), np.zeros(0, dtype=int), [], NAMES[3], resamples=100)
-    assert [found["accuracy"], *found["accuracy_ci"]] == [None, None, None]
+    found = metrics.classification(np.zeros((0, 3)), np.zeros(0, dtype=int), [], NAMES[3], resamples=100).plain()
+    assert [found["accuracy"]["value"], *found["accuracy"]["ci"]] == [None, None, None]
     assert found["n"] == 0
 
 
@@ -174,15 +182,16 @@ def test_logits_of_a_table_that_are_no_numbers_are_refused(condition: str) -> No
 
 def test_groups_widen_every_interval() -> None:
     logits, labels = (np.repeat(part, 8, axis=0) for part in answers(3, count=40))
-    alone = metrics.classification(logits, labels, np.arange(320), NAMES[3], resamples=400)
-    patients = metrics.classification(logits, labels, np.repeat(np.arange(40), 8), NAMES[3], resamples=400)
+    alone = metrics.classification(logits, labels, np.arange(320), NAMES[3], resamples=400).plain()
+    patients = metrics.classification(logits, labels, np.repeat(np.arange(40), 8), NAMES[3], resamples=400).plain()
     assert (alone["groups"], patients["groups"]) == (320, 40)
     for name in ("accuracy", "f1_macro", "auroc_macro", "ece"):
-        assert np.diff(patients[f"{name}_ci"])[0] > 1.8 * np.diff(alone[f"{name}_ci"])[0], name
+        assert np.diff(patients[name]["ci"])[0] > 1.8 * np.diff(alone[name]["ci"])[0], name
     # Of the calibration error more is chance where patients are few.
-    assert patients["ece"] < alone["ece"]
-    for name in ("accuracy", "f1_macro", "auroc_macro", "ece_plug_in"):
-        assert patients[name] == pytest.approx(alone[name])
+    assert patients["ece"]["value"] < alone["ece"]["value"]
+    for name in ("accuracy", "f1_macro", "auroc_macro"):
+        assert patients[name]["value"] == pytest.approx(alone[name]["value"])
+    assert patients["ece_plug_in"] == pytest.approx(alone["ece_plug_in"])
 
 
 # --- from the table --------------------------------------------------------------------------------------------------
@@ -196,9 +205,14 @@ def ends(rows: np.ndarray, groups: pd.Series) -> list[float]:
     return statistics.share_interval(bootstrap, bootstrap.means(rows), of=np.isfinite(rows.astype(float)))
 
 
+def same(one: object, other: object) -> bool:
+    """Whether two documents say the same, to within rounding."""
+    return list(differences(one, other)) == list(differences(other, one)) == []
+
+
 def test_attacks_of_a_table() -> None:
     predictions = table(conditions=SWEEP)
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200).plain()
     assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found["attacks"]] == [
         ("fgsm", 0.01, None),
         ("fgsm", 0.02, None),
@@ -207,15 +221,15 @@ def test_attacks_of_a_table() -> None:
     ]
     clean = predictions[predictions["attack"] == "clean"]
     was_right = np.stack(clean["logits"]).argmax(1) == clean["label"].to_numpy()
-    assert found["clean"]["accuracy"] == pytest.approx(was_right.mean())
+    assert found["clean"]["accuracy"]["value"] == pytest.approx(was_right.mean())
     for row in found["attacks"]:
         own = predictions[(predictions["attack"] == row["attack"]) & (predictions["epsilon"] == row["epsilon"])]
         right = np.stack(own["logits"]).argmax(1) == own["label"].to_numpy()
-        assert row["accuracy"] == pytest.approx(right.mean())
-        assert row["success_rate"] == pytest.approx((was_right & ~right).sum() / was_right.sum())
-        assert row["success_rate_ci"] == pytest.approx(ends(np.where(was_right, ~right, np.nan), own["group"]))
-        assert row["ece_ci"][0] <= row["ece"] <= row["ece_ci"][1] > row["ece_ci"][0]
-        assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
+        assert row["accuracy"]["value"] == pytest.approx(right.mean())
+        assert row["success_rate"]["value"] == pytest.approx((was_right & ~right).sum() / was_right.sum())
+        assert row["success_rate"]["ci"] == pytest.approx(ends(np.where(was_right, ~right, np.nan), own["group"]))
+        assert row["ece"]["ci"][0] <= row["ece"]["value"] <= row["ece"]["ci"][1] > row["ece"]["ci"][0]
+        assert row["accuracy"]["ci"][0] < row["accuracy"]["value"] < row["accuracy"]["ci"][1]
         ece = multiclass_calibration_error(
             torch.tensor(softmax(np.stack(own["logits"]))), torch.tensor(own["label"].to_numpy()), 3, n_bins=15
         )
@@ -230,15 +244,15 @@ def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None
         for view, skill in zip(catalogue.VIEWS, np.linspace(0.1, 0.9, len(catalogue.VIEWS)), strict=True)
     }
     predictions = table(conditions=views | SWEEP, group=2)
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200).plain()
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
     assert list(found["shortcuts"]) == list(catalogue.VIEWS)
     for view, part in found["shortcuts"].items():
         own = predictions[predictions["attack"] == view]
-        assert part["accuracy"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())
-        assert part["accuracy_ci"][0] < part["accuracy"] < part["accuracy_ci"][1]
+        assert part["accuracy"]["value"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())
+        assert part["accuracy"]["ci"][0] < part["accuracy"]["value"] < part["accuracy"]["ci"][1]
         assert part["n"] == 200
-    assert metrics.from_predictions(table(conditions=SWEEP), NAMES[3], resamples=100)["shortcuts"] == {}
+    assert metrics.from_predictions(table(conditions=SWEEP), NAMES[3], resamples=100).shortcuts == {}
 
 
 CORRUPTED = [("jpeg", 1), ("jpeg", 5), ("device", 5)]
@@ -255,7 +269,7 @@ def corrupted(group: int = 2) -> pd.DataFrame:
 
 def test_corruptions_stand_apart_from_attacks() -> None:
     predictions = corrupted()
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=200)
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=200).plain()
     assert {row["attack"] for row in found["attacks"]} == {"fgsm", "pgd"}
     assert [(row["corruption"], row["severity"]) for row in found["corruptions"]] == CORRUPTED
     clean = predictions[predictions["attack"] == "clean"]
@@ -264,95 +278,98 @@ def test_corruptions_stand_apart_from_attacks() -> None:
     for row in found["corruptions"]:
         own = predictions[(predictions["attack"] == row["corruption"]) & (predictions["severity"] == row["severity"])]
         answer = np.stack(own["logits"]).argmax(1)
-        assert row["accuracy"] == pytest.approx((answer == own["label"]).mean())
-        assert row["flip_rate"] == pytest.approx((answer != before).mean())
-        assert row["flip_rate_ci"] == pytest.approx(ends(answer != before, own["group"]))
-        assert row["accuracy_ci"][0] < row["accuracy"] < row["accuracy_ci"][1]
+        assert row["accuracy"]["value"] == pytest.approx((answer == own["label"]).mean())
+        assert row["flip_rate"]["value"] == pytest.approx((answer != before).mean())
+        assert row["flip_rate"]["ci"] == pytest.approx(ends(answer != before, own["group"]))
+        assert row["accuracy"]["ci"][0] < row["accuracy"]["value"] < row["accuracy"]["ci"][1]
         assert row["n"] == 200
         shares.append(answer == own["label"])
         flips.append(answer != before)
     mean = found["corruptions_mean"]
     assert (mean["n"], mean["conditions"]) == (200, 3)
-    assert mean["accuracy"] == pytest.approx(np.mean(shares))
-    assert mean["flip_rate"] == pytest.approx(np.mean(flips))
+    assert mean["accuracy"]["value"] == pytest.approx(np.mean(shares))
+    assert mean["flip_rate"]["value"] == pytest.approx(np.mean(flips))
     within = np.mean(shares, axis=0)
     by_hand = statistics.mean_interval(within, clean["group"], resamples=200)[1]
-    assert mean["accuracy_ci"] == pytest.approx(by_hand), "over images: conditions of one image are no new images"
+    assert mean["accuracy"]["ci"] == pytest.approx(by_hand), "over images: conditions of one image are no new images"
 
 
 def test_corruptions_do_not_depend_on_the_order_of_rows() -> None:
     predictions = corrupted()
     first, second = (
-        metrics.from_predictions(part, NAMES[3], resamples=100)
+        metrics.from_predictions(part, NAMES[3], resamples=100).plain()
         for part in (predictions, predictions.sample(frac=1, random_state=3))
     )
     rows = {(row["corruption"], row["severity"]): row for row in second["corruptions"]}
     for row in first["corruptions"]:
         other = rows[(row["corruption"], row["severity"])]
-        for name in ("accuracy", "accuracy_ci", "flip_rate", "flip_rate_ci", "n"):
-            assert other[name] == pytest.approx(row[name]), name
-    for name, value in first["corruptions_mean"].items():
-        assert second["corruptions_mean"][name] == pytest.approx(value), name
+        assert same(other, row)
+    assert same(first["corruptions_mean"], second["corruptions_mean"])
 
 
-def test_a_table_without_corruptions_or_from_before_them() -> None:
-    for predictions in (table(conditions=SWEEP), table(conditions=SWEEP).assign(severity=0)):
-        found = metrics.from_predictions(predictions, NAMES[3], resamples=100)
-        assert found["corruptions"] == []
-        assert "corruptions_mean" not in found
-        assert len(found["attacks"]) == 4
+def test_a_table_without_corruptions() -> None:
+    found = metrics.from_predictions(table(conditions=SWEEP), NAMES[3], resamples=100).plain()
+    assert found["corruptions"] == []
+    assert "corruptions_mean" not in found
+    assert len(found["attacks"]) == 4
 
 
 def test_accuracy_by_source_beside_a_constant_answer() -> None:
     predictions = table(conditions=SWEEP)
     sources = np.where(np.arange(200) < 50, "one", "other")
     predictions["source"] = np.tile(sources, 5)
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=100)["by_source"]
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=100).plain()["by_source"]
     clean = predictions[predictions["attack"] == "clean"]
     right = np.stack(clean["logits"]).argmax(1) == clean["label"]
     assert {name: part["n"] for name, part in found.items()} == {"one": 50, "other": 150}
     for name, part in found.items():
         own = clean[clean["source"] == name]
-        assert part["accuracy"] == pytest.approx(right[clean["source"] == name].mean())
+        assert part["accuracy"]["value"] == pytest.approx(right[clean["source"] == name].mean())
         assert part["constant_answer"] == pytest.approx(np.bincount(own["label"]).max() / len(own))
-    alone = metrics.from_predictions(predictions.assign(source="one"), NAMES[3], resamples=100)
-    assert alone["by_source"] == metrics.from_predictions(table(), NAMES[3], resamples=100)["by_source"] == {}
+    alone = metrics.from_predictions(predictions.assign(source="one"), NAMES[3], resamples=100).plain()
+    assert alone["by_source"] == metrics.from_predictions(table(), NAMES[3], resamples=100).plain()["by_source"] == {}
 
 
 def test_the_fill_that_serves_the_claim_least_counts_without_the_lungs() -> None:
     skills = {"lungs_blacked_out": 0.1, "lungs_in_grey": 1.5, "box_in_mean": 0.4, "lungs_only": 3.0}
     found = metrics.from_predictions(
         table(conditions={(view, 0.0, 0): skill for view, skill in skills.items()}), NAMES[3], resamples=100
-    )
+    ).plain()
     worst = found["without_lungs"]
     assert worst["view"] == "lungs_in_grey"
-    assert worst["accuracy"] == found["shortcuts"]["lungs_in_grey"]["accuracy"]
-    assert worst["accuracy"] > found["shortcuts"]["lungs_blacked_out"]["accuracy"]
+    assert worst["accuracy"]["value"] == found["shortcuts"]["lungs_in_grey"]["accuracy"]["value"]
+    assert worst["accuracy"]["value"] > found["shortcuts"]["lungs_blacked_out"]["accuracy"]["value"]
     # A table from before the other fills has the one that it has; without masks there is none.
-    old = metrics.from_predictions(table(conditions={("lungs_blacked_out", 0.0, 0): 0.1}), NAMES[3], resamples=100)
+    old = metrics.from_predictions(
+        table(conditions={("lungs_blacked_out", 0.0, 0): 0.1}), NAMES[3], resamples=100
+    ).plain()
     assert old["without_lungs"]["view"] == "lungs_blacked_out"
-    assert "without_lungs" not in metrics.from_predictions(table(), NAMES[3], resamples=100)
+    assert metrics.from_predictions(table(), NAMES[3], resamples=100).without_lungs is None
 
 
 def test_parts_of_the_data_stand_apart_with_balanced_accuracy_and_the_constant_answer() -> None:
     predictions = table(conditions=SWEEP).assign(strict_external=np.tile(np.where(np.arange(200) < 80, "1", "0"), 5))
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=100)["by_group"]["strict_external"]
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=100).plain()["by_group"]["strict_external"]
     clean = predictions[predictions["attack"] == "clean"]
     assert {name: part["n"] for name, part in found.items()} == {"0": 120, "1": 80}
     for name, part in found.items():
         own = clean[clean["strict_external"] == name]
         answer = np.stack(own["logits"]).argmax(1)
-        assert part["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(own["label"], answer))
-        assert part["balanced_accuracy_ci"][0] < part["balanced_accuracy"] < part["balanced_accuracy_ci"][1]
+        assert part["balanced_accuracy"]["value"] == pytest.approx(sk.balanced_accuracy_score(own["label"], answer))
+        assert (
+            part["balanced_accuracy"]["ci"][0] < part["balanced_accuracy"]["value"] < part["balanced_accuracy"]["ci"][1]
+        )
         assert part["constant_answer"] == pytest.approx(np.bincount(own["label"]).max() / len(own))
 
 
 def test_balanced_accuracy_stands_beside_accuracy_under_every_condition() -> None:
-    found = metrics.from_predictions(table(conditions=SWEEP | {("lungs_only", 0.0, 0): 1}), NAMES[3], resamples=100)
+    found = metrics.from_predictions(
+        table(conditions=SWEEP | {("lungs_only", 0.0, 0): 1}), NAMES[3], resamples=100
+    ).plain()
     for part in (found["clean"], *found["attacks"], *found["shortcuts"].values()):
-        low, high = part["balanced_accuracy_ci"]
-        assert low < part["balanced_accuracy"] < high
-    assert found["clean"]["balanced_accuracy"] == found["clean"]["recall_macro"]
+        low, high = part["balanced_accuracy"]["ci"]
+        assert low < part["balanced_accuracy"]["value"] < high
+    assert found["clean"]["balanced_accuracy"]["value"] == found["clean"]["recall_macro"]["value"]
 
 
 def test_the_drop_from_internal_to_external() -> None:
@@ -361,7 +378,7 @@ def test_the_drop_from_internal_to_external() -> None:
         table(conditions={("pgd", 0.02, 20): 0.02, ("fgsm", 0.3, 1): 1}),
     )
     external = external[external["sample_id"].str.len() < 12]  # 100 images, and other ones
-    found = drops.from_internal(internal, external, resamples=400)
+    found = [row.plain() for row in drops.from_internal(internal, external, resamples=400)]
     assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found] == [
         ("clean", 0.0, None),
         ("pgd", 0.02, 20),
@@ -375,9 +392,9 @@ def test_the_drop_from_internal_to_external() -> None:
             assert row[f"n_{side}"] == len(own)
             parts.append((right.mean(), right.var() / len(right)))
         drop, spread = parts[0][0] - parts[1][0], np.sqrt(parts[0][1] + parts[1][1])
-        assert row["drop"] == pytest.approx(drop)
+        assert row["drop"]["value"] == pytest.approx(drop)
         # Against the normal interval of a difference of two independent shares.
-        low, high = row["drop_ci"]
+        low, high = row["drop"]["ci"]
         assert low < drop < high
         assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.3)
 
@@ -388,41 +405,40 @@ def test_order_of_rows_does_not_matter() -> None:
     first, second = (metrics.from_predictions(part, NAMES[3], resamples=100) for part in (predictions, shuffled))
     pairs = zip([first.clean, *first.attacks], [second.clean, *second.attacks], strict=True)
     for one, other in ([part.plain() for part in pair] for pair in pairs):
-        assert one.keys() == other.keys()
-        for name in one:
-            if name not in ("confusion", "per_class", "attack"):
-                assert one[name] == pytest.approx(other[name]), name
+        assert same(one, other)
 
 
 def test_pgd_with_two_numbers_of_steps_is_two_attacks() -> None:
     predictions = table(conditions={("pgd", 0.02, 10): 0.8, ("pgd", 0.02, 20): 0.1})
-    found = metrics.from_predictions(predictions, NAMES[3], resamples=100)["attacks"]
+    found = metrics.from_predictions(predictions, NAMES[3], resamples=100).plain()["attacks"]
     assert [(row["steps"], row["n"]) for row in found] == [(10, 200), (20, 200)]
-    assert found[0]["accuracy"] > found[1]["accuracy"]
+    assert found[0]["accuracy"]["value"] > found[1]["accuracy"]["value"]
 
 
 def test_intervals_under_attack_are_over_groups() -> None:
     widths = []
     for group in (1, 20):
-        found = metrics.from_predictions(table(conditions=SWEEP, group=group), NAMES[3], resamples=100)
+        found = metrics.from_predictions(table(conditions=SWEEP, group=group), NAMES[3], resamples=100).plain()
         assert found["clean"]["groups"] == 200 // group
-        widths.append([np.diff(row["accuracy_ci"])[0] for row in found["attacks"]])
+        widths.append([np.diff(row["accuracy"]["ci"])[0] for row in found["attacks"]])
     assert not np.allclose(*widths)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_any_number_of_classes(classes: int) -> None:
-    found = metrics.from_predictions(table(classes, conditions=SWEEP), NAMES[classes], resamples=100)
+    found = metrics.from_predictions(table(classes, conditions=SWEEP), NAMES[classes], resamples=100).plain()
     assert len(found["clean"]["confusion"]) == classes
     assert len(found["attacks"]) == 4
 
 
 def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
     predictions = table(conditions=SWEEP, group=3)
-    document = metrics.from_predictions(predictions, NAMES[3], resamples=300)
+    document = metrics.from_predictions(predictions, NAMES[3], resamples=300).plain()
     files.write_table(tmp_path / "predictions.parquet", predictions)
     files.write_json(tmp_path / "metrics.json", document)
-    again = metrics.from_predictions(files.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300)
+    again = metrics.from_predictions(
+        files.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300
+    ).plain()
     assert json.loads(files.to_json(again)) == files.read_json(tmp_path / "metrics.json")
 
 
@@ -435,10 +451,11 @@ def test_logits_of_an_empty_table() -> None:
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
     listed = [
-        {"attack": attack, "epsilon": epsilon, "accuracy": accuracy} | ({"steps": 20} if attack == "pgd" else {})
+        {"attack": attack, "epsilon": epsilon, "accuracy": {"value": accuracy}}
+        | ({"steps": 20} if attack == "pgd" else {})
         for attack, epsilon, accuracy in rows
     ]
-    return {"clean": {"accuracy": clean, "n": 570}, "split": "Test", "attacks": listed}
+    return {"clean": {"accuracy": {"value": clean}, "n": 570}, "split": "Test", "attacks": listed}
 
 
 def found(clean: float, *rows: tuple[str, float, float]) -> list[Alarm]:
@@ -452,7 +469,7 @@ def alarms_of(content: dict[str, Any]) -> list[Alarm]:
 
 
 def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:
-    return [alarm["kind"] for alarm in found(clean, *rows)]
+    return [alarm.kind for alarm in found(clean, *rows)]
 
 
 def test_an_honest_sweep_raises_no_alarm() -> None:
@@ -463,10 +480,10 @@ def test_an_honest_sweep_raises_no_alarm() -> None:
 
 def test_fgsm_that_overstates_is_an_alarm_in_words() -> None:
     (alarm,) = found(0.61, ("fgsm", 0.02, 0.61), ("pgd", 0.02, 0.0))
-    assert alarm["kind"] == "fgsm_overstates"
+    assert alarm.kind == "fgsm_overstates"
     for part in ("epsilon 0.02", "61.0% under FGSM", "0.0% under PGD-20", "570 Test images"):
-        assert part in alarm["text"]
-    assert "\n" not in alarm["text"]
+        assert part in alarm.text
+    assert "\n" not in alarm.text
 
 
 def test_the_gap_must_be_more_than_ten_points_at_the_same_epsilon() -> None:
@@ -479,8 +496,8 @@ def test_the_strongest_pgd_is_what_counts() -> None:
     both = document(0.9, ("fgsm", 0.02, 0.6), ("pgd", 0.02, 0.58), ("pgd", 0.02, 0.2))
     both["attacks"][1]["steps"] = 2
     (alarm,) = alarms_of(both)
-    assert alarm["kind"] == "fgsm_overstates"
-    assert "under PGD-20" in alarm["text"]
+    assert alarm.kind == "fgsm_overstates"
+    assert "under PGD-20" in alarm.text
 
 
 def test_pgd_weaker_than_fgsm_is_an_alarm() -> None:
@@ -496,16 +513,16 @@ def test_accuracy_that_rises_with_epsilon_is_an_alarm_under_many_steps_alone(att
         assert kinds(0.9, *rising) == []
         return
     (alarm,) = found(0.9, *rising)
-    assert alarm["kind"] == "rising_with_epsilon"
-    assert "under PGD-20 rises from 50.0% at epsilon 0.01 to 70.0% at epsilon 0.05" in alarm["text"]
+    assert alarm.kind == "rising_with_epsilon"
+    assert "under PGD-20 rises from 50.0% at epsilon 0.01 to 70.0% at epsilon 0.05" in alarm.text
     assert kinds(0.9, (attack, 0.01, 0.5), (attack, 0.02, 0.51)) == []
 
 
 def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
     assert kinds(0.9, *[("pgd", 0.01 * k, 0.4 + 0.015 * k) for k in range(1, 6)]) == ["rising_with_epsilon"]
     (above,) = found(0.6, ("pgd", 0.02, 0.7))
-    assert above["kind"] == "rising_with_epsilon"
-    assert "from 60.0% at epsilon 0 to 70.0%" in above["text"]
+    assert above.kind == "rising_with_epsilon"
+    assert "from 60.0% at epsilon 0 to 70.0%" in above.text
 
 
 def test_a_class_of_few_films_is_not_sure_because_all_are_right() -> None:

@@ -74,39 +74,39 @@ def test_errors_of_both_kinds_at_a_threshold_by_hand() -> None:
     scores, positive, groups = sample()
     both = pd.concat([predictions(scores, positive, groups), predictions(scores - 1, positive, groups, "pgd")])
     given = {"absent": Threshold(None), "there": Threshold(0.6, "of the model file")}
-    rows = operating_points.of_classes(both, ("absent", "there"), given, resamples=200)
-    clean, attacked = (next(r for r in rows if (r.finding, r.attack) == ("there", a)) for a in ("clean", "pgd"))
+    rows = [point.plain() for point in operating_points.of_classes(both, ("absent", "there"), given, resamples=200)]
+    clean, attacked = (next(r for r in rows if (r["finding"], r["attack"]) == ("there", a)) for a in ("clean", "pgd"))
     for row, seen in ((clean, scores), (attacked, scores - 1)):
         said = 1 / (1 + np.exp(-seen)) >= 0.6
         sensitivity, specificity = said[positive].mean(), (~said[~positive]).mean()
-        assert row["sensitivity"] == pytest.approx(sensitivity)
-        assert row["specificity"] == pytest.approx(specificity)
-        assert row["likelihood_positive"] == pytest.approx(sensitivity / (1 - specificity))
-        assert row["likelihood_negative"] == pytest.approx((1 - sensitivity) / specificity)
+        assert row["sensitivity"]["value"] == pytest.approx(sensitivity)
+        assert row["specificity"]["value"] == pytest.approx(specificity)
+        assert row["likelihood_positive"]["value"] == pytest.approx(sensitivity / (1 - specificity))
+        assert row["likelihood_negative"]["value"] == pytest.approx((1 - sensitivity) / specificity)
         for name in ("sensitivity", "specificity", "likelihood_positive", "likelihood_negative", "auroc"):
-            low, high = row[f"{name}_ci"]
-            assert low <= row[name] <= high
-    assert clean["auroc"] == pytest.approx(sklearn.roc_auc_score(positive, scores))
+            low, high = row[name]["ci"]
+            assert low <= row[name]["value"] <= high
+    assert clean["auroc"]["value"] == pytest.approx(sklearn.roc_auc_score(positive, scores))
     assert (attacked["steps"], clean["positives"], clean["n"]) == (20, positive.sum(), len(positive))
-    assert attacked["sensitivity"] < clean["sensitivity"]
-    highest = next(r for r in rows if (r.finding, r.attack) == ("absent", "clean"))
+    assert attacked["sensitivity"]["value"] < clean["sensitivity"]["value"]
+    highest = next(r for r in rows if (r["finding"], r["attack"]) == ("absent", "clean"))
     assert highest["threshold"] is None
-    assert highest["sensitivity"] == pytest.approx((scores[~positive] <= 0).mean())
+    assert highest["sensitivity"]["value"] == pytest.approx((scores[~positive] <= 0).mean())
 
 
 def test_a_ratio_without_limit_is_no_number() -> None:
     scores, positive = np.array([0.1] * 20 + [0.9] * 20), np.array([False] * 20 + [True] * 20)
     row = operating_points.of_finding(
         predictions(scores * 4 - 2, positive, np.arange(40)), "a", Threshold(0.5), resamples=200
-    )[0]
-    assert (row["sensitivity"], row["specificity"]) == (1, 1)
-    assert row["specificity_ci"][0] > 0.8
-    assert (row["auroc"], row["sensitivity_at_specificity"]) == (1, 1)
-    assert 0.8 < row["auroc_ci"][0] < 1 == row["auroc_ci"][1], "twenty films against twenty are not all films"
-    assert 0.8 < row["sensitivity_at_specificity_ci"][0] < 1 == row["sensitivity_at_specificity_ci"][1]
-    assert (row["likelihood_positive"], row["likelihood_positive_ci"]) == (None, [None, None])
-    assert row["likelihood_negative"] == 0
-    low, high = row["likelihood_negative_ci"]
+    )[0].plain()
+    assert (row["sensitivity"]["value"], row["specificity"]["value"]) == (1, 1)
+    assert row["specificity"]["ci"][0] > 0.8
+    assert (row["auroc"]["value"], row["sensitivity_at_specificity"]["value"]) == (1, 1)
+    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty films against twenty are not all films"
+    assert 0.8 < row["sensitivity_at_specificity"]["ci"][0] < 1 == row["sensitivity_at_specificity"]["ci"][1]
+    assert (row["likelihood_positive"]["value"], row["likelihood_positive"]["ci"]) == (None, [None, None])
+    assert row["likelihood_negative"]["value"] == 0
+    low, high = row["likelihood_negative"]["ci"]
     assert low == 0 < 0.05 < high < 0.3, "none of twenty missed is not none of all"
 
 

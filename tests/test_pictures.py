@@ -45,16 +45,6 @@ def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -
     assert (found.max(2) < 85).sum() > 100, "a dark line beside it, so that it is seen on any film"
 
 
-def test_an_infection_is_tinted_where_asked_for_and_its_hole_is_not() -> None:
-    holed = BOX.copy()
-    holed[13:19, 20:28] = 0
-    found = shown(infection=holed, filled=True)
-    tinted = 0.7 * 100 + 0.3 * 255 * np.array(to_rgb(pictures.INFECTION))
-    assert np.abs(found[45:50, 45:50] - tinted).max() <= 2
-    assert np.abs(found[70:74, 70:74] - 100).max() <= 2
-    assert np.abs(shown(lung=holed, filled=True)[45:50, 45:50] - 100).max() <= 2
-
-
 def test_a_mask_that_ends_with_the_film_has_its_whole_outline() -> None:
     found = like(shown(infection=np.ones_like(GREY)), pictures.INFECTION)
     assert [found[2:-2, place].mean() > 0.9 for place in (0, -1)] == [True, True]

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from small_runs import recipe as run_recipe
+from small_runs import seal
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.phantom import writing
@@ -141,7 +142,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
         {"seeds": [2**32]},
         {"training": {"weight_decay": float("inf")}},
         {"training": {"warmup_epochs": float("inf")}},
-        {"training": {"outside_gradient": float("nan")}},
+        {"training": {"guidance": float("nan")}},
         {"data": {"size": 1_000_000}},
         {"defences": [{"name": "trades", "beta": float("inf")}]},
     ],
@@ -201,6 +202,7 @@ def finished(tmp_path: Path) -> Path:
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")
     files.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
+    seal(folder)
     files.write_json(folder / "training.json", {"epochs": 1})
     files.write_json(folder / "metrics.json", {"clean": {}})
     import pandas as pd
@@ -231,7 +233,7 @@ def test_a_run_without_its_recipe_or_weights_is_trained_again(
     assert "trained again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("last", ["class_weights:", "rotation: 1", "healthy: Normal\n"])
+@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,7 +241,7 @@ def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     content = {"classes": content["classes"], "recipe": content["recipe"]}
     content["checksums"] = folders.checksums(finished, content["classes"])
     files.write_yaml(finished / "run.yaml", content)
-    files.write_json(finished / "training.json", {"version": 1, "epochs": 1})
+    files.write_json(finished / "training.json", {"version": 2, "epochs": 1})
     mending.mend(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()

@@ -1,29 +1,17 @@
 """What takes room is listed with size and age, removed only when asked, and never while a command uses it."""
 
-import errno
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from test_cli import complaint, run
-from trustcxr.data import in_use
 from trustcxr.errors import UserError
 from trustcxr.results import locks
 from trustcxr.study import pruning
-
-READ = """
-import sys
-from pathlib import Path
-from trustcxr.data import in_use
-in_use.mark(Path(sys.argv[1]))
-print("read", flush=True)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -81,48 +69,24 @@ def test_days_that_are_none_remove_nothing(cache: Path, days: float) -> None:
     assert old.is_dir()
 
 
-def test_a_store_that_another_process_reads_stays(cache: Path) -> None:
-    read = store(cache, "c" * 40)
-    reader = subprocess.Popen(
-        [sys.executable, "-c", READ, str(read)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
-    )
-    assert reader.stdout is not None
-    assert reader.stdout.readline().strip() == "read"
-    (one,) = pruning.prune(older_than=0, remove=True).found
-    assert (one.held, one.removed, read.is_dir()) == ("a command that reads it", False, True)
-    reader.kill()
-    reader.wait()
+def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
+    from trustcxr.data import load_dataset
+    from trustcxr.data.phantom import writing
+
+    films = writing.write(tmp_path / "films", {"Train": 1}, size=32)
+    aged(load_dataset(films, size=32, workers=1)._store.folder, 100)
+    assert [one.old for one in pruning.prune().found] == [True]
+    load_dataset(films, size=32, workers=1)
+    assert [one.why for one in pruning.prune().found] == ["used within 30 days"]
+
+
+def test_a_store_that_is_being_built_stays(cache: Path) -> None:
+    work = store(cache, "c" * 40 + ".building")
+    with FileLock(work.with_suffix(".lock")):
+        (one,) = pruning.prune(remove=True).found
+        assert (one.held, one.removed, work.is_dir()) == ("a command that decodes into it", False, True)
     (one,) = pruning.prune(remove=True).found
-    assert (one.removed, one.why) == (False, "used within 30 days"), "it was read just now"
-    (one,) = pruning.prune(older_than=0, remove=True).found
-    assert (one.removed, read.exists()) == (True, False)
-
-
-def test_a_process_that_goes_through_many_stores_keeps_few_files_open(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(in_use, "_read", {})
-    monkeypatch.setattr(in_use, "_MOST", 2)
-    stores = [store(cache, letter * 40) for letter in "def"]
-    for folder in stores:
-        in_use.mark(folder)
-    free = []
-    for folder in stores:
-        with in_use.alone(folder) as alone:
-            free.append(alone)
-    assert free == [True, False, False]
-
-
-def test_where_the_disk_knows_no_locks_nothing_is_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    old = store(cache, "a" * 40)
-
-    def unknown(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", unknown)
-    (one,) = pruning.prune(remove=True).found
-    assert (one.removed, old.is_dir()) == (False, True)
+    assert (one.removed, work.exists()) == (True, False)
 
 
 def test_a_checkpoint_that_is_being_replaced_is_listed(
@@ -133,18 +97,6 @@ def test_a_checkpoint_that_is_being_replaced_is_listed(
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*real(self, pattern), self / ".gone.1.ckpt"])
     (one,) = pruning.prune([tmp_path / "run"]).found
     assert (one.path, one.bytes) == (str(kept), 100)
-
-
-def test_a_store_is_marked_when_it_is_opened(cache: Path, tmp_path: Path) -> None:
-    from trustcxr.data import load_dataset
-    from trustcxr.data.phantom import writing
-
-    films = load_dataset(writing.write(tmp_path / "films", {"Train": 1}, size=32), size=32, workers=1)
-    with in_use.alone(films._store.folder) as free:
-        assert not free
-    found = [one for one in pruning.prune(older_than=0, remove=True).found if one.kind == "store"]
-    assert [one.removed for one in found] == [False]
-    assert films.batch([0]).shape == (1, 1, 32, 32)
 
 
 def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Path, tmp_path: Path) -> None:

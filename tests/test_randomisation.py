@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foreign_models import CLASSES, IMAGENET, SIDE, exported, small, traced
+from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from trustcxr import explain
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
@@ -72,11 +72,19 @@ def test_a_random_network_keeps_its_gate_and_nothing_else() -> None:
 
 def test_a_model_whose_weights_torch_does_not_see_has_no_random_weights(tmp_path: Path) -> None:
     x = torch.rand(2, 1, SIDE, SIDE)
+    model = load(onnx(small(), tmp_path / "m.onnx"), classes=CLASSES, **IMAGENET).model
+    for ask in (randomisation.random_network, lambda m: list(randomisation.cascade(m, x, ["gradcam"], 0))):
+        with pytest.raises(UserError, match=r"random weights: the model .*give the network as a module"):
+            ask(model)
+
+
+def test_the_weights_of_a_program_are_drawn_anew_too(tmp_path: Path) -> None:
+    x = torch.rand(2, 1, SIDE, SIDE)
     for source in (exported(small(), tmp_path / "m.pt2"), traced(small(), tmp_path / "m.pt")):
-        model = load(source, classes=CLASSES, **IMAGENET).model
-        for ask in (randomisation.random_network, lambda m: list(randomisation.cascade(m, x, ["gradcam"], 0))):
-            with pytest.raises(UserError, match=r"random weights: the model .*give the network as a module"):
-                ask(model)
+        model = load(source, classes=CLASSES, trust_code=True, **IMAGENET).model
+        found = randomisation.random_network(model)
+        assert sum(not torch.equal(*pair) for pair in zip(found.parameters(), model.parameters(), strict=True)) > 5
+        assert not torch.equal(found(x), model(x))
 
 
 def test_a_random_network_made_without_gradients_can_be_explained() -> None:

@@ -218,35 +218,26 @@ def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"training": {"swap_share": 0.3}}, "swap_share: 0.3 does nothing without a background that changes films"),
         ({"training": {"balanced_by": "source"}}, "balanced_by: source does nothing without training.balanced: true"),
-        ({"training": {"counterfactual_parts": 0.5}}, "counterfactual_parts: 0.5 does nothing without counterfactuals"),
         ({"training": {"counterfactual_epsilon": 0}}, "counterfactual_epsilon: 0.0 does nothing"),
         ({"training": {"counterfactual_fills": ["mirror"]}}, "leave counterfactual_fills out"),
         ({"training": {"healthy": "Norml"}}, "healthy: Norml does nothing"),
         ({"training": {"tracking_uri": "http://x"}}, "does nothing without training.track: mlflow"),
-        ({"training": {"background": "swap", "swap_share": 0}}, "background: swap with swap_share: 0 changes no film"),
-        ({"training": {"label_smoothing": 1}}, "label_smoothing: 1 makes every class as right"),
+        ({"training": {"label_smoothing": 1}}, "key 'training.label_smoothing': expected a number less than 1"),
         ({"training": {"warmup_epochs": 31}}, "warmup_epochs: 31 is more than the 30 epochs"),
         ({"training": {"weight_decay": 1e9}}, "takes all of the weights away"),
-        ({"defences": [{"name": "pgd", "epsilon": 0}]}, "resnet18-pgd-s0: pgd at epsilon 0 attacks nothing"),
-        ({"defences": [{"name": "trades", "beta": 0}]}, "trades with beta: 0"),
+        ({"defences": [{"name": "pgd", "epsilon": 0}]}, "resnet18, pgd: pgd at epsilon 0 attacks nothing"),
+        ({"defences": [{"name": "trades", "beta": 0}]}, "key 'defences.0.beta': expected a number greater than 0"),
         ({"models": ["plain3"], "defences": [{"name": "ibp", "regulariser": 0.5}]}, "set defence.ramp, such as 0.5"),
     ],
 )
-def test_what_would_do_nothing_is_refused_where_it_is_typed_and_read_where_it_was_trained(
-    keys: dict[str, Any], text: str, tmp_path: Path
-) -> None:
+def test_what_would_do_nothing_is_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
     assert text in complaint(tmp_path, **keys)
-    stored = validation.validate(StudyRecipe, {"name": "mine", "models": ["resnet18"]} | keys, "study.yaml")
-    assert validation.validate(StudyRecipe, stored.model_dump(mode="json"), "study.json") == stored
 
 
 def test_a_key_that_one_run_of_a_study_uses_is_taken(tmp_path: Path) -> None:
-    swapped = load(tmp_path, training={"swap_share": 0.3}, defences=[{"name": "standard", "background": "swap"}])
-    assert swapped.training.swap_share == 0.3
-    outside = {"name": "fgsm", "epsilon": 0, "epsilon_outside": 0.02}
-    assert load(tmp_path, defences=[outside]).defences[0].epsilon == 0
+    edited = {"name": "fgsm", "training": {"counterfactuals": 0.3}}
+    assert load(tmp_path, training={"healthy": "Well"}, defences=[edited]).training.healthy == "Well"
     regular = {"name": "ibp", "regulariser": 0.5, "ramp": 0.6}
     assert load(tmp_path, models=["plain3"], defences=[regular]).defences[0].regulariser == 0.5
 

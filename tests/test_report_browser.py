@@ -12,13 +12,13 @@ import pytest
 from browser import SIZES, chromium, opened, sideways, violations
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import written
+from trustcxr.report.tables import cells
 
 CHECK = {
     "verdict": "Results on it would flatter: 3 films are in two splits.",
     "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 films are in two splits", "count": 3}],
     "probes": [
-        {"view": "outer frame", "accuracy": 0.61, "accuracy_ci": [0.5, 0.7], "chance": 0.333, "how": "tested on Test"}
+        {"view": "outer frame", "accuracy": {"value": 0.61, "ci": [0.5, 0.7]}, "chance": 0.333, "how": "tested on Test"}
     ],
 }
 PRINTED = 688  # CSS pixels of A4 within its margins
@@ -153,11 +153,11 @@ def test_tables_are_downloaded_from_the_page_as_the_command_writes_them(browser:
             with seen.page.expect_download() as waiting:
                 seen.page.get_by_role("link", name=f"Leaderboard as {kind}").click()
             name = waiting.value.suggested_filename
-            ours = (page.parent / written.FOLDER / name).read_bytes()
+            ours = (page.parent / cells.FOLDER / name).read_bytes()
             assert Path(waiting.value.path()).read_bytes() == ours
         names = seen.page.eval_on_selector_all("a[download]", "all => all.map(a => a.download)")
-    assert sorted(names) == sorted(path.name for path in (page.parent / written.FOLDER).iterdir())
-    assert len(list(csv.reader(io.StringIO((page.parent / written.FOLDER / "models.csv").read_text())))) == 5
+    assert sorted([*names, "tables.md"]) == sorted(path.name for path in (page.parent / cells.FOLDER).iterdir())
+    assert len(list(csv.reader(io.StringIO((page.parent / cells.FOLDER / "the-models.csv").read_text())))) == 5
 
 
 @pytest.mark.full

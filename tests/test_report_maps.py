@@ -8,8 +8,7 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import markdown, study_folder, terminal, words
-from trustcxr.report.rows import figures
+from trustcxr.report import study_folder, terminal, words
 from trustcxr.report.tables import leaderboard, saliency
 from trustcxr.results.documents import Change, SaliencyDocument
 
@@ -22,16 +21,19 @@ SURVIVES = "the map survives randomising the network: infection energy is 0.120 
 
 def leads(value: float) -> list[dict[str, Any]]:
     ends = [value - 0.05, value + 0.05]
-    return [{"measure": "infection_energy", "control": "randomised", "difference": value, "difference_ci": ends}]
+    return [{"measure": "infection_energy", "control": "randomised", "difference": {"value": value, "ci": ends}}]
 
 
 def said(shows: bool) -> dict[str, Any]:
-    found = {"shows": ["infection_energy"] if shows else [], "verdict": ABOVE if shows else NOTHING, "cells": "2 x 2"}
+    found: dict[str, Any] = {
+        "shows": ["infection_energy"] if shows else [],
+        "verdict": ABOVE if shows else NOTHING,
+        "cells": "2 x 2",
+    }
     found |= {"survives": "" if shows else SURVIVES, "void": [] if shows else ["infection_energy"]}
-    found |= {"withheld": WITHHELD, "pointing_ceiling": 0.089, "pointing_ceiling_ci": [0.08, 0.1]}
-    found |= {"pointing_ceiling_chance": 0.132, "random_network_ssim": 0.41, "random_network_ssim_ci": [0.4, 0.42]}
-    found |= {"infection_energy_randomised": 0.12, "infection_energy_noise": 0.11}
-    found |= {"infection_energy_activation": 0.19}
+    found |= {"withheld": WITHHELD, "pointing_ceiling": {"value": 0.089, "ci": [0.08, 0.1]}}
+    found["pointing_ceiling"]["chance"] = 0.132
+    found["random_network_ssim"] = {"value": 0.41, "ci": [0.4, 0.42]}
     return found | {"random_weights": {"n": 30, "draws": 3, "leads": leads(0.1 if shows else 0.001)}}
 
 
@@ -43,9 +45,8 @@ def study(tmp_path: Path) -> Path:
     document = json.loads(path.read_text())
     for run, shows in zip(document["runs"], (True, False), strict=True):
         part = run["saliency"]["gradcam"]
-        for key in [key for key in part if key.startswith("pointing_hit_rate")]:
-            del part[key]
-        part |= said(shows) | ({"pointing_hit_rate": None} if shows else {})  # earlier versions left the key out
+        part["infection_energy"] |= {"randomised": 0.12, "noise": 0.11, "activation": 0.19}
+        part |= said(shows) | {"pointing_hit_rate": {"value": None}}
         if not shows:
             run["alarms"].append({"kind": "survives_randomisation", "text": f"Grad-CAM: {SURVIVES}"})
             document["alarms"].append({"run": run["run"]} | run["alarms"][-1])
@@ -110,19 +111,16 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert "in the others it says nothing of what the network has learnt" in page
     assert page.index("eatmaps survive randomising") < page.index("void: survives randomising"), "in the first table"
     assert "Heatmaps that survive randomising the network" in page
-    text = "\n".join(markdown.localisation(study_folder.read(study).runs))
-    assert "random weights* |" in text
-    rows = [line for line in text.splitlines() if "the layer’s activation* |" in line]
-    assert len(rows) == 2, "each network has its own"
-    assert all("0.190" in line for line in rows)
-    assert page.count("control 0.190") == 2
-    assert f"2 x 2 cells; {WITHHELD}; {ABOVE}" in text
-    assert SURVIVES in text
+    text = saliency.shown(study_folder.read(study).runs).markdown()
+    assert (
+        f"| 2 x 2 | 0.089 (0.080 to 0.100; chance 0.132) | 0.410 (0.400 to 0.420) | A{ABOVE[1:]} ({WITHHELD}) |" in text
+    )
+    assert SURVIVES[1:] in text
 
 
 def over(value: float, control: str) -> dict[str, Any]:
     ends = [value - 0.02, value + 0.02]
-    return {"measure": "infection_energy", "control": control, "difference": value, "difference_ci": ends}
+    return {"measure": "infection_energy", "control": control, "difference": {"value": value, "ci": ends}}
 
 
 @pytest.mark.slow
@@ -131,7 +129,8 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     document = json.loads(path.read_text())
     for run in document["runs"]:
         part = run["saliency"]["gradcam"]
-        part |= {"infection_energy": 0.3, "beyond": [over(-0.041, "brightness_as_sharp")]}
+        part["infection_energy"]["value"] = 0.3
+        part["beyond"] = [over(-0.041, "brightness_as_sharp")]
         part["over_controls"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
         (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
     path.write_text(json.dumps(document))
@@ -140,10 +139,7 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
     assert "What each map has over every control" in report.write(study).read_text(encoding="utf-8")
-    text = "\n".join(markdown.localisation(found.runs))
-    assert "| +0.123 [+0.103, +0.143] | -0.041 [-0.061, -0.021] |" in text
-    kept = {row[5]: row[6:9] for row in figures(found.runs)}
-    assert kept["infection_energy_less_brightness_as_sharp"] == (-0.041, *over(-0.041, "")["difference_ci"])
+    assert "| +0.123 (0.103 to 0.143) | −0.041 (−0.061 to −0.021) |" in table.markdown()
     shown = terminal.saliency_rows(found.runs[0].saliency_methods()["gradcam"])
     (row,) = (row for row in shown if row["measure"] == "infection energy")
     assert row["less its closest control"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
@@ -161,13 +157,10 @@ def test_the_terminal_says_it() -> None:
     assert terminal.saliency_remarks(SaliencyDocument()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("earlier", [False, True], ids=["of now", "an earlier version had figures"])
-def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path, *, earlier: bool) -> None:
+def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
     why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
-    flat: dict[str, object] = {"n": 30, "cells": "1 x 1", "null_map_rate": 1.0, "null_map_rate_ci": [0.9, 1.0]}
-    zero = {"infection_energy": 0.0, "infection_energy_ci": [0.0, 0.0], "pointing_hit_rate": 0.0}
-    flat |= zero | {"verdict": "says nothing"} if earlier else {"withheld": why, "pointing_hit_rate": None}
+    flat: dict[str, object] = {"n": 30, "cells": "1 x 1", "null_map_rate": {"value": 1.0, "ci": [0.9, 1.0]}}
+    flat |= {"withheld": why, "pointing_hit_rate": {"value": None}}
     document = json.loads((study / "study.json").read_text())
     first = document["runs"][0]
     first["saliency"]["gradcam"] = flat
@@ -179,8 +172,7 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path,
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
     cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
-    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat).of_a_map()) == ["1 x 1 cells", why]
-    assert [row[5] for row in figures(runs) if (row[0], row[2]) == (runs[0].name, "gradcam")] == ["null_map_rate"]
+    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
     page = report.write(study).read_text(encoding="utf-8")
     assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
 

@@ -102,18 +102,6 @@ def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
 
 
-def test_once_does_nothing_twice(tmp_path: Path) -> None:
-    path, calls = tmp_path / "done.json", []
-
-    def make() -> None:
-        calls.append(1)
-        files.write_json(path, {})
-
-    assert folders.make_unless_there(path, make)
-    assert not folders.make_unless_there(path, make)
-    assert calls == [1]
-
-
 # --- documents and tables --------------------------------------------------------------------------------------------
 
 

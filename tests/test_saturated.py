@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pack import Pack
 from small_networks import accuracy, images_and_labels, trained
-from small_runs import make_old, recipe
+from small_runs import recipe, seal
 from trustcxr import attacks
 from trustcxr.attacks import contract
 from trustcxr.errors import UserError
@@ -157,14 +157,16 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
         clean = table[table["attack"] == "clean"]
         assert clean["gradient"].notna().all()
         assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()
-    assert found[1.0]["input_gradients"]["vanishing"] == 0
-    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0]["masking"]["signs"]]
-    assert found[1e6]["input_gradients"]["vanishing"] > 0.5
-    assert found[1e6]["masking"]["masked"] is True
-    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6]["alarms"]]
-    attacked = [[row["accuracy"] for row in found[f]["attacks"]] for f in (1.0, 1e6)]
+    assert found[1.0].plain()["input_gradients"]["vanishing"] == 0
+    assert "vanishing_gradients" not in [sign["kind"] for sign in found[1.0].plain()["masking"]["signs"]]
+    assert found[1e6].plain()["input_gradients"]["vanishing"] > 0.5
+    assert found[1e6].plain()["masking"]["masked"] is True
+    assert "vanishing_gradients" in [alarm["kind"] for alarm in found[1e6].plain()["alarms"]]
+    attacked = [[row["accuracy"]["value"] for row in found[f].plain()["attacks"]] for f in (1.0, 1e6)]
     assert np.allclose(*attacked, atol=0.1)
-    assert found[1.0]["attacks"][2]["broken_by"]["clean"] == 24 - round(24 * found[1.0]["clean"]["accuracy"])
+    assert found[1.0].plain()["attacks"][2]["broken_by"]["clean"] == 24 - round(
+        24 * found[1.0].plain()["clean"]["accuracy"]["value"]
+    )
 
 
 # --- NaN -------------------------------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, val
     state = load_file(tmp_path / "model.safetensors")
     state["net.fc.bias"][0] = value
     save_file(state, tmp_path / "model.safetensors")
-    make_old(tmp_path)  # with checksums, weights that were changed are refused before this
+    seal(tmp_path)
     with pytest.raises(UserError, match=r"net\.fc\.bias holds NaN or infinity") as problem:
         load_run(tmp_path)
     assert "\n" not in str(problem.value)
@@ -229,5 +231,5 @@ def test_a_network_that_answers_nan_is_never_kept_as_the_best(
             loop.fit(recipe(epochs=3), *films, tmp_path)
         return
     summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    assert (summary["best_epoch"], summary["stopped"].startswith("numbers: the model answers")) == (0, True)
+    assert (summary.best_epoch, summary.stopped.startswith("numbers: the model answers")) == (0, True)
     load_run(tmp_path)

@@ -28,7 +28,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from trustcxr.serve import app as application  # noqa: E402
 from trustcxr.serve import doors, server  # noqa: E402
-from trustcxr.serve.limits import Limits  # noqa: E402
+from trustcxr.serve.worker import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 
@@ -294,7 +294,7 @@ def test_a_token_that_no_header_can_bring_is_refused_at_the_start(
 def test_an_answer_that_was_written_here_is_no_film(api: TestClient, run: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(served.film(1))
     (answer,) = one_image.predict(run, [tmp_path / "x.png"])
-    said = send(api, Path(answer["heatmap"]).read_bytes())
+    said = send(api, Path(answer.heatmap).read_bytes())
     assert code(said) == "unreadable"
     assert "a heatmap that predict wrote, and no film" in said.text
 

@@ -64,21 +64,21 @@ def test_a_model_that_reads_the_marker_falls_when_it_is_moved(marked: Run) -> No
     found = audit(marked, home(marked), split="Test", resamples=200)
     assert set(found) == {"marker"}
     part = found["marker"]
-    assert (part["class"], part["moved_to"], part["n"]) == ("COVID-19", "Non-COVID", 60)
-    assert part["as_is"]["accuracy"] > part["removed"]["accuracy"] + 0.15
-    assert part["as_is"]["accuracy"] > part["moved"]["accuracy"] + 0.3
-    assert part["follows"] > 0.7
-    assert part["follows_before"] < 0.3
+    assert (part.plain()["class"], part.plain()["moved_to"], part.plain()["n"]) == ("COVID-19", "Non-COVID", 60)
+    assert part.plain()["as_is"]["accuracy"]["value"] > part.plain()["removed"]["accuracy"]["value"] + 0.15
+    assert part.plain()["as_is"]["accuracy"]["value"] > part.plain()["moved"]["accuracy"]["value"] + 0.3
+    assert part.plain()["follows"] > 0.7
+    assert part.plain()["follows_before"] < 0.3
     for how in HOW:
-        low, high = part[how]["accuracy_ci"]
-        assert low <= part[how]["accuracy"] <= high
+        low, high = part.plain()[how]["accuracy"]["ci"]
+        assert low <= part.plain()[how]["accuracy"]["value"] <= high
 
 
 def test_a_model_that_never_saw_the_marker_does_not(marked: Run, unmarked: Run) -> None:
     part = audit(unmarked, home(marked), split="Test", resamples=200)["marker"]
-    accuracies = [part[how]["accuracy"] for how in HOW]
+    accuracies = [part.plain()[how]["accuracy"]["value"] for how in HOW]
     assert max(accuracies) - min(accuracies) < 0.15
-    assert abs(part["follows"] - part["follows_before"]) < 0.3
+    assert abs(part.plain()["follows"] - part.plain()["follows_before"]) < 0.3
 
 
 class Watching(nn.Module):
@@ -121,7 +121,9 @@ def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
     again, _ = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
-    assert again["planted_shortcuts"] == document["planted_shortcuts"], "what was measured before is kept"
+    assert again.plain()["planted_shortcuts"] == document.plain()["planted_shortcuts"], (
+        "what was measured before is kept"
+    )
 
 
 def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:

@@ -102,14 +102,14 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
     slices.select(np.arange(len(slices.table)) % 4 == 0).write(tmp_path / "slices.csv")
     recipe = validation.validate(study.StudyRecipe, shipped | small, "test")
     document = Study(recipe, tmp_path / "slices.csv", tmp_path / "out", engines.get("local")).run()
-    assert document["classes"] == ["COVID", "NonCOVID"]
-    assert [run["defence"] for run in document["runs"]] == ["standard", "fgsm"]
-    assert document["failures"] == []
-    counts = document["data"]["counts"]
+    assert document.plain()["classes"] == ["COVID", "NonCOVID"]
+    assert [run["defence"] for run in document.plain()["runs"]] == ["standard", "fgsm"]
+    assert document.plain()["failures"] == []
+    counts = document.plain()["data"]["counts"]
     assert {split: len(part) for split, part in counts.items()} == {"Train": 2, "Val": 2, "Test": 2}
     assert sum(sum(part.values()) for part in counts.values()) == 55
-    assert any("divided by seed 0" in note for note in document["data"]["notes"])
-    for run in document["runs"]:
+    assert any("divided by seed 0" in note for note in document.plain()["data"]["notes"])
+    for run in document.plain()["runs"]:
         assert np.array(run["clean"]["confusion"]).shape == (2, 2)
         assert [(c["corruption"], c["severity"]) for c in run["corruptions"]] == [("jpeg", 3)]
         assert run["calibration"]["split"] == "Val"

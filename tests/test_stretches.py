@@ -13,11 +13,8 @@ HERE, THERE = "Processor A", "Processor B"
 def trained(run: Path, processor: str, commit: str, *more: str, accelerator: str = "none") -> None:
     hardware = {"processor": processor, "accelerator": accelerator}
     about = {"versions": {"trustcxr": "1"}, "hardware": hardware, "source": {"commit": commit}}
-    content: dict[str, object] = {"name": run.name, **about}
-    if more:
-        later = [about | {"from_epoch": 2, "hardware": hardware | {"processor": name}} for name in more]
-        content["stretches"] = [about | {"from_epoch": 0}, *later]
-    files.write_yaml(run / "run.yaml", content)
+    later = [about | {"from_epoch": 2, "hardware": hardware | {"processor": name}} for name in more]
+    files.write_yaml(run / "run.yaml", {"name": run.name, "segments": [about | {"from_epoch": 0}, *later]})
 
 
 def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -> None:
@@ -30,7 +27,7 @@ def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -
     assert stretches.elsewhere(runs, here, {"commit": "fedcba0123"}) == {"from": "abcdef0 (1)"}
     assert stretches.elsewhere(runs, here, commit) == {}
     assert stretches.elsewhere(runs, here | {"accelerator": "a card"}, commit) == {"on": f"{HERE} (1)"}
-    files.write_yaml(tmp_path / "b" / "run.yaml", {"name": "of an earlier version"})
+    files.write_yaml(tmp_path / "b" / "run.yaml", {"name": "never trained"})
     assert stretches.elsewhere(runs, here, commit) == {}, "nothing is known of it"
     trained(tmp_path / "a" / "validated", THERE, "abcdef0123")  # before its refit
     assert stretches.elsewhere(runs, here, commit) == {"on": f"{THERE}, then {HERE} (1), not noted (1)"}

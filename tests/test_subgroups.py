@@ -71,14 +71,14 @@ def clean(count: int = 200) -> pd.DataFrame:
 
 def test_the_worst_group_and_its_gap() -> None:
     rows = clean()
-    found = {part["column"]: part for part in subgroups.describe(rows, ("a", "b"), resamples=200)}
+    found = {part.column: part.plain() for part in subgroups.describe(rows, ("a", "b"), resamples=200)}
     sex = found["sex"]
     assert sex["worst"] == "M"
     men = next(group for group in sex["groups"] if group["name"] == "M")
     inside = (rows["by_sex"] == "M").to_numpy()
     right = np.stack(rows["logits"]).argmax(1) == rows["label"]
-    assert men["accuracy"] == pytest.approx(right[inside].mean())
-    assert men["gap"] == pytest.approx(right[inside].mean() - right[~inside].mean())
+    assert men["accuracy"]["value"] == pytest.approx(right[inside].mean())
+    assert men["gap"]["value"] == pytest.approx(right[inside].mean() - right[~inside].mean())
     assert men["settled"]
     counts = [[(right & part).sum(), (~right & part).sum()] for part in (inside, ~inside)]
     assert men["p_value"] == pytest.approx(stats.fisher_exact(counts)[1])
@@ -86,7 +86,7 @@ def test_the_worst_group_and_its_gap() -> None:
     assert men["p_corrected"] <= len(tested) * men["p_value"] + 1e-12
     assert men["p_corrected"] > men["p_value"]
     for name in ("auroc_macro", "ece", "accuracy"):
-        assert men[f"{name}_ci"][0] <= men[name] <= men[f"{name}_ci"][1]
+        assert men[name]["ci"][0] <= men[name]["value"] <= men[name]["ci"][1]
     assert "worst is M" in sex["text"]
     assert "settled" in sex["text"]
     assert not any(group["settled"] for group in found["dose"]["groups"])
@@ -128,13 +128,15 @@ def test_the_column_of_a_finding_is_no_group() -> None:
 
 
 def test_small_groups_are_merged_and_that_is_said() -> None:
-    hospital = next(p for p in subgroups.describe(clean(), ("a", "b"), resamples=200) if p["column"] == "hospital")
+    found = subgroups.describe(clean(), ("a", "b"), resamples=200)
+    hospital = next(part.plain() for part in found if part.column == "hospital")
     assert [group["name"] for group in hospital["groups"]] == ["A", "B", subgroups.OTHERS]
     assert set(hospital["merged"]) == {"C", "D"}
     assert hospital["groups"][2]["n"] == sum(hospital["merged"].values())
     assert "taken together as others" in hospital["text"]
     assert "C (" in hospital["text"]
-    sex = next(p for p in subgroups.describe(clean(24), ("a", "b"), resamples=100) if p["column"] == "sex")
+    few = subgroups.describe(clean(24), ("a", "b"), resamples=100)
+    sex = next(part.plain() for part in few if part.column == "sex")
     assert (sex["groups"], sex["worst"]) == ([], "")
     assert "no two groups have 20 films" in sex["text"]
 

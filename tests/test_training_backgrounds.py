@@ -1,4 +1,4 @@
-"""Runs that see another background in training, mind the gradient outside the lungs, or are attacked more there."""
+"""Runs that see another background in training, or images with emptied lungs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
 from trustcxr.data.phantom import writing
-from trustcxr.defences import lung_losses
+from trustcxr.defences import backgrounds, lung_losses
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import load_run
 from trustcxr.models import lung_gate
@@ -65,23 +65,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "swap": ({"name": "standard"}, {"background": "swap"}),
     "mask": ({"name": "mixup"}, {"background": "mask"}),
     "crop and free": ({"name": "free", "replays": 2}, {"background": "crop"}),
-    "penalty": ({"name": "fgsm"}, {"outside_gradient": 1.0}),
-    "penalty and twin": (
-        {"name": "trades", "separate_batchnorm": True},
-        {"outside_gradient": 0.1, "background": "swap"},
-    ),
-    "penalty and free": ({"name": "free", "replays": 2, "epsilon_outside": 0.1}, {"outside_gradient": 0.1}),
     "emptied": ({"name": "fgsm-rs"}, {"background": "emptied"}),
-    "emptied and penalty": (
-        {"name": "trades", "separate_batchnorm": True},
-        {"background": "emptied", "outside_gradient": 0.1},
-    ),
+    "emptied and trades": ({"name": "trades"}, {"background": "emptied"}),
     "emptied and free": ({"name": "free", "replays": 2}, {"background": "emptied"}),
-    "larger epsilon outside": ({"name": "pgd", "epsilon_outside": 0.1, "ramp": 0.5}, {}),
 }
 
 
-@pytest.mark.sample("swap", "emptied and penalty")
+@pytest.mark.sample("swap", "emptied")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
@@ -95,13 +85,13 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tup
             loop.fit(run, *films, tmp_path / "parts")
     loop.fit(run, *films, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-    assert summary["images_without_lung_mask"] == 0
+    assert summary.images_without_lung_mask == 0
     about = files.read_yaml(tmp_path / "whole" / "run.yaml")
     assert about["background"] == run.background
     loaded = load_run(tmp_path / "whole")
     assert loaded.recipe == run
-    plain = loop.fit(recipe(defence | {"epsilon_outside": None}), *films, tmp_path / "plain")
-    assert "images_without_lung_mask" not in plain
+    plain = loop.fit(recipe(defence), *films, tmp_path / "plain")
+    assert "images_without_lung_mask" not in plain.plain()
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "plain"))
 
 
@@ -115,7 +105,8 @@ def test_swapped_images_have_their_own_lungs(films: tuple[Any, Any], tmp_path: P
             "training_step",
             lambda self, batch, number: order.append(batch[2]) or real(self, batch, number),
         )
-        loop.fit(recipe(background="swap", swap_share=1.0, augment=STILL, epochs=1), *films, tmp_path)
+        patch.setattr(backgrounds, "SHARE", 1.0)
+        loop.fit(recipe(background="swap", augment=STILL, epochs=1), *films, tmp_path)
     for (images, labels, _), rows in zip(steps, order, strict=True):
         own = torch.from_numpy(train.batch(rows.tolist())).float() / 255
         lungs = torch.from_numpy(np.array(train.masks("lung")[rows.numpy()]))[:, None].bool()
@@ -131,44 +122,8 @@ def test_validation_sees_films_as_they_are(
     seen: list[Tensor] = []
     real = monitor._pixels
     monkeypatch.setattr(monitor, "_pixels", lambda images, device: seen.append(images) or real(images, device))
-    loop.fit(recipe(background="mask", swap_share=1.0, epochs=1), *films, tmp_path)
+    loop.fit(recipe(background="mask", epochs=1), *films, tmp_path)
     assert torch.equal(torch.cat(seen), torch.from_numpy(films[1].batch(range(len(films[1])))))
-
-
-def test_radii_are_larger_outside_the_lungs(films: tuple[Any, Any], tmp_path: Path, steps: list[Step]) -> None:
-    defence = {"name": "fgsm", "epsilon": 0.02, "epsilon_outside": 0.1, "ramp": 0.5}
-    loop.fit(recipe(defence, augment=STILL), *films, tmp_path)
-    factors = [0, 1 / 3, 2 / 3, 1, 1, 1]
-    for (_, __, options), factor in zip(steps, factors, strict=True):
-        radii = options["epsilon"]
-        assert radii.shape == (16, 1, 32, 32)
-        assert float(radii.min()) == pytest.approx(0.02 * factor)
-        assert float(radii.max()) == pytest.approx(0.1 * factor)
-    module = step.TrainingStep(nn.Linear(1, 1), recipe(defence), classes=3, steps_per_epoch=3)
-    masks = torch.zeros(2, 1, 4, 4)
-    masks[0, ..., :2] = 1
-    radii = module.radii(6, masks)
-    assert float(radii[0, 0, 0, 0]) == pytest.approx(0.02)
-    assert float(radii[0, 0, 0, 3]) == pytest.approx(0.1)
-    assert float(radii[1].max()) == pytest.approx(0.02), "an image without a mask has one radius"
-    assert module.radii(6, None) == 0.02
-
-
-def test_the_penalty_is_of_the_pixels_outside(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outsides: list[Tensor] = []
-    real = lung_losses.penalty
-    monkeypatch.setattr(
-        lung_losses, "penalty", lambda p, logits, outside: outsides.append(outside) or real(p, logits, outside)
-    )
-    loop.fit(recipe("fgsm", outside_gradient=5.0, epochs=1), *films, tmp_path / "a")
-    share = 1 - float(np.mean(films[0].masks("lung")))
-    assert float(torch.cat(outsides).mean()) == pytest.approx(share, abs=0.05)
-    loop.fit(recipe("fgsm", outside_gradient=0.0, epochs=1), *films, tmp_path / "b")
-    assert len(outsides) == 3
-    losses = [files.read_table(tmp_path / name / "history.csv")["train_loss"].iloc[0] for name in "ab"]
-    assert losses[0] > losses[1] + 0.01
 
 
 def test_images_with_emptied_lungs_stand_beside_the_batch(
@@ -207,8 +162,9 @@ def test_networks_side_by_side_behind_a_gate_each_have_emptied_lungs_beside_them
 
 
 def test_images_without_a_mask_are_left_as_they_are_and_counted(
-    tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, steps: list[Step], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backgrounds, "SHARE", 1.0)
     folder = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 2}, size=32)
     masks: dict[str, list[Path]] = {}  # films that have an infection mask are in the layout twice
     for path in sorted(folder.rglob("Train/*/lung masks/*.png")):
@@ -223,18 +179,17 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
 
     lose(names[:10])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
-    options = {"background": "mask", "swap_share": 1.0, "augment": STILL, "batch_size": 24, "epochs": 1}
+    options = {"background": "mask", "augment": STILL, "batch_size": 24, "epochs": 1}
     summary = loop.fit(recipe(**options), *data, tmp_path / "run")
-    assert summary["images_without_lung_mask"] == 10
+    assert summary.images_without_lung_mask == 10
     assert "10 of 24 training images have no lung mask" in capsys.readouterr().err
     (images, _, __), *_ = steps
     black = (images == 0).float().mean((1, 2, 3))
     assert int((black > 0.2).sum()) == 14, "those with a mask are black outside the lungs"
     lose(names[10:])
     data = [load_dataset(folder, split=s, size=32, cache=tmp_path / "cache2", workers=1) for s in ("Train", "Val")]
-    for run in (recipe(**options), recipe(outside_gradient=1.0), recipe({"name": "pgd", "epsilon_outside": 0.1})):
-        with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
-            loop.fit(run, *data, tmp_path / "none")
+    with pytest.raises(UserError, match=r"need lung masks, and no image of .*phantom has one"):
+        loop.fit(recipe(**options), *data, tmp_path / "none")
 
 
 # --- names and recipes -----------------------------------------------------------------------------------------------
@@ -256,41 +211,31 @@ def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
     made = study(
         defences=[
             "fgsm",
-            {"name": "standard", "background": "swap"},
-            {"name": "fgsm", "background": "swap", "training": {"outside_gradient": 2.0}},
+            {"name": "standard", "training": {"background": "swap"}},
+            {"name": "fgsm", "training": {"background": "swap", "epochs": 7}},
         ]
     )
     runs = [run_recipe(made, made.models[0], d, 0) for d in made.defences]
     assert [run.name.removeprefix(MODEL) for run in runs] == ["-fgsm-s0", "-swap-standard-s0", "-swap-fgsm-s0"]
     assert [run.background for run in runs] == ["full", "swap", "swap"]
-    assert runs[2].training.outside_gradient == 2.0
+    assert runs[2].training.epochs == 7
     assert validate(RunRecipe, runs[2].model_dump(mode="json"), "run.yaml") == runs[2]
 
 
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"defences": ["fgsm", {"name": "fgsm", "background": "full"}]}, "'defences': fgsm is there twice"),
+        (
+            {"defences": ["fgsm", {"name": "fgsm", "training": {"background": "full"}}]},
+            "'defences': fgsm is there twice",
+        ),
         ({"defences": [{"name": "standard"}]}, "standard is there twice; the baselines are standard already"),
         (
-            {"training": {"background": "swap"}, "defences": [{"name": "standard", "background": "swap"}]},
+            {"training": {"background": "swap"}, "defences": ["standard"]},
             "swap-standard is there twice; the baselines are swap-standard already",
         ),
-        ({"defences": [{"name": "fgsm", "background": "swp"}]}, "key 'defences.0.background'"),
-        ({"training": {"swap_share": 2}}, "key 'training.swap_share'"),
-        ({"training": {"outside_gradient": -1}}, "key 'training.outside_gradient'"),
-        (
-            {"defences": [{"name": "mixup", "training": {"outside_gradient": 1}}]},
-            "outside_gradient needs the lungs of one image",
-        ),
-        ({"defences": [{"name": "mixup", "epsilon_outside": 0.1}]}, "mixup does not use epsilon_outside"),
-        (
-            {
-                "models": [{"name": MODEL, "normalisation": "group"}],
-                "defences": [{"name": "trades", "separate_batchnorm": True}],
-            },
-            "separate_batchnorm needs normalisation: batch, not group",
-        ),
+        ({"defences": [{"name": "fgsm", "training": {"background": "swp"}}]}, "key 'background'"),
+        ({"defences": [{"name": "fgsm", "background": "swap"}]}, "unknown key 'defences.0.background'"),
     ],
 )
 def test_a_study_refuses_nonsense_before_any_work(keys: dict[str, Any], complaint: str) -> None:
@@ -298,9 +243,3 @@ def test_a_study_refuses_nonsense_before_any_work(keys: dict[str, Any], complain
         study(**keys)
     assert complaint in str(problem.value)
     assert "\n" not in str(problem.value)
-
-
-def test_a_run_has_one_background() -> None:
-    with pytest.raises(UserError, match=r"two backgrounds: defence\.background swap, training\.background full"):
-        recipe({"name": "fgsm", "background": "swap"})
-    assert recipe({"name": "fgsm", "background": "swap"}, background="swap").background == "swap"

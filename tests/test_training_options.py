@@ -26,50 +26,6 @@ def test_each_batch_comes_so_many_times_in_a_row() -> None:
     assert len(list(BatchRows(labels, 4, repeats=3, drop_last=True))) == 6
 
 
-def test_erasing_hides_one_rectangle_in_a_share_of_the_images() -> None:
-    images = torch.rand((400, 1, 32, 32), generator=generator()) * 0.9 + 0.05
-    same = augment(images, generator(1), **STILL)
-    erased = augment(images, generator(1), **STILL, erase=0.25)
-    changed = (erased != same)[:, 0]
-    hit = changed.any(2).any(1)
-    assert float(hit.float().mean()) == pytest.approx(0.25, abs=0.07)
-    greys = []
-    for picture, mask in zip(erased[hit, 0], changed[hit], strict=True):
-        rows, columns = mask.any(1), mask.any(0)
-        assert int(mask.sum()) == int(rows.sum() * columns.sum()), "a rectangle"
-        assert float(picture[mask].std()) < 1e-6 if int(mask.sum()) > 1 else True, "of one grey"
-        assert 0.01 < int(mask.sum()) / 1024 < 0.4
-        greys.append(float(picture[mask][0]))
-    assert 0 <= min(greys) < 0.1
-    assert 0.9 < max(greys) <= 1
-    assert torch.equal(erased, augment(images, generator(1), **STILL, erase=0.25))
-    assert torch.equal(same, augment(images, generator(1), **STILL, erase=0.0)), "old runs stay the same runs"
-
-
-def test_what_crop_shift_leaves_lies_somewhere_else_on_black() -> None:
-    side, count = 20, 200
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    place = (1 + rows * side + columns) / 500  # every pixel says where it comes from; none is black
-    images = torch.stack([place, place]).expand(count, 2, side, side)  # the second is a mask
-    moved = augment(images, generator(1), **STILL, crop_shift=0.4)
-    assert torch.allclose(moved[:, 0], moved[:, 1], atol=1e-5), "masks move with their image"
-    heights, offsets = set(), set()
-    for film in moved[:, 1]:
-        there = (film > 0).nonzero()
-        (top, left), (bottom, right) = there.min(0).values, there.max(0).values
-        kept = film[top : bottom + 1, left : right + 1]
-        first = round(float(kept[0, 0]) * 500) - 1
-        y, x = divmod(first, side)
-        assert torch.allclose(kept, place[y : y + len(kept), x : x + kept.shape[1]], atol=1e-5), "one piece"
-        heights.add(kept.shape[0])
-        offsets.add(int(top) - y)
-    assert heights == set(range(12, 21)), "up to 40 % of the rows are cut off, none too"
-    assert {-4, 0, 4} <= offsets
-    assert torch.equal(moved, augment(images, generator(1), **STILL, crop_shift=0.4))
-    whole = augment(images, generator(1), **STILL)
-    assert torch.equal(whole, augment(images, generator(1), **STILL, crop_shift=0.0)), "old runs stay the same runs"
-
-
 def test_spectrum_changes_how_sharp_a_film_is_and_not_where_it_lies() -> None:
     images = torch.rand(6, 2, 32, 32, generator=generator(2)) * 0.2 + 0.4
     same = augment(images, generator(1), **STILL)
@@ -119,8 +75,8 @@ def test_any_key_can_be_typed() -> None:
         ("seed.more=3", "'seed' holds a value, not keys"),
         ("defence.beta=much", "key 'defence.beta'"),
         ("defence=fgsm", "key 'defence'"),
-        ("training.swap_share=0.3", "swap_share: 0.3 does nothing without a background"),
-        ("defence.beta=0", "trades with beta: 0 has no loss on attacked images"),
+        ("training.balanced_by=source", "balanced_by: source does nothing without training.balanced"),
+        ("defence.beta=0", "key 'defence.beta': expected a number greater than 0"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(option: str, complaint: str | None) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import known_cause
 from trustcxr import explain
 from trustcxr.catalogue import REFERENCES, SALIENCY, Saliency
 from trustcxr.data import load_dataset
@@ -19,8 +20,6 @@ from trustcxr.data.phantom import anatomy, writing
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import (
     controls,
-    known_cause,
-    margins,
     measures,
     methods,
     randomisation,
@@ -77,10 +76,9 @@ def trained(folder: Path, network: nn.Module | None = None, *, epochs: int = 20)
     """A network that was trained on films whose lesions are plain to see."""
     train = films(folder, "Train")
     images = to_pixels(torch.from_numpy(train.batch(np.arange(len(train)))))
-    nothing = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)), nothing, nothing)
+        known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)))
         model = known_cause.fit(network or Tiny(), known, epochs=epochs, learning_rate=1e-2)
     assert known_cause.accuracy(model, known) > 0.9
     return as_run(model)
@@ -155,12 +153,12 @@ def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
     """A document with hit rate 0.5 (chance 0.1), by its leads over edges and over random weights: value, low, high."""
     shares = {name: Share(value=value, ci=(low, high)) for name, (value, low, high) in leads.items()}
     part = SaliencyDocument(
-        figures={"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)},
         beyond=[Lead(measure="pointing_hit_rate", control="edges", difference=shares["edges"])],
         random_weights=RandomWeights(
             n=9, draws=3, leads=[Lead(measure="pointing_hit_rate", control="randomised", difference=shares["random"])]
         ),
     )
+    part.with_figures({"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)})
     verdicts.judge("layercam", part)
     return part
 
@@ -246,8 +244,8 @@ def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, fo
     rows = scores.annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection, lung = (torch.from_numpy(np.array(test.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
-    film = margins.film_controls(images, lung)
-    wanted, plain = (measures.pointing_hit(film[name], infection) for name in ("brightness-smooth", "brightness"))
+    smoothed = controls.film_baselines(images, lung)["brightness"]
+    wanted, plain = (measures.pointing_hit(maps, infection) for maps in (smoothed, images[:, 0] * lung))
     assert not torch.equal(wanted, plain)
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     hits = clean[clean["measure"] == "pointing_hit_rate"].set_index("sample_id").loc[test.sample_ids[rows]]
@@ -323,14 +321,30 @@ def test_a_map_of_one_cell_has_no_figures_and_says_why(table: pd.DataFrame) -> N
 
 def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.DataFrame) -> None:
     part = summarise(table, images=72, resamples=100)["gradcam"]
-    assert "pointing_hit_rate" in part
+    assert "pointing_hit_rate" in part.figures
     ceiling = table["measure"] == "pointing_ceiling"
     coarse = table.assign(value=table["value"].mask(ceiling, table["chance"] / 2))
     part = summarise(coarse, images=72, resamples=100)["gradcam"]
-    assert part.plain()["pointing_hit_rate"] is None, "the key is there, its figure is not"
+    assert part.plain()["pointing_hit_rate"] == {"value": None}, "the key is there, its figure is not"
     strata = [stratum for stratum in part.by_lesion if stratum.n]
-    assert all(some["pointing_hit_rate"] is None for some in (part.correct, part.perturbed, *strata))
-    assert not [key for key in part.plain() if key.startswith("pointing_hit_rate_")]
+    assert all(
+        some.figures["pointing_hit_rate"] == Figure(value=None) for some in (part.correct, part.perturbed, *strata)
+    )
     assert part.withheld.startswith("withheld: the best of its 6 x 6 cells would hit 0.0")
     assert part.shows is not None
     assert "pointing hit rate" not in part.verdict
+
+
+def test_edges_are_where_the_film_is_steep_and_even_films_have_none() -> None:
+    images = torch.zeros(1, 1, 9, 9)
+    images[..., 5:] = 1
+    found = controls.edges(images)[0]
+    assert found[4, 4] == found[4, 5] == found.max()
+    assert found[:, :3].max() == 0
+    assert controls.edges(torch.full((1, 1, 9, 9), 0.7)).abs().max() < 1e-6
+
+
+def test_the_mean_mask_is_of_the_films_that_have_one() -> None:
+    masks = np.zeros((4, 2, 2), np.uint8)
+    masks[0, 0, 0] = masks[1, 0] = 1
+    assert controls.mean_mask(masks).tolist() == [[1.0, 0.5], [0.0, 0.0]]

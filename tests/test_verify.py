@@ -2,22 +2,24 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from pack import Pack
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr import report
-from trustcxr.results import differences, files
+from trustcxr.data.phantom import writing
+from trustcxr.results import files
 from trustcxr.results.documents import VerifiedDocument
-from trustcxr.study import engines, finished, verifying
+from trustcxr.study import engines
 from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import verify
+from trustcxr.study.verifying import count_figures, differences, verify
 
-OLD = Path(__file__).parent / "studies" / "v0.1"
-ROBUST = "runs/test_resnet-fgsm-s0"
+NAME, OTHER = "test_resnet-fgsm-s0", "test_resnet-standard-s0"
+ROBUST = f"runs/{NAME}"
 
 
 def change(path: Path, *keys: str | int, to: object) -> None:
@@ -34,89 +36,24 @@ def found(document: VerifiedDocument) -> set[tuple[str, str]]:
     return {(one.file, one.key) for one in document.differences}
 
 
+def unchecked(document: VerifiedDocument, *words: str) -> bool:
+    return any(all(word in line for word in words) for line in document.unchecked)
+
+
 def test_documents_are_compared_figure_by_figure() -> None:
-    said = {"a": 0.5, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 2}], "c": None, "more": 1}
-    assert list(differences.between(said, {"a": 0.5 + 1e-12, "b": said["b"], "c": None, "d": []})) == []
+    said = {"a": 0.5, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 2}], "c": None, "more": {"d": 1, "e": 2}}
+    assert list(differences(said, said | {"a": 0.5 + 1e-12, "f": [], "g": {"h": None}})) == []
     computed = {"a": 0.25, "b": [{"attack": "pgd", "x": 1}, {"attack": "fgsm", "x": 3}], "c": True, "d": 4}
-    keys = [(one.key, one.said, one.computed) for one in differences.between(said, computed)]
-    assert keys == [("a", 0.5, 0.25), ("b[fgsm].x", 2, 3), ("c", None, True), ("d", None, 4)]
-    assert [one.key for one in differences.between({"b": []}, {"b": [1]})] == ["b (how many)"]
-    assert differences.figures({"a": [1, 2, {"b": None}]}) == 3
-
-
-@pytest.mark.slow
-def test_a_study_of_version_0_1_is_verified_and_a_changed_figure_is_found(tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    shutil.copytree(OLD, study)
-    change(study / ROBUST / "metrics.json", "attacks", 0, "accuracy", to=0.987)
-    change(study / "study.json", "runs", 0, "saliency", "layercam@-1", "infection_energy", to=0.5)
-    document = verify(study)
-    stored = files.read_json(study / "study.json")["runs"][0]["run"]
-    files_and_keys = found(document)
-    assert {(f, k.rsplit(".", 1)[-1]) for f, k in files_and_keys} == {
-        (f"{ROBUST}/metrics.json", "accuracy"),
-        (f"study.json: {stored}", "infection_energy"),
-    }
-    assert document.figures > 500
-    assert document.files == len(
-        [*study.glob("study.json"), *study.glob("runs/*/training.json"), *study.rglob("metrics.json")]
-    )
-    assert any("written by 0.1.0" in line for line in document.unchecked)
-
-
-def test_intervals_that_were_not_kept_before_are_no_difference_and_changed_ones_are() -> None:
-    now = {
-        "attacks": [{"attack": "pgd", "epsilon": 0.02, "success_rate": 0.5, "success_rate_ci": [0.4, 0.6], "ece": 0.1}],
-        "corruptions": [{"corruption": "jpeg", "severity": 3, "flip_rate": 0.1, "flip_rate_ci": [0.0, 0.2]}],
-        "certified": [{"epsilon": 0.01, "proved": 0.1, "proved_ci": [0.0, 0.2], "accuracy_ci": [0.0, 0.2]}],
-        "saliency": {"layercam@stages.1": {"infection_energy": 0.2, "infection_energy_activation": 0.15}},
-    }
-    lead = {"measure": "infection_energy", "control": "chance", "difference": 0.1}
-    now["saliency"]["layercam@stages.1"]["over_controls"] = [lead]
-    now["attacks"][0]["ece_ci"] = [0.0, 0.2]
-    before = {
-        name: [{k: v for k, v in row.items() if k[-3:] != "_ci"} for row in rows]
-        for name, rows in now.items()
-        if isinstance(rows, list)
-    }
-    before["saliency"] = {"layercam@stages.1": {"infection_energy": 0.2}}
-
-    def differing(said: object) -> set[str]:
-        document = VerifiedDocument(differences=[], unchecked=[])
-        verifying._hold(document, "metrics.json", said, now, old=False)
-        return {one.key for one in document.differences}
-
-    assert differing(before) == {"certified[0.01].accuracy_ci"}
-    before["attacks"][0]["success_rate_ci"] = [0.3, 0.6]
-    before["saliency"]["layercam@stages.1"]["infection_energy_activation"] = 0.3
-    before["saliency"]["layercam@stages.1"]["over_controls"] = [lead | {"difference": 0.2}]
-    changed = {"attacks[pgd 0.02].success_rate_ci[0]", "saliency.layercam@stages.1.infection_energy_activation"}
-    changed.add("saliency.layercam@stages.1.over_controls[infection_energy chance].difference")
-    assert differing(before) == {"certified[0.01].accuracy_ci", *changed}
-
-
-@pytest.mark.slow
-def test_a_changed_figure_of_a_training_is_found_and_a_missing_history_is_said(tmp_path: Path) -> None:
-    study = Path(shutil.copytree(OLD, tmp_path / "study"))
-    before = verify(study)
-    assert not before.differences
-    change(study / "study.json", "runs", 0, "training", "best_value", to=0.999)
-    change(study / "study.json", "runs", 0, "training", "epochs", to=77)
-    name = files.read_json(study / "study.json")["runs"][0]["run"]
-    (study / "runs" / name / "history.csv").unlink()
-    document = verify(study)
-    assert found(document) == {(f"study.json: {name}", f"training.{key}") for key in ("best_value", "epochs")}
-    (line,) = set(document.unchecked) - set(before.unchecked)
-    assert line.startswith(f"runs/{name}/history.csv is missing")
-
-
-def test_a_study_of_which_no_table_is_left_does_not_agree(tmp_path: Path) -> None:
-    study = Path(shutil.copytree(OLD, tmp_path / "study"))
-    for table in study.rglob("*.parquet"):
-        table.unlink()
-    done = run("verify", study, expect=1)
-    assert "of no run could the figures be computed again" in done.stdout
-    assert "agree" not in done.stdout
+    assert list(differences(said, computed)) == [
+        ("a", 0.5, 0.25),
+        ("b[fgsm].x", 2, 3),
+        ("c", None, True),
+        ("more", "2 figures", None),
+        ("d", None, 4),
+    ]
+    changed = [{"attack": "fgsm", "x": 4}]
+    assert [one.key for one in differences({"b": changed}, {"b": said["b"]})] == ["b (how many)", "b[fgsm].x"]
+    assert count_figures({"a": [1, 2, {"b": None}], "c": False}) == 3
 
 
 def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
@@ -124,70 +61,126 @@ def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
     assert "no study.json here" in complaint("verify", tmp_path)
 
 
-def test_what_is_kept_of_a_study_cannot_be_computed_again_and_that_is_said(tmp_path: Path) -> None:
-    finished.keep(OLD, tmp_path / "kept")
-    kept = tmp_path / "kept"
-    said = complaint("verify", kept)
-    assert f"{kept}: holds what --kept keeps of finished runs, their figures without predictions" in said
-    assert "nothing can be computed again: give the study's own --out" in said
-    assert "run the same" not in said
-    begun = Path(shutil.copytree(tmp_path / "kept", tmp_path / "begun"))
-    files.write_yaml(begun / ".data.yaml", {"path": "films"})  # a study that took up what is kept, and is not finished
-    assert "started but not finished" in complaint("verify", begun)
-
-
 @pytest.fixture(scope="module")
-def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verified")
+    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
-    Study(recipe, pack.images(), base / "out", engines.get("local")).run()  # type: ignore[arg-type]
-    report.write(base / "out")
+    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"
 
 
+@pytest.fixture
+def study(done: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(done, tmp_path / "study"))
+
+
 @pytest.mark.slow
-def test_every_figure_of_a_study_of_today_agrees(done: Path) -> None:
-    document = verify(done, lambda folder: (folder / "report.html").read_text(encoding="utf-8"))
-    assert found(document) == set()
-    assert document.unchecked == []
+def test_every_figure_of_a_study_agrees(done: Path) -> None:
+    document = verify(done)
+    assert (found(document), document.unchecked) == (set(), [])
     assert document.figures > 1000
+    assert document.files == 1 + 2 * 4
     assert "all agree" in run("verify", done).stdout
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize(
-    ("file", "keys"),
-    [
-        ("study.json", ("runs", 0, "clean", "accuracy_ci", 0)),
-        ("study.json", ("comparisons", 0, "difference")),
-        ("study.json", ("over_seeds", 0, "figures", 0, "deviation")),
-        ("study.json", ("selection", "ranking", 0, "value")),
-        (f"{ROBUST}/metrics.json", ("attacks", 1, "accuracy")),
-        (f"{ROBUST}/metrics.json", ("saliency", "layercam@-3", "infection_energy")),
-        (f"{ROBUST}/training.json", ("best_value",)),
-    ],
-)
-def test_one_changed_number_is_found_and_the_exit_code_is_1(
-    done: Path, tmp_path: Path, file: str, keys: tuple[str | int, ...]
-) -> None:
-    study = tmp_path / "study"
-    shutil.copytree(done, study)
-    change(study / file, *keys, to=0.123456)
-    printed = json.loads(run("verify", study, "--json", expect=1).stdout)
-    last = [key for key in keys if isinstance(key, str)][-1]
-    assert any(one["file"].startswith(file) and last in one["key"] for one in printed["differences"])
-    assert 0.123456 in [one["said"] for one in printed["differences"]]
+def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> None:
+    keys: dict[str, list[tuple[str | int, ...]]] = {
+        "study.json": [
+            ("runs", 0, "clean", "accuracy_ci", 0),
+            ("comparisons", 0, "difference"),
+            ("over_seeds", 0, "figures", 0, "deviation"),
+            ("selection", "ranking", 0, "value"),
+            ("runs", 1, "training", "best_value"),
+        ],
+        f"{ROBUST}/metrics.json": [("attacks", 1, "accuracy"), ("saliency", "layercam@-3", "infection_energy")],
+        f"{ROBUST}/training.json": [("best_value",)],
+    }
+    for file, of_file in keys.items():
+        for one in of_file:
+            change(study / file, *one, to=0.123456)
+    printed = json.loads(run("verify", study, "--json", expect=1).stdout)["differences"]
+    for file, of_file in keys.items():
+        for one in of_file:
+            last = [key for key in one if isinstance(key, str)][-1]
+            assert any(p["file"].startswith(file) and last in p["key"] and p["said"] == 0.123456 for p in printed), one
+    # What study.json says of a training is compared with training.json, which one of these changed.
+    assert len(printed) == 9
 
 
 @pytest.mark.slow
-def test_a_number_changed_on_the_page_is_found(done: Path, tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    shutil.copytree(done, study)
-    page = study / "report.html"
-    text = page.read_text(encoding="utf-8")
-    accuracy = f"{100 * files.read_json(study / 'study.json')['runs'][0]['clean']['accuracy']:.1f}"
-    at = text.index(accuracy, text.index("</style>"))
-    page.write_text(f"{text[:at]}99.9{text[at + len(accuracy) :]}", encoding="utf-8")
-    printed = json.loads(run("verify", study, "--json", expect=1).stdout)
-    assert {one["file"] for one in printed["differences"]} == {"report.html"}
+def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(study: Path) -> None:
+    for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
+        (study / ROBUST / name).unlink()
+    path = study / ROBUST / "metrics.json"
+    files.write_json(path, files.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
+    document = verify(study)
+    assert found(document) == set()
+    for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
+        assert unchecked(document, f"{file}: saliency: {ROBUST}/saliency.parquet is missing")
+        assert unchecked(document, f"{file}: calibration: {ROBUST}/validation.parquet is missing")
+    assert unchecked(document, f"{ROBUST}/metrics.json: certified: {ROBUST}/certified.parquet is missing")
+    assert unchecked(document, "history.csv is missing")
+    assert unchecked(document, "model.safetensors is missing")
+    assert unchecked(document, "study.json: comparisons, spread over seeds, ranking and alarms")
+    assert "all agree" not in run("verify", study).stdout
+    for table in study.rglob("predictions.parquet"):
+        table.unlink()
+    assert "of no run could the figures be computed again" in run("verify", study, expect=1).stdout
+
+
+@pytest.mark.slow
+def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_found(study: Path) -> None:
+    path = study / "study.json"
+    content = json.loads(path.read_text())
+    runs = [entry for entry in content["runs"] if entry["run"] != NAME]
+    twice = next(entry for entry in runs if entry["run"] == OTHER)
+    path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": 1.0}}]}))
+    shutil.copyfile(study / "runs" / OTHER / "familiarity.safetensors", study / "runs" / OTHER / "model.safetensors")
+    document = verify(study)
+    weights = f"runs/{OTHER}/model.safetensors", "checksum of model.safetensors"
+    assert found(document) == {weights, *(("study.json", f"runs[{name}]") for name in (NAME, OTHER, "better"))}
+    (lacking,) = [one for one in document.differences if NAME in one.key]
+    assert lacking.computed == f"finished in {ROBUST}"
+
+
+def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    files.write_table(path, how(files.read_table(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("predictions.parquet", lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 films without a row"),
+        ("predictions.parquet", lambda t: t.assign(label=[99, *t["label"].iloc[1:]]), "the label 99, of 3 classes"),
+        ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
+        ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),
+        ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesions.parquet"),
+        ("history.csv", lambda t: t[:0], "Restore it: only a new training makes it again"),
+        ("history.csv", lambda t: t.drop(columns="seconds"), "damaged: 'seconds'"),
+        ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "could not convert string to float"),
+    ],
+)
+def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified(
+    file: str, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, study: Path
+) -> None:
+    _edit(study / ROBUST / file, damage)
+    change(study / "runs" / OTHER / "metrics.json", "attacks", 1, "accuracy", to=0.987)
+    change(study / "runs" / OTHER / "training.json", "best_epoch", to=-5)
+    document = verify(study)
+    assert not document.agrees
+    (one,) = [one for one in document.differences if NAME in one.file]
+    assert said in f"{one.file}: {one.computed}"
+    assert one.file in (f"{ROBUST}/{file}", ROBUST)
+    assert "\n" not in str(one.computed)
+    assert (f"runs/{OTHER}/metrics.json", "attacks[fgsm 0.02].accuracy") in found(document)
+    assert (f"runs/{OTHER}/training.json", "best_epoch") in found(document)
+
+
+@pytest.mark.slow
+def test_figures_that_their_table_does_not_give_any_more_differ(study: Path) -> None:
+    _edit(study / ROBUST / "predictions.parquet", lambda table: table.assign(gradient=np.nan))
+    for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
+        assert (file, "input_gradients") in found(verify(study))

@@ -1,6 +1,7 @@
-"""The page's tables as CSV and LaTeX, the page of a single run, and epochs as people count them."""
+"""Tables of the page as CSV, LaTeX and Markdown, the page of a single run, and epochs as people count them."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,11 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.report import board, cards, page, rows, written
-from trustcxr.report.study_folder import Run, read
-from trustcxr.report.tables import provenance
+from trustcxr.report import board, cards, page
+from trustcxr.report.study_folder import read
+from trustcxr.report.tables import cells, provenance
 from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import AuditDocument, AuditedModel, Classification, RunDocument, Share
+from trustcxr.results.documents import AuditDocument, AuditedModel, Classification, Share
 
 
 @pytest.fixture(scope="module")
@@ -24,53 +25,69 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tables(study: Path) -> Path:
     run("report", study, "--tables")
-    return study / written.FOLDER
+    return study / cells.FOLDER
 
 
-def test_every_table_of_the_page_is_there_as_csv_and_as_latex(study: Path, tables: Path) -> None:
-    found = dict(written.tables(page.gather(read(study))))
-    assert {"leaderboard", "sweeps", "training", "per-class-1"} <= set(found)
-    assert sorted(path.name for path in tables.iterdir()) == sorted(f"{n}.{e}" for n in found for e in ("csv", "tex"))
+def test_every_table_of_the_page_is_there_as_csv_latex_and_markdown(study: Path, tables: Path) -> None:
+    found = {table.name: table for table in cells.find_tables(page.gather(read(study)))}
+    assert {"leaderboard", "accuracy-at-each-epsilon", "training", "per-class-resnet18-fgsm"} <= set(found)
+    names = [f"{name}.{ending}" for name in found for ending in ("csv", "tex")]
+    assert sorted(path.name for path in tables.iterdir()) == sorted([*names, "tables.md"])
+    text = (study / "report.html").read_text(encoding="utf-8")
+    together = (tables / "tables.md").read_text(encoding="utf-8")
     for name, table in found.items():
         rows = list(csv.reader((tables / f"{name}.csv").open(encoding="utf-8")))
         assert len(rows) == len(table.rows) + 1
-        for row, cells in zip(rows[1:], table.rows, strict=True):
-            assert [cell.text for cell in cells] == [
+        for row, line in zip(rows[1:], table.rows, strict=True):
+            assert [cell.text for cell in line] == [
                 text for text, title in zip(row, rows[0], strict=True) if not title.endswith("(small print)")
             ]
         latex = (tables / f"{name}.tex").read_text(encoding="utf-8")
         assert latex.count(r"\\") == len(table.rows) + 1
-        assert all(written.escaped(cell.text) in latex for cells in table.rows for cell in cells)
+        assert all(cells.escape_latex(cell.text) in latex for line in table.rows for cell in line)
+        assert f"## {table.title}\n\n{table.markdown()}\n" in together
+        assert f'aria-label="{table.title}"' in text
 
 
-def test_latex_is_escaped_and_small_print_is_small() -> None:
-    table = Table(["A_b", "Share, %"], [[Cell("x & y"), Cell("82.3", "−1.0 to 84.0", "< chance")]])
-    text = written.latex(table)
-    assert r"A\_b & Share, \% \\" in text
-    assert r"x \& y & 82.3 {\scriptsize $-$1.0 to 84.0; $<$ chance} \\" in text
-    assert list(written.lines(table)) == [
+TABLE = Table("A title: x/y", ["A_b", "Share, %"], [[Cell("x & y|z\n<b>"), Cell("82.3", "−1.0 to 84.0", "< chance")]])
+
+
+def test_each_writer_escapes_what_its_format_would_take_for_its_own() -> None:
+    assert TABLE.name == "a-title-x-y"
+    latex = TABLE.latex()
+    assert r"A\_b & Share, \% \\" in latex
+    assert r"x \& y|z $<$b$>$ & 82.3 {\scriptsize $-$1.0 to 84.0; $<$ chance} \\" in latex
+    assert r"\toprule" in latex
+    assert TABLE.markdown().splitlines()[1:] == [
+        "| --- | --- |",
+        r"| x & y\|z &lt;b> | 82.3 (−1.0 to 84.0; < chance) |",
+    ]
+    assert "x &amp; y|z\n&lt;b&gt;" in TABLE.html()
+    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [
         ["A_b", "Share, %", "Share, % (small print)"],
-        ["x & y", "82.3", "−1.0 to 84.0; < chance"],
+        ["x & y|z\n<b>", "82.3", "−1.0 to 84.0; < chance"],
     ]
 
 
-def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures(tmp_path: Path) -> None:
+def test_two_tables_of_one_name_are_two_files(tmp_path: Path) -> None:
+    paths = cells.write_tables([TABLE, TABLE], tmp_path, page="all.md", opening="# All")
+    names = ["all.md", "a-title-x-y.csv", "a-title-x-y.tex", "a-title-x-y-2.csv", "a-title-x-y-2.tex"]
+    assert [path.name for path in paths] == names
+    assert paths[0].read_text(encoding="utf-8").startswith("# All\n\n## A title: x/y\n\n| A_b |")
+
+
+def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -> None:
     bad = ("=HYPERLINK(1)", "@SUM(1)", "-2+3+cmd", "+1=1", "\t=1")
     figures = ("+10.0", "-0.5", "−3.0", "-1e-05", "-", "-3.0% to 4.0%", "A-B", "")
-    table = Table(["=A"], [[Cell(text, "=B()")] for text in (*bad, *figures)])
-    head, *lines = csv.reader(written.comma(table).splitlines())
+    table = Table("t", ["=A"], [[Cell(text, "=B()")] for text in (*bad, *figures)])
+    head, *lines = csv.reader(io.StringIO(table.csv()))
     assert head == ["'=A", "'=A (small print)"]
     assert [line[0] for line in lines] == [*(f"'{text}" for text in bad), *figures]
     assert {line[1] for line in lines} == {"'=B()"}
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
     whole = board.Board("", "=data", 1, (), (("=f", audit),), ())
-    line = next(csv.DictReader(board.table(whole, [board.row("=f", audit)]).splitlines()))
-    assert line["data"] == "'=data"
-    assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-0.5", "-")
-    clean = Classification(accuracy=Share(value=-0.5, ci=(-0.6, -0.4)))
-    one = Run(RunDocument(run="=r()", split="Test", clean=clean), tmp_path, [])
-    line = next(csv.DictReader(rows.write_figures([one], tmp_path / "f.csv").open(encoding="utf-8")))
-    assert (line["run"], line["value"]) == ("'=r()", "-0.5")
+    line = next(csv.DictReader(io.StringIO(board.table(whole).csv())))
+    assert (line["model"], line["folder"], line["clean, %"], line["paper"]) == ("'@SUM(1)", "'=f", "−50.0", "–")
 
 
 @pytest.mark.slow
@@ -82,10 +99,10 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     text = (one / "report.html").read_text(encoding="utf-8")
     document = json.loads((one / "metrics.json").read_text())
     assert f"The run {document['run']}" in text
-    assert f"{100 * document['clean']['accuracy']:.1f}" in text
+    assert f"{100 * document['clean']['accuracy']['value']:.1f}" in text
     assert "created" not in text, "nobody knows when"
     assert "run.yaml could not be read" in text
-    (one / "run.yaml").write_text("versions: {trustcxr: 0.1.7}")
+    (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
     (one / "data-check.json").write_text('{"verdict": "3 films are in two splits."}')
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
@@ -99,9 +116,9 @@ def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) ->
     options = {"epsilon": 0.02, "steps": 3, "sigma": 0.05}
     for name, said in {
         "gaussian": "gaussian, sigma 0.05;",
-        "pgd": "pgd, epsilon 0.02 (L-infinity), steps 3;",
+        "pgd": "pgd, epsilon 0.02, steps 3;",
         "standard": "standard;",
-        "my-own": "my-own, epsilon 0.02 (L-infinity);",
+        "my-own": "my-own, epsilon 0.02;",
     }.items():
         (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "recipe": {"defence": {"name": name} | options}}))
         (tmp_path / "model.safetensors").touch()
@@ -120,7 +137,7 @@ def run_and_read(folder: Path) -> str:
 
 
 def test_the_command_says_where_the_tables_lie(study: Path) -> None:
-    assert run("report", study, "--tables").stdout.split() == [str(study / "report.html"), str(study / written.FOLDER)]
+    assert run("report", study, "--tables").stdout.split() == [str(study / "report.html"), str(study / cells.FOLDER)]
 
 
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:

@@ -17,7 +17,8 @@ from benchmarks.formats import first_images
 from benchmarks.speed import serve
 from trustcxr.about import NOTICE
 from trustcxr.evaluation.run import load_run
-from trustcxr.report import markdown
+from trustcxr.report import words
+from trustcxr.report.tables.cells import markdown_rows
 from trustcxr.study.audit import audit
 
 TEST = 570  # images of covidqu-mini's Test
@@ -40,7 +41,7 @@ def main() -> None:
         "epsilon 0.02. "
         f"The last column is in proportion to the films. {NOTICE}\n"
     )
-    print("\n".join(markdown.table(HEAD, rows)))
+    print(markdown_rows(HEAD, rows))
 
 
 def measured(run: Path, data: Path, images: int | None) -> list[str]:
@@ -58,8 +59,8 @@ def measured(run: Path, data: Path, images: int | None) -> list[str]:
         f"{recipe.model.called} at {loaded.size} pixels",
         recipe.defence.called,
         f"{count}",
-        markdown.percent(found.clean.accuracy),
-        "-" if worst is None else markdown.percent(worst),
+        words.measured(found.clean.accuracy),
+        "-" if worst is None else words.measured(worst),
         f"{minutes:.1f}",
         f"{worked:.1f}",
         f"{minutes * TEST / max(count, 1):.1f}",

@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: 
     device = next(model.parameters()).device
     optimiser = torch.optim.Adam(model.train().parameters(), lr=1e-4)
     batches = forever(loader(films, given.batch, shuffle=True, drop_last=True))
-    loss_of = adversarial.fgsm if defence == "fgsm" else contract.standard
+    loss_of = partial(adversarial.fgsm, epsilon=EPSILON) if defence == "fgsm" else contract.standard
     done, waited, began, number = 0, 0.0, 0.0, 0
     while number < 3 or time.perf_counter() - began < given.seconds:
         if number == 3:  # what is compiled and cached is there by now
@@ -63,7 +64,7 @@ def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: 
         x = x.contiguous(memory_format=torch.channels_last)
         optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16):
-            loss, _ = loss_of(model, x, labels, epsilon=EPSILON)
+            loss, _ = loss_of(model, x, labels)
         loss.backward()
         optimiser.step()
         float(loss.detach())  # as training does, which looks at every loss

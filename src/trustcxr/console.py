@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ def tell(listener: Callable[[str], object] | None) -> Callable[[str], object] | 
 
 def say(text: str) -> None:
     """One line on stderr, at once."""
-    import sys
 
     if _listener is not None:
         _listener(text)
@@ -127,50 +126,6 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
         for item in items:
             yield item
             bar.advance()
-
-
-def watched() -> bool:
-    """Whether there is a terminal that somebody may look at."""
-    return sys.stderr.isatty()
-
-
-class Stages:
-    """The stages of a long work: a line before each says which of how many it is.
-
-    Where nobody watches, as in a pipe, nothing is said in the first QUIET seconds: short work needs no lines.
-
-    plan: what each stage does, in their order, with its films where other stages do the same to theirs, else 0. Of
-    stages that do the same it is said what they and those behind them will take, once one of them was timed.
-    """
-
-    QUIET = 60.0
-
-    def __init__(self) -> None:
-        self.plan: Mapping[str, int] = {}
-        self._begun = time.monotonic()
-        self._now: tuple[str, float] | None = None
-        self._films, self._seconds = 0, 0.0
-
-    def begin(self, what: str, *, timed: bool = True) -> None:
-        """Say which stage comes now; nothing of one that is not planned.
-
-        timed: False where some of it was done before, so that its seconds say little of the others.
-        """
-        now = time.monotonic()
-        if self._now is not None:
-            before, since = self._now
-            self._films, self._seconds = self._films + self.plan[before], self._seconds + now - since
-        self._now = None
-        if what not in self.plan:
-            return
-        place = list(self.plan).index(what)
-        films, left = self.plan[what], sum(list(self.plan.values())[place:])
-        known = films and self._films
-        about = f"; about {duration(self._seconds / self._films * left)} left in all" if known else ""
-        if watched() or now - self._begun >= self.QUIET:
-            say(f"{place + 1} of {len(self.plan)}: {what}{about}")
-        if films and timed:
-            self._now = what, now
 
 
 def duration(seconds: float) -> str:

@@ -1,18 +1,29 @@
-"""Names that a package offers and loads on first use, so that importing it costs nothing (PEP 562)."""
+"""Load the names of a package on first use, so that importing the package costs nothing (PEP 562)."""
 
-from collections.abc import Callable, Mapping, Sequence
+import ast
+import sys
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
-def loader(package: str, names: Mapping[str, str], modules: Sequence[str] = ()) -> Callable[[str], Any]:
-    """The `__getattr__` of `package`: `names` says which module each name is in; `modules` are modules of its own."""
+def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package from the imports in its `if TYPE_CHECKING` block.
+
+    A type checker reads that block as it is; here each of its names is imported when it is first asked for.
+    """
+    source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
+    blocks = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: str(node.module) for node in imports for alias in node.names}
+    names = sorted(modules)
 
     def load(name: str) -> Any:
-        if name in modules:
-            return import_module(f"{package}.{name}")
-        if name not in names:
+        if name not in modules:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(import_module(names[name]), name)
+        if modules[name] == package:
+            return import_module(f"{package}.{name}")
+        return getattr(import_module(modules[name]), name)
 
-    return load
+    return load, lambda: names, names

@@ -29,13 +29,12 @@ import yaml
 from fault_runner import LIMIT, LINES, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
-TIMES = ("created", "seconds", "when", "took", "processor_seconds", "energy_kwh", "energy_method")
+TIMES = ("created", "seconds", "when", "took", "processor_seconds")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.loop", "trustcxr.study.steps", "timm")
 _IMPORTED += (
     "trustcxr.data.auditing.audit",
     "trustcxr.data.phantom.writing",
-    "trustcxr.data.stores",
     "joblib",
     "jinja2",
 )

@@ -75,13 +75,13 @@ def _names() -> Iterator[tuple[str, ...]]:
             yield (*TRAIN, option, value)
     for value in ("a", "=", "a=", "=b", "model=3", "training.epochs=[1", "training.epochs=two", "defence.name=x"):
         yield (*TRAIN, "--set", value)
-    for value in ("data.splits={train: Gone}", "model.normalisation=frozen", "training.augment=3", "x.y.z=1"):
+    for value in ("data.splits={train: Gone}", "model.normalisation=layer", "training.augment=3", "x.y.z=1"):
         yield (*TRAIN, "--set", value)
     for value in ("training.learning_rate=.inf", "training.weight_decay=.inf", "training.warmup_epochs=.inf"):
         yield (*TRAIN, "--set", value)
     for value in (
         "training.weight_decay=.nan",
-        "training.outside_gradient=.inf",
+        "training.guidance=.inf",
         "seed=-5",
         "seed=1.5",
         "data.size=1000000",
@@ -183,7 +183,7 @@ def _recipes() -> Iterator[tuple[str, ...]]:
         "{training: {learning_rate: .inf}}",
         "{training: {weight_decay: .inf}}",
         "{training: {warmup_epochs: .inf}}",
-        "{training: {outside_gradient: .inf}}",
+        "{training: {guidance: .inf}}",
         "{training: {epochs: 0}}",
         "{training: {batch_size: 1.5}}",
         "{training: {patience: -1}}",

@@ -38,7 +38,7 @@ def whole(base: Path) -> dict[str, str]:
 
 
 def audit(base: Path, place: Path) -> list[str]:
-    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out")]
+    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out"), "--trust-code"]
 
 
 @pytest.mark.slow

@@ -45,33 +45,3 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry
 def get(name: str) -> Callable[..., Tensor]:
     """The attack of that name; UserError with the valid names for any other."""
     return lookup(ATTACKS, "attack", name)
-
-
-__all__ = [
-    "ATTACKS",
-    "Attack",
-    "Loss",
-    "Mode",
-    "Precision",
-    "WorstCase",
-    "apgd",
-    "check_epsilon",
-    "check_input",
-    "computes_in_bfloat16",
-    "cross_entropy",
-    "fab",
-    "fgsm",
-    "fgsm_rs",
-    "get",
-    "input_gradient",
-    "momentum",
-    "nearest",
-    "pgd",
-    "pgd_l2",
-    "smallest_epsilon",
-    "square",
-    "transfer",
-    "undisturbed",
-    "worst_case",
-    "worst_case_report",
-]

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 from trustcxr.attacks.contract import check_input, checked_logits
 from trustcxr.errors import UserError
 from trustcxr.models.untouched import undisturbed
-from trustcxr.renamed import keywords
 
 
-@keywords(source="surrogate")
 def transfer(
     model: nn.Module,
     images: Tensor,

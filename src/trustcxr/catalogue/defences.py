@@ -5,9 +5,9 @@ from typing import Literal
 
 from trustcxr.catalogue.entries import by_name
 
-_PERTURBED = ("epsilon", "ramp", "epsilon_outside", "mode", "attack_precision")
+_PERTURBED = ("epsilon", "ramp", "attack_precision")
 _BOUNDED = ("epsilon", "ramp", "clean_share", "attack_share", "regulariser")
-_WITH_CLEAN = (*_PERTURBED, "clean_share", "separate_batchnorm", "evaluated_batchnorm", "weight_perturbation")
+_WITH_CLEAN = (*_PERTURBED, "clean_share", "weight_perturbation")
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ DEFENCES = by_name(
         Defence("n-fgsm", "N-FGSM", "de Jorge et al. 2022", "adversarial:n_fgsm", _WITH_CLEAN, "#77718b"),
         Defence(
             "free", "free", "Shafahi et al. 2019", "adversarial:free",
-            ("epsilon", "ramp", "epsilon_outside", "replays"), "#859a74",
+            ("epsilon", "ramp", "replays"), "#859a74",
         ),
         Defence("pgd", "PGD", "Madry et al. 2018", "adversarial:pgd", (*_WITH_CLEAN, "steps"), "#c44e00"),
         Defence(
             "trades", "TRADES", "Zhang et al. 2019", "adversarial:trades",
-            (*_PERTURBED, "separate_batchnorm", "evaluated_batchnorm", "steps", "beta"), "#5c3d03",
+            (*_PERTURBED, "steps", "beta"), "#5c3d03",
         ),
         Defence("ibp", "IBP", "Gowal et al. 2019", "certified:ibp", _BOUNDED, "#104232", certifies=True),
         Defence(
             "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "certified:crown_ibp", _BOUNDED, "#1796ff", certifies=True
         ),
         Defence("mixup", "mixup", "Zhang et al. 2018", "noise:mixup", ("alpha",), "#ad8899"),
-        Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size", "holes"), "#1c0000"),
+        Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size",), "#1c0000"),
         Defence("gaussian", "Gaussian noise", "Ford et al. 2019", "noise:gaussian", ("sigma",), "#46008b"),
     )
 )  # fmt: skip

@@ -45,7 +45,9 @@ def audit(
     if init:
         from trustcxr.models.adapters import describe_file, drafted
 
-        return print_json(drafted(model)) if json else print(describe_file(model), end="")
+        if json:
+            return print_json(drafted(model, trust_code=trust_code))
+        return print(describe_file(model, trust_code=trust_code), end="")
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
@@ -118,14 +120,13 @@ def leaderboard(
 ) -> None:
     """Many audits of one protocol and data set: one page that sorts, one table (CSV)."""
     from trustcxr import report
-    from trustcxr.report import board, words
+    from trustcxr.report import board
 
     found = board.gather(folder)
     page, table = board.write(found, out or folder)
     if json:
         return print_json(board.plain(found))
-    title = f"{words.plural(len(found.entries), 'audit')} by {found.protocol} on {found.data} ({found.n} images)"
-    report.print_rows(title, board.shown(found))
+    report.print_table(board.terminal_table(found))
     for line in board.remarks(found):
         print(line)
     for name, why in found.refused:

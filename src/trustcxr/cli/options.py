@@ -69,6 +69,10 @@ Defence = Annotated[
     str,
     typer.Option(help=f"How it is made robust: {', '.join(DEFENCES)}."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of each run: another number gives other bits. Those of torch here unless said."),
+]
 Patience = Annotated[int | None, typer.Option(help="Epochs without a better validation figure before it stops.")]
 TrainingEpsilon = Annotated[
     float, typer.Option(help="L-infinity radius of adversarial training; 0.02 is 5.1 grey levels.")

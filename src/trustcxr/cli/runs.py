@@ -26,6 +26,7 @@ from trustcxr.cli.options import (
     Severities,
     Steps,
     Surrogate,
+    Threads,
     Track,
     TrainingEpsilon,
     TrustCode,
@@ -82,6 +83,7 @@ def train(
     devices: Annotated[int, typer.Option(help="Cards that share each batch; without any, processes.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines of so many cards; start the same command on each.")] = 1,
     strategy: Annotated[str, typer.Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
+    threads: Threads = None,
     epsilon: TrainingEpsilon = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
     clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
@@ -95,6 +97,7 @@ def train(
     """Train one run. Started again after a cut, it goes on from its last epoch."""
     from trustcxr.report.terminal import training_sentence
     from trustcxr.study import run_folder
+    from trustcxr.training.threads import use_threads
 
     where, uri = tracker(track)
     training = {
@@ -116,7 +119,8 @@ def train(
         data={"labels": label_map(label), **listing(column, images)},
         options=settings(context, set_),
     )
-    summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
+    with use_threads(threads):
+        summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {as_typed(out)} --data {as_typed(data)}")
 
@@ -205,8 +209,8 @@ def certify(
     refuse_nowhere(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.proofs import effort
-    from trustcxr.report.tables.certified import BAR
-    from trustcxr.report.terminal import certified_rows
+    from trustcxr.report.study_folder import Run
+    from trustcxr.report.tables.certified import proved
     from trustcxr.study import run_folder
 
     document, folder = run_folder.certify(
@@ -220,9 +224,8 @@ def certify(
     )
     if json:
         return print_json(document)
-    count = document.certified[0].n
-    report.print_rows(f"{document.run} on {document.split} ({count} images): proved", certified_rows(document))
-    print(f"From proof to attack: {BAR}")
+    if table := proved([Run(document, folder, [])]):
+        report.print_table(table)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
@@ -292,14 +295,16 @@ def explain(
 def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
-    from trustcxr.report.terminal import lesion_rows, saliency_remarks, saliency_rows
+    from trustcxr.report.study_folder import Run
+    from trustcxr.report.tables.lesions import effects
+    from trustcxr.report.terminal import saliency_remarks, saliency_rows
 
     for name, part in document.saliency.items():
         report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
         for line in saliency_remarks(part):
             print(f"  {line}")
-    for title, rows in lesion_rows(document).items():
-        report.print_rows(title, rows)
+    if document.lesions:
+        report.print_table(effects([Run(document, folder, [])]))
     for alarm in document.alarms:
         if alarm.kind != SURVIVES:  # said above, of each map
             print(f"ALARM: {alarm.text}")

@@ -40,7 +40,7 @@ def serve(
     from trustcxr.errors import UserError
     from trustcxr.serve import server
     from trustcxr.serve.dicom_node import Place
-    from trustcxr.serve.limits import Limits
+    from trustcxr.serve.worker import Limits
 
     place, ours = None, {"title": dicom_title, "host": dicom_host, "port": dicom_port}
     said = {key: value for key, value in ours.items() if value is not None}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trustcxr.about import NOTICE
-from trustcxr.cli.options import DATA, Json, Track, pairs, print_json, tracker
+from trustcxr.cli.options import DATA, Json, Threads, Track, pairs, print_json, tracker
 from trustcxr.data.remote import refuse_nowhere
 from trustcxr.errors import UserError
 from trustcxr.results import folders
@@ -23,8 +23,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         "--jobs",
-        help="Runs at once: one unless said, on a cluster all that fit. Equal bits need equal threads "
-        "(OMP_NUM_THREADS=1).",
+        help="Runs at once: one unless said, on a cluster all that fit. With several each has one thread (--threads).",
     ),
 ]
 RayAddress = Annotated[
@@ -67,6 +66,7 @@ def study(
     devices: Annotated[
         int, typer.Option(help="Cards of this machine that share each training; without any, processes.")
     ] = 1,
+    threads: Threads = None,
     check: Annotated[bool, typer.Option(help="First look what is wrong with the data, for the report.")] = True,
     seeds: Annotated[
         int | None, typer.Option(help="So many seeds of every run, from the recipe's on: spread beside intervals.")
@@ -84,9 +84,6 @@ def study(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Of --dry-run: time each network now, some seconds each.")
     ] = True,
-    again: Annotated[
-        bool, typer.Option("--again", help="Of --dry-run: time anew what was timed on this machine before.")
-    ] = False,
     json: Json = False,
 ) -> None:
     """The protocol: train, choose on validation, train robustly, test, explain, report. Started again, it goes on.
@@ -95,7 +92,8 @@ def study(
     """
     from trustcxr.recipes.study import load_study, tracked, with_seeds
 
-    _check_timing(dry_run=dry_run, measure=measure, again=again)
+    if not measure and not dry_run:
+        raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     if track is not None:
         chosen = tracked(chosen, *tracker(track))
@@ -104,12 +102,11 @@ def study(
     asked = engines.Asked(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)
     where = engines.get(engine, asked=asked)
     if dry_run:
-        how = {"kept": kept, "devices": devices, "measured": measure, "again": again}
-        return _dry_run(chosen, data, out, json=json, **how)
+        return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
     films, place = _places(recipe, data, out, at_once=devices == 1)
     from trustcxr.study.protocol import Study
 
-    whole = Study(chosen, films, place, where, check_data=check, kept=kept, devices=devices)
+    whole = Study(chosen, films, place, where, check_data=check, kept=kept, devices=devices, threads=threads)
     return _finish_study(whole.run(), place, json=json)
 
 
@@ -127,20 +124,12 @@ def _places(recipe: str, data: Path | None, out: Path | None, *, at_once: bool) 
     return data, out
 
 
-def _check_timing(*, dry_run: bool, measure: bool, again: bool) -> None:
-    """UserError for what is typed of a dry run and would do nothing."""
-    if not dry_run and (again or not measure):
-        raise UserError(f"{'--again' if again else '--no-measure'} is of --dry-run alone: add that, or leave it out")
-    if again and not measure:
-        raise UserError("--again times anew, --no-measure times nothing: leave one of them out")
-
-
 def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json: bool, **how: Any) -> None:
     from trustcxr import report
     from trustcxr.report import plans
-    from trustcxr.study import dry_run
+    from trustcxr.study import standing
 
-    plan = dry_run.dry_run(recipe, data, out, **how)
+    plan = standing.dry_run(recipe, data, out, **how)
     if json:
         return print_json(plan)
     report.print_rows(f"{plan.study}: {recipe.title}", plans.costs(plan))
@@ -172,23 +161,24 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables, and say which differ: then the exit code is 1."""
-    from trustcxr.report import page, plans, study_folder
+    from trustcxr.report import plans
     from trustcxr.study import verifying
 
-    found = verifying.verify(study, lambda folder: page.render(study_folder.read(folder)))
+    result = verifying.verify(study)
     if json:
-        print_json(found)
+        print_json(result)
     else:
-        _print_lines(plans.verified(found))
-    if not found.agrees:
+        _print_lines(plans.verified(result))
+    if not result.agrees:
         raise typer.Exit(1)
 
 
 @studies_app.command(epilog="Example: trustcxr report out/quick")
 def report(
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
-    tables: Annotated[bool, typer.Option("--tables", help="Also its tables as CSV and LaTeX: report-tables/.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Also the tables as Markdown and CSV.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Also its tables as CSV, LaTeX and Markdown: report-tables/.")
+    ] = False,
 ) -> None:
     """Write the HTML page of a study again from its tables, or that of a single run."""
     from trustcxr import report
@@ -197,12 +187,6 @@ def report(
     print(page)
     if tables:
         print(page.with_name("report-tables"))
-    if markdown:
-        from trustcxr.report import markdown as pages
-        from trustcxr.study import comparison
-
-        for path in pages.write(study, beyond=comparison.beyond_activations(study)):
-            print(path)
 
 
 @studies_app.command(epilog="Example: trustcxr figures out/quick --format pdf --width single")
@@ -212,7 +196,7 @@ def figures(
     width: Annotated[str, typer.Option(help="single (89 mm) or double (183 mm): columns of a journal.")] = "single",
     out: Annotated[Path | None, typer.Option(help="Folder for them; STUDY/figures unless said.")] = None,
 ) -> None:
-    """Every figure of the report as a file for a paper, and beside them its tables as CSV and LaTeX."""
+    """Every figure of the report as a file for a paper, and beside them its tables as CSV, LaTeX and Markdown."""
     from trustcxr.report import paper
 
     for path in paper.write(study, kind=kind, width=width, out=out):
@@ -229,7 +213,7 @@ def prune(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed as old.")] = False,
     json: Json = False,
 ) -> None:
-    """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while in use."""
+    """Old decoded images and checkpoints, with sizes and ages; removed with --remove alone, and never while written."""
     from trustcxr import report
     from trustcxr.report import plans
     from trustcxr.results.disk import megabytes
@@ -266,17 +250,10 @@ def _say_how_it_ended(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
-    from trustcxr.report import terminal
-    from trustcxr.report.tables.certified import BAR
     from trustcxr.study import protocol
 
     console = Console()
-    console.print(report.leaderboard(document))
-    if rows := report.over_seeds(document):
-        report.print_rows("Over seeds: mean ± standard deviation", rows)
-    if proved := terminal.proved_rows(document):
-        report.print_rows("Proved, beside the lowest accuracy that an attack leaves", proved)
-        print(f"From proof to attack: {BAR}")
+    report.print_study(document)
     for alarm in document.alarms:
         console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
     for failure in document.failures:

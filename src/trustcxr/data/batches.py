@@ -1,6 +1,5 @@
 """Batches from the pixel store: the order depends on seed and epoch alone; augmentation works on the whole batch."""
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -154,8 +153,6 @@ def augment(
     brightness: float = 0.1,
     contrast: float = 0.1,
     flip: float = 0.0,
-    erase: float = 0.0,
-    crop_shift: float = 0.0,
     spectrum: float = 0.0,
     of: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -163,11 +160,9 @@ def augment(
 
     `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
     film's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a side.
-    `erase` makes a rectangle of a share of the images an even grey (Zhong et al. 2020, in pixel space). `crop_shift`
-    cuts up to that share of the side off, and puts what is left somewhere on black (Li and Spratling 2023). `spectrum`
-    multiplies the amplitudes of the film's spatial frequencies, band by band, by up to exp(spectrum) or its inverse,
-    and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
-    after the first are masks: they move with their image, and neither light nor erasing changes them. `of` (first,
+    `spectrum` multiplies the amplitudes of the film's spatial frequencies, band by band, by up to exp(spectrum) or its
+    inverse, and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
+    after the first are masks: they move with their image, and light does not change them. `of` (first,
     count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
     """
     first, count = of or (0, len(images))
@@ -185,15 +180,12 @@ def augment(
     )
     grid = F.affine_grid(transform, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-    if crop_shift:
-        moved = _crop_shift(moved, torch.rand((6, count, 1), generator=generator)[:, mine].to(moved.device), crop_shift)
     moved, masks = moved[:, :1], moved[:, 1:]
     gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
     if spectrum:
         lit = _sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[mine] * 2 - 1))
-    lit = _erase(lit, torch.rand((6, count, 1), generator=generator)[:, mine], erase) if erase else lit
     return torch.cat([lit, masks], 1) if masks.shape[1] else lit
 
 
@@ -208,30 +200,3 @@ def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
     gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
     gain[..., 0, 0] = 1.0  # the film's mean grey
     return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)
-
-
-def _crop_shift(images: Tensor, draws: Tensor, share: float) -> Tensor:
-    """What is left of each image, after rows and columns were cut off its borders, at another place on black."""
-    for dim, (cut, before, place) in zip((2, 3), (draws[:3], draws[3:]), strict=True):
-        side = images.shape[dim]
-        gone = (cut * (share * side + 1)).floor().clamp(max=side - 1)
-        first, to = ((where * (gone + 1)).floor().minimum(gone) for where in (before, place))
-        source = torch.arange(side, device=images.device) - to + first  # (B, side)
-        left = (source >= first) & (source < first + side - gone)
-        shape = (len(images), 1, side, 1) if dim == 2 else (len(images), 1, 1, side)
-        index = source.long().clamp(0, side - 1).view(shape).expand_as(images)
-        images = images.gather(dim, index) * left.view(shape)
-    return images
-
-
-def _erase(images: Tensor, draws: Tensor, share: float) -> Tensor:
-    """Rectangles of 2 to 33 % of the area, with sides 0.3 to 3.3 to one: the ranges of the paper. `draws` (6, B, 1)."""
-    height, width = images.shape[2:]
-    chosen, area, aspect, down, across, grey = draws
-    area, ratio = 0.02 + 0.31 * area, torch.exp((2 * aspect - 1) * math.log(3.3))
-    tall, wide = (height * (area * ratio).sqrt()).clamp(max=height), (width * (area / ratio).sqrt()).clamp(max=width)
-    top, left = down * (height - tall), across * (width - wide)
-    row, column = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    inside = ((row >= top) & (row < top + tall))[:, :, None] & ((column >= left) & (column < left + wide))[:, None]
-    inside &= (chosen < share)[:, :, None]
-    return torch.where(inside[:, None].to(images.device), grey.view(-1, 1, 1, 1).to(images), images)

@@ -3,19 +3,22 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from trustcxr.data import sums
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
 from trustcxr.data.store import Store, open_store
 from trustcxr.errors import UserError, nearest, unknown
+from trustcxr.results.disk import open_regular
+
+_CHEAP = 2**36  # bytes of files that are read a second time to know them again: a few minutes of a disk
 
 
 class Dataset:
@@ -138,7 +141,7 @@ class Dataset:
 
     def _fingerprint_of_files(self, column: str) -> str:
         has = self.table[column].notna().to_numpy()
-        found = sums.of_files([f"{self.root}/{path}" for path in self.table.loc[has, column]])
+        found = _file_hashes([f"{self.root}/{path}" for path in self.table.loc[has, column]])
         if found is None:
             return ""
         every = np.full(len(self), "", dtype=object)
@@ -154,11 +157,11 @@ class Dataset:
     @property
     def mask_kinds(self) -> tuple[str, ...]:
         """The kinds of mask that the data set has."""
-        return self._store.kinds
+        return tuple(name.removesuffix(MASK_SUFFIX) for name in self._store.names[1:])
 
     def masks(self, kind: str) -> np.ndarray:
         """Masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; all 0 where there is none."""
-        if kind not in self._store.kinds:
+        if kind not in self.mask_kinds:
             self._check_kind(kind)
             return np.broadcast_to(np.uint8(0), (len(self), self.size, self.size))
         return self._store.map(kind + MASK_SUFFIX)[self._start : self._stop]
@@ -187,6 +190,24 @@ def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
     rows = zip(table["sample_id"], table["class"], pixels, strict=True)
     lines = "\n".join(f"{name}\t{label}\t{film}" for name, label, film in rows)
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _file_hashes(paths: Sequence[str]) -> list[str] | None:
+    """SHA-256 of each file's bytes; None if one cannot be read, or all are too much to read twice. Follows links."""
+    from joblib import cpu_count
+
+    try:
+        if sum(os.stat(path).st_size for path in paths) > _CHEAP:
+            return None
+        with ThreadPoolExecutor(cpu_count()) as threads:
+            return list(threads.map(_file_hash, paths))
+    except OSError:
+        return None
+
+
+def _file_hash(path: str) -> str:
+    with open_regular(path) as file:
+        return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed
 
 
 class Joined:

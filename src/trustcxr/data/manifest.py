@@ -10,15 +10,27 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, nearest
 from trustcxr.results.files import replacing
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one
 OPTIONAL = ("strict_external",)  # 1 where no image of the same collection can have been trained on, else 0
+MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
 NEEDED = ("sample_id", "path", "class", "split")
 MASK_SUFFIX = "_mask"
+USUAL = {  # our word for a column -> what such columns mostly are called
+    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
+    "class": ("class", "label", "finding", "diagnosis"),
+    "split": ("split", "subset"),
+    "patient": ("patient", "patient_id"),
+    "group": ("group", "group_id"),
+    "source": ("source", "source_repo"),
+    "view": ("view",),
+    "lung_mask": ("lung_mask",),
+    "infection_mask": ("infection_mask",),
+}
 SHARES = {"Train": 0.64, "Val": 0.16, "Test": 0.20}  # of data that come without splits, as COVID-QU-Ex is divided
 _SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", "validation": "Val", "dev": "Val"}
 _SPLITS |= {"test": "Test", "testing": "Test"}
@@ -28,6 +40,12 @@ def place_of(split: str) -> tuple[int, str]:
     """What splits are sorted by: Train, Val, Test, then others by name."""
     known = list(SHARES)
     return known.index(split) if split in known else len(known), split
+
+
+def extra_columns(table: pd.DataFrame, taken: Iterable[Any]) -> list[str]:
+    """List the columns with a name, other than ours, masks and those that are taken."""
+    known = {*COLUMNS, *taken}
+    return [c for c in table.columns if isinstance(c, str) and c and c not in known and not c.endswith(MASK_SUFFIX)]
 
 
 def split_name(name: str) -> str | None:
@@ -64,6 +82,12 @@ class Manifest:
         """The kinds of mask that at least one sample has."""
         columns = [str(c) for c in self.table.columns if str(c).endswith(MASK_SUFFIX)]
         return tuple(c.removesuffix(MASK_SUFFIX) for c in columns if self.table[c].notna().any())
+
+    @property
+    def files(self) -> dict[str, list[str | None]]:
+        """The paths of `images`, and of `<kind>_mask` for each kind of mask, one a sample; None for no mask."""
+        masks = [kind + MASK_SUFFIX for kind in self.mask_kinds]
+        return {"images": self.table["path"].tolist()} | {name: self.table[name].tolist() for name in masks}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -273,6 +297,9 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
             "what is missing, or take the rows out"
         )
     texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
+    texts["split"] = [split_name(str(v)) or v for v in texts["split"]]
+    for name in filter(texts.get, MAY_BE_UNKNOWN):
+        texts[name] = [None if v is None or says_nothing(v) else v for v in texts[name]]
     records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     manifest = from_records(records, file.parent, "manifest", notes, file)
     manifest.split_column = "split"

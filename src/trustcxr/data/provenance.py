@@ -40,19 +40,14 @@ def films(train: "Dataset | Joined") -> pd.DataFrame:
 
 
 def refuse_other_films(run: Path, train: "Dataset | Joined") -> None:
-    """UserError where the folder holds a training on other films or classes; 0.1 knew these by name and number."""
+    """UserError where the folder holds a training on other films or classes."""
     path = run / folders.RUN_FILE
     if not path.is_file():
         return
     before = files.read_yaml(path)
     data = files.part(before, "data")
     now = of(train)
-    if "fingerprint" in data:
-        others = data["fingerprint"] != now["fingerprint"]
-    else:
-        names = now["root_name"], now["images"]
-        others = (data.get("root_name", names[0]), data.get("images", names[1])) != names
-    if others or before.get("classes") not in (None, list(train.classes)):
+    if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
         raise UserError(
             f"{run}: was trained on other films than those of {train.where} ({data.get('images', '?')} then, "
             f"{now['images']} now, of other content or classes); choose another --out"

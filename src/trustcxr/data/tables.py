@@ -12,6 +12,8 @@ import pandas as pd
 from trustcxr.errors import UserError
 
 _HEADER = "header"  # in a table's `attrs`: its columns as the file names them, where pandas had to number some
+_UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
+_UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -111,3 +113,13 @@ def refuse_alike(table: pd.DataFrame, file: Path, places: Sequence[int], word: s
 
 def _plain(name: str) -> str:
     return name.strip().lower()
+
+
+def says_nothing(value: str) -> bool:
+    """Tell whether a value of a table is one of the ways to write that a patient, source or view is not known."""
+    return value.strip().lower() in _UNKNOWN or is_unknown(value)
+
+
+def is_unknown(value: str) -> bool:
+    """Tell whether a value says in words that nothing is known."""
+    return any(word in value.lower() for word in _UNKNOWN_WORDS)

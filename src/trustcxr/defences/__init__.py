@@ -11,24 +11,6 @@ from trustcxr.defences.contract import Defence, standard
 from trustcxr.defences.noise import cutout, gaussian, mixup
 from trustcxr.errors import lookup
 
-__all__ = [
-    "DEFENCES",
-    "Defence",
-    "crown_ibp",
-    "cutout",
-    "fgsm",
-    "fgsm_rs",
-    "free",
-    "gaussian",
-    "get",
-    "ibp",
-    "mixup",
-    "n_fgsm",
-    "pgd",
-    "standard",
-    "trades",
-]
-
 DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     name: catalogue.function_of("defences", entry.function) for name, entry in catalogue.DEFENCES.items()
 }

@@ -1,8 +1,7 @@
 """Trained on attacked images: fgsm, fgsm-rs, n-fgsm, free, pgd, trades; and on attacked weights beside."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Unpack
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch.func import functional_call
 
 from trustcxr import attacks
 from trustcxr.attacks.contract import lowered, radii, uniform_start
-from trustcxr.defences.contract import Precision, Radius, Weighing, weighted_cross_entropy
+from trustcxr.defences.contract import Precision, Radius, smoothed_cross_entropy
 from trustcxr.models.folding import folded
 from trustcxr.models.untouched import uncached
 
@@ -25,20 +24,18 @@ def fgsm(
     *,
     epsilon: Radius,
     clean_share: float = 0.0,
-    mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
-    clean: nn.Module | None = None,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images alone.
 
     The loss is clean_share * clean loss + (1 - clean_share) * adversarial loss; with `weight_perturbation` it is that
     of the weights as `weights_against` moves them.
     """
-    with _attacking(model, images, attack_precision, mode):
-        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon, mode=mode)
-    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
+    with _attacking(model, images, attack_precision):
+        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
+    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
 
 
 def fgsm_rs(
@@ -48,21 +45,19 @@ def fgsm_rs(
     *,
     epsilon: Radius,
     clean_share: float = 0.0,
-    mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
-    clean: nn.Module | None = None,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """FGSM training from a random start, "fast is better than free" (Wong et al. 2020).
 
     The start is even over the ball, the one step 1.25 epsilon long, the result brought back into the ball.
     """
     start = _random_start(images, epsilon)
-    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
+    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
-    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
+    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
 
 
 def n_fgsm(
@@ -72,11 +67,9 @@ def n_fgsm(
     *,
     epsilon: Radius,
     clean_share: float = 0.0,
-    mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
-    clean: nn.Module | None = None,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """N-FGSM (de Jorge et al. 2022): a step of epsilon from noise twice as wide, not brought back into the ball.
 
@@ -85,10 +78,10 @@ def n_fgsm(
     """
     noise = _as(epsilon, images) * NOISE * (2 * torch.rand_like(images) - 1)
     start = (images.detach() + noise).clamp(0, 1)
-    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
+    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
-    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
+    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
 
 
 def pgd(
@@ -99,25 +92,15 @@ def pgd(
     epsilon: Radius,
     steps: int = 3,
     clean_share: float = 0.0,
-    mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
-    clean: nn.Module | None = None,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """PGD adversarial training (Madry et al. 2018): `steps` gradients a step, from a random start."""
     seed = int(torch.randint(2**31, ()))
-    with _attacking(model, images, attack_precision, mode):
-        adversarial = attacks.pgd(
-            model,
-            images,
-            labels,
-            epsilon=epsilon,
-            steps=steps,
-            seed=seed,
-            mode=mode,
-        )
-    return _shared(model, clean, images, adversarial, labels, clean_share, weight_perturbation, **weighing)
+    with _attacking(model, images, attack_precision):
+        adversarial = attacks.pgd(model, images, labels, epsilon=epsilon, steps=steps, seed=seed)
+    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
 
 
 def trades(
@@ -128,10 +111,8 @@ def trades(
     epsilon: Radius,
     beta: float = 6.0,
     steps: int = 3,
-    mode: attacks.Mode = "eval",
     attack_precision: Precision = "same",
-    clean: nn.Module | None = None,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """TRADES (Zhang et al. 2019): clean cross-entropy + beta * KL(answer to the image || answer to the perturbed one).
 
@@ -139,7 +120,7 @@ def trades(
     ball, not within 0.001 of the image as the paper does: a single step from there would have no slope to go by.
     """
     adversarial = _random_start(images, epsilon)
-    with _attacking(model, images, attack_precision, mode), attacks.undisturbed(model, mode):
+    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
         with torch.no_grad(), uncached():
             answer = model(images).float().softmax(1)
         for _ in range(steps):
@@ -147,9 +128,9 @@ def trades(
                 model, adversarial, labels, loss=lambda logits, _: _divergence(answer, logits)
             )
             adversarial = _step(images, adversarial, gradient, epsilon, 1.25 if steps == 1 else 2.5 / steps)
-    natural, logits = (model if clean is None else clean)(images), model(adversarial)
+    natural, logits = model(images), model(adversarial)
     divergence = _divergence(natural.float().softmax(1), logits.float()).mean()
-    return weighted_cross_entropy(natural, labels, **weighing) + beta * divergence, logits
+    return smoothed_cross_entropy(natural, labels, label_smoothing) + beta * divergence, logits
 
 
 def free(
@@ -159,7 +140,7 @@ def free(
     *,
     epsilon: Radius,
     perturbation: Tensor,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Free adversarial training (Shafahi et al. 2019): one backward gives the gradient in weights and in images.
 
@@ -175,27 +156,26 @@ def free(
     if torch.is_grad_enabled():
         leaf.register_hook(ascend)
     logits = model(leaf)
-    return weighted_cross_entropy(logits, labels, **weighing), logits
+    return smoothed_cross_entropy(logits, labels, label_smoothing), logits
 
 
 def _shared(
     model: nn.Module,
-    clean: nn.Module | None,
     images: Tensor,
     adversarial: Tensor,
     labels: Tensor,
     clean_share: float,
     weight_perturbation: float,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The loss shared between adversarial and clean images, and the logits of the adversarial ones."""
     learner: Callable[[Tensor], Tensor] = model
     if weight_perturbation:
         learner = weights_against(model, adversarial, labels, size=weight_perturbation)
     logits = learner(adversarial)
-    loss = weighted_cross_entropy(logits, labels, **weighing)
+    loss = smoothed_cross_entropy(logits, labels, label_smoothing)
     if clean_share > 0:
-        natural = weighted_cross_entropy((learner if clean is None else clean)(images), labels, **weighing)
+        natural = smoothed_cross_entropy(learner(images), labels, label_smoothing)
         loss = clean_share * natural + (1 - clean_share) * loss
     return loss, logits
 
@@ -245,11 +225,9 @@ def _step(images: Tensor, at: Tensor, gradient: Tensor, epsilon: Radius, length:
 
 
 @contextmanager
-def _attacking(model: nn.Module, images: Tensor, precision: Precision, mode: attacks.Mode) -> Iterator[None]:
-    """The precision of the attack's passes, and BatchNorm folded away where it has no batch statistics in them."""
-    inside = getattr(model, "net", None)  # a Classifier's network can be followed, whatever stands before it
-    networks = [inside if isinstance(inside, nn.Module) else model] if mode == "eval" else []
-    with ExitStack() as stack:
-        stack.enter_context(lowered("bf16" if precision == "bf16" else None, images))
-        stack.enter_context(folded(*networks))
+def _attacking(model: nn.Module, images: Tensor, precision: Precision) -> Iterator[None]:
+    """Set the precision of the attack's passes, and fold BatchNorm away in them."""
+    inside = getattr(model, "net", None)  # a Classifier's network can be traced, whatever stands before it
+    network = inside if isinstance(inside, nn.Module) else model
+    with lowered("bf16" if precision == "bf16" else None, images), folded(network):
         yield

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trustcxr.data.lungs import has_lungs, soften
 
+SHARE = 0.85  # of training images whose background is changed
 MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side
 
 

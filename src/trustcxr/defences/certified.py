@@ -12,7 +12,6 @@ Options that both share:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.certify import contract, crown
 from trustcxr.certify.ibp import Interval, intervals, last_margins
-from trustcxr.defences.contract import Radius, Weighing, weighted_cross_entropy
+from trustcxr.defences.contract import Radius, smoothed_cross_entropy
 
 Bounded = Callable[..., tuple[Tensor, Tensor]]
 TOLERANCE = 0.5  # of the regularisers: ratios above it cost nothing (Shi et al. 2021)
@@ -36,12 +35,12 @@ def ibp(
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the worst logits that interval bounds leave (Gowal et al. 2019)."""
     layers, found = _bounded(model, images, epsilon)
     worst = -last_margins(layers, found, labels)
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, **weighing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
 
 
@@ -55,7 +54,7 @@ def crown_ibp(
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """CROWN-IBP (Zhang et al. 2020): the margins by CROWN over interval bounds, which give way to intervals alone.
 
@@ -67,7 +66,7 @@ def crown_ibp(
     if grown < 1:
         rows = contract.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, found, rows, crown.first_slopes(layers, found))
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, **weighing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
 
 
@@ -101,15 +100,15 @@ def _mixed(
     epsilon: Radius,
     clean_share: float,
     attack_share: float,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float,
 ) -> Tensor:
     """The loss on the bound, on the images as they are and on FGSM's, in their shares."""
-    loss = (1 - clean_share - attack_share) * weighted_cross_entropy(worst, labels, **weighing)
+    loss = (1 - clean_share - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
     if clean_share:
-        loss = loss + clean_share * weighted_cross_entropy(model(images), labels, **weighing)
+        loss = loss + clean_share * smoothed_cross_entropy(model(images), labels, label_smoothing)
     if attack_share:
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-        loss = loss + attack_share * weighted_cross_entropy(model(adversarial), labels, **weighing)
+        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
     return loss
 
 

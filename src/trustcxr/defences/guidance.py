@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from trustcxr.data.lungs import has_lungs
 from trustcxr.defences.lesion_losses import Known
-from trustcxr.defences.lung_losses import with_gradient
-from trustcxr.models.evidence import SCALE, EvidenceNet
+from trustcxr.models.evidence import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer
 
 DEPTH = 1.0  # weight in training of how far below 0 a map lies at the lesion that is not above it anywhere
@@ -50,7 +49,8 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
     def images(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         if not learns(module):
             return None
-        read[:] = [with_gradient(inputs[0])]
+        # A view, so that a hook on the images themselves (of free training) is left alone.
+        read[:] = [inputs[0].view_as(inputs[0]) if inputs[0].requires_grad else inputs[0].detach().requires_grad_(True)]
         return (read[0],)
 
     def features(module: nn.Module, _: object, output: Tensor) -> None:
@@ -79,8 +79,7 @@ def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 
 
     Rows of the pass beyond the batch are left out. The positive part of each map is held to the mask, by "energy": one
     less its share inside, or by "l1": the mean distance of the map, its peak at 1, from the mask (both Rao et al.
-    2023); of evidence also by "odds": the cross-entropy of the evidence, taken as the logarithm of the odds that a cell
-    is diseased. Of evidence, on films with lungs, the places that count are held to the lungs too, by cross-entropy.
+    2023). Of evidence, on films with lungs, the places that count are held to the lungs too, by cross-entropy.
     `depth` is the weight of how far below 0 maps without a positive part lie at the lesion: of these the two losses of
     Rao et al. have no gradient, and on real films guided CAMs went out one by one and none came back.
     It is a mean over the films with a lesion (with lungs); of a part of a batch, its part of the whole batch's mean.
@@ -95,8 +94,8 @@ def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 
     else:
         own, placed = explained(found, known), found.logits.new_zeros(())
     inside = F.adaptive_avg_pool2d(known.lesion, (own.shape[-2], own.shape[-1]))
-    apart = {"energy": _energy, "l1": _l1, "odds": _odds}[loss](own, inside)
-    if depth and loss != "odds":
+    apart = {"energy": _energy, "l1": _l1}[loss](own, inside)
+    if depth:
         apart = apart + depth * _depth(own, inside)
     return _mean_over(apart, known.ill(), ill) + placed
 
@@ -119,10 +118,6 @@ def explained(found: Pass, known: Known) -> Tensor:
 def _energy(own: Tensor, inside: Tensor) -> Tensor:
     own = own.clamp(min=0)
     return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
-
-
-def _odds(own: Tensor, inside: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(own * SCALE, inside, reduction="none").mean((1, 2, 3))
 
 
 def _l1(own: Tensor, inside: Tensor) -> Tensor:

@@ -55,28 +55,21 @@ def counterfactual(
     share: float,
     generator: torch.Generator,
     fills: Sequence[str] = ("grey",),
-    parts: float = 0.0,
 ) -> Known:
     """The batch with a share of the films that have a lesion, and of the healthy ones, made counterfactual.
 
     Lesion removed: it is labelled `healthy`, whatever else may be on the film. As much healthy lung removed: it keeps
     its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy film: that has the
     donor's label and lesion. A healthy film's lung put in at the same place: still healthy. Removed means filled by
-    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. Of a
-    share `parts` of the films only the part of the lesion that has a counterpart in healthy lung is removed; these are
-    healthy as often as that part is a share of the lesion, so that the answer learnt grows with what is left. A film
+    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. A film
     without a lung mask stays as it is: nobody knows what healthy lung is there.
     """
     before = known.pixels
-    partly = torch.rand(len(known.labels), generator=generator) < parts if parts else None
     usable = known.with_lungs()
     ill, well = _shuffled(known.ill() & usable, generator), _shuffled((known.labels == healthy) & usable, generator)
     count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
     for number, fill in enumerate(fills):
         gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
-        if partly is not None:
-            chosen = partly.to(gone.device)[gone]
-            known, gone = _partly_removed(known, gone[chosen], healthy, fill, generator), gone[~chosen]
         known = _removed(known, gone, controls, healthy, fill)
     donors = ill[count + beside :]
     count, beside = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
@@ -96,18 +89,6 @@ def _removed(known: Known, gone: Tensor, controls: Tensor, healthy: int, fill: s
     films = known.films(controls)
     control = lesions.congruent(films.lesion, films.lung).control
     pixels[controls] = lesions.removed(films.images, control, films.lung, films.lesion, fill=fill)
-    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
-
-
-def _partly_removed(known: Known, rows: Tensor, healthy: int, fill: str, generator: torch.Generator) -> Known:
-    """The part of each lesion that has a counterpart gone; healthy with the chance that it is of the lesion."""
-    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    films = known.films(rows)
-    pair = lesions.congruent(films.lesion, films.lung)
-    pixels[rows] = lesions.removed(films.images, pair.lesion, films.lung, films.lesion, fill=fill)
-    cured = torch.rand(len(rows), generator=generator).to(pair.share) < pair.share
-    labels[rows[cured]] = healthy
-    lesion[rows] = (films.lesion & ~pair.lesion & ~cured[:, None, None])[:, None].to(lesion)
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 

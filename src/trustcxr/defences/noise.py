@@ -1,15 +1,13 @@
 """Trained on images changed without looking at the model: mixup, cutout, gaussian."""
 
-from typing import Unpack
-
 import torch
 from torch import Tensor, nn
 
-from trustcxr.defences.contract import Weighing, standard, weighted_cross_entropy
+from trustcxr.defences.contract import smoothed_cross_entropy, standard
 
 
 def mixup(
-    model: nn.Module, images: Tensor, labels: Tensor, *, alpha: float = 0.2, **weighing: Unpack[Weighing]
+    model: nn.Module, images: Tensor, labels: Tensor, *, alpha: float = 0.2, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2018) in pixel space: two images and their losses in the shares s and 1 - s.
 
@@ -19,7 +17,7 @@ def mixup(
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     other = torch.randperm(len(images)).to(images.device)
     logits = model(share * images + (1 - share) * images[other])
-    first, second = (weighted_cross_entropy(logits, target, **weighing) for target in (labels, labels[other]))
+    first, second = (smoothed_cross_entropy(logits, target, label_smoothing) for target in (labels, labels[other]))
     return share * first + (1 - share) * second, logits
 
 
@@ -29,35 +27,32 @@ def cutout(
     labels: Tensor,
     *,
     size: float = 0.25,
-    holes: int = 1,
-    **weighing: Unpack[Weighing],
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Cutout (DeVries and Taylor 2017) in pixel space: `holes` black squares in each image.
+    """Cutout (DeVries and Taylor 2017) in pixel space: one black square in each image.
 
-    The side of a square is `size` of the image's. Its centre is drawn evenly over the image, so that it may be cut off
-    at the edge, as in the paper.
+    The side of the square is `size` of the image's. Its centre is drawn evenly over the image, so that it may be cut
+    off at the edge, as in the paper.
     """
-    return standard(model, cut(images, size=size, holes=holes), labels, **weighing)
+    return standard(model, cut(images, size=size), labels, label_smoothing=label_smoothing)
 
 
 def gaussian(
-    model: nn.Module, images: Tensor, labels: Tensor, *, sigma: float = 0.05, **weighing: Unpack[Weighing]
+    model: nn.Module, images: Tensor, labels: Tensor, *, sigma: float = 0.05, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Training with Gaussian noise of standard deviation `sigma` in pixel space, clamped to [0, 1]."""
     noise = torch.randn(images.shape).to(images)
-    return standard(model, (images + sigma * noise).clamp(0, 1), labels, **weighing)
+    return standard(model, (images + sigma * noise).clamp(0, 1), labels, label_smoothing=label_smoothing)
 
 
-def cut(images: Tensor, *, size: float, holes: int) -> Tensor:
-    """Copies of images (B, 1, H, W) with `holes` black squares each, of side `size` as a share of H and of W."""
+def cut(images: Tensor, *, size: float) -> Tensor:
+    """Return copies of images (B, 1, H, W) with one black square each, of side `size` as a share of H and of W."""
     count, _, *sides = images.shape
-    hidden = torch.zeros((count, *sides), dtype=torch.bool)
-    for _ in range(holes):
-        inside = []
-        for side in sides:
-            length = max(1, round(size * side))
-            start = torch.randint(side, (count, 1)) - length // 2
-            place = torch.arange(side)
-            inside.append((place >= start) & (place < start + length))
-        hidden |= inside[0][:, :, None] & inside[1][:, None, :]
+    inside = []
+    for side in sides:
+        length = max(1, round(size * side))
+        start = torch.randint(side, (count, 1)) - length // 2
+        index = torch.arange(side)
+        inside.append((index >= start) & (index < start + length))
+    hidden = inside[0][:, :, None] & inside[1][:, None, :]
     return images.masked_fill(hidden[:, None].to(images.device), 0.0)

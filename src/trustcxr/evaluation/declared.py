@@ -1,4 +1,9 @@
-"""Is the model what its file declares? Other class orders, ranges, channel orders and inverted films are tried."""
+"""Compare a model file's declaration with others: class orders, ranges, channel orders, inverted images.
+
+Of a model whose answer is the highest class another is believed if it is surely right more often. Of a model with one
+sigmoid a finding: findings go together, and one that another finding's output ranks well is no mistake. So another is
+believed by a clear margin that resamples of patients leave standing, and names only if each of them gains.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -7,10 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trustcxr import statistics
 from trustcxr.models.adapters.adapted import Adapted
 from trustcxr.models.adapters.declaration import IMAGENET, InputSpec
+from trustcxr.statistics import Bootstrap, Floats, interval
 
 ENOUGH = 20  # films from which on scores alone tell a wrong order: the test needs ten answers that turn right
 RANGES = ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0), (-1024.0, 1024.0))
@@ -19,6 +27,12 @@ _SURE = 1e-3  # McNemar's exact p-value below which it is believed
 _FAR_BETTER, _SURER = 0.15, 1e-5  # the same of one that is right on less than halfway from chance to all
 _ALIKE = 0.01  # accuracy by which two declarations may differ and be as good as each other
 _CHANCE = 0.05  # the same, of a binomial test against chance
+# Of findings:
+BETTER = 0.10  # AUROC, or mean of sensitivity and specificity, that another declaration must have more
+HALFWAY = 0.75  # what it must have itself, of the same: halfway from chance to all
+BLIND = 0.60  # mean of sensitivity and specificity below which a threshold tells next to nothing
+EACH = 10  # films that have a finding, and films that have it not, for it to speak for another declaration
+_LEVEL = 0.998  # of the interval that must lie above 0
 
 
 @dataclass(frozen=True)
@@ -161,18 +175,25 @@ def _others(
     order = _best_order(own, truth, len(classes))
     if _moves(order):
         yield _Other(names_said(classes, order), order[own], order)
-    yield _Other(inverted(model), _answers(model, 1 - images, draws))
-    if not isinstance(model, Adapted):
-        return
-    for remedy, taken in inputs(model.taken):
-        answers = _answers(with_input(model, taken), images, draws)
+    inverted, *others = _other_inputs(model, images)
+    yield _Other(inverted[0], _answers(inverted[1], inverted[2], draws))
+    for remedy, other, given in others:
+        answers = _answers(other, given, draws)
         yield _Other(remedy, answers)
         order = _best_order(answers, truth, len(classes))
         if _moves(order):
             yield _Other(f"{remedy} and {names_said(classes, order)}", order[answers], order, answers)
 
 
-def inverted(model: nn.Module) -> str:
+def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield each other declaration of the input, the model with it, and what to give it; inverted images first."""
+    yield _inverted(model), model, 1 - images
+    if isinstance(model, Adapted):
+        for remedy, taken in inputs(model.taken):
+            yield remedy, with_input(model, taken), images
+
+
+def _inverted(model: nn.Module) -> str:
     """What to write of a model that wants white where it is given black: what it is given of each at present, changed.
 
     Where that differs from channel to channel no range says it.
@@ -221,6 +242,161 @@ def _best_order(answers: np.ndarray, truth: np.ndarray, count: int) -> np.ndarra
 
 
 def _answers(model: nn.Module, images: Tensor, draws: int) -> np.ndarray:
+    return _logits(model, images, draws).argmax(1).cpu().numpy()
+
+
+def _logits(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
     with torch.no_grad():
-        summed = [torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(64)]
-    return torch.cat(summed).argmax(1).cpu().numpy()
+        return torch.cat([torch.stack([model(part) for _ in range(draws)]).sum(0) for part in images.split(64)])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of films and answered about them: `truth` and `margins` (N, F), `groups` (N,) of patients.
+
+    truth: 1 present, 0 absent, NaN not known. margins: logits above the thresholds of the findings.
+    """
+
+    truth: Floats
+    margins: Floats
+    groups: NDArray[np.str_]
+
+    def other(self, margins: Floats) -> "Judged":
+        """The same films with other answers."""
+        return Judged(self.truth, margins, self.groups)
+
+    def at(self, rows: NDArray[np.intp]) -> "Judged":
+        """Some of the films."""
+        return Judged(self.truth[rows], self.margins[rows], self.groups[rows])
+
+    def auroc(self, weights: Floats, finding: int, output: int | None = None) -> Floats:
+        """How well an output (the finding's own unless said) ranks films by a finding, in each resample (R,)."""
+        known = np.isfinite(self.truth[:, finding])
+        scores = self.margins[known, finding if output is None else output]
+        return statistics.auroc(scores, self.truth[known, finding] == 1, weights[:, known])
+
+    def rates(self, weights: Floats, finding: int, output: int | None = None) -> Floats:
+        """The mean of sensitivity and specificity of an output at its threshold, in each resample (R,)."""
+        found, margins = [], self.margins[:, finding if output is None else output]
+        for state in (0, 1):
+            rows = self.truth[:, finding] == state
+            right = (margins[rows] > 0) == bool(state)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(weights[:, rows] @ right / weights[:, rows].sum(1))
+        return np.mean(found, axis=0)
+
+
+def places(truth: Floats) -> list[int]:
+    """The findings that EACH films have, and as many have not."""
+    return [k for k in range(truth.shape[1]) if min((truth[:, k] == state).sum() for state in (0, 1)) >= EACH]
+
+
+def chosen(truth: Floats, count: int) -> NDArray[np.intp]:
+    """Films (at most `count` for each finding) with and without each in turn, the same each time."""
+    random = np.random.default_rng(0)
+    turns = [
+        (turn, k, state, int(row))
+        for k in places(truth)
+        for state in (0, 1)
+        for turn, row in enumerate(random.permutation(np.flatnonzero(truth[:, k] == state)))
+    ]
+    return np.array(list(dict.fromkeys(row for *_, row in sorted(turns)))[: count * truth.shape[1]], dtype=np.intp)
+
+
+def other_names(names: Sequence[str], films: Judged, *, table: str | None = None) -> str | None:
+    """The names as they would have to be for each finding whose output is another's; None where none surely is.
+
+    `table`: the file of given scores, whose columns have these names.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    judged = places(films.truth)
+    if len(judged) < 2:
+        return None
+    itself = np.ones((1, len(films.truth)))
+    worth = np.array([[(films.auroc(itself, f, k) + films.rates(itself, f, k))[0] for f in judged] for k in judged])
+    taken = dict(zip(judged, np.array(judged)[linear_sum_assignment(worth, maximize=True)[1]].tolist(), strict=True))
+    weights = Bootstrap.over(films.groups).row_weights().astype(float)
+    order = list(range(len(names)))
+    for cycle in _cycles(taken):
+        if _gain(films, weights, [(taken[k], k) for k in cycle]):
+            for k in cycle:
+                order[k] = taken[k]
+    if order == list(range(len(names))):
+        return None
+    return names_said(names, order, table)
+
+
+def other_input(model: nn.Module, images: Tensor, cuts: Floats, films: Judged) -> str | None:
+    """The declaration of the input, in the words of the model file, with which findings are surely told better.
+
+    `images` (N, 1, H, W) are those of `films`, `cuts` (F,) the logits above which findings are there. Better is to rank
+    films better; or, where thresholds as declared tell next to nothing of any finding, to tell every one by them and
+    to rank no worse. None where no other declaration does.
+    """
+    weights = Bootstrap.over(films.groups).row_weights().astype(float)
+    judged = places(films.truth)
+    if not judged:
+        return None
+    own = _figures(films, weights, judged)
+    found = []
+    for remedy, changed, given in _other_inputs(model, images):
+        logits = _logits(changed, given).double().cpu().numpy()
+        other = _figures(films.other(logits - cuts), weights, judged)
+        if _ranks_better(own, other) or _tells_better(own, other):
+            found.append((float(np.mean([figure[:, 0] for figure in other])), remedy))
+    highest = max((mean for mean, _ in found), default=0.0)
+    return next((remedy for mean, remedy in found if mean >= highest - _ALIKE), None)
+
+
+def _figures(films: Judged, weights: Floats, judged: list[int]) -> tuple[Floats, Floats]:
+    """AUROC, and the mean of both rates, of each finding in each resample: both (F, R)."""
+    return (
+        np.array([films.auroc(weights, k) for k in judged]),
+        np.array([films.rates(weights, k) for k in judged]),
+    )
+
+
+def _ranks_better(own: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    areas = other[0].mean(0)
+    return bool(areas[0] >= HALFWAY) and _surely(areas - own[0].mean(0))
+
+
+def _tells_better(own: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    blind = bool((own[1][:, 0] <= BLIND).all() and (other[1][:, 0] >= own[1][:, 0] + BETTER).all())
+    no_worse = bool(other[0][:, 0].mean() >= own[0][:, 0].mean())
+    rates = other[1].mean(0)
+    return blind and no_worse and bool(rates[0] >= HALFWAY) and _surely(rates - own[1].mean(0))
+
+
+def _gain(films: Judged, weights: Floats, moved: list[tuple[int, int]]) -> bool:
+    """Whether each of these findings is surely told better by another output than by its own, (finding, output) each.
+
+    Of all it is ranked by a clear margin better; or told better at the thresholds by one, and ranked somewhat better:
+    where thresholds alone are badly chosen an output still ranks its own finding best.
+    """
+    ranked: list[Floats] = []
+    told: list[Floats] = []
+    for finding, output in moved:
+        for figures, gains in ((films.auroc, ranked), (films.rates, told)):
+            other = figures(weights, finding, output)
+            gains.append(np.where(other[0] >= HALFWAY, other - figures(weights, finding), -1.0))
+    if all(_surely(gains) for gains in ranked):
+        return True
+    better = all(gains[0] > 0 for gains in ranked) and interval(np.mean(ranked, axis=0))[0] > 0
+    return better and all(_surely(gains) for gains in told)
+
+
+def _surely(gains: Floats) -> bool:
+    return bool(gains[0] >= BETTER) and interval(gains, _LEVEL)[0] > 0
+
+
+def _cycles(taken: dict[int, int]) -> Iterator[list[int]]:
+    """The cycles of a permutation, but for what stays in its place."""
+    left = {k for k, other in taken.items() if other != k}
+    while left:
+        cycle = [min(left)]
+        while (after := taken[cycle[-1]]) != cycle[0]:
+            cycle.append(after)
+        left -= set(cycle)
+        yield cycle

@@ -7,14 +7,14 @@ active test: whether the attack finds an adversarial example that is sure to exi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from trustcxr.attacks.stand_ins import Attackable, Traits, look
+from trustcxr.attacks.stand_ins import Traits, look
 from trustcxr.catalogue import JUDGED
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
@@ -59,7 +59,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Door:
-    """The gate's checks, what an attack must know of the model, and the ways in which it should see it.
+    """The gate's checks, and what an attack must know of the model.
 
     model: the given one or, where its answers are of another kind than declared, the same taken as what they are: judge
     on it what an attack finds. model and traits are None where only scores were given. gradients: whether attacks can
@@ -70,7 +70,6 @@ class Door:
     model: nn.Module | None = None
     traits: Traits | None = None
     gradients: bool = True
-    variants: tuple[Attackable, ...] = field(default=())
     subject: Subject | None = None
 
     @property
@@ -122,11 +121,10 @@ def examine_at_the_door(
             *_inside(model, few),
         ]
         bar.advance(note="planted examples")
-        variants = tuple(traits.variants(model)) if gradients else ()
         if gradients:
             checks.append(_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
         bar.advance()
-    return Door(tuple(checks), model, traits, gradients, variants, subject)
+    return Door(tuple(checks), model, traits, gradients, subject)
 
 
 def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
@@ -270,7 +268,7 @@ def _inside(model: nn.Module, images: Tensor) -> list[Check]:
     with counted_gradients() as calls, torch.enable_grad():
         model(images[:2])
     name = "no gradients used inside"
-    if calls or any(getattr(module, "uses_gradient", False) for module in model.modules()):
+    if calls:
         text = "it computes gradients while it answers, so an attack would have to be made for it: its figures flatter"
         return [Check(name, False, text)]
     passes = _passes(model, images)

@@ -98,9 +98,7 @@ def _margins(table: "pd.DataFrame") -> Floats:
 
 
 def _cuts(table: "pd.DataFrame") -> Floats:
-    """The logits of the thresholds, (N,); 0 in tables from before these were kept."""
-    if "threshold" not in table:
-        return np.zeros(len(table))
+    """The logits of the thresholds, (N,)."""
     values = table["threshold"].to_numpy(dtype=float)
     known = {value: cut(value) for value in np.unique(values)}
     return np.array([known[value] for value in values])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trustcxr.catalogue import VIEWS, WORST_CASE, is_linf
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
+from trustcxr.models.adapters import OutputSpec
 from trustcxr.models.adapters.adapted import as_states
 from trustcxr.statistics import Floats
 
@@ -166,22 +167,23 @@ def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def threshold_of(
-    name: str,
-    given: float | None,
-    validation: tuple[Floats, np.ndarray] | None,
-    default: float,
+    output: OutputSpec,
+    place: int,
+    validation: tuple[Floats, Floats] | None,
     unchosen: str = "no validation image has an answer",
 ) -> Threshold:
-    """A finding's operating point: the model file's, else chosen on validation (logits (N,), labels (N,)), else 0.5.
+    """Return a finding's operating point: the model file's, else chosen on validation images, else 0.5.
 
-    `unchosen`: why there is no validation, in words.
+    `validation`: logits, and what is known of each finding, both (N, F). `unchosen`: why there are none, in words.
     """
-    if given is not None:
-        return Threshold(given, GIVEN)
+    points = output.operating_points
+    assert points is not None  # of kind sigmoid
+    if output.thresholds:
+        return Threshold(points[place], GIVEN)
     if validation is not None:
-        scores, labels = validation
-        value = chosen(1 / (1 + np.exp(-scores)), labels == 1)
+        logits, truth = (each[np.isfinite(validation[1][:, place]), place] for each in validation)
+        value = chosen(1 / (1 + np.exp(-logits)), truth == 1)
         if value is not None and 0 < value < 1:
             return Threshold(value, CHOSEN)
     why = unchosen if validation is None else "validation images do not settle one"
-    return Threshold(default, f"taken for want of another: the model file has none, and {why}")
+    return Threshold(points[place], f"taken for want of another: the model file has none, and {why}")

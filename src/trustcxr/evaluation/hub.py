@@ -6,17 +6,17 @@ when they are called with a hub's address.
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
-from trustcxr.results.disk import is_full
+from trustcxr.results.disk import is_full, writing
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"  # what a hub shows of a repository
-_OURS = "trained-by-trustcxr"  # stands in the head of every card that was sent
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\s]+))?/?")
 _SENT = (
     folders.RUN_FILE,
@@ -56,23 +56,20 @@ def fetch(place: str | Path) -> Path:
 
 
 def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
-    """Put a run into a hub's repository, made where it is not there, or into a folder; where it then is.
+    """Put a run into a hub's repository, made if it is not there, or into a new or empty folder; return where it is.
 
-    `card` is its model card. A folder is new or empty, or was made by an earlier push of this run: another is refused.
-    Nothing is left there that the run has not any more: figures of another training must not stand beside its weights.
-    Of the films that the run was trained on their checksums go along and not their names, since a name may be a
-    patient's.
+    `card` is its model card. Files of another training leave the repository: its figures must not stand beside these
+    weights. Of the images that the run was trained on their checksums go along and not their names, since a name may be
+    a patient's.
     """
     folders.check_run(run)
     if not is_address(place):
         return _into_folder(run, Path(place), card)
     repository, _ = _parsed(place)
-    import tempfile
-
     import huggingface_hub
 
     with tempfile.TemporaryDirectory() as staged:
-        _into_folder(run, Path(staged), card)
+        _stage(run, Path(staged), card)
         hub = huggingface_hub.HfApi()
 
         def send() -> object:
@@ -87,36 +84,25 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
 
 
 def _into_folder(run: Path, place: Path, card: str) -> str:
-    _refuse_what_was_not_pushed(run, place)
-    # First, since it tells that the rest is ours too, should the push be cut.
-    with files.replacing(place / CARD_FILE) as temporary:
-        temporary.write_text(card, encoding="utf-8")
-    for name in _SENT:
-        if not (run / name).is_file():
-            (place / name).unlink(missing_ok=True)
-        elif name == folders.FILMS_FILE:
-            files.write_table(place / name, files.read_table(run / name)[["film"]])
-        else:
-            with files.replacing(place / name) as temporary:
-                shutil.copyfile(run / name, temporary)
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
+        raise UserError(f"{place}: is not empty. Choose a new or an empty folder, or hf://owner/name")
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as beside:
+            _stage(run, staged := Path(beside) / "run", card)
+            staged.replace(place)
     return str(place)
 
 
-def _refuse_what_was_not_pushed(run: Path, place: Path) -> None:
-    """UserError where a push would replace or take away what no earlier push of the run put there."""
-    if place.resolve() == run.resolve():
-        raise UserError(f"{place}: is the run's own folder; choose another place")
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise UserError(f"{place}: is a file; choose a folder, or hf://owner/name")
-    before = place / folders.RUN_FILE
-    if before.is_file() and files.read_yaml(before).get("name") != files.read_yaml(run / folders.RUN_FILE).get("name"):
-        raise UserError(f"{place}: holds another run; choose another place")
-    there = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
-    card = place / CARD_FILE
-    if there and not (card.is_file() and _OURS in card.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(f"{place}: holds {there[0]}, which no push put there; choose a new or an empty folder")
+def _stage(run: Path, folder: Path, card: str) -> None:
+    """Copy what is sent into a folder."""
+    for name in _SENT:
+        if name == folders.FILMS_FILE and (run / name).is_file():
+            files.write_table(folder / name, files.read_table(run / name)[["film"]])
+        elif (run / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run / name, folder / name)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _parsed(place: str) -> tuple[str, str | None]:

@@ -204,7 +204,7 @@ class _Judge:
         for name, kept, right in (("sensitivity", positive, said), ("specificity", ~positive, ~said)):
             bootstrap = self._over(name, groups[kept])
             means = bootstrap.means(right[kept]) if kept.any() else np.full(2, np.nan)
-            found |= {name: float(means[0]), f"{name}_ci": share_interval(bootstrap, means)}
+            found[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
             rates[name] = self._rate("all", groups, kept, right)
             rare = rare or is_rare(float(means[0]), bootstrap.groups_of())
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -215,7 +215,7 @@ class _Judge:
         near = _ratio_ends(found) if rare else {}
         for name, values in ratios.items():
             known = _finite(values[0]) is not None
-            found |= {name: _finite(values[0]), f"{name}_ci": near[name] if rare and known else _ends(values)}
+            found[name] = {"value": _finite(values[0]), "ci": near[name] if rare and known else _ends(values)}
         return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
@@ -226,12 +226,12 @@ class _Judge:
         found_there = made.sensitivity[:, curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
         return {
             "at_specificity": SPECIFICITY,
-            "auroc": float(area[0]),
-            "auroc_ci": area_interval(bootstrap, area, positive),
-            "average_precision": float(made.average_precision[0]),
-            "average_precision_ci": interval(made.average_precision),
-            "sensitivity_at_specificity": float(found_there[0]),
-            "sensitivity_at_specificity_ci": share_interval(bootstrap, found_there, of=positive),
+            "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
+            "average_precision": {"value": float(made.average_precision[0]), "ci": interval(made.average_precision)},
+            "sensitivity_at_specificity": {
+                "value": float(found_there[0]),
+                "ci": share_interval(bootstrap, found_there, of=positive),
+            },
             "roc": _curve(curves.FALSE_POSITIVES, made.sensitivity),
             "precision_recall": _curve(curves.RECALLS, made.precision),
         }
@@ -254,7 +254,7 @@ def _finite(value: float) -> float | None:
 
 def _ratio_ends(found: dict[str, Any]) -> dict[str, list[float | None]]:
     """Intervals of both likelihood ratios from those of sensitivity and specificity, of which one is near 0 or 1."""
-    sensitivity, specificity = ((found[name], found[f"{name}_ci"]) for name in ("sensitivity", "specificity"))
+    sensitivity, specificity = (found[name].values() for name in ("sensitivity", "specificity"))
     missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))
     pairs = {"likelihood_positive": (sensitivity, alarmed), "likelihood_negative": (missed, specificity)}
     return {name: [_finite(end) for end in ratio_interval(*one, *other)] for name, (one, other) in pairs.items()}

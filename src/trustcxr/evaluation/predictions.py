@@ -136,6 +136,7 @@ def predict(
     carry_out: CarryOut | None = None,
     parts: Path | None = None,
     at_once: bool = True,
+    title: str = "",
 ) -> pd.DataFrame:
     """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
@@ -154,7 +155,7 @@ def predict(
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
     Batches are worked on side by side, one a core, unless `at_once` is off: for a model whose code may not run twice at
-    a time. UserError where a condition is there twice.
+    a time. `title` stands before the progress. UserError where a condition is there twice.
     """
     refuse_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
@@ -165,7 +166,8 @@ def predict(
     if asked.random and conditions and not isinstance(run.model, draws.OverDraws):  # whose judge draws anew
         say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
     threads = side_by_side.threads_for(run.model, first, len(batches)) if at_once else 1
-    with Progress(f"evaluating {run.name} on {len(dataset)} images", len(batches) * asked.steps) as bar:
+    title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
+    with Progress(title, len(batches) * asked.steps) as bar:
 
         def work(batch: tuple[int, Any]) -> pd.DataFrame:
             number, (raw, labels, places) = batch

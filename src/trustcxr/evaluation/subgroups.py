@@ -99,7 +99,7 @@ def describe(
     p_values = {group["who"]: group["p_value"] for group in groups}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for group in groups:
-        low, high = group["gap_ci"]
+        low, high = group["gap"]["ci"]
         p_value = float(corrected[group["who"]])
         group |= {"p_corrected": p_value, "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
     first: dict[bytes, str] = {}
@@ -127,8 +127,8 @@ def _division(
         about = {"films": int(films[inside].nunique()), "who": inside.tobytes()}
         rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
     kept = _eligible(rows)
-    lowest = min(kept, key=lambda row: row["accuracy"]) if len(kept) > 1 else None
-    worst = lowest["name"] if lowest is not None and lowest["gap"] < 0 else ""
+    lowest = min(kept, key=lambda row: row["accuracy"]["value"]) if len(kept) > 1 else None
+    worst = lowest["name"] if lowest is not None and lowest["gap"]["value"] < 0 else ""
     column, *alike = (name.removeprefix(PREFIX) for name in columns)
     return {"column": column, "alike": alike, "groups": rows, "worst": worst, "merged": merged}
 
@@ -147,13 +147,14 @@ def _group(
     macro = metrics.macro_auroc(part, bootstrap, len(classes))
     error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
     found |= {"findings": len(each_finding.told_apart(part))} if each_finding.are_in(part) else {}
-    found |= {"auroc_macro": float(macro[0]), "auroc_macro_ci": interval(macro), "ece": error, "ece_ci": ends}
+    found["auroc_macro"] = {"value": float(macro[0]), "ci": interval(macro)}
+    found["ece"] = {"value": error, "ci": ends}
     whole = samples.over(clean["group"])
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         gaps = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
     p_value = inside_against_outside(hits, inside, clean["group"])
-    return found | {"gap": float(gaps[0]), "gap_ci": interval(gaps), "p_value": p_value}
+    return found | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}, "p_value": p_value}
 
 
 def _merged(values: "pd.Series", films: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
@@ -199,9 +200,9 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
         why = f"no two groups have {SMALLEST} films" if few else f"no group of {SMALLEST} films is below all others"
         return said + why + _merged_said(division["merged"], bool(rows))
     worst = rows[division["worst"]]
-    low, high = (f"{end:+.1%}" for end in worst["gap_ci"])
-    said += f"worst is {worst['name']} with {worst['accuracy']:.1%} of {_count(worst)}, {worst['gap']:+.1%} "
-    said += f"[{low}, {high}] against all others, "
+    low, high = (f"{end:+.1%}" for end in worst["gap"]["ci"])
+    said += f"worst is {worst['name']} with {worst['accuracy']['value']:.1%} of {_count(worst)}, "
+    said += f"{worst['gap']['value']:+.1%} [{low}, {high}] against all others, "
     said += "settled" if worst["settled"] else "not settled"
     said += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
     if worst["who"] in first:

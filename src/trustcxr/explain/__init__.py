@@ -5,18 +5,3 @@ from trustcxr.explain.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_
 from trustcxr.explain.controls import centre_prior, random_map
 from trustcxr.explain.methods import METHODS, method
 from trustcxr.explain.pixels import integrated_gradients, occlusion, smooth_grad
-
-__all__ = [
-    "METHODS",
-    "centre_prior",
-    "grad_cam",
-    "grad_cam_plus_plus",
-    "hires_cam",
-    "integrated_gradients",
-    "layer_cam",
-    "measures",
-    "method",
-    "occlusion",
-    "random_map",
-    "smooth_grad",
-]

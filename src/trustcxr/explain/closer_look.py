@@ -13,7 +13,6 @@ from trustcxr.catalogue import CORRUPTIONS, USUAL_ATTACKS, Method
 from trustcxr.errors import UserError
 from trustcxr.evaluation.run import Run
 from trustcxr.explain import controls, methods, one_image
-from trustcxr.statistics import softmax
 
 MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
 SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
@@ -130,22 +129,14 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
         epsilon, film = attacks.nearest(
             model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
-        ((answer, probability),) = answers(run, film)
+        ((answer, probabilities),) = one_image.answers(run, film)
         if math.isfinite(float(epsilon)) and answer != predicted:
-            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, probability, steps)
+            return Flip(float(epsilon), film[0, 0], (film - pixels)[0, 0], answer, float(probabilities[answer]), steps)
     return None
 
 
 def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
     """A film (1, 1, H, W) under each corruption, and the answers there."""
     films = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["film"]) for name in names])
-    pairs = zip(names, films, answers(run, films), strict=True)
-    return [Spoilt(name, film[0], *answer) for name, film, answer in pairs]
-
-
-def answers(run: Run, films: Tensor) -> list[tuple[int, float]]:
-    """The class of each film (B, 1, H, W) and its probability, scaled by the run's temperature where it has one."""
-    with torch.inference_mode():
-        logits = run.model(films).float().cpu().numpy()
-    rows = softmax(logits / (one_image.temperature(run) or 1.0))
-    return [(int(row.argmax()), float(row.max())) for row in rows]
+    answers = zip(names, films, one_image.answers(run, films), strict=True)
+    return [Spoilt(name, film[0], answer, float(shares[answer])) for name, film, (answer, shares) in answers]

@@ -2,13 +2,16 @@
 
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.explain.contract import Target, check_images, to_saliency
 
 CELLS = (7, 7)  # of a random map: those of a CAM of a network of 224 pixels
+_BLUR = 0.03  # of the side: the standard deviation of the smoothed brightness
 
 
 def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int | tuple[int, int] = CELLS) -> Tensor:
@@ -87,6 +90,38 @@ def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
     """
     check_images(x)
     return to_saliency(functional.adaptive_avg_pool2d(x.float(), cells).mean(1), *x.shape[-2:])
+
+
+def film_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Return maps (B, H, W), not negative, of the image, its lungs or nothing, by their names in REFERENCES.
+
+    images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the lesion masks of training, averaged.
+    """
+    inside = lung.to(images.dtype)
+    sigma = _BLUR * images.shape[-1]
+    size = 2 * round(3 * sigma) + 1
+    bright = gaussian_blur((images[:, 0] * inside)[:, None], [size, size], [sigma, sigma])[:, 0]
+    maps = {
+        "centre": centre_prior(*lung.shape[1:]).to(lung.device).expand(lung.shape),
+        "lung": lung.float(),
+        "brightness": bright * inside,
+        "edges": edges(images) * inside,
+    }
+    return maps if mean_mask is None else maps | {"mean_mask": mean_mask.to(images) * inside}
+
+
+def edges(images: Tensor) -> Tensor:
+    """Return how steep the image is at each pixel, (B, H, W): the length of Sobel's gradient, in [0, 1]."""
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(images) / 8
+    kernels = torch.stack([across, across.T])[:, None]
+    slope = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernels)
+    return slope.square().sum(1).sqrt()
+
+
+def mean_mask(masks: np.ndarray) -> Tensor:
+    """Average the lesion masks (N, H, W) of 0 and 1 that are not empty: (H, W) in [0, 1]."""
+    some = masks[masks.reshape(len(masks), -1).any(1)]
+    return torch.from_numpy(some.mean(0) if len(some) else np.zeros(masks.shape[1:])).float()
 
 
 def likeness(a: Tensor, b: Tensor) -> Tensor:

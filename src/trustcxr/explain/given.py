@@ -15,6 +15,7 @@ from trustcxr.explain import randomisation
 from trustcxr.explain.methods import COMBINE, parse
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.models.adapters.torch_programs import ExportedNet
 from trustcxr.models.feature_maps import before_mixing
 
 
@@ -71,6 +72,8 @@ def left_out(given: Given, model: Adapted) -> LeftOut:
         randomisation.random_network(model)
     except UserError as problem:
         weights = f"no map is held against random weights, so none is said to show what was learnt ({problem})"
-    if not weights and any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        cascade = "maps are not followed as the network is made random part by part: TorchScript's own runtime runs it"
+    if not weights and any(isinstance(module, torch.jit.ScriptModule | ExportedNet) for module in model.modules()):
+        cascade = (
+            "maps are not followed as the network is made random part by part: its parts are not called one by one"
+        )
     return LeftOut(attacks, weights, cascade)

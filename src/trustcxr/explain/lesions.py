@@ -290,6 +290,8 @@ def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocum
         means = {name: float(told[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
         sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
         effect = asdict(summed_up(rows, groups, resamples=resamples))
+        for name in ("effect", "flipped"):
+            effect[name] = {"value": effect[name], "ci": effect.pop(f"{name}_ci")}
         content = {"condition": str(condition), "epsilon": epsilon, "fill": str(fill), "control": str(control)}
         content |= means | effect | {"by_size": sizes}
         found.append(LesionDocument.model_validate(content))

@@ -68,12 +68,6 @@ def cut_to(maps: Tensor, mask: Tensor | None) -> Tensor:
     return maps if mask is None else torch.where(mask, maps, -1.0)
 
 
-def with_values_of(maps: Tensor, other: Tensor, *, within: Tensor | None = None) -> Tensor:
-    """Maps (B, H, W) with the values of `other` (B, H, W), by `Order`; `within` a mask alone, and 0 outside."""
-    order, values = (cut_to(each, within) for each in (maps, other))
-    return Order(order).filled(values.flatten(1).sort(dim=1).values).clamp(min=0)
-
-
 def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
     """Whether the maximum of the map lies inside the mask, 0 or 1: the pointing game, Zhang et al. 2018.
 

@@ -135,10 +135,7 @@ def answer(
     `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
     """
     pixels = as_input(film, run.size, run.resize).to(run.device)
-    with torch.inference_mode():
-        logits = run.model(pixels).float().cpu().numpy()
-    scale = temperature(run)
-    probabilities, predicted = softmax(logits / (scale or 1.0))[0], int(logits[0].argmax())
+    ((predicted, probabilities),) = answers(run, pixels)
     label = torch.tensor([predicted], device=run.device)
     single, climb = USUAL_ATTACKS
     survives = {
@@ -148,7 +145,7 @@ def answer(
     result = FilmAnswer(
         predicted=run.classes[predicted],
         probabilities={name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
-        calibrated=scale is not None,
+        calibrated=temperature(run) is not None,
         epsilon=epsilon,
         survives=survives,
         run=run.name,
@@ -172,6 +169,14 @@ def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor
             claimed = int(searched(found).argmax()) != predicted
         found = climb(run.model, pixels, label) if claimed else found
     return _still(run, found, predicted)
+
+
+def answers(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
+    """Return the class of each image (B, 1, H, W) and its probabilities (C,), scaled by the run's temperature."""
+    with torch.inference_mode():
+        logits = run.model(images).float().cpu().numpy()
+    probabilities = softmax(logits / (temperature(run) or 1.0))
+    return [(int(row.argmax()), shares) for row, shares in zip(logits, probabilities, strict=True)]
 
 
 def temperature(run: Run) -> float | None:

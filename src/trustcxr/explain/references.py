@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trustcxr.catalogue import ACTIVATION, MEASURES, SALIENCY, SHARP, Measure, Method
+from trustcxr.catalogue import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP, Measure, Method
 from trustcxr.explain import controls, measures, methods, randomisation
-from trustcxr.explain.margins import film_controls
 
 CENTRE = "centre"
 DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw
 CONTROLLED = 128  # images, drawn by seed, on which they are explained
 NOISE = "noise"
 SPREAD = "randomised_spread"  # column: how far the draws' means lie from one another, one standard deviation
-MEAN_MASK = "mean_mask"
-SHARPENED = tuple(name + SHARP for name in (CENTRE, "lung", "brightness", "edges", MEAN_MASK, NOISE, ACTIVATION))
+# The references that are also compared as sharp as the map.
+SHARPENED = tuple(name + SHARP for name in REFERENCES if name not in ("chance", RANDOMISED))
 SIMILARITY = "random_network_ssim"  # how like the map of the network with random weights is
 CEILING = "pointing_ceiling"  # the hit rate of an oracle that picks the best of a map's cells
 
@@ -95,17 +94,8 @@ class OfTheFilm:
     def __init__(
         self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], mean_mask: Tensor | None = None
     ) -> None:
-        centre = controls.centre_prior(*masks.lung.shape[1:]).to(masks.lung.device).expand(masks.lung.shape)
-        film = film_controls(images, masks.lung, mean_mask)
         self.masks = masks
-        maps = {
-            CENTRE: centre,
-            "lung": masks.lung.float(),
-            "brightness": film["brightness-smooth"],
-            "edges": film["edges-in-lungs"],
-        }
-        if mean_mask is not None:
-            maps[MEAN_MASK] = film["mean-mask-in-lungs"]
+        maps = controls.film_baselines(images, masks.lung, mean_mask)
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.figures = {
             name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from trustcxr.catalogue import (
-    ACTIVATION,
     AGAINST_MASKS,
     HIT_RATE,
     NO_MAP,
@@ -18,7 +17,6 @@ from trustcxr.catalogue import (
     RANDOMISED,
     REFERENCES,
     TOLD_OF_MAPS,
-    Method,
 )
 from trustcxr.explain import verdicts
 from trustcxr.explain.references import CEILING, DRAWS, SHARPENED, SPREAD
@@ -40,7 +38,6 @@ from trustcxr.results.documents import (
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 
 COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
-_DRAWS_BEFORE = 3  # networks with random weights of tables that do not say how far these lie from one another
 _SHARES = (NULL_MAPS, "pointing_hit_rate")
 _NAMES = {"null_map": NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
@@ -151,26 +148,12 @@ def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dic
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
-    return {str(name): _method(str(name), with_activation(table, str(name)), counts, images) for name in names}
-
-
-def with_activation(table: pd.DataFrame, method: str) -> pd.DataFrame:
-    """The rows of a method, with what the activation of its very layer has on the clean images.
-
-    Of tables of earlier versions: where that was asked for as a method; later ones have it in a column.
-    """
-    rows = table[table["method"] == method]
-    control = table[(table["method"] == str(Method.parse(method).control)) & (table["condition"] == CLEAN)]
-    if control.empty:
-        return rows
-    known = control.set_index(["sample_id", "measure"])["value"]
-    keys = pd.MultiIndex.from_frame(rows[["sample_id", "measure"]])
-    return rows.assign(**{ACTIVATION: np.where(rows["condition"] == CLEAN, known.reindex(keys).to_numpy(), np.nan)})
+    return {str(name): _method(str(name), table[table["method"] == name], counts, images) for name in names}
 
 
 def cells_of(rows: pd.DataFrame) -> str:
-    """Rows and columns of a method's map, "3 x 3"; empty where it has none, and of tables of earlier versions."""
-    return str(rows["cells"].fillna("").iloc[0]) if "cells" in rows and len(rows) else ""
+    """Return rows and columns of a method's map, "3 x 3"; empty if it has every pixel."""
+    return str(rows["cells"].fillna("").iloc[0]) if len(rows) else ""
 
 
 def cannot_hit(rows: pd.DataFrame) -> str:
@@ -206,7 +189,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
             *counts.leads(faithfulness, ["brightness"]),
         ],
         beyond=closest(over),
-        correct=Measures(figures=counts.means(right), n=_images(right)),
+        correct=Measures(n=_images(right)).with_figures(counts.means(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
@@ -214,19 +197,15 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
             attack=ATTACKED,
             epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
             n=_images(clean),
-            figures=counts.means(perturbed[~stable]),
-        ),
-        figures=counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts),
-    )
-    tuned = rows["threshold"].dropna() if "threshold" in rows else pd.Series(dtype=float)
-    if len(tuned):
+        ).with_figures(counts.means(perturbed[~stable])),
+    ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
+    if len(tuned := rows["threshold"].dropna()):
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
-        part.faithfulness = Measures(figures=counts.means(faithfulness), n=_images(faithfulness))
+        part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
     if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
         drawn = clean[clean[RANDOMISED].notna()]
-        draws = len(DRAWS) if SPREAD in clean else _DRAWS_BEFORE
-        part.random_weights = RandomWeights(n=_images(drawn), draws=draws, leads=leads)
+        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
     if withheld:
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
@@ -241,8 +220,6 @@ def _images(rows: pd.DataFrame) -> int:
 
 def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
     """Images whose lesion covers the lungs, and the others; then thirds by how much it covers."""
-    if "lesion" not in clean:
-        return
     share = clean["lesion"]
     sizes = clean.drop_duplicates("sample_id")["lesion"].dropna()
     if not len(sizes):
@@ -258,7 +235,7 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
     for name, (chosen, start, end) in strata.items():
         some = clean[chosen]
         figures = counts.means(some) if len(some) else {}
-        yield Stratum(stratum=name, start=start, end=end, n=_images(some), figures=figures)
+        yield Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
 
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
@@ -266,7 +243,7 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
     kept = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
     for condition, some in kept.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
-        severity = int(some["severity"].max()) if "severity" in some else 0
+        severity = int(some["severity"].max())
         kind = "artefact" if artefact else "corruption" if severity else "attack"
         yield Change(
             condition=str(condition),
@@ -274,14 +251,12 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
             epsilon=some["epsilon"].max(),
             severity=severity,
             n=_images(some),
-            figures=counts.means(some),
-        )
+        ).with_figures(counts.means(some))
 
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
     """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
-    changes = over_changes(rows) if "severity" in rows else {}
-    found = {name: counts.mean(values["value"], values["group"]) for name, values in changes.items()}
+    found = {name: counts.mean(values["value"], values["group"]) for name, values in over_changes(rows).items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
         found["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
@@ -293,7 +268,7 @@ def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
     random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
-        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some), figures=figures)
+        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
 
 
 def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -5,11 +5,9 @@ from copy import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.models import ensemble
 from trustcxr.models.feature_maps import before_mixing
-from trustcxr.models.layers import LocalContrast
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.plain import PixelScale
 
@@ -28,18 +26,10 @@ class Classifier(nn.Module):
         *,
         mean: float,
         std: float,
-        input_blur: int = 0,
-        local_contrast: int = 0,
-        frozen_norm: bool = False,
         lung_gate: bool = False,
     ) -> None:
         super().__init__()
-        self.net, self.frozen_norm = net, frozen_norm
-        # The blur is of the model, so that every attack meets it. Edges are means of what is inside the image.
-        self.blur = (
-            nn.AvgPool2d(input_blur, 1, input_blur // 2, count_include_pad=False) if input_blur else nn.Identity()
-        )
-        self.contrast = LocalContrast(local_contrast) if local_contrast else nn.Identity()
+        self.net = net
         self.gate = LungGate() if lung_gate else nn.Identity()
         if before_mixing(net) is None:
             self._modules["cam_layer"] = nn.Identity()
@@ -47,7 +37,7 @@ class Classifier(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
-        self.train(net.training)  # a loop need not call train() for the frozen layers to be frozen
+        self.train(net.training)
 
     @property
     def cam_layer(self) -> nn.Module:
@@ -63,7 +53,7 @@ class Classifier(nn.Module):
         images = self.gate(images)  # without a lung gate too: saliency may be asked of this place in every model
         if isinstance(self.gate, LungGate):
             images = images + self.gate.level
-        seen = self.normalise(self.contrast(self.blur(images)))
+        seen = self.normalise(images)
         features = self.net.forward_features(seen)  # type: ignore[operator]
         if before_mixing(self.net) is None:
             features = self.cam_layer(features)
@@ -72,8 +62,7 @@ class Classifier(nn.Module):
     def chain(self) -> Iterator[tuple[str, nn.Module]]:
         """What is run one after the other, by name: what a proof follows (`certify.contract`)."""
         scale = PixelScale(self.mean, self.std)
-        yield from (("gate", self.gate), ("blur", self.blur), ("contrast", self.contrast), ("normalise", scale))
-        yield ("net", self.net)
+        yield from (("gate", self.gate), ("normalise", scale), ("net", self.net))
 
     def members(self) -> list["Classifier"]:
         """This model with one of its networks alone, for each of them: the same weights, not others like them."""
@@ -86,12 +75,3 @@ class Classifier(nn.Module):
             member._buffers = {"mean": torch.full_like(self.mean, mean), "std": torch.full_like(self.std, std)}
             members.append(member)
         return members
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """Training mode, or evaluation; frozen BatchNorm layers keep to their statistics in either."""
-        super().train(mode)
-        if self.frozen_norm:
-            for module in self.net.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self

@@ -2,10 +2,9 @@
 
 `evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
 Bethge 2019); `evidence-full` sees the whole film from each, and so does `evidence-resnet10t`, whose cells read every
-stage of a ResNet (as a feature pyramid: Lin et al. 2017); `evidence-bcos` is `evidence-full` of B-cos layers (bcos.py),
-linear in the film as it finds it. Every fourth pixel has a cell. A cell's evidence counts
-only as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where
-it is the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
+stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts only
+as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where it is
+the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
 """
 
 import re
@@ -16,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.bcos import BcosConv, UncentredNorm, both_signs
 
 FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
-WHOLE, BCOS = "full", "bcos"
+WHOLE = "full"
 BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
-KINDS = (*map(str, FIELDS), WHOLE, BCOS, *BACKBONES)  # what stands behind evidence-
+KINDS = (*map(str, FIELDS), WHOLE, *BACKBONES)  # what stands behind evidence-
 STRIDE = 4  # pixels from cell to cell
 WIDTH = 48  # channels; evidence-33x96 has 96
 _FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
@@ -30,27 +28,19 @@ SCALE = 16.0  # of the map: many cells are summed
 _NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x([2-9]|[1-9]\d+))?")  # the stem has half of the width
 
 
-def _layer(
-    channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True, bcos: bool = False
-) -> list[nn.Module]:
-    """A convolution with its norm and its rectifier; of B-cos, which has none, the convolution and the norm.
-
-    Features (B, channels, h, w) -> (B, out, h / stride, w / stride).
-    """
-    padding = kernel // 2
-    if bcos:
-        return [BcosConv(channels, out, kernel, stride, padding), UncentredNorm(out)]
-    found = [nn.Conv2d(channels, out, kernel, stride, padding, bias=False), nn.BatchNorm2d(out)]
-    return [*found, nn.ReLU()] if act else found
+def _layer(channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True) -> list[nn.Module]:
+    """Make a convolution with its norm and its rectifier: (B, channels, h, w) -> (B, out, h / stride, w / stride)."""
+    layers = [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)]
+    return [*layers, nn.ReLU()] if act else layers
 
 
 class Block(nn.Module):
     """A 3 x 3 and a 1 x 1 convolution beside the identity."""
 
-    def __init__(self, width: int, *, bcos: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_layer(width, width, 3, bcos=bcos), *_layer(width, width, 1, act=False, bcos=bcos))
-        self.act = nn.Identity() if bcos else nn.ReLU()
+        self.body = nn.Sequential(*_layer(width, width, 3), *_layer(width, width, 1, act=False))
+        self.act = nn.ReLU()
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, K, h, w) -> the same shape."""
@@ -63,7 +53,7 @@ class EvidenceNet(nn.Module):
     `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole film, which a branch of a quarter of
     the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
     stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole film in training
-    and after. `bcos`: of B-cos layers, for the whole film alone.
+    and after.
     """
 
     def __init__(
@@ -73,35 +63,29 @@ class EvidenceNet(nn.Module):
         field: int | None = 33,
         width: int = WIDTH,
         backbone: str | None = None,
-        bcos: bool = False,
     ) -> None:
         super().__init__()
-        if bcos and (backbone or field is not None):
-            raise UserError(f"evidence-{BCOS} sees the whole film and has no backbone; give neither field nor backbone")
-        self.bcos = bcos
         self.field, self.num_features = None if backbone else field, classes
         self.stem: nn.Module = nn.Identity()
-        self.act: nn.Module = nn.ReLU() if field is None and not (bcos or backbone) else nn.Identity()
+        self.act: nn.Module = nn.ReLU() if field is None and not backbone else nn.Identity()
         self.body: nn.Module
         self.around: nn.Module | None = None
         if backbone:
             self.body = _Pyramid(backbone, width)
         else:
             blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
-            self.stem = nn.Sequential(
-                *_layer(1 + bcos, width // 2, 5, 2, bcos=bcos), *_layer(width // 2, width, 3, 2, bcos=bcos)
-            )
-            self.body = nn.Sequential(*[Block(width, bcos=bcos) for _ in range(blocks)])
-            self.around = _Around(width, bcos=bcos) if field is None else None
-        self.head = BcosConv(width, classes + 1, 1) if bcos else nn.Conv2d(width, classes + 1, 1)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
+            self.stem = nn.Sequential(*_layer(1, width // 2, 5, 2), *_layer(width // 2, width, 3, 2))
+            self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
+            self.around = _Around(width) if field is None else None
+        self.head = nn.Conv2d(width, classes + 1, 1)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 1, H, W) -> evidence (B, C, h, w), whose sum over places is the logits."""
         if self.around is not None:
             pixels = _standardised(pixels)
-        features = self.body(self.stem(both_signs(pixels) if self.bcos else pixels))
+        features = self.body(self.stem(pixels))
         if self.around is not None:
             features = self.act(features + self.around(features))
         return self.weighed(self.head(features))[0]
@@ -126,11 +110,11 @@ class EvidenceNet(nn.Module):
 class _Around(nn.Module):
     """What the whole film adds at each place: blocks on a quarter of the cells, brought back up."""
 
-    def __init__(self, width: int, *, bcos: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.down = nn.Sequential(*_layer(width, 2 * width, 3, 2, bcos=bcos))
-        self.deep = nn.Sequential(*[Block(2 * width, bcos=bcos) for _ in range(_DEEP_BLOCKS)])
-        self.up = BcosConv(2 * width, width, 1) if bcos else nn.Conv2d(2 * width, width, 1)
+        self.down = nn.Sequential(*_layer(width, 2 * width, 3, 2))
+        self.deep = nn.Sequential(*[Block(2 * width) for _ in range(_DEEP_BLOCKS)])
+        self.up = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         found = self.up(self.deep(self.down(features)))
@@ -176,8 +160,7 @@ def named(name: str, classes: int) -> EvidenceNet:
     kind, width = found[1], int(found[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)
-    whole = kind in (WHOLE, BCOS)
-    return EvidenceNet(classes, field=None if whole else int(kind), width=width, bcos=kind == BCOS)
+    return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
 
 
 def reads_evidence(model: nn.Module) -> bool:

@@ -13,10 +13,8 @@ from trustcxr.models.classifier import Classifier
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
-from trustcxr.renamed import keywords
 
 
-@keywords(first_pool="stem_pool", copies="members")
 def build(
     name: str,
     *,
@@ -24,10 +22,7 @@ def build(
     weights: str | Path = "none",
     normalisation: str = "batch",
     activation: str = "own",
-    stem_pool: bool = True,
     members: int = 1,
-    input_blur: int = 0,
-    local_contrast: int = 0,
     lung_gate: bool = False,
 ) -> Classifier:
     """A new Classifier for one-channel images.
@@ -37,37 +32,25 @@ def build(
     "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless
     the file's has `classes` outputs.
 
-    `normalisation` is "batch" (the network's own layers), "frozen" (BatchNorm that keeps the statistics of the weights
-    in training too; its affine weights are trained) or "group" (GroupNorm in BatchNorm's place, with its affine
-    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. With
-    `stem_pool=False` the network's first max pooling is left out, so that every map after it has twice the side.
-    There are `members` of each network in the ensemble. `input_blur` is the odd side of a mean filter at the input, in
-    pixels. `local_contrast` is the odd side of the square, in pixels, whose mean and spread each pixel is measured by
-    at the input. `lung_gate` puts an untrained LungGate before the network.
+    `normalisation` is "batch" (the network's own layers) or "group" (GroupNorm in BatchNorm's place, with its affine
+    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. There are `members` of
+    each network in the ensemble. `lung_gate` puts an untrained LungGate before the network.
     Raises UserError where the weights cannot be had, the network has no layer that an option is about, or an option is
     out of its range.
     """
     if members < 1:
         raise UserError(f"members must be at least 1, not {members}")
-    for option, side in (("input_blur", input_blur), ("local_contrast", local_contrast)):
-        if side and (side < 0 or side % 2 == 0):
-            raise UserError(f"{option} must be odd, or 0 for none, not {side}: an even filter would shift the image")
     archs = architectures(name) * members
     means, stds = zip(*map(_normalisation, archs), strict=True)
     nets = [_network(arch, classes, str(weights)) for arch in archs]
     for net, arch in zip(nets, archs, strict=True):
         if normalisation == "group" and getattr(net, "field", None) is not None:
-            raise UserError(
-                f"normalisation: group would let each cell of {arch} see the whole film: choose batch or frozen"
-            )
-        layers.apply(net, arch, normalisation=normalisation, activation=activation, stem_pool=stem_pool)
+            raise UserError(f"normalisation: group would let each cell of {arch} see the whole film: choose batch")
+        layers.apply(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
         mean=means[0],
         std=stds[0],
-        input_blur=input_blur,
-        local_contrast=local_contrast,
-        frozen_norm=normalisation == "frozen",
         lung_gate=lung_gate,
     )
 
@@ -113,11 +96,6 @@ def check(name: str, *, size: int, **options: Any) -> None:
         except UserError:
             raise
         except Exception as problem:
-            if not options.get("stem_pool", True):
-                check(name, size=size, **options | {"stem_pool": True})
-                raise UserError(
-                    f"stem_pool: false makes maps of {name} that do not fit each other: leave the first max pooling in"
-                ) from None
             why = " ".join(str(problem).split()) or type(problem).__name__
             raise UserError(
                 f"{name} does not take images of {size} pixels ({why.rstrip('.')}): choose another data.size, as many "

@@ -1,14 +1,13 @@
-"""Replacing layers of a network: normalisation, activation, stem pooling."""
+"""Replace layers of a network: normalisation, activation."""
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.errors import UserError, unknown
 
-NORMALISATIONS = ("batch", "frozen", "group")
+NORMALISATIONS = ("batch", "group")
 # Smooth stand-ins for ReLU (Xie et al. 2020, "Smooth adversarial training"), whose gradient has no jumps.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -17,32 +16,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class LocalContrast(nn.Module):
-    """Each pixel (B, 1, H, W) measured by mean and spread of the square around it (Jarrett et al. 2009), about 0.5.
-
-    A film's exposure and the slow changes of it are gone from what the network sees. `side` is odd, in pixels; at the
-    borders the square is what of it lies inside the image.
-    """
-
-    FLOOR = 0.05  # of the spread: what is even stays even, and noise is not made into a picture
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> the same shape, about 0.5."""
-        centred = images - self._mean(images)
-        spread = (self._mean(centred.square()) + self.FLOOR**2).sqrt()
-        return 0.5 + 0.25 * centred / spread
-
-    def _mean(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, self.side, 1, self.side // 2, count_include_pad=False)
-
-
-def apply(
-    net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own", stem_pool: bool = True
-) -> None:
+def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
     """Change a network's layers in place; `name` is the network's, for the errors.
 
     Raises UserError for an option that is not there, or a network without a layer that it would change.
@@ -57,16 +31,6 @@ def apply(
         _replace(net, _BatchNorm, _group_norm)
     if activation != "own" and not _replace(net, (nn.ReLU, nn.ReLU6), lambda _: ACTIVATIONS[activation]()):
         raise UserError(f"activation: {activation} stands in for ReLU; {name} has none")
-    if not stem_pool:
-        _leave_out_stem_pool(net, name)
-
-
-def _leave_out_stem_pool(net: nn.Module, name: str) -> None:
-    pools = [place for place, module in net.named_modules() if isinstance(module, nn.MaxPool2d)]
-    if not pools:
-        raise UserError(f"stem_pool: false leaves out the first max pooling; {name} has none")
-    parent, _, child = pools[0].rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Identity())
 
 
 def _replace(net: nn.Module, kind: type | tuple[type, ...], make: Callable[[nn.Module], nn.Module]) -> int:

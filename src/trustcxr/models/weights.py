@@ -11,7 +11,7 @@ from urllib.request import getproxies
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -140,7 +140,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     # A layer that stands in several places has its weights under several names, of which each is written.
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     with files.replacing(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))  # by its bytes, so that an error of the disk keeps its number
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -12,8 +12,7 @@ from trustcxr.console import say
 from trustcxr.errors import CannotWrite
 from trustcxr.reader.regions import Mark
 from trustcxr.reader.store import RATINGS, Judgement, Reader, Store
-from trustcxr.serve import shell
-from trustcxr.serve.doors import Doors, bearer, problem
+from trustcxr.serve.doors import Doors, bearer, problem, show, tell_faults
 
 MOST_BYTES = 1 << 20  # of what a reader sends: twenty outlines of six hundred points, every digit of them
 _HERE, _SERVE = "trustcxr.reader", "trustcxr.serve"
@@ -125,8 +124,8 @@ def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     """The application. `hosts`: by what names it may be called; any where None."""
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
     _routes(app, Desk(store))
-    shell.show(app, PAGE)
-    shell.tell_faults(app)
+    show(app, PAGE)
+    tell_faults(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(404, _refused)
     app.add_exception_handler(405, _refused)

@@ -86,12 +86,7 @@ def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, see
     chances, arms = probabilities(found), won.shape[-1]
     mean = (chances.sum(axis=2) - 0.5) / (arms - 1)
     return [
-        Strength(
-            float(mean[0, i]),
-            share_interval(bootstrap, mean[:, i]),
-            float(found[0, i]),
-            interval(found[:, i]),
-        )
+        Strength(float(mean[0, i]), share_interval(bootstrap, mean[:, i]), float(found[0, i]), interval(found[:, i]))
         for i in range(arms)
     ]
 

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,10 @@ from trustcxr.explain import heatmap_files
 from trustcxr.reader.store import Film
 from trustcxr.report import study_folder
 from trustcxr.results.tables import CLEAN
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+    from trustcxr.evaluation.run import Run
 
 SHOWN = 640  # pixels of a film's side on the page
 _FEWEST, _MOST = 2, 3
@@ -133,15 +138,11 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> Shown:
     return Shown([str(dataset.sample_ids[k]) for k in drawn], np.array(dataset.images[drawn])[:, 0], masks, maps)
 
 
-def _maps(run: object, dataset: object, rows: np.ndarray, method: str) -> np.ndarray:
+def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.ndarray:
     """Maps (K, H, W) of one run by one method, a few films at a time."""
     from trustcxr.console import track
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.run import Run
     from trustcxr.explain import examples
 
-    assert isinstance(run, Run)
-    assert isinstance(dataset, Dataset)
     parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     found = [
         examples.panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]

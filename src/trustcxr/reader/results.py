@@ -1,19 +1,22 @@
 """What the readers found, as tables for a report: preference, agreement, their regions beside every model's maps."""
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
 from trustcxr.reader import agreement, preference
-from trustcxr.reader.said import Said
-from trustcxr.report import markdown, study_folder, words, written
+from trustcxr.reader.regions import pixels
+from trustcxr.reader.store import Reader, Store
+from trustcxr.report import study_folder, words
 from trustcxr.report.tables import cells
 from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results import files
 from trustcxr.results.documents import Share
 from trustcxr.results.tables import CLEAN
 from trustcxr.statistics import Bootstrap, Floats, interval, paired, share_interval
@@ -24,47 +27,74 @@ SCORED = ("infection_energy", "infection_iou", "infection_iou_area", "infection_
 NAME = "readers"
 
 
-def tables(said: Said, runs: list[study_folder.Run]) -> dict[str, Table]:
+@dataclass(frozen=True)
+class Said:
+    """`ranks` and `ratings` (F films, R readers, A arms), NaN where not given.
+
+    `marked` (F, R): whether the reader marked the film; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
+    """
+
+    arms: list[str]
+    readers: list[str]
+    samples: list[str]
+    groups: list[str]
+    ranks: Floats
+    ratings: Floats
+    marked: np.ndarray
+    marks: np.ndarray
+    masks: np.ndarray
+
+    @property
+    def complete(self) -> np.ndarray:
+        """Films that a reader has ranked whole, (R,)."""
+        return np.asarray(np.isfinite(self.ranks).all(axis=2).sum(axis=0))
+
+
+def gather(store: Store) -> Said:
+    """Everything in the file. Films without a mask of their own size do not occur: all were written from one set."""
+    readers, samples = store.readers(), store.samples()
+    masks = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for _, _, mask in samples])
+    shape = (len(samples), len(readers))
+    ranks, ratings = np.full((*shape, len(store.arms)), np.nan), np.full((*shape, len(store.arms)), np.nan)
+    marked, marks = np.zeros(shape, bool), np.zeros((*shape, *masks.shape[1:]), np.uint8)
+    for r, reader in enumerate(readers):
+        for f in range(len(samples)):
+            ranks[f, r], ratings[f, r] = _numbers(store, reader, f)
+            mark = store.mark(reader, f)
+            if mark is not None:
+                marked[f, r], marks[f, r] = True, pixels(mark, *masks.shape[1:])
+    names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
+    told = [reader.name for reader in readers]
+    return Said(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
+
+
+def _numbers(store: Store, reader: Reader, film: int) -> tuple[list[float], list[float]]:
+    said = store.judgements(reader, film)
+    ranks = [np.nan if each.rank is None else float(each.rank) for each in said]
+    return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
+
+
+def tables(said: Said, runs: list[study_folder.Run]) -> list[Table]:
     """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read a film whole."""
     if not said.complete.any():
         raise UserError("no reader has ranked all maps of a film yet: nothing to count")
-    return {
-        "preference": _preference(said),
-        "pairs": _pairs(said),
-        "agreement": _agreement(said),
-        "regions": _regions(said, runs),
-    }
+    return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
 
 
 def write(said: Said, runs: list[study_folder.Run], folder: Path) -> list[Path]:
-    """readers.md, and every table as CSV and LaTeX, into `folder`; their paths."""
-    found = tables(said, runs)
-    page = folder / f"{NAME}.md"
-    with files.replacing(page) as temporary:
-        temporary.write_text(render(said, found), encoding="utf-8")
-    return [page, *written.write({f"{NAME}_{name}": table for name, table in found.items()}, folder)]
+    """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
+    return cells.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
 
 
-def render(said: Said, found: Mapping[str, Table]) -> str:
-    """The page as Markdown."""
+def _opening(said: Said) -> str:
     counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
-    lines = [
-        "# What the readers found",
-        "",
+    return (
+        "# What the readers found\n\n"
         f"{words.plural(len(said.readers), 'reader')}, {words.plural(len(said.samples), 'film')}, "
         f"{len(said.arms)} maps of each, blinded and in random order; films ranked whole: {counts}. 95 % intervals by "
         f"bootstrap over patients or groups of films: they hold for these readers. "
-        f"Where every resample is alike there is none. {NOTICE}",
-    ]
-    for name, table in found.items():
-        body = [[_told(cell) for cell in row] for row in table.rows]
-        lines += ["", f"## {name.capitalize()}", "", *markdown.table(table.header, body), "", table.caption]
-    return "\n".join(lines) + "\n"
-
-
-def _told(cell: Cell) -> str:
-    small = "; ".join(part for part in (cell.small, cell.beside) if part)
-    return f"{cell.text} ({small})" if small else cell.text
+        f"Where every resample is alike there is none. {NOTICE}"
+    )
 
 
 def _preference(said: Said) -> Table:
@@ -89,7 +119,7 @@ def _preference(said: Said) -> Table:
         "finding) to 5 (shows it precisely)."
     )
     header = ["map", "preferred (%)", "strength (log)", "ranked first (%)", "mean rating", "ranks"]
-    return Table(header, rows, caption=caption)
+    return Table("Readers: preference", header, rows, caption=caption)
 
 
 def _first_places(said: Said) -> Floats:
@@ -111,7 +141,7 @@ def _pairs(said: Said) -> Table:
         for pair in preference.pairs(said.ranks, said.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each film's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
-    return Table(["map", "against", "preferred (%)", "p", "films"], rows, heads=2, caption=caption)
+    return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "films"], rows, heads=2, caption=caption)
 
 
 def _agreement(said: Said) -> Table:
@@ -134,7 +164,7 @@ def _agreement(said: Said) -> Table:
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts films that all readers ranked; "
         "alpha those that two or more did. Maps that share the first place are an answer of their own."
     )
-    return Table(["agreement", "value"], rows, caption=caption)
+    return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
 def _overlap(said: Said) -> Floats:
@@ -162,7 +192,7 @@ def _regions(said: Said, runs: list[study_folder.Run]) -> Table:
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same films. In "
         "brackets 95 % intervals; behind a run, how far it is from all readers (paired, film by film)."
     )
-    return Table(["marked by", *map(words.measure, SCORED), "films"], rows, caption=caption)
+    return Table("Readers: regions", ["marked by", *map(words.measure, SCORED), "films"], rows, caption=caption)
 
 
 def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Said) -> list[Cell]:

@@ -1,5 +1,6 @@
 """The reader study on disk: one SQLite file, written as readers go, so that a cut loses nothing that was saved."""
 
+import errno
 import hashlib
 import json
 import os
@@ -75,21 +76,19 @@ class Store:
         try:
             self.arms: list[str] = json.loads(self._about("arms"))
             self._key = self._about("key")
-            drawn = self._all("SELECT value FROM study WHERE key = 'seed'")
-            self.seed = int(drawn[0][0]) if drawn else None  # by which the films were drawn, where that is known
+            self.seed = int(self._about("seed"))  # by which the films were drawn
             self.films = int(self._one("SELECT count(*) FROM films"))
-        except (sqlite3.DatabaseError, TypeError, ValueError) as problem:
+        except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as problem:
             raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
 
     @classmethod
-    def create(cls, path: Path, *, arms: Sequence[str], films: Sequence[Film], seed: int | None = None) -> "Store":
+    def create(cls, path: Path, *, arms: Sequence[str], films: Sequence[Film], seed: int = 0) -> "Store":
         """Write a new study whole or not at all; only its owner may read the file, which holds the key.
 
         UserError where there is one: it may have answers.
         """
         about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
-        about["key"] = secrets.token_hex(16)
-        about |= {} if seed is None else {"seed": str(seed)}
+        about |= {"key": secrets.token_hex(16), "seed": str(seed)}
         with replacing(path, new=True) as temporary:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
@@ -204,6 +203,14 @@ class Store:
             return base.execute(question, values).fetchall()
 
 
+_DISK_ERRORS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EACCES,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+}
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection whose changes are on the disk when the block ends well, and gone where it does not."""
@@ -220,8 +227,14 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 @contextmanager
 def _changed(path: Path) -> Iterator[sqlite3.Connection]:
     """`_open` to write: CannotWrite, with what was said before still whole, where the disk refuses."""
-    with writing(path), _open(path) as base:
-        yield base
+    with writing(path):
+        try:
+            with _open(path) as base:
+                yield base
+        except sqlite3.OperationalError as problem:
+            if (number := _DISK_ERRORS.get(problem.sqlite_errorcode & 0xFF)) is None:
+                raise
+            raise OSError(number, str(problem)) from None
 
 
 def _now() -> str:

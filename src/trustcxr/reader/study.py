@@ -55,11 +55,10 @@ def _opened(study: Path, path: Path, asked: Asked) -> Store:
         )
     if asked.films not in (None, store.films):
         raise UserError(f"{path}: shows {store.films} films; move that folder away to begin another")
-    if asked.seed is not None and store.seed not in (None, asked.seed):
+    if asked.seed is not None and store.seed != asked.seed:
         raise UserError(f"{path}: its films were drawn by seed {store.seed}; move that folder away to begin another")
-    unread = {"--data": asked.data, "--seed": asked.seed if store.seed is None else None}
-    for option in (option for option, value in unread.items() if value is not None):
-        say(f"{path}: shows the films and maps that it was made with: {option} is not looked at")
+    if asked.data is not None:
+        say(f"{path}: shows the films and maps that it was made with: --data is not looked at")
     return store
 
 
@@ -91,10 +90,9 @@ def serve(study: Path, asked: Asked, names: Sequence[str], *, host: str, port: i
 def results(study: Path, out: Path | None = None) -> list[Path]:
     """Write the tables of what the readers found into the reader study's folder, or `out`; their paths."""
     from trustcxr.reader import results as tables
-    from trustcxr.reader import said
 
     path = place(study)
-    return tables.write(said.gather(Store(path)), study_folder.read(study).runs, out or path.parent)
+    return tables.write(tables.gather(Store(path)), study_folder.read(study).runs, out or path.parent)
 
 
 def _proper(name: str) -> str:

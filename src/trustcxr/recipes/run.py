@@ -1,5 +1,6 @@
 """What one trained model is."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
@@ -77,6 +78,29 @@ class DataRecipe(Strict):
         return Listing(layout=self.layout, columns=self.columns, images=self.images)
 
 
+# A key of training -> whether a run uses it, and what to add if no run does.
+_COUNTERFACTUALS = (
+    lambda training: training.counterfactuals > 0,
+    "counterfactuals, such as training.counterfactuals: 0.3",
+)
+_NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
+    "balanced_by": (lambda training: training.balanced, "training.balanced: true"),
+    "counterfactual_fills": _COUNTERFACTUALS,
+    "counterfactual_epsilon": _COUNTERFACTUALS,
+    "healthy": _COUNTERFACTUALS,
+    "tracking_uri": (lambda training: training.track == "mlflow", "training.track: mlflow, which has a server"),
+}
+
+
+def check_unused(trainings: Sequence[TrainingRecipe]) -> None:
+    """Raise UserError for a key that is set and that none of the trainings of one recipe uses."""
+    for key, (uses, wanted) in _NEEDS.items():
+        default = TrainingRecipe.model_fields[key].default
+        changed = [value for training in trainings if (value := getattr(training, key)) != default]
+        if changed and not any(map(uses, trainings)):
+            raise UserError(f"{key}: {changed[0]} does nothing without {wanted}; add that, or leave {key} out")
+
+
 class RunRecipe(Strict):
     """Everything that defines one trained model."""
 
@@ -135,38 +159,43 @@ class RunRecipe(Strict):
     @property
     def needs_lungs(self) -> bool:
         """Whether its training looks at lung masks."""
-        outside = self.training.outside_gradient > 0 or self.defence.epsilon_outside is not None
-        return self.background != "full" or outside or self.training.needs_lesions
+        return self.background != "full" or self.training.needs_lesions
 
     @model_validator(mode="after")
     def _fits(self) -> "RunRecipe":
-        if self.training.outside_gradient and self.defence.name == "mixup":
-            raise ValueError("outside_gradient needs the lungs of one image, and mixup shows two at once")
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
-        if self.training.guidance and self.defence.separate_batchnorm:
-            raise ValueError("guidance looks at what explains one network, and separate_batchnorm makes two of it")
         if self.training.needs_lesions and self.background == "crop":
             raise ValueError("guidance and counterfactuals need lesions where the film has them; crop moves them")
         self._guidance_fits()
+        self._trains()
         if self.defence.certifies:
             self._bounds_fit()
-        if self.defence.start_from == "standard" and self.defence.background is not None and self.lung_gate:
-            raise ValueError(
-                "start_from: standard has no lung gate to start from; "
-                f"set training.background: {self.background} for both"
-            )
-        if self.model.is_ensemble and (self.defence.separate_batchnorm or self.defence.name == "free"):
-            what = "separate_batchnorm" if self.defence.separate_batchnorm else "free"
-            raise ValueError(f"the members of an ensemble learn each on an attack of its own, which {what} cannot do")
-        if self.defence.separate_batchnorm and self.model.normalisation != "batch":
-            raise ValueError(f"separate_batchnorm needs normalisation: batch, not {self.model.normalisation}")
-        if self.defence.background not in (None, self.training.background):
-            raise ValueError(
-                f"two backgrounds: defence.background {self.defence.background}, training.background "
-                f"{self.training.background}; set training.background"
-            )
+        if self.model.is_ensemble and self.defence.name == "free":
+            raise ValueError("the members of an ensemble learn each on an attack of its own, which free cannot do")
         return self
+
+    def _trains(self) -> None:
+        training, defence = self.training, self.defence
+        if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
+            raise ValueError(
+                f"{defence.name} at epsilon 0 attacks nothing; give it a radius, such as 0.02, or choose standard"
+            )
+        if defence.regulariser and not defence.ramp:
+            raise ValueError(
+                f"regulariser: {defence.regulariser:g} does nothing without an epsilon that grows; set defence.ramp, "
+                "such as 0.5, or leave regulariser out"
+            )
+        if training.warmup_epochs > training.epochs:
+            raise ValueError(
+                f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs of training; "
+                f"at most {training.epochs}"
+            )
+        if training.weight_decay * training.learning_rate >= 1:
+            raise ValueError(
+                f"weight_decay: {training.weight_decay:g} at a learning rate of {training.learning_rate:g} takes all "
+                "of the weights away at each step; choose less, such as 0.01"
+            )
 
     def _bounds_fit(self) -> None:
         name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
@@ -175,8 +204,6 @@ class RunRecipe(Strict):
                 f"guidance looks at what explains an answer to a film, and {name} asks for bounds alone; set "
                 "defence.clean_share too, or leave guidance out"
             )
-        if self.training.outside_gradient:
-            raise ValueError(f"outside_gradient is of the answer to a film, and {name} trains on a bound; leave it out")
         if self.empty_lungs:
             raise ValueError(
                 f"background: {self.background} shows films with emptied lungs beside each batch, which {name} cannot "
@@ -198,7 +225,5 @@ class RunRecipe(Strict):
                 f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
                 "network"
             )
-        if asked.guidance_loss == "odds" and asked.guidance_on != "evidence":
-            raise ValueError(f"guidance_loss: odds is of evidence; of {asked.guidance_on} there are energy and l1")
         if asked.guidance_layer != -1 and asked.guidance_on != "cam":
             raise ValueError(f"guidance_layer: {asked.guidance_layer} goes with guidance_on: cam")

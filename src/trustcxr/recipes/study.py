@@ -8,8 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from trustcxr.catalogue import USUAL_DEFENCE
 from trustcxr.errors import UserError, unknown
-from trustcxr.recipes import effect
-from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits
+from trustcxr.recipes.run import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.testing import (
     EvaluationRecipe,
     ExplanationRecipe,
@@ -55,8 +54,6 @@ class StudyRecipe(Strict):
 def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
     """The run of one model, defence and seed in a study: the most special training keys win."""
     merged = {**study.training.model_dump(), **model.training, **defence.training}
-    if defence.background is not None:
-        merged["background"] = defence.background
     training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
     content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
     return validate(RunRecipe, content, f"{model.called}, {defence.called}")
@@ -138,7 +135,6 @@ def load_study(recipe: str | Path) -> StudyRecipe:
             f"{path}: what a study keeps of itself, and no recipe; give the recipe that it was begun with, or write "
             "what stands under its key 'recipe' into a file of its own"
         ) from problem
-    effect.check([run for model in found.models for run in _runs(found, model)], str(path))
     return found
 
 
@@ -157,16 +153,12 @@ def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
 def _check_study(recipe: StudyRecipe) -> None:
     """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
     check_splits(recipe.data.splits)
-    trained_how: list[object] = []
-    runs: list[object] = []
-    for model in recipe.models:
-        made = _runs(recipe, model)
-        trained_how = [run.trained_how for run in made]
-        runs += [run.name for run in made]
+    runs = [_runs(recipe, model) for model in recipe.models]
+    check_unused([run.training for of_model in runs for run in of_model])
     listed: dict[str, list[object]] = {
         "models": [model.called.lower() for model in recipe.models],
-        "defences": trained_how,  # the baselines come first
-        "label": runs,
+        "defences": [run.trained_how for run in runs[-1]],  # the baselines come first
+        "label": [run.name for of_model in runs for run in of_model],
         "seeds": list(recipe.seeds),
     }
     for key, names in listed.items():

@@ -1,7 +1,7 @@
 """The parts of a recipe that say what a run is tested with: attacks, corruptions, saliency."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -19,8 +19,6 @@ def _known(attack: str) -> str:
 class AttackRecipe(Strict):
     """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
 
-    former: ClassVar[Mapping[str, str]] = {"source": "surrogate"}
-
     name: Annotated[str, AfterValidator(_known)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (0.02,),
@@ -37,7 +35,6 @@ class AttackRecipe(Strict):
     @classmethod
     def _fill(cls, content: Any) -> Any:
         """What the attack takes and was not said."""
-        content = cls.as_now(content)
         entry = ATTACKS.get(str(content.get("name"))) if isinstance(content, dict) else None
         taken = entry.options if entry else {}
         return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
@@ -127,7 +124,7 @@ class EvaluationRecipe(Strict):
 
 
 class ExplanationRecipe(Strict):
-    """How saliency is made and measured. `method: layercam` is short for `methods: [layercam]`."""
+    """How saliency is made and measured."""
 
     methods: tuple[Annotated[str, AfterValidator(lambda name: str(Method.parse(name)))], ...] = Field(
         ("gradcam", "layercam"),
@@ -139,10 +136,3 @@ class ExplanationRecipe(Strict):
     severity: int = Field(3, ge=1, le=5, description="of the corruptions")
     sample: int = Field(32, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
     panels: int = Field(6, ge=0, description="images drawn at random for the report; the best and worst come on top")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_method(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "method" in content and "methods" not in content:
-            return {k: v for k, v in content.items() if k != "method"} | {"methods": [content["method"]]}
-        return content

@@ -4,12 +4,11 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trustcxr import renamed
 from trustcxr.errors import UserError, unknown
 from trustcxr.results.files import parse_yaml, read_yaml
 
@@ -27,18 +26,6 @@ class Strict(BaseModel):
     """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    former: ClassVar[Mapping[str, str]] = {}  # a key of earlier versions -> what it is called now
-    short: ClassVar[tuple[str, ...]] = ()  # keys that are read and become others
-
-    @classmethod
-    def as_now(cls, content: Any) -> Any:
-        """`content` with the keys of today; what is no mapping as it is."""
-        return renamed.keys(content, cls.former) if isinstance(content, dict) else content
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_now(cls, content: Any) -> Any:
-        return cls.as_now(content)
 
 
 Model = TypeVar("Model", bound=Strict)
@@ -119,8 +106,7 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
 
 def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
     """The valid keys beside the wrong one at `location`."""
-    at = _recipe_at(kind, location[:-1])
-    yield from (*at.model_fields, *getattr(at, "short", ()))
+    yield from _recipe_at(kind, location[:-1]).model_fields
 
 
 def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run, StudyFolder
 from trustcxr.results.documents import Alarm
-from trustcxr.results.tables import CLEAN
 
 KINDS = {
     "no_better_than_constant": (
@@ -54,25 +53,15 @@ KINDS = {
         "With random weights in the network’s place the heatmap hits as often, or is the same map. It shows the film, "
         "or the method, and nothing of what the network has learnt: the figures named are void.",
     ),
-    "inconsistent": (
-        "Figures that do not match the predictions",
-        "The clean accuracy in study.json is not the one that predictions.parquet gives.",
-    ),
 }
 
 SHORT = {
     "no_better_than_constant": "no better than a constant answer",
-    "vanishing_gradients": "gradients fail",
-    "unmoved_attack": "gradients fail",
-    "weak_attack": "gradients fail",
-    "rising_with_epsilon": "gradients fail",
-    "left_at_large_epsilon": "gradients fail",
-    "black_box_wins": "gradients fail",
     "fgsm_overstates": "FGSM overstates",
     "catastrophic_overfitting": "overfitted to FGSM",
     "survives_randomisation": "heatmaps survive randomising",
     "trained_on": "tested on films of its training",
-}
+} | {kind: "gradients fail" for kind, (title, _) in KINDS.items() if title.startswith("Failing gradients")}
 
 
 @dataclass
@@ -110,38 +99,12 @@ class Findings:
         return next((len(group.lines) for group in self.groups if group.kind == kind), 0)
 
 
-def recomputed(run: Run) -> float | None:
-    """Clean accuracy again, from predictions.parquet; None where that cannot be done."""
-    import numpy as np
-
-    table = run.predictions()
-    if table is None:
-        return None
-    rows = table[table["attack"] == CLEAN]
-    split = run.metrics.split
-    rows = rows[rows["split"] == split] if split else rows
-    if rows.empty:
-        return None
-    predicted = np.stack(rows["logits"].to_list()).argmax(axis=1)
-    return float((predicted == rows["label"].to_numpy()).mean())
-
-
-def inconsistent(run: Run) -> str | None:
-    """Whether the stated clean accuracy is another than the predictions give."""
-    stated, again = run.clean.accuracy.value, recomputed(run)
-    if stated is None or again is None or abs(stated - again) < 1e-6:
-        return None
-    return f"{words.percent(stated, 2)} stated, {words.percent(again, 2)} from the predictions"
-
-
 def find(folder: StudyFolder, runs: list[Run]) -> Findings:
-    """The alarms of the runs and of the study, and figures that do not match the tables."""
+    """Gather the alarms of the runs and of the study into groups."""
     groups = {kind: Group(kind, *KINDS[kind]) for kind in KINDS}
     for run in runs:
         for recorded in run.metrics.alarms:
             groups[_record(groups, recorded)].add(run.label, _text(recorded))
-        if line := inconsistent(run):
-            groups["inconsistent"].add(run.label, line)
     known = {run.name for run in runs}
     for recorded in folder.study.alarms:
         if recorded.run not in known:  # the study repeats the alarms of its runs

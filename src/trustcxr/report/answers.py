@@ -1,62 +1,75 @@
-"""What was asked of a study or of one run, and the answer in three sentences with their intervals."""
+"""The questions asked of a study or of one run, and the answer in three sentences with their intervals."""
+
+from collections.abc import Callable
 
 from trustcxr.report import words
-from trustcxr.report.ranking import Headline, better_than_constant, by_model, constant_answer, shared_constant_answer
-from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import (
-    above_controls,
-    answer,
-    best_by,
-    clean_numbers,
-    energy_comparisons,
-    figure,
+from trustcxr.report.ranking import (
+    Headline,
+    better_than_constant,
+    by_model,
+    constant_answer,
     main_method,
-    named,
+    shared_constant_answer,
 )
-from trustcxr.results.documents import AttackResult, StudyDocument
+from trustcxr.report.study_folder import Run
+from trustcxr.results.documents import AttackResult, Classification, StudyDocument
 
 _ENERGY = "infection_energy"
+Numbers = Callable[[Run], Classification | AttackResult]
 
 
 def asked(runs: list[Run], head: Headline) -> str:
-    """The questions that were put, to whom, and on what."""
+    """Return the questions, of which networks, and on which images."""
     if not runs:
         return "Nothing has been tested yet."
     one, networks = len(runs) == 1, len(by_model(runs))
     who, verb = (runs[0].label, "does") if one else (words.plural(networks, "network"), "do")
-    said = [f"How often are X-rays answered rightly by {who}?"]
+    questions = [f"How often are X-rays answered rightly by {who}?"]
     if head.attacks:
         how = f"{words.epsilon(head.epsilon)}, which is {head.grey_levels()} of 255 grey levels"
-        said.append(f"How many answers are left when an attacker may change every pixel by at most {how}?")
+        questions.append(f"How many answers are left when an attacker may change every pixel by at most {how}?")
     if any(run.saliency_methods() for run in runs):
-        said.append(f"And {verb} {'it' if one else 'they'} look where radiologists marked the disease?")
+        questions.append(f"And {verb} {'it' if one else 'they'} look where radiologists marked the disease?")
     constant = shared_constant_answer(runs)
     beside = "" if constant is None else f"; always giving the commonest class would have {words.percent(constant)}"
     sizes = words.listed(words.count(n) for n in sorted({run.clean.n for run in runs if run.clean.n is not None}))
     tested = "" if one else f"{words.plural(len(runs), 'run')} of {who} were tested: "
-    return f"{' '.join(said)} {words.capital(f'{tested}{sizes} X-rays of the split “{head.split}”{beside}')}."
+    return f"{' '.join(questions)} {words.capital(f'{tested}{sizes} X-rays of the split “{head.split}”{beside}')}."
 
 
 def sentences(study: StudyDocument, runs: list[Run], head: Headline) -> list[str]:
-    """X-rays as they are; under attack, of what may be relied on; where the networks look."""
-    if best_by(runs, clean_numbers) is None:
+    """Return three sentences: X-rays as they are; under attack; where the networks look."""
+    best = best_by(runs, lambda run: run.clean)
+    if best is None:
         return ["This study holds no tested run yet, so there is nothing to say."]
-    return [_clean(runs), _attacked(runs, head), _looking(study, runs)]
+    return [_clean(runs, best), _attacked(runs, head), _looking(study, runs)]
 
 
-def _clean(runs: list[Run]) -> str:
-    best = best_by(runs, clean_numbers)
-    assert best is not None
-    found = figure(clean_numbers(best))
+def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
+    """Return the run of highest accuracy, of those better than a constant answer if there are; None without any."""
+    scored = [run for run in runs if numbers(run).accuracy.value is not None]
+    scored = [run for run in scored if better_than_constant(run)] or scored
+    return max(scored, key=lambda run: numbers(run).accuracy.value or 0.0, default=None)
+
+
+def _named(best: Run, runs: list[Run], numbers: Numbers) -> str:
+    """Return the best run's label, and how many others have the very same accuracy."""
+    mine = numbers(best).accuracy.value
+    same = sum(numbers(run).accuracy.value == mine for run in runs if run is not best)
+    return f"{best.label} (and {words.plural(same, 'other')} with the same figure)" if same else best.label
+
+
+def _clean(runs: list[Run], best: Run) -> str:
+    figure = words.measured(best.clean.accuracy, best.clean.n)
     if not better_than_constant(best):
-        return f"No run is shown to be better than always giving the commonest class: at most {found} ({best.label})."
+        return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
-        return f"Of X-rays as they are it answers {found} rightly."
-    return f"Of X-rays as they are, {named(best, runs, clean_numbers)} answers most rightly: {found}."
+        return f"Of X-rays as they are it answers {figure} rightly."
+    return f"Of X-rays as they are, {_named(best, runs, lambda run: run.clean)} answers most rightly: {figure}."
 
 
 def _attacked(runs: list[Run], head: Headline) -> str:
-    """The lowest figure under any attack of the run that keeps most, of the runs whose gradients do not fail."""
+    """Return the lowest figure under any attack of the run that keeps most, of those whose gradients do not fail."""
     if not head.attacks:
         return "No attack was measured, so nothing is known about robustness."
 
@@ -73,8 +86,7 @@ def _attacked(runs: list[Run], head: Headline) -> str:
         who = "its" if len(runs) == 1 else "every run’s"
         return f"Under attack nothing may be relied on: {who} gradients fail, and hide the way that an attack takes."
     entry, constant = lowest(best), constant_answer(best)
-    name = words.attack(entry.attack, entry.steps)
-    who = "it keeps" if len(runs) == 1 else f"{named(best, trusted, lowest)} keeps most,"
+    who = "it keeps" if len(runs) == 1 else f"{_named(best, trusted, lowest)} keeps most,"
     low = entry.accuracy.interval[0] if entry.accuracy.interval else entry.accuracy.value
     doubt = ""
     if constant is not None and low is not None:
@@ -83,35 +95,65 @@ def _attacked(runs: list[Run], head: Headline) -> str:
     out = f"; {words.plural(left, 'run')} whose gradients fail {'is' if left == 1 else 'are'} left out" if left else ""
     unknown = "; whether its gradients fail could not be looked for" if best.masked is None else ""
     return (
-        f"When every pixel may change by at most {words.epsilon(head.epsilon)}, {who} {figure(entry)} under {name}, "
+        f"When every pixel may change by at most {words.epsilon(head.epsilon)}, {who} "
+        f"{words.measured(entry.accuracy, entry.n)} under {words.attack(entry.attack, entry.steps)}, "
         f"the strongest attack tried on it{doubt}{unknown}{out}."
     )
 
 
 def _looking(study: StudyDocument, runs: list[Run]) -> str:
-    """Whether robust heatmaps agree better with the masks; of one run, whether its heatmap says anything."""
-    rows, shows = energy_comparisons(study), above_controls(runs).rstrip(".")
-    if rows:
-        said = answer(rows).rstrip(".")
-        gains = sorted(row.difference.value for row in rows if row.difference.value is not None)
-        if len(rows) == 1:
-            inside = words.between(rows[0].difference.interval, reveal=True)
-            said += f" (difference {words.signed(gains[0])}" + (f", 95\u00a0% CI {inside})" if inside else ")")
-        else:
-            said += f" (differences {words.signed(gains[0])} to {words.signed(gains[-1])}; intervals below)"
-        return f"{said}{'; ' + shows[0].lower() + shows[1:] if shows else ''}."
+    """Return whether robust heatmaps agree better with the masks; of one run, whether its heatmap says anything."""
     measured = [run for run in runs if run.saliency_methods()]
-    if not measured:
-        return "Where the networks look was not measured."
-    if len(runs) > 1:
+    text = _robust_heatmaps(study) or (_energy(measured[0]) if len(runs) == 1 and measured else "")
+    if not text:
+        if not measured:
+            return "Where the networks look was not measured."
         return "Whether robust heatmaps agree better with the infection masks was not compared."
-    methods = measured[0].saliency_methods()
+    return f"{text}{_above_baselines(measured)}."
+
+
+def _robust_heatmaps(study: StudyDocument) -> str:
+    """Return in how many comparisons robust heatmaps agree better with the masks, by the main method."""
+    rows = [row for row in study.comparisons if row.measure == _ENERGY and row.difference.value is not None]
+    rows = [row for row in rows if row.method == rows[0].method]
+    if not rows:
+        return ""
+    outcomes = [row.outcome for row in rows]
+    gains = sorted(row.difference.value or 0.0 for row in rows)
+    sizes = words.listed(words.count(n) for n in sorted({row.n for row in rows if row.n is not None}))
+    by = f"{words.method(rows[0].method)}, " if rows[0].method else ""
+    inside = words.between(rows[0].difference.interval, reveal=True)
+    ends = f" to {words.signed(gains[-1])}" if len(rows) > 1 else f", 95\u00a0% CI {inside}" if inside else ""
+    return (
+        f"Robust heatmaps agree better with the infection masks in {outcomes.count('higher')} of "
+        f"{words.plural(len(rows), 'comparison')}, worse in {outcomes.count('lower')} ({by}{sizes} infected X-rays, "
+        f"difference {words.signed(gains[0])}{ends})"
+    )
+
+
+def _energy(run: Run) -> str:
+    methods = run.saliency_methods()
     name = main_method(methods)
-    found = methods[name].figure(_ENERGY)
-    if found.value is None:
-        return f"Its {words.method(name)} heatmaps were not held against infection masks."
-    inside = words.between(found.interval)
+    figure = methods[name].figure(_ENERGY)
+    if figure.value is None:
+        return f"Its {words.method(name)} heatmaps were not held against infection masks"
+    inside = words.between(figure.interval)
     ends = f"95\u00a0% CI {inside}; " if inside else ""
-    told = f"Of the energy of its {words.method(name)} heatmaps {words.decimal(found.value)} ({ends}chance "
-    told += f"{words.decimal(found.chance)}) lies inside the infection masks"
-    return f"{told}{'; ' + shows[0].lower() + shows[1:] if shows else ''}."
+    return (
+        f"Of the energy of its {words.method(name)} heatmaps {words.decimal(figure.value)} ({ends}chance "
+        f"{words.decimal(figure.chance)}) lies inside the infection masks"
+    )
+
+
+def _above_baselines(runs: list[Run]) -> str:
+    """Return in how many runs the main heatmap is above its controls and random weights, so that it says anything."""
+    methods = [run.saliency_methods() for run in runs]
+    known = [part for part in (of_run[main_method(of_run)] for of_run in methods) if part.shows is not None]
+    if not known:
+        return ""
+    able = sum(bool(part.shows) and not part.survives for part in known)
+    text = f"; above both its controls and the same network with random weights the heatmap is in {able} of "
+    text += words.plural(len(known), "run")
+    if able == len(known):
+        return text
+    return f"{text}; {'in the others it says' if able else 'it says'} nothing of what the network has learnt"

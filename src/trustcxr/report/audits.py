@@ -43,7 +43,7 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
     """What accuracy is left as films are, under attack, and of films that went wrong."""
     clean = document.clean
     what, common = "films", "the commonest class"
-    if document.findings and clean.findings:  # of audits from before the constant is of all decisions together
+    if clean.findings:
         what, common = "decisions on findings (each finding on each film)", "the commoner answer to each finding"
     lines = [
         f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
@@ -54,7 +54,7 @@ def relied_on(document: AuditDocument) -> tuple[str, ...]:
             name = attack_said(row.attack, row.steps)
             left = f"at most {with_interval(row.accuracy)} still are{drawn_said(row.draws)}"
             lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
-    lines += [f"{handed_said(found)}" for found in document.handed_in]
+    lines += [handed_said(found) for found in document.handed_in]
     if mean := document.corruptions_mean:
         worst = least(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""
@@ -154,14 +154,14 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
     """Why its figures may not be relied on, where they may not, and what they say nothing of."""
     lines: list[str] = []
     if document.unreliable:
-        lines.append(f"{document.because}")
+        lines.append(document.because)
     if why := document.withdrawn:
         gone = {attack_said(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
         lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
         lines.append("robustness: nothing was attacked, so nothing is known of it")
     lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.because)]
-    lines += [f"{division.text}" for division in document.subgroups]
+    lines += [division.text for division in document.subgroups]
     lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
     lines += [f"films left out since their label is not known: {', '.join(unknown)}"] if unknown else []

@@ -1,54 +1,29 @@
-"""Many audits, side by side: which of them compare, and a row each, as a page that sorts and as a table."""
+"""Leaderboard of audits: which of them compare, a row each, as a page that sorts, as CSV and in the terminal."""
 
-import csv
-import io
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from trustcxr.about import NOTICE
 from trustcxr.catalogue import WORST_CASE, attack_said, is_linf
 from trustcxr.errors import UserError
-from trustcxr.report import found_audits, words
-from trustcxr.report.tables import cells as cells_
+from trustcxr.report import words
+from trustcxr.report.tables.cells import Cell, Table, share
 from trustcxr.report.terminal import percent
-from trustcxr.report.written import guarded
 from trustcxr.results import files, folders
-from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share
+from trustcxr.results.disk import reason
+from trustcxr.results.documents import AttackResult, AuditDocument, HandedIn, RunDocument, Share, read_audit
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
-COLUMNS = (
-    "model",
-    "unreliable",
-    "kind",
-    "clean reported",
-    "clean",
-    "attacked reported",
-    "attacked",
-    "by",
-    "corrupted",
-    "AUROC",
-    "calibration error",
-    "threat model",
-    "training data",
-    "paper",
-    "folder",
-)
-
-
-class Cell(NamedTuple):
-    """What is written, what it sorts by, and its interval."""
-
-    text: str
-    value: float | str | None
-    interval: str = ""
+_IN_TERMINAL = ["model", "unreliable", "clean", "attacked", "clean reported", "attacked reported"]
+_PERCENT = ("clean reported", "clean", "attacked reported", "attacked", "corrupted", "AUROC", "calibration error")
 
 
 @dataclass(frozen=True)
 class Board:
-    """The audits that compare, in the order of `_rank`; those that do not, and why; by what and on what."""
+    """Comparable audits in rank order by folder, rejected folders with reasons, protocol and data set."""
 
     protocol: str
     data: str
@@ -57,24 +32,76 @@ class Board:
     entries: tuple[tuple[str, AuditDocument], ...]
     refused: tuple[tuple[str, str], ...]
 
+    @property
+    def title(self) -> str:
+        """Say how many audits, by which protocol, on what."""
+        return f"{words.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
+
 
 def gather(folder: Path) -> Board:
-    """The audits under `folder` that most of them compare with; UserError where there is none."""
-    found, refused = found_audits.found(folder)
-    if not found:
+    """Gather the audits under `folder` that most of them compare with; UserError if there is none."""
+    audits, refused = _find(folder)
+    if not audits:
         why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
         raise UserError(f"{folder}: no {folders.AUDIT_FILE} of a whole examination in it{why}")
-    chosen = max((document for _, document in found), key=lambda one: sum(not _why(other, one) for _, other in found))
-    kept = [(name, document) for name, document in found if not _why(document, chosen)]
-    refused += [(name, why) for name, document in found if (why := _why(document, chosen))]
+    chosen = max((document for _, document in audits), key=lambda one: sum(not _why(other, one) for _, other in audits))
+    kept = [(name, document) for name, document in audits if not _why(document, chosen)]
+    refused += [(name, why) for name, document in audits if (why := _why(document, chosen))]
     kept.sort(key=lambda pair: _rank(pair[1]))
     first = kept[0][1]
     count = first.data.total or first.data.n or 0
     return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(kept), tuple(refused))
 
 
+def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]]]:
+    """Return the whole audits under a folder by name, and what is none with the reason."""
+    if not folder.is_dir():
+        what = "a file, where a folder is wanted" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; give the folder that the folders of audits are in")
+    audits: list[tuple[str, AuditDocument]] = []
+    refused: list[tuple[str, str]] = []
+    for path in sorted(_files(folder, refused)):
+        name = path.parent.relative_to(folder).as_posix()
+        try:
+            document = read_audit(path)
+        except UserError as problem:
+            refused.append((name, str(problem)))
+            continue
+        if document.protocol is None:
+            refused.append((name, "examined with other options than a protocol's"))
+        elif not document.data.known:
+            refused.append((name, f"unknown films: no checksum of them in its {folders.AUDIT_FILE}"))
+        else:
+            audits.append((name, document))
+    return audits, refused
+
+
+def _files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
+    """Yield every audit.json under a folder, links followed; folders that may not be read go to `refused`.
+
+    Each real folder counts once. Links wait until all else was seen, so a folder keeps its own name, and a circle ends.
+    """
+
+    def refuse(problem: OSError) -> None:
+        name = Path(problem.filename).relative_to(folder).as_posix()
+        refused.append((name, f"this folder cannot be read: {reason(problem.errno or 0)}"))
+
+    seen, waiting = set[str](), [folder]
+    for start in waiting:
+        for here, inside, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(here)
+            if real in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            inside.sort()
+            waiting += [path for name in inside if (path := Path(here) / name).is_symlink()]
+            if folders.AUDIT_FILE in (*names, *inside):
+                yield Path(here) / folders.AUDIT_FILE
+
+
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
-    """Most robust first; what was not attacked behind it, and behind all others what may not be relied on.
+    """Most robust first; behind it what was not attacked; last what may not be relied on.
 
     Most robust against our own attacks: nobody stands lower since images were handed in for it and not for others.
     """
@@ -84,7 +111,7 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
 
 
 def _why(document: AuditDocument, others: AuditDocument) -> str:
-    """Why an audit does not compare with the others; empty where it does."""
+    """Return why an audit does not compare with the others; empty if it does."""
     if document.protocol != others.protocol:
         return f"examined by {document.protocol}, the others by {others.protocol}"
     if not document.same_classes(others):
@@ -97,16 +124,15 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
 
 
 def attacked(document: RunDocument) -> AttackResult:
-    """The attack at the largest L-infinity epsilon that left least; the worst case where it was tried."""
+    """Return the attack at the largest L-infinity epsilon that left least; the worst case if it was tried."""
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
     here = [row for row in rows if row.epsilon == largest]
-    least = sorted(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE))
-    return least[0] if least else AttackResult()
+    return min(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
 
 
 def by_ours(document: AuditDocument) -> float | None:
-    """What our own attacks leave, without images that somebody handed in; None where the audit does not tell.
+    """Return what our own attacks leave, without images that somebody handed in; None if the audit does not tell.
 
     It does at the smallest radius of worst-case that the images' own fits in: there they were counted.
     """
@@ -115,133 +141,128 @@ def by_ours(document: AuditDocument) -> float | None:
     if value is None or not more:
         return value
     radii = [row.epsilon or 0.0 for row in document.attacks if row.attack == WORST_CASE]
-    counted = [min(radius for radius in radii if radius >= (found.epsilon or 0.0) - 1e-9) for found in more]
+    counted = [min(radius for radius in radii if radius >= (one.epsilon or 0.0) - 1e-9) for one in more]
     if not worst.n or any(radius != worst.epsilon for radius in counted):
         return None
-    return (round(value * worst.n) + sum(found.found_alone or 0 for found in more)) / worst.n
+    return (round(value * worst.n) + sum(one.found_alone or 0 for one in more)) / worst.n
 
 
 def _more(document: AuditDocument) -> list[HandedIn]:
-    """Images handed in that made the worst case which stands on the board worse."""
+    """Return the images handed in that made the worst case on the board worse."""
     worst = attacked(document)
     if worst.attack != WORST_CASE:
         return []
     within = (worst.epsilon or 0.0) + 1e-9
-    return [found for found in document.misled_alone if (found.epsilon or 0.0) <= within]
+    return [one for one in document.misled_alone if (one.epsilon or 0.0) <= within]
 
 
 def with_more(document: AuditDocument) -> str:
-    """What it was attacked with beyond our own attacks, and by what it is ranked then; empty without any."""
+    """Say what it was attacked with beyond our own attacks, and by what it is ranked then; empty without any."""
     more = _more(document)
     if not more:
         return ""
-    films = [f"{found.found_alone} {'film' if found.found_alone == 1 else 'films'}" for found in more]
-    who = " and ".join(f"{found.by} on {count}" for found, count in zip(more, films, strict=True))
-    said = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
+    who = " and ".join(f"{one.by} on {words.plural(one.found_alone or 0, 'film')}" for one in more)
+    text = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
     own = by_ours(document)
     if own is None:
-        return f"{said}; it is ranked with these, since the audit does not tell what ours alone leave at this radius"
-    return f"{said}; it is ranked by ours alone, which leave {percent(own)}"
+        return f"{text}; it is ranked with these, since the audit does not tell what ours alone leave at this radius"
+    return f"{text}; it is ranked by ours alone, which leave {percent(own)}"
 
 
 def remarks(board: Board) -> list[str]:
-    """What must be known beside the rows, a line each: whose worst case counts images handed in, what stands twice.
-
-    Of the former: whose images, how many, and how it is ranked.
-    """
-    names = called(board)
-    handed = [f"{names[folder]}: {said}" for folder, document in board.entries if (said := with_more(document))]
-    return handed + [_twice(found) for found in copies(board)]
+    """Return a line for each worst case that counts images handed in, and for each audit that stands twice."""
+    names = _names(board)
+    handed = [f"{names[folder]}: {text}" for folder, document in board.entries if (text := with_more(document))]
+    return handed + _twice(board)
 
 
-def called(board: Board) -> dict[str, str]:
-    """By folder what a model is called on the board: its name, and its folder where others have that name too."""
+def _names(board: Board) -> dict[str, str]:
+    """Return by folder what a model is called: its name, and its folder if others have that name too."""
     counts = Counter(document.model.name for _, document in board.entries)
     names = {folder: document.model.name for folder, document in board.entries}
-    return {folder: name if counts[name] == 1 else f"{name or '-'} ({folder})" for folder, name in names.items()}
+    return {folder: name if counts[name] == 1 else f"{name or words.DASH} ({folder})" for folder, name in names.items()}
 
 
 def copies(board: Board) -> list[list[str]]:
-    """The folders of audits of one model, by its checksum, that have the same figures: one audit in several rows."""
+    """Return the folders of audits of one model, by its checksum, with the same figures."""
     alike: dict[tuple[str, str], list[str]] = {}
     for folder, document in board.entries:
         if which := document.model.sha256 or document.examination:
-            alike.setdefault((which, repr(shares(document))), []).append(folder)
-    return [found for found in alike.values() if len(found) > 1]
+            alike.setdefault((which, repr(_shares(document))), []).append(folder)
+    return [same for same in alike.values() if len(same) > 1]
 
 
-def _twice(found: Sequence[str]) -> str:
-    return f"{words.listed(found)}: one model with the same figures, so one audit in {len(found)} rows"
+def _twice(board: Board) -> list[str]:
+    rows = "one model with the same figures, so one audit in {} rows"
+    return [f"{words.listed(same)}: {rows.format(len(same))}" for same in copies(board)]
 
 
-def shares(document: AuditDocument) -> dict[str, Share]:
-    """What was measured of one audit, by column."""
+def _shares(document: AuditDocument) -> dict[str, Share]:
     mean, clean = document.corruptions_mean, document.clean
-    pooled = bool(document.findings) and clean.findings is None  # of audits from before, of no finding
     return {
         "clean": clean.accuracy,
         "attacked": attacked(document).accuracy,
         "corrupted": mean.accuracy if mean else Share(),
-        "AUROC": Share() if pooled else clean.auroc_macro,
-        "calibration error": Share() if pooled else clean.ece,
+        "AUROC": clean.auroc_macro,
+        "calibration error": clean.ece,
     }
 
 
-def row(name: str, document: AuditDocument) -> list[Cell]:
-    """One audit's cells, in the order of COLUMNS."""
-    said, worst = document.model.reported, attacked(document)
-    by = f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}" if worst.epsilon is not None else "-"
+def row(name: str, document: AuditDocument) -> dict[str, Cell]:
+    """Return the cells of one audit, by column."""
+    reported, worst = document.model.reported, attacked(document)
+    by = (
+        f"{attack_said(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+        if worst.epsilon is not None
+        else words.DASH
+    )
     by += f"; {more}" if (more := with_more(document)) else ""
-    cells = {column: _share(share) for column, share in shares(document).items()} | {
-        "model": _text(document.model.name),
-        "unreliable": Cell(
-            "unreliable" if document.unreliable else "no", "1" if document.unreliable else "0", _flag(document)
-        ),
+    shares = {column: share(figure) for column, figure in _shares(document).items()}
+    bad = bool(document.unreliable)
+    return {
+        "model": Cell(document.model.name or words.DASH, note="unreliable" if bad else ""),
+        "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
         "kind": _text(document.model.kind),
-        "clean reported": _number(said.clean),
-        "attacked reported": _number(said.attacked),
+        "clean reported": share(reported.clean),
+        "clean": shares.pop("clean"),
+        "attacked reported": share(reported.attacked),
+        "attacked": shares.pop("attacked"),
         "by": _text(by),
-        "threat model": _text(said.threat_model),
-        "training data": _text(said.training_data),
-        "paper": _text(said.paper),
+        **shares,
+        "threat model": _text(reported.threat_model),
+        "training data": _text(reported.training_data),
+        "paper": _text(reported.paper),
         "folder": _text(name),
     }
-    return [cells[column] for column in COLUMNS]
-
-
-def _flag(document: AuditDocument) -> str:
-    return document.because if document.unreliable else ""
 
 
 def _text(text: str) -> Cell:
-    return Cell(text or "-", text.lower())
+    return Cell(text or words.DASH, note="text")
 
 
-def _number(value: float | None) -> Cell:
-    return Cell(percent(value), value)
+def table(board: Board) -> Table:
+    """Return the whole leaderboard."""
+    rows = [row(name, document) for name, document in board.entries]
+    return Table("Leaderboard", list(map(_headed, rows[0])), [list(cells.values()) for cells in rows])
 
 
-def _share(share: Share) -> Cell:
-    low, high = share.interval or (None, None)
-    return Cell(percent(share.value), share.value, "" if low is None else f"{percent(low)} to {percent(high)}")
+def _headed(column: str) -> str:
+    return f"{column}, %" if column in _PERCENT else column
 
 
-def shown(board: Board) -> list[dict[str, object]]:
-    """The columns that a terminal shows, what was measured with its interval; models of one name with their folders."""
-    figures = ("clean", "attacked", "clean reported", "attacked reported")
-    kept = ("model", "unreliable", *figures, "threat model", "training data")
-    names = called(board)
-    rows = [(name, dict(zip(COLUMNS, row(name, document), strict=True))) for name, document in board.entries]
-    shown = [cells | {"model": _text(names[name])} for name, cells in rows]
-    return [{column: _with_ends(column, cells[column]) for column in kept} for cells in shown]
-
-
-def _with_ends(column: str, cell: Cell) -> str:
-    return f"{cell.text} [{cell.interval}]" if cell.interval and column in ("clean", "attacked") else cell.text
+def terminal_table(board: Board) -> Table:
+    """Return the columns that a terminal shows; models of one name with their folders."""
+    names = _names(board)
+    rows = [row(name, document) for name, document in board.entries]
+    for (folder, _), cells in zip(board.entries, rows, strict=True):
+        cells["model"] = replace(cells["model"], text=names[folder] or words.DASH)
+    return Table(
+        board.title, list(map(_headed, _IN_TERMINAL)), [[cells[column] for column in _IN_TERMINAL] for cells in rows]
+    )
 
 
 def plain(board: Board) -> dict[str, object]:
-    """The board as one JSON document: texts as they are written, figures as numbers with their intervals."""
+    """Return the board as one JSON document: texts as they are written, figures as numbers with their intervals."""
     return {
         "protocol": board.protocol,
         "data": board.data,
@@ -254,65 +275,32 @@ def plain(board: Board) -> dict[str, object]:
 
 
 def _plain(name: str, document: AuditDocument) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for column, cell in zip(COLUMNS, row(name, document), strict=True):
-        found[column] = cell.value if isinstance(cell.value, float) else None if cell.text == "-" else cell.text
-    for column, share in shares(document).items():
-        found[f"{column}_ci"] = None if share.interval is None else list(share.interval)
-    found |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
-    return found | {"unreliable": bool(document.unreliable), "because": _flag(document)}
+    values: dict[str, object] = {
+        column: None if cell.text == words.DASH else cell.text if cell.value is None else cell.value
+        for column, cell in row(name, document).items()
+    }
+    for column, figure in _shares(document).items():
+        values[f"{column}_ci"] = None if figure.interval is None else list(figure.interval)
+    values |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
+    return values | {
+        "unreliable": bool(document.unreliable),
+        "because": document.because if document.unreliable else "",
+    }
 
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
-    """Write the page and the table into `out`; their paths."""
-    rows = [row(name, document) for name, document in board.entries]
-    for path, text in ((out / PAGE, page(board, rows)), (out / TABLE, table(board, rows))):
+    """Write the page and the table into `out`; return their paths."""
+    for path, text in ((out / PAGE, page(board)), (out / TABLE, table(board).csv())):
         with files.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out / PAGE, out / TABLE
 
 
-def table(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
-    """The rows as CSV: a figure as a number, its interval in the column behind it; of how many images, by what."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    names = [name for column in COLUMNS for name in (column, f"{column} interval")[: 1 + (column in _SHARES)]]
-    writer.writerow([*names, *_EXAMINED])
-    for cells, (_, document) in zip(rows, board.entries, strict=True):
-        line: list[object] = []
-        for column, cell in zip(COLUMNS, cells, strict=True):
-            exact = column in _SHARES or column.endswith("reported")
-            line.append(("" if cell.value is None else cell.value) if exact else cell.text)
-            line += [cell.interval] if column in _SHARES else []
-        writer.writerow(guarded([*line, document.data.n, board.data, board.protocol]))
-    return lines.getvalue()
-
-
-_EXAMINED = ("images", "data", "protocol")
-_SHARES = ("clean", "attacked", "corrupted", "AUROC", "calibration error")
-
-
-def page(board: Board, rows: Sequence[Sequence[Cell]]) -> str:
-    """The page: one file, whole without its script."""
+def page(board: Board) -> str:
+    """Return the page: one file, whole without its script."""
     from trustcxr.report import single_page
 
-    lines = [[_shown(column, cell) for column, cell in zip(COLUMNS, cells, strict=True)] for cells in rows]
-    for cells, line in zip(rows, lines, strict=True):
-        if cells[_FLAG].value == "1":
-            line[0] = replace(line[0], note="unreliable")
-    names = called(board)
+    names = _names(board)
     handed = [names[folder] for folder, document in board.entries if with_more(document)]
-    rows_shown = cells_.Table(list(COLUMNS), lines)
-    parts = {"board": board, "notice": NOTICE, "leaderboard": rows_shown, "handed_in": handed}
-    parts["twice"] = [_twice(found) for found in copies(board)]
+    parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "handed_in": handed, "twice": _twice(board)}
     return single_page.filled("board.html.j2", parts)
-
-
-_FLAG = COLUMNS.index("unreliable")
-
-
-def _shown(column: str, cell: Cell) -> cells_.Cell:
-    """A cell of the page: figures sort as numbers, words may wrap."""
-    number = cell.value if isinstance(cell.value, float) else None
-    note = "why" if column == COLUMNS[_FLAG] else "" if column in _SHARES or number is not None else "text"
-    return cells_.Cell(cell.text, cell.interval, value=number, note=note)

@@ -1,83 +1,41 @@
-"""Methods and provenance in sentences that can go into a paper: what the recipe asked for, and on what it ran."""
+"""Methods and provenance in sentences for a paper: the recipe as it is written, and what it ran on."""
 
 from collections.abc import Mapping, Sequence
 
-from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, SALIENCY, Method
-from trustcxr.recipes.training import Augment
+from trustcxr.catalogue import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.recipes.training import DefenceRecipe, ModelRecipe
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import Point
 from trustcxr.results import files, stretches
 from trustcxr.results.documents import StudyDocument
 
-_TRAINING = {
-    "epochs": "at most {} epochs",
-    "batch_size": "batches of {}",
-    "optimiser": "optimiser {}",
-    "learning_rate": "learning rate {}",
-    "warmup_epochs": "warm-up over {} epochs",
-    "schedule": "{} schedule",
-    "weight_decay": "weight decay {}",
-    "averaging": "weights averaged with a decay of {}",
-    "label_smoothing": "label smoothing {}",
-    "patience": "stopped after {} epochs without gain on validation",
-    "refit": "trained once more on training and validation images together",
-    "precision": "precision {}",
-    "balanced": "every class drawn equally often",
-    "balanced_by": "in each class every value of {} drawn equally often",
-    "class_weights": "the loss of each class weighed against how many images it has",
-    "outside_gradient": "squared gradient outside the lungs weighed by {}",
-}
-_OPTIONS = {
-    "epsilon": "epsilon {} (L-infinity)",
-    "steps": "steps {}",
-    "beta": "beta {}",
-    "replays": "replays {}",
-    "ramp": "ramp {}",
-    "clean_share": "share of the loss on clean images {}",
-    "attack_share": "share of the loss on FGSM's images {}",
-    "regulariser": "regulariser {}",
-    "alpha": "alpha {}",
-    "size": "size {}",
-    "holes": "holes {}",
-    "sigma": "sigma {}",
-    "weight_perturbation": "weights perturbed by a share of {}",
-    "epsilon_outside": "epsilon {} outside the lungs",
-    "mode": "attacked with BatchNorm in training mode",
-    "attack_precision": "attack computed in {}",
-    "separate_batchnorm": "BatchNorm of their own for clean and for adversarial images",
-    "evaluated_batchnorm": "of which that for {} images is kept",
-}
-_USUAL = {"mode": "eval", "attack_precision": "same", "evaluated_batchnorm": "adversarial"}
-_AUGMENT = {
-    "rotation": "rotation up to {} degrees",
-    "shift": "shift up to {} of the side",
-    "scale": "scaling by up to {}",
-    "brightness": "brightness {}",
-    "contrast": "contrast {}",
-    "flip": "mirrored with probability {}",
-    "erase": "erasing with probability {}",
-    "crop_shift": "crops of up to {} of the side, placed anywhere",
-    "spectrum": "amplitudes of spatial frequencies times or through up to exp({})",
-}
-_INPUT = {
-    "input_blur": "a mean filter of {} pixels at the input",
-    "local_contrast": "local contrast over squares of {} pixels",
+_UNSET = (None, "", False, 0)
+_UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
+_NETWORK = {key: field.default for key, field in ModelRecipe.model_fields.items() if key != "weights"}
+_DEFENCE = {
+    k: field.default for k, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str | None)
 }
 
 
-def paragraphs(study: StudyDocument, runs: list[Run]) -> list[Point]:
-    """A paragraph for each part of a methods section; a part of which nothing is known is left out."""
+def paragraphs(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
+    """Return a paragraph for each part of a methods section of which anything is known."""
     parts = {
         "Data": _data(study, runs),
         "Networks and training": _training(study, runs),
         "Training to resist": _defences(study),
-        "Attacks and corruptions": _attacks(study, runs),
-        "Heatmaps": _heatmaps(study, runs),
+        "Attacks and corruptions": _attacks(runs),
+        "Heatmaps": _heatmaps(runs),
         "Statistics": _statistics(study, runs),
         "Software and hardware": _machine(study, runs),
     }
-    return [Point(lead, text) for lead, text in parts.items() if text]
+    return {lead: text for lead, text in parts.items() if text}
+
+
+def options(defence: Mapping[str, object]) -> list[str]:
+    """Return what a recipe sets of a defence: only the options that this defence has."""
+    entry = DEFENCES.get(str(defence.get("name")))
+    known = entry.options if entry else ("epsilon",)
+    return _settings({key: value for key, value in defence.items() if key in known}, _DEFENCE)
 
 
 def _data(study: StudyDocument, runs: list[Run]) -> str:
@@ -97,21 +55,40 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
     return text + "."
 
 
+def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> list[str]:
+    """Return the settings of a part of a recipe in words, without those that are usual or switched off."""
+    told = []
+    for key, value in content.items():
+        switches = [content[other] for other in content if key.startswith(f"{other.removesuffix('s')}_")]
+        if key in _UNTOLD:
+            continue
+        if isinstance(value, Mapping):
+            told += _settings(value, files.part(usual, key))
+        elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
+            text = words.listed(map(str, value)) if isinstance(value, list | tuple) else value
+            told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
+    return told
+
+
+def _network(model: object, training: Mapping[str, object]) -> str:
+    if not isinstance(model, dict):
+        return str(model)
+    told = [*_settings(model, _NETWORK), *_settings(files.part(model, "training"), training)]
+    return f"{model.get('name') or words.DASH}" + (f" ({', '.join(told)})" if told else "")
+
+
 def _training(study: StudyDocument, runs: list[Run]) -> str:
-    models, training = _list(study.recipe.get("models")), files.part(study.recipe, "training")
-    names = [name for name in map(_network, models) if name]
+    training = files.part(study.recipe, "training")
+    names = [name for name in (_network(model, training) for model in _list(study.recipe.get("models"))) if name]
     if not names:
         return ""
     text = f"{words.capital(words.plural(len(names), 'network'))}: {'; '.join(names)}."
-    told = _settings(training).values()
+    told = _settings(training, {})
     text += f" Training: {', '.join(told)}." if told else ""
-    own = [
-        f"{_called(model)} {', '.join(said)}"
-        for model in models
-        if isinstance(model, dict) and (said := _differing(files.part(model, "training"), [training]))
-    ]
-    text += f" Otherwise: {'; '.join(own)}." if own else ""
-    text += _in_place(runs)
+    other = [run for run in runs if run.metrics.training.precision != run.metrics.training.precision_asked]
+    if other:
+        used = ", ".join(f"{run.name} in {run.metrics.training.precision}" for run in other)
+        text += f" Computed otherwise than asked for, as the machine could not: {used}."
     chosen = study.selection
     if chosen.ranking and chosen.split:
         by = words.measure(chosen.by or "accuracy")
@@ -120,134 +97,30 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
     return text
 
 
-def _in_place(runs: list[Run]) -> str:
-    """The runs whose machine could not compute in what the recipe asks for."""
-    other: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        made = run.metrics.training
-        if made.precision != made.precision_asked:
-            other.setdefault((made.precision, made.precision_asked), []).append(run.name)
-    said = [f"{words.listed(names)} in {used}, where {asked} was asked for" for (used, asked), names in other.items()]
-    return f" Computed otherwise, as the machine could not: {'; '.join(said)}." if said else ""
-
-
-def _network(model: object) -> str:
-    if not isinstance(model, dict):
-        return str(model) if model else ""
-    said = [f"called {model['label']}"] if model.get("label") else []
-    said += [f"{model['weights']} weights"] if model.get("weights") not in (None, "none", "") else []
-    said += [f"{model['normalisation']} normalisation"] if model.get("normalisation") not in (None, "batch") else []
-    said += [f"{model['activation']} activation"] if model.get("activation") not in (None, "own") else []
-    said += [f"{model['members']} side by side"] if (words.finite(_text(model.get("members"))) or 1) > 1 else []
-    said += ["without the first pooling"] if model.get("stem_pool") is False else []
-    said += list(_told(model, _INPUT).values())
-    name = str(model.get("name") or "")
-    return f"{name} ({', '.join(said)})" if said and name else name
-
-
-def _called(model: Mapping[str, object]) -> str:
-    return str(model.get("label") or model.get("name") or words.DASH)
-
-
-def _told(values: Mapping[str, object], said: Mapping[str, str]) -> dict[str, str]:
-    """The settings that are not nothing, in words, by their key."""
-    nothing = (None, 0, 0.0, "", False)
-    return {key: text.format(values[key]) for key, text in said.items() if values.get(key) not in nothing}
-
-
-def _settings(training: Mapping[str, object]) -> dict[str, str]:
-    """What a recipe says of training, in words, by its key; what lesion masks are used for is one setting."""
-    lesions = {"guidance": _guidance(training), "counterfactuals": _counterfactuals(training)}
-    return {
-        **_told(training, _TRAINING),
-        **({"background": _background(training)} if training.get("background") else {}),
-        **{key: text for key, text in lesions.items() if text},
-        **_told(files.part(training, "augment"), _AUGMENT),
-    }
-
-
-def _background(training: Mapping[str, object]) -> str:
-    entry = BACKGROUNDS.get(str(training["background"]))
-    text = f"background of training images {training['background']}"
-    text += f" ({entry.about})" if entry and entry.name != "full" else ""
-    share = training.get("swap_share") if entry and entry.view else None
-    return text if share is None else f"{text} in a share of {share}"
-
-
-def _guidance(training: Mapping[str, object]) -> str:
-    if not training.get("guidance"):
-        return ""
-    on = str(training.get("guidance_on") or "evidence")
-    stage = f" of stage {training.get('guidance_layer')}" if on == "cam" else ""
-    loss = training.get("guidance_loss") or "energy"
-    return f"{on}{stage} held to the lesion masks with a weight of {training['guidance']} (loss: {loss})"
-
-
-def _counterfactuals(training: Mapping[str, object]) -> str:
-    if not training.get("counterfactuals"):
-        return ""
-    share, fills = training["counterfactuals"], _list(training.get("counterfactual_fills")) or ["grey"]
-    parts, radius = training.get("counterfactual_parts"), words.finite(_text(training.get("counterfactual_epsilon")))
-    filled = f"filled with {words.listed(map(str, fills))}{' in turn' if len(fills) > 1 else ''}"
-    filled += f", a share of {parts} of them taken in part" if parts else ""
-    text = f"lesions taken out of a share of {share} of the films with one ({filled}) and put into the same share of "
-    text += "healthy films"
-    if radius is None or radius == 1:
-        return text
-    return f"{text}, both {f'attacked within {radius} of epsilon' if radius else 'shown without an attack'}"
-
-
-def _differing(own: Mapping[str, object], others: Sequence[Mapping[str, object]]) -> list[str]:
-    """What training keys of a model or a defence change in any of the others' settings, in words."""
-    if "augment" in own:  # a key that it leaves out is the default there, not the study's
-        usual = {key: field.default for key, field in Augment.model_fields.items()}
-        own = {**own, "augment": usual | files.part(own, "augment")}
-    found: dict[str, str] = {}
-    for other in others:
-        before, after = _settings(other), _settings({**other, **own})
-        found |= {key: text for key, text in after.items() if before.get(key) != text}
-        found |= {key: f"without {key.replace('_', ' ')}" for key in before if key not in after}
-    return list(found.values())
-
-
 def _defences(study: StudyDocument) -> str:
     training = files.part(study.recipe, "training")
-    models = [files.part(model, "training") for model in _list(study.recipe.get("models")) if isinstance(model, dict)]
-    others = [training, *({**training, **own} for own in models if own)]
     told = []
     for defence in _list(study.recipe.get("defences")):
         if not isinstance(defence, dict):
             continue
         entry = DEFENCES.get(str(defence.get("name")))
-        cited = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
-        cited = "standard training" if cited == words.STANDARD else cited
-        label = [f"called {defence['label']}"] if defence.get("label") else []
-        start = ["started from the trained standard run"] if defence.get("start_from") == "standard" else []
-        background = {"background": defence["background"]} if defence.get("background") else {}
-        own = _differing({**files.part(defence, "training"), **background}, others)
-        told.append(", ".join([cited, *label, *options(defence), *start, *own]))
+        name = f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or words.DASH)
+        name = "standard training" if name == words.STANDARD else name
+        rest = {key: defence[key] for key in ("label", "background") if key in defence}
+        own = [*options(defence), *_settings(rest, {}), *_settings(files.part(defence, "training"), training)]
+        told.append(", ".join([name, *own]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
 
 
-def options(defence: Mapping[str, object]) -> list[str]:
-    """What a recipe says of its defence, a part each: only what that defence uses, so no epsilon of mixup's."""
-    entry = DEFENCES.get(str(defence.get("name")))
-    used = {key: text for key, text in _OPTIONS.items() if key in (entry.options if entry else ("epsilon",))}
-    said = {key: value for key, value in defence.items() if value != _USUAL.get(key)}
-    outside = said.get("epsilon_outside")
-    return list(_told({**said, "epsilon_outside": None if outside is None else str(outside)}, used).values())
-
-
-def _attacks(study: StudyDocument, runs: list[Run]) -> str:
+def _attacks(runs: list[Run]) -> str:
     efforts: dict[tuple[str, int | None, str], set[float]] = {}
     for run in runs:
         for entry in run.attacks:
             efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
     told = []
     for (name, steps, surrogate), epsilons in efforts.items():
-        paper = ATTACKS[name].paper if name in ATTACKS else ""
-        cited = f"{words.attack(name, steps)} ({paper})" if paper else words.attack(name, steps)
+        cited = _cited(words.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
         cited += f" with images made on {surrogate}" if surrogate else ""
         told.append(f"{cited} at epsilon {words.listed(words.epsilon(e) for e in sorted(epsilons))}")
     text = ""
@@ -262,20 +135,23 @@ def _attacks(study: StudyDocument, runs: list[Run]) -> str:
     return text.strip()
 
 
-def _heatmaps(study: StudyDocument, runs: list[Run]) -> str:
-    names = list(dict.fromkeys(m for run in runs for m in run.saliency_methods()))
+def _cited(label: str, paper: str) -> str:
+    return f"{label} ({paper})" if paper else label
+
+
+def _heatmaps(runs: list[Run]) -> str:
     told = []
-    for name in names:
+    for name in dict.fromkeys(m for run in runs for m in run.saliency_methods()):
         entry = SALIENCY.get(Method.parse(name).base)
-        told.append(f"{words.method(name)} ({entry.paper})" if entry and entry.paper else words.method(name))
+        told.append(_cited(words.method(name), entry.paper if entry else ""))
     if not told:
         return ""
-    held = "beside the share that a map without knowledge would have"
+    beside = "beside the share that a map without knowledge would have"
     if any(part.random_weights for run in runs for part in run.saliency_methods().values()):
-        held += " and beside the same method on the same network with random weights"
+        beside += " and beside the same method on the same network with random weights"
     return (
         f"Heatmaps of the true class: {'; '.join(told)}. Each was held against the annotated infection and lung masks, "
-        f"{held}."
+        f"{beside}."
     )
 
 
@@ -283,7 +159,7 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
     if not runs:
         return ""
     resamples = files.part(study.recipe, "evaluation").get("bootstrap")
-    drawn = f" ({words.count(_text(resamples))} resamples)" if words.finite(_text(resamples)) else ""
+    drawn = f" ({resamples:,} resamples)" if isinstance(resamples, int) else ""
     grouped = any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs)
     over = "patients or groups of images" if grouped else "images"
     text = f"Intervals are 95 %, by bootstrap over {over}{drawn}."
@@ -297,23 +173,24 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
 
 
 def _machine(study: StudyDocument, runs: list[Run]) -> str:
-    names = {name: said for name, said in study.versions.items() if name.lower() != "trustcxr"}
-    with_them = f" with {', '.join(f'{name} {said}' for name, said in names.items())}" if names else ""
-    text = f"TrustCXR {study.trustcxr}{with_them}" if study.trustcxr else ""
+    versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
     hardware = study.hardware
-    on = [hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator]
-    where = ", ".join(part for part in on if part)
-    text += f", on {where}" if text and where else where
+    on = (hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator)
+    text = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
+    text += f" with {', '.join(versions)}" if text and versions else ""
+    text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))
     text += f"; {words.seconds(study.seconds)} in all" if text and study.seconds else ""
-    others = stretches.elsewhere([run.folder for run in runs], dict(hardware.items()), study.source)
-    told = ", ".join(f"{name} {said}" for name, said in others.items())
+    others = trained_elsewhere(study, runs)
+    told = ", ".join(f"{name} {where}" for name, where in others.items())
     text += f"; that is the last start, and runs were trained {told}" if text and told else ""
     return f"{text}." if text else ""
 
 
+def trained_elsewhere(study: StudyDocument, runs: Sequence[Run]) -> dict[str, str]:
+    """Return on what other hardware or commit runs were trained than the study says."""
+    hardware = study.hardware.model_dump(exclude_unset=True)
+    return dict(stretches.elsewhere([run.folder for run in runs], hardware, study.source))
+
+
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)

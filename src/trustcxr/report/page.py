@@ -1,19 +1,17 @@
-"""The page: gather what the study folder holds, and fill the template."""
+"""Page of a study: gather what its folder holds, and fill the template."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
-from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, summary, words, written
-from trustcxr.report.figures import accuracy, calibration, certified, legends, pictures, svg, training
+from trustcxr.report import alarms, answers, cards, methods, ranking, single_page, words
+from trustcxr.report.figures import accuracy, calibration, certified, pictures, svg, training
 from trustcxr.report.figures import saliency as saliency_figures
-from trustcxr.report.figures.saliency import explanation_dots
 from trustcxr.report.study_folder import Run, StudyFolder, read
-from trustcxr.report.tables import certified as certified_table
 from trustcxr.report.tables import (
+    cells,
     comparisons,
     confusion,
     leaderboard,
@@ -24,49 +22,40 @@ from trustcxr.report.tables import (
     saliency,
     seeds,
 )
-from trustcxr.results import files, folders, stretches
-from trustcxr.results.documents import DataDescription, Document, StudyDocument
+from trustcxr.report.tables import certified as certified_table
+from trustcxr.results import files, folders
+from trustcxr.results.documents import DataDescription, StudyDocument
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 Parts = dict[str, Any]  # what the template shows, by its name there
 
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page, by its anchor and heading."""
-
-    key: str
-    title: str
-
-
-_SECTIONS = (
-    Section("summary", "Summary"),
-    Section("alarms", "Alarms"),
-    Section("words", "In more words"),
-    Section("leaderboard", "Leaderboard"),
-    Section("accuracy", "Clean and perturbed, at a glance"),
-    Section("epsilon", "Accuracy against epsilon"),
-    Section("proved", "What no attack can take"),
-    Section("corruptions", "What real films suffer"),
-    Section("calibration", "Can the stated probability be believed"),
-    Section("confusion", "What is taken for what"),
-    Section("classes", "Class by class"),
-    Section("training", "Training curves"),
-    Section("explanations", "Where the networks look"),
-    Section("panels", "Heatmaps, side by side"),
-    Section("comparisons", "Standard against robust"),
-    Section("shortcuts", "Shortcuts"),
-    Section("other", "Other data"),
-    Section("data", "The data"),
-    Section("methods", "Methods, in words"),
-    Section("made", "How it was made"),
-)
-# These are left out where there is nothing for them.
+_SECTIONS = {
+    "summary": "Summary",
+    "alarms": "Alarms",
+    "leaderboard": "Leaderboard",
+    "accuracy": "Clean and perturbed, at a glance",
+    "epsilon": "Accuracy against epsilon",
+    "proved": "What no attack can take",
+    "corruptions": "What real films suffer",
+    "calibration": "Can the stated probability be believed",
+    "confusion": "What is taken for what",
+    "classes": "Class by class",
+    "training": "Training curves",
+    "explanations": "Where the networks look",
+    "panels": "Heatmaps, side by side",
+    "comparisons": "Standard against robust",
+    "shortcuts": "Shortcuts",
+    "other": "Other data",
+    "data": "The data",
+    "methods": "Methods, in words",
+    "made": "How it was made",
+}
+# These are left out if there is nothing for them.
 _OPTIONAL = {
-    "words": ("points",),
     "proved": ("proved",),
+    "comparisons": ("several",),
     "shortcuts": ("shortcuts", "planted"),
     "other": ("other_data",),
     "methods": ("methods",),
@@ -76,27 +65,27 @@ _OPTIONAL = {
 def write(study_folder: Path, *, tables: bool = False) -> Path:
     """Write report.html into the folder of a study, or of one tested run, and return its path.
 
-    `tables`: also each of its tables, as CSV and LaTeX, into report-tables/.
-    Reads study.json, and of each run metrics.json, history.csv, predictions.parquet, saliency.parquet and panels.npz;
-    a part that is missing leaves a dash or a line that says so. The page is one file without outside addresses,
-    whole without its script. Each trained run gets its model card. Raises UserError where the folder holds neither a
-    readable study.json nor a run's metrics.json.
+    `tables`: also each of its tables, as CSV, LaTeX and Markdown, into report-tables/.
+    Reads study.json, and of each run history.csv, predictions.parquet, saliency.parquet and panels.npz; a part that is
+    missing leaves a dash or a line that says so. The page is one file without outside addresses, whole without its
+    script. Each trained run gets its model card. Raises UserError if the folder holds neither a readable study.json
+    nor a run's metrics.json.
     """
-    found = read(Path(study_folder))
-    parts = gather(found)
-    page = filled(parts)
+    study = read(Path(study_folder))
+    parts = gather(study)
+    page = single_page.filled("report.html.j2", parts)
     if tables:
-        written.write(parts, found.path / written.FOLDER)
-    for run in found.runs:
+        cells.write_tables(cells.find_tables(parts), study.path / cells.FOLDER)
+    for run in study.runs:
         _write_card(run.folder)
-    target = found.path / folders.REPORT_FILE
+    target = study.path / folders.REPORT_FILE
     with files.replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
 
 
 def _write_card(folder: Path) -> None:
-    """The model card of a trained run; none of a run.yaml that cannot be read, which the page names."""
+    """Write the model card of a trained run, unless its run.yaml cannot be read, which the page names."""
     if not all((folder / name).is_file() for name in (folders.RUN_FILE, folders.WEIGHTS_FILE)):
         return
     try:
@@ -106,24 +95,20 @@ def _write_card(folder: Path) -> None:
     cards.write(folder)
 
 
-def render(found: StudyFolder) -> str:
-    """The page as text. The same folder gives the same text."""
-    return filled(gather(found))
-
-
-def filled(parts: Parts) -> str:
-    """The template with its parts."""
-    return single_page.filled("report.html.j2", parts)
+def render(study: StudyFolder) -> str:
+    """Return the page as text. The same folder gives the same text."""
+    return single_page.filled("report.html.j2", gather(study))
 
 
 def gather(found: StudyFolder) -> Parts:
-    """All that the page shows."""
+    """Gather all that the page shows."""
     head = ranking.headline(found.study, found.runs)
     runs = ranking.ordered(found.runs, head)
-    parts: Parts = {"head": head, "single": len(runs) == 1}
-    parts |= _front(found, runs, head) | _results(found, runs, head) | _looks(found, runs) | _provenance(found, runs)
-    parts |= _robustness(runs, head)
-    parts["sections"] = [s for s in _SECTIONS if s.key not in _OPTIONAL or any(parts[k] for k in _OPTIONAL[s.key])]
+    parts: Parts = {"head": head, "several": len(runs) > 1}
+    parts |= _front(found, runs, head) | _results(found, runs, head) | _robustness(runs, head)
+    parts |= _looks(found, runs) | _provenance(found, runs)
+    sections = {key: title for key, title in _SECTIONS.items() if any(parts[k] for k in _OPTIONAL.get(key, ("head",)))}
+    parts["sections"] = sections if len(runs) > 1 else sections | {"leaderboard": "Figures"}
     parts["notes"] = found.notes  # last: reading the parts may have added to it
     return parts
 
@@ -144,7 +129,7 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
     """Title, notice, summary and alarms."""
     study, findings = found.study, alarms.find(found, runs)
     made = [
-        f"Study “{study.study if 'study' in study else found.path.name}”",
+        f"Study “{study.study or found.path.name}”",
         f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
         f"TrustCXR {study.trustcxr}" if study.trustcxr else "",
     ]
@@ -157,7 +142,6 @@ def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts
         "asked": answers.asked(runs, head),
         "sentences": answers.sentences(study, runs, head),
         "models": models.models(runs, head),
-        "points": summary.points(study, runs, head),
     }
 
 
@@ -175,38 +159,41 @@ def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Par
     order = under if head.strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
     epsilons = accuracy.radii(runs)
-    curves = (accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items())
-    per_class = [(run, leaderboard.per_class(run, head.classes)) for run in runs if run.clean.per_class]
+    dots = accuracy.accuracy_dots(runs, head) if runs else None
+    curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items()]
+    histories = [training.training_curve(run) for run in runs]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
         "over_seeds": seeds.over_seeds(found.study),
         "order_note": f"Ordered by {order}.",
-        "dots": _drawn(accuracy.accuracy_dots(runs, head), "dots") if runs else None,
-        "dots_legend": legends.shown(legends.accuracy(head)),
+        "dots": _drawn(dots, "dots"),
+        "dots_legend": svg.legend([dots]),
         "curves": _all_drawn(curves, "eps"),
-        "curve_legend": legends.shown(legends.curves(attacked)),
+        "curve_legend": svg.legend(curves),
         "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
         "sweeps": leaderboard.sweeps(attacked),
-        "matrices": [m for m in (confusion.of(run, head) for run in runs) if m is not None],
-        "per_class": [{"title": run.label, "table": table} for run, table in per_class],
-        "histories": _all_drawn(map(training.training_curve, runs), "fit"),
-        "history_legend": legends.shown(training.LEGEND),
+        "matrices": [matrix for run in runs for matrix in confusion.matrices(run, head)],
+        "per_class": [leaderboard.per_class(run, head.classes) for run in runs if run.clean.per_class],
+        "histories": _all_drawn(histories, "fit"),
+        "history_legend": svg.legend(histories),
     }
 
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     """What is proved, corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
+    bars = certified.bars(runs)
+    diagrams = [calibration.reliability(run, head) for run in runs]
     return {
         "proved": certified_table.proved(runs),
-        "proof_bars": _drawn(certified.bars(runs), "proof"),
-        "proof_legend": legends.shown(certified.LEGEND),
+        "proof_bars": _drawn(bars, "proof"),
+        "proof_legend": svg.legend([bars]),
         "by_intervals": certified_table.by_intervals(runs),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),
         "masking": robustness.masking(runs),
         "calibration": robustness.calibration(runs, head),
-        "reliability": _all_drawn((calibration.reliability(run, head) for run in runs), "rel"),
-        "reliability_legend": legends.shown(calibration.LEGEND),
+        "reliability": _all_drawn(diagrams, "rel"),
+        "reliability_legend": svg.legend(diagrams),
         "planted": robustness.planted(runs),
         "other_data": robustness.other_data(runs),
         "other_data_by_group": robustness.other_data_by_group(runs),
@@ -220,11 +207,12 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
     measures = list(dict.fromkeys(row.measure for row in accuracies))
     forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
     by_method = saliency_figures.forests(rows)
+    dots = saliency_figures.explanation_dots(runs)
     return {
         "explanations": leaderboard.explanations(runs),
         "explanations_perturbed": leaderboard.explanations(runs, perturbed=True),
-        "localisation": _drawn(explanation_dots(runs), "localisation"),
-        "localisation_legend": legends.shown(legends.localisation(runs)),
+        "localisation": _drawn(dots, "localisation"),
+        "localisation_legend": svg.legend([dots]),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
         "over_controls": saliency.over_controls(runs),
@@ -251,7 +239,7 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     import yaml
 
     study = found.study
-    facts = _facts(study.hardware)
+    facts = _facts(study.hardware.model_dump(exclude_unset=True))
     facts += [("Time in all", words.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
     facts += list(_came_from(study, runs))
     facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
@@ -280,23 +268,15 @@ def _left_out(study: StudyDocument) -> str:
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
-    """The commit, seeds, films and energy, as far as they were noted."""
+    """The commit, seeds and films, as far as they were noted."""
     if study.source:
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
-    found = stretches.elsewhere([run.folder for run in runs], dict(study.hardware.items()), study.source)
-    yield from ((f"Runs were trained {name}", said) for name, said in found.items())
+    yield from ((f"Runs were trained {name}", said) for name, said in methods.trained_elsewhere(study, runs).items())
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))
     if study.data.fingerprint:
         yield "Films, fingerprint", study.data.fingerprint
-    trained = [run.metrics.training for run in runs]
-    if known := [part for part in trained if part.energy_kwh is not None]:
-        total = sum(part.energy_kwh or 0.0 for part in known)
-        yield (
-            "Energy of training",
-            f"about {total:.3g} kWh over {len(known)} runs: {known[0].energy_method} (first run)",
-        )
 
 
 def _data_line(data: DataDescription) -> str:
@@ -311,8 +291,8 @@ def _data_line(data: DataDescription) -> str:
     return line + "".join(f" {words.capital(note)}." for note in data.notes)
 
 
-def _facts(document: Document | Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in document.items()]
+def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in values.items()]
 
 
 def _fact(value: object) -> str:

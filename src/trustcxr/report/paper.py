@@ -1,13 +1,14 @@
-"""The figures of a study as files for a journal: vector, as wide as one or two columns, in letters that can be read."""
+"""Figures of a study as files for a journal: vector, as wide as one or two columns, in letters that can be read."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trustcxr.errors import unknown
-from trustcxr.report import page, ranking, written
+from trustcxr.report import page, ranking
 from trustcxr.report.figures import accuracy, calibration, certified, pictures, saliency, svg, training
-from trustcxr.report.study_folder import Run, StudyFolder, read
+from trustcxr.report.study_folder import StudyFolder, read
+from trustcxr.report.tables import cells
 from trustcxr.results import files
 
 if TYPE_CHECKING:
@@ -38,32 +39,26 @@ def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: 
         with files.replacing(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
         done.append(path)
-    return done + written.write(page.gather(found), folder / written.FOLDER)
+    return done + cells.write_tables(cells.find_tables(page.gather(found)), folder / cells.FOLDER)
 
 
 def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     """Every figure that there is something for, in the order of the page. `narrow`: for one column."""
     head = ranking.headline(found.study, found.runs)
     runs = ranking.ordered(found.runs, head)
-    if runs:
-        yield accuracy.accuracy_dots(runs, head)
+    if not runs:
+        return
+    yield accuracy.accuracy_dots(runs, head)
     for model, group in ranking.by_model([run for run in runs if run.attacks]).items():
         yield accuracy.epsilon_curves(model, group)
-    yield from filter(None, _of_runs(runs, head))
-    yield from filter(None, [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow)])
-    yield from saliency.sanity(runs)
-    yield from filter(None, [pictures.sheet(runs, columns=3 if narrow else 6)])
+    drawn = [drawing for run in runs for drawing in (calibration.reliability(run, head), training.training_curve(run))]
+    drawn += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    drawn.append(pictures.sheet(runs, columns=3 if narrow else 6))
     rows = found.study.comparisons
-    yield from (drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4))
+    drawn += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
     for measure in dict.fromkeys(row.measure for row in rows if not row.method):
-        drawn = accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure])
-        yield from filter(None, [drawn])
-
-
-def _of_runs(runs: list[Run], head: ranking.Headline) -> Iterator[svg.Drawing | None]:
-    for run in runs:
-        yield calibration.reliability(run, head)
-        yield training.training_curve(run)
+        drawn.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
+    yield from filter(None, drawn)
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:

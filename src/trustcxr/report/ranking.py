@@ -1,7 +1,7 @@
 """What the whole page has to agree on: the epsilon of its headline, the order of its rows, and chance."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,11 @@ def ordered(runs: list[Run], head: Headline) -> list[Run]:
         return (not better_than_constant(run), run.masked is True, *place)
 
     return sorted(runs, key=key)
+
+
+def main_method(methods: Mapping[str, object]) -> str:
+    """Return the saliency method that the page speaks of: the first of the recipe; empty without any."""
+    return next(iter(methods), "")
 
 
 def by_model(runs: list[Run]) -> dict[str, list[Run]]:

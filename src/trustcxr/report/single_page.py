@@ -1,58 +1,50 @@
-"""The shell of every page: one template, one style sheet, light and dark, one script that the page can do without."""
+"""Shell of every page: one template, one style sheet, light and dark, one script that the page can do without."""
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.report import written
-from trustcxr.report.figures.colours import palette
-from trustcxr.report.tables.cells import Table
-
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 FOLDED_ABOVE = 6  # longer lists start folded
+_COLOUR = re.compile(r"var\(--c([0-9a-f]{6})\)")
 _LIGHT, _DARK = "/* drawings, light */", "/* drawings, dark */"
+# On a dark page a colour is as light as it was dark, with the same hue: colours that differ on white differ there.
+_ON_DARK = "lab(from {} calc(100 - .94 * l) a b)"
 
 
 @lru_cache(maxsize=1)
 def environment() -> "Environment":
-    """Templates of this package, with styles, script and the policy that lets no other script run; compiled once."""
+    """Return the templates, with styles, script and the policy that lets no other script run; compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     here = Path(__file__).with_name("templates")
     script = (here / "page.js").read_text(encoding="utf-8")
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    made.globals |= {
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    templates.globals |= {
         "css": Markup((here / "page.css").read_text(encoding="utf-8")),
         "dark_css": Markup((here / "dark.css").read_text(encoding="utf-8")),
         "script": Markup(script),
-        "script_source": f"'sha256-{known}'",
+        "script_source": f"'sha256-{digest}'",
         "folded_above": FOLDED_ABOVE,
     }
-    return made
+    return templates
 
 
 def filled(template: str, parts: Mapping[str, object]) -> str:
-    """A template with its parts: every table with its files, every drawing in the colours of light and dark."""
-    names = {id(table): name for name, table in written.tables(parts)}
-
-    def downloads(table: Table) -> list[written.Download]:
-        return written.downloads(names[id(table)], table) if id(table) in names else []
-
-    page = environment().get_template(template).render({**parts, "downloads": downloads})
-    colours = list(palette(page))
-    for mark, values in ((_LIGHT, (f"{name}:{on_white}" for name, on_white, _ in colours)), (_DARK, _dark(colours))):
-        page = page.replace(mark, f":root{{{';'.join(values)}}}", 1)
+    """Return a template with its parts, every drawing in the colours of light and dark."""
+    page = environment().get_template(template).render(parts)
+    colours = {f"--c{digits}": f"#{digits}" for digits in sorted(set(_COLOUR.findall(page)))}
+    for mark, form in ((_LIGHT, "{}"), (_DARK, _ON_DARK)):
+        variables = ";".join(f"{name}:{form.format(colour)}" for name, colour in colours.items())
+        page = page.replace(mark, f":root{{{variables}}}", 1)
     return page
-
-
-def _dark(colours: list[tuple[str, str, str]]) -> list[str]:
-    return [f"{name}:{dark}" for name, _, dark in colours]

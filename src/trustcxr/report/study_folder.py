@@ -1,4 +1,4 @@
-"""Reading a study folder as it is: what is missing or broken becomes a note on the page, never a crash."""
+"""Read a study folder: a table that is missing or broken becomes a note on the page."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from trustcxr.catalogue import ATTACKED, is_linf
 from trustcxr.errors import UserError
 from trustcxr.report import words
-from trustcxr.results import documents, files, folders
-from trustcxr.results.alarms import judged
+from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
     AttackResult,
@@ -23,7 +22,6 @@ from trustcxr.results.documents import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.results.flat import understood
 from trustcxr.results.tables import CLEAN
 
 if TYPE_CHECKING:
@@ -37,20 +35,13 @@ Steps = int | None | Literal["any"]
 
 @dataclass
 class Run:
-    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for.
-
-    A document that another judge of gradients wrote (version 0.1) is judged anew, by the one there is; figures that
-    an earlier version has of a map of one cell are left out.
-    """
+    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for."""
 
     metrics: RunDocument
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
     qualifier: str = ""  # label, background and seed, where they tell two runs apart
-
-    def __post_init__(self) -> None:
-        self.metrics = _of_maps(judged(self.metrics))
 
     def alarmed(self, kind: str) -> bool:
         """Whether it has an alarm of this kind."""
@@ -155,13 +146,12 @@ class Run:
     @cached_property
     def evaluations(self) -> dict[str, RunDocument]:
         """Its metrics.json on other data, by the name of the folder in evaluations/."""
-        found = {}
-        for file in sorted(self.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
-            name = file.parent.name
-            document = self._read(f"evaluations/{name}/{file.name}", lambda path: documents.read(RunDocument, path))
-            if document is not None:
-                found[name] = _of_maps(document)
-        return found
+        files_ = sorted(self.folder.glob(f"evaluations/*/{folders.METRICS_FILE}"))
+        read = {
+            file.parent.name: self._read(str(file.relative_to(self.folder)), lambda f: documents.read(RunDocument, f))
+            for file in files_
+        }
+        return {name: document for name, document in read.items() if document is not None}
 
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
@@ -198,12 +188,6 @@ def least(entries: Sequence[_A]) -> _A | None:
     return min(known, key=lambda pair: pair[0])[1] if known else None
 
 
-def _of_maps(document: RunDocument) -> RunDocument:
-    return document.model_copy(
-        update={"saliency": {method: part.of_a_map() for method, part in document.saliency.items()}}
-    )
-
-
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
     import numpy as np
 
@@ -216,36 +200,23 @@ def _read_panels(path: Path) -> "dict[str, np.ndarray]":
 
 
 def read(path: Path) -> StudyFolder:
-    """Read study.json and every run's metrics.json.
+    """Read study.json, or the metrics.json of one tested run as a study of that run alone.
 
-    A run in study.json takes from its own metrics.json what it lacks there; where study.json lists no runs at all, the
-    folders are shown.
-    The folder of one run that was tested is read as a study of that run alone.
-    Raises UserError where the folder holds neither a readable study.json nor a run's metrics.json.
+    Raises UserError if the folder holds neither, or if it cannot be read.
     """
-    path = Path(path)
+    path, notes = Path(path), list[str]()
     if (path / folders.RUN_FILE).is_file() and not (path / folders.STUDY_RESULTS).is_file():
-        return _of_one_run(path)
-    source = folders.check_study(path) / folders.STUDY_RESULTS
-    content = files.read_json(source)
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: not the document of a study: run the study again to write it")
-    notes: list[str] = []
-    documents.refuse_later(content, source)
-    study, lost = understood(StudyDocument, content)
-    _note_lost(source.name, lost, notes)
-    on_disk: dict[str, RunDocument] = {}
-    for file in sorted(path.glob(f"runs/*/{folders.METRICS_FILE}")):
-        try:
-            on_disk[file.parent.name], lost = understood(RunDocument, files.read_document(file))
-        except UserError:
-            notes.append(f"{file.parent.name}/{file.name} could not be read.")
-        else:
-            _note_lost(f"{file.parent.name}/{file.name}", lost, notes)
-    return StudyFolder(path, study, _runs(path, study, on_disk, notes), notes, _check(path, notes))
+        study = _read_run(path, notes)
+        runs = [Run(study.runs[0], path, notes)]
+    else:
+        study = documents.read(StudyDocument, folders.check_study(path) / folders.STUDY_RESULTS)
+        # A folder's name comes from a file, so it must stay inside runs/.
+        runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
+    label(runs)
+    return StudyFolder(path, study, runs, notes, _read_check(path, notes))
 
 
-def _check(path: Path, notes: list[str]) -> DataCheck | None:
+def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
     file = path / folders.DATA_CHECK_FILE
     try:
         return documents.read_if_there(DataCheck, file)
@@ -254,66 +225,26 @@ def _check(path: Path, notes: list[str]) -> DataCheck | None:
         return None
 
 
-def _of_one_run(path: Path) -> StudyFolder:
+def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     source = folders.check_run(path) / folders.METRICS_FILE
     if not source.is_file():
         command = f"trustcxr evaluate {as_typed(path)} --data PATH"
         raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
-    notes: list[str] = []
-    content = files.read_document(source)
-    documents.refuse_later(content, source)
-    document, lost = understood(RunDocument, content)
-    _note_lost(source.name, lost, notes)
-    if (path / folders.TRAINING_FILE).is_file():
-        document.training = documents.read(TrainingDocument, path / folders.TRAINING_FILE)
-    name = document.run or path.name
-    made_by = _made_by(path / folders.RUN_FILE, notes)
-    study = StudyDocument(
-        trustcxr=made_by, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
-    )
-    runs = [Run(document, path, notes)]
-    label(runs)
-    return StudyFolder(path, study, runs, notes, _check(path, notes))
-
-
-def _made_by(run_file: Path, notes: list[str]) -> str:
-    """The version that trained a run; empty where its file does not say."""
+    document = documents.read(RunDocument, source)
+    document.training = documents.read_if_there(TrainingDocument, path / folders.TRAINING_FILE) or document.training
     try:
-        content = files.read_yaml(run_file)
+        versions = files.part(stretches.last(files.read_yaml(path / folders.RUN_FILE)), "versions")
     except UserError:
-        notes.append(f"{run_file.name} could not be read.")
-        return ""
-    return str(files.part(content, "versions").get("trustcxr") or "")
-
-
-def _note_lost(name: str, lost: list[str], notes: list[str]) -> None:
-    if lost:
-        notes.append(f"{name}: not understood and left out: {words.listed(lost)}.")
-
-
-def _runs(path: Path, study: StudyDocument, on_disk: dict[str, RunDocument], notes: list[str]) -> list[Run]:
-    runs = []
-    for document in study.runs:
-        # A folder's name comes from a file, so it must stay inside runs/.
-        folder_name = Path(document.run or "unnamed").name
-        stored = on_disk.pop(folder_name, RunDocument())
-        _note_disagreement(folder_name, document, stored, notes)
-        runs.append(Run(document.over(stored), path / "runs" / folder_name, notes))
-    if "runs" not in study:
-        runs = [Run(document, path / "runs" / name, notes) for name, document in on_disk.items()]
-    elif on_disk:
-        notes.append(f"not in study.json and not shown: {words.listed(on_disk)}.")
-    label(runs)
-    return runs
-
-
-def _note_disagreement(name: str, document: RunDocument, stored: RunDocument, notes: list[str]) -> None:
-    ours, theirs = document.clean.accuracy.value, stored.clean.accuracy.value
-    if ours is not None and theirs is not None and abs(ours - theirs) > 1e-6:
-        notes.append(
-            f"{name}: study.json says {words.percent(ours)} clean accuracy, its metrics.json {words.percent(theirs)}; "
-            "the page shows study.json."
-        )
+        notes.append(f"{folders.RUN_FILE} could not be read.")
+        versions = {}
+    name = document.run or path.name
+    return StudyDocument(
+        trustcxr=str(versions.get("trustcxr") or ""),
+        study=name,
+        title=f"The run {name}",
+        classes=document.classes,
+        runs=[document],
+    )
 
 
 def label(runs: list[Run]) -> None:

@@ -1,15 +1,15 @@
-"""Tables for the terminal."""
+"""Tables and sentences for the terminal; rich lays them out."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import ONE_CELL, USUAL_ATTACKS, control_said
+from trustcxr.catalogue import ONE_CELL, control_said
 from trustcxr.report import words
 from trustcxr.report.ranking import headline, ordered
 from trustcxr.report.study_folder import Run, label, least
-from trustcxr.report.tables import lesions, seeds
-from trustcxr.report.tables.certified import bar
+from trustcxr.report.tables import certified, models, seeds
+from trustcxr.report.tables.cells import Table
 from trustcxr.results import gradient_masking
 from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import (
@@ -20,84 +20,65 @@ from trustcxr.results.documents import (
     FamiliarityDocument,
     FilmAnswer,
     Lead,
-    LesionDocument,
     RunDocument,
     SaliencyDocument,
     Share,
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.results.tables import CLEAN
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_WIDEST = 22  # of a model's name
 
 
-def leaderboard(study: StudyDocument) -> "Table":
-    """A rich table of at most 100 columns from the document of study.json.
+def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table on stdout, laid out by rich; nothing is cut."""
+    right = [not isinstance(value, str) or value[:1].isdigit() for value in rows[0].values()]
+    _print(title, list(rows[0]), [[str(value) for value in row.values()] for row in rows], right)
 
-    Figures are percent, with the 95 % interval in whole percent; a dash is a value that was not measured.
-    """
-    from rich.table import Table
 
+def print_table(table: Table) -> None:
+    """Print a table of the report on stdout, the small print of a cell below its figure."""
+    rows = [["\n".join(filter(None, (cell.text, cell.small, cell.beside))) for cell in row] for row in table.rows]
+    right = [column >= table.heads and not table.is_text(column) for column in range(len(table.header))]
+    _print(table.title, table.header, rows, right)
+
+
+def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200  # a file or a pipe has no window to fit into
+    shown = Shown(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name, is_right in zip(header, right, strict=True):
+        shown.add_column(Text(name), justify="right" if is_right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    console.print(shown)
+
+
+def print_study(study: StudyDocument) -> None:
+    """Print alarms and main figures of each run of a study, figures over seeds, and what is proved."""
     runs = [Run(document, Path(), []) for document in study.runs]
     label(runs)
     head = headline(study, runs)
-    attacks = (head.attacks or USUAL_ATTACKS)[:3]
-    title = f"Accuracy in % (95 % interval), split {head.split}"
-    if head.attacks:
-        title += f", attacks at epsilon {words.epsilon(head.epsilon)}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    table.title_style = "bold"
-    # With three attacks an interval goes below its figure, so that names need not be cut up in 80 columns.
-    between = "\n" if len(attacks) > 2 else " "
-    table.add_column("Model", overflow="fold", min_width=9, max_width=_WIDEST)
-    table.add_column("Defence", overflow="fold", min_width=10, max_width=16)
-    for name in ["Clean", *[head.names.get(a, words.attack(a)) for a in attacks]]:
-        table.add_column(name, justify="right", min_width=7)
-    for name in ["F1", "AUROC", "ECE", "n"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for run in ordered(runs, head):
-        shares = [run.clean.accuracy, *[run.attacked(a, head.epsilon).accuracy for a in attacks]]
-        table.add_row(
-            # Networks side by side stand one below the other, not broken in mid-word.
-            _plain(run.model if len(run.model) <= _WIDEST else run.model.replace("+", "+\n")),
-            _plain(f"{run.defence}, {run.qualifier}" if run.qualifier else run.defence),
-            *[_share(share, between) for share in shares],
-            *[words.decimal(s.value, 2) for s in (run.clean.f1_macro, run.clean.auroc_macro, run.clean.ece)],
-            words.count(run.clean.n),
-        )
-    return table
-
-
-def over_seeds(study: StudyDocument) -> list[Mapping[str, str]]:
-    """Accuracies as mean ± standard deviation over seeds, a row per way of training with more than one; rows."""
-    return seeds.lines(study.over_seeds)
+    runs = ordered(runs, head)
+    for table in (models.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
+        if table is not None and table.rows:
+            print_table(table)
 
 
 def exported(found: ExportDocument) -> list[str]:
     """What was written, and how near its answers are."""
     kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"
+    trust = " --trust-code" if found.format == "torch-export" else ""
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
         f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR",
+        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR{trust}",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _share(share: Share, between: str) -> str:
-    pair = share.interval
-    inside = f"{between}({100 * pair[0]:.0f}–{100 * pair[1]:.0f})" if pair else ""
-    return words.hundred(share.value) + inside
 
 
 CALIBRATED = "probabilities are calibrated on the run's validation images; on films from elsewhere they may not be"
@@ -233,33 +214,6 @@ def remarks(document: RunDocument) -> list[str]:
     return lines
 
 
-def certified_rows(document: RunDocument) -> list[dict[str, str]]:
-    """What is proved, beside the lowest accuracy that an attack leaves at the same epsilon, for the terminal."""
-    lines, run = [], Run(document, Path(), [])
-    for entry in document.certified:
-        proved, clean = entry.accuracy.value, run.clean.accuracy.value
-        lowest = run.strongest(entry.epsilon)
-        attacked = lowest.accuracy.value is not None
-        lines.append(
-            {
-                "epsilon": f"{entry.epsilon:g}",
-                "certified": with_interval(entry.accuracy),
-                "balanced": percent(entry.balanced_accuracy.value),
-                "clean": with_interval(run.clean.accuracy),
-                "lowest under attack": with_interval(lowest.accuracy) if attacked else "",
-                "attack": words.attack(lowest.attack) if attacked else "",
-                "proved by": entry.method,
-                "from proof to attack": "" if proved is None else bar(proved, lowest.accuracy.value, clean or proved),
-            }
-        )
-    return lines
-
-
-def proved_rows(study: StudyDocument) -> list[dict[str, str]]:
-    """What is proved of each run of a study, beside what attacks leave; nothing where no run was certified."""
-    return [{"run": document.run} | row for document in study.runs for row in certified_rows(document)]
-
-
 def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
     """The saliency of one method as rows for the terminal: of what it is held against the closest control alone.
 
@@ -278,38 +232,6 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
         for name, figure in figures.items()
         if figure.ci is not None
     ]
-
-
-def lesion_rows(document: RunDocument) -> dict[str, list[dict[str, str]]]:
-    """What the lesion does to the answer as rows for the terminal, by title; empty where no film has a lesion mask."""
-    removed = [row for row in document.lesions if row.fill != lesions.TRANSPLANT]
-    put_in = [row for row in document.lesions if row.fill == lesions.TRANSPLANT]
-    found = {
-        "Probability of the film's class without its lesion, beside as much of a control": [
-            {
-                "filled with": lesions.FILLS.get(row.fill, words.DASH),
-                "control": lesions.CONTROLS.get(row.control, words.DASH),
-            }
-            | _probabilities(row, "lesion gone", "control gone")
-            for row in removed
-        ],
-        "Probability of the donor's class for a healthy film, with the lesion or as much healthy lung put in": [
-            _probabilities(row, "with the lesion", "with healthy lung") for row in put_in
-        ],
-    }
-    return {title: rows for title, rows in found.items() if rows}
-
-
-def _probabilities(row: LesionDocument, without: str, beside: str) -> dict[str, str]:
-    attacked = "" if row.condition == CLEAN else f"{words.attack(row.condition)} at {words.epsilon(row.epsilon)}"
-    return {
-        "film": attacked or "as it is",
-        "before": _number(row.before),
-        without: _number(row.without),
-        beside: _number(row.beside),
-        "lesion effect": f"{words.signed(row.effect.value)} ({words.between(row.effect.interval)})",
-        "n": words.count(row.films),
-    }
 
 
 def _over(lead: Lead | None) -> str:

@@ -8,8 +8,6 @@ from trustcxr.results.gradient_masking import from_intervals
 
 CONSTANT = "no_better_than_constant"
 OVERFITTING = "catastrophic_overfitting"
-# What versions before the one judge stored; where it is met, the run is judged anew.
-_OF_OTHER_JUDGES = ("gradient_masking", "weak_attack", "rising_with_epsilon")
 
 
 def of(document: RunDocument) -> list[Alarm]:
@@ -31,20 +29,6 @@ def constant_answer(document: RunDocument) -> float | None:
         return clean.constant_answer
     sizes = [sum(row) for row in clean.confusion] or [part.n or 0 for part in clean.per_class.values()]
     return max(sizes) / sum(sizes) if sizes and sum(sizes) > 0 else None
-
-
-def judged(document: RunDocument) -> RunDocument:
-    """A document with its verdict and alarms: as stored, or judged anew where another judge wrote it (version 0.1).
-
-    Those have no "signs". They lack gradients and pairs too, so less can be said of them, and nothing is made up.
-    """
-    if not document.clean.model_fields_set or (document.masking is not None and "signs" in document.masking):
-        return document
-    found = document.model_copy(update={"masking": verdict(document)})
-    known = of(found)
-    said = {alarm.kind for alarm in known}
-    kept = [alarm for alarm in document.alarms if alarm.kind not in (*_OF_OTHER_JUDGES, *said)]
-    return found.model_copy(update={"alarms": known + kept})
 
 
 def verdict(document: RunDocument, gap: gradient_masking.Gap = from_intervals) -> Verdict:

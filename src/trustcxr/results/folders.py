@@ -1,8 +1,8 @@
-"""Is this a run? A study? And what is each of their files called; said once, here."""
+"""Name the files of runs, studies and audits, and check that a folder holds one of them."""
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from trustcxr.about import __version__
 from trustcxr.errors import UserError
 from trustcxr.results import files, locks
-from trustcxr.results.disk import as_typed
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
@@ -37,9 +36,11 @@ STEP_FILES = {  # the steps of a run in a study, in their order, and the file th
     "describe": METRICS_FILE,
 }
 
+_GIVE_STUDY = "give the folder that `trustcxr study --out` wrote"
+
 
 def check_run(folder: Path) -> Path:
-    """The folder itself; UserError, saying what is missing or who trains it, where it does not hold a trained run."""
+    """Return the folder. Raises UserError, with what is missing or who trains it, if it holds no trained run."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
@@ -59,22 +60,17 @@ def check_run(folder: Path) -> Path:
 
 
 def checksums(run: Path, classes: object) -> dict[str, str]:
-    """What run.yaml keeps of a trained run's weights and of its classes in their order, SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a run's weights and of its classes in their order, as run.yaml has them."""
     names = map(str, classes) if isinstance(classes, Iterable) else ()
     named = hashlib.sha256("\n".join(names).encode()).hexdigest()
     return {WEIGHTS_FILE: files.checksum(run / WEIGHTS_FILE), "classes": named}
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
-    """UserError where a run's weights or classes are not those it was trained to, or run.yaml lost its end.
-
-    Runs of 0.1 have no checksums, and no version in training.json.
-    """
+    """Raise UserError if a run's weights or classes are not those it was trained to, or run.yaml lost its end."""
     before = content.get("checksums")
     if not isinstance(before, dict):
-        if (run / TRAINING_FILE).is_file() and _has_version(run / TRAINING_FILE):
-            raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
-        return
+        raise UserError(f"{run / RUN_FILE}: cut off, its checksums are missing: restore it, or train again")
     now = checksums(run, content["classes"])
     if before.get("classes") != now["classes"]:
         raise UserError(f"{run / RUN_FILE}: classes other than those of the training, or in another order; restore it")
@@ -82,51 +78,30 @@ def check_sums(run: Path, content: Mapping[str, Any]) -> None:
         raise UserError(f"{run / WEIGHTS_FILE}: damaged or replaced since the training: restore it, or train again")
 
 
-def _has_version(document: Path) -> bool:
-    content = files.read_json(document)
-    return isinstance(content, dict) and content.get("version") is not None
-
-
 def before_refit(run: Path) -> Path:
-    """The folder of the weights that validation judged: the run itself, unless it was trained once more after that."""
+    """Return the folder of the weights that validation judged: the run itself, or the training before its refit."""
     return run / BEFORE_REFIT if (run / BEFORE_REFIT).is_dir() else run
 
 
 def check_study(folder: Path) -> Path:
-    """The folder itself; UserError where it holds no study with results."""
+    """Return the folder. Raises UserError if it holds no study with results."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
     if not (folder / STUDY_RESULTS).is_file():
-        if _is_kept(folder):
-            raise UserError(
-                f"{folder}: holds what --kept keeps of finished runs, their figures without predictions, from which "
-                "nothing can be computed again: give the study's own --out; "
-                f"trustcxr status {as_typed(folder)} says what is done"
-            )
-        hint = (
-            "started but not finished: run the same `trustcxr study` again"
-            if (folder / STUDY_FILE).is_file()
-            else ("give the folder that `trustcxr study --out` wrote")
-        )
-        raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint}")
+        begun = (folder / STUDY_FILE).is_file()
+        hint = "started but not finished: run the same `trustcxr study` again"
+        raise UserError(f"{folder}: no {STUDY_RESULTS} here: {hint if begun else _GIVE_STUDY}")
     return folder
 
 
-def _is_kept(folder: Path) -> bool:
-    """Whether a folder is one that a study keeps the small files of its runs in: it says not where the films are."""
-    runs = [path.parent for path in folder.glob(f"runs/*/{VALIDATED_FILE}")]
-    there = (folder / STUDY_FILE).is_file() and not (folder / DATA_FILE).is_file()
-    return there and bool(runs) and not any((run / PREDICTIONS_FILE).is_file() for run in runs)
-
-
 def read_study(folder: Path) -> dict[str, object]:
-    """What study.yaml says; UserError, with what to do, where it is missing or damaged."""
+    """Read study.yaml. Raises UserError, with what to do, if it is missing or damaged."""
     again = "delete it, and `trustcxr study` with the recipe that the study was begun with writes it again"
     return files.read_yaml(folder / STUDY_FILE, advice=again)
 
 
 def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:
-    """UserError where a folder holds what would be `written` there, and nothing of ours (`own`) says that it was."""
+    """Raise UserError if a folder holds files named like those to be `written`, and none of our `own` files."""
     if any(any(folder.glob(pattern)) for pattern in own):
         return
     there = sorted({path.name for pattern in written for path in folder.glob(pattern)})
@@ -138,20 +113,20 @@ def refuse_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> 
 
 
 def check_begun(folder: Path) -> Path:
-    """The folder itself; UserError where no study was begun in it."""
+    """Return the folder. Raises UserError if no study was begun in it."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such study folder; a study is made by `trustcxr study`")
     if not (folder / STUDY_FILE).is_file():
         inside = sorted(p.parent.name for p in folder.glob(f"*/{STUDY_FILE}"))
         hint = f"; there is {', '.join(inside[:5])} in it" if inside else ""
-        raise UserError(f"{folder}: no {STUDY_FILE} here: give the folder that `trustcxr study --out` wrote{hint}")
+        raise UserError(f"{folder}: no {STUDY_FILE} here: {_GIVE_STUDY}{hint}")
     return folder
 
 
 def check_model(model: str | Path) -> None:
-    """UserError where nothing is at the place of a model to examine: a run's folder, a model file, a model's own file.
+    """Raise UserError if a model to examine does not exist: a run's folder, a model file, or the model's own file.
 
-    What names code (module:function) or has a suffix of its own is left to whoever loads it.
+    Code (module:function) and files with other suffixes are left to the loader.
     """
     path = Path(model)
     if path.is_dir():
@@ -163,14 +138,14 @@ def check_model(model: str | Path) -> None:
 
 
 def check_audit(folder: Path) -> Path:
-    """The folder itself; UserError where no audit was written into it."""
+    """Return the folder. Raises UserError if it holds no audit."""
     if not (folder / AUDIT_FILE).is_file():
         raise UserError(f"{folder}: no {AUDIT_FILE} here; run `trustcxr audit` with this folder as --out first")
     return folder
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """Return the versions that a result depends on."""
     found = {"trustcxr": __version__, "python": platform.python_version()}
     for package in ("torch", "timm", "pytorch-lightning", "numpy"):
         try:
@@ -178,11 +153,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def make_unless_there(path: Path, make: Callable[[], object]) -> bool:
-    """Call `make` unless the file that it ends with is there; True where it was called."""
-    if path.is_file():
-        return False
-    make()
-    return True

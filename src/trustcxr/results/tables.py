@@ -17,7 +17,7 @@ Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, 
 CLEAN = "clean"
 RIGHT_SHARE = "right_share"  # the column with the share of draws that are right, of a model that answers at random
 FILMS = "data"  # the column with the fingerprint of the films that a row is of
-_ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "logits")  # columns of every version's tables
+_ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "steps", "severity", "logits")
 _NUMBERS = ("label", "epsilon", "steps", "severity")
 
 
@@ -27,8 +27,8 @@ def logits_of(table: "pd.DataFrame") -> Floats:
 
 
 def severities(predictions: "pd.DataFrame") -> Any:
-    """The severity of each row's corruption, 0 where there is none; tables from before corruptions have none."""
-    return predictions["severity"].fillna(0) if "severity" in predictions else predictions["epsilon"] * 0
+    """Return the severity of each row's corruption, 0 if it has none."""
+    return predictions["severity"].fillna(0)
 
 
 def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":
@@ -44,10 +44,8 @@ def right(rows: "pd.DataFrame") -> NDArray[np.bool_]:
 
 
 def conditions_of(table: "pd.DataFrame") -> list[Condition]:
-    """The condition of every row; tables of 0.1 may lack steps and severity, which are then 0."""
-    count = len(table)
-    columns: list[Any] = [table["attack"], table["epsilon"]]
-    columns += [table[name].fillna(0) if name in table else [0] * count for name in ("steps", "severity")]
+    """Return the condition of every row."""
+    columns = (table["attack"], table["epsilon"], table["steps"].fillna(0), table["severity"].fillna(0))
     return [(str(a), float(e), int(s), int(v)) for a, e, s, v in zip(*columns, strict=True)]
 
 
@@ -61,8 +59,6 @@ def merged(before: "pd.DataFrame | None", after: "pd.DataFrame") -> "pd.DataFram
     kept = before[[condition not in again for condition in conditions_of(before)]]
     if kept.empty:
         return after
-    for name in ("steps", "severity"):
-        kept = kept.assign(**{name: kept[name].fillna(0).astype(int) if name in kept else 0})
     clean = after["attack"] == CLEAN
     columns = [*after.columns, *(name for name in kept.columns if name not in after.columns)]
     parts = [part.reindex(columns=columns) for part in (after[clean], kept, after[~clean]) if len(part)]
@@ -81,12 +77,8 @@ def without_views(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def same_films(table: "pd.DataFrame", films: Any) -> bool:
-    """Whether predictions are of these films (a Dataset): by its fingerprint, in tables of 0.1 by names and classes."""
-    if FILMS in table and table[FILMS].notna().all():
-        return set(table[FILMS]) == {films.fingerprint}
-    clean = table[table["attack"] == CLEAN]
-    there = set(zip(clean["sample_id"], clean["class"], strict=True))
-    return there == set(zip(films.sample_ids, films.table["class"], strict=True))
+    """Return whether predictions are of these images (a Dataset), by its fingerprint."""
+    return FILMS in table and set(table[FILMS]) == {films.fingerprint}
 
 
 def refuse_damaged(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:

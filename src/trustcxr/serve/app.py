@@ -11,15 +11,14 @@ from typing import cast, get_args
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
 from trustcxr.about import NOTICE, __version__
-from trustcxr.serve import answers, shell, uploads
-from trustcxr.serve.doors import Doors, problem
-from trustcxr.serve.limits import RETRY_AFTER, Limits
-from trustcxr.serve.measures import Measures
+from trustcxr.serve import answers, uploads
+from trustcxr.serve.doors import Doors, problem, show, tell_faults
 from trustcxr.serve.pool import Pool
-from trustcxr.serve.worker import PNG, Asked, Kind, Part, Reply
+from trustcxr.serve.worker import PNG, RETRY_AFTER, Asked, Kind, Limits, Part, Reply
 
 _HERE = "trustcxr.serve"
 PAGE = {"/": (_HERE, "index.html", "text/html"), "/page.css": (_HERE, "page.css", "text/css")}
@@ -27,6 +26,30 @@ PAGE |= {"/page.js": (_HERE, "page.js", "text/javascript"), "/icon.svg": (_HERE,
 _HIGHEST = 0.3
 _CODES = {404: "not-found", 405: "wrong-method"}
 _PROBLEMS = (400, 401, 403, 408, 413, 415, 421, 422, 500, 503)
+
+
+class Measures:
+    """Count requests for Prometheus; nothing of any film or person is among it."""
+
+    def __init__(self) -> None:
+        times = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("trustcxr_requests", "Requests by route and status.", ["route", "status"], registry=own)
+        self.seconds = Histogram(
+            "trustcxr_seconds", "Seconds to answer, by route.", ["route"], buckets=times, registry=own
+        )
+        self.inside = Gauge("trustcxr_inside", "Requests that are answered or wait.", registry=own)
+        self.workers = Gauge("trustcxr_workers", "Workers that can answer.", registry=own)
+        self.restarts = Gauge("trustcxr_worker_restarts", "Workers that were replaced.", registry=own)
+
+    def done(self, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class House:
@@ -105,8 +128,8 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
     )
     _films(app, house)
     _about(app, house)
-    shell.show(app, PAGE)
-    shell.tell_faults(app)
+    show(app, PAGE)
+    tell_faults(app)
     app.add_exception_handler(HTTPException, _http)
     app.add_middleware(Doors, token=token, hosts=hosts)
     return app

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trustcxr.console import say
 from trustcxr.data.images.dicom import FILMS, INSTALL
 from trustcxr.errors import UserError
-from trustcxr.serve.limits import Limits
-from trustcxr.serve.worker import Asked, Reply, Worker
+from trustcxr.serve.worker import Asked, Limits, Reply, Worker
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -1,10 +1,13 @@
-"""Who may come in, and what every answer says to the browser."""
+"""Check hosts, origins and tokens, add security headers, show the files of a page (`serve` and `reader`)."""
 
 import hmac
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from importlib.resources import files
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +28,7 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
     "cache-control": "no-store",
 }
+Page = Mapping[str, tuple[str, str, str]]  # by route: a package, a file in its folder `page`, the media type
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _BEHIND_TOKEN = ("/api/", "/metrics")
 
@@ -101,3 +105,31 @@ def _name(url: str) -> str:
         return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""
+
+
+def show(app: FastAPI, page: Page) -> None:
+    """Add the files of a page, read once; no path of a request ever touches the disk."""
+
+    def route(content: bytes, media: str) -> Callable[[], Response]:
+        def shown() -> Response:
+            return Response(content, media_type=media)
+
+        return shown
+
+    for path, (package, name, media) in page.items():
+        content = (files(package) / "page" / name).read_bytes()
+        app.add_api_route(path, route(content, media), include_in_schema=False)
+
+
+def tell_faults(app: FastAPI) -> None:
+    """Answer what is not as the schema says, and faults of the program, as `problem` does."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+
+
+async def _invalid(_: Request, __: Exception) -> Response:
+    return problem(422, "invalid", "the request is not as /openapi.json says")
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return problem(500, "fault", "a fault of the program")

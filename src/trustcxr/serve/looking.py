@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import nn
+from torch import Tensor, nn
 
 from trustcxr import explain
 from trustcxr.about import NOTICE
@@ -77,7 +77,7 @@ def changed(ready: Ready, film: one_image.Film) -> answers.Changed:
     """The smallest perturbation found that changes the answer, and corruptions: the other part."""
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    ((predicted, _),) = closer_look.answers(run, pixels)
+    ((predicted, _),) = one_image.answers(run, pixels)
     return answers.Changed(
         perturbation=_flip(run, closer_look.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)),
         tried_up_to=closer_look.HIGHEST,
@@ -90,9 +90,7 @@ def heatmap(ready: Ready, film: one_image.Film, *, method: str) -> bytes:
     name = lookup({name: name for name in ready.methods}, "saliency method", method)
     run = ready.run
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    saliency = explain.method(name)(ready.run.model, pixels, None)[0].float().cpu().numpy()
-    picture = heatmap_files.overlay(film.pixels, saliency[squares.on_film(run.size, film.pixels.shape, run.resize)])
-    heatmap_files.write_notice(picture)
+    picture = _overlay(run, film, film.pixels, explain.method(name)(run.model, pixels, None))
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
     picture.save(file, "PNG", pnginfo=info, compress_level=3)
@@ -106,26 +104,40 @@ def as_dicom(ready: Ready, data: bytes, film: one_image.Film, *, epsilon: float)
     """
     if (why := dicom.not_a_film(data)) is not None:
         raise grey.UnreadableImage(why)
-    found = one_image.answer(ready.run, film.pixels, epsilon=epsilon, searched=ready.searched)
-    found.run = ready.name
-    one_image.doubt(found, ready.run, ready.known, film)
     run = ready.run
+    found = one_image.answer(run, film.pixels, epsilon=epsilon, searched=ready.searched)
+    found.run = ready.name
+    one_image.doubt(found, run, ready.known, film)
     pixels = one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
-    predicted = ready.run.classes.index(found.predicted)
-    saliency = explain.grad_cam(ready.run.model, pixels, predicted)[0].float().cpu().numpy()
+    predicted = run.classes.index(found.predicted)
     small = Image.fromarray(film.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    on_film = saliency[squares.on_film(run.size, film.pixels.shape, run.resize)]
-    picture = heatmap_files.overlay(np.asarray(small), on_film)
-    heatmap_files.write_notice(picture)
+    picture = _overlay(run, film, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
         return dicom_answers.packed(dicom_answers.of(data, found, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise grey.UnreadableImage(f"no DICOM answer: {problem}") from None
 
 
+def _as_input(run: Run, film: one_image.Film) -> Tensor:
+    return one_image.as_input(film.pixels, run.size, run.resize).to(run.device)
+
+
+def _overlay(run: Run, film: one_image.Film, shown: np.ndarray, saliency: Tensor) -> Image.Image:
+    """Draw a map (1, H, W) over the film as it is shown, with the notice."""
+    on_film = squares.on_film(run.size, film.pixels.shape, run.resize)
+    picture = heatmap_files.overlay(shown, saliency[0].float().cpu().numpy()[on_film])
+    heatmap_files.write_notice(picture)
+    return picture
+
+
 def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -> dict[str, object]:
     one_image.doubt(found, ready.run, ready.known, film)
+    familiar = None
+    if ready.known is not None and found.rarer_than is not None:
+        familiar = answers.Familiar(
+            rarer_than=found.rarer_than, accepted=familiarity.ACCEPTED, validated=len(ready.known.scores)
+        )
     ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
     return {
         "run": ready.name,
@@ -134,23 +146,15 @@ def _said(ready: Ready, film: one_image.Film, found: FilmAnswer, since: float) -
         "calibrated": bool(found.calibrated),
         "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
         "warnings": [*found.warnings, *([found.border] if found.border else []), *([] if ready.known else [UNKNOWN])],
-        "familiarity": _familiar(ready.known, found),
+        "familiarity": familiar,
         "epsilon": found.epsilon,
         "survives": [answers.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
         "seconds": round(time.monotonic() - since, 3),
     }
 
 
-def _familiar(known: Familiarity | None, found: FilmAnswer) -> answers.Familiar | None:
-    if known is None or found.rarer_than is None:
-        return None
-    accepted = familiarity.ACCEPTED
-    return answers.Familiar(rarer_than=found.rarer_than, accepted=accepted, validated=len(known.scores))
-
-
 def _map(run: Run, found: closer_look.Map, film: one_image.Film) -> answers.SaliencyMap:
     shown = squares.on_film(run.size, film.pixels.shape, run.resize)
-
     measured = run.metrics.saliency.get(found.method) if run.metrics else None
     beside = [
         answers.ControlMap(

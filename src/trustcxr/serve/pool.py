@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trustcxr.errors import UserError
-from trustcxr.serve.limits import Limits
-from trustcxr.serve.worker import OVERLOADED, Asked, Known, Reply, Worker
+from trustcxr.serve.worker import OVERLOADED, Asked, Known, Limits, Reply, Worker
 
 _AGAIN = 5.0  # seconds until a worker that could not be started is tried again
 

@@ -1,5 +1,6 @@
 """From a command to a server that listens: the address, the token, the link."""
 
+import asyncio
 import os
 import secrets
 import socket
@@ -13,12 +14,13 @@ from urllib.parse import quote
 from trustcxr.console import say
 from trustcxr.errors import UserError
 from trustcxr.results import folders
-from trustcxr.serve.limits import Limits
+from trustcxr.serve.worker import Limits
 
 if TYPE_CHECKING:
     import uvicorn
 
     from trustcxr.serve import dicom_node
+    from trustcxr.serve.pool import Pool
 
 INSTALL = "pip install '.[serve]'"
 TOKEN = "TRUSTCXR_TOKEN"
@@ -68,7 +70,7 @@ def serve(
         house = app.build(pool, pool.limits, token=token, hosts=doors.local_names(host) if local else None)
         if dicom is not None:
             stack.enter_context(dicom_node.listening(runs[0], dicom, pool.limits))
-        _run(_server(house), pool, listener, where)
+        asyncio.run(_serving(_server(house), pool, listener, where))
 
 
 def _chosen() -> str | None:
@@ -102,19 +104,7 @@ def _server(house: Any) -> "uvicorn.Server":
     return uvicorn.Server(config)
 
 
-def _run(server: object, pool: object, listener: socket.socket, where: Address) -> None:
-    import asyncio
-
-    asyncio.run(_serving(server, pool, listener, where))
-
-
-async def _serving(server: object, pool: object, listener: socket.socket, where: Address) -> None:
-    import uvicorn
-
-    from trustcxr.serve.pool import Pool
-
-    assert isinstance(server, uvicorn.Server)
-    assert isinstance(pool, Pool)
+async def _serving(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, where: Address) -> None:
     say(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
     try:
         await pool.start()

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from trustcxr.serve.limits import Limits
+from trustcxr.serve.worker import Limits
 
 _FIELD_BYTES = 1024
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells the log what a broken form holds

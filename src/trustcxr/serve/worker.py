@@ -10,19 +10,44 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from trustcxr.serve.limits import Limits
-
 if TYPE_CHECKING:
+    from trustcxr.explain.one_image import Film
     from trustcxr.serve.looking import Ready
 
 Kind = Literal["predict", "examine", "heatmap", "dicom"]
 Part = Literal["seen", "changed"]  # of "examine", which two workers share
 JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
+RETRY_AFTER = 2  # seconds after which one who was turned away may come again
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bound what one request may take, and what all may take together.
+
+    most_bytes: of an upload. upload, reading, answer: seconds that sending a film, decoding it and answering may take;
+    queue: that it may wait for a worker.
+    workers: processes that answer, each with the runs in memory; waiting: requests that may wait for them. memory:
+    bytes that a worker may take beyond what it starts with.
+    """
+
+    most_bytes: int = 64 << 20
+    upload: float = 30.0
+    reading: float = 20.0
+    answer: float = 300.0  # long: to end a worker because the machine is busy would make it busier
+    queue: float = 60.0
+    workers: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 4)))
+    waiting: int = 6
+    memory: int = 3 << 30
+
+    @property
+    def at_once(self) -> int:
+        """The most concurrent requests: those that are answered, and those that wait."""
+        return self.workers + self.waiting
 
 
 @dataclass(frozen=True)
@@ -194,11 +219,9 @@ def _answer(connection: Connection, asked: Asked, served: "list[Ready]") -> None
     connection.send(reply)
 
 
-def _of_film(asked: Asked, ready: "Ready", film: object, since: float) -> Reply:
-    from trustcxr.explain.one_image import Film
+def _of_film(asked: Asked, ready: "Ready", film: "Film", since: float) -> Reply:
     from trustcxr.serve import looking
 
-    assert isinstance(film, Film)
     if asked.kind == "dicom":
         return Reply(200, looking.as_dicom(ready, asked.data, film, epsilon=asked.epsilon), DICOM)
     if asked.kind == "heatmap":

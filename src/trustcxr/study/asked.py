@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
-from trustcxr.recipes import effect
-from trustcxr.recipes.run import RunRecipe, check_splits
+from trustcxr.errors import UserError
+from trustcxr.recipes.run import RunRecipe, check_splits, check_unused
 from trustcxr.recipes.testing import CorruptionsRecipe
 from trustcxr.recipes.validation import assign, validate
 
@@ -50,7 +50,10 @@ def recipe(
     zoo.architectures(made.model.name)
     defences.get(made.defence.name)
     check_splits(made.data.splits)
-    effect.check([made], "options")
+    try:
+        check_unused([made.training])
+    except UserError as problem:
+        raise UserError(f"options: {problem}") from None
     return made
 
 

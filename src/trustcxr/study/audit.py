@@ -18,10 +18,10 @@ from trustcxr.recipes.exam import ExamRecipe, load_exam
 from trustcxr.recipes.run import Listing
 from trustcxr.results import files, folders
 from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import AuditDocument, AuditedModel, read
+from trustcxr.results.documents import AuditDocument, read
 from trustcxr.results.locks import LOCK_FILE, holding
-from trustcxr.study import audit_measures, audit_stages
-from trustcxr.study.audit_data import at_the_door, open_films
+from trustcxr.study import audit_measures
+from trustcxr.study.audit_data import Films, at_the_door, open_films
 from trustcxr.study.audited import Audit, about, is_another, refuse_held
 from trustcxr.study.films import refuse_films
 
@@ -52,45 +52,46 @@ def audit(
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
     refuse_films(out, Path(data))
-    _refuse_another(out, subject, exam)
+    refuse_held(out, {"results of a run": folders.METRICS_FILE})
+    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS, LOCK_FILE))
     films = open_films(subject, data, split, labels, listing)
-    findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
-    handed = None if adversarial is None else handed_in.read(adversarial, films.examined, findings)
-    if handed is not None and subject.model is None:
-        raise UserError(f"{adversarial}: only scores of {subject.name} were given, so adversarial images say nothing")
-    if handed is not None:
-        handed_in.check_radius(handed, exam)
-    whole = Audit(subject, films, exam, handed)
+    whole = Audit(subject, films, exam, None if adversarial is None else _submitted(adversarial, subject, films, exam))
     key, path = whole.key, out / folders.AUDIT_FILE
     with holding(out):
-        if path.is_file() and (before := read(AuditDocument, path)).examination == key:
+        document = read(AuditDocument, path) if path.is_file() else None
+        if document is not None and document.examination == key:
             say(f"{out}: already examined")
-            shutil.rmtree(out / PARTS, ignore_errors=True)  # killed before they were removed
-            return _known_by_files(before, whole, path)
-        _refuse_other_films(path, whole)
-        document = _document(whole, out, key)
-        files.write_json(path, document)
+        else:
+            if document is not None:
+                _check_same(document, whole, out)
+                say(f"{out}: model, data or options changed: examined again")
+            document = _document(whole, out, key)
+            files.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
 
 
-def _refuse_other_films(path: Path, whole: Audit) -> None:
-    """UserError where an audit that is there is of another data set; of the same, changed since, it is made anew."""
-    if not path.is_file():
-        return
-    before, now = read(AuditDocument, path).data, whole.data(None)
-    if before.name not in ("", now.name) and not before.same_images(now):
-        raise UserError(f"{path.parent}: holds the audit on {before.name}, not on {now.name}; choose another --out")
-    say(f"{path.parent}: the model, the films or what is asked are others since: examined anew")
+def _submitted(path: Path, subject: Subject, films: Films, exam: ExamRecipe) -> handed_in.Images:
+    """Read adversarial images that somebody made; UserError if they say nothing of this model or examination."""
+    findings = subject.classes if isinstance(subject, Given) and subject.kind == "sigmoid" else ()
+    handed = handed_in.read(path, films.examined, findings)
+    if subject.model is None:
+        raise UserError(f"{path}: only scores of {subject.name} were given, so adversarial images say nothing")
+    handed_in.check_radius(handed, exam)
+    return handed
 
 
-def _known_by_files(before: AuditDocument, whole: Audit, path: Path) -> AuditDocument:
-    """An earlier audit of the same pixels, with the checksums of the films' files as they are now, written if new."""
-    now = whole.data(before.data.n)
-    if (now.files, now.lungs) != (before.data.files, before.data.lungs):
-        before.data = now
-        files.write_json(path, before)
-    return before
+def _check_same(before: AuditDocument, whole: Audit, out: Path) -> None:
+    """Raise UserError if a folder's audit is of another model or data, or a whole one that a part would replace."""
+    held, now = "", whole.data(None)
+    if is_another(before.model, whole.subject):
+        held = f"the audit of another model, {before.model.name}"
+    elif before.data.name != now.name and not before.data.same_images(now):
+        held = f"the audit on {before.data.name}, not on {now.name}"
+    elif whole.exam.version is None and before.protocol is not None:
+        held = f"a whole examination by {before.protocol}, which one with --attack or --epsilon would replace"
+    if held:
+        raise UserError(f"{out}: holds {held}; choose another --out")
 
 
 def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
@@ -109,23 +110,6 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     return load_model(model, trust_code=trust_code)
 
 
-def _refuse_another(out: Path, subject: Subject, exam: ExamRecipe) -> None:
-    """UserError where `out` holds anything but an earlier audit of this model, or a whole one and this is a part."""
-    refuse_held(out, {"results of a run": folders.METRICS_FILE})
-    folders.refuse_foreign(out, _WRITTEN, (folders.AUDIT_FILE, PARTS, LOCK_FILE))
-    path = out / folders.AUDIT_FILE
-    if not path.is_file():
-        return
-    document = read(AuditDocument, path)
-    if is_another(before := document.model, subject):
-        raise UserError(f"{out}: holds the audit of another model, {before.name or before.path}; choose another --out")
-    if exam.version is None and document.protocol is not None:
-        raise UserError(
-            f"{out}: holds a whole examination by {document.protocol}, which one with --attack or --epsilon would "
-            "replace; choose another --out"
-        )
-
-
 def _is_bare(model: str) -> bool:
     """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
     suffix = Path(model).suffix
@@ -136,15 +120,12 @@ def _is_bare(model: str) -> bool:
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
     shown, labels = at_the_door(dataset, exam.gate.films, subject.device)
-    say(f"{subject.name}: {audit_stages.GATE}, on {len(shown)} images; what it finds says what follows")
     door = examine_at_the_door(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
-    whole.stages.plan = audit_stages.planned(whole, door)
-    sigmoids = isinstance(subject, Given) and subject.kind == "sigmoid"
-    examine = audit_measures.of_findings if sigmoids else audit_measures.classes
+    examine = audit_measures.of_findings if whole.of_findings else audit_measures.classes
     measured = examine(whole, door, shown, out / PARTS / key)
     document = AuditDocument.of(
         measured.figures,
-        model=AuditedModel.model_validate(about(door.subject or subject)),
+        model=about(door.subject or subject),
         protocol=exam.version,
         data=whole.data(measured.films),
         examination=key,
@@ -158,11 +139,13 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     checks += reliance.compared(document)
     document.gate = [check.document() for check in checks]
     document.unreliable, document.because = reliance.verdict(document, checks, door)
-    files.write_table(out / folders.PREDICTIONS_FILE, measured.table)
-    if measured.aimed is not None:
-        files.write_table(out / folders.AIMED_FILE, measured.aimed)
-    if measured.validation is not None:
-        files.write_table(out / folders.VALIDATION_FILE, measured.validation)
+    (out / folders.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
+    tables = (measured.table, measured.aimed, measured.validation)
+    for name, table in zip(
+        (folders.PREDICTIONS_FILE, folders.AIMED_FILE, folders.VALIDATION_FILE), tables, strict=True
+    ):
+        if table is not None:
+            files.write_table(out / name, table)
     return document
 
 
@@ -179,10 +162,8 @@ def _on_all_films(asked: Sequence[Check], measured: Sequence[Check]) -> list[Che
 
 def _surrogate(whole: Audit, door: Door, shown: int) -> list[Check]:
     """What a surrogate learned from, where one was made."""
-    asked = whole.exam.attacks if door.gradients else whole.exam.without_gradients
-    if door.traits is None or not any(attack.name == WORST_CASE for attack in asked):
-        return []
-    if not needs_surrogate(door.traits, door.gradients):
+    asked = any(attack.name == WORST_CASE for attack in whole.attacks(gradients=door.gradients))
+    if door.traits is None or not asked or not needs_surrogate(door.traits, door.gradients):
         return []
     text = "a surrogate, whose adversarial images are tried on the model, learned to answer as it does from "
     if (taught := whole.films.taught) is not None:

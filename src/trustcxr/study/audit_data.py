@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,15 +79,14 @@ def open_films(
 
     Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
     """
-    resize, splits, renamed = "squeeze", Splits(), dict(labels or {})
-    of_run: Listing | None = None
+    renamed, refit = dict(labels or {}), False
+    resize: str
     if isinstance(subject, Run):
         recipe = subject.trained_by.data
         resize, splits, renamed = recipe.resize, recipe.splits, renamed or dict(recipe.labels)
-        of_run = recipe.listing()
+        manifest, refit = manifest_of(data, listing, recipe.listing()), subject.trained_by.training.refit
     else:
-        resize = subject.input.resize
-    manifest = manifest_of(data, listing, of_run)
+        resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
     if isinstance(subject, Given) and subject.kind == "sigmoid":
         manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
@@ -94,15 +94,16 @@ def open_films(
     undivided = manifest.splits == (NO_SPLIT,)
     own = undivided and isinstance(subject, Run) and trained_on(subject) == manifest.root.name
     wanted = split or (splits.test if splits.test in manifest.splits or own else None)
-    examined = _loaded(manifest, wanted, subject, classes, resize, renamed)
+    load = partial(load_dataset, manifest, size=subject.size, classes=classes, resize=resize, labels=renamed or None)
+    examined = load(wanted)
     say_reading(examined, set())
     report_skipped(examined)
     validation = training = None
-    if _has(manifest, splits.val, wanted) and not (isinstance(subject, Run) and subject.trained_by.training.refit):
-        validation = _loaded(manifest, splits.val, subject, classes, resize, renamed)
+    if _has(manifest, splits.val, wanted) and not refit:
+        validation = load(splits.val)
     if _has(manifest, splits.train, wanted) and subject.model is not None:
         with suppress(UserError):  # no image of it is readable
-            training = _loaded(manifest, splits.train, subject, classes, resize, renamed)
+            training = load(splits.train)
     taught = None if training is None else _taught(training, examined)
     return Films(examined, validation, taught, _shared(manifest), of_validation=wanted == splits.val)
 
@@ -126,17 +127,6 @@ def trained_on(run: Run) -> str:
     return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
 
 
-def _loaded(
-    manifest: Manifest,
-    split: str | None,
-    subject: Subject,
-    classes: tuple[str, ...] | None,
-    resize: str,
-    labels: Mapping[str, str | None],
-) -> Dataset:
-    return load_dataset(manifest, split, subject.size, classes=classes, resize=resize, labels=labels or None)
-
-
 def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Films for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
     labels = np.asarray(dataset.labels)
@@ -147,17 +137,17 @@ def at_the_door(dataset: Dataset, count: int, device: torch.device) -> tuple[Ten
 def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
     """The rows of `count` films, the classes in turn as far as they reach, the same each time."""
     random = np.random.default_rng(0)
-    turns = [(turn, k, i) for k in np.unique(labels) for turn, i in enumerate(random.permutation(_where(labels, k)))]
+    turns = [
+        (turn, k, i)
+        for k in np.unique(labels)
+        for turn, i in enumerate(random.permutation(np.flatnonzero(labels == k)))
+    ]
     return np.array([i for _, _, i in sorted(turns)[:count]])
 
 
 def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
     """Some films, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
-
-
-def _where(labels: np.ndarray, label: int) -> np.ndarray:
-    return np.flatnonzero(labels == label)
 
 
 def scored(subject: Given, dataset: Dataset, shared: frozenset[str] = frozenset()) -> tuple[pd.DataFrame, list[Check]]:

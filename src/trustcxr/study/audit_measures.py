@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,9 @@ from torch import Tensor, nn
 from trustcxr.attacks.stand_ins import look
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import class_decisions, declared_findings, findings, handed_in, operating_points, subgroups
+from trustcxr.evaluation import class_decisions, declared, findings, handed_in, operating_points, subgroups
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.declared import ENOUGH, check_order
 from trustcxr.evaluation.door import LOOKED_AT, Check, Door, declaration_check
 from trustcxr.evaluation.draws import OverDraws
 from trustcxr.evaluation.given import Examined, Subject
@@ -22,9 +22,9 @@ from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.summary import describe
 from trustcxr.models.adapters import Given
 from trustcxr.models.untouched import undisturbed
+from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.results.documents import Division, Finding, HandedIn, OperatingPoint, RunDocument
 from trustcxr.results.tables import CLEAN, RIGHT_SHARE, logits_of
-from trustcxr.study import audit_stages
 from trustcxr.study.audit_data import Films, pixels_of, scored
 from trustcxr.study.audited import Audit
 
@@ -61,18 +61,17 @@ def classes(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
         checks = [*checks, _declared_classes(subject, table)]
         validation = _scored_too(subject, whole.films)
     else:
-        whole.stages.begin(audit_stages.CONDITIONS)
-        table = _predicted(examined, whole, door, shown, parts)
+        assert door.traits is not None  # of every model that can be asked
+        attacks = whole.attacks(gradients=door.gradients)
+        runner = CarriedOut(door.model, door.traits, door.gradients, shown, taught=whole.taught).ready(attacks)
+        table = _predict(whole, examined, attacks=attacks, corruptions=exam.corruptions, carry_out=runner, parts=parts)
         checks = [check for check in [_declared_classes(subject, table)] if check.remedied]
-        held = whole.films.validation
-        whole.stages.begin(audit_stages.VALIDATION)
-        validation = None if held is None else evaluation.predict(examined, held, views=False, at_once=whole.at_once)
+        validation = _predict_validation(whole, examined)
     table, handed = _worse(whole, table, model)
     table = with_columns(table, whole.dataset)
     given = subject.output.thresholds if isinstance(subject, Given) else None
     thresholds = operating_points.choose(validation, subject.classes, given)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
-    whole.stages.begin(audit_stages.FIGURES)
     points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
@@ -88,11 +87,11 @@ def _declared_classes(subject: Subject, table: pd.DataFrame) -> Check:
     The door has asked a model about some; of a table of scores this is all that can be asked.
     """
     clean = table[(table["attack"] == CLEAN).to_numpy()]
-    if len(clean) < ENOUGH:
+    if len(clean) < declared.ENOUGH:
         return Check("declaration", None, f"{len(clean)} films are too few to tell a wrong order of the classes")
     answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
     file = _file_of(subject) if isinstance(subject, Given) and subject.model is None else None
-    return declaration_check(check_order(subject.classes, answers, labels, table=file), len(clean))
+    return declaration_check(declared.check_order(subject.classes, answers, labels, table=file), len(clean))
 
 
 def _file_of(subject: Given) -> str:
@@ -122,56 +121,64 @@ def _scored_too(subject: Given, films: Films) -> pd.DataFrame | None:
         return None
 
 
-def _predicted(examined: Examined, whole: Audit, door: Door, films: Tensor, parts: Path) -> pd.DataFrame:
-    exam = whole.exam
-    assert door.model is not None
-    assert door.traits is not None  # of every model that can be asked
-    attacks = exam.attacks if door.gradients else exam.without_gradients
-    return evaluation.predict(
-        examined,
-        whole.dataset,
-        attacks,
-        corruptions=exam.corruptions,
-        batch_size=exam.batch_size,
-        carry_out=CarriedOut(door.model, door.traits, door.gradients, films, taught=whole.taught).ready(attacks),
-        parts=parts,
-        at_once=whole.at_once,
-    )
+def _predict(
+    whole: Audit,
+    examined: Examined,
+    *,
+    data: Dataset | None = None,
+    attacks: Sequence[AttackRecipe] = (),
+    **options: Any,
+) -> pd.DataFrame:
+    """Predict the images of the examination (or other `data`), in its batches."""
+    images = whole.dataset if data is None else data
+    options |= {"batch_size": whole.exam.batch_size, "at_once": whole.at_once}
+    return evaluation.predict(examined, images, attacks, **options)
+
+
+def _predict_validation(whole: Audit, examined: Examined) -> pd.DataFrame | None:
+    """Predict the validation images as they are; None if the data have none."""
+    held, title = whole.films.validation, f"evaluating {examined.name} for its thresholds"
+    if held is None:
+        return None
+    return evaluation.predict(examined, held, views=False, at_once=whole.at_once, title=title)
+
+
+def _runner(
+    whole: Audit, door: Door, decision: nn.Module, shown: Tensor, attacks: Sequence[AttackRecipe]
+) -> CarriedOut:
+    """Make these attacks ready for one decision: climbs go on where it has turned."""
+    traits = look(decision, shown[:LOOKED_AT], random=door.random)
+    runner = CarriedOut(decision, traits, door.gradients, shown, whole_climb=True, taught=whole.taught)
+    return runner.ready(attacks)
 
 
 def _aimed(
-    examined: Examined,
-    whole: Audit,
-    door: Door,
-    thresholds: Mapping[str, Threshold],
-    films: Tensor,
-    parts: Path,
+    examined: Examined, whole: Audit, door: Door, thresholds: Mapping[str, Threshold], shown: Tensor, parts: Path
 ) -> pd.DataFrame | None:
     """Predictions under attacks on each class at its threshold; None where worst-case is not asked for."""
-    exam, pieces = whole.exam, []
-    asked = exam.attacks if door.gradients else exam.without_gradients
-    attacks = class_decisions.attacks(asked, gradients=door.gradients)
+    attacks = class_decisions.attacks(whole.attacks(gradients=door.gradients), gradients=door.gradients)
     if door.model is None or not attacks:
         return None
-    for place in class_decisions.places(len(examined.classes)):
-        name, kept = examined.classes[place], parts / f"class{place}"
-        whole.stages.begin(audit_stages.at_threshold(name), timed=not kept.exists())
+    pieces, places = [], class_decisions.places(len(examined.classes))
+    for place in places:
+        name = examined.classes[place]
         decision = class_decisions.decision(door.model, place, thresholds[name])
-        traits = look(decision, films[:LOOKED_AT], random=door.random)
-        carried = CarriedOut(decision, traits, door.gradients, films, whole_climb=True, taught=whole.taught)
-        table = evaluation.predict(
+        table = _predict(
+            whole,
             examined,
-            whole.dataset,
-            attacks,
+            attacks=attacks,
             views=False,
             clean=False,
-            batch_size=exam.batch_size,
-            carry_out=class_decisions.against(carried.ready(attacks), place),
-            parts=kept,
-            at_once=whole.at_once,
+            carry_out=class_decisions.against(_runner(whole, door, decision, shown, attacks), place),
+            parts=parts / f"class{place}",
+            title=_title(name, place, len(places)),
         )
         pieces.append(table.assign(aimed_at=name))
     return pd.concat(pieces, ignore_index=True)
+
+
+def _title(name: str, place: int, count: int) -> str:
+    return f"attacks on {name} at its threshold ({place + 1} of {count})"
 
 
 def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measured:
@@ -188,7 +195,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
     handed: list[HandedIn] = []
     points: list[OperatingPoint] = []
     for place, name in enumerate(names):
-        threshold = threshold_of(subject, place, held, whole.films.unchosen)
+        threshold = findings.threshold_of(subject.output, place, held, whole.films.unchosen)
         labels = truth[:, place]
         found = _about_finding(name, labels[answered], threshold)
         judged.append(found)
@@ -198,11 +205,7 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         by_film = dict(zip(whole.dataset.sample_ids, labels, strict=True))
         table = findings.as_decisions(answers, name, place, threshold.value, by_film)
         if door.model is not None:
-            decision = findings.Decision(door.model, place, threshold.value)
-            judge = OverDraws(decision) if door.random else decision
-            kept = parts / f"finding{place}"
-            whole.stages.begin(audit_stages.at_threshold(name), timed=not kept.exists())
-            attacked = _attacked(whole, door, (decision, judge), labels, shown, kept)
+            attacked, judge = _attacked(whole, door, place, threshold.value, labels, shown, parts)
             table = pd.concat([table, findings.marked(attacked, name, threshold.value)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
@@ -215,14 +218,13 @@ def of_findings(whole: Audit, door: Door, shown: Tensor, parts: Path) -> Measure
         )
     if whole.handed is not None and not handed:
         raise UserError(f"{whole.handed.path}: holds no image of a finding that is judged on these films")
-    whole.stages.begin(audit_stages.FIGURES)
     table = with_columns(pd.concat(pieces, ignore_index=True), whole.dataset, names)
     examined = Examined(subject.name, door.model or nn.Identity(), findings.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
     divisions = _divisions(whole, table, findings.STATES, names)
-    declared = _declared(whole, door, answers, truth, judged)
-    checks = [*checks, _declaration(points, declared, door), _above_constant(points)]
+    remedies = _remedies(whole, door, answers, truth, judged)
+    checks = [*checks, _declaration(points, remedies, door), _above_constant(points)]
     count = int(answered.sum())
     return Measured(table, None, figures, points, divisions, judged, checks, handed, films=count)
 
@@ -237,27 +239,15 @@ def _worse(whole: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.Data
 
 def _answers(whole: Audit, door: Door, parts: Path) -> tuple[pd.DataFrame, pd.DataFrame | None, list[Check]]:
     """Logits of all findings, clean and corrupted; those of validation images; what was checked of given scores."""
-    subject, exam, held = whole.subject, whole.exam, whole.films.validation
+    subject = whole.subject
     assert isinstance(subject, Given)
     if door.model is None:
         table, checks = scored(subject, whole.dataset, whole.films.shared)
         return table, _scored_too(subject, whole.films), checks
     asked = Examined(subject.name, door.judged or door.model, subject.classes, subject.device)
-    whole.stages.begin(audit_stages.WITHOUT_ATTACKS)
-    table = evaluation.predict(
-        asked,
-        whole.dataset,
-        corruptions=exam.corruptions,
-        views=False,
-        batch_size=exam.batch_size,
-        parts=parts / "all",
-        at_once=whole.at_once,
-    )
+    table = _predict(whole, asked, corruptions=whole.exam.corruptions, views=False, parts=parts / "all")
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # it is of the highest class, and there is none
-    if held is None:
-        return table, None, []
-    whole.stages.begin(audit_stages.VALIDATION)
-    return table, evaluation.predict(asked, held, views=False, at_once=whole.at_once), []
+    return table, _predict_validation(whole, asked), []
 
 
 def answers_known(
@@ -268,22 +258,6 @@ def answers_known(
         return None
     truth = dict(zip(validation.sample_ids, findings.known(validation.table, names), strict=True))
     return logits_of(answers), np.stack([truth[name] for name in answers["sample_id"]])
-
-
-def threshold_of(subject: Given, place: int, held: tuple[np.ndarray, np.ndarray] | None, unchosen: str) -> Threshold:
-    """A finding's operating point: that of the model file, else chosen on the validation images `held`, else 0.5.
-
-    `unchosen`: why there are no such images.
-    """
-    given = subject.output.thresholds
-    points = subject.output.operating_points
-    assert points is not None  # of kind sigmoid
-    known = None
-    if held is not None:
-        rows = np.isfinite(held[1][:, place])
-        known = (held[0][rows, place], held[1][rows, place])
-    own = points[place] if given else None
-    return findings.threshold_of(subject.classes[place], own, known, points[place], unchosen)
 
 
 def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Finding:
@@ -306,59 +280,51 @@ def _about_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Findi
 
 
 def _attacked(
-    whole: Audit,
-    door: Door,
-    seen: tuple[nn.Module, nn.Module],
-    labels: np.ndarray,
-    shown: Tensor,
-    parts: Path,
-) -> pd.DataFrame:
-    """Predictions of one finding's decision under every attack, and on the views of films that have a lung mask.
+    whole: Audit, door: Door, place: int, threshold: float, labels: np.ndarray, shown: Tensor, parts: Path
+) -> tuple[pd.DataFrame, nn.Module]:
+    """Predict one finding's decision under every attack, and on the views of images that have a lung mask.
 
-    Climbs go on where the decision has turned.
-
-    `seen`: the decision as attacks see it, and as what they find is judged on it.
+    With the decision by which it is judged.
     """
-    decision, judge = seen
-    exam, rows = whole.exam, np.flatnonzero(np.isfinite(labels))
-    traits = look(decision, shown[:LOOKED_AT], random=door.random)
-    attacks = exam.attacks if door.gradients else exam.without_gradients
-    carried = CarriedOut(decision, traits, door.gradients, shown, whole_climb=True, taught=whole.taught)
-    table = evaluation.predict(
+    assert door.model is not None
+    decision, names = findings.Decision(door.model, place, threshold), whole.subject.classes
+    judge = OverDraws(decision) if door.random else decision
+    rows, attacks = np.flatnonzero(np.isfinite(labels)), whole.attacks(gradients=door.gradients)
+    table = _predict(
+        whole,
         Examined(whole.subject.name, judge, findings.STATES, whole.subject.device),
-        findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
-        attacks,
+        data=findings.OneFinding(whole.dataset, rows, labels[rows]),  # type: ignore[arg-type]
+        attacks=attacks,
         clean=not attacks,
-        batch_size=exam.batch_size,
-        carry_out=carried.ready(attacks),
-        parts=parts,
-        at_once=whole.at_once,
+        carry_out=_runner(whole, door, decision, shown, attacks),
+        parts=parts / f"finding{place}",
+        title=_title(names[place], place, len(names)),
     )
-    return table[table["attack"] != CLEAN]
+    return table[table["attack"] != CLEAN], judge
 
 
-def _declared(
+def _remedies(
     whole: Audit, door: Door, answers: pd.DataFrame, truth: np.ndarray, about: Sequence[Finding]
 ) -> list[str]:
     """What of the model file should be another, from all answers to films as they are, and other ways to read some."""
     clean = answers[(answers["attack"] == CLEAN).to_numpy()]
     known = dict(zip(whole.dataset.sample_ids, truth, strict=True))
     cuts = np.array([operating_points.cut(found.threshold or 0.5) for found in about])
-    films = declared_findings.Judged(
+    films = declared.Judged(
         np.stack([known[name] for name in clean["sample_id"]]),
         logits_of(clean).astype(float) - cuts,
         clean["group"].to_numpy(dtype=str),
     )
     assert isinstance(whole.subject, Given)
     scores = _file_of(whole.subject) if door.model is None else None
-    found = [declared_findings.other_names(whole.subject.classes, films, table=scores)]
+    found = [declared.other_names(whole.subject.classes, films, table=scores)]
     if door.model is not None:
-        rows = declared_findings.chosen(films.truth, whole.exam.gate.films)
+        rows = declared.chosen(films.truth, whole.exam.gate.films)
         places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
         shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
         images = pixels_of(whole.dataset, shown, whole.subject.device)
         with undisturbed(door.model):
-            found.append(declared_findings.other_input(door.model, images, cuts, films.at(rows)))
+            found.append(declared.other_input(door.model, images, cuts, films.at(rows)))
     return [remedy for remedy in found if remedy is not None]
 
 

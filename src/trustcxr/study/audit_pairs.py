@@ -8,7 +8,7 @@ from trustcxr.catalogue import VIEWS, WORST_CASE
 from trustcxr.errors import UserError
 from trustcxr.results import files, folders
 from trustcxr.results.documents import LEVEL, AuditDocument, AuditPair, PairRow, Share, read_audit
-from trustcxr.results.tables import CLEAN, refuse_damaged, right
+from trustcxr.results.tables import CLEAN, refuse_damaged
 from trustcxr.statistics import holm, paired
 from trustcxr.study.comparison import Key, figures
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROUNDING = 1e-9  # of a radius
-_AGAIN = "audit the model again, into a new folder"
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
@@ -29,18 +28,19 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     Each is judged by its own classes, in whichever order, on the films at its own size; films are matched by their ids.
     Of films that were changed by other lung masks in one of them there is no row.
     Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
-    predictions.parquet beside each is what its audit.json was made of.
+    predictions.parquet beside each is whole.
     """
-    audits = [_audit(folder) for folder in (first, second)]
+    audits = [read_audit(folders.check_audit(folder) / folders.AUDIT_FILE) for folder in (first, second)]
     _check(audits, (first, second))
     gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
-    for document, folder in zip(audits, (first, second), strict=True):
-        _refuse_another_table(document, folder / folders.PREDICTIONS_FILE)
+    for document, path in zip(audits, (folder / folders.PREDICTIONS_FILE for folder in (first, second)), strict=True):
+        refuse_damaged(files.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
     _refuse_other_films(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
-    other_lungs = _by_lungs(both) if audits[0].data.other_lungs(audits[1].data) else []
+    by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
+    other_lungs = [key.measure for key in both if key.measure in by_lungs]
     for key in [key for key in both if key.measure not in gone and key.measure not in other_lungs]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
@@ -48,11 +48,12 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         for finding in each if key.measure.startswith((CLEAN, WORST_CASE)) else ():
             own = shared.intersection(each[finding])
             rows.append(_row(f"{key.measure}, {finding}", one.loc[own], other.loc[own], resamples))
-    for row, corrected in zip(rows, holm([_p_value(row) for row in rows]), strict=True):
+    p_values = [float("nan") if row.p_value is None else row.p_value for row in rows]
+    for row, corrected in zip(rows, holm(p_values), strict=True):
         ends = row.difference.interval
         row.p_corrected = float(corrected)
         row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
-        if attacked_more(audits, row.measure, each) not in (None, _better(row)):
+        if attacked_more(audits, row.measure, each) not in (None, int((row.difference.value or 0.0) > 0)):
             row.settled = False  # who was attacked less may owe its lead to that
     return AuditPair(
         first=audits[0].model.name,
@@ -79,12 +80,6 @@ def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: in
         p_value=found.p_value,
         n=found.n,
     )
-
-
-def _by_lungs(keys: Iterable[Key]) -> list[str]:
-    """The measures on films that were changed by their lung masks."""
-    views = {f"{view} accuracy" for view in VIEWS}
-    return [key.measure for key in keys if key.measure in views]
 
 
 def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
@@ -119,27 +114,12 @@ def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Itera
     return handed.index(True) if sum(handed) == 1 else None
 
 
-def _better(row: PairRow) -> int:
-    return int((row.difference.value or 0.0) > 0)
-
-
-def _p_value(row: PairRow) -> float:
-    return float("nan") if row.p_value is None else row.p_value
-
-
-def _audit(folder: Path) -> AuditDocument:
-    return read_audit(folders.check_audit(folder) / folders.AUDIT_FILE)
-
-
 def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
     """UserError unless the two compare."""
     one, other = audits
     for document, folder in zip(audits, where, strict=True):
         if document.protocol is None:
             raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
-        if not document.data.known:
-            place = folder / folders.AUDIT_FILE
-            raise UserError(f"{place}: unknown films: no checksum of them in it; {_AGAIN}")
     pair = f"{where[0]} and {where[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
@@ -151,23 +131,6 @@ def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
         )
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
-
-
-def _refuse_another_table(document: AuditDocument, path: Path) -> None:
-    """UserError where a table of predictions is damaged, or not the one that the figures beside it are of."""
-    table, said = files.read_table(path), document.clean
-    refuse_damaged(table, path, None if document.findings else len(document.classes))
-    clean = table[table["attack"] == CLEAN]
-    if said.n not in (None, count := len(clean)):
-        raise UserError(
-            f"{path}: it has {count} rows of clean images, where {folders.AUDIT_FILE} beside it says {said.n}; {_AGAIN}"
-        )
-    share, other = float(right(clean).mean()), said.accuracy.value
-    if other is not None and abs(share - other) * count > 0.5:
-        raise UserError(
-            f"{path}: of another audit: {share:.4g} of its clean images are answered rightly, where "
-            f"{folders.AUDIT_FILE} beside it says {other:.4g}; {_AGAIN}"
-        )
 
 
 def _refuse_other_films(

@@ -1,8 +1,8 @@
 """What an audit is of: the model, the films, the examination; and what is written of the model."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from trustcxr.about import __version__
 from trustcxr.catalogue import DEFENCES
-from trustcxr.console import Stages
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import findings
@@ -22,27 +20,23 @@ from trustcxr.evaluation.run import Run
 from trustcxr.models.adapters import Given
 from trustcxr.models.adapters.loading import Origin
 from trustcxr.recipes.exam import ExamRecipe
+from trustcxr.recipes.testing import AttackRecipe
 from trustcxr.results import files, folders
 from trustcxr.results.documents import AuditedData, AuditedModel
 from trustcxr.study import made
 from trustcxr.study.audit_data import Films, trained_on
 
-# Audits from before are made anew.
-_REVISION = "each finding alone, classes on all films, columns said, smoothest last layer, logits of a last layer"
+AUDIT_VERSION = 1  # of how figures are computed: an audit of another version is made again
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What is examined: the model, the images, the examination, and the options that data were read with.
-
-    stages: says before each stage which of how many it is.
-    """
+    """What is examined: the model, the images, the examination, and images that were handed in."""
 
     subject: Subject
     films: Films
     exam: ExamRecipe
     handed: Images | None = None
-    stages: Stages = field(default_factory=Stages, compare=False)
 
     @property
     def dataset(self) -> Dataset:
@@ -61,21 +55,22 @@ class Audit:
         return None if found is None else partial(found.pixels, self.subject.device)
 
     @property
-    def key(self) -> str:
-        """A checksum of all that an audit is of: `identity`, and by which revision figures are reckoned and said."""
-        return self._checksum([_REVISION])
+    def of_findings(self) -> bool:
+        """Whether the model has one sigmoid a finding."""
+        return isinstance(self.subject, Given) and self.subject.kind == "sigmoid"
+
+    def attacks(self, *, gradients: bool) -> Sequence[AttackRecipe]:
+        """Return the attacks of the examination on a model with gradients, or without."""
+        return self.exam.attacks if gradients else self.exam.without_gradients
 
     @property
-    def identity(self) -> str:
+    def key(self) -> str:
         """A checksum of the model, of all that is known of the images examined and of validation, and of the exam.
 
-        Of the films that a surrogate may learn from by their pixels.
+        Of the images that a surrogate may learn from by their pixels.
         """
-        return self._checksum([])
-
-    def _checksum(self, more: list[str]) -> str:
         exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
-        content = [__version__, about(self.subject), self.dataset.fingerprint, exam, *more]
+        content = [AUDIT_VERSION, about(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
         content += [] if self.handed is None else [files.checksum(self.handed.path)]
@@ -91,15 +86,8 @@ class Audit:
 
     @property
     def truth(self) -> str:
-        """A checksum of which findings are known of each film; empty where one class of each is all that counts."""
-        if not isinstance(self.subject, Given) or self.subject.kind != "sigmoid":
-            return ""
-        return sha256(findings.known(self.dataset.table, self.subject.classes).tobytes()).hexdigest()[:16]
-
-    @property
-    def truth_by_name(self) -> str:
-        """The same of films by their names and of findings by theirs, so that it is the same in any order."""
-        if not self.truth:
+        """A checksum of which findings are known of each image, in any order; empty if one class is all that counts."""
+        if not self.of_findings:
             return ""
         names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
         known = findings.known(self.dataset.table, names)[order]
@@ -113,15 +101,15 @@ class Audit:
             files=self.dataset.files_fingerprint,
             lungs=self.dataset.lung_files_fingerprint,
             truth=self.truth,
-            truth_by_name=self.truth_by_name,
             n=count,
             total=len(self.dataset),
         )
 
 
-def about(subject: Subject) -> dict[str, object]:
+def about(subject: Subject) -> AuditedModel:
     """The model, as it stands under `model`."""
-    return {"name": subject.name, "reported": _reported(subject)} | asdict(_origin(subject))
+    parts = {"name": subject.name, "reported": _reported(subject)}
+    return AuditedModel.model_validate(parts | asdict(_origin(subject)))
 
 
 def refuse_held(out: Path, further: Mapping[str, str]) -> None:
@@ -138,12 +126,10 @@ def refuse_held(out: Path, further: Mapping[str, str]) -> None:
 
 
 def is_another(before: AuditedModel, subject: Subject) -> bool:
-    """Whether what was audited before is another model, and not this one from before its file was changed or moved."""
+    """Return whether an audit is of another model, and not of this one before its file was changed or moved."""
     origin = _origin(subject)
-    if before.name != subject.name:
-        return bool(before.name)
     moved = before.path is not None and Path(before.path).resolve() != Path(origin.path or "").resolve()
-    return moved and before.sha256 != origin.sha256
+    return before.name != subject.name or (moved and before.sha256 != origin.sha256)
 
 
 def _reported(subject: Subject) -> dict[str, object]:

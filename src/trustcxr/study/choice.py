@@ -25,7 +25,7 @@ def ranked(
     values: dict[str, list[float]] = {}
     for run, folder in baselines:
         figures = _figures(folder, tuple(classes), resamples)
-        values.setdefault(run.model.called, []).append(float(figures[selection.by] or 0.0))
+        values.setdefault(run.model.called, []).append(float(getattr(figures, selection.by).value or 0.0))
     order = sorted(((float(np.mean(v)), name) for name, v in values.items()), key=lambda pair: (-pair[0], pair[1]))
     return [Ranked(model=name, value=value, chosen=i < selection.count) for i, (value, name) in enumerate(order)]
 

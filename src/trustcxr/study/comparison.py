@@ -23,7 +23,7 @@ from trustcxr.catalogue import (
     direction,
 )
 from trustcxr.explain.scores import rows_of
-from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes, with_activation
+from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.results import files
 from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
@@ -94,8 +94,7 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondCont
     found: list[BeyondControl] = []
     table = files.read_table(folder / SALIENCY_FILE)
     for method, rows in _maps(table):
-        rows = with_activation(table, method).loc[rows.index]
-        known = rows[rows["condition"] == CLEAN].dropna(subset=[ACTIVATION]) if ACTIVATION in rows else rows[:0]
+        known = rows[rows["condition"] == CLEAN].dropna(subset=[ACTIVATION])
         for measure in [name for name in AGAINST_MASKS if (known["measure"] == name).any()]:
             own = known[known["measure"] == measure]
             result = paired(own[ACTIVATION], own["value"], own["group"], resamples=resamples)

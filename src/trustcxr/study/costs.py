@@ -1,31 +1,51 @@
-"""What the steps of a run that are not done will take: arithmetic on what was measured, and nothing where it was not.
+"""Estimate what the steps of a run will take: the time of one pass, multiplied by the passes that its recipe asks for.
 
-In the study itself are measured seconds an epoch (history.csv) and seconds a step (`.steps.json`), of the same network
-trained in the same way. Before it, by `study --dry-run`, timed steps and passes of each network, and how many passes a
-film takes in each kind of work. What the study itself took counts before what a dry run expects.
+A step that this study has done for the same network and defence counts as it was measured. Otherwise `study --dry-run`
+has timed one training step, one forward pass and one gradient of each network.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from trustcxr.catalogue import DEFENCES
+from trustcxr.catalogue import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
 from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.study import StudyRecipe
+from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe, ExplanationRecipe
 from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
-from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import CostDocument, FilmCost, RunPlan, WayCost
-from trustcxr.study.planned import epochs_of, most_epochs
+from trustcxr.results import files, folders
+from trustcxr.results.documents import CostDocument, RunPlan, WayCost
 
-COST_FILE = ".costs.json"  # in a study's folder: what a dry run measured
+COST_FILE = ".costs.json"  # in a study's folder: what a dry run timed
 STEPS_FILE = ".steps.json"  # in a run's folder: seconds that each step took
+
+
+class Passes(NamedTuple):
+    """Passes of one image through a network, without and with its gradient."""
+
+    forward: float = 0.0
+    gradient: float = 0.0
+
+    def seconds(self, way: WayCost) -> float:
+        """Multiply the passes by the time of each."""
+        return self.forward * (way.forward or 0.0) + self.gradient * (way.gradient or 0.0)
+
+
+# Counted once on the shipped recipes; a CAM reads all layers and methods in one forward pass.
+_MAP = {"integrated-gradients": Passes(0, 32), "smoothgrad": Passes(0, 16), "occlusion": Passes(225, 0)}
+_CLIMBS = {WORST_CASE: 4, "fab": 2}  # gradients a step, of attacks that take more than one
+_LESION_EFFECT = Passes(20, 1)  # of each annotated image
+_SAMPLE, _SAMPLE_METHOD = Passes(0, 25), Passes(70, 0)  # of each sampled image, and of each method there
 
 
 @contextmanager
 def taken(folder: Path, step: str) -> Iterator[None]:
-    """Note how long a step of a run takes; nothing where it was done before, or fails."""
+    """Record how long a step of a run takes, unless it was done already or fails."""
     before, began = (folder / folders.STEP_FILES[step]).is_file(), time.monotonic()
     yield
     if not before:
@@ -34,89 +54,95 @@ def taken(folder: Path, step: str) -> Iterator[None]:
 
 
 def steps_of(folder: Path) -> dict[str, float]:
-    """Seconds that each step of a run took, as far as they were noted."""
-    found: dict[str, object] = {}
-    with suppress(UserError):  # not there, or damaged
-        found = files.read_document(folder / STEPS_FILE)
-    return {step: float(seconds) for step, seconds in found.items() if isinstance(seconds, int | float)}
+    """Return the recorded seconds of each step of a run."""
+    content: dict[str, object] = {}
+    with suppress(UserError):  # missing or damaged
+        content = files.read_document(folder / STEPS_FILE)
+    return {step: float(seconds) for step, seconds in content.items() if isinstance(seconds, int | float)}
 
 
 def kind(run: RunRecipe) -> str:
-    """A network and its way of training, whatever the seed."""
+    """Name a network and its way of training, whatever the seed."""
     return f"{run.model.called}-{run.trained_how}".lower()
 
 
-class Known:
-    """What is known of costs in a study's folder, and in a dry run's document."""
+def most_epochs(run: RunRecipe) -> int:
+    """Return the most epochs of a run; with a refit those of both trainings."""
+    return run.training.epochs * (2 if run.training.refit else 1)
 
-    def __init__(self, study: Path | None, runs: list[RunRecipe], costs: CostDocument | None) -> None:
-        self.costs = costs
-        if costs is None and study is not None:
-            self.costs = documents.read_if_whole(CostDocument, study / COST_FILE)
+
+class Times:
+    """Seconds of each step, by network and defence: as this study measured them, else as a dry run estimates them."""
+
+    def __init__(self, recipe: StudyRecipe, costs: CostDocument | None) -> None:
+        self.recipe, self.costs = recipe, costs
         self.epochs: dict[str, list[float]] = {}
         self.steps: dict[str, dict[str, float]] = {}
-        for run in runs if study is not None else ():
-            folder = study / "runs" / run.name if study is not None else Path()
-            epochs, seconds = epochs_of(folder)
-            if epochs:
-                self.epochs.setdefault(kind(run), []).append(seconds / epochs)
-            self.steps.setdefault(kind(run), {}).update(steps_of(folder))
+
+    def add(self, run: RunRecipe, epochs: list[float], folder: Path) -> None:
+        """Add the seconds of the epochs and steps that a run has done."""
+        self.epochs.setdefault(kind(run), []).extend(epochs)
+        self.steps.setdefault(kind(run), {}).update(steps_of(folder))
 
     def left(self, plan: RunPlan, run: RunRecipe) -> dict[str, float | None]:
-        """Seconds at most of each step of a run that is not done, None where nobody measured it."""
+        """Return the most seconds of each step that is not done; None without an estimate."""
+        known: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
+        if epochs := self.epochs.get(kind(run)):
+            known["train"] = most_epochs(run) * statistics.mean(epochs)
+        if "train" in known:
+            known["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
         steps = list(folders.STEP_FILES)
-        at = steps.index(plan.step) if plan.step else 0
-        expected = _expected(run, self.costs)
-        found: dict[str, float | None] = {}
-        for step in steps[at:]:
-            own = self._training(run, plan) if step == "train" else self.steps.get(kind(run), {}).get(step)
-            share = 1 - (plan.epoch or 0) / most_epochs(run) if step == "train" else 1.0
-            known = expected.get(step)
-            found[step] = own if own is not None else None if known is None else known * max(share, 0.0)
-        return found
+        return {step: known.get(step) for step in steps[steps.index(plan.step) :]}
 
-    def _training(self, run: RunRecipe, plan: RunPlan) -> float | None:
-        measured = self.epochs.get(kind(run))
-        if not measured:
-            return None
-        return max(most_epochs(run) - (plan.epoch or 0), 0) * sum(measured) / len(measured)
-
-
-def _expected(run: RunRecipe, costs: CostDocument | None) -> dict[str, float]:
-    """Seconds at most of each step of a run, by a dry run; empty where it did not measure this network and way."""
-    way = costs.ways.get(kind(run)) if costs is not None else None
-    if costs is None or way is None or None in (way.step, way.forward, way.gradient):
-        return {}
-    counts, films = costs.counts, costs.films
-
-    def work(name: str, count: int) -> float:
-        return count * _film(films.get(name, FilmCost()), way)
-
-    drawn = min(counts.get("annotated", 0), films.get("sample", FilmCost()).most or 0)
-    return {
-        "train": most_epochs(run) * _epoch(run, way, counts),
-        "validate": counts.get("val", 0) * (way.forward or 0.0),
-        "test": work("test", counts.get("test", 0)),
-        "explain": work("explain", counts.get("annotated", 0))
-        + work("sample", drawn)
-        + work("tune", counts.get("annotated_val", 0)),
-        "describe": (films.get("describe", FilmCost()).seconds or 0.0)
-        + (counts.get("train", 0) + counts.get("val", 0)) * (way.forward or 0.0),  # what its films are like
-    }
+    def _estimate(self, run: RunRecipe) -> dict[str, float]:
+        """Return the most seconds of each step by a dry run; empty if it did not time this network and defence."""
+        way = self.costs.ways.get(kind(run)) if self.costs is not None else None
+        if self.costs is None or way is None:
+            return {}
+        counts, options = self.costs.counts, self.recipe.explanation
+        train, val, annotated = (counts.get(role, 0) for role in ("train", "val", "annotated"))
+        drawn = min(annotated, options.sample)
+        return {
+            "train": most_epochs(run) * _epoch(run, way, train, val),
+            "validate": val * (way.forward or 0.0),
+            "test": counts.get("test", 0) * _test_passes(self.recipe.evaluation, masks=annotated > 0).seconds(way),
+            "explain": annotated * _explain_passes(options).seconds(way)
+            + drawn * (_SAMPLE.seconds(way) + len(options.methods) * _SAMPLE_METHOD.seconds(way))
+            + counts.get("annotated_val", 0) * _map_passes(options).seconds(way),
+            "describe": (train + val) * (way.forward or 0.0),  # what the training images are like
+        }
 
 
-def _epoch(run: RunRecipe, way: WayCost, counts: dict[str, int]) -> float:
-    """One epoch with the validation after it."""
-    images = counts.get("train", 0) + (counts.get("val", 0) if run.training.refit else 0)
+def _epoch(run: RunRecipe, way: WayCost, train: int, val: int) -> float:
+    """Return the seconds of one epoch and of the validation after it."""
     replays = run.defence.replays if "replays" in DEFENCES[run.defence.name].options else 1
-    steps = max(math.floor(images / run.training.batch_size), 1) * replays
-    val = counts.get("val", 0) * (way.forward or 0.0)
+    steps = max(math.floor((train + val * run.training.refit) / run.training.batch_size), 1) * replays
+    validation = val * (way.forward or 0.0)
     if run.defence.attacks and not run.defence.certifies:
-        watched = min(MONITOR_IMAGES, counts.get("val", 0))
-        val += watched * ((MONITOR_STEPS + 1) * (way.gradient or 0.0) + 2 * (way.forward or 0.0))
-    return steps * (way.step or 0.0) + val
+        validation += min(MONITOR_IMAGES, val) * Passes(2, MONITOR_STEPS + 1).seconds(way)
+    return steps * (way.step or 0.0) + validation
 
 
-def _film(film: FilmCost, way: WayCost) -> float:
-    passes = (film.forward or 0.0) * (way.forward or 0.0) + (film.gradient or 0.0) * (way.gradient or 0.0)
-    return passes + (film.seconds or 0.0)
+def _test_passes(options: EvaluationRecipe, *, masks: bool) -> Passes:
+    """Count the passes of one test image: clean, corrupted, without the lungs, and under every attack to its end."""
+    forward = 1 + len(VIEWS) * masks + (len(options.corruptions.conditions()) if options.corruptions else 0)
+    attacked = [_attack_passes(attack) for attack in options.attacks for _ in attack.epsilons]
+    return Passes(forward + sum(one.forward for one in attacked), 1 + sum(one.gradient for one in attacked))
+
+
+def _attack_passes(attack: AttackRecipe) -> Passes:
+    climb = 0 if attack.entry.steps == "search" else (attack.steps or 1) * (attack.restarts or 1)
+    return Passes(1 + (attack.queries or 0), climb * _CLIMBS.get(attack.name, 1))
+
+
+def _map_passes(options: ExplanationRecipe) -> Passes:
+    """Count the passes of the maps of one image by all methods."""
+    slow = [_MAP[base] for name in options.methods if (base := Method.parse(name).base) in _MAP]
+    return Passes(1 + sum(one.forward for one in slow), sum(one.gradient for one in slow))
+
+
+def _explain_passes(options: ExplanationRecipe) -> Passes:
+    """Count the passes of one annotated image: its maps clean, under FGSM and corrupted, and the lesion effect."""
+    maps = _map_passes(options)
+    times = 2 + len(CORRUPTIONS if options.corruptions == "all" else options.corruptions)
+    return Passes(times * maps.forward + _LESION_EFFECT.forward, times * maps.gradient + _LESION_EFFECT.gradient)

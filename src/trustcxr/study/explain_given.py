@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from trustcxr.recipes.run import Listing
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.recipes.validation import validate
 from trustcxr.results import documents, files, folders
-from trustcxr.results.documents import AuditedModel, RunDocument
+from trustcxr.results.documents import RunDocument
 from trustcxr.results.locks import holding
 from trustcxr.study import beside, explaining, made
 from trustcxr.study.audit import open_model
 from trustcxr.study.audit_data import at_the_door, open_films
 from trustcxr.study.audited import Audit, about, refuse_held
-from trustcxr.study.explained_finding import check_finding, no_better, of_finding
+from trustcxr.study.explained_finding import OfFinding, check_finding, no_better, of_finding
 
 GATE = 120  # films on which a conversion is held against what it was made from
 
@@ -67,16 +67,17 @@ def explain(
     shown, _ = at_the_door(films.examined, GATE, subject.device)
     subject, _ = held_on(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
-    asked = _asked(Audit(subject, films, load_exam()), _explained(subject, wanted), finding)
+    whole = Audit(subject, films, load_exam())
+    asked = _asked(whole, _explained(subject, wanted), finding)
     run, held = asked.run, asked.validation
     if held is not None and not len(asked_of(held, np.flatnonzero(held.has_mask("infection")))):
         held = None  # no threshold can be tuned on them
     with holding(out):
-        document = _begun(asked, out)
+        document = _begun(whole, asked, out)
         left_out = given.left_out(subject, given.check(subject, wanted.methods))
         document.notes = [*asked.notes, *_notes(run, films.examined), *left_out.notes()]
-        if asked.finding:
-            document.notes[1:1] = no_better(asked.finding, asked.films, document)
+        if asked.name:
+            document.notes[1:1] = no_better(asked.name, asked.films, document)
         untuned = "validation images are the films looked at" if films.of_validation else "no validation film has masks"
         for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
             say(note)
@@ -104,39 +105,21 @@ def _explained(subject: Given, options: ExplanationRecipe) -> Examined:
     return run
 
 
-class _Asked(NamedTuple):
-    """What is explained: the model as it is asked, on these films; of a model of findings one of them."""
-
-    whole: Audit
-    run: Examined
-    films: Dataset
-    validation: Dataset | None
-    finding: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """A checksum of the model and the films, and the finding."""
-        key = self.whole.identity
-        return f"{key}, {self.finding}" if self.finding else key
-
-
-def _asked(whole: Audit, run: Examined, finding: str | None) -> _Asked:
+def _asked(whole: Audit, run: Examined, finding: str | None) -> OfFinding:
     subject, films = whole.subject, whole.films
     assert isinstance(subject, Given)
     if subject.kind != "sigmoid":
-        return _Asked(whole, run, films.examined, films.validation)
+        return OfFinding("", run, films.examined, films.validation)
     assert isinstance(run.model, Adapted)
-    one = of_finding(subject, run.model, films, finding, at_once=whole.at_once)
-    return _Asked(whole, one.run, one.films, one.validation, one.name, (one.note,))
+    return of_finding(subject, run.model, films, finding, at_once=whole.at_once)
 
 
-def _begun(asked: _Asked, out: Path) -> RunDocument:
+def _begun(whole: Audit, asked: OfFinding, out: Path) -> RunDocument:
     """metrics.json as it stands in `out`, else as films are without any map; UserError where it is of something else.
 
     It is there before any map is, so that no map of another model or of other films is ever beside these.
     """
-    path, key, whole = out / folders.METRICS_FILE, asked.key, asked.whole
+    path, key = out / folders.METRICS_FILE, f"{whole.key}, {asked.name}" if asked.name else whole.key
     if path.is_file():
         before = documents.read(RunDocument, path)
         if before.examination != key:
@@ -147,10 +130,10 @@ def _begun(asked: _Asked, out: Path) -> RunDocument:
             raise UserError(f"{out}: holds {what}; choose another --out")
         return before
     refuse_held(out, {"maps of which nothing is known": folders.SALIENCY_FILE})
-    table = evaluation.predict(asked.run, asked.films, views=not asked.finding, at_once=whole.at_once)
+    table = evaluation.predict(asked.run, asked.films, views=not asked.name, at_once=whole.at_once)
     document = describe(asked.run, table, resamples=made.RESAMPLES)
-    document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.finding
-    document.given = AuditedModel.model_validate(about(whole.subject))
+    document.films, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
+    document.given = about(whole.subject)
     files.write_table(out / folders.PREDICTIONS_FILE, table)
     files.write_json(path, document)
     return document

@@ -25,13 +25,13 @@ from trustcxr.study.audit_data import Films
 
 
 class OfFinding(NamedTuple):
-    """The finding by its name, the model asked of it alone, the films known of it, of validation too, and a note."""
+    """What is explained: the model as it is asked, on these images; of a model of findings one, by its name."""
 
     name: str
     run: Examined
     films: Dataset
     validation: Dataset | None
-    note: str
+    notes: tuple[str, ...] = ()
 
 
 def check_finding(subject: Given, wanted: str | None) -> None:
@@ -67,7 +67,7 @@ def of_finding(subject: Given, model: Adapted, films: Films, wanted: str | None,
         f"{name} is explained on the films that have it; it counts as there from {said} on, "
         f"{threshold.origin}, and probabilities are counted from there: at it they are 0.5"
     )
-    return OfFinding(name, run, seen, held, note)
+    return OfFinding(name, run, seen, held, (note,))
 
 
 def no_better(name: str, films: Dataset, document: RunDocument) -> list[str]:
@@ -112,4 +112,4 @@ def _threshold(subject: Given, model: Adapted, films: Films, place: int, *, at_o
         asked = Examined(subject.name, model, subject.classes, subject.device)
         answers = evaluation.predict(asked, films.validation, views=False, at_once=at_once)
         held = audit_measures.answers_known(films.validation, answers, subject.classes)
-    return audit_measures.threshold_of(subject, place, held, films.unchosen)
+    return findings.threshold_of(subject.output, place, held, films.unchosen)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trustcxr.console import say
 from trustcxr.evaluation.given import Examined
 from trustcxr.evaluation.run import Run
-from trustcxr.explain import lesions, margins, scores, summary
+from trustcxr.explain import controls, lesions, scores, summary
 from trustcxr.explain.given import ALL_DONE, LeftOut
 from trustcxr.recipes.testing import ExplanationRecipe
 from trustcxr.results import files, folders
@@ -83,7 +83,7 @@ def _mean_mask(train: "Dataset | None", films: "Dataset") -> Tensor | None:
     if train is None or "infection" not in train.mask_kinds:
         return None
     others = ~np.isin(train.groups, films.groups) & ~np.isin(train.film_sums, films.film_sums)
-    mean = margins.mean_mask(train.masks("infection")[others]) if others.any() else None
+    mean = controls.mean_mask(train.masks("infection")[others]) if others.any() else None
     return mean if mean is not None and bool(mean.any()) else None
 
 

@@ -49,6 +49,7 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
             size=loaded.size,
             channels=1,
             resize=loaded.trained_by.data.resize,
+            trust_code=True,  # the file was written here
             on="cpu",
         )
         largest = _apart(loaded, given, temporary, images, kind)

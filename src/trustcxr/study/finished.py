@@ -113,8 +113,6 @@ def _is_kept(run: Path, kept: Path, said: str) -> bool:
 def bring(place: Path, study: Path) -> list[str]:
     """Take the runs that are finished in `place` and not begun in a study into it; their names.
 
-    Not those that robust runs start from: of a run that was finished elsewhere there are no weights here.
-
     Raises UserError where `place` holds another study, or one of other films.
     """
     if not (place / folders.STUDY_FILE).is_file():
@@ -122,14 +120,14 @@ def bring(place: Path, study: Path) -> list[str]:
     content = folders.read_study(study)
     recipe = _recipe(content, study)
     refuse_another(place, recipe, content)
-    found, started_from = [], any(defence.start_from == "standard" for defence in recipe.defences)
+    found = []
     for metrics_file in sorted(place.glob(f"runs/*/{folders.METRICS_FILE}")):
         kept, run = metrics_file.parent, study / "runs" / metrics_file.parent.name
         if (run / folders.RUN_FILE).is_file() or not is_finished(kept):
             continue
         if (why := _lost(kept, folders.VALIDATED_FILE)) is not None:
             say(f"{kept}: {why}, so the run is done again")
-        elif not (started_from and _is_standard(kept)):
+        else:
             run.mkdir(parents=True, exist_ok=True)
             for name in (folders.VALIDATED_FILE, *reversed(_SMALL)):  # run.yaml last: without it the run is not begun
                 with files.replacing(run / name) as temporary:
@@ -138,11 +136,6 @@ def bring(place: Path, study: Path) -> list[str]:
     if found:
         say(f"finished elsewhere, their figures in {place}: {', '.join(found)}")
     return found
-
-
-def _is_standard(run: Path) -> bool:
-    recipe = files.part(files.read_yaml(run / folders.RUN_FILE), "recipe")
-    return files.part(recipe, "defence").get("name", "standard") == "standard"
 
 
 def place_of(run: RunRecipe, study: Path | None, kept: Path | None) -> Path:

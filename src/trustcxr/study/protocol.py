@@ -44,14 +44,14 @@ from trustcxr.results.folders import (
     versions,
 )
 from trustcxr.results.locks import holding
-from trustcxr.study import comparison, data_check, finished, made, planned, preflight, seeds
+from trustcxr.study import comparison, data_check, finished, made, preflight, seeds, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.films import refuse_films, report_skipped
 from trustcxr.study.provenance import describe_data
 from trustcxr.study.steps import carry_out
-from trustcxr.study.watching import watched
 from trustcxr.training.provenance import hardware, source
+from trustcxr.training.threads import use_threads
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -65,7 +65,8 @@ LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recip
 class Study:
     """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put.
 
-    `devices`: cards of this machine that share each training.
+    `devices`: cards of this machine that share each training. `threads` of torch, for every run: as the study was begun
+    with, or as the engine has, unless given.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class Study:
         check_data: bool = False,
         kept: Path | None = None,
         devices: int = 1,
+        threads: int | None = None,
     ) -> None:
         self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
-        self.check_data, self.kept, self.devices = check_data, kept, devices
+        self.check_data, self.kept, self.devices, self.threads = check_data, kept, devices, threads
         self.failures: list[Failure] = []
         self._told: set[str] = set()  # why runs are not kept, each once
 
@@ -90,7 +92,18 @@ class Study:
         self.engine.preflight(self.folder)
         preflight.recipe(self.recipe, self.folder, self.devices)
         with holding(self.folder):
-            return self._carry_out()
+            self._fix_threads()
+            with use_threads(self.threads):
+                return self._carry_out()
+
+    def _fix_threads(self) -> None:
+        """Set the threads of every run: as asked for, else as the study was begun with, else the engine's own."""
+        begun = (self.folder / STUDY_FILE).is_file()
+        before = read_study(self.folder).get("threads") if begun else None
+        if self.threads is None:
+            self.threads = before if isinstance(before, int) else self.engine.threads
+        elif before not in (None, self.threads):
+            say(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
 
     def _carry_out(self) -> StudyDocument:
         self._clock = time.monotonic()
@@ -135,6 +148,7 @@ class Study:
             "data": self.data.resolve().name,
             "fingerprint": provenance.whole(self.datasets["train"]),
             "recipe": self.recipe.model_dump(mode="json"),
+            "threads": self.threads,
         }
         if (self.folder / STUDY_FILE).is_file():
             self._take_up(content)
@@ -151,7 +165,8 @@ class Study:
         """Say what the folder holds of this study; UserError where it holds another, or one of other films."""
         before, kept = read_study(self.folder), self.recipe
         left_out = files.part(before, LEFT_OUT)
-        before.pop(LEFT_OUT, None)
+        for key in (LEFT_OUT, "threads"):
+            before.pop(key, None)
         with suppress(UserError):  # keys that are new since then have their default
             kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
             before["recipe"] = untracked(kept).model_dump(mode="json")
@@ -201,7 +216,7 @@ class Study:
         A run that fails was recorded as it did, and is left out of what is given back.
         """
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
-        with watched(self.recipe, self.folder, self.kept):
+        with standing.watched(self.recipe, self.folder):
             outcomes = self.engine.map(carry_out, tasks, self._after)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
         for run in runs:
@@ -311,9 +326,8 @@ class Study:
 
 
 def _must_choose(recipe: StudyRecipe) -> bool:
-    """Whether robust runs wait for the standard ones: for the choice among them, or for weights to start from."""
-    started = any(defence.start_from == "standard" for defence in recipe.defences)
-    return started or recipe.selection.count < len(recipe.models)
+    """Return whether robust runs wait for the choice among the standard ones."""
+    return recipe.selection.count < len(recipe.models)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
@@ -346,5 +360,5 @@ def missing(document: StudyDocument) -> str:
         names.append("every robust run, since no network is chosen while one is missing")
     else:  # all networks go on, and of some no weights were there to start from
         known = {*names, *(run.run for run in document.runs)}
-        names += [run.name for run in planned.runs(recipe, None).certain if run.name not in known]
+        names += [run.name for run in standing.plan_runs(recipe, None).certain if run.name not in known]
     return ", ".join(names)

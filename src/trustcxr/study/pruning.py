@@ -10,8 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trustcxr.data import in_use
-from trustcxr.data.store import cache_folder
+from trustcxr.data.store import INDEX, cache_folder
 from trustcxr.errors import UserError
 from trustcxr.results import folders, locks
 from trustcxr.results.disk import writing
@@ -20,7 +19,6 @@ from trustcxr.results.documents import Prunable, PruneDocument
 DAYS = 30.0  # since it was last used, after which a thing is old unless said
 CHECKPOINT = "checkpoint"  # within a run, and within what is refit
 _BUILDING, _GOING = ".building", ".going"  # a store that is not whole yet; one that is being removed
-_READER = "a command that reads it"
 
 
 def prune(
@@ -50,9 +48,7 @@ def prune(
 
 def _stores(folder: Path) -> Iterator[Prunable]:
     for store in sorted(path for path in folder.glob("*") if path.is_dir() and not path.suffix):
-        with in_use.alone(store) as free:
-            held = "" if free or not (store / in_use.MARK).is_file() else _READER
-        yield _prunable(store, "store", _described(store), held)
+        yield _prunable(store, "store", _described(store), "")
 
 
 def _leftovers(folder: Path) -> Iterator[Prunable]:
@@ -65,12 +61,12 @@ def _leftovers(folder: Path) -> Iterator[Prunable]:
             held = ""
         except Timeout:
             held = "a command that decodes into it"
-        yield _prunable(work, "unfinished store", "decoding that was cut off; it goes on there", held)
+        yield _prunable(work, "unfinished store", "decoding that was cut off", held)
 
 
 def _described(store: Path) -> str:
     try:
-        index = json.loads((store / in_use.MARK).read_text())
+        index = json.loads((store / INDEX).read_text())
         return f"{index['count']:,} images of {index['size']} pixels"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged"
@@ -127,13 +123,9 @@ def _store_removed(path: Path, one: Prunable) -> bool:
         one.held = "a command that decodes into it"
         return False
     try:
-        if one.kind == "store" and (path / in_use.MARK).is_file():
-            with in_use.alone(path) as free:
-                if not free:
-                    one.held = _READER
-                    return False
-                gone = path.with_name(f"{path.name}{_GOING}")
-                os.replace(path, gone)
+        if one.kind == "store":
+            gone = path.with_name(f"{path.name}{_GOING}")
+            os.replace(path, gone)
             path = gone
         shutil.rmtree(path)
     finally:

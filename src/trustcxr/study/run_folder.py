@@ -67,7 +67,7 @@ class RunFolder:
     def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **how: Any) -> TrainingDocument:
         """Train, or go on; its training.json. UserError where the folder holds another run, or one of other films.
 
-        `how`: start_from and cards, as `training.fit` takes them.
+        `how`: cards, as `training.fit` takes them.
         """
         from trustcxr.training import checkpoint, loop
 
@@ -229,10 +229,6 @@ def train(
     cards.check(run, run.training.batch_size)
     if (folder / folders.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
-    if run.defence.start_from != "scratch":
-        raise UserError(
-            "defence.start_from: standard is of studies, which train that run too; here --weights names a file"
-        )
     steps = RunFolder(folder)
     steps.refuse_another(run)
     # Networks that do not fit, and weights that cannot be had, are said before the images are decoded.

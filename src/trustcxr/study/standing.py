@@ -1,38 +1,134 @@
-"""Where a study stands, from its folder alone: which runs are done, running, failed, and the work that is left."""
+"""Report which runs of a study are done, running or failed, and the time left, from the files in its folder alone."""
 
-from collections.abc import Iterable
+import csv
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from trustcxr.about import NOTICE
+from trustcxr.console import duration, say
+from trustcxr.errors import UserError
 from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import documents, folders, locks
+from trustcxr.recipes.study import StudyRecipe, drops, grows, refuse_fewer_seeds, run_recipe, untracked
+from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.validation import validate
+from trustcxr.results import documents, files, folders, locks
+from trustcxr.results.disk import as_typed
 from trustcxr.results.documents import CostDocument, RunPlan, StudyDocument, StudyPlan
-from trustcxr.study import planned
-from trustcxr.study.costs import Known
-from trustcxr.study.finished import place_of
+from trustcxr.study import costs
+from trustcxr.study.engines import failures
+
+EVERY = 120.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class PlannedRuns:
+    """The runs that a study will make, and the robust runs from which validation will choose `to_choose` networks."""
+
+    certain: list[RunRecipe]
+    open: list[RunRecipe]
+    to_choose: int = 0
+
+
+def read_recipe(study: Path) -> StudyRecipe:
+    """Load the recipe of a study from its folder; UserError if no study was begun there."""
+    path = folders.check_begun(study) / folders.STUDY_FILE
+    return validate(StudyRecipe, files.part(folders.read_study(study), "recipe"), str(path))
+
+
+def plan_runs(recipe: StudyRecipe, study: Path | None) -> PlannedRuns:
+    """List the runs of a recipe; `study` is its folder, if it was begun."""
+    standard, *robust = (
+        [run_recipe(recipe, model, defence, seed) for model in recipe.models for seed in recipe.seeds]
+        for defence in (DefenceRecipe(), *recipe.defences)
+    )
+    defended = [run for runs in robust for run in runs]
+    chosen = _read_choice(recipe, study, standard)
+    if chosen is None:
+        return PlannedRuns(standard, defended, recipe.selection.count)
+    return PlannedRuns([*standard, *(run for run in defended if run.model.called in chosen)], [])
+
+
+def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunRecipe]) -> set[str] | None:
+    """Return the networks that are trained robustly; None if validation has not chosen them yet."""
+    if recipe.selection.count >= len(recipe.models):
+        return {model.called for model in recipe.models}
+    if study is None:
+        return None
+    document = documents.read_if_there(StudyDocument, study / folders.STUDY_RESULTS)
+    if document is not None and document.recipe.get("seeds") == list(recipe.seeds) and document.selection.ranking:
+        return {row.model for row in document.selection.ranking if row.chosen}
+    pairs = [(run, study / "runs" / run.name) for run in standard]
+    if not all((folder / folders.VALIDATION_FILE).is_file() for _, folder in pairs):
+        return None
+    from trustcxr.study.choice import ranked
+
+    classes = files.read_yaml(pairs[0][1] / folders.RUN_FILE).get("classes")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    return {row.model for row in ranked(recipe.selection, pairs, names) if row.chosen}
+
+
+def read_state(run: RunRecipe, folder: Path) -> RunPlan:
+    """Return how far a run is: its step, its epoch, who works on it, and why it failed."""
+    times = _epoch_times(folder)
+    plan = RunPlan(
+        run=run.name,
+        model=run.model.called,
+        way=run.trained_how,
+        seed=run.seed,
+        state="waiting",
+        step="",
+        epoch=len(times),
+        epochs=costs.most_epochs(run),
+        holder="",
+        reason="",
+        seconds={},
+    )
+    if (folder / folders.METRICS_FILE).is_file():
+        return plan.model_copy(update={"state": "done"})
+    plan.step = next(step for step, name in folders.STEP_FILES.items() if not (folder / name).is_file())
+    if (holder := locks.holder(folder)) is not None:
+        return plan.model_copy(update={"state": "running", "holder": holder})
+    if (reason := failures.reason(folder)) is not None:
+        return plan.model_copy(update={"state": "failed", "reason": reason})
+    return plan
+
+
+def _epoch_times(folder: Path) -> list[float]:
+    """Return the seconds of each finished epoch; with a refit those of both trainings."""
+    found: list[float] = []
+    for path in (folder / folders.BEFORE_REFIT / folders.HISTORY_FILE, folder / folders.HISTORY_FILE):
+        with suppress(OSError, ValueError, csv.Error), open(path, newline="", encoding="utf-8") as file:
+            before = 0.0
+            for row in csv.DictReader(file):
+                now = float(row.get("seconds") or 0)
+                found, before = [*found, now - before], now
+    return found
 
 
 def status(study: Path) -> StudyPlan:
-    """Every run of a study that was begun, as its files say it now; UserError where there is no study."""
-    return plan(planned.recipe_of(study), study)
+    """Return every run of a study as its files describe it now; UserError if there is no study."""
+    return plan(read_recipe(study), study)
 
 
-def plan(
-    recipe: StudyRecipe, study: Path | None, costs: CostDocument | None = None, kept: Path | None = None
-) -> StudyPlan:
-    """Every run of a recipe; `study` is its folder where there is one, `costs` what was measured just now.
-
-    `kept`: a folder of small files of runs that were finished elsewhere, which are done.
-    """
-    runs = planned.runs(recipe, study, kept)
-    described = _described(study)
-    known = Known(study, [*runs.certain, *runs.open], costs)
-    certain = [_planned(run, place_of(run, study, kept), described, known) for run in runs.certain]
-    open_ = [_planned(run, place_of(run, study, kept), described, known) for run in runs.open]
-    for one in open_:
+def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None = None) -> StudyPlan:
+    """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
+    runs = plan_runs(recipe, study)
+    if measured is None and study is not None:
+        measured = documents.read_if_whole(CostDocument, study / costs.COST_FILE)
+    at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
+    times = costs.Times(recipe, measured)
+    for run in (*runs.certain, *runs.open):
+        times.add(run, _epoch_times(at[run.name]), at[run.name])
+    certain, candidates = (
+        [_with_time_left(read_state(run, at[run.name]), run, times) for run in part]
+        for part in (runs.certain, runs.open)
+    )
+    for one in candidates:
         one.state = "if chosen"
-    least, most = _sums(recipe, certain, open_, runs.to_choose)
+    least, most = _sum_left(certain, candidates, runs.to_choose)
     return StudyPlan(
         study=recipe.name,
         folder="" if study is None else str(study),
@@ -40,40 +136,96 @@ def plan(
         holder=(locks.holder(study) or "") if study is not None else "",
         at_once=sum(one.state == "running" for one in certain),
         to_choose=runs.to_choose,
-        runs=[*certain, *open_],
+        runs=[*certain, *candidates],
         least=least,
         most=most,
-        unmeasured=[one.run for one in (*certain, *open_) if one.state != "done" and one.left is None],
-        costs=known.costs,
+        costs=measured,
     )
 
 
-def _planned(run: RunRecipe, folder: Path, described: set[str], known: Known) -> RunPlan:
-    found = planned.standing(run, folder, described=run.name in described)
-    if found.state != "done":
-        found.seconds = known.left(found, run)
-    return found
+def _with_time_left(plan: RunPlan, run: RunRecipe, times: costs.Times) -> RunPlan:
+    return plan if plan.state == "done" else plan.model_copy(update={"seconds": times.left(plan, run)})
 
 
-def _described(study: Path | None) -> set[str]:
-    """The runs whose figures stand in study.json."""
-    path = study / folders.STUDY_RESULTS if study is not None else None
-    document = documents.read_if_there(StudyDocument, path) if path is not None else None
-    return {run.run for run in document.runs} if document is not None else set()
-
-
-def _sums(
-    recipe: StudyRecipe, certain: Iterable[RunPlan], open_: Iterable[RunPlan], to_choose: int
-) -> tuple[float | None, float | None]:
-    """Seconds left if the cheapest networks are chosen, and if the dearest are; None where a run was not measured."""
+def _sum_left(certain: list[RunPlan], candidates: list[RunPlan], to_choose: int) -> tuple[float | None, float | None]:
+    """Sum the seconds left with the cheapest and with the most expensive choice; None if a run has no estimate."""
     sure = [one.left for one in certain if one.state != "done"]
-    by_model: dict[str, list[float | None]] = {}
-    for one in open_:
-        by_model.setdefault(one.model, []).append(one.left)
-    known = [part for part in sure if part is not None]
-    chosen = [sum(part for part in parts if part is not None) for parts in by_model.values()]
-    every = [*sure, *(part for parts in by_model.values() for part in parts)]
-    if None in every:
+    if None in [*sure, *(one.left for one in candidates)]:
         return None, None
-    order = sorted(chosen)
-    return sum(known) + sum(order[:to_choose]), sum(known) + sum(order[len(order) - to_choose :] if to_choose else [])
+    by_model = dict.fromkeys((one.model for one in candidates), 0.0)
+    for one in candidates:
+        by_model[one.model] += one.left or 0.0
+    order, base = sorted(by_model.values()), sum(part or 0.0 for part in sure)
+    return base + sum(order[:to_choose]), base + sum(order[len(order) - to_choose :])
+
+
+def dry_run(
+    recipe: StudyRecipe, data: Path | None, out: Path | None, *, devices: int = 1, measured: bool = True
+) -> StudyPlan:
+    """Return the plan of a study without training, decoding or fetching anything.
+
+    What is done in `out` counts. `measured`: time each network now, some seconds each, and keep the result in `out` for
+    `status`. Raises UserError for unknown names, and if `devices` cannot share each training.
+    """
+    from trustcxr.study import preflight
+
+    begun = out if out is not None and (out / folders.STUDY_FILE).is_file() else None
+    if begun is not None:
+        _refuse_another(begun, recipe)
+    preflight.names(recipe, begun)
+    if devices != 1:
+        preflight.cards(recipe, devices)
+    if not measured:
+        return plan(recipe, begun or out)
+    say("timing each network and defence, some seconds each")
+    from trustcxr.study import measuring
+
+    runs = plan_runs(recipe, None)
+    document = measuring.measure(recipe, [*runs.certain, *runs.open], data)
+    if out is not None:
+        files.write_json(out / costs.COST_FILE, document)
+    return plan(recipe, begun or out, document)
+
+
+def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
+    before = read_recipe(begun)
+    refuse_fewer_seeds(before, recipe, begun)
+    if untracked(before) != untracked(recipe) and not grows(before, recipe) and not drops(before, recipe):
+        raise UserError(
+            f"{begun}: holds a study of another recipe; choose another --out, or see trustcxr status {as_typed(begun)}"
+        )
+
+
+@contextmanager
+def watched(recipe: StudyRecipe, study: Path) -> Iterator[None]:
+    """Log every two minutes, if anything has changed, which runs are done, what is trained, and the time left."""
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(recipe, study, over), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
+    before = ""
+    while not over.wait(EVERY):
+        with suppress(UserError, OSError):  # a file that is being replaced: the next time will do
+            now = line(plan(recipe, study))
+            if now != before:
+                say(now)
+            before = now
+
+
+def line(plan: StudyPlan) -> str:
+    """Return the state of a study in one line, without a time if some run has no estimate."""
+    runs = [one for one in plan.runs if one.state != "if chosen"]
+    later = f", before validation chooses {plan.to_choose} networks" if plan.to_choose else ""
+    parts = [f"{sum(one.state == 'done' for one in runs)} of {len(runs)} runs done{later}"]
+    parts += [f"{one.run}: {one.at}" for one in runs if one.state == "running"]
+    if plan.least is not None and plan.most is not None:
+        ends = dict.fromkeys(duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
+        parts.append(f"at most {' to '.join(ends)} left")
+    return f"{plan.study}: " + "; ".join(parts)

@@ -21,6 +21,7 @@ from trustcxr.study import costs, finished, mending
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.study.run_folder import RunFolder
 from trustcxr.training.cards import Cards
+from trustcxr.training.threads import use_threads
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -37,6 +38,7 @@ class StudyFolder:
     data: str
     fingerprint: str
     devices: int = 1  # cards that share each training: where it is worked on, and no part of what the study is
+    threads: int | None = None  # of torch, for every step of every run
 
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
@@ -44,7 +46,9 @@ class StudyFolder:
         content = folders.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(files.read_yaml(folder / DATA_FILE)["path"])
-        return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices)
+        threads = content.get("threads")
+        fixed = threads if isinstance(threads, int) else None
+        return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices, fixed)
 
     def run_folder(self, run: RunRecipe) -> Path:
         """Where a run of this study is."""
@@ -96,18 +100,14 @@ def _carry_out(task: Task) -> None:
         return finished.check(folder, run)
     if locks.was_killed(folder):
         say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
-    with holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
+    with use_threads(study.threads), holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
     return None
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     mending.mend(steps.folder)
-    start = None
-    if run.defence.start_from == "standard":
-        start = study.run_folder(run_recipe(study.recipe, run.model, DefenceRecipe(), run.seed))
-    films, cards = (study.films("train"), study.films("val")), Cards(study.devices)
-    steps.train(run, *films, start_from=start, cards=cards)
+    steps.train(run, study.films("train"), study.films("val"), cards=Cards(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:

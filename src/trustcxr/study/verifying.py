@@ -1,388 +1,322 @@
-"""Every figure of a study computed again from its tables, and held against what its documents and its page say."""
+"""Compute every figure of a study again from its tables, and compare it with what its documents say."""
 
-import re
+import json
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trustcxr.about import NOTICE, __version__
+from trustcxr.about import NOTICE
 from trustcxr.console import track
 from trustcxr.errors import UserError
-from trustcxr.explain.verdicts import SURVIVES
+from trustcxr.evaluation import drops, summary
+from trustcxr.evaluation.run import About
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.recipes.study import StudyRecipe
 from trustcxr.recipes.validation import validate
-from trustcxr.results import differences, documents, files, folders
-from trustcxr.results.disk import as_typed
+from trustcxr.results import documents, files, folders, tables
 from trustcxr.results.documents import Difference, RunDocument, TrainingDocument, VerifiedDocument
-from trustcxr.study import comparison, finished, planned, seeds
-from trustcxr.study.again import Tables
+from trustcxr.study import beside, comparison, made, seeds, standing
 from trustcxr.study.choice import ranked
 from trustcxr.study.engines import failures
+from trustcxr.study.films import validation_file
 
-_NOT_OF_TABLES = ("trained_on",)  # alarms that only the films themselves show
-# Of a run's document what comes from the films, from training.json, or from no table that is kept.
-_OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")
-# Computed otherwise before the documents had a version (0.1): intervals, calibration, verdicts.
-# Of such a study these are not held against what is computed today.
-_SINCE = re.compile(r"_ci\b|\bece(_scaled)?\b|\bmasking\b|\balarms\b|\bcomparisons\b")
-# What was not kept before: where a document has none, there is nothing to hold against today's.
-_LATER = re.compile(
-    r"^(attacks\[.*\]\.(success_rate|ece)|corruptions\[.*\]\.flip_rate"
-    r"|certified\[.*\]\.(proved|balanced_accuracy))_ci$"
-    r"|^lesions\[.*\]\.(condition|epsilon)$|^saliency\..*_activation$|^saliency\..*\.over_controls$"
+_OF_NO_TABLE = ("version", "notes", "films", "training", "planted_shortcuts")  # keys of metrics.json
+_OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
+_TELL_APART = (  # keys of the entries of a list
+    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "class"),
+    *("epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
 )
 
 
-def verify(study: Path, render: Callable[[Path], str] | None = None) -> VerifiedDocument:
-    """Compute every figure of a study again; what differs, by file and key. UserError where there is no study.
+def verify(study: Path) -> VerifiedDocument:
+    """Compute every figure of a study again, and name those that differ; UserError if there is no finished study."""
+    return _Verification(folders.check_study(study)).carry_out()
 
-    `render` gives the page of a folder as its files give it now: held against the page that is there, but for drawings,
-    where this version wrote it.
-    """
-    folder = folders.check_study(study)
-    stored = files.read_document(folder / folders.STUDY_RESULTS)
-    documents.refuse_later(stored, folder / folders.STUDY_RESULTS)
-    found = VerifiedDocument(
-        study=str(stored.get("study", "")),
-        folder=str(folder),
-        notice=NOTICE,
-        written_by=str(stored.get("trustcxr", "")),
-        runs=0,
-        figures=0,
-        files=0,
-        differences=[],
-        unchecked=[],
-    )
-    old = stored.get("version") is None
-    recipe = validate(StudyRecipe, stored.get("recipe") or {}, str(folder / folders.STUDY_RESULTS))
-    entries = _records(stored.get("runs"))
-    again: dict[Path, RunDocument] = {}
-    for said in track(entries, "computing every run again", len(entries)):
-        with _telling(found):
-            _run(found, said, again, recipe, old)
-    with _telling(found):
-        _unsaid(found, stored, recipe)
-    _whole(found, stored, recipe, again, old)
-    if render is not None:
-        _page(found, folder, render)
-    if old:
-        found.unchecked.append(
-            f"written by {found.written_by or 'an older version'}: intervals, calibration errors, comparisons, "
-            "verdicts and alarms are computed otherwise since, and were not held against today's"
+
+class _Verification:
+    def __init__(self, folder: Path) -> None:
+        path = folder / folders.STUDY_RESULTS
+        self.folder, self.stored = folder, files.read_document(path)
+        documents.check_version(self.stored, path)
+        self.recipe = validate(StudyRecipe, self.stored.get("recipe") or {}, str(path))
+        self.result = VerifiedDocument(
+            study=str(self.stored.get("study", "")),
+            folder=str(folder),
+            notice=NOTICE,
+            written_by=str(self.stored.get("trustcxr", "")),
+            runs=0,
+            figures=0,
+            files=1,  # study.json
+            differences=[],
+            unchecked=[],
         )
-    return found
+
+    def carry_out(self) -> VerifiedDocument:
+        entries, computed = _records(self.stored.get("runs")), dict[str, RunDocument]()
+        for entry in track(entries, "computing every run again", len(entries)):
+            with self._damage_noted():
+                document = self._run(entry, self.folder / "runs" / str(entry.get("run")))
+                if document is not None:
+                    computed[str(entry.get("run"))] = document
+        with self._damage_noted():
+            self._list_of_runs([str(entry.get("run")) for entry in entries])
+        self._all_runs(computed, whole=len(computed) == len(entries) and not self.result.unchecked)
+        return self.result
+
+    @contextmanager
+    def _damage_noted(self) -> Iterator[None]:
+        """Count a damaged file as a difference, and go on with the next run."""
+        try:
+            yield
+        except UserError as problem:
+            file, _, what = str(problem).removeprefix(f"{self.folder}/").partition(": ")
+            self._differs(file, "the file", "whole", what)
+
+    def _differs(self, file: str, key: str, said: object, computed: object) -> None:
+        self.result.differences.append(Difference(file=file, key=key, said=said, computed=computed))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _is_there(self, path: Path, what: str) -> bool:
+        """Return whether a file is there; otherwise note what cannot be checked without it."""
+        if not path.is_file():
+            self.result.unchecked.append(f"{what}: {self._name(path)} is missing")
+        return path.is_file()
+
+    def _run(self, entry: Mapping[str, object], run: Path) -> RunDocument | None:
+        """Verify a run of study.json and its own files; return what its tables give."""
+        name = f"{folders.STUDY_RESULTS}: {run.name}"
+        if self._is_there(run / folders.TRAINING_FILE, f"{name}: training"):
+            training = documents.read(TrainingDocument, run / folders.TRAINING_FILE)
+            self._compare(name, entry.get("training") or {}, training, "training")
+            self._history(run, training)
+        if not self._is_there(run / folders.PREDICTIONS_FILE, name):
+            return None
+        content = files.read_yaml(run / folders.RUN_FILE)
+        if self._is_there(run / folders.WEIGHTS_FILE, f"checksum of runs/{run.name}"):
+            for part, now in folders.checksums(run, content.get("classes")).items():
+                if (before := files.part(content, "checksums").get(part)) != now:
+                    file = run / (part if part == folders.WEIGHTS_FILE else folders.RUN_FILE)
+                    self._differs(self._name(file), f"checksum of {part}", before, now)
+        document = _compute_whole(run, run, self.recipe)
+        self.result.runs += 1
+        self._figures(name, entry, document, run, run)
+        if self._is_there(metrics := run / folders.METRICS_FILE, "its figures"):
+            self._figures(self._name(metrics), files.read_document(metrics), document, run, run)
+        for path in sorted(run.glob(f"evaluations/*/{folders.METRICS_FILE}")):
+            with self._damage_noted():
+                if self._is_there(path.parent / folders.PREDICTIONS_FILE, self._name(path)):
+                    again = _compute_whole(run, path.parent, None)
+                    self._figures(self._name(path), files.read_document(path), again, run, path.parent)
+        return document
+
+    def _figures(self, file: str, stored: Mapping[str, object], document: RunDocument, run: Path, place: Path) -> None:
+        """Compare a run's figures, without those that no table holds, and those whose table is missing."""
+        left_out = {*_OF_NO_TABLE}
+        if stored.get("planted_shortcuts"):
+            self.result.unchecked.append(f"{file}: planted_shortcuts: no table holds them")
+        for part, path in _tables_beside(run, place).items():
+            if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
+                left_out |= {part, "alarms"} if part == "saliency" else {part}
+        computed = _plain(document)
+        for content in (stored := dict(stored), computed):
+            content["alarms"] = [one for one in _records(content.get("alarms")) if one.get("kind") != _OF_IMAGES]
+        self._compare(
+            file,
+            {key: value for key, value in stored.items() if key not in left_out},
+            {key: value for key, value in computed.items() if key not in left_out},
+        )
+        self.result.files += ": " not in file
+
+    def _compare(self, file: str, said: object, computed: object, at: str = "") -> None:
+        computed = _plain(computed)
+        self.result.figures += count_figures(computed)
+        for one in differences(said, computed, at):
+            self._differs(file, *one)
+
+    def _history(self, run: Path, training: TrainingDocument) -> None:
+        """Compare training.json with history.csv: how many epochs, and the figures of the best."""
+        path, monitor, best = run / folders.HISTORY_FILE, training.monitor, training.best_epoch
+        if not self._is_there(path, f"runs/{run.name}/{folders.TRAINING_FILE}") or training.refit is not None:
+            return
+        try:
+            table = files.read_table(path)
+            computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
+            if best is not None and not 0 <= best < len(table):
+                computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
+            elif best is not None and monitor in table:
+                computed["best_value"] = float(table[monitor].iloc[best])
+        except (UserError, LookupError, ValueError) as problem:
+            raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
+        said = _plain(training)
+        self._compare(f"runs/{run.name}/{folders.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
+        self.result.files += 1
+
+    def _list_of_runs(self, names: list[str]) -> None:
+        """Find runs that study.json has twice, that are none of its recipe, and finished ones that it lacks."""
+        planned, counts = standing.plan_runs(self.recipe, self.folder), Counter(names)
+        known = {run.name for run in (*planned.certain, *planned.open)}
+        for name in known - {*names}:
+            run = self.folder / "runs" / name
+            if (run / folders.METRICS_FILE).is_file() and failures.reason(run) is None:
+                self._differs(folders.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
+        for name, times in counts.items():
+            if times > 1 or name not in known:
+                computed = "once" if name in known else "no such run"
+                self._differs(folders.STUDY_RESULTS, f"runs[{name}]", f"there {times} times", computed)
+
+    def _all_runs(self, computed: Mapping[str, RunDocument], *, whole: bool) -> None:
+        """Compare what study.json says of all runs together; only if every table is there."""
+        if not whole:
+            self.result.unchecked.append(
+                f"{folders.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms: of all runs together"
+            )
+            return
+        at = {self.folder / "runs" / name: document for name, document in computed.items()}
+        alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
+        again: dict[str, object] = {
+            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap, asked=self.recipe),
+            "over_seeds": seeds.over_seeds(list(computed.values())),
+            "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
+            "ranking": self._ranking(computed),
+        }
+        said = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
+        said["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
+        said["ranking"] = files.part(self.stored, "selection").get("ranking")
+        self._compare(folders.STUDY_RESULTS, said, again)
+
+    def _ranking(self, computed: Mapping[str, RunDocument]) -> list[documents.Ranked]:
+        """Rank the networks by validation; none if a standard run is missing."""
+        standard = [run for run in standing.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
+        if not standard or not {run.name for run in standard} <= {*computed}:
+            return []
+        pairs = [(run, self.folder / "runs" / run.name) for run in standard]
+        return ranked(self.recipe.selection, pairs, computed[standard[0].name].classes)
 
 
-def _run(
-    found: VerifiedDocument, said: Mapping[str, object], again: dict[Path, RunDocument], recipe: StudyRecipe, old: bool
-) -> None:
-    """One run of study.json, and its own files; what was computed of it is put into `again`."""
-    place = Path(found.folder) / "runs" / str(said.get("run"))
-    _training(found, said, place, old)
-    if finished.is_finished(place):
-        found.unchecked.append(f"{place.name}: finished elsewhere: its figures are here, and its tables are not")
-        again[place] = documents.read(RunDocument, place / folders.METRICS_FILE)
-        return
-    run = Tables.read(place)
-    if isinstance(run, str):
-        found.unchecked.append(run)
-        return
-    _weights(found, run)
-    document = run.computed(recipe)
-    again[place] = document
-    found.runs += 1
-    _hold(found, f"{folders.STUDY_RESULTS}: {said.get('run')}", said, _parts(document), old, run.behind())
-    _own(found, run, document, recipe, old)
+def _tables_beside(run: Path, place: Path) -> dict[str, Path]:
+    """Return the table that a part of metrics.json comes from, if that is not predictions.parquet beside it."""
+    others = {
+        "calibration": validation_file(run, place),
+        "saliency": place / folders.SALIENCY_FILE,
+        "lesions": place / folders.LESIONS_FILE,
+        "certified": place / folders.CERTIFIED_FILE,
+    }
+    return others | ({} if place == run else {"drop_from_internal": run / folders.PREDICTIONS_FILE})
 
 
-@contextmanager
-def _telling(found: VerifiedDocument) -> Iterator[None]:
-    """A file that nothing can be computed from is a difference: it is no longer what figures were computed from."""
+def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+    """Compute metrics.json as `compute_figures`; UserError for whatever is wrong with its tables."""
     try:
-        yield
-    except UserError as problem:
-        file, _, what = str(problem).removeprefix(f"{found.folder}/").partition(": ")
-        found.differences.append(Difference(file=file, key="the file", said="whole", computed=what))
+        return compute_figures(run, place, study)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        there = [place / folders.PREDICTIONS_FILE, *_tables_beside(run, place).values()]
+        names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
+        text = f"{type(problem).__name__}: {problem}".replace("\n", " ")
+        raise UserError(f"{place}: damaged: {names} ({text}); restore it, or make it anew") from problem
 
 
-def _unsaid(found: VerifiedDocument, stored: Mapping[str, object], recipe: StudyRecipe) -> None:
-    """Runs of the recipe that are finished here, and that study.json does not have; what it has twice, or invented."""
-    folder, runs = Path(found.folder), planned.runs(recipe, Path(found.folder))
-    said = Counter(str(run.get("run")) for run in _records(stored.get("runs")))
-    wanted = {run.name for run in (*runs.certain, *runs.open)}
-    for name, times in said.items():
-        if times > 1 or (name not in wanted and not (folder / "runs" / name).is_dir()):
-            what = {"said": f"there {times} times" if times > 1 else "there"}
-            what["computed"] = "once" if name in wanted else "no such run"
-            found.differences.append(Difference(file=folders.STUDY_RESULTS, key=f"runs[{name}]", **what))
-    failed = {str(run.get("run")) for run in _records(stored.get("failures"))}
-    for name in [run.name for run in runs.certain if run.name not in said]:
-        place = folder / "runs" / name
-        known = name in failed and failures.reason(place) is not None
-        if (place / folders.METRICS_FILE).is_file() and not known:
-            computed = f"finished in {_within(found, place)}"
-            found.differences.append(Difference(file=folders.STUDY_RESULTS, key=f"runs[{name}]", computed=computed))
+def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+    """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
+    content = files.read_yaml(run / folders.RUN_FILE)
+    names = content.get("classes")
+    classes = tuple(map(str, names if isinstance(names, list) else ()))
+
+    def read(path: Path) -> pd.DataFrame:
+        table = files.read_table(path)
+        tables.refuse_damaged(table, path, len(classes))
+        return table
+
+    predictions, path = read(place / folders.PREDICTIONS_FILE), validation_file(run, place)
+    validation = read(path) if path.is_file() else None
+    if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
+        validation = None
+    images, resamples, options = int((predictions["attack"] == tables.CLEAN).sum()), made.RESAMPLES, dict[str, Any]()
+    if study is not None:
+        predictions, resamples = tables.under(predictions, study.evaluation.conditions()), study.evaluation.bootstrap
+        options = {"radii": study.evaluation.radii(), "methods": study.explanation.methods}
+    stored = documents.read_if_there(RunDocument, place / folders.METRICS_FILE) or RunDocument()
+    recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / folders.RUN_FILE))
+    document = summary.figures(
+        About.trained(recipe),
+        classes,
+        predictions,
+        validation=validation,
+        resamples=resamples,
+        refit=recipe.training.refit,
+        training=documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE) or TrainingDocument(),
+        at_random=lambda: bool(stored.masking and stored.masking.at_random),
+    )
+    beside.describe(document, place, images=images, resamples=resamples, **options)
+    if place != run and (run / folders.PREDICTIONS_FILE).is_file():
+        document.drop_from_internal = drops.from_internal(read(run / folders.PREDICTIONS_FILE), predictions)
+    return document
 
 
-def _parts(document: RunDocument) -> Mapping[str, object]:
-    """What of a run's document comes from tables."""
-    content = differences.plain(document)
-    assert isinstance(content, dict)
-    kept = {key: value for key, value in content.items() if key not in ("version", "notes", "films", "training")}
-    return kept | {"alarms": _alarms(kept.get("alarms"))}
+class Different(NamedTuple):
+    """A figure that differs: its key, what the file says and what was computed."""
+
+    key: str
+    said: object
+    computed: object
 
 
-def _alarms(alarms: object) -> list[object]:
-    return [alarm for alarm in _records(alarms) if alarm.get("kind") not in _NOT_OF_TABLES]
+def differences(said: object, computed: object, at: str = "") -> Iterator[Different]:
+    """Find the figures in which two documents differ by more than the order of adding up."""
+    if count_figures(said) == 0 == count_figures(computed):
+        return
+    if isinstance(said, dict) and isinstance(computed, dict):
+        for key in {**said, **computed}:
+            yield from differences(said.get(key), computed.get(key), f"{at}.{key}".strip("."))
+    elif isinstance(said, list) and isinstance(computed, list):
+        if len(said) == len(computed):
+            pairs = [(_name(two, i), one, two) for i, (one, two) in enumerate(zip(said, computed, strict=True))]
+        else:
+            yield Different(f"{at} (how many)", len(said), len(computed))
+            known = {_name(one, i): one for i, one in enumerate(said) if isinstance(one, dict)}
+            named = [(_name(two, i), two) for i, two in enumerate(computed)]
+            pairs = [(name, known[name], two) for name, two in named if name in known]
+        for name, one, two in pairs:
+            yield from differences(one, two, f"{at}[{name}]")
+    elif not _is_close(said, computed):
+        yield Different(at, _shorten(said), _shorten(computed))
 
 
-def _records(content: object) -> list[dict[str, object]]:
+def count_figures(content: object) -> int:
+    """Count the numbers, words and answers of a document."""
+    if isinstance(content, dict | list):
+        return sum(count_figures(part) for part in (content.values() if isinstance(content, dict) else content))
+    return int(content not in (None, ""))
+
+
+def _is_close(said: object, computed: object) -> bool:
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (said, computed)):
+        return said == computed
+    return math.isclose(float(str(said)), float(str(computed)), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+
+
+def _shorten(value: object) -> object:
+    return f"{count_figures(value)} figures" if isinstance(value, dict | list) else value
+
+
+def _name(entry: object, index: int) -> str:
+    """Return the words that tell an entry of a list from its neighbours, or its index."""
+    if not isinstance(entry, dict):
+        return str(index)
+    return " ".join(str(entry[k]) for k in _TELL_APART if isinstance(entry.get(k), str | int | float)) or str(index)
+
+
+def _records(content: object) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-def _hold(
-    found: VerifiedDocument,
-    file: str,
-    said: object,
-    computed: object,
-    old: bool,
-    behind: Mapping[str, Path] | None = None,
-) -> None:
-    """Add what differs between a part of a file and what was computed.
-
-    `behind`, of all of a run's document: the table that each part is of; what is said and was not computed is no figure
-    of a table.
-    """
-    said = said | {"alarms": _alarms(said.get("alarms"))} if isinstance(said, dict) and "alarms" in said else said
-    differing = list[differences.Found]()
-    if behind is not None and isinstance(said, dict) and isinstance(computed, dict):
-        said, computed = _with_tables(found, file, said, computed, behind)
-        differing += differences.unbacked(said, computed)
-    found.files += ": " not in file  # each run's part of study.json is held for itself, and the file is one
-    found.figures += differences.figures(computed, but=_SINCE if old else None)
-    # 0.1 replaced a table where a run was evaluated again: more is said than its tables hold.
-    replaced = {key for key, _, _ in differing if not _SINCE.search(key)}
-    for key, is_said, is_computed in (*differences.between(said, computed), *differing):
-        if is_said is None and _LATER.search(key):
-            continue
-        if not old:
-            found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))
-        elif key.endswith(differences.HOW_MANY) or key in replaced:
-            found.unchecked.append(f"{file}: {key}: {is_said}, of which its tables now hold {is_computed or 0}")
-        elif not _SINCE.search(key) and is_said is not None:
-            found.differences.append(Difference(file=file, key=key, said=is_said, computed=is_computed))
-
-
-def _with_tables(
-    found: VerifiedDocument,
-    file: str,
-    said: Mapping[str, object],
-    computed: Mapping[str, object],
-    behind: Mapping[str, Path],
-) -> tuple[dict[str, object], dict[str, object]]:
-    """What is said of a run and what was computed, without the parts whose table is gone: these are named."""
-    gone = {part: path for part, path in behind.items() if said.get(part) and not path.is_file()}
-    for part, path in gone.items():
-        count = differences.figures(said[part])
-        found.unchecked.append(f"{file}: {part}: {_within(found, path)} is missing, so {count} figures were not held")
-    if said.get("planted_shortcuts"):
-        found.unchecked.append(f"{file}: planted_shortcuts: of films that were rendered anew, and of no table")
-    left_out = {*gone, *_OF_NO_TABLE}
-    return _without(said, left_out), _without(computed, left_out)
-
-
-def _without(document: Mapping[str, object], parts: Collection[str]) -> dict[str, object]:
-    kept = {key: value for key, value in document.items() if key not in parts}
-    if "saliency" in parts and "alarms" in kept:
-        kept["alarms"] = [alarm for alarm in _records(kept["alarms"]) if alarm.get("kind") != SURVIVES]
-    return kept
-
-
-def _weights(found: VerifiedDocument, run: Tables) -> None:
-    """The weights that the tables are of, and the classes in their order, against the checksums in run.yaml."""
-    path, content = run.folder / folders.WEIGHTS_FILE, files.read_yaml(run.folder / folders.RUN_FILE)
-    if not (said := files.part(content, "checksums")) and run.training.version is None:
-        return  # of 0.1, which kept none
-    if not path.is_file():
-        found.unchecked.append(f"{_within(found, path)} is missing, so that it is what was trained was not held")
-        return
-    for name, computed in folders.checksums(run.folder, content.get("classes")).items():
-        if said.get(name) != computed:
-            place = path if name == path.name else run.folder / folders.RUN_FILE
-            differing = {"key": f"checksum of {name}", "said": said.get(name), "computed": computed}
-            found.differences.append(Difference(file=_within(found, place), **differing))
-
-
-def _own(found: VerifiedDocument, run: Tables, of_study: RunDocument, recipe: StudyRecipe, old: bool) -> None:
-    """A run's own files: metrics.json, its training.json, its results on other data."""
-    path = run.folder / folders.METRICS_FILE
-    if not path.is_file():
-        found.unchecked.append(f"runs/{run.folder.name}/{folders.METRICS_FILE} is missing; study.json was checked")
-    else:
-        asked = sorted((name, severity or epsilon) for name, epsilon, _, severity in recipe.evaluation.conditions())
-        whole = _conditions(run.said) == asked and set(run.said.saliency) <= set(of_study.saliency)
-        document = of_study if whole else run.computed(None)
-        _hold(found, _within(found, path), files.read_document(path), _parts(document), old, run.behind())
-    with _telling(found):
-        _trained(found, run, old)
-    for place in sorted(run.folder.glob(f"evaluations/*/{folders.METRICS_FILE}")):
-        with _telling(found):
-            _elsewhere(found, run, place, old)
-
-
-def _elsewhere(found: VerifiedDocument, run: Tables, path: Path, old: bool) -> None:
-    """The metrics.json of a run on other data."""
-    elsewhere = Tables.read(run.folder, path.parent)
-    if isinstance(elsewhere, str):
-        found.unchecked.append(f"{_within(found, path)}: {elsewhere}")
-        return
-    said = files.read_document(path)
-    _hold(found, _within(found, path), said, _parts(elsewhere.computed(None)), old, elsewhere.behind())
-
-
-def _conditions(document: RunDocument) -> list[tuple[str, float]]:
-    found = [(row.attack, row.epsilon or 0.0) for row in document.attacks]
-    return sorted([*found, *((row.corruption, float(row.severity or 0)) for row in document.corruptions)])
-
-
-def _within(found: VerifiedDocument, path: Path) -> str:
-    return path.relative_to(found.folder).as_posix()
-
-
-def _training(found: VerifiedDocument, said: Mapping[str, object], run: Path, old: bool) -> None:
-    """What study.json says of a run's training against its training.json; what is missing for that is said."""
-    for name in (folders.TRAINING_FILE, folders.HISTORY_FILE):
-        if not (run / name).is_file():
-            found.unchecked.append(f"{_within(found, run / name)} is missing, so figures of the training were not held")
-    if (document := documents.read_if_there(TrainingDocument, run / folders.TRAINING_FILE)) is not None:
-        computed = {"training": differences.plain(document)}
-        _hold(found, f"{folders.STUDY_RESULTS}: {run.name}", said, computed, old)
-
-
-def _trained(found: VerifiedDocument, run: Tables, old: bool) -> None:
-    """training.json against history.csv: how many epochs, and what the kept one had."""
-    history, path = run.folder / folders.HISTORY_FILE, run.folder / folders.TRAINING_FILE
-    if not (history.is_file() and path.is_file()) or run.training.refit is not None:
-        return
-    monitor, best = run.training.monitor, run.training.best_epoch
-    table = _history(history, monitor)
-    computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
-    if best is not None and not 0 <= best < len(table):
-        computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
-    elif best is not None and monitor in table:
-        computed["best_value"] = float(table[monitor].iloc[best])
-    _hold(found, _within(found, path), files.read_document(path), computed, old)
-
-
-def _history(path: Path, monitor: str) -> pd.DataFrame:
-    """history.csv; UserError where it is damaged: no command but the training itself writes it."""
-    why = "not readable as a table"
-    with suppress(UserError):
-        table = files.read_table(path)
-        strange = [n for n in ("seconds", monitor) if n in table and not pd.api.types.is_numeric_dtype(table[n])]
-        if len(table) and "seconds" in table and not strange:
-            return table
-        why = "no epochs in it" if table.empty else f"no numbers in {strange[0]}" if strange else "no column seconds"
-    raise UserError(f"{path}: damaged: {why}; restore it: no command makes it again but a training from the beginning")
-
-
-def _whole(
-    found: VerifiedDocument,
-    stored: Mapping[str, object],
-    recipe: StudyRecipe,
-    again: Mapping[Path, RunDocument],
-    old: bool,
-) -> None:
-    """What study.json says of all runs together: comparisons, spread over seeds, alarms, the choice."""
-    said = {str(run.get("run")): run for run in _records(stored.get("runs"))}
-    names = {place.name for place in again}
-    if unread := [name for name in said if name not in names]:
-        found.unchecked.append(
-            f"{folders.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms, which are of all runs "
-            f"together: of {', '.join(unread)} there is nothing to compute them from"
-        )
-        return
-    alarms = [alarm.model_copy(update={"run": run.run}) for run in again.values() for alarm in run.alarms]
-    with_tables = {place: document for place, document in again.items() if not finished.is_finished(place)}
-    computed: dict[str, object] = {
-        "comparisons": comparison.compared(with_tables, resamples=recipe.evaluation.bootstrap, asked=recipe),
-        "alarms": [alarm for alarm in alarms if alarm.kind not in _NOT_OF_TABLES],
-    }
-    if len(recipe.seeds) > 1 or stored.get("over_seeds"):
-        computed["over_seeds"] = seeds.over_seeds(list(again.values()))
-    if (ranking := _ranking(found, recipe, again)) is not None:
-        computed["selection"] = {"ranking": ranking}
-    lost = [place.name for place in with_tables if _lost_maps(place, said[place.name])]
-    plain, whole = differences.plain(computed), dict(stored)
-    if lost and isinstance(plain, dict):
-        found.unchecked.append(
-            f"{folders.STUDY_RESULTS}: comparisons and spread over seeds of maps: {folders.SALIENCY_FILE} of "
-            f"{', '.join(lost)} is missing"
-        )
-        plain, whole = _without_maps(plain), _without_maps(whole)
-    _hold(found, folders.STUDY_RESULTS, whole, plain, old)
-
-
-def _lost_maps(place: Path, said: Mapping[str, object]) -> bool:
-    return bool(said.get("saliency")) and not (place / folders.SALIENCY_FILE).is_file()
-
-
-def _without_maps(document: Mapping[str, object]) -> dict[str, object]:
-    """What is said of all runs together, but for what is of maps."""
-    kept = _without(document, ("saliency",))
-    if "comparisons" in kept:
-        kept["comparisons"] = [row for row in _records(kept["comparisons"]) if not row.get("method")]
-    if "over_seeds" in kept:
-        kept["over_seeds"] = [
-            part | {"figures": [row for row in _records(part.get("figures")) if not row.get("method")]}
-            for part in _records(kept["over_seeds"])
-        ]
-    return kept
-
-
-def _ranking(
-    found: VerifiedDocument, recipe: StudyRecipe, again: Mapping[Path, RunDocument]
-) -> list[documents.Ranked] | None:
-    """The networks by validation; None, which is said, where a run has no predictions on validation."""
-    folder = Path(found.folder)
-    pairs = [
-        (run, place)
-        for place, document in again.items()
-        if document.defence == "standard"
-        for run in [validate(RunRecipe, files.read_yaml(place / folders.RUN_FILE)["recipe"], str(place))]
-        if run.defence == type(run.defence)()
-    ]
-    if missing := [place.name for _, place in pairs if not finished.is_validated(place)]:
-        found.unchecked.append(
-            f"the ranking on validation: {folders.VALIDATION_FILE} of {', '.join(missing)} is missing in {folder.name}"
-        )
-        return None
-    return ranked(recipe.selection, pairs, next(iter(again.values())).classes) if pairs else None
-
-
-def _page(found: VerifiedDocument, folder: Path, render: Callable[[Path], str]) -> None:
-    """The page as it is against the page as its files give it now; drawings are left out."""
-    path, command = folder / folders.REPORT_FILE, f"`trustcxr report {as_typed(folder)}`"
-    if not path.is_file():
-        found.unchecked.append(f"{folders.REPORT_FILE}: not there; {command} writes it")
-        return
-    if found.written_by != __version__:
-        found.unchecked.append(f"{folders.REPORT_FILE}: another version's words; {command} renews it")
-        return
-    said, now = (_lines(text) for text in (path.read_text(encoding="utf-8"), render(folder)))
-    found.files, found.figures = found.files + 1, found.figures + len(now)
-    differing = [(a, b) for a, b in zip(said, now, strict=False) if a != b]
-    if len(said) != len(now):
-        differing = differing[:1] or [(f"{len(said)} lines", f"{len(now)} lines")]
-    for one, other in differing[:20]:
-        found.differences.append(Difference(file=folders.REPORT_FILE, key="text", said=one[:300], computed=other[:300]))
-
-
-def _lines(text: str) -> list[str]:
-    """The words of a page, a line a piece of text; no drawings, no pictures, no marks."""
-    bare = re.sub(r"<(svg|style|script)\b.*?</\1>", " ", text, flags=re.DOTALL)
-    return [line.strip() for line in re.sub(r"<[^>]*>", "\n", bare).splitlines() if line.strip()]
+def _plain(document: object) -> Any:
+    """Return a document as JSON has it."""
+    return json.loads(files.to_json(document))

@@ -5,21 +5,9 @@ The names below are loaded on first use.
 
 from typing import TYPE_CHECKING
 
-from trustcxr.lazily import loader
-
-_NAMES = {
-    "class_weights": "trustcxr.training.loop",
-    "fit": "trustcxr.training.loop",
-}
-__all__ = [
-    "class_weights",
-    "fit",
-]
-__getattr__ = loader(__name__, _NAMES)
+from trustcxr.lazily import attach
 
 if TYPE_CHECKING:
-    from trustcxr.training.loop import class_weights, fit
-
-
-def __dir__() -> list[str]:
-    return __all__
+    from trustcxr.training.loop import fit
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

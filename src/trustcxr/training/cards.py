@@ -46,14 +46,12 @@ class Cards:
         """Which of them this is; 0 is the one that writes."""
         if self.world == 1:
             return 0
-        for name in ("RANK",) if _is_torchrun() else ("SLURM_PROCID",) if _is_srun() else ():
-            return int(os.environ[name])
-        return int(os.environ.get("NODE_RANK", 0)) * self.devices + int(os.environ.get("LOCAL_RANK", 0))
+        return int(os.environ.get(_launched() or "LOCAL_RANK", 0))
 
     @property
     def apart(self) -> bool:
         """Whether some were started by another than this one, which cannot have them work in smaller parts."""
-        return self.world > 1 and (self.nodes > 1 or _is_torchrun() or _is_srun())
+        return self.world > 1 and _launched() is not None
 
     def split_batches(self) -> dict[str, int | str]:
         """How each batch is split, as run.yaml has it; empty where it is whole."""
@@ -74,15 +72,10 @@ class Cards:
             raise UserError(f"--devices {self.devices}: this machine has {cards} card{'s' * (cards > 1)}")
         if min(recipe.training.batch_size, images) < self.world:
             raise UserError(f"{self.world} processes share each batch, and training.batch_size is smaller; raise it")
-        if recipe.defence.name == "free" or recipe.defence.separate_batchnorm:
-            what = "free" if recipe.defence.name == "free" else "separate_batchnorm"
-            raise UserError(f"{what} keeps a state of its own for each process: train it on one card")
-        started = _is_torchrun() or _is_srun() or {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
-        if self.nodes > 1 and not started:
-            raise UserError(
-                f"--nodes {self.nodes}: start the same command on every machine, by srun, by torchrun, or with "
-                "MASTER_ADDR and MASTER_PORT (of the first) and NODE_RANK (0, 1, ...) set"
-            )
+        if recipe.defence.name == "free":
+            raise UserError("free keeps a state of its own for each process: train it on one card")
+        if self.nodes > 1 and _launched() is None:
+            raise UserError(f"--nodes {self.nodes}: start the same command on every machine, by srun or by torchrun")
 
     def share(self, count: int) -> tuple[int, int]:
         """From where to where in a batch of `count` images this process works."""
@@ -107,10 +100,10 @@ class Cards:
         return options | {"sync_batchnorm": torch.cuda.is_available()}
 
     def environment(self) -> list[Any]:
-        """Of Lightning's plugins the one that knows the processes that were started here."""
+        """Return Lightning's plugin for processes that were started here; none for those of torchrun or srun."""
         from pytorch_lightning.plugins.environments import LightningEnvironment
 
-        return [] if self.world == 1 or _is_torchrun() or _is_srun() else [LightningEnvironment()]
+        return [] if self.world == 1 or _launched() else [LightningEnvironment()]
 
 
 @dataclass
@@ -150,9 +143,8 @@ def together(cards: Cards, work: Callable[..., object], *arguments: object) -> I
         return
     before, threads = dict(os.environ), torch.get_num_threads()
     try:
-        if not (_is_torchrun() or _is_srun()):
-            os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1")}
-            os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        if _launched() is None:
+            os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
             torch.set_num_threads(max(1, threads // cards.devices))
             context = multiprocessing.get_context("spawn")
             for rank in range(1, cards.devices):
@@ -201,9 +193,8 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _is_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _is_srun() -> bool:
-    return int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ
+def _launched() -> str | None:
+    """Return the variable that holds this process's rank if torchrun or srun started it; else None."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "RANK"
+    return "SLURM_PROCID" if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ else None

@@ -1,10 +1,11 @@
-"""TrainingStep one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
+"""Train one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
 
+import ctypes
 import shutil
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trustcxr.console import say
 from trustcxr.data import provenance
@@ -20,11 +21,10 @@ from trustcxr.data.batches import loader
 from trustcxr.data.dataset import Joined, sources_of
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
-from trustcxr.models.weights import load_weights
 from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import documents, files, folders, stretches
 from trustcxr.results.documents import TrainingDocument
-from trustcxr.training import checkpoint, lung_segmenter, memory, precision, tracking
+from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
 from trustcxr.training import provenance as origins
 from trustcxr.training.cards import Cards, Team, does_not_fit, together
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
@@ -42,19 +42,17 @@ def fit(
     val: "Dataset",
     folder: Path,
     *,
-    start_from: Path | None = None,
     cards: Cards = ALONE,
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
 
-    `start_from` is a run whose weights this one begins with. With `training.refit` the run is trained twice: on `train`
+    With `training.refit` the run is trained twice: on `train`
     into `folder`/validated, where validation chooses the epoch, and then on both to that epoch of the same schedule.
     On several `cards` each batch is shared by them. Where its part does not fit in memory, it is worked off in twice as
     many parts from the last epoch on, which is said.
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
     cards.check(recipe, len(train))
-    origins.watts()  # refused now, and not after the last epoch
     if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
         say("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
@@ -62,7 +60,7 @@ def fit(
     if told := precision.instead(recipe.training.precision, precision.kind()):
         say(told)
     while True:
-        team, given = Team(), (recipe, train, val, folder, start_from, cards)
+        team, given = Team(), (recipe, train, val, folder, cards)
         try:
             with together(cards, _fit_part, *given) as team:
                 return _fit_part(*given)
@@ -79,28 +77,26 @@ def fit(
         say(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
 
 
-def _fit_part(
-    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, start_from: Path | None, cards: Cards
-) -> TrainingDocument:
+def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Cards) -> TrainingDocument:
     """`fit`, of which every process of `cards` does its part."""
     if precision.kind() == "cpu":
-        memory.keep_freed()
+        keep_freed_memory()
     if not recipe.training.refit:
-        return _fit(recipe, train, Monitor(folder, val, recipe, cards), start_from)
+        return _fit(recipe, train, Monitor(folder, val, recipe, cards))
     both, first = Joined(train, val), folder / folders.BEFORE_REFIT
     if cards.rank == 0:
-        _write_recipe(folder, recipe, both, start_from, cards, None)
+        _write_recipe(folder, recipe, both, cards, None)
     if not (first / folders.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
         # Weights that have seen the validation images must not be what validation judges.
-        _fit(alone, train, Monitor(first, val, alone, cards), start_from and folders.before_refit(start_from))
+        _fit(alone, train, Monitor(first, val, alone, cards))
     if cards.rank == 0:
         checkpoint.remove(first)  # left where it was killed between its last file and this
     chosen = documents.read(TrainingDocument, first / folders.TRAINING_FILE)
-    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards), start_from)
+    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_from: Path | None) -> TrainingDocument:
+def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.cards.rank == 0:
@@ -112,9 +108,9 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor, start_f
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
     if monitor.cards.rank == 0:
-        _write_recipe(folder, recipe, train, start_from, monitor.cards, monitor.done(before))
+        _write_recipe(folder, recipe, train, monitor.cards, monitor.done(before))
     torch.manual_seed(recipe.seed)
-    model = _network(recipe, train, lungs, start_from, resumed=before is not None)
+    model = _network(recipe, train, lungs, resumed=before is not None)
     if before is not None and monitor.take_up_if_ended(before):
         steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
     else:
@@ -155,7 +151,6 @@ def _run(
         recipe,
         classes=classes,
         steps_per_epoch=len(batches),
-        class_weights=class_weights(train.labels, classes) if training.class_weights else None,
         lungs=lungs,
         lesions=lesions,
         healthy=_healthy(train, recipe),
@@ -186,7 +181,9 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    followed = tracking.callback(recipe, monitor) if monitor.cards.rank == 0 else ()
+    followed = []
+    if recipe.training.track != "none" and monitor.cards.rank == 0:
+        followed = [tracking.Tracked(monitor, tracking.logger(recipe, monitor.folder))]
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
@@ -203,14 +200,12 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
 
 
 def _network(
-    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, start_from: Path | None, *, resumed: bool
+    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, *, resumed: bool
 ) -> classifier.Classifier:
     """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
-    weights = "none" if resumed or start_from else recipe.model.weights
+    weights = "none" if resumed else recipe.model.weights
     model = factory.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
-    if start_from is not None and not resumed:
-        load_weights(model, start_from / folders.WEIGHTS_FILE)
-    elif isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
+    if isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
         lung_segmenter.fit(model.gate, train.images, lungs, recipe)
     model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -224,8 +219,8 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     without = sum(not mask.any() for mask in lungs)
     if without == len(train):
         raise UserError(
-            f"{recipe.name}: background, outside_gradient, epsilon_outside, guidance and counterfactuals need lung "
-            f"masks, and no image of {train.where} has one"
+            f"{recipe.name}: background, guidance and counterfactuals need lung masks, and no image of {train.where} "
+            "has one"
         )
     if without:
         say(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
@@ -263,7 +258,7 @@ def _finish(
 ) -> TrainingDocument:
     checkpoint.settle(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
-    if monitor.best_sum not in ("", files.checksum(best)):
+    if monitor.best_sum != files.checksum(best):
         checkpoint.remove(folder)
         raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
     with files.replacing(folder / folders.WEIGHTS_FILE) as temporary:
@@ -272,10 +267,7 @@ def _finish(
     content["checksums"] = folders.checksums(folder, content["classes"])
     summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
     summary = summary.model_copy(update=stretches.split_of(folder))
-    summary.energy_kwh, summary.energy_method = origins.energy(
-        summary.processor_seconds or 0.0, summary.seconds or 0.0, monitor.cards.world
-    )
-    content["took"] = {key: summary[key] for key in ("seconds", "processor_seconds", "energy_kwh", "energy_method")}
+    content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     files.write_yaml(folder / folders.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
     summary.precision = precision.used(summary.precision_asked, precision.kind())
@@ -295,19 +287,24 @@ def _finish(
     checkpoint.remove(folder)
     say(f"trained {recipe.name}{monitor.sentence()}")
     if differing := stretches.told(folder):
-        say(f"{recipe.name}: not trained on one and the same: {differing}")
+        say(f"{recipe.name}: resumed on another machine or version: {differing}")
     return summary
 
 
-def class_weights(labels: np.ndarray, classes: int) -> Tensor:
-    """Weights (C,) inverse to how many images each class has, 1 on average: scikit-learn's "balanced"."""
-    counts = torch.bincount(torch.as_tensor(labels), minlength=classes)
-    return len(labels) / (classes * counts.clamp(min=1)).float()
+def keep_freed_memory() -> bool:
+    """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
+
+    Every step allocates the same activations and gradients again. glibc gives blocks of this size back to the system,
+    and gets them anew filled with zeros: of VGG16 at 96 pixels that is a third of a step on a processor.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of glibc's mallopt, in bytes
+        return all(mallopt(name, size) for name, size in ((-3, (1 << 31) - 1), (-1, (1 << 31) - 1), (-2, 64 << 20)))
+    return False
 
 
-def _write_recipe(
-    folder: Path, recipe: RunRecipe, train: "Dataset | Joined", start: Path | None, cards: Cards, done: int | None
-) -> None:
+def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Cards, done: int | None) -> None:
     """run.yaml, and the films that it is trained on; UserError where the folder holds a training on other films.
 
     `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
@@ -320,10 +317,9 @@ def _write_recipe(
         "classes": list(train.classes),
         "recipe": recipe.model_dump(mode="json"),
         "data": provenance.of(train),
-        "started_from": start.name if start else None,
     }
     path = folder / folders.RUN_FILE
-    content |= stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
+    content["segments"] = stretches.gone_on(files.read_yaml(path) if path.is_file() else {}, origins.now(cards), done)
     files.write_yaml(path, content)
     if not (folder / folders.FILMS_FILE).is_file():
         files.write_table(folder / folders.FILMS_FILE, provenance.films(train))

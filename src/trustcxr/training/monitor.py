@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 ALONE = Cards()
+_STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
@@ -56,24 +57,15 @@ class Monitor(pl.Callback):
         if recipe.defence.certifies:
             self.monitor = "val_certified_accuracy"
         self.epochs = recipe.training.epochs  # at most
-        self.best_sum = ""  # the checksum of the best weights; unknown in checkpoints from before it was kept
-
-    @property
-    def state_key(self) -> str:
-        """What a checkpoint keeps this under: not the class's own name, which may change while a run is cut off."""
-        return "Watch"
+        self.best_sum = ""  # the checksum of the best weights; empty until there are any
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        kept = {"history": self.history, "best": self.best, "stopped": self.stopped, "seconds": self.seconds}
-        return kept | {"best_sum": self.best_sum, "processor_seconds": self.processor_seconds}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a resumed run."""
-        self.history, self.best = state["history"], state["best"]
-        self.stopped, self.seconds = state["stopped"], state["seconds"]
-        self.best_sum = state.get("best_sum", "")
-        self.processor_seconds = state.get("processor_seconds", 0.0)
+        vars(self).update(state)
 
     def take_up_if_ended(self, kept: dict[str, Any]) -> bool:
         """Whether the training of this checkpoint had stopped before its last epoch; if so, its state is taken up."""
@@ -191,11 +183,6 @@ class RefitMonitor(Monitor):
     ) -> None:
         super().__init__(folder, val, recipe, cards)
         self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
-
-    @property
-    def state_key(self) -> str:
-        """What a checkpoint keeps this under."""
-        return "Refitting"
 
     def table(self) -> pd.DataFrame:
         """As of any run; what is measured on validation images is named `seen_`."""

@@ -1,6 +1,5 @@
-"""What a run came from and took: machine, state of the source, time, and an estimate of the energy."""
+"""Describe what a training runs on: machine, versions, state of the source."""
 
-import math
 import os
 import platform
 import subprocess
@@ -9,14 +8,10 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.errors import UserError
 from trustcxr.results import folders
 from trustcxr.results.documents import Hardware
 from trustcxr.training.cards import Cards
 
-# Stated, not measured: what one busy core of a server's processor draws with its share of memory and cooling, and what
-# an accelerator at work draws. A laboratory that knows its own says them in these variables.
-WATTS = {"TRUSTCXR_WATTS_A_CORE": 10.0, "TRUSTCXR_WATTS_ACCELERATOR": 350.0}
 _ROOM = 5  # seconds that git is given
 
 
@@ -28,9 +23,15 @@ def now(cards: Cards) -> dict[str, object]:
 
 
 def hardware() -> Hardware:
-    """What it ran on."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return Hardware(processor=processor(), cores=os.cpu_count(), accelerator=accelerator, system=platform.system())
+    """Return the machine and the torch threads that this process computes with."""
+    return Hardware(
+        processor=processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        interop_threads=torch.get_num_interop_threads(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        system=platform.system(),
+    )
 
 
 def processor() -> str:
@@ -62,32 +63,3 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def watts() -> tuple[float, float]:
-    """What a core and an accelerator draw, as stated; UserError where a variable says no such number."""
-    found = []
-    for name, usual in WATTS.items():
-        said = os.environ.get(name) or str(usual)
-        try:
-            found.append(float(said))
-        except ValueError:
-            found.append(math.nan)
-        if not 0 <= found[-1] < math.inf:
-            raise UserError(f"{name}={said}: expected watts, such as {usual:g}")
-    return found[0], found[1]
-
-
-def energy(processor_seconds: float, seconds: float, accelerators: int = 1) -> tuple[float, str]:
-    """Kilowatt hours that a training took, as an estimate, and in words how it was made.
-
-    `processor_seconds` are those of all cores together; `seconds` those that each of the `accelerators` was held.
-    """
-    core, accelerator = watts()
-    joules = processor_seconds * core
-    how = f"an estimate, not measured: {processor_seconds:.0f} processor seconds at a stated {core:g} W a core"
-    if torch.cuda.is_available():
-        joules += seconds * accelerator * accelerators
-        which = "an accelerator" if accelerators == 1 else f"each of {accelerators} accelerators"
-        how += f", {seconds:.0f} s of {which} at a stated {accelerator:g} W"
-    return joules / 3.6e6, how

@@ -1,7 +1,7 @@
 """What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from trustcxr.catalogue import DEFENCES
 from trustcxr.data.batches import Batch, augment, to_pixels
 from trustcxr.data.lungs import has_lungs
 from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
-from trustcxr.defences.auxiliary_batchnorm import AuxiliaryBatchNorm
 from trustcxr.defences.lesion_losses import Known
 from trustcxr.models import classifier
 from trustcxr.recipes.run import RunRecipe
@@ -25,15 +24,13 @@ ALONE = Cards()
 
 @dataclass(frozen=True)
 class Whole:
-    """What the parts of a batch must know of all of it, of all processes together, to add up to its gradients.
+    """Counts of a whole batch, of all processes together, so that the gradients of its parts add up.
 
-    `images`: how many; `emptied`: how many films with emptied lungs stand beside them; `weighing`: the `mean_weight` of
-    their classes, where classes are weighed.
+    `emptied`: images with emptied lungs beside the batch.
     """
 
     images: int
     emptied: float = 0.0
-    weighing: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TrainingStep(pl.LightningModule):
@@ -46,7 +43,6 @@ class TrainingStep(pl.LightningModule):
         *,
         classes: int,
         steps_per_epoch: int,
-        class_weights: Tensor | None = None,
         lungs: np.ndarray | None = None,
         lesions: np.ndarray | None = None,
         healthy: int | None = None,
@@ -58,13 +54,10 @@ class TrainingStep(pl.LightningModule):
         self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
         self.healthy = healthy  # the class of a film without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
-        ours = ("epsilon", "ramp", "replays", "separate_batchnorm", "evaluated_batchnorm", "epsilon_outside")
+        ours = ("epsilon", "ramp", "replays")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
-        self.twin = AuxiliaryBatchNorm(model) if recipe.defence.separate_batchnorm else None
         self.perturbation: Tensor | None
         self.register_buffer("perturbation", _first_perturbation(recipe))
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", class_weights, persistent=False)
         self.average = _average(model, recipe.training.averaging)
         self.sums: dict[str, float] = {}
         self.cards, self.batch_images = cards, batch_images
@@ -78,17 +71,9 @@ class TrainingStep(pl.LightningModule):
         """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
         return self.recipe.defence.epsilon * self._grown(step)
 
-    def radii(self, step: int, lungs: Tensor | None, edited: Tensor | None = None) -> float | Tensor:
-        """The radius at a step; with `epsilon_outside` one for each pixel (B, 1, H, W), by the lungs (B, 1, H, W).
-
-        An image without a lung mask has one radius everywhere. Films that are `edited` (B,) have the share of it that
-        the recipe's `counterfactual_epsilon` says.
-        """
-        outside, share = self.recipe.defence.epsilon_outside, self.recipe.training.counterfactual_epsilon
-        radius: float | Tensor = self.epsilon(step)
-        if outside is not None and lungs is not None:
-            inside = torch.where(has_lungs(lungs), lungs, 1.0)
-            radius = inside * self.epsilon(step) + (1 - inside) * outside * self._grown(step)
+    def radii(self, step: int, edited: Tensor | None = None) -> float | Tensor:
+        """Return the radius at a step; images that are `edited` (B,) have the recipe's share of it."""
+        share, radius = self.recipe.training.counterfactual_epsilon, self.epsilon(step)
         if edited is None or share == 1:
             return radius
         return radius * torch.where(edited, share, 1.0).view(-1, 1, 1, 1)
@@ -97,29 +82,16 @@ class TrainingStep(pl.LightningModule):
         ramp = self.recipe.defence.ramp * self.total_steps
         return min(1.0, step / ramp) if ramp else 1.0
 
-    def defence_options(
-        self, lungs: Tensor | None = None, part: slice = slice(None), edited: Tensor | None = None
-    ) -> dict[str, Any]:
+    def defence_options(self, part: slice = slice(None), edited: Tensor | None = None) -> dict[str, Any]:
         """The options of the defence at this step (epsilon grows), beside model, images and labels."""
-        options = self.options | {
-            "label_smoothing": self.recipe.training.label_smoothing,
-            "class_weights": self.class_weights,
-        }
+        options = self.options | {"label_smoothing": self.recipe.training.label_smoothing}
         if self.robust:
-            options["epsilon"] = self.radii(self.global_step, lungs, edited)
+            options["epsilon"] = self.radii(self.global_step, edited)
         if self.recipe.defence.certifies:
             options["grown"] = self._grown(self.global_step)
         if self.perturbation is not None:
             options["perturbation"] = self.perturbation[part]
-        if self.twin is not None:
-            options["clean"] = self.model if self.attacked() is self.twin else self.twin
         return options
-
-    def attacked(self) -> nn.Module:
-        """What adversarial images go through: the model, or its twin where the model's BatchNorm is for clean ones."""
-        if self.twin is not None and self.recipe.defence.evaluated_batchnorm == "clean":
-            return self.twin
-        return self.model
 
     def candidate(self) -> nn.Module:
         """The model that is validated and kept: the averaged weights where there are any."""
@@ -146,8 +118,8 @@ class TrainingStep(pl.LightningModule):
         counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.cards.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
-            beside = None if lungs is None else lungs[part], None if known is None else known.of(part), emptied[few]
-            loss, right = self._on(part, pixels[part], labels[part], *beside, whole)
+            known_part = None if known is None else known.of(part)
+            loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
             if count * self.cards.world != whole.images:  # processes are averaged over, parts of a process added up
@@ -165,17 +137,16 @@ class TrainingStep(pl.LightningModule):
         part: slice,
         pixels: Tensor,
         labels: Tensor,
-        lungs: Tensor | None,
         known: Known | None,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
         """The loss on a part of a batch, and how many of it are right."""
         # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
-        learners = [self.attacked()]
+        learners = [self.model]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, lungs, known, part, emptied, whole) for learner in learners]
+        learnt = [self._learn(learner, pixels, labels, known, part, emptied, whole) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
@@ -188,17 +159,14 @@ class TrainingStep(pl.LightningModule):
         if self.cards.parts == self.cards.world == 1:
             return Whole(len(labels), emptied), known
         images = len(labels) if self.cards.world == 1 else self.batch_images
-        counts = torch.zeros(4, device=self.device)
+        counts = torch.zeros(3, device=self.device)
         counts[0] = emptied
-        if self.class_weights is not None:
-            counts[1] = self.class_weights[labels].sum()
         if known is not None:
-            counts[2], counts[3] = known.ill().sum(), has_lungs(known.lung).sum()
+            counts[1], counts[2] = known.ill().sum(), has_lungs(known.lung).sum()
         counts = self.cards.summed(counts)
-        weighing = {} if self.class_weights is None else {"mean_weight": counts[1] / images}
         if known is not None:
-            known = replace(known, shares=counts[2:].clamp(min=1) / images)
-        return Whole(images, float(counts[0]), weighing), known
+            known = replace(known, shares=counts[1:].clamp(min=1) / images)
+        return Whole(images, float(counts[0])), known
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
@@ -210,7 +178,6 @@ class TrainingStep(pl.LightningModule):
         learner: nn.Module,
         pixels: Tensor,
         labels: Tensor,
-        lungs: Tensor | None,
         known: Known | None,
         part: slice,
         emptied: Tensor,
@@ -218,17 +185,13 @@ class TrainingStep(pl.LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch or a part of one, and its logits."""
         training, beside = self.recipe.training, None
-        weight, guided = training.outside_gradient, training.guidance > 0 and known is not None
+        guided = training.guidance > 0 and known is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
         if len(emptied):
             learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
-        with lung_losses.recorded(learner, wanted=weight > 0) as passes, watched as seen:
-            edited = None if known is None else known.edited
-            options = self.defence_options(lungs, part, edited) | whole.weighing
+        with watched as seen:
+            options = self.defence_options(part, None if known is None else known.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)
-        if weight and lungs is not None:
-            outside = (1 - lungs) * has_lungs(lungs)
-            loss = loss + weight * lung_losses.penalty(passes, logits, outside)
         if beside is not None:
             counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied films
             loss = loss + counts_for * beside.confusion_loss()
@@ -246,7 +209,6 @@ class TrainingStep(pl.LightningModule):
             share=training.counterfactuals,
             generator=generator,
             fills=training.counterfactual_fills,
-            parts=training.counterfactual_parts,
         )
         return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
 
@@ -267,13 +229,13 @@ class TrainingStep(pl.LightningModule):
             pixels = augment(pixels, generator, **drawn)
         else:
             lungs, lesions = self._masks(self.lungs, rows, pixels), self._masks(self.lesions, rows, pixels)
-            share, background = training.swap_share, training.background
+            background = training.background
             if background == "crop":  # before augmentation, which would otherwise lose its shift and scale
-                pixels, lungs = backgrounds.crop(pixels, lungs, share=share, generator=generator)
+                pixels, lungs = backgrounds.crop(pixels, lungs, share=backgrounds.SHARE, generator=generator)
             layers = [pixels, lungs] if lesions is None else [pixels, lungs, lesions]
             changed = augment(torch.cat(layers, 1), generator, **drawn)
             pixels, lungs, lesions = changed[:, :1], changed[:, 1:2], None if lesions is None else changed[:, 2:]
-            pixels = backgrounds.change(pixels, lungs, background, share=share, generator=generator)
+            pixels = backgrounds.change(pixels, lungs, background, share=backgrounds.SHARE, generator=generator)
         if not torch.isfinite(pixels).all():
             raise FloatingPointError(f"a pixel is not a number at step {self.global_step}")
         return pixels.contiguous(memory_format=torch.channels_last), lungs, lesions
@@ -293,9 +255,8 @@ class TrainingStep(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam, with a warm-up and then a cosine to zero (or constant)."""
         training = self.recipe.training
-        trained = [*self.model.parameters(), *(self.twin.layers.parameters() if self.twin else ())]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimiser]
-        optimiser = kind(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
+        optimiser = kind(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         warm = max(1.0, training.warmup_epochs * self.steps_per_epoch)
 
         def factor(step: int) -> float:

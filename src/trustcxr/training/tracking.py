@@ -1,16 +1,17 @@
-"""Tracking of a training in TensorBoard or MLflow, through Lightning's loggers; what counts stays in the run's files.
+"""Track a training in TensorBoard or MLflow through Lightning's loggers; what counts stays in the run's files.
 
 TensorBoard's events go to `tensorboard/`, MLflow's runs to a SQLite file `mlflow.db`, in the folder of the study or of
 the single run; or to the server at `tracking_uri`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
+from filelock import FileLock
+from pytorch_lightning import loggers
 
 from trustcxr.console import say
 from trustcxr.errors import UserError
@@ -18,129 +19,80 @@ from trustcxr.recipes.run import RunRecipe
 from trustcxr.results import files, folders
 from trustcxr.training.monitor import Monitor
 
-TRACKED_FILE = ".tracked.json"  # in a run's folder: the run of MLflow that a training which was cut off goes on with
-_NEEDS = "pip install '.[track]'"
-_LONGEST = 250  # characters of a value, as MLflow takes them
-_WAIT = 120.0  # seconds for another run to have made the database
+TRACKED_FILE = ".tracked.json"  # in a run's folder: the run of MLflow that a resumed training continues
 
 
-def logger(recipe: RunRecipe, folder: Path) -> Logger | None:
-    """The logger of a run that is trained into `folder`; None where its recipe asks for none.
+def logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
+    """Make the logger of a run that is trained into `folder`.
 
-    Raises UserError where the package is not there, or the server does not answer.
+    Raises UserError if a package is missing, or the server does not answer.
     """
-    track = recipe.training.track
-    if track == "none":
-        return None
+    track, uri = recipe.training.track, recipe.training.tracking_uri
     name = recipe.name if folder.name != folders.BEFORE_REFIT else f"{recipe.name}-{folders.BEFORE_REFIT}"
-    with _in_one_line(track, recipe.training.tracking_uri):
-        made = _tensorboard(name, folder) if track == "tensorboard" else _mlflow(name, folder, recipe)
-        made.log_hyperparams(dict(flat(recipe.model_dump(mode="json"))))
+    try:
+        if track == "tensorboard":
+            made: loggers.Logger = loggers.TensorBoardLogger(home(folder), name="tensorboard", version=name)
+        else:
+            made = _mlflow(name, folder, uri)
+        made.log_hyperparams(recipe.model_dump(mode="json"))
+    except ImportError:
+        raise UserError(f"tracking with {track} needs missing packages: pip install '.[track]'") from None
+    except Exception as problem:
+        raise UserError(_failed(recipe, problem)) from None
     return made
 
 
 def home(folder: Path) -> Path:
-    """Where runs are tracked together: the folder of the study, or the run's own."""
+    """Return where runs are tracked together: the folder of the study, or the run's own."""
     run = folder.parent if folder.name == folders.BEFORE_REFIT else folder
     study = run.parent.parent
     return study if run.parent.name == "runs" and (study / folders.STUDY_FILE).is_file() else run
 
 
-def flat(content: Mapping[str, object], at: str = "") -> Iterator[tuple[str, object]]:
-    """A recipe's keys with dots, as trackers take them."""
-    for key, value in content.items():
-        name = f"{at}.{key}".strip(".")
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, name)
-        else:
-            yield name, value if isinstance(value, int | float | bool) else str(value)[:_LONGEST]
-
-
 class Tracked(pl.Callback):
-    """Sends each epoch's figures, those of history.csv, to the logger; after Monitor has made them."""
+    """Sends the figures of each epoch, those of history.csv, to the logger. A tracker that fails costs no training."""
 
-    def __init__(self, monitor: Monitor, to: Logger, said: tuple[str, str]) -> None:
-        self.monitor, self.to, self.said, self.lost = monitor, to, said, False
+    def __init__(self, monitor: Monitor, to: loggers.Logger) -> None:
+        self.monitor, self.to, self.lost = monitor, to, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """One row."""
-        row = self.monitor.table().iloc[-1].to_dict()
-        figures = {str(key): float(value) for key, value in row.items() if key != "epoch" and value == value}
+        """Send one row."""
+        row = self.monitor.table().iloc[-1].dropna()
+        figures = {str(name): float(value) for name, value in row.items() if name != "epoch"}
         self._send(lambda: self.to.log_metrics(figures, step=int(row["epoch"])))
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """All is sent."""
+        """Send the end."""
         self._send(lambda: self.to.finalize("success"))
 
-    def _send(self, what: Callable[[], object]) -> None:
-        """A tracker that fails on the way costs no training: it is said once, and nothing more is sent."""
-        if self.lost:
-            return
-        try:
-            with _in_one_line(*self.said):
-                what()
-        except UserError as problem:
-            self.lost = True
-            say(f"{problem}; the training goes on, and history.csv has every epoch")
+    def _send(self, send: Callable[[], object]) -> None:
+        if not self.lost:
+            try:
+                send()
+            except Exception as problem:  # of a tracker's own client: said once
+                self.lost = True
+                say(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
 
 
-def callback(recipe: RunRecipe, monitor: Monitor) -> list[Tracked]:
-    """The callback that tracks a training, where its recipe asks for that."""
-    made = logger(recipe, monitor.folder)
-    return [] if made is None else [Tracked(monitor, made, (recipe.training.track, recipe.training.tracking_uri))]
-
-
-def _tensorboard(name: str, folder: Path) -> Logger:
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(home(folder), name="tensorboard", version=name)
-
-
-def _mlflow(name: str, folder: Path, recipe: RunRecipe) -> Logger:
-    from pytorch_lightning.loggers import MLFlowLogger
-
+def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
     place = home(folder).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    uri = recipe.training.tracking_uri or f"sqlite:///{place / 'mlflow.db'}"
-    kept = folder / TRACKED_FILE
-    before = files.read_document(kept) if kept.is_file() else {}
-    again = str(before["run"]) if before.get("uri") == uri and "run" in before else None
-    with _alone(place) if not recipe.training.tracking_uri else nullcontext():
-        made = MLFlowLogger(
+    address = uri or f"sqlite:///{place / 'mlflow.db'}"
+    before = files.read_document(folder / TRACKED_FILE) if (folder / TRACKED_FILE).is_file() else {}
+    # One at a time: two would both make the tables of a new database.
+    with nullcontext() if uri else FileLock(place / ".mlflow.lock", timeout=120):
+        made = loggers.MLFlowLogger(
             experiment_name=place.name,
             run_name=name,
-            tracking_uri=uri,
-            artifact_location=None if recipe.training.tracking_uri else (place / "mlflow").as_uri(),
-            run_id=again,
+            tracking_uri=address,
+            artifact_location=None if uri else (place / "mlflow").as_uri(),
+            run_id=str(before["run"]) if before.get("uri") == address else None,
         )
-        files.write_json(kept, {"uri": uri, "run": made.run_id})
+        files.write_json(folder / TRACKED_FILE, {"uri": address, "run": made.run_id})
     return made
 
 
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """One at a time, where the disk knows locks: two would both make the tables of a new database."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(place / ".mlflow.lock")
-    with suppress(Timeout, NotImplementedError):  # of a disk that knows no locks, or a process that hangs
-        lock.acquire(timeout=_WAIT)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _in_one_line(track: str, uri: str) -> Iterator[None]:
-    """What a tracker raises, as a line that says what to install or which server does not answer."""
-    try:
-        yield
-    except (ImportError, ModuleNotFoundError):
-        raise UserError(f"tracking with {track} needs packages that are not there: {_NEEDS}") from None
-    except UserError:
-        raise
-    except Exception as problem:
-        where = f" at {uri}" if uri else ""
-        said = " ".join(str(problem).split())[:200] or type(problem).__name__
-        raise UserError(f"tracking with {track}{where} failed: {said}") from None
+def _failed(recipe: RunRecipe, problem: Exception) -> str:
+    uri = recipe.training.tracking_uri
+    message = " ".join(str(problem).split())[:200] or type(problem).__name__
+    return f"tracking with {recipe.training.track}{f' at {uri}' if uri else ''} failed: {message}"

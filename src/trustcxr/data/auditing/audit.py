@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from trustcxr.data import stores
 from trustcxr.data.auditing import confounds, duplicates
 from trustcxr.data.auditing.confounds import Association, Probe
 from trustcxr.data.auditing.findings import (
@@ -22,58 +21,45 @@ from trustcxr.data.auditing.findings import (
     film_findings,
     leak_findings,
     mask_findings,
-    store_findings,
 )
 from trustcxr.data.auditing.scan import Scan, scan
-from trustcxr.data.auditing.text import (
-    _HEADS,
-    _SOURCES,
-    FileSummary,
-    MaskSummary,
-    _count_table,
-    _file_lines,
-    _item_line,
-    _probe_table,
-    _store_lines,
-)
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
-from trustcxr.data.manifest import Manifest
-from trustcxr.data.stores import Checked
+from trustcxr.data.manifest import Manifest, place_of
 from trustcxr.results.disk import escaped
 
+_HEADS = {"fault": "FAULT", "leak": "LEAK", "warning": "WARNING", "note": "note"}
+_SOURCES = {
+    "lungs blanked": "the film without its lungs",
+    "outer frame": "the outer frame of the film",
+    "lung shape": "the shape of the lung mask",
+    "grey levels": "the film's overall brightness",
+}
 _KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
 _SHOWN = 3  # files named under a finding in the terminal
 
 
-class Published(TypedDict):
-    """The images of one part of COVID-QU-Ex beside those that were published; `per_class` has both numbers."""
+class MaskSummary(TypedDict):
+    """How many masks of a kind there are, and how many of them are empty."""
 
-    part: str
-    said: str
-    count: int
-    of: int
-    per_class: dict[str, list[int]]
-    text: str
+    n: int
+    empty: int
 
 
-class Document(TypedDict):
-    """An audit as JSON."""
+class FileSummary(TypedDict):
+    """What the images are: name of a format, colour mode or size -> how many; and the masks by their kind."""
 
-    data: str
-    layout: str
-    classes: list[str]
-    images: int
-    counts: dict[str, dict[str, int]]
-    published: list[Published]
-    files: FileSummary
-    stores: list[Checked]
-    notes: list[str]
-    probes: list[dict[str, object]]
-    associations: list[dict[str, object]]
-    findings: list[dict[str, object]]
-    verdict: str
-    seconds: float
+    formats: dict[str, int]
+    modes: dict[str, int]
+    sizes: dict[str, int]
+    different_sizes: int
+    masks: dict[str, MaskSummary]
+
+
+def _nested(probe: Probe) -> dict[str, object]:
+    """Return a probe for JSON, its accuracy as `{"value", "ci"}`."""
+    content = asdict(probe)
+    return content | {"accuracy": {"value": probe.accuracy, "ci": content.pop("accuracy_ci")}}
 
 
 @dataclass
@@ -83,9 +69,8 @@ class Audit:
     Attributes:
         manifest: the data set.
         counts: {split: {class: images}}.
-        published: the counts beside the published ones, empty unless it is COVID-QU-Ex.
+        published: the images of each part of COVID-QU-Ex beside those published; `per_class` has both numbers.
         files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
-        stores: the stores of decoded images that there are of it, every byte read.
         findings: worst first.
         probes, associations: what tells the classes apart.
         pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: a film twice.
@@ -94,7 +79,7 @@ class Audit:
 
     manifest: Manifest
     counts: dict[str, dict[str, int]]
-    published: list[Published]
+    published: list[dict[str, Any]]
     files: FileSummary
     findings: list[Finding]
     probes: list[Probe]
@@ -102,12 +87,11 @@ class Audit:
     pairs: pd.DataFrame
     unreadable: np.ndarray
     seconds: float = 0.0
-    stores: list[Checked] = field(default_factory=list)
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
     probed: bool = True
 
     def of(self, severity: str) -> list[Finding]:
-        """The findings of one severity: fault, leak, warning or note."""
+        """Return the findings of one severity: fault, leak, warning or note."""
         return [f for f in self.findings if f.severity == severity]
 
     @property
@@ -134,7 +118,7 @@ class Audit:
         looked = "faults, leaks and confounds" if self.probes else f"faults and leaks ({why})"
         return f"Nothing found of the {looked} that were looked for."
 
-    def to_dict(self) -> Document:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
             "data": self.manifest.root.name,
@@ -144,9 +128,8 @@ class Audit:
             "counts": self.counts,
             "published": self.published,
             "files": self.files,
-            "stores": self.stores,
             "notes": self.manifest.notes,
-            "probes": [asdict(p) for p in self.probes],
+            "probes": [_nested(p) for p in self.probes],
             "associations": [asdict(a) for a in self.associations],
             "findings": [asdict(f) for f in self.findings],
             "verdict": self.verdict,
@@ -156,24 +139,53 @@ class Audit:
     def text(self) -> str:
         """A summary for the terminal, in which no name moves the cursor."""
         lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
-        lines += [*_count_table(self.counts, self.manifest.classes), ""]
+        lines += [*self.count_table().to_string().splitlines(), ""]
         lines += [p["text"] for p in self.published]
         lines += self.file_lines()
         lines += self.manifest.notes
         if self.probes:
-            lines += ["", *_probe_table(self.probes)]
+            first = self.probes[0]
+            lines += ["", f"A linear probe tells the classes apart ({first.how}; chance {first.chance:.2f})"]
+            rows = {p.view: (f"{p.accuracy:.2f}", "{:.2f} to {:.2f}".format(*p.accuracy_ci)) for p in self.probes}
+            head = ["balanced accuracy", "95 % CI"]
+            lines += pd.DataFrame.from_dict(rows, orient="index", columns=head).to_string().splitlines()
         lines += ["", "Found" if self.findings else "Found nothing wrong"]
         for finding in self.findings:
             lines.append(f"  {_HEADS[finding.severity]:8} {finding.text}")
             for item in finding.items[:_SHOWN]:
-                lines.append(f"             {_item_line(item)}")
+                other = f" and {item['other_id']}" if "other_id" in item else ""
+                detail = f": {item['detail']}" if item.get("detail") else ""
+                lines.append(f"             {item['sample_id']}{other}{detail}")
             if len(finding.items) > _SHOWN:
                 lines.append(f"             and {len(finding.items) - _SHOWN:,} more")
         return "\n".join(map(escaped, [*lines, "", f"Verdict  {self.verdict}"]))
 
+    def count_table(self) -> pd.DataFrame:
+        """Return the images by split (rows) and class (columns), with sums, written with thousands separators."""
+        splits = sorted(self.counts, key=place_of)
+        table = pd.DataFrame([self.counts[split] for split in splits], index=splits, columns=self.manifest.classes)
+        table["all"] = table.sum(axis=1)
+        if len(table) > 1:
+            table.loc["all"] = table.sum()
+        return table.map("{:,}".format)
+
     def file_lines(self) -> list[str]:
-        """What the files are, in lines: formats, colour modes, sizes, masks; and which are decoded already."""
-        return _file_lines(self.files) + _store_lines(self.stores)
+        """Return lines about the files: formats, colour modes, sizes and masks."""
+
+        def listed(counts: dict[str, int]) -> str:
+            return ", ".join(f"{k} {n:,}" for k, n in list(counts.items())[:4])
+
+        files, sizes = self.files, listed(self.files["sizes"])
+        many = files["different_sizes"] > 1
+        size = (
+            f"{files['different_sizes']:,} sizes, most often {sizes}"
+            if many
+            else f"size {next(iter(files['sizes']), '')}"
+        )
+        return [
+            f"formats: {listed(files['formats'])}; colour modes: {listed(files['modes'])}; {size}",
+            *(f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()),
+        ]
 
     def clean_manifest(self) -> Manifest:
         """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
@@ -213,8 +225,7 @@ def audit(
 
     `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
     the processes that read (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for
-    a folder that is not understood; a file that cannot be read is a finding, and so is a store of decoded images (in
-    the usual cache) with a byte that is not what was written; it is decoded again.
+    a folder that is not understood; a file that cannot be read is a finding.
 
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
@@ -234,7 +245,6 @@ def audit(
     same_film = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
     tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
     linked = confounds.associations(manifest, read)
-    decoded = stores.check(manifest, workers=workers)
     published, surplus = _against_published(manifest)
     findings = [
         *file_findings(manifest, read),
@@ -242,7 +252,6 @@ def audit(
         *film_findings(manifest, read),
         *mask_findings(manifest, read, same_film),
         *leak_findings(manifest, pairs),
-        *store_findings(decoded),
         *confound_findings(tried, linked),
         *surplus,
     ]
@@ -252,19 +261,19 @@ def audit(
     counts = manifest.counts()
     unreadable = ~read.readable
     return Audit(
-        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds, decoded),
+        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds),
         probed=probes,
     )
 
 
-def _against_published(manifest: Manifest) -> tuple[list[Published], list[Finding]]:
+def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
     table = manifest.table
     known = next(iter(PUBLISHED.values()))
     if manifest.layout != "covidqu" or set(manifest.classes) != set(known) or (table["source"] == "phantom").all():
         return [], []
     in_infection = table["infection_mask"].notna()
-    lines: list[Published] = []
+    lines: list[dict[str, Any]] = []
     surplus: list[Finding] = []
     for part, rows in zip(PUBLISHED, (~in_infection | True, in_infection), strict=True):
         counts = table[rows]["class"].value_counts()
@@ -277,7 +286,7 @@ def _against_published(manifest: Manifest) -> tuple[list[Published], list[Findin
         classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
         text = f"{count:,} images: {'not' if more else said} the {total:,} published in {part} ({classes})"
         said = "more than" if more else said
-        lines.append(Published(part=part, said=said, count=count, of=total, per_class=per_class, text=text))
+        lines.append({"part": part, "said": said, "count": count, "of": total, "per_class": per_class, "text": text})
         if more:
             told = f"more images of {', '.join(more)} than were published in {part}"
             surplus.append(Finding("more_than_published", "warning", told, len(more)))

@@ -14,7 +14,6 @@ from trustcxr.data.auditing.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.auditing.scan import Scan
 from trustcxr.data.images import dicom, ours, plausibility
 from trustcxr.data.manifest import MASK_SUFFIX, Manifest, alike_said
-from trustcxr.data.stores import Checked
 
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
@@ -90,20 +89,6 @@ def class_findings(manifest: Manifest) -> list[Finding]:
     ]
 
 
-def store_findings(checked: Iterable[Checked]) -> list[Finding]:
-    """Stores of decoded images with bytes that are not those that were written."""
-    items = [
-        Item(
-            sample_id=f"{store['size']} pixels ({store['resize']})",
-            path=store["folder"],
-            detail=f"{store['fault']} is not what was written; {store['again']}",
-        )
-        for store in checked
-        if store["fault"] is not None
-    ]
-    return found("store", "warning", "# [store of decoded images was|stores of decoded images were] damaged", items)
-
-
 _DOUBTS = {
     "colour": "# [image is|images are] in colour",
     "constant": "# [image is|images are] nearly one grey level",
@@ -136,14 +121,10 @@ def mask_findings(manifest: Manifest, scan: Scan, same_film: np.ndarray) -> list
     """
     findings: list[Finding] = []
     if manifest.layout == "covidqu":
-        findings += found(
-            "mask_missing",
-            "fault",
-            "# [mask is missing, or has|masks are missing, or have] no image",
-            _unpaired(manifest.root),
-        )
+        text = "# [mask is missing, or has|masks are missing, or have] no image"
+        findings += found("mask_missing", "fault", text, _unpaired(manifest.root))
     for kind, masks in scan.masks.items():
-        table = manifest.table.join(masks.drop(columns=["outside"]).assign(outside=masks["outside"]))
+        table = manifest.table.join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], film=same_film)
         findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
     return findings
@@ -274,12 +255,9 @@ def leak_findings(manifest: Manifest, pairs: pd.DataFrame) -> list[Finding]:
 
 
 def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
+    path, other_path = one["path"], other["path"]
     return Item(
-        sample_id=one["sample_id"],
-        path=one["path"],
-        other_id=other["sample_id"],
-        other_path=other["path"],
-        detail=detail,
+        sample_id=one["sample_id"], path=path, other_id=other["sample_id"], other_path=other_path, detail=detail
     )
 
 

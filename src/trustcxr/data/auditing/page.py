@@ -16,7 +16,6 @@ from trustcxr.data.auditing.findings import Finding
 from trustcxr.data.images.grey import UnreadableImage
 from trustcxr.data.images.reading import read_image
 from trustcxr.data.images.squares import resize_image
-from trustcxr.data.manifest import place_of
 from trustcxr.results.files import replacing
 
 SIDE = 128  # pixels of a picture
@@ -26,9 +25,10 @@ _SHOWN, _FILMS, _MEAN_OF = 24, 6, 200
 def write_page(audit: Audit, path: str | Path) -> Path:
     """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
     from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("trustcxr.data.auditing", "templates"), autoescape=True)
-    manifest, document = audit.manifest, audit.to_dict()
+    manifest = audit.manifest
     listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     page = environment.get_template("audit.html.j2").render(
         name=manifest.root.name,
@@ -38,10 +38,9 @@ def write_page(audit: Audit, path: str | Path) -> Path:
         notice=NOTICE,
         verdict=audit.verdict,
         good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
-        classes=manifest.classes,
-        counts=sorted(audit.counts.items(), key=lambda item: place_of(item[0])),
+        counts=Markup(audit.count_table().to_html(border=0)),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
-        probes=document["probes"],
+        probes=audit.probes,
         views=VIEWS,
         without=WITHOUT_LUNGS,
         sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],

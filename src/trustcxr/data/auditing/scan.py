@@ -46,13 +46,13 @@ class Scan:
     """
 
     files: pd.DataFrame
+    masks: dict[str, pd.DataFrame]
     thumbs: np.ndarray
     trimmed: np.ndarray
     blanked: np.ndarray
     lungs: np.ndarray
     shapes: np.ndarray
     grey: np.ndarray
-    masks: dict[str, pd.DataFrame]
 
     @property
     def readable(self) -> np.ndarray:
@@ -80,12 +80,22 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     starts = range(0, count, _CHUNK)
     root = str(manifest.root)
     jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
-    found = _Found(count, kinds)
+    facts: list[_FileFacts] = []
+    masks: dict[str, list[_MaskFacts]] = {kind: [] for kind in kinds}
+    thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)
+    arrays: list[np.ndarray] = [np.zeros(shape, np.uint8) for shape in (thumbs, thumbs, small, small, small)]
+    arrays.append(np.zeros((count, 7), np.float32))
     with Progress("Reading every file", count) as bar:
         for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
-            found.add(start, chunk)
+            for row, read in enumerate(chunk, start):
+                facts.append(read.facts)
+                for kind, rows in masks.items():
+                    rows.append(read.masks[kind])
+                for array, value in zip(arrays, read.pictures or (), strict=False):
+                    array[row] = value
             bar.advance(len(chunk))
-    return found.scan()
+    tables = {kind: _table(_MaskFacts, rows) for kind, rows in masks.items()}
+    return Scan(_table(_FileFacts, facts), tables, *arrays)
 
 
 @dataclass
@@ -122,36 +132,6 @@ class _Read:
     facts: _FileFacts
     pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in its order
     masks: dict[str, _MaskFacts]
-
-
-class _Found:
-    """The arrays that the chunks are copied into as they come."""
-
-    def __init__(self, count: int, kinds: list[str]) -> None:
-        self.facts: list[_FileFacts] = []
-        self.masks: dict[str, list[_MaskFacts]] = {k: [] for k in kinds}
-        self.arrays: tuple[np.ndarray, ...] = (
-            np.zeros((count, THUMB, THUMB), np.uint8),
-            np.zeros((count, THUMB, THUMB), np.uint8),
-            np.zeros((count, PROBE, PROBE), np.uint8),
-            np.zeros((count, PROBE, PROBE), np.uint8),
-            np.zeros((count, PROBE, PROBE), np.uint8),
-            np.zeros((count, 7), np.float32),
-        )
-
-    def add(self, start: int, chunk: list[_Read]) -> None:
-        for row, read in enumerate(chunk, start):
-            self.facts.append(read.facts)
-            for kind, table in self.masks.items():
-                table.append(read.masks[kind])
-            if read.pictures is not None:
-                for array, value in zip(self.arrays, read.pictures, strict=True):
-                    array[row] = value
-
-    def scan(self) -> Scan:
-        thumbs, trimmed, blanked, lungs, shapes, grey = self.arrays
-        masks = {kind: _table(_MaskFacts, rows) for kind, rows in self.masks.items()}
-        return Scan(_table(_FileFacts, self.facts), thumbs, trimmed, blanked, lungs, shapes, grey, masks)
 
 
 def _table(kind: type, rows: Sequence[_FileFacts | _MaskFacts]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, OPTIONAL
+from trustcxr.data.manifest import OPTIONAL, extra_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +33,8 @@ def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
     Other columns of 1 and 0 may be of anything, such as who smokes, and make no class; a model's own findings are read
     from them all the same.
     """
-    others = {*COLUMNS, *OPTIONAL, *taken}
-    named = [c for c in table.columns if isinstance(c, str) and c and c not in others and not c.endswith(MASK_SUFFIX)]
-    return [c for c in named if _plain(c) in _FINDINGS and _says_whether(set(map(_word, table[c])))]
+    named = [c for c in extra_columns(table, [*OPTIONAL, *taken]) if _plain(c) in _FINDINGS]
+    return [c for c in named if _says_whether(set(map(_word, table[c])))]
 
 
 def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.data.layouts import finding_columns
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.layouts.side_car import says_nothing
 from trustcxr.data.manifest import (
-    COLUMNS,
     MASK_SUFFIX,
+    MAY_BE_UNKNOWN,
     NEEDED,
     NO_SPLIT,
+    USUAL,
     Manifest,
+    extra_columns,
     from_records,
     from_table,
     split_name,
 )
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number
+from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -36,19 +37,9 @@ PUBLISHED: dict[str, Columns] = {
     "rsna-boxes": {"path": "patientId", "class": "Target"},
     "chexpert": {"path": "Path", "view": "AP/PA"},  # a column a finding; the patient is a folder of the path
 }
-_USUAL = {
-    "path": ("path", "file", "filename", "file_name", "image", "image_path"),
-    "class": ("class", "label", "finding", "diagnosis"),
-    "split": ("split", "subset"),
-    "patient": ("patient", "patient_id"),
-    "group": ("group", "group_id"),
-    "source": ("source", "source_repo"),
-    "view": ("view",),
-    "lung_mask": ("lung_mask",),
-    "infection_mask": ("infection_mask",),
-}
 _SAID_ONCE = ("class", "split", "patient", "group")  # of a film that is listed several times
-_MAY_BE_UNKNOWN = ("patient", "group", "source", "view")
+_OPTIONAL = ("source", "view", "patient")  # columns of published lists that not every copy has
+_WORDS = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 
 
@@ -74,7 +65,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
         raise UserError(f"{file}: the list has {named if len(table.columns) else 'no columns and no rows'}")
     ours = columns is None and set(NEEDED) <= set(map(str, table.columns))
     if ours and images is None:
-        return from_table(_in_our_words(table), file)
+        return from_table(table, file)
     mapping = dict(_mapping(table, file, columns))
     _refuse_alike(table, file, mapping, {ours: ours for ours in mapping} if ours else columns)
     if ours:
@@ -92,7 +83,7 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
             notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
     # A finding's column that was named as the class still says what is known of that finding.
     kept = {k: v for k, v in mapping.items() if k != "class" or not isinstance(columns, Mapping)}
-    chosen |= {name: table[name].tolist() for name in table.columns if _says_more(name, kept)}
+    chosen |= {name: table[name].tolist() for name in extra_columns(table, [*kept, *kept.values()])}
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
         raise UserError(f"{images}: no such folder of images")
@@ -114,82 +105,51 @@ def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: st
         refuse_alike(table, file, [place for place in alike if there[place] not in taken], ours)
 
 
-def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> Columns:
-    """Our words -> the table's columns, all of which it has; of words that are not named, the usual columns."""
+def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, str | int]:
+    """Map our words to the table's columns, all of which it has; words that are not named to the usual columns."""
     there = list(table.columns)
-    if columns is None:
-        columns = _told_from(table, file)
-    elif isinstance(columns, str):
-        if columns not in PUBLISHED:
-            raise unknown("list", columns, PUBLISHED)
-        columns = PUBLISHED[columns]
-        optional = ("source", "view", "patient")
-        columns = {k: v for k, v in columns.items() if k not in optional or _place(v, there) is not None}
-    places = {ours: _place(theirs, there) for ours, theirs in columns.items()}
-    mapping = {ours: place for ours, place in places.items() if place is not None}
-    usual = {ours: column for ours, column in _usual(there).items() if column not in mapping.values()}
-    mapping = {ours: column for ours, column in usual.items() if ours not in columns} | mapping
-    words = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
-    for ours in places:
-        if ours not in words and not ours.endswith(MASK_SUFFIX):
-            raise unknown("column", ours, [*sorted(words), "<kind>_mask"])
-    missing = [str(columns[ours]) for ours in places if ours not in mapping]
-    missing += [] if "path" in columns or "path" in mapping else ["path"]
-    classes = "class" in columns or "class" in mapping
-    missing += [] if classes or finding_columns.findings(table, mapping.values()) else ["class"]
-    if missing:
-        raise NoColumns(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
-    return mapping
-
-
-def _place(column: str | int, there: Sequence[str | int]) -> str | int | None:
-    """The table's own name of a column given by name or place; None where it has none such."""
-    if column in there:
-        return column
-    if isinstance(column, int):
-        by_place = there[column] if 0 <= column < len(there) else None
-        return str(column) if str(column) in there else by_place
-    return None
-
-
-def _usual(there: Sequence[str | int]) -> dict[str, str | int]:
-    """Our words -> columns that are called as such columns mostly are, first by the very name."""
-    names = [c for c in there if isinstance(c, str)]
-    lowered = {c.strip().lower(): c for c in reversed(names)} | {c: c for c in names}
-    found = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in _USUAL.items()}
-    return {ours: column for ours, column in found.items() if column is not None}
-
-
-def _in_our_words(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A manifest's table with the usual spellings of a split as ours, and nothing where nothing is said."""
-    split = table["split"].map(lambda value: (isinstance(value, str) and split_name(value)) or value)
-    unknown_too = [name for name in _MAY_BE_UNKNOWN if name in table.columns]
-    said = {k: table[k].map(lambda v: None if isinstance(v, str) and says_nothing(v) else v) for k in unknown_too}
-    return table.assign(split=split, **said)
-
-
-def _says_more(column: Any, mapping: Mapping[str, Any]) -> bool:
-    """Whether a column of the list, kept by its own name, says something that none of our words does."""
-    taken = {*COLUMNS, *mapping, *mapping.values()}
-    return isinstance(column, str) and bool(column) and column not in taken and not column.endswith(MASK_SUFFIX)
-
-
-def _told_from(table: "pd.DataFrame", file: Path) -> Columns:
-    there = list(table.columns)
-    for columns in PUBLISHED.values():
-        needed = [columns[o] for o in ("path", "class" if "class" in columns else "view")]
-        if all(isinstance(c, str) and c in there for c in needed):
-            return columns
-    if there and there[0] == 0 and len(there) in (3, 4):
-        return {k: v for k, v in PUBLISHED["covidx"].items() if int(v) < len(there)}
-    usual = _usual(there)
-    if "path" not in usual or ("class" not in usual and not finding_columns.findings(table, usual.values())):
+    named = columns if isinstance(columns, Mapping) else _published(there, columns)
+    for ours in named:
+        if ours not in _WORDS and not ours.endswith(MASK_SUFFIX):
+            raise unknown("column", ours, [*sorted(_WORDS), "<kind>_mask"])
+    found = {ours: column for ours, theirs in named.items() if (column := _place(theirs, there)) is not None}
+    lowered = {name.strip().lower(): name for name in reversed(there) if isinstance(name, str)} | {c: c for c in there}
+    usual = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in USUAL.items()}
+    others = {o: c for o, c in usual.items() if c is not None and o not in named and c not in found.values()}
+    mapping = {**others, **found}
+    missing = [str(theirs) for ours, theirs in named.items() if ours not in mapping]
+    missing += [] if "path" in named or "path" in mapping else ["path"]
+    known = "class" in named or "class" in mapping or finding_columns.findings(table, mapping.values())
+    missing += [] if known else ["class"]
+    if missing and columns is None:
         raise UserError(
             f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
             "give a column mapping, such as path: 'Image Index', class: 'Finding Labels' (--column path='Image Index' "
             "...), or columns of 1 and 0 that are called by their findings"
         )
-    return usual
+    if missing:
+        raise NoColumns(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
+    return mapping
+
+
+def _published(there: Sequence[Any], name: str | None) -> Columns:
+    """Return the columns of the published list of that name, or of the one that these columns are of; else none."""
+    for other, columns in PUBLISHED.items():
+        needed = [columns["path"], columns["class" if "class" in columns else "view"]]
+        headed = isinstance(columns["path"], str) or 3 <= len(there) <= 4
+        if other == name or (name is None and headed and all(column in there for column in needed)):
+            return {k: v for k, v in columns.items() if k not in _OPTIONAL or _place(v, there) is not None}
+    return {}
+
+
+def _place(column: str | int, there: Sequence[Any]) -> str | int | None:
+    """Return the table's own name of a column given by name or place; None if it has none such."""
+    if column in there:
+        return column
+    if isinstance(column, int):
+        by_place: str | int | None = there[column] if 0 <= column < len(there) else None
+        return str(column) if str(column) in there else by_place
+    return None
 
 
 def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str], first_row: int) -> list[Record]:
@@ -236,10 +196,11 @@ def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[s
 
 
 def _splits_of(file: Path) -> Callable[[str], str | None]:
-    """What says the split of a path whose row does not: NIH's lists beside a list, or the list's own name."""
+    """Find the split of a path whose row has none: by NIH's lists beside a list, or by the list's own name."""
     words = file.stem.lower().replace("-", "_").split("_")
     from_name = next((s for word in words if (s := split_name(word))), None)
-    listed = _nih_splits(file.parent)
+    lists = {split: file.parent / name for name, split in _NIH_SPLITS.items() if (file.parent / name).is_file()}
+    listed = {name.strip(): split for split, path in lists.items() for name in path.read_text().splitlines()}
     return lambda path: listed.get(os.path.basename(path)) or from_name
 
 
@@ -257,7 +218,8 @@ def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
 def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str, row: Record) -> None:
     """UserError where a film that is listed again has another class, split, patient or group there."""
     for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
-        said, again = (_as(one.get(word), word) for one in (before, record))
+        how = "as" if word == "class" else f"with {word}"
+        said, again = (f"{how} '{one.get(word) or ''}'" for one in (before, record))
         same = "" if spelt == row["path"] else f", the same film as {spelt},"
         raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
 
@@ -267,7 +229,7 @@ def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row:
     incomplete = []
     for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
-        row |= {k: None for k in _MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
+        row |= {k: None for k in MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
         if row["path"] and row["class"]:
             yield number, row
         else:
@@ -277,20 +239,6 @@ def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row:
             f"{len(incomplete)} rows of {file.name} have no image or no class and were left out; "
             f"the first is row {incomplete[0]}"
         )
-
-
-def _as(value: str | None, word: str) -> str:
-    return f"as '{value}'" if word == "class" else f"with {word} '{value or ''}'"
-
-
-def _nih_splits(folder: Path) -> dict[str, str]:
-    """The split of each file that NIH's `train_val_list.txt` and `test_list.txt` beside a list name."""
-    return {
-        name.strip(): split
-        for file, split in _NIH_SPLITS.items()
-        if (folder / file).is_file()
-        for name in (folder / file).read_text().splitlines()
-    }
 
 
 class _Finder:
@@ -332,7 +280,8 @@ class _Finder:
         """
         plain = posixpath.normpath(given)
         stands = plain == given or not os.path.isfile(os.path.join(self.base, given))
-        return plain if stands or _same_file(self.base / given, self.base / plain) else given
+        same = stands or ((self.base / plain).is_file() and (self.base / given).samefile(self.base / plain))
+        return plain if same else given
 
     def _as_deep(self, given: str, found: list[str]) -> list[str]:
         """Of files of the same name those that share most folders with the path as given, from the name on upwards.
@@ -357,10 +306,6 @@ class _Finder:
                 if stem != file:  # RSNA lists its films without `.dcm`
                     names.setdefault(stem, []).append(path)
         return names
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return other.is_file() and one.samefile(other)
 
 
 def published_lists(folder: Path) -> list[Path]:

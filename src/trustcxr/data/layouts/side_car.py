@@ -4,20 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trustcxr.data.layouts.files import Record
-from trustcxr.data.manifest import COLUMNS, MASK_SUFFIX, NO_SPLIT, split_name
-from trustcxr.data.tables import called_like, read_table, refuse_alike
+from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, split_name
+from trustcxr.data.tables import called_like, is_unknown, read_table, refuse_alike, says_nothing
 from trustcxr.errors import UserError
 
-_SIDECAR = {
-    "patient": ("patient", "patient_id"),
-    "group": ("group", "group_id"),
-    "source": ("source", "source_repo"),
-    "view": ("view",),
-    "strict_external": ("strict_external",),
-    "split": ("split",),
-}
-_UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
-_UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
+_SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}
+_SIDECAR |= {word: (word,) for word in ("strict_external", "split")}
 
 
 def _join_side_car(records: list[Record], root: Path, home: Path, notes: list[str], *, splits: bool) -> None:
@@ -56,11 +48,12 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
     for name in filter(None, ("path", *found.values())):
         refuse_alike(table, file, called_like(table, name, exactly=True))
     columns = {ours: table[name].tolist() for ours, name in found.items() if name}
-    columns |= {name: table[name].tolist() for name in map(str, table.columns) if _says_more(name)}
+    taken = [name for names in _SIDECAR.values() for name in names]
+    columns |= {name: table[name].tolist() for name in extra_columns(table, taken)}
     rows: dict[str, Mapping[str, str]] = {}
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
-        known = {k: v for k, v in values.items() if v and not (says_nothing(v) if k in _SIDECAR else _is_unknown(v))}
+        known = {k: v for k, v in values.items() if v and not (says_nothing(v) if k in _SIDECAR else is_unknown(v))}
         if split := known.get("split"):
             known["split"] = split_name(split) or split
         place = path.replace("\\", "/")
@@ -69,18 +62,3 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
             raise UserError(f"{file}: {path} stands there twice, with another {column} each time")
         rows[place] = known
     return rows
-
-
-def says_nothing(value: str) -> bool:
-    """Whether a value of a table is one of the ways to write that a patient, source or view is not known."""
-    return value.strip().lower() in _UNKNOWN or _is_unknown(value)
-
-
-def _is_unknown(value: str) -> bool:
-    return any(word in value.lower() for word in _UNKNOWN_WORDS)
-
-
-def _says_more(column: str) -> bool:
-    """Whether a column says something of the images that is none of our words."""
-    ours = {*COLUMNS, *(name for names in _SIDECAR.values() for name in names)}
-    return column not in ours and not column.endswith(MASK_SUFFIX)

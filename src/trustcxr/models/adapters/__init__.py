@@ -1,6 +1,6 @@
 """Bring your own model: any classifier, whatever made it, as a module from pixel space to logits.
 
-`load` opens a model file, a model's own file (.pt2, TorchScript, ONNX, weights with their timm name), a function, a
+`load` opens a model file, a model's own file (ONNX, weights with their timm name, .pt2, TorchScript), a function, a
 module or a table of scores. `describe_file` writes the model file's first draft for one. Nothing is unpickled, and no
 code of a file's maker runs unless it is trusted.
 """

@@ -124,7 +124,7 @@ class Reported(Declared):
 class ModelFile(Declared):
     """A whole model file. One of `source`, `python`, `predictions` is given; `timm` names the network of weights."""
 
-    source: str | None = Field(None, description=".pt2, TorchScript .pt, .onnx, or weights: .safetensors, .pth")
+    source: str | None = Field(None, description=".onnx, weights (.safetensors, .pth), .pt2 or TorchScript .pt")
     timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
     python: str | None = Field(None, description="module:function that returns the model; it runs code")
     predictions: str | None = Field(None, description="a table of scores, .csv or .parquet; then nothing is attacked")

@@ -10,7 +10,8 @@ import yaml
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.adapters.loading import TABLES
-from trustcxr.models.adapters.sources import SUFFIXES
+from trustcxr.models.adapters.sources import SUFFIXES, check_trusted
+from trustcxr.models.adapters.torch_programs import ExportedNet, is_torchscript, load_torchscript
 from trustcxr.results.files import parse_yaml
 
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
@@ -32,11 +33,11 @@ class Draft:
     seen: list[str] = field(default_factory=list)
 
 
-def describe_file(model: str | Path) -> str:
+def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
     """A model file for `model`, as YAML: what could be found in it, and a comment with a question for the rest.
 
     `model` is a file of one of the known kinds, or "module:function", of which nothing can be found without running it.
-    Raises UserError where the file cannot be read safely.
+    `trust_code` lets a torch.export program or TorchScript be loaded. Raises UserError if the file cannot be read.
     """
     path = Path(model)
     if path.is_dir():
@@ -47,7 +48,7 @@ def describe_file(model: str | Path) -> str:
         raise UserError(f"{path}: no such file; give one that ends in {', '.join((*SUFFIXES, *TABLES))}")
     readers: dict[str, Callable[[Path], Draft]] = {
         ".pt2": _exported,
-        ".pt": _torch,
+        ".pt": _scripted if is_torchscript(path) else _weights,
         ".onnx": _onnx,
         ".safetensors": _weights,
         ".pth": _weights,
@@ -56,34 +57,30 @@ def describe_file(model: str | Path) -> str:
     }
     if path.suffix not in readers:
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, readers)}")
+    if readers[path.suffix] in (_exported, _scripted):
+        check_trusted(str(path), trust_code)
     return _text(readers[path.suffix](path))
 
 
-def drafted(model: str | Path) -> dict[str, Any]:
+def drafted(model: str | Path, *, trust_code: bool = False) -> dict[str, Any]:
     """The same draft as keys and values, its `questions` beside them: each line that has one, with what was supposed.
 
     Raises UserError as `describe_file` does.
     """
-    text = describe_file(model)
+    text = describe_file(model, trust_code=trust_code)
     asked = [line.strip().removeprefix("# ") for line in text.splitlines() if "# ?" in line]
     return {**parse_yaml(text), "questions": asked}
 
 
 def _exported(path: Path) -> Draft:
-    from trustcxr.models.adapters.exported import ExportedNet
-
     net = ExportedNet(path)
     _, channels, size, _ = (*net.shape, None, None, None, None)[:4]
     draft = Draft("source", path.name, size, channels, seen=[f"exported with images {_shape(net.shape)}"])
     return _tried(net, draft)
 
 
-def _torch(path: Path) -> Draft:
-    from trustcxr.models.adapters import torchscript
-
-    if not torchscript.is_torchscript(path):
-        return _weights(path)
-    return _tried(torchscript.ScriptedNet(path), Draft("source", path.name, seen=["TorchScript"]))
+def _scripted(path: Path) -> Draft:
+    return _tried(load_torchscript(path), Draft("source", path.name, seen=["TorchScript"]))
 
 
 def _onnx(path: Path) -> Draft:
@@ -143,9 +140,7 @@ def _tried(net: Any, draft: Draft) -> Draft:
 
     for channels in [draft.channels] if draft.channels else [3, 1]:
         for size in [draft.size] if draft.size else [224, 96, 64, 512]:
-            batch = getattr(net, "batch", None) or (
-                net.shape[0] if isinstance(getattr(net, "shape", [None])[0], int) else 2
-            )
+            batch = getattr(net, "batch", None) or 2
             images = torch.rand((batch, channels, size, size), generator=torch.Generator().manual_seed(0))
             try:
                 with torch.no_grad():

@@ -264,8 +264,3 @@ def _checksum(*paths: Path) -> tuple[str, int]:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: found)
     return found.hexdigest(), sum(path.stat().st_size for path in paths)
-
-
-def probe_images(given: Given, count: int, *, seed: int = 0) -> Tensor:
-    """Images (count, 1, size, size) of noise, where no films are at hand."""
-    return torch.rand((count, 1, given.size, given.size), generator=torch.Generator().manual_seed(seed))

@@ -7,7 +7,6 @@ Noise is a first sieve when a file is loaded; `loading.held_on` compares both ag
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 from trustcxr.models.adapters.answers import in_a_line
 from trustcxr.models.adapters.onnx_operators import OPERATORS, Attributes, Operator, Unknown
-from trustcxr.models.adapters.operators import Values
 
 AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
+Values = dict[str, Any]  # of a graph that runs, by the names that it has for them
 _MOST = 2**31  # bytes that one tensor made from constants may take
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
@@ -54,6 +53,11 @@ class OnnxNet(nn.Module):
         self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(inputs[0].type, np.float32)
         self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
 
+    @property
+    def batch(self) -> int | None:
+        """The one size of batch that it takes; None for any."""
+        return self.shape[0] if isinstance(self.shape[0], int) else None
+
     def forward(self, images: Tensor) -> Tensor:
         """Images as the file wants them -> its first answer, without a gradient. UserError where it does not run."""
         given = images.detach().cpu().numpy().astype(self.dtype)
@@ -67,34 +71,19 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(np.asarray(answer)).to(images.device)
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file as onnxruntime runs it, and converted to torch with gradients.
-
-    converted: None where the conversion fails or answers otherwise, and `why` says so. batch: the one size of batch
-    that it takes, None for any.
-    """
-
-    original: OnnxNet
-    batch: int | None
-    converted: "ConvertedNet | None" = None
-    why: str = ""
-
-
-def load_onnx(path: Path, images: Tensor) -> OnnxFile:
-    """The file, with its conversion where that answers alike on `images`, which are some as the file wants them."""
-    real = OnnxNet(path)
-    fixed = real.shape[0] if isinstance(real.shape[0], int) else None
-    probe = images if fixed is None else images[:1].expand(fixed, -1, -1, -1)
+def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet, ConvertedNet | None, str]":
+    """Load a file, with its conversion to torch if that answers alike on `images` (as it wants them), else why not."""
+    original = OnnxNet(path)
+    probe = images if original.batch is None else images[:1].expand(original.batch, -1, -1, -1)
     with torch.no_grad():
-        wanted = real(probe)
+        wanted = original(probe)
     try:
         net = ConvertedNet(path).eval()
         with torch.no_grad():
             differ = apart(net(probe), wanted)
     except Exception as problem:  # an operator that is not known, or is used in a way that is not
-        return OnnxFile(real, fixed, why=f"it cannot be converted to torch ({in_a_line(problem)})")
-    return OnnxFile(real, fixed, why=otherwise(differ)) if not differ <= AGREE else OnnxFile(real, fixed, net)
+        return original, None, f"it cannot be converted to torch ({in_a_line(problem)})"
+    return (original, net, "") if differ <= AGREE else (original, None, otherwise(differ))
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:

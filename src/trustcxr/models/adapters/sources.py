@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.models.adapters.declaration import ModelFile
+from trustcxr.models.adapters.torch_programs import ExportedNet, fixed_batch, is_torchscript, load_torchscript
 
 Gradients = Literal["own", "converted", "none"]
 SUFFIXES = (".pt2", ".pt", ".onnx", ".safetensors", ".pth")
+AS_THEY_ARE = "TorchScript runs as it is: its own gradients are used, and no BPDA is tried where they stop inside it"
 
 
 @dataclass(frozen=True)
@@ -54,45 +56,38 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Foun
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, SUFFIXES)}")
     if declared.timm:
         return _weights(path, declared)
-    readers: dict[str, Callable[[Path, Tensor, bool], Found]] = {".pt2": _exported, ".pt": _scripted, ".onnx": _onnx}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
-    return readers[path.suffix](path, probe, trust_code)
+    if path.suffix == ".onnx":
+        return _onnx(path, probe)
+    if path.suffix == ".pt2":
+        check_trusted(str(path), trust_code)
+        net = ExportedNet(path)
+        return Found(net, "torch.export", batch=net.batch)
+    if path.suffix == ".pt" and is_torchscript(path):
+        check_trusted(str(path), trust_code)
+        program = load_torchscript(path)
+        return Found(program, "TorchScript", batch=fixed_batch(program, probe), notes=(AS_THEY_ARE,))
+    raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
 
 
-def _exported(path: Path, probe: Tensor, trust_code: bool) -> Found:
-    from trustcxr.models.adapters.exported import ExportedNet
-
-    net = ExportedNet(path)
-    return Found(net, "torch.export", batch=net.batch)
-
-
-def _scripted(path: Path, probe: Tensor, trust_code: bool) -> Found:
-    from trustcxr.models.adapters import torchscript
-
-    if not torchscript.is_torchscript(path):
-        raise UserError(f"{path}: not TorchScript; if it holds weights alone, say of which network with timm: NAME")
-    if trust_code:
-        trusted, note = torchscript.trusted(path), "its code was trusted and not looked at"
-        return Found(trusted, "TorchScript", batch=torchscript.fixed_batch(trusted, probe), notes=(note,))
-    net = torchscript.ScriptedNet(path)
-    batch = torchscript.fixed_batch(net.scripted, probe)
-    probe = probe if batch is None else probe[:1].repeat(batch, 1, 1, 1)
-    inside = net.compare(probe)
-    notes = () if inside else ("its inside cannot be followed, so stopped gradients in it stay stopped",)
-    return Found(net, "TorchScript", batch=batch, notes=notes)
+def check_trusted(source: str, trust_code: bool) -> None:
+    """Raise UserError unless the code of a model's maker is trusted."""
+    if not trust_code:
+        raise UserError(
+            f"{source}: it can run its maker's code when it is loaded. Give --trust-code (trust_code=True) if you "
+            "trust the maker, or take the model as ONNX or safetensors"
+        )
 
 
-def _onnx(path: Path, probe: Tensor, trust_code: bool) -> Found:
+def _onnx(path: Path, probe: Tensor) -> Found:
     from trustcxr.models.adapters.onnx_files import load_onnx
 
-    file = load_onnx(path, probe)
-    net, outputs = file.original, file.original.outputs
+    net, converted, why = load_onnx(path, probe)
+    outputs = net.outputs
     first = f"it has {outputs} outputs, of which the first was taken for its answer, and no other looked at"
     notes = (first,) if outputs > 1 else ()
-    if file.converted is not None:
-        return Found(file.converted, "ONNX", "converted", file.batch, notes, original=net)
-    return Found(net, "ONNX", "none", file.batch, (no_gradients(file.why), *notes))
+    if converted is not None:
+        return Found(converted, "ONNX", "converted", net.batch, notes, original=net)
+    return Found(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
 
 
 def no_gradients(why: str) -> str:
@@ -138,10 +133,7 @@ def _weights(path: Path, declared: ModelFile) -> Found:
 
 def _python(target: str, trust_code: bool, folder: Path | None) -> Found:
     """What "module:function" names, looked for in the model file's folder, then in the working folder."""
-    if not trust_code:
-        raise UserError(
-            f"python: {target} runs code of somebody's: give --trust-code (trust_code=True) if you trust it"
-        )
+    check_trusted(f"python: {target}", trust_code)
     module_name, _, attribute = target.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

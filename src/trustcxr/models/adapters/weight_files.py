@@ -1,6 +1,5 @@
 """Weights in a file, read as tensors alone: safetensors, or a table of tensors that torch saved."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 
 from trustcxr.errors import UserError
-from trustcxr.models.adapters.archives import Archive, check_pickle
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -33,17 +31,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The words that a safetensors file carries about itself."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(path.stat().st_size, 100 * 2**20):
-                return {}
-            header = json.loads(file.read(length))
-    except (OSError, ValueError):
-        return {}
-    found = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+    """Return the words that a safetensors file carries about itself; `read_tensors` has read it."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -56,5 +48,5 @@ def _saved(path: Path) -> Any:
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             raise UserError(f"{path}: not an archive that torch 1.6 or newer wrote; save the weights as .safetensors")
-    check_pickle(Archive(path), "data.pkl", tensors="data")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped, a tensor that claims more than the file holds is an error; read, torch would believe the claim.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trustcxr.report import words
-from trustcxr.report.figures import legends
 from trustcxr.report.figures.svg import (
     CLEAN_STYLE,
     INK,
+    OUTCOMES,
     QUIET,
     RULE,
     SIDES,
     Drawing,
+    Key,
     attack_style,
     defence_colour,
     error_bars,
@@ -20,7 +21,7 @@ from trustcxr.report.figures.svg import (
     say,
     titled,
 )
-from trustcxr.report.ranking import Headline, constant_answer
+from trustcxr.report.ranking import Headline, constant_answer, defences
 from trustcxr.report.study_folder import Run
 from trustcxr.results.documents import AttackResult, Classification, Comparison
 
@@ -56,8 +57,10 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[head.names[a] for a in head.attacks]]
+    at = f"at epsilon {words.epsilon(head.epsilon)}"
+    keys = (Key("clean", *CLEAN_STYLE), *(Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks))
     alt = f"Dot plot of {words.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
-    return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, legends.accuracy(head))
+    return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, keys)
 
 
 def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
@@ -81,8 +84,12 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
         axes.set_xlabel("epsilon")
         axes.set_ylabel("accuracy, %")
 
+    keys = [Key(name, defence_colour(name)) for name in defences(runs)]
+    for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
+        _, mark, dash = attack_style(name)
+        keys.append(Key(words.attack(name, steps), INK, mark, dash=dash))
     alt = f"Accuracy against epsilon, {model}; the numbers stand in the table below."
-    return Drawing(f"epsilon-{model}", 330, 260, plot, alt, legends.curves(runs))
+    return Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
 
 
 def radii(runs: list[Run]) -> list[float]:
@@ -157,4 +164,4 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
         axes.set_xlabel(f"robust minus standard{unit}")
 
     alt = f"Forest plot of {words.measure(measure)}, robust minus standard; the numbers stand in the table."
-    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, legends.outcome())
+    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, OUTCOMES)

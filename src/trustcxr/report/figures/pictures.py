@@ -4,17 +4,12 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trustcxr.errors import UserError, unknown
 from trustcxr.report import words
 from trustcxr.report.figures import svg
-from trustcxr.report.figures.lines import Lines
-from trustcxr.report.ranking import by_model
-from trustcxr.report.study_folder import Run, read
-from trustcxr.report.summary import main_method
-from trustcxr.results import files
+from trustcxr.report.ranking import by_model, main_method
+from trustcxr.report.study_folder import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,25 +85,62 @@ def picture(
     saliency: "np.ndarray | None" = None,
     infection: "np.ndarray | None" = None,
     lung: "np.ndarray | None" = None,
-    filled: bool = False,
     side: int = _SIDE,
     cells: tuple[int, int] | None = None,
 ) -> "Image.Image":
     """An X-ray, with a heatmap and contours where given, as an RGB image of side x side pixels.
 
-    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `filled` tints the infection too;
-    `cells`: rows and columns of a heatmap that has few, whose borders are drawn.
+    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `cells`: rows and columns of a
+    heatmap that has few, whose borders are drawn.
     """
     from PIL import Image
 
     shown = Image.fromarray(image) if saliency is None else _as_image(overlay(image, saliency))
-    drawn = Lines(shown.convert("RGB").resize((side, side), Image.Resampling.BILINEAR), image.shape)
-    thick = side / 288
-    for mask, colour, width in ((lung, LUNG, 0.9), (infection, INFECTION, 1.2)):
+    drawn = shown.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    for mask, colour in ((lung, LUNG), (infection, INFECTION)):
         if mask is not None and mask.shape == image.shape and mask.any():
-            drawn.outline(mask, colour, width * thick, shadow=thick, tinted=filled and mask is infection)
-    drawn.borders(cells or (1, 1), 0.6 * thick)
-    return drawn.image()
+            _outline(drawn, mask, colour)
+    if cells:
+        drawn.paste("white", mask=_cell_borders(side, cells))
+    return drawn
+
+
+def _outline(drawn: "Image.Image", mask: "np.ndarray", colour: str) -> None:
+    """Draw the border of a mask over a dark line, at twice the size so that it is smooth."""
+    import numpy as np
+    from PIL import Image
+
+    side, width = drawn.width, max(drawn.width // 144, 1)
+    large = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((2 * side,) * 2, Image.Resampling.BILINEAR)
+    grown = shrunk = np.pad(np.asarray(large) > 127, 2 * width)  # so that a mask at the border closes too
+    rings = []
+    for _ in range(2 * width):
+        grown, shrunk = _grow(grown), ~_grow(~shrunk)
+        rings.append((grown & ~shrunk)[2 * width : -2 * width, 2 * width : -2 * width])
+    for ring, shade, opacity in ((rings[-1], "black", 0.6), (rings[width - 1], colour, 1.0)):
+        alpha = Image.fromarray((255 * opacity * ring).astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
+        drawn.paste(shade, mask=alpha)
+
+
+def _grow(mask: "np.ndarray") -> "np.ndarray":
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
+def _cell_borders(side: int, cells: tuple[int, int]) -> "Image.Image":
+    """Return dotted lines between rows and columns of cells, as a mask."""
+    import numpy as np
+    from PIL import Image
+
+    dots = np.zeros((side, side), np.uint8)
+    for lines, count in zip((dots, dots.T), cells, strict=True):
+        for border in range(1, count):
+            lines[round(border * side / count), ::4] = 204
+    return Image.fromarray(dots)
 
 
 def _as_image(colours: "np.ndarray") -> "Image.Image":
@@ -279,69 +311,3 @@ def _over_film(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image.
     cells = _cells(run, _text(arrays, "method", index))
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
     return picture(arrays["image"][index], saliency=saliency, infection=infection, cells=cells)
-
-
-def readme_figure(
-    study_folder: Path, model: str, out_png: Path, *, index: int = 0, defence: str | None = None, width: int = 2000
-) -> Path:
-    """Write one row of four pictures: X-ray, infection mask, heatmap of the standard model, heatmap of a robust one.
-
-    `index` counts the panels, which were drawn at random; `defence` is the first robust one unless
-    given; `width` is in pixels, twice the 1000 at which it is meant to be shown. Raises UserError where the study
-    has no such panels.
-    """
-    runs = [run for run in read(Path(study_folder)).runs if run.panels is not None]
-    groups = by_model(runs)
-    if model not in groups:
-        raise unknown("model with panels in this study", model, groups or ["none: the study has no panels.npz"])
-    standard = next((run for run in groups[model] if run.defence == words.STANDARD), None)
-    robust = [run for run in groups[model] if run.defence != words.STANDARD and defence in (None, run.defence)]
-    if standard is None or not robust:
-        wanted = defence or "a robust one"
-        raise UserError(f"'{model}' needs panels of a standard run and of {wanted} in '{study_folder}': train both")
-    arrays = standard.panels or {}
-    if not 0 <= index < len(arrays["image"]):
-        raise UserError(
-            f"index {index} is outside the {len(arrays['image'])} panels: give 0 to {len(arrays['image']) - 1}"
-        )
-    if not _same_images(arrays, robust[0].panels or {}):
-        raise UserError(f"panels of {standard.name} and {robust[0].name} show other images: run the study again")
-    out_png = Path(out_png)
-    row = _row_of_four(standard, robust[0], index, width)
-    with files.replacing(out_png) as temporary:
-        temporary.write_bytes(row)
-    return out_png
-
-
-def _row_of_four(standard: Run, robust: Run, index: int, width: int) -> bytes:
-    from matplotlib.figure import Figure
-
-    arrays = standard.panels or {}
-    image, infection = arrays["image"][index], _slice(arrays, "infection", index)
-    side = round(width / 4)
-    columns: list[tuple[str, str, Any]] = [
-        ("Chest X-ray", f"true class: {_text(arrays, 'class_name', index)}", picture(image, side=side)),
-        (
-            "Infection mask",
-            f"{words.percent(_chance(infection))} of the picture",
-            picture(image, infection=infection, filled=True, side=side),
-        ),
-    ]
-    for run, title in ((standard, "Standard training"), (robust, f"Robust training ({robust.defence})")):
-        own = run.panels or {}
-        energy = f"infection energy {words.decimal(_slice(own, 'infection_energy', index))}"
-        under = f"says {_text(own, 'predicted', index)}\n{energy}, by chance {words.decimal(_chance(infection))}"
-        columns.append((title, under, picture(image, saliency=own["saliency"][index], infection=infection, side=side)))
-    figure = Figure(figsize=(10, 3.16), dpi=width / 10, facecolor="white")
-    for place, (title, under, shown) in enumerate(columns):
-        axes = figure.add_axes((place * 0.2513, 0.138, 0.246, 0.246 * 10 / 3.16))
-        axes.imshow(shown, interpolation="lanczos", aspect="auto")
-        axes.set_axis_off()
-        figure.text(place * 0.2513, 0.938, title, fontsize=11, fontweight="bold", color="#1b2430", parse_math=False)
-        style: dict[str, Any] = {"fontsize": 8.5, "color": "#4c5868", "va": "top", "linespacing": 1.35}
-        figure.text(place * 0.2513, 0.118, under, parse_math=False, **style)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    from PIL import Image
-
-    return png(Image.open(buffer).convert("RGB"))

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from trustcxr.catalogue import MEASURES
 from trustcxr.report import words
-from trustcxr.report.figures import legends, svg
+from trustcxr.report.figures import svg
+from trustcxr.report.ranking import defences, main_method
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import main_method
 from trustcxr.report.tables.saliency import documents
 from trustcxr.results.documents import Comparison, SaliencyDocument
 
@@ -44,7 +44,9 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
 
     alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
     height = (74 + 24 * len(measured)) * (len(names) if narrow else 1)
-    return svg.Drawing("localisation", 760, height, plot, alt, legends.localisation([run for run, _ in measured]))
+    keys = [svg.Key(name, svg.defence_colour(name), "o") for name in defences([run for run, _ in measured])]
+    chance = svg.Key("chance", svg.INK, "|", line=False)
+    return svg.Drawing("localisation", 760, height, plot, alt, (*keys, chance))
 
 
 _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
@@ -92,7 +94,7 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
         f"Forest plot of {words.method(method)}, robust minus standard, over models and measures; numbers in the table."
     )
     height = lines * (70 + 24 * len(labels))
-    return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, legends.outcome())
+    return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, svg.OUTCOMES)
 
 
 def _label(row: Comparison) -> str:

@@ -1,16 +1,16 @@
 """Matplotlib drawings: in the page as inline SVG in the page's own colours and type, or as files for a journal."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.catalogue import ATTACKS, DEFENCES
-from trustcxr.report.figures.colours import coloured
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
+    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,6 +18,7 @@ INK, QUIET, RULE = "#1b2430", "#566273", "#d5dbe3"
 CLEAN_STYLE = ("#1f4e79", "o")
 BETTER, WORSE = "#007a5e", "#b3261e"
 SIDES = {"better": BETTER, "worse": WORSE, None: QUIET}
+_MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "|": "|", "": ""}
 _OTHER_STYLE = ("#b268f1", "D", (0, (1, 1.5)))
 _NARROW = 4.0  # inches
 _TITLE_WIDTH = 34  # letters of a title that fit into the narrowest figure
@@ -61,6 +62,25 @@ class Drawing:
     legend: tuple[Key, ...] = ()
 
 
+OUTCOMES = (
+    Key("robust is better", BETTER, "o"),
+    Key("robust is worse", WORSE, "o"),
+    Key("not settled, or neither", QUIET, "o"),
+)
+
+
+def legend(drawings: "Iterable[Drawing | None]") -> "list[Markup]":
+    """Return the legend of several drawings for the page, each entry once: a sample of line and mark, the words."""
+    from markupsafe import Markup
+
+    entries = []
+    for key in dict.fromkeys(key for drawing in drawings if drawing is not None for key in drawing.legend):
+        line = ("┅" if isinstance(key.dash, tuple) else "━") * key.line
+        sample = Markup('<b style="{}" aria-hidden="true">{}</b> {}')
+        entries.append(sample.format(page_colour(f"color:{key.colour}"), f"{line}{_MARKS[key.mark]}{line}", key.text))
+    return entries
+
+
 def attack_style(name: str) -> tuple[str, str, Any]:
     """Colour, marker and dash of an attack."""
     entry = ATTACKS.get(name)
@@ -70,6 +90,11 @@ def attack_style(name: str) -> tuple[str, str, Any]:
 def defence_colour(name: str) -> str:
     """The colour of a defence, the same in every figure."""
     return DEFENCES[name].colour if name in DEFENCES else "#333333"
+
+
+def page_colour(style: str) -> str:
+    """Return a style whose #rrggbb colours are variables, so that they differ on a dark page."""
+    return _COLOUR.sub(lambda match: f"var(--c{match[1].lower()})", style)
 
 
 def say(artists: Any, *texts: str) -> None:
@@ -148,7 +173,7 @@ def _tidy(element: "Element", used: set[str], key: str) -> None:
     if "style" in element.attrib:
         parts = [part.strip() for part in element.attrib["style"].split(";")]
         kept = "; ".join(part for part in parts if not part.startswith("font-family"))
-        element.attrib["style"] = _COLOUR.sub(lambda found: coloured(found[0]), kept)
+        element.attrib["style"] = page_colour(kept)
     element.text = element.text if (element.text or "").strip() else None
     element.tail = "\n"
     if own and own.startswith(_SAID):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, _names, share, whole
+from trustcxr.report.tables.cells import Cell, Table, run_cells, share, whole
 from trustcxr.results.documents import AttackResult, CertifiedResult
 
 
@@ -22,22 +22,6 @@ class Gap:
     def attacked(self) -> float | None:
         """What the best attack that was tried has left."""
         return self.lowest.accuracy.value
-
-
-BAR = "proved █, open ▒, lost under attack ░, wrong without one ·"
-
-
-def bar(certified: float, attacked: float | None, clean: float, width: int = 20) -> str:
-    """Proof and attack as one line of text from 0 to 1: shares of one, `attacked` None where nothing was tried.
-
-    What is open has a mark of its own, taken from what is proved where that has more than one, however little it is.
-    """
-    top = max(clean, certified)
-    held = top if attacked is None else min(max(attacked, certified), top)
-    ends = [round(width * share) for share in (certified, held, top)]
-    if held > certified and ends[0] == ends[1] > 1:
-        ends[0] -= 1
-    return "█" * ends[0] + "▒" * (ends[1] - ends[0]) + "░" * (ends[2] - ends[1]) + "·" * (width - ends[2])
 
 
 def gaps(runs: list[Run]) -> list[Gap]:
@@ -64,7 +48,7 @@ def proved(runs: list[Run]) -> Table | None:
         between = None if gap.attacked is None else gap.attacked - gap.certified
         rows.append(
             [
-                *_names(gap.run),
+                *run_cells(gap.run),
                 Cell(words.epsilon(gap.epsilon)),
                 share(gap.entry.accuracy),
                 share(gap.entry.balanced_accuracy),
@@ -77,4 +61,8 @@ def proved(runs: list[Run]) -> Table | None:
             ]
         )
     titles = ["Epsilon", "Certified, %", "Balanced, %", "Under attack, %", "Strongest", "Open, points", "Clean, %", "n"]
-    return Table(["Model", "Defence", *titles], rows, heads=2) if rows else None
+    return (
+        Table("What is proved, beside what attacks leave", ["Model", "Defence", *titles], rows, heads=2)
+        if rows
+        else None
+    )

@@ -45,7 +45,7 @@ def comparisons(study: StudyDocument) -> Table:
                 Cell(found, note=_NOTES[c.side]),
             ]
         )
-    return Table(header, rows, heads=3)
+    return Table("Standard against robust", header, rows, heads=3)
 
 
 def _method(comparison: Comparison) -> str:

@@ -1,7 +1,6 @@
-"""Confusion matrices: clean from the metrics, under the strongest attack again from the predictions."""
+"""Confusion matrices: clean from the metrics, under the strongest attack from the predictions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
@@ -9,54 +8,25 @@ from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.cells import Cell, Table
 
 SHADE = 0.7  # the strongest: black on it can still be read
+RIGHT, WRONG = "31,78,121", "179,38,30"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A cell: the count, its share of the row, and how strongly it is shaded."""
-
-    text: str
-    small: str
-    alpha: str
-    right: bool
+def shaded(colour: str, share: float) -> str:
+    """Return a CSS background: the colour, as opaque as a share of one."""
+    return f"rgba({colour},{SHADE * share:.3f})"
 
 
-@dataclass(frozen=True)
-class Row:
-    """The answers for one true class."""
-
-    name: str
-    cells: list[Entry]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A confusion matrix with its condition."""
-
-    title: str
-    classes: list[str]
-    rows: list[Row]
-    table: Table  # the same, for a file
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The matrices of one run."""
-
-    title: str
-    parts: list[Matrix]
-
-
-def of(run: Run, head: Headline) -> Pair | None:
-    """The matrices of a run; None where it has none."""
+def matrices(run: Run, head: Headline) -> list[Table]:
+    """Return the matrices of a run: clean, and under the strongest attack of the headline."""
     classes = list(run.metrics.classes or head.classes)
     clean = run.clean.confusion
-    parts = [_matrix("clean", classes, clean)] if _is_square(clean, len(classes)) else []
-    attacked = under_attack(run, head, len(classes))
-    if attacked:
+    tables = []
+    if classes and [len(row) for row in clean] == [len(classes)] * len(classes):
+        tables.append(_matrix(run, "clean", classes, clean))
+    if attacked := under_attack(run, head, len(classes)):
         name = words.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).steps)
-        parts.append(_matrix(f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
-    return Pair(run.label, parts) if parts else None
+        tables.append(_matrix(run, f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
+    return tables
 
 
 def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | None:
@@ -75,27 +45,21 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | No
     rows = rows[rows["split"] == split] if split else rows
     if rows.empty:
         return None
-    answers = np.stack(rows["logits"].to_list()).argmax(axis=1)
-    found = np.zeros((classes, classes), dtype=int)
-    inside = (answers < classes) & (rows["label"].to_numpy() < classes)
-    np.add.at(found, (rows["label"].to_numpy()[inside], answers[inside]), 1)
-    return found.tolist()
+    answers, labels = np.stack(rows["logits"].to_list()).argmax(axis=1), rows["label"].to_numpy()
+    counts = np.zeros((classes, classes), dtype=int)
+    inside = (answers < classes) & (labels < classes)
+    np.add.at(counts, (labels[inside], answers[inside]), 1)
+    return counts.tolist()
 
 
-def _is_square(numbers: Sequence[Sequence[int]], side: int) -> bool:
-    return side > 0 and [len(row) for row in numbers] == [side] * side
-
-
-def _matrix(title: str, classes: list[str], numbers: list[list[int]]) -> Matrix:
-    total = sum(map(sum, numbers))
+def _matrix(run: Run, condition: str, classes: list[str], counts: Sequence[Sequence[int]]) -> Table:
     rows = []
-    for i, (name, row) in enumerate(zip(classes, numbers, strict=True)):
-        cells = []
-        for j, value in enumerate(row):
-            share = value / sum(row) if sum(row) else None
-            alpha, small = SHADE * (share or 0.0), words.percent(share, 0)
-            cells.append(Entry(words.count(value), small, f"{alpha:.3f}", i == j))
-        rows.append(Row(name, cells))
-    lines = [[Cell(row.name), *(Cell(e.text, e.small) for e in row.cells)] for row in rows]
-    table = Table([f"True class, {title}", *classes], lines)
-    return Matrix(f"{title}, n = {words.count(total)}", classes, rows, table)
+    for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
+        shares = [value / (sum(row) or 1) for value in row]
+        cells = [
+            Cell(words.count(value), words.percent(share, 0), shade=shaded(RIGHT if i == j else WRONG, share))
+            for j, (value, share) in enumerate(zip(row, shares, strict=True))
+        ]
+        rows.append([Cell(name), *cells])
+    caption = f"{condition}, n = {words.count(sum(map(sum, counts)))}"
+    return Table(f"Confusion matrix, {run.label}, {condition}", ["", *classes], rows, caption=caption)

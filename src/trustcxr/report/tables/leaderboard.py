@@ -6,15 +6,9 @@ from trustcxr.catalogue import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
 from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
-from trustcxr.results.documents import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument, Share
+from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
+from trustcxr.results.documents import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
 from trustcxr.results.tables import CLEAN
-
-
-def _balanced(run: Run) -> Share:
-    """Balanced accuracy; macro recall is the same figure in documents that do not have it."""
-    found = run.clean.balanced_accuracy
-    return run.clean.recall_macro if found.value is None else found
 
 
 def leaderboard(runs: list[Run], head: Headline) -> Table:
@@ -38,17 +32,17 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
             clean = replace(clean, beside=f"constant answer {words.hundred(constant)}", note="bad")
         rows.append(
             [
-                *_names(run),
+                *run_cells(run),
                 clean,
                 *[share(entry.accuracy) for entry in entries],
-                share(_balanced(run)),
+                share(run.clean.balanced_accuracy),
                 plain(run.clean.f1_macro),
                 plain(run.clean.auroc_macro),
                 plain(run.clean.ece),
                 replace(whole(clean_n), small=attacked, beside=groups),
             ]
         )
-    return Table(header, rows, heads=2)
+    return Table("Leaderboard" if len(runs) > 1 else "Figures", header, rows, heads=2)
 
 
 def sweeps(runs: list[Run]) -> Table:
@@ -64,9 +58,9 @@ def sweeps(runs: list[Run]) -> Table:
                 words.listed([words.count(c) for c in counts]),
                 value=words.finite(counts[0]) if len(counts) == 1 else None,
             )
-            rows.append([*_names(run), Cell(words.attack(attack, steps)), *cells, n])
+            rows.append([*run_cells(run), Cell(words.attack(attack, steps)), *cells, n])
     header = ["Model", "Defence", "Attack", *[f"{words.epsilon(e)}, %" for e in epsilons], "n"]
-    return Table(header, rows, heads=3)
+    return Table("Accuracy at each epsilon", header, rows, heads=3)
 
 
 def per_class(run: Run, classes: tuple[str, ...]) -> Table:
@@ -75,9 +69,9 @@ def per_class(run: Run, classes: tuple[str, ...]) -> Table:
     for name in [*classes, *[name for name in documents if name not in classes]]:
         found = documents.get(name, ClassResult())
         rows.append([Cell(name), *map(share, (found.precision, found.recall, found.f1)), whole(found.n)])
-    totals = map(share, (clean.precision_macro, _balanced(run), clean.f1_macro))
+    totals = map(share, (clean.precision_macro, clean.balanced_accuracy, clean.f1_macro))
     rows.append([Cell("mean of classes", note="quiet"), *totals, whole(clean.n)])
-    return Table(["Class", "Precision, %", "Recall, %", "F1, %", "n"], rows)
+    return Table(f"Per class, {run.label}", ["Class", "Precision, %", "Recall, %", "F1, %", "n"], rows)
 
 
 _EXPLANATION = ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy")
@@ -98,7 +92,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             part = document.perturbed if perturbed else document
             if part is None:
                 continue
-            own = _names(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(words.DASH)]
+            own = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(words.DASH)]
             measured = run.measured(method, perturbed=perturbed)
             counts = {name: measured.get(name, part.n) for name in _EXPLANATION}
             without = None if perturbed else document.without_mask
@@ -113,7 +107,8 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                     replace(whole(part.n), small=left_out),
                 ]
             )
-    return Table(header, rows, heads=3)
+    title = "Explanations on perturbed X-rays" if perturbed else "Explanations beside chance"
+    return Table(title, header, rows, heads=3)
 
 
 def _title(measure: str) -> str:
@@ -163,9 +158,9 @@ def shortcuts(runs: list[Run]) -> Table | None:
         entries = [found[run.name].get(key, Accuracy()) for key in keys]
         counts = [entry.n for entry in entries if entry.n is not None]
         cells = [share(entry.accuracy) for entry in entries]
-        rows.append([*_names(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])
+        rows.append([*run_cells(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])
     titles = [f"{words.measure(key).capitalize()}, %" for key in keys]
-    return Table(["Model", "Defence", "Whole picture, %", *titles, "n"], rows, heads=2)
+    return Table("Shortcuts", ["Model", "Defence", "Whole picture, %", *titles, "n"], rows, heads=2)
 
 
 def shown(run: Run) -> dict[str, Accuracy]:

@@ -2,7 +2,7 @@
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, whole
+from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
 from trustcxr.results.documents import LesionDocument, Share
 
 FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
@@ -24,8 +24,8 @@ def effects(runs: list[Run]) -> Table:
         "Whole gone",
     ]
     header += ["Lesion effect", "Answers that flip", "Left out", "n"]
-    rows = [[*_names(run), *_cells(row)] for run in runs for row in run.metrics.lesions]
-    return Table(header, rows, heads=4)
+    rows = [[*run_cells(run), *_cells(row)] for run in runs for row in run.metrics.lesions]
+    return Table("What removing the lesion does to the answer", header, rows, heads=4)
 
 
 def sampled(runs: list[Run]) -> bool:
@@ -45,8 +45,9 @@ def by_size(runs: list[Run]) -> Table:
             for part in row.by_size:
                 ends = [words.percent(end, 0) for end in (part.above, part.up_to)]
                 effect = plain(Share(value=part.effect, ci=(part.low, part.high)))
-                rows.append([*_names(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.films)])
-    return Table(["Model", "Defence", "Of the lungs", "Lesion effect", "n"], rows, heads=3)
+                rows.append([*run_cells(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.films)])
+    header = ["Model", "Defence", "Of the lungs", "Lesion effect", "n"]
+    return Table("Lesion effect by the size of the lesion", header, rows, heads=3)
 
 
 def _under(row: LesionDocument) -> str:

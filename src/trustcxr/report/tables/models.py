@@ -2,10 +2,9 @@
 
 from trustcxr.report import words
 from trustcxr.report.alarms import SHORT
-from trustcxr.report.ranking import Headline
+from trustcxr.report.ranking import Headline, main_method
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import main_method
-from trustcxr.report.tables.cells import Cell, Table, _names, plain, share
+from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share
 from trustcxr.results.documents import SaliencyDocument
 
 _ENERGY = "infection_energy"
@@ -19,10 +18,10 @@ def models(runs: list[Run], head: Headline) -> Table:
     header += ["Heatmap inside the infection"] if looked else []
     rows = []
     for run in runs:
-        cells = [*_names(run), _alarms(run), share(run.clean.accuracy)]
+        cells = [*run_cells(run), _alarms(run), share(run.clean.accuracy)]
         cells += [_least(run, head)] if head.attacks else []
         rows.append(cells + ([_energy(run)] if looked else []))
-    return Table(header, rows, heads=2)
+    return Table("The run" if len(runs) == 1 else "The models", header, rows, heads=2)
 
 
 def _alarms(run: Run) -> Cell:

@@ -2,7 +2,7 @@
 
 from trustcxr.report import words
 from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
+from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
 from trustcxr.results.documents import DataCheck, StudyDocument
 
 _SEVERE = ("fault", "leak")
@@ -20,7 +20,7 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
         total = sum(numbers[name] for name in names if name in numbers) if numbers else None
         masks = study.data.infection_masks.get(split)
         rows.append([Cell(split), *map(whole, values), whole(total), whole(masks)])
-    return Table(["Split", *names, "All", "With infection mask"], rows)
+    return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
 
 
 def check(found: DataCheck | None) -> Table | None:
@@ -33,7 +33,7 @@ def check(found: DataCheck | None) -> Table | None:
         ]
         for each in (found.findings if found else [])
     ]
-    return Table(["Kind", "What was found", "How many"], rows) if rows else None
+    return Table("What was found in the data", ["Kind", "What was found", "How many"], rows) if rows else None
 
 
 def probes(found: DataCheck | None) -> Table | None:
@@ -48,11 +48,8 @@ def probes(found: DataCheck | None) -> Table | None:
         ]
         for each in (found.probes if found else [])
     ]
-    return (
-        Table(["What a linear model was shown", "Balanced accuracy, %", "Chance, %", "How", "n"], rows)
-        if rows
-        else None
-    )
+    header = ["What a linear model was shown", "Balanced accuracy, %", "Chance, %", "How", "n"]
+    return Table("What gives the class away", header, rows) if rows else None
 
 
 def selection(study: StudyDocument) -> Table | None:
@@ -67,7 +64,7 @@ def selection(study: StudyDocument) -> Table | None:
         chosen = Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet")
         rows.append([Cell(str(place)), Cell(entry.model or words.DASH), value, chosen])
     unit = ", %" if all(_is_share(entry.value) for entry in ranking) else ""
-    return Table(["Rank", "Model", f"{words.capital(words.measure(by))}{unit}", ""], rows)
+    return Table("Ranking on validation", ["Rank", "Model", f"{words.capital(words.measure(by))}{unit}", ""], rows)
 
 
 def _is_share(value: float | None) -> bool:
@@ -94,7 +91,7 @@ def training(runs: list[Run]) -> Table:
         document = run.metrics.training
         rows.append(
             [
-                *_names(run),
+                *run_cells(run),
                 *map(whole, (document.parameters, document.epochs, _counted(document.best_epoch))),
                 Cell(words.measure(document.monitor or words.DASH) + _at(document.epsilon)),
                 share(document.best_value),
@@ -103,7 +100,7 @@ def training(runs: list[Run]) -> Table:
                 *([whole(_refit_epochs(run))] if again else []),
             ]
         )
-    return Table(header, rows, heads=2)
+    return Table("Training", header, rows, heads=2)
 
 
 def _at(epsilon: float | None) -> str:

@@ -1,26 +1,13 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
-from dataclasses import dataclass
-
 from trustcxr.report import words
 from trustcxr.report.ranking import Headline
 from trustcxr.report.study_folder import Run, least
-from trustcxr.report.tables.cells import Cell, Table, _names, plain, share, whole
-from trustcxr.report.tables.confusion import SHADE, Entry, Row
+from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
+from trustcxr.report.tables.confusion import WRONG, shaded
 from trustcxr.results.documents import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
 from trustcxr.results.gradient_masking import FGSM_OVERSTATES
 from trustcxr.results.tables import CLEAN
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Accuracy of one run by corruption and severity, shaded by what is lost from the clean images."""
-
-    title: str
-    caption: str
-    severities: list[str]
-    rows: list[Row]
-    table: Table  # the same, for a file
 
 
 def corrupted(runs: list[Run]) -> Table | None:
@@ -34,7 +21,7 @@ def corrupted(runs: list[Run]) -> Table | None:
         name = f"{words.corruption(worst.corruption)}, severity {words.count(worst.severity)}" if worst else words.DASH
         rows.append(
             [
-                *_names(run),
+                *run_cells(run),
                 share(run.clean.accuracy),
                 share(mean.accuracy),
                 share(mean.flip_rate),
@@ -44,36 +31,30 @@ def corrupted(runs: list[Run]) -> Table | None:
             ]
         )
     titles = ["Clean, %", "Corrupted, mean, %", "Answers changed, %", "Worst", "Accuracy there, %", "n"]
-    return Table(["Model", "Defence", *titles], rows, heads=2) if rows else None
+    return Table("Accuracy on corrupted images", ["Model", "Defence", *titles], rows, heads=2) if rows else None
 
 
-def heats(runs: list[Run]) -> list[Heat]:
-    """A table for each run that was tested on corruptions."""
-    return [heat for heat in map(_heat, runs) if heat is not None]
+def heats(runs: list[Run]) -> list[Table]:
+    """Return for each corrupted run its accuracy by corruption and severity, shaded by what is lost."""
+    tables = []
+    for run in runs:
+        entries, clean = _corruptions(run), run.clean.accuracy.value
+        if not entries:
+            continue
+        severities = sorted({entry.severity for entry in entries if entry.severity is not None})
+        accuracies = {(entry.corruption, entry.severity): entry.accuracy.value for entry in entries}
+        rows = []
+        for name in dict.fromkeys(entry.corruption for entry in entries):
+            cells = [_heat(accuracies.get((name, severity)), clean) for severity in severities]
+            rows.append([Cell(words.corruption(name)), *cells])
+        caption = f"clean {words.percent(clean)}, n = {words.count(entries[0].n)}; accuracy in %, by severity"
+        tables.append(Table(f"Corruptions, {run.label}", ["", *map(str, severities)], rows, caption=caption))
+    return tables
 
 
-def _heat(run: Run) -> Heat | None:
-    entries, clean = _corruptions(run), run.clean.accuracy.value
-    if not entries:
-        return None
-    severities = sorted({entry.severity for entry in entries if entry.severity is not None})
-    by_name: dict[str, dict[int | None, float | None]] = {}
-    for entry in entries:
-        by_name.setdefault(entry.corruption, {})[entry.severity] = entry.accuracy.value
-    rows = []
-    for name, accuracies in by_name.items():
-        cells = []
-        for severity in severities:
-            accuracy = accuracies.get(severity)
-            lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
-            alpha = SHADE * min(max(lost, 0.0), 1.0)
-            cells.append(Entry(words.hundred(accuracy, 0), "", f"{alpha:.3f}", False))
-        rows.append(Row(words.corruption(name), cells))
-    caption = f"clean {words.percent(clean)}, n = {words.count(entries[0].n)}"
-    levels = [str(severity) for severity in severities]
-    lines = [[Cell(row.name), *(Cell(e.text) for e in row.cells)] for row in rows]
-    table = Table([f"{run.label}, accuracy in % at severity", *levels], lines)
-    return Heat(run.label, caption, levels, rows, table)
+def _heat(accuracy: float | None, clean: float | None) -> Cell:
+    lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
+    return Cell(words.hundred(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
 def _corruptions(run: Run) -> list[CorruptionResult]:
@@ -96,14 +77,14 @@ def masking(runs: list[Run]) -> Table | None:
         cell = _VERDICTS.get(verdict.masked, unknown)
         rows.append(
             [
-                *_names(run),
+                *run_cells(run),
                 _OVERSTATES if verdict.masked is False and run.alarmed(FGSM_OVERSTATES) else cell,
                 Cell(words.capital(verdict.because or words.DASH), note="prose"),
                 Cell(words.listed(verdict.looked_for), note="prose"),
             ]
         )
     header = ["Model", "Defence", "Failing gradients", "Because", "What these attacks allowed to look for"]
-    return Table(header, rows, heads=2) if rows else None
+    return Table("Verdict on masked gradients", header, rows, heads=2) if rows else None
 
 
 def calibration(runs: list[Run], head: Headline) -> Table | None:
@@ -114,7 +95,7 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
         for name, part in _conditions(document, head) if document else ():
             rows.append(
                 [
-                    *_names(run),
+                    *run_cells(run),
                     Cell(name),
                     plain(document.temperature if document else None, 2),
                     plain(part.ece),
@@ -126,12 +107,12 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
             )
     header = ["Model", "Defence", "Images", "Temperature", "Calibration error", "scaled", "Accuracy, %"]
     header += ["Mean confidence, %", "scaled, %", "Log loss", "scaled", "n"]
-    return Table(header, rows, heads=3) if rows else None
+    return Table("Calibration", header, rows, heads=3) if rows else None
 
 
 def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
     """Clean, and the attacks of the headline's epsilon, with their names."""
-    found = [(CLEAN, document.clean)] if "clean" in document else []
+    found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
     for part in document.attacks:
         if part.at(head.epsilon):
             found.append((f"{words.attack(part.attack, part.steps)} {words.epsilon(part.epsilon)}", part))
@@ -146,10 +127,10 @@ def planted(runs: list[Run]) -> Table | None:
             where = f"{words.measure(kind)} of {part.carrier}, moved to {part.moved_to}"
             cells = [share(how.accuracy) for how in (part.as_is, part.removed, part.moved)]
             follows = [share(part.follows_before), share(part.follows)]
-            rows.append([*_names(run), Cell(where), *cells, *follows, whole(part.n)])
+            rows.append([*run_cells(run), Cell(where), *cells, *follows, whole(part.n)])
     header = ["Model", "Defence", "Shortcut", "As it is, %", "Removed, %", "Moved, %"]
     header += ["Taken for its class before, %", "and with it, %", "n"]
-    return Table(header, rows, heads=3) if rows else None
+    return Table("Planted shortcuts", header, rows, heads=3) if rows else None
 
 
 def other_data(runs: list[Run]) -> Table | None:
@@ -157,9 +138,9 @@ def other_data(runs: list[Run]) -> Table | None:
     rows = []
     for run in runs:
         for name, document in run.evaluations.items():
-            rows += [[*_names(run), Cell(name), *cells] for cells in _drops(document)]
+            rows += [[*run_cells(run), Cell(name), *cells] for cells in _drops(document)]
     header = ["Model", "Defence", "Data", "Images", "Own test images, %", "There, %", "Lost, points", "n"]
-    return Table(header, rows, heads=4) if rows else None
+    return Table("Other data", header, rows, heads=4) if rows else None
 
 
 def other_data_by_group(runs: list[Run]) -> Table | None:
@@ -171,9 +152,9 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
                 for value, part in document.by_group.get(column, {}).items():
                     cells = [share(part.accuracy), share(part.balanced_accuracy), share(part.constant_answer)]
                     what = Cell(f"{words.measure(column)}: {value}")
-                    rows.append([*_names(run), Cell(name), what, *cells, whole(part.n)])
+                    rows.append([*run_cells(run), Cell(name), what, *cells, whole(part.n)])
     header = ["Model", "Defence", "Data", "Part", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"]
-    return Table(header, rows, heads=4) if rows else None
+    return Table("Other data, part by part", header, rows, heads=4) if rows else None
 
 
 def _drops(document: RunDocument) -> list[list[Cell]]:

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
 from trustcxr.report import words
+from trustcxr.report.ranking import main_method
 from trustcxr.report.study_folder import Run
-from trustcxr.report.summary import main_method
-from trustcxr.report.tables.cells import Cell, Table, _names, gained, plain, whole
+from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
 from trustcxr.results.documents import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
 
 _NOTES = {"above": "good", "below": "bad"}
@@ -30,9 +30,8 @@ def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, s
 
 def names(run: Run, method: str) -> list[Cell]:
     """Model, defence and method; the random map is nobody's."""
-    if method == CONTROL:
-        return [Cell("any", note="quiet"), Cell(words.DASH), Cell(words.method(method))]
-    return [Cell(run.model), Cell(run.defence, run.qualifier), Cell(words.method(method))]
+    own = [Cell("any", note="quiet"), Cell(words.DASH)] if method == CONTROL else run_cells(run)
+    return [*own, Cell(words.method(method))]
 
 
 def measures(runs: list[Run]) -> Table:
@@ -63,7 +62,7 @@ def measures(runs: list[Run]) -> Table:
                     whole(document.n),
                 ]
             )
-    return Table(header, rows, heads=4)
+    return Table("Every measure of the explanations", header, rows, heads=4)
 
 
 def _noted(figure: Figure) -> Cell:
@@ -114,7 +113,7 @@ def shown(runs: list[Run]) -> Table:
                 Cell(words.capital(says), document.withheld, note=note),
             ]
         )
-    return Table(header, rows, heads=3)
+    return Table("What each map may be said to show", header, rows, heads=3)
 
 
 def over_controls(runs: list[Run]) -> Table:
@@ -130,7 +129,7 @@ def over_controls(runs: list[Run]) -> Table:
             cells = [_led(leads.get(control, []), measure, named=False) for control in controls]
             rows.append([*names(run, method), Cell(words.measure(measure)), *cells, whole(part.n)])
     header = ["Model", "Defence", "Method", "Measure", *[words.capital(control_said(name)) for name in controls], "n"]
-    return Table(header, rows, heads=4)
+    return Table("What each map has over every control", header, rows, heads=4)
 
 
 def by_lesion(runs: list[Run]) -> Table:
@@ -146,7 +145,7 @@ def by_lesion(runs: list[Run]) -> Table:
             cells = [replace(_noted(f), beside=f"chance {words.decimal(f.chance)}") for f in figures]
             about = Cell(stratum.stratum, f"{ends[0]} to {ends[1]} of the lungs")
             rows.append([*names(run, method), about, *cells, whole(stratum.n)])
-    return Table(header, rows, heads=4)
+    return Table("Explanations by size of the lesion", header, rows, heads=4)
 
 
 def stability(runs: list[Run]) -> Table:
@@ -169,7 +168,7 @@ def stability(runs: list[Run]) -> Table:
         rows.append([*names(run, method), *map(plain, found), gained(gain, beside)])
     if len(set(under)) > 1:
         rows = [[*row[:2], replace(row[2], beside=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
-    return Table(header, rows, heads=3)
+    return Table("Stability of the explanations", header, rows, heads=3)
 
 
 def _strengths(document: SaliencyDocument) -> str:
@@ -212,8 +211,8 @@ def changes(runs: list[Run]) -> Table:
             gain = entry.figure("artefact_gain")
             moved = Cell(words.signed(gain.value), words.between(gain.interval), value=gain.value)
             about = Cell(words.measure(words.attack(entry.condition)), strength)
-            rows.append([*_names(run), about, *map(plain, found), moved, plain(_area(entry)), whole(entry.n)])
-    return Table(header, rows, heads=3)
+            rows.append([*run_cells(run), about, *map(plain, found), moved, plain(_area(entry)), whole(entry.n)])
+    return Table("Stability under each change", header, rows, heads=3)
 
 
 def faithfulness(runs: list[Run]) -> Table:
@@ -238,7 +237,7 @@ def faithfulness(runs: list[Run]) -> Table:
             beside += f"; over it {over.text} ({over.small})"
         cells.append(replace(plain(cause), beside=beside, note=over.note))
         rows.append([*names(run, method), *cells, _randomised(document), whole(found.n)])
-    return Table(header, rows, heads=3)
+    return Table("Faithfulness and sanity", header, rows, heads=3)
 
 
 def _randomised(document: SaliencyDocument) -> Cell:

@@ -82,8 +82,8 @@ function filtered(table, tools, name) {
 }
 
 function tables() {
-  for (const place of document.querySelectorAll('.table')) {
-    const table = place.querySelector('table.sorts'), rows = table.tBodies[0].rows.length;
+  for (const table of document.querySelectorAll('table.sorts')) {
+    const place = table.closest('.table'), rows = table.tBodies[0].rows.length;
     if (rows < 2) continue;
     sortable(table);
     if (rows > (table.classList.contains('stack') ? 3 : 7)) filtered(table, place.querySelector('.tools'), place.querySelector('.scroll').ariaLabel);

@@ -1,4 +1,4 @@
-"""Where the runs of a study are worked on: here one after another or several at once, on a Ray cluster, by SLURM."""
+"""Choose where the runs of a study are worked on: in this process, in several, on a Ray cluster, or by SLURM."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from trustcxr.errors import UserError, lookup
 from trustcxr.study.engines.contract import Engine, Failure, Needs, Task
 from trustcxr.study.engines.local import LocalEngine
+from trustcxr.study.engines.processes import ProcessesEngine
+from trustcxr.study.engines.ray import RayEngine
+from trustcxr.study.engines.slurm import SlurmEngine
 
 __all__ = ["ENGINES", "Asked", "Engine", "Failure", "LocalEngine", "Needs", "Task", "get"]
 
@@ -24,32 +27,11 @@ class Asked:
     devices: int = 1
 
 
-def _local(asked: Asked) -> Engine:
-    """In this process, or in so many processes of this machine."""
-    from trustcxr.study.engines.processes import ProcessesEngine
-
-    return LocalEngine() if asked.jobs in (None, 1) else ProcessesEngine(asked.jobs or 1)
-
-
-def _ray(asked: Asked) -> Engine:
-    """On a Ray cluster."""
-    from trustcxr.study.engines.ray import RayEngine
-
-    return RayEngine(asked.needs, jobs=asked.jobs, address=asked.address)
-
-
-def _slurm(asked: Asked) -> Engine:
-    """As jobs of SLURM."""
-    from trustcxr.study.engines.slurm import SlurmEngine
-
-    return SlurmEngine(asked.needs, jobs=asked.jobs, options=asked.slurm)
-
-
-ENGINES: dict[str, Callable[[Asked], Engine]] = {"local": _local, "ray": _ray, "slurm": _slurm}
-
-
 def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engine:
-    """The engine of that name, with so many runs at once, or all that was `asked`; UserError with the valid names."""
+    """Return the engine of that name with so many runs at once, or all that was `asked`; UserError for an unknown name.
+
+    An engine for a cluster imports its package when it is used.
+    """
     engine, asked = lookup(ENGINES, "engine", name), asked or Asked(jobs)
     if asked.jobs is not None and asked.jobs < 1:
         raise UserError(f"--jobs {asked.jobs}: expected 1 or more")
@@ -67,3 +49,14 @@ def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engin
     if name == "local" and asked.needs != Needs():
         raise UserError("--cpus and --gpus are of --engine ray and slurm; here runs share all cores (see --jobs)")
     return engine(asked)
+
+
+def _local(asked: Asked) -> Engine:
+    return LocalEngine() if asked.jobs in (None, 1) else ProcessesEngine(asked.jobs or 1)
+
+
+ENGINES: dict[str, Callable[[Asked], Engine]] = {
+    "local": _local,
+    "ray": lambda asked: RayEngine(asked.needs, jobs=asked.jobs, address=asked.address),
+    "slurm": lambda asked: SlurmEngine(asked.needs, jobs=asked.jobs, options=asked.slurm),
+}

@@ -1,4 +1,4 @@
-"""What every engine is: steps of runs, wherever they are carried out; a failure told, and never a study lost."""
+"""Define what every engine does: steps of runs, wherever they are carried out; one failure never loses a study."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,7 +58,12 @@ Outcomes = list[Failure | None]
 
 
 class Engine(Protocol):
-    """Does the same work for many tasks."""
+    """Do the same work for many tasks."""
+
+    @property
+    def threads(self) -> int:
+        """Return the torch threads of a run, unless its study fixes another number."""
+        ...
 
     def preflight(self, study: Path) -> None:
         """UserError where it cannot be used as it was asked; before films are read, and nothing is written for it."""
@@ -89,11 +94,8 @@ def attempt(work: Work, task: Task) -> Failure | None:
     return None
 
 
-def told(work: Work, task: Task, threads: int) -> Outcome:
-    """`attempt` in a process of its own, with so many threads: the disk's refusal is given back too."""
-    import torch
-
-    torch.set_num_threads(threads)
+def told(work: Work, task: Task) -> Outcome:
+    """Do one task in a process of its own, as `attempt`; a CannotWrite is returned."""
     try:
         return attempt(work, task)
     except CannotWrite as problem:

@@ -1,4 +1,4 @@
-"""Runs one after another in this process."""
+"""Run tasks one after another in this process."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +10,18 @@ from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attem
 class LocalEngine:
     """One task after another in this process, each with all the cores and the accelerator."""
 
+    @property
+    def threads(self) -> int:
+        """Return the threads that torch has here."""
+        import torch
+
+        return torch.get_num_threads()
+
     def preflight(self, study: Path) -> None:
-        """Nothing: this process is here."""
+        """Accept everything: this process is here."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
-        """What became of every task, in their order: None where it was done."""
+        """Do every task; the outcomes in their order, None for one that was done."""
         failed: dict[str, Failure] = {}
         found: Outcomes = []
         for number, task in enumerate(tasks, 1):

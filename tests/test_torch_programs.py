@@ -1,0 +1,112 @@
+"""TorchScript by torch's own loader: what fails is said in one line, and a fixed batch takes any number."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foreign_models import CLASSES, SIDE, scripted, small, traced
+from test_audit_command import greys  # noqa: F401
+from test_cli import complaint
+from trustcxr.attacks.stand_ins import look
+from trustcxr.errors import UserError
+from trustcxr.models.adapters import load
+
+DECLARED = "it does not take images of 1 channel and 32 pixels"
+
+
+class Particular(nn.Module):
+    """Raises of itself what it does not like."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] != 3:
+            raise ValueError("three channels,\nplease")
+        return images.mean((2, 3))
+
+
+@pytest.mark.parametrize("write", [traced, scripted])
+def test_other_channels_than_declared_are_said_in_a_line(write: object, tmp_path: Path) -> None:
+    path = write(small(), tmp_path / "m.pt")  # type: ignore[operator]
+    with pytest.raises(UserError) as problem:
+        load(path, classes=CLASSES, size=SIDE, channels=1, trust_code=True)
+    said = str(problem.value)
+    assert said.startswith(f"{path}: {DECLARED} (Given groups=1, weight of size [16, 3, 3, 3]")
+    assert said.endswith("but got 1 channels instead): see input.size and input.channels")
+    assert len(said.splitlines()) == 1
+
+
+def test_an_exception_that_is_scripted_is_said_in_a_line(tmp_path: Path) -> None:
+    path = scripted(Particular(), tmp_path / "m.pt")
+    with pytest.raises(UserError, match=rf"m\.pt: {DECLARED} \(ValueError: three channels,\): see input\.size"):
+        load(path, classes=CLASSES, size=SIDE, channels=1, trust_code=True)
+
+
+class Counted(nn.Module):
+    """Writes down how many images it was traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIDE**2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.reshape(len(images), -1))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_trace_of_one_size_of_batch_takes_any(count: int, tmp_path: Path) -> None:
+    net = Counted().eval()
+    torch.jit.trace(net, torch.rand(count, 1, SIDE, SIDE)).save(str(tmp_path / "m.pt"))
+    given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
+    assert given.model is not None
+    assert given.model.batch == count
+    films = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
+    answers = given.model(films)
+    assert torch.allclose(answers, net(films), atol=1e-5)
+    (slope,) = torch.autograd.grad(answers[:, 0].sum(), films)
+    assert torch.allclose(slope, net.layer.weight[0].reshape(1, 1, SIDE, SIDE).expand_as(slope), atol=1e-5)
+
+
+def test_an_audit_of_it_ends_with_one_line(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+    traced(small(), tmp_path / "m.pt")
+    asked = ("--data", greys, "--out", tmp_path / "audit", "--trust-code")
+    model = tmp_path / "model.yaml"
+    model.write_text(
+        f"source: m.pt\ninput: {{size: {SIDE}, channels: 1}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
+    )
+    assert DECLARED in complaint("audit", model, *asked)
+
+
+class InPairs(nn.Module):
+    """Traced on two images, it answers of any number as of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images).view(int(images.shape[0]), 4, -1).mean(2))
+
+
+def test_a_trace_that_answers_of_two_whatever_it_is_given_is_asked_of_two(tmp_path: Path) -> None:
+    net = InPairs().eval()
+    given = load(traced(net, tmp_path / "m.pt"), classes=CLASSES, size=SIDE, channels=3, trust_code=True)
+    assert given.model is not None
+    images = torch.rand(5, 1, SIDE, SIDE)
+    torch.testing.assert_close(given.model(images), net(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_that_stop_inside_stay_stopped_and_that_is_said(tmp_path: Path) -> None:
+    class Rounds(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images * 255).round().mean((2, 3)) * torch.tensor([1.0, 2.0, 3.0])
+
+    images = torch.rand(4, 1, SIDE, SIDE)
+    scripted(Rounds(), tmp_path / "m.pt")
+    given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
+    assert "no BPDA is tried" in given.origin.notes[0]
+    traits = look(given.model, images)
+    assert (traits.zero_gradients, traits.healed, traits.stopped) == (1.0, 1.0, {})
+    seen = look(load(Rounds(), classes=CLASSES, size=SIDE).model, images)
+    assert seen.healed == 0.0, "of a module that torch can see into, BPDA lets gradients through"
