@@ -15,10 +15,10 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trustcxr.audit.run_audit import audit
 from trustcxr.data import load_dataset, read_manifest
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.results.documents import AuditDocument
-from trustcxr.study.audit import audit
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.storage.schemas import AuditDocument
 
 ATTACKS = ("fgsm", "pgd", "worst-case")
 CLEAN, ATTACKED = 1e-9, 0.005  # what an audit may differ by from that of the run
@@ -111,7 +111,7 @@ def written(run: Run, out: Path) -> dict[str, Path]:
 
 
 def figures(document: AuditDocument) -> dict[str, float]:
-    """Accuracy as films are and under each attack."""
+    """Accuracy as images are and under each attack."""
     attacked = {f"{row.attack} {row.epsilon:g}": row.accuracy.value for row in document.attacks}
     found = {"clean": document.clean.accuracy.value} | attacked
     return {name: value for name, value in found.items() if value is not None}
@@ -120,8 +120,8 @@ def figures(document: AuditDocument) -> dict[str, float]:
 def first_images(data: Path, out: Path, run: Run, count: int | None, *, split: str | None = None) -> Path:
     """A folder of the first images of each class (None: all), as links: of the test split unless said."""
     manifest = read_manifest(data)
-    films = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
-    for name, rows in films.table.groupby("class"):
+    images = load_dataset(manifest, split or run.trained_by.data.splits.test, run.size, classes=run.classes)
+    for name, rows in images.table.groupby("class"):
         (out / str(name)).mkdir(parents=True, exist_ok=True)
         for path in rows["path"][:count]:
             link = out / str(name) / Path(path).name

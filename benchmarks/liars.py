@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 
 
 class Liar(nn.Module):
@@ -43,13 +43,13 @@ class ThreeBitsOfIntegers(Liar):
 
 class Jpeg(Liar):
     def forward(self, images: Tensor) -> Tensor:
-        films = [self.once(film) for film in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
-        return self.net(torch.from_numpy(np.stack(films))[:, None].float() / 255)
+        radiographs = [self.once(radiograph) for radiograph in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
+        return self.net(torch.from_numpy(np.stack(radiographs))[:, None].float() / 255)
 
     @staticmethod
-    def once(film: np.ndarray) -> np.ndarray:
+    def once(image: np.ndarray) -> np.ndarray:
         file = io.BytesIO()
-        Image.fromarray(film).save(file, "JPEG", quality=75)
+        Image.fromarray(image).save(file, "JPEG", quality=75)
         return np.array(Image.open(file))
 
 

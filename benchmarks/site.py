@@ -18,11 +18,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import pandas as pd  # noqa: E402
 
-from trustcxr import catalogue  # noqa: E402
-from trustcxr.about import NOTICE  # noqa: E402
-from trustcxr.catalogue import Attack, Measure  # noqa: E402
-from trustcxr.report import words  # noqa: E402
-from trustcxr.report.tables.cells import markdown_rows  # noqa: E402
+from trustcxr import registry  # noqa: E402
+from trustcxr.registry import Attack, Measure  # noqa: E402
+from trustcxr.report import formatting  # noqa: E402
+from trustcxr.report.tables.table import markdown_rows  # noqa: E402
+from trustcxr.version import NOTICE  # noqa: E402
 
 RESULTS = ROOT / "results"
 BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}
@@ -102,11 +102,11 @@ def _title(text: str | bytes) -> str:
 
 def measures() -> str:
     """What each measure means and does not mean, from the catalogue and the docstrings."""
-    rows = [_measure(entry) for entry in catalogue.MEASURES.values()]
-    attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in catalogue.ATTACKS.values()]
-    defences = [[f"`{d.name}`", d.paper or words.DASH, _defence(d)] for d in catalogue.DEFENCES.values()]
-    corruptions = [[f"`{c.name}`", c.about] for c in catalogue.CORRUPTIONS.values()]
-    methods = [[f"`{s.name}`", s.label, s.paper or words.DASH] for s in catalogue.SALIENCY.values()]
+    rows = [_measure(entry) for entry in registry.MEASURES.values()]
+    attacks = [[f"`{a.name}`", a.label, a.paper, _attack(a)] for a in registry.ATTACKS.values()]
+    defences = [[f"`{d.name}`", d.paper or formatting.DASH, _defence(d)] for d in registry.DEFENCES.values()]
+    corruptions = [[f"`{c.name}`", c.about] for c in registry.CORRUPTIONS.values()]
+    methods = [[f"`{s.name}`", s.label, s.paper or formatting.DASH] for s in registry.SALIENCY.values()]
     parts = [
         "# What each measure means, and does not mean",
         f"Written from the catalogue of the program. {NOTICE}",
@@ -114,34 +114,38 @@ def measures() -> str:
         "Accuracy under an attack is an upper bound: a stronger attack may leave less. What is certified is a lower "
         "bound. Epsilon is the L-infinity radius with pixels in [0, 1]: 0.02 is 5.1 grey levels of 255.",
         markdown_rows(("name", "in tables", "paper", "what it is"), attacks),
-        "## Of a heatmap, and of films with parts hidden",
-        "A figure against masks means nothing without what chance, a centre prior, the film’s own brightness and the "
+        "## Of a heatmap, and of images with parts hidden",
+        "A figure against masks means nothing without what chance, a centre prior, the image’s own brightness and the "
         "same network with random weights have: each stands beside it.",
         *rows,
         "## Ways to train",
         markdown_rows(("name", "paper", "what it is"), defences),
         "## Saliency methods",
         markdown_rows(("name", "in tables", "paper"), methods),
-        "## What goes wrong with films",
+        "## What goes wrong with images",
         markdown_rows(("name", "what went wrong"), corruptions),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _measure(entry: Measure) -> str:
-    means = entry.about or _first(catalogue.function_of("explain", str(entry.function)))
-    lines = [f"### {words.capital(entry.label)}", f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}", means]
+    means = entry.about or _first(registry.load_function("explain", str(entry.function)))
+    lines = [
+        f"### {formatting.capital(entry.label)}",
+        f"`{entry.name}`{f', {entry.paper}' if entry.paper else ''}",
+        means,
+    ]
     lines.append(f"*It does not mean:* {entry.beware}")
     by_chance = f" A map that knows nothing has {CHANCE[entry.chance]}." if entry.mask else ""
     return "\n\n".join([*lines, f"Better: {BETTER[entry.better]}.{by_chance}"])
 
 
 def _attack(entry: Attack) -> str:
-    return _first(catalogue.function_of("attacks", entry.function))
+    return _first(registry.load_function("attacks", entry.function))
 
 
 def _defence(entry: Any) -> str:
-    return _first(catalogue.function_of("defences", entry.function))
+    return _first(registry.load_function("defences", entry.function))
 
 
 def _first(function: Any) -> str:
@@ -204,11 +208,11 @@ def figure(table: pd.DataFrame) -> bytes | None:
     axes = drawing.subplots()
     for k, condition in enumerate(conditions):
         mine = points[points["condition"] == condition]
-        entry = catalogue.ATTACKS.get(condition)
+        entry = registry.ATTACKS.get(condition)
         colour, marker = (entry.style[0], entry.style[1]) if entry and entry.style else ("#4b5563", "o")
         y = [runs.index(run) + 0.12 * (k - (len(conditions) - 1) / 2) for run in mine["run"]]
         error = [mine["value"] - mine["low"], mine["high"] - mine["value"]]
-        label = f"{words.attack(condition)} {words.epsilon(mine['epsilon'].iloc[0])}" if entry else condition
+        label = f"{formatting.attack(condition)} {formatting.epsilon(mine['epsilon'].iloc[0])}" if entry else condition
         axes.errorbar(mine["value"], y, xerr=error, fmt=marker, color=colour, ms=4.5, lw=1.2, label=label)
     axes.set_yticks(range(len(runs)), runs, fontsize=8)
     axes.invert_yaxis()
@@ -224,9 +228,7 @@ def figure(table: pd.DataFrame) -> bytes | None:
 def _points(table: pd.DataFrame) -> Iterator[dict[str, object]]:
     """run, condition, epsilon, value, low, high: of a study's figures, or of what is certified."""
     if {"condition", "measure"} <= set(table):
-        shown = table[
-            (table["measure"] == "accuracy") & table["condition"].isin(["clean", *catalogue.HEADLINE_ATTACKS])
-        ]
+        shown = table[(table["measure"] == "accuracy") & table["condition"].isin(["clean", *registry.HEADLINE_ATTACKS])]
         shown = shown[(shown["split"] == "Test") & shown["low"].notna()]
         largest = shown["epsilon"].max()
         yield from (dict(row) for _, row in shown[shown["epsilon"].isin([0, largest])].iterrows())
@@ -234,6 +236,6 @@ def _points(table: pd.DataFrame) -> Iterator[dict[str, object]]:
         mean = table[(table["seed"] == "mean") & (table["epsilon"] == table["epsilon"].max())]
         for _, row in mean.iterrows():
             for name in ("clean", "certified", "worst_case"):
-                said = {"worst_case": catalogue.WORST_CASE}.get(name, name)
+                said = {"worst_case": registry.WORST_CASE}.get(name, name)
                 ends = {end: row[f"{name}_{end}"] for end in ("low", "high")}
                 yield {"run": row["run"], "condition": said, "epsilon": row["epsilon"], "value": row[name], **ends}

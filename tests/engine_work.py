@@ -4,9 +4,9 @@ import os
 import signal
 import time
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.study.engines.contract import Task
+from trustcxr.study.engines.base import Task
 
 
 def note(task: Task) -> None:
@@ -19,7 +19,7 @@ def note(task: Task) -> None:
         raise UserError("cannot be done")
     if task.run == "faulty":
         raise ZeroDivisionError("of nothing")
-    say(f"did {task.run}")
+    log(f"did {task.run}")
     with open(task.study / "log", "a") as file:
         file.write(f"{task.run} {task.step} {os.getpid()}\n")
 

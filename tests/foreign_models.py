@@ -45,7 +45,7 @@ def settled(net: nn.Module) -> nn.Module:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """What those scripts do to a grey film (B, 1, H, W) in [0, 1]."""
+    """What those scripts do to a grey image (B, 1, H, W) in [0, 1]."""
     return (images.repeat(1, 3, 1, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 

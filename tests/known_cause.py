@@ -10,24 +10,27 @@ from trustcxr.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
-class Films:
+class Images:
     images: Tensor
     labels: Tensor
 
 
 def fit(
-    model: nn.Module, films: Films, *, epochs: int, batch: int = 16, learning_rate: float = 1e-3, seed: int = 0
+    model: nn.Module, radiographs: Images, *, epochs: int, batch: int = 16, learning_rate: float = 1e-3, seed: int = 0
 ) -> nn.Module:
-    """Train `model` (images -> two logits) on `films`; the same model, in evaluation mode. The same seed repeats it."""
+    """Train `model` (images -> two logits) on `images`;
+
+    The same model, in evaluation mode. The same seed repeats it.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    steps = epochs * (len(films.labels) // batch)
+    steps = epochs * (len(radiographs.labels) // batch)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 1))
     model.train()
     for _ in range(epochs):
-        order = torch.randperm(len(films.labels), generator=generator)
+        order = torch.randperm(len(radiographs.labels), generator=generator)
         for some in order.split(batch)[: len(order) // batch]:
-            loss = functional.cross_entropy(model(films.images[some]), films.labels[some])
+            loss = functional.cross_entropy(model(radiographs.images[some]), radiographs.labels[some])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -36,10 +39,10 @@ def fit(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, films: Films, *, batch: int = 64) -> float:
-    """Share of the films that the model gets right."""
-    answers = torch.cat([model(images).argmax(1) for images in films.images.split(batch)])
-    return float((answers == films.labels).double().mean())
+def accuracy(model: nn.Module, radiographs: Images, *, batch: int = 64) -> float:
+    """Share of the images that the model gets right."""
+    answers = torch.cat([model(images).argmax(1) for images in radiographs.images.split(batch)])
+    return float((answers == radiographs.labels).double().mean())
 
 
 class CornerReader(nn.Module):

@@ -26,29 +26,31 @@ class Pack:
 
     def images(self) -> Path:
         """Return synthetic images: three classes, 9, 4 and 4 of each in Train, Val and Test, 32 pixels."""
-        from trustcxr.data.phantom import writing
+        from trustcxr.data.phantom import write_files
 
         splits = {"Train": 9, "Val": 4, "Test": 4}
-        return self.get("images", lambda folder: writing.write(folder / "phantom", splits, size=32)) / "phantom"
+        return self.get("images", lambda folder: write_files.write(folder / "phantom", splits, size=32)) / "phantom"
 
     def training_images(self) -> tuple[Any, Any]:
         """Return 48 images to train on and 24 to validate, 32 pixels."""
-        from small_runs import load_films, make_films
+        from small_runs import load_images, make_images
 
-        return load_films(self.get("training-images", make_films))
+        return load_images(self.get("training-images", make_images))
 
     def run(self, defence: str) -> Path:
         """Return a run of one epoch on `training_images`, "standard" or "fgsm"."""
         from small_runs import recipe
-        from trustcxr.training import loop
+        from trustcxr.training import fit_run
 
-        return self.get(f"run-{defence}", lambda to: loop.fit(recipe(defence, epochs=1), *self.training_images(), to))
+        return self.get(
+            f"run-{defence}", lambda to: fit_run.fit(recipe(defence, epochs=1), *self.training_images(), to)
+        )
 
     def study(self) -> Path:
         """Return a study of `images`: two networks, the better one also by FGSM, worked on one after the other."""
         from test_engines import small
         from trustcxr.study import engines
-        from trustcxr.study.protocol import Study
+        from trustcxr.study.run_study import Study
 
         return self.get("study", lambda to: Study(small(), self.images(), to, engines.get("local")).run())
 
@@ -56,7 +58,7 @@ class Pack:
         """Return noisy images of three classes that differ in brightness, 12 of each."""
         from test_audit_command import write_greys
 
-        return self.get("greys", lambda folder: write_greys(folder / "films")) / "films"
+        return self.get("greys", lambda folder: write_greys(folder / "images")) / "images"
 
     def audits(self) -> Path:
         """Return two short audits of `greys`: `good`, and `bad`, of a model that takes bright images for grey."""

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from small_runs import recipe, seal
-from trustcxr.data.phantom.film import render
-from trustcxr.evaluation.run import load_run
+from trustcxr.apps.serve import inference, worker
+from trustcxr.apps.serve.worker import Limits
+from trustcxr.data.phantom.render_image import render
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.results import files
-from trustcxr.serve import looking, worker
-from trustcxr.serve.worker import Limits
+from trustcxr.storage import atomic
 
 
 def untrained_run(folder: Path, seed: int = 0) -> Path:
@@ -32,16 +32,16 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed + 2)
         network = factory.build(chosen.model.name, classes=3)
-    network.net.get_classifier().weight.data *= 30  # so that its answer hangs on the film
+    network.net.get_classifier().weight.data *= 30  # so that its answer hangs on the image
     save_weights(network, folder / "model.safetensors")
     classes = ["COVID-19", "Non-COVID", "Normal"]
-    content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
-    files.write_yaml(folder / "run.yaml", content)
+    content = {"classes": classes, "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "images"}}
+    atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
 
 
-def film(seed: int = 0, side: int = 128, form: str = "PNG") -> bytes:
+def image(seed: int = 0, side: int = 128, form: str = "PNG") -> bytes:
     return packed(render("Normal", seed, side).image, form)
 
 
@@ -52,7 +52,7 @@ def packed(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
 
 
 def dicom(seed: int = 0, **tags: str) -> bytes:
-    """A film as a DICOM file that says who the patient is."""
+    """An image as a DICOM file that says who the patient is."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -88,7 +88,7 @@ class Here:
         self.runs = [worker._known(ready) for ready in self.served]
         self.alive, self.asked, self.hold = 1, 0, False
 
-    async def ask(self, asked: worker.Asked) -> worker.Reply:
+    async def ask(self, asked: worker.WorkItem) -> worker.Reply:
         self.asked += 1
         while self.hold:
             await asyncio.sleep(0.01)
@@ -135,4 +135,4 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-__all__ = ["Here", "Limits", "dicom", "film", "load_run", "looking", "packed", "running", "untrained_run"]
+__all__ = ["Here", "Limits", "dicom", "image", "inference", "load_run", "packed", "running", "untrained_run"]

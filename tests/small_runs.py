@@ -1,4 +1,4 @@
-"""Runs on a handful of synthetic films, for the tests of training."""
+"""Runs on a handful of synthetic images, for the tests of training."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.storage import atomic, layout
 from trustcxr.training import monitor
 from trustcxr.training.step import TrainingStep
 
@@ -23,19 +23,19 @@ MODEL = "test_resnet"  # timm's own network for tests
 
 def seal(folder: Path) -> None:
     """Write the checksums of a run whose weights or classes were changed by hand."""
-    content = files.read_yaml(folder / "run.yaml")
-    sums = folders.checksums(folder, content["classes"])
-    files.write_yaml(folder / "run.yaml", content | {"checksums": sums})
+    content = atomic.read_yaml(folder / "run.yaml")
+    sums = layout.checksums(folder, content["classes"])
+    atomic.write_yaml(folder / "run.yaml", content | {"checksums": sums})
 
 
-def make_films(folder: Path) -> tuple[Any, Any]:
+def make_images(folder: Path) -> tuple[Any, Any]:
     """Write 48 images to train on and 24 to validate, 32 pixels."""
-    writing.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
-    return load_films(folder)
+    write_files.write(folder / "phantom", {"Train": 16, "Val": 8, "Test": 2}, size=32)
+    return load_images(folder)
 
 
-def load_films(folder: Path) -> tuple[Any, Any]:
-    """Load what `make_films` wrote."""
+def load_images(folder: Path) -> tuple[Any, Any]:
+    """Load what `make_images` wrote."""
     options: Any = {"size": 32, "cache": folder / "cache", "workers": 1}
     return tuple(load_dataset(folder / "phantom", split=split, **options) for split in ("Train", "Val"))  # type: ignore[return-value]
 
@@ -59,10 +59,15 @@ def untrained(folder: Path, classes: tuple[str, ...] = ("a", "b", "c"), seed: in
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     save_weights(factory.build(chosen.model.name, classes=3), folder / "model.safetensors")
-    content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "films"}}
-    files.write_yaml(folder / "run.yaml", content)
+    content = {"classes": list(classes), "recipe": chosen.model_dump(mode="json"), "data": {"root_name": "images"}}
+    atomic.write_yaml(folder / "run.yaml", content)
     seal(folder)
     return folder
+
+
+def newest(run: Path) -> Path:
+    """The folder of the evaluation of a run that was measured last."""
+    return max(run.glob("evaluations/*/metrics.json"), key=lambda path: path.stat().st_mtime_ns).parent
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.evaluation import calibration, metrics
-from trustcxr.results import alarms
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.files import plain
+from trustcxr.evaluation import alarms, calibration, metrics
+from trustcxr.storage.atomic import plain
+from trustcxr.storage.schemas import RunDocument
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 # How often a run is right: clean, and at a small epsilon under (FGSM, PGD); the fall with epsilon follows from these.
@@ -60,7 +59,7 @@ def make_study(
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples).plain()
-            document["alarms"] = [alarm.plain() for alarm in alarms.of(RunDocument.model_validate(document))]
+            document["alarms"] = [alarm.plain() for alarm in alarms.find_alarms(RunDocument.model_validate(document))]
             (home / "metrics.json").write_text(json.dumps(plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:

@@ -32,17 +32,17 @@ from foreign_models import (
     small,
     traced,
 )
+from trustcxr.audit import formats
+from trustcxr.audit.formats import load
 from trustcxr.data.phantom import render
 from trustcxr.errors import UserError
-from trustcxr.models import adapters
-from trustcxr.models.adapters import load
 
 pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def films() -> Tensor:
-    """Synthetic films (3, 1, SIDE, SIDE) in [0, 1]."""
+def radiographs() -> Tensor:
+    """Synthetic images (3, 1, SIDE, SIDE) in [0, 1]."""
     drawn = [render(kind, seed=k, size=SIDE).image for k, kind in enumerate(CLASSES)]
     return torch.from_numpy(np.stack(drawn)).float()[:, None].div(255)
 
@@ -58,21 +58,21 @@ def gradient(model: nn.Module, images: Tensor) -> Tensor:
     return found
 
 
-def same_as_the_plain_network(model: nn.Module, net: nn.Module, films: Tensor) -> None:
-    wanted = net(normalised(films)).detach()
-    assert torch.allclose(model(films), wanted, atol=1e-4, rtol=1e-4)
-    leaf = films.clone().requires_grad_(True)
+def same_as_the_plain_network(model: nn.Module, net: nn.Module, radiographs: Tensor) -> None:
+    wanted = net(normalised(radiographs)).detach()
+    assert torch.allclose(model(radiographs), wanted, atol=1e-4, rtol=1e-4)
+    leaf = radiographs.clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(net(normalised(leaf)).square().sum(), leaf)
-    assert torch.allclose(gradient(model, films), slope, atol=1e-3 * float(slope.abs().max()))
+    assert torch.allclose(gradient(model, radiographs), slope, atol=1e-3 * float(slope.abs().max()))
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_has_the_logits_and_gradients_of_the_plain_network(
-    form: str, net: nn.Module, films: Tensor, tmp_path: Path
+    form: str, net: nn.Module, radiographs: Tensor, tmp_path: Path
 ) -> None:
     write, name = FORMATS[form]
     given = load(write(net, tmp_path / name), classes=CLASSES, trust_code=True, **IMAGENET)
-    same_as_the_plain_network(given.model, net, films)
+    same_as_the_plain_network(given.model, net, radiographs)
     assert given.classes == CLASSES
     assert given.size == SIDE
     assert len(given.origin.sha256) == 64
@@ -82,15 +82,15 @@ def test_every_format_has_the_logits_and_gradients_of_the_plain_network(
 @pytest.mark.parametrize("make", [resnet18, densenet121])
 @pytest.mark.parametrize("form", FORMATS)
 def test_networks_of_torchvision_and_timm_in_every_format(
-    form: str, make: Callable[[], nn.Module], films: Tensor, tmp_path: Path
+    form: str, make: Callable[[], nn.Module], radiographs: Tensor, tmp_path: Path
 ) -> None:
     net = make()
     write, name = FORMATS[form]
     given = load(write(net, tmp_path / name), classes=CLASSES, trust_code=True, **IMAGENET)
-    same_as_the_plain_network(given.model, net, films)
+    same_as_the_plain_network(given.model, net, radiographs)
 
 
-def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -> None:
+def test_weights_with_the_name_of_their_network(radiographs: Tensor, tmp_path: Path) -> None:
     import timm
 
     net = timm.create_model("test_resnet", num_classes=3, in_chans=3).eval()
@@ -98,7 +98,7 @@ def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "m.pth")
     for name in ("m.safetensors", "m.pth"):
         given = load(tmp_path / name, timm="test_resnet", classes=CLASSES, **IMAGENET)
-        same_as_the_plain_network(given.model, net, films)
+        same_as_the_plain_network(given.model, net, radiographs)
     with pytest.raises(UserError, match="say which network they are of with timm"):
         load(tmp_path / "m.pth", classes=CLASSES)
     with pytest.raises(UserError, match=r"not the weights of test_resnet with 4 classes.*of \(3, "):
@@ -106,13 +106,13 @@ def test_weights_with_the_name_of_their_network(films: Tensor, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["plain3", "evidence-33"])
-def test_weights_of_our_own_networks(name: str, films: Tensor, tmp_path: Path) -> None:
+def test_weights_of_our_own_networks(name: str, radiographs: Tensor, tmp_path: Path) -> None:
     from trustcxr.models import build
 
     net = build(name, classes=3).net.eval()
     save_file(net.state_dict(), tmp_path / "m.safetensors")
     given = load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, size=SIDE)
-    assert torch.allclose(given.model(films), net(films), atol=1e-5)
+    assert torch.allclose(given.model(radiographs), net(radiographs), atol=1e-5)
     with pytest.raises(UserError, match=f"{name} takes images of 1 channel: write input.channels: 1"):
         load(tmp_path / "m.safetensors", timm=name, classes=CLASSES, **IMAGENET)
     with pytest.raises(UserError, match=r"unknown model 'resnet18.nonsense': did you mean resnet18"):
@@ -132,17 +132,17 @@ def test_thresholds_may_be_an_array() -> None:
     assert given.thresholds == pytest.approx((0.3, 0.4, 0.5))
 
 
-def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, films: Tensor) -> None:
+def test_a_function_that_returns_the_model_runs_only_where_it_is_trusted(net: nn.Module, radiographs: Tensor) -> None:
     with pytest.raises(UserError, match="--trust-code"):
         load("foreign_models:a_network", classes=CLASSES, **IMAGENET)
     given = load("foreign_models:a_network", classes=CLASSES, trust_code=True, **IMAGENET)
-    same_as_the_plain_network(given.model, net, films)
+    same_as_the_plain_network(given.model, net, radiographs)
     with pytest.raises(UserError, match="cannot be had"):
         load("foreign_models:no_network", classes=CLASSES, trust_code=True)
 
 
 def test_code_is_looked_for_beside_the_model_file_first(
-    films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place, value in (("working", 0), ("handed", 1), ("other", 2)):
         (tmp_path / place).mkdir()
@@ -154,8 +154,10 @@ def test_code_is_looked_for_beside_the_model_file_first(
     monkeypatch.chdir(tmp_path / "working")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     given = load("../handed/model.yaml", trust_code=True)
-    assert torch.allclose(given.model(films), films[..., 0, :3].flatten(1))
-    assert torch.allclose(load(tmp_path / "handed" / "model.yaml", trust_code=True).model(films), given.model(films))
+    assert torch.allclose(given.model(radiographs), radiographs[..., 0, :3].flatten(1))
+    assert torch.allclose(
+        load(tmp_path / "handed" / "model.yaml", trust_code=True).model(radiographs), given.model(radiographs)
+    )
     with pytest.raises(UserError, match="another module named beside_it is loaded already"):
         load(tmp_path / "other" / "model.yaml", trust_code=True)
     (tmp_path / "other" / "model.yaml").write_text(text.replace("beside_it", "nowhere"))
@@ -164,55 +166,55 @@ def test_code_is_looked_for_beside_the_model_file_first(
     monkeypatch.delitem(sys.modules, "beside_it")
 
 
-def test_a_function_of_numpy_has_no_gradients_and_says_so(films: Tensor) -> None:
+def test_a_function_of_numpy_has_no_gradients_and_says_so(radiographs: Tensor) -> None:
     given = load(scores, classes=CLASSES, channels=3, size=SIDE)
     assert given.origin.gradients == "none"
-    assert torch.allclose(given.model(films), films.mean((2, 3)).expand(-1, 3))
+    assert torch.allclose(given.model(radiographs), radiographs.mean((2, 3)).expand(-1, 3))
 
 
 @pytest.mark.parametrize(
     ("span", "scale", "shift"), [((0, 255), 255, 0), ((-1024, 1024), 2048, -1024), ((-1, 1), 2, -1)]
 )
 def test_the_range_that_the_model_wants_is_made_inside(
-    span: tuple[float, float], scale: float, shift: float, net: nn.Module, films: Tensor
+    span: tuple[float, float], scale: float, shift: float, net: nn.Module, radiographs: Tensor
 ) -> None:
     given = load(net, classes=CLASSES, size=SIDE, channels=3, range=span)
-    assert torch.allclose(given.model(films), net(films.repeat(1, 3, 1, 1) * scale + shift), atol=1e-3)
+    assert torch.allclose(given.model(radiographs), net(radiographs.repeat(1, 3, 1, 1) * scale + shift), atol=1e-3)
 
 
 OF_A_PROGRAM: dict[str, Any] = {"output": "probabilities", "classes": CLASSES, "trust_code": True, **IMAGENET}
 
 
 def test_probabilities_become_logits_by_what_went_into_the_softmax(
-    net: nn.Module, films: Tensor, tmp_path: Path
+    net: nn.Module, radiographs: Tensor, tmp_path: Path
 ) -> None:
-    wanted = net(normalised(films)).log_softmax(1)
+    wanted = net(normalised(radiographs)).log_softmax(1)
     for given in (
         load(Probabilities(net).eval(), output="probabilities", classes=CLASSES, **IMAGENET),
         load(exported(Probabilities(net).eval(), tmp_path / "m.pt2"), **OF_A_PROGRAM),
         load(onnx(Probabilities(net).eval(), tmp_path / "m.onnx"), output="probabilities", classes=CLASSES, **IMAGENET),
     ):
-        assert torch.allclose(given.model(films), wanted, atol=1e-4)
-        assert torch.allclose(given.model.answers(films).sum(1), torch.ones(3))
+        assert torch.allclose(given.model(radiographs), wanted, atol=1e-4)
+        assert torch.allclose(given.model.answers(radiographs).sum(1), torch.ones(3))
 
 
-def test_a_softmax_that_rounds_to_one_still_has_its_logits_and_a_gradient(net: nn.Module, films: Tensor) -> None:
+def test_a_softmax_that_rounds_to_one_still_has_its_logits_and_a_gradient(net: nn.Module, radiographs: Tensor) -> None:
     class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return (net(images) * 1000).softmax(1)
 
     given = load(Sure(), output="probabilities", classes=CLASSES, **IMAGENET)
-    assert torch.allclose(given.model(films), (1000 * net(normalised(films))).log_softmax(1), rtol=1e-3)
-    assert bool((gradient(given.model, films).flatten(1).abs().amax(1) > 0).all())
+    assert torch.allclose(given.model(radiographs), (1000 * net(normalised(radiographs))).log_softmax(1), rtol=1e-3)
+    assert bool((gradient(given.model, radiographs).flatten(1).abs().amax(1) > 0).all())
 
 
-def test_fourteen_sigmoids_become_fourteen_logits_with_their_operating_points(films: Tensor) -> None:
+def test_fourteen_sigmoids_become_fourteen_logits_with_their_operating_points(radiographs: Tensor) -> None:
     findings, net = [f"finding {n}" for n in range(14)], small(14)
     given = load(Sigmoids(net).eval(), output="sigmoid", classes=findings, thresholds=[0.3], **IMAGENET)
-    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
+    assert torch.allclose(given.model(radiographs), net(normalised(radiographs)), atol=1e-4)
     assert given.thresholds == (0.3,) * 14
     one = load(lambda x: torch.sigmoid(x.mean((1, 2, 3))), output="sigmoid", classes=["pneumonia"], size=SIDE)
-    assert torch.allclose(one.model(films)[:, 0], films.mean((1, 2, 3)), atol=1e-4)
+    assert torch.allclose(one.model(radiographs)[:, 0], radiographs.mean((1, 2, 3)), atol=1e-4)
 
 
 class InPlace(nn.Module):
@@ -224,7 +226,9 @@ class InPlace(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         before = self.one(images)
-        found = torch.sigmoid(before) if self.how == "switched off" else before.softmax(0 if self.how == "films" else 1)
+        found = (
+            torch.sigmoid(before) if self.how == "switched off" else before.softmax(0 if self.how == "images" else 1)
+        )
         if self.how == "ensemble":
             found += self.two(images).softmax(1)
             found /= 2
@@ -238,18 +242,18 @@ class InPlace(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("how", ["ensemble", "prevalence", "switched off", "what went in", "films", "as it is"])
-def test_probabilities_finished_in_place_are_the_answer(how: str, films: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ensemble", "prevalence", "switched off", "what went in", "images", "as it is"])
+def test_probabilities_finished_in_place_are_the_answer(how: str, radiographs: Tensor, tmp_path: Path) -> None:
     net = InPlace(how).eval()
     kind = "sigmoid" if how == "switched off" else "probabilities"
     for source in (net, exported(net, tmp_path / "m.pt2")):
         given = load(source, output=kind, classes=CLASSES, trust_code=True, **IMAGENET)
-        logits, wanted = given.model(films).detach(), net(normalised(films)).detach()
+        logits, wanted = given.model(radiographs).detach(), net(normalised(radiographs)).detach()
         found = torch.sigmoid(logits) if kind == "sigmoid" else logits.exp()
         assert torch.allclose(found, wanted, atol=1e-5)
         if how != "what went in":  # what takes away what its own gradient needs
-            assert bool((gradient(given.model, films) != 0).any())
-    assert how != "as it is" or torch.allclose(logits, net.one(normalised(films)).log_softmax(1), atol=1e-5)
+            assert bool((gradient(given.model, radiographs) != 0).any())
+    assert how != "as it is" or torch.allclose(logits, net.one(normalised(radiographs)).log_softmax(1), atol=1e-5)
 
 
 class Sure(nn.Module):
@@ -266,7 +270,7 @@ class Sure(nn.Module):
 @pytest.mark.parametrize("answer", [lambda p: p, lambda p: (p,), lambda p: {"probabilities": p}])
 @pytest.mark.parametrize("batch", ["any", "two"])
 def test_sure_sigmoids_have_their_logits_from_a_tuple_or_a_fixed_batch_too(
-    answer: Callable[[Tensor], Any], batch: str, films: Tensor, tmp_path: Path
+    answer: Callable[[Tensor], Any], batch: str, radiographs: Tensor, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.pt2"
     if batch == "any":
@@ -275,24 +279,24 @@ def test_sure_sigmoids_have_their_logits_from_a_tuple_or_a_fixed_batch_too(
         torch.export.save(torch.export.export(Sure(answer), (torch.rand(2, 3, SIDE, SIDE),)), path)
         source = path
     given = load(source, output="sigmoid", classes=CLASSES, size=SIDE, channels=3, trust_code=True)
-    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=1e-4)
-    assert bool((gradient(given.model, films).flatten(1).abs().amax(1) > 0).all())
+    assert torch.allclose(given.model(radiographs), 200 * radiographs.mean((2, 3)).expand(-1, 3), rtol=1e-4)
+    assert bool((gradient(given.model, radiographs).flatten(1).abs().amax(1) > 0).all())
 
 
-def test_sigmoids_of_several_heads_side_by_side_have_their_logits(films: Tensor) -> None:
+def test_sigmoids_of_several_heads_side_by_side_have_their_logits(radiographs: Tensor) -> None:
     def heads(images: Tensor) -> Tensor:
         found = 200 * images.mean((2, 3))
         return torch.cat([torch.sigmoid(found[:, :1]), torch.sigmoid(found[:, 1:])], dim=1)
 
     given = load(heads, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
-    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=1e-4)
+    assert torch.allclose(given.model(radiographs), 200 * radiographs.mean((2, 3)).expand(-1, 3), rtol=1e-4)
 
 
-def test_sigmoids_of_sixteen_bits_become_logits_of_thirty_two(films: Tensor) -> None:
+def test_sigmoids_of_sixteen_bits_become_logits_of_thirty_two(radiographs: Tensor) -> None:
     net = Sure(lambda p: p, torch.bfloat16)
     given = load(net, output="sigmoid", classes=CLASSES, size=SIDE, channels=3)
-    assert given.model(films).dtype == torch.float32
-    assert torch.allclose(given.model(films), 200 * films.mean((2, 3)).expand(-1, 3), rtol=0.01)
+    assert given.model(radiographs).dtype == torch.float32
+    assert torch.allclose(given.model(radiographs), 200 * radiographs.mean((2, 3)).expand(-1, 3), rtol=0.01)
 
 
 @pytest.mark.parametrize("batch", [{}, {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}], ids=["fixed", "any"])
@@ -306,18 +310,18 @@ def test_an_exported_program_of_two_outputs_is_refused_whatever_its_batch(batch:
         load(tmp_path / "m.pt2", classes=CLASSES, trust_code=True, **IMAGENET)
 
 
-def test_sigmoids_that_torch_cannot_see_into_are_taken_by_their_logarithm(films: Tensor) -> None:
+def test_sigmoids_that_torch_cannot_see_into_are_taken_by_their_logarithm(radiographs: Tensor) -> None:
     given = load(lambda x: x.mean((2, 3)).numpy(), output="sigmoid", classes=["a", "b", "c"], size=SIDE, channels=3)
-    assert torch.allclose(torch.sigmoid(given.model(films)), films.mean((2, 3)).expand(-1, 3), atol=1e-6)
+    assert torch.allclose(torch.sigmoid(given.model(radiographs)), radiographs.mean((2, 3)).expand(-1, 3), atol=1e-6)
 
 
-def test_a_model_that_takes_one_size_of_batch_takes_any(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+def test_a_model_that_takes_one_size_of_batch_takes_any(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     fixed = torch.export.export(net, (torch.randn(2, 3, SIDE, SIDE),))
     torch.export.save(fixed, tmp_path / "m.pt2")
     torch.onnx.export(net, (torch.randn(2, 3, SIDE, SIDE),), tmp_path / "m.onnx", dynamo=False)
     for name in ("m.pt2", "m.onnx"):
         given = load(tmp_path / name, classes=CLASSES, trust_code=True, **IMAGENET)
-        same_as_the_plain_network(given.model, net, films)
+        same_as_the_plain_network(given.model, net, radiographs)
 
 
 class Checked(nn.Module):
@@ -333,22 +337,22 @@ class Checked(nn.Module):
         return self.net(images.to(torch.float32))
 
 
-def test_an_exported_program_with_checks_in_it_is_run(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+def test_an_exported_program_with_checks_in_it_is_run(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     given = load(exported(Checked(net).eval(), tmp_path / "m.pt2"), classes=CLASSES, trust_code=True, **IMAGENET)
-    same_as_the_plain_network(given.model, net, films)
+    same_as_the_plain_network(given.model, net, radiographs)
 
 
 def test_onnx_that_is_not_converted_answers_without_gradients(
-    net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: nn.Module, radiographs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trustcxr.models.adapters import onnx_operators
+    from trustcxr.audit.formats import onnx_operators
 
     path = onnx(net, tmp_path / "m.onnx")
     monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
     given = load(path, classes=CLASSES, **IMAGENET)
     assert given.origin.gradients == "none"
     assert "operator Relu" in given.origin.notes[0]
-    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
+    assert torch.allclose(given.model(radiographs), net(normalised(radiographs)), atol=1e-4)
     monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", lambda i, a: i[0].abs())
     assert "answers otherwise" in load(path, classes=CLASSES, **IMAGENET).origin.notes[0]
 
@@ -380,7 +384,7 @@ def test_an_onnx_file_with_channels_last_is_told_from_one_of_64_channels(net: nn
 
     path, images = tmp_path / "m.onnx", torch.rand(2, SIDE, SIDE, 3)
     torch.onnx.export(Last().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "b"}})
-    for call in (lambda: adapters.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
+    for call in (lambda: formats.describe_file(path), lambda: load(path, classes=CLASSES, **IMAGENET)):
         with pytest.raises(UserError, match=r"takes images as .*32, 32, 3\), channels last; export it with channels"):
             call()
 
@@ -399,9 +403,9 @@ def test_the_logarithm_of_a_softmax_in_onnx_stays_finite(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("known", [True, False], ids=["converted", "run as it is"])
 def test_an_onnx_file_of_two_outputs_says_that_one_is_not_looked_at(
-    known: bool, net: nn.Module, films: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    known: bool, net: nn.Module, radiographs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trustcxr.models.adapters import onnx_operators
+    from trustcxr.audit.formats import onnx_operators
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -417,13 +421,13 @@ def test_an_onnx_file_of_two_outputs_says_that_one_is_not_looked_at(
         monkeypatch.delitem(onnx_operators.OPERATORS, "Relu")
     given = load(path, classes=CLASSES, **IMAGENET)
     assert [note for note in given.origin.notes if note.startswith("it has 2 outputs, of which the first")]
-    assert torch.allclose(given.model(films), net(normalised(films)), atol=1e-4)
-    assert "has 2 outputs" in adapters.describe_file(path)
+    assert torch.allclose(given.model(radiographs), net(normalised(radiographs)), atol=1e-4)
+    assert "has 2 outputs" in formats.describe_file(path)
     one = load(onnx(net, tmp_path / "one.onnx"), classes=CLASSES, **IMAGENET)
     assert "outputs" not in " ".join(one.origin.notes)
 
 
-def test_films_of_another_size_are_resized_inside_with_a_gradient(net: nn.Module) -> None:
+def test_images_of_another_size_are_resized_inside_with_a_gradient(net: nn.Module) -> None:
     images = torch.rand(2, 1, 40, 48, requires_grad=True)
     for how, cut in (("squeeze", images), ("crop", images[..., 4:44])):
         given = load(net, classes=CLASSES, resize=how, **IMAGENET)
@@ -446,11 +450,11 @@ def test_a_program_is_not_given_what_it_was_not_exported_for(
         load(path, classes=CLASSES, size=size, channels=channels, trust_code=True)
 
 
-def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     from trustcxr.explain import grad_cam
 
     maps = [
-        grad_cam(load(source, classes=CLASSES, trust_code=True, **IMAGENET).model, films, 0)
+        grad_cam(load(source, classes=CLASSES, trust_code=True, **IMAGENET).model, radiographs, 0)
         for source in (net, exported(net, tmp_path / "m.pt2"), onnx(net, tmp_path / "m.onnx"))
     ]
     assert float(maps[0].amax()) == pytest.approx(1)
@@ -458,19 +462,21 @@ def test_saliency_reads_the_last_feature_map_of_any_model(net: nn.Module, films:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_model_of_one_batch_size_has_a_map_for_each_film(size: int, net: nn.Module, tmp_path: Path) -> None:
+def test_a_model_of_one_batch_size_has_a_map_for_each_image(size: int, net: nn.Module, tmp_path: Path) -> None:
     from trustcxr.explain import grad_cam
 
     path = tmp_path / "m.pt2"
     torch.export.save(torch.export.export(net, (torch.randn(size, 3, SIDE, SIDE),)), path)
-    films, targets = torch.rand(4, 1, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
+    radiographs, targets = torch.rand(4, 1, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
     one, any_size = (load(source, classes=CLASSES, trust_code=True, **IMAGENET).model for source in (path, net))
     for target in (targets, 0, None):
-        wanted = grad_cam(any_size, films, target)
-        assert torch.allclose(grad_cam(one, films, target), wanted, atol=1e-3)
-        assert torch.allclose(grad_cam(one, films[:1], target if target is not targets else 0), wanted[:1], atol=1e-3)
+        wanted = grad_cam(any_size, radiographs, target)
+        assert torch.allclose(grad_cam(one, radiographs, target), wanted, atol=1e-3)
+        assert torch.allclose(
+            grad_cam(one, radiographs[:1], target if target is not targets else 0), wanted[:1], atol=1e-3
+        )
     with pytest.raises(UserError, match="one for each of the 4 images"):
-        grad_cam(one, films, targets[:2])
+        grad_cam(one, radiographs, targets[:2])
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -501,12 +507,12 @@ def test_a_wrapped_network_is_read_where_its_last_map_is(name: str) -> None:
     assert cells_of(model, torch.rand(1, 1, 64, 64), model.cam_layer) == cells
 
 
-def test_a_network_left_in_training_mode_is_put_into_evaluation_mode(net: nn.Module, films: Tensor) -> None:
+def test_a_network_left_in_training_mode_is_put_into_evaluation_mode(net: nn.Module, radiographs: Tensor) -> None:
     given = load(net.train(), classes=CLASSES, **IMAGENET)
-    assert torch.equal(given.model(films), given.model(films))
+    assert torch.equal(given.model(radiographs), given.model(radiographs))
     assert "training mode" in given.origin.notes[0]
     restless = load(DropoutLeftOn(net).eval(), classes=CLASSES, **IMAGENET)
-    assert not torch.equal(restless.model(films), restless.model(films))
+    assert not torch.equal(restless.model(radiographs), restless.model(radiographs))
 
 
 def test_a_table_of_scores_needs_no_model(tmp_path: Path) -> None:
@@ -528,14 +534,14 @@ def test_a_table_of_scores_needs_no_model(tmp_path: Path) -> None:
             load(tmp_path / "wrong.csv", output="probabilities", classes=CLASSES)
 
 
-def test_a_model_file_says_it_all(net: nn.Module, films: Tensor, tmp_path: Path) -> None:
+def test_a_model_file_says_it_all(net: nn.Module, radiographs: Tensor, tmp_path: Path) -> None:
     onnx(net, tmp_path / "m.onnx")
     text = {"source": "m.onnx", "input": IMAGENET, "output": {"kind": "logits", "classes": list(CLASSES)}}
     path = tmp_path / "model.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(str(text).replace("(", "[").replace(")", "]"))))
     given = load(path)
     assert given.name == "model"
-    same_as_the_plain_network(given.model, net, films)
+    same_as_the_plain_network(given.model, net, radiographs)
     with pytest.raises(UserError, match="a model file says all this itself"):
         load(path, classes=CLASSES)
 
@@ -596,8 +602,8 @@ def test_a_draft_says_what_the_file_shows_and_asks_for_the_rest(
     path = write(Probabilities(net).eval(), tmp_path / name)
     if name != "m.onnx":
         with pytest.raises(UserError, match=f"{name}: it can run its maker's code .*--trust-code.* ONNX"):
-            adapters.describe_file(path)
-    text = adapters.describe_file(path, trust_code=True)
+            formats.describe_file(path)
+    text = formats.describe_file(path, trust_code=True)
     draft = yaml.safe_load(text)
     assert draft["source"] == name
     assert draft["input"].items() >= known.items()
@@ -619,12 +625,12 @@ def test_a_draft_asks_whether_answers_between_0_and_1_are_sigmoids(net: nn.Modul
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return 0.4 + 0.01 * self.net(images).tanh()
 
-    text = adapters.describe_file(onnx(Small().eval(), tmp_path / "m.onnx"))
+    text = formats.describe_file(onnx(Small().eval(), tmp_path / "m.onnx"))
     [line] = [line for line in text.splitlines() if line.strip().startswith("kind:")]
     assert line.startswith("  kind: sigmoid  # ? its answers to noise lie between 0 and 1: logits, ")
-    assert "kind" in str(adapters.drafted(tmp_path / "m.onnx")["questions"])
+    assert "kind" in str(formats.drafted(tmp_path / "m.onnx")["questions"])
     assert yaml.safe_load(text)["output"]["thresholds"] == [0.5, 0.5, 0.5]
-    plain = adapters.describe_file(onnx(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.onnx"))
+    plain = formats.describe_file(onnx(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.onnx"))
     assert "kind: logits\n" in plain
 
 
@@ -635,7 +641,7 @@ def test_a_draft_reads_the_names_that_onnx_carries(net: nn.Module, tmp_path: Pat
     model = library.load(path)
     library.helper.set_model_props(model, {"names": "{0: 'COVID-19', 1: 'Non-COVID', 2: 'Normal'}", "author": "x"})
     library.save(model, path)
-    text = adapters.describe_file(path)
+    text = formats.describe_file(path)
     assert yaml.safe_load(text)["output"]["classes"] == list(CLASSES)
     assert "says of itself author: x" in text
 
@@ -647,12 +653,12 @@ def test_a_draft_asks_where_names_and_outputs_are_not_as_many(net: nn.Module, tm
     model = library.load(path)
     library.helper.set_model_props(model, {"classes": '["COVID-19", "Normal"]'})
     library.save(model, path)
-    (line,) = (line for line in adapters.describe_file(path).splitlines() if "  classes:" in line)
+    (line,) = (line for line in formats.describe_file(path).splitlines() if "  classes:" in line)
     asked = "# ? the file says 2 names and has 3 outputs: one name for each, in their order"
     assert line == f'  classes: ["COVID-19", "Normal"]  {asked}'
-    assert asked in str(adapters.drafted(path)["questions"])
+    assert asked in str(formats.drafted(path)["questions"])
     save_file({"w": torch.zeros(1, 4)}, tmp_path / "m.safetensors", metadata={"classes": "ill, well"})
-    assert "2 names and has 1 output: one" in adapters.describe_file(tmp_path / "m.safetensors")
+    assert "2 names and has 1 output: one" in formats.describe_file(tmp_path / "m.safetensors")
 
 
 def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
@@ -660,11 +666,11 @@ def test_a_draft_of_weights_asks_for_their_network(tmp_path: Path) -> None:
 
     net = timm.create_model("test_resnet", num_classes=3, in_chans=1)
     save_file(net.state_dict(), tmp_path / "m.safetensors")
-    text = adapters.describe_file(tmp_path / "m.safetensors")
+    text = formats.describe_file(tmp_path / "m.safetensors")
     assert "timm:  # ? which timm architecture" in text
     assert yaml.safe_load(text)["input"]["channels"] == 1
     pd.DataFrame({"image": ["a"], "x": [0.2], "y": [0.8]}).to_csv(tmp_path / "s.csv", index=False)
-    assert yaml.safe_load(adapters.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
+    assert yaml.safe_load(formats.describe_file(tmp_path / "s.csv"))["output"]["classes"] == ["x", "y"]
 
 
 def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) -> None:
@@ -673,23 +679,23 @@ def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) 
     for names in (bomb, "[" * 5000):
         about = {"author": "x\npython: os:system\u2028output: 1\x1b[2J", "names": names}
         save_file({"w": torch.zeros(3, 2)}, tmp_path / "m.safetensors", metadata=about)
-        text = adapters.describe_file(tmp_path / "m.safetensors")
+        text = formats.describe_file(tmp_path / "m.safetensors")
         draft = yaml.safe_load(text)
         assert draft.keys() == {"source", "timm", "input", "output"}
         assert "author: x python: os:system output: 1 [2J\n" in text
     pd.DataFrame({"image": [], "x": [], "y": []}, dtype=float).to_csv(tmp_path / "s.csv", index=False)
-    assert "0 rows" in adapters.describe_file(tmp_path / "s.csv")
+    assert "0 rows" in formats.describe_file(tmp_path / "s.csv")
     with pytest.raises(UserError, match="no row"):
         load(tmp_path / "s.csv", classes=("x", "y"), output="logits")
 
 
 def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
     import trustcxr as tx
-    from small_runs import make_films, recipe
-    from trustcxr.training import fit
+    from small_runs import make_images, recipe
+    from trustcxr.training import fit_run
 
-    train, val = make_films(tmp_path)
-    fit(recipe(epochs=1), train, val, tmp_path / "run")
+    train, val = make_images(tmp_path)
+    fit_run(recipe(epochs=1), train, val, tmp_path / "run")
     assert type(tx.load_model(tmp_path / "run")).__name__ == "Run"
     with pytest.raises(UserError, match="a run says all this itself; leave out size"):
         tx.load_model(tmp_path / "run", size=64)
@@ -699,10 +705,10 @@ def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_densenet_of_torchxrayvision(films: Tensor) -> None:
+def test_the_densenet_of_torchxrayvision(radiographs: Tensor) -> None:
     xrv = pytest.importorskip("torchxrayvision")
     net = xrv.models.DenseNet(num_classes=18, in_channels=1).eval()
     findings = [f"finding {n}" for n in range(18)]
     given = load(net, classes=findings, size=224, range=(-1024, 1024), output="logits")
-    images = nn.functional.interpolate(films, 224)
+    images = nn.functional.interpolate(radiographs, 224)
     assert torch.allclose(given.model(images), net(images * 2048 - 1024), atol=1e-3)

@@ -13,52 +13,52 @@ from small_networks import SIDE, images_and_labels, trained
 from trustcxr import attacks
 from trustcxr.attacks import pgd
 from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
-from trustcxr.attacks.stand_ins import Attackable, StandIns, _gains, look
+from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
 from trustcxr.attacks.surrogate import distil
-from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.models.untouched import undisturbed
-from trustcxr.recipes.testing import AttackRecipe
+from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.models.preserve_state import preserve_state
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
 EPSILON = 0.06  # where an honest network has lost nearly all
 
 
 @pytest.fixture(scope="module")
-def films() -> tuple[Tensor, Tensor]:
+def radiographs() -> tuple[Tensor, Tensor]:
     return images_and_labels(32, seed=5)
 
 
-def left(model: nn.Module, films: tuple[Tensor, Tensor], found: Tensor, *, draws: int = 16) -> float:
+def left(model: nn.Module, radiographs: tuple[Tensor, Tensor], found: Tensor, *, draws: int = 16) -> float:
     """Accuracy on what an attack found, of the mean answer over draws: as an audit judges a model that is random."""
-    with undisturbed(model):
+    with preserve_state(model):
         torch.manual_seed(3)
-        return 1 - float(wrong_share(Attackable(model, draws=draws), found, films[1]).mean())
+        return 1 - float(wrong_share(AttackView(model, draws=draws), found, radiographs[1]).mean())
 
 
 @pytest.mark.expensive("random resizing")
 @pytest.mark.parametrize("name", LIARS)
-def test_a_liar_is_broken_as_its_honest_twin_is(name: str, films: tuple[Tensor, Tensor]) -> None:
+def test_a_liar_is_broken_as_its_honest_twin_is(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
     honest, liar = trained(), LIARS[name](trained())
-    truth = left(honest, films, adaptive(honest, *films, epsilon=EPSILON, steps=20))
+    truth = left(honest, radiographs, adaptive(honest, *radiographs, epsilon=EPSILON, steps=20))
     assert truth < 0.05
     steps = 20 if name != "random resizing" else 10
-    assert left(liar, films, adaptive(liar, *films, epsilon=EPSILON, steps=steps)) <= truth + 0.03
+    assert left(liar, radiographs, adaptive(liar, *radiographs, epsilon=EPSILON, steps=steps)) <= truth + 0.03
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "every", "films", "over"),
+    ("name", "every", "radiographs", "over"),
     [("noise", EveryNoise, 256, 0.04), ("random resizing", EveryResizing, 128, 0.03)],
 )
 def test_a_random_network_is_attacked_as_if_every_draw_were_known(
-    name: str, every: type[Liar], films: int, over: float
+    name: str, every: type[Liar], radiographs: int, over: float
 ) -> None:
     """Where a network is partly robust, one that blurs its answer over draws truly is a little harder to attack.
 
     So the bare network's figure is not what an attack can reach there, but that of the mean over the draws is. All
-    resizings can be known; who knows 64 draws of noise by heart breaks a few films that fall to no other draws (of
+    resizings can be known; who knows 64 draws of noise by heart breaks a few images that fall to no other draws (of
     three networks trained from other seeds 1.6, 2.3 and 2.7 points), which the hundredth allows for.
     """
-    many, mean, liar = images_and_labels(films, seed=5), every(trained()), LIARS[name](trained())
+    many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), LIARS[name](trained())
     known = left(mean, many, adaptive(mean, *many, epsilon=0.04, steps=20), draws=1)
     found = adaptive(liar, *many, epsilon=0.04, steps=20)
     # The mean over all resizings is what the liar is, and over some of the draws of noise nearly.
@@ -69,14 +69,16 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(name: str, films: tuple[Tensor, Tensor]) -> None:
+def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(
+    name: str, radiographs: tuple[Tensor, Tensor]
+) -> None:
     twin, liar = TWINS[name](trained()), LIARS[name](trained())
     with torch.no_grad():
-        answer = twin(films[0]).exp()
-        assert torch.equal(twin(films[0]).exp(), answer)
-        assert torch.allclose(twin(films[0][3:4]).exp(), answer[3:4], atol=1e-5), "whichever films are beside it"
+        answer = twin(radiographs[0]).exp()
+        assert torch.equal(twin(radiographs[0]).exp(), answer)
+        assert torch.allclose(twin(radiographs[0][3:4]).exp(), answer[3:4], atol=1e-5), "whichever images are beside it"
         torch.manual_seed(0)
-        drawn = torch.stack([liar(films[0]).softmax(1) for _ in range(200)])
+        drawn = torch.stack([liar(radiographs[0]).softmax(1) for _ in range(200)])
         assert not torch.equal(drawn[0], drawn[1])
     assert float((answer - drawn.mean(0)).abs().mean()) < 0.5 * float((drawn - drawn.mean(0)).abs().mean())
 
@@ -99,10 +101,10 @@ def test_what_stands_behind_a_stand_in_gets_a_longer_climb(monkeypatch: pytest.M
     ("name", "helps", "climbs"), [("jpeg", 0, 1), ("jpeg", 2, 3), ("jpeg", 99, 6), ("noise", 9, 0)]
 )
 def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
-    name: str, helps: int, climbs: int, films: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, helps: int, climbs: int, radiographs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[int, int]] = []
-    liar, (images, labels) = LIARS[name](trained()), films
+    liar, (images, labels) = LIARS[name](trained()), radiographs
     broken = pgd(trained(), images, labels, epsilon=0.3)
 
     def finds_one(model: nn.Module, some: Tensor, true: Tensor, **options: int) -> Tensor:
@@ -121,22 +123,22 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
-def test_pgd_alone_is_fooled_by_it(name: str, films: tuple[Tensor, Tensor]) -> None:
+def test_pgd_alone_is_fooled_by_it(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
     liar = LIARS[name](trained())
-    assert left(liar, films, pgd(liar, *films, epsilon=EPSILON)) > 0.6
+    assert left(liar, radiographs, pgd(liar, *radiographs, epsilon=EPSILON)) > 0.6
 
 
 @pytest.mark.slow
-def test_the_found_images_lie_within_epsilon(films: tuple[Tensor, Tensor]) -> None:
+def test_the_found_images_lie_within_epsilon(radiographs: tuple[Tensor, Tensor]) -> None:
     liar = LIARS["jpeg"](trained())
-    found = adaptive(liar, *films, epsilon=0.03, steps=5, queries=5, surrogate=trained())
-    assert float((found - films[0]).abs().max()) <= 0.03 + 1e-6
+    found = adaptive(liar, *radiographs, epsilon=0.03, steps=5, queries=5, surrogate=trained())
+    assert float((found - radiographs[0]).abs().max()) <= 0.03 + 1e-6
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1
 
 
-def test_an_honest_network_is_left_alone(films: tuple[Tensor, Tensor]) -> None:
-    traits = look(trained(), films[0])
+def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> None:
+    traits = probe_gradients(trained(), radiographs[0])
     assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
     assert not traits.needs_stand_ins
     assert [v.stand_ins for v in traits.variants(trained())] == [False]
@@ -154,15 +156,15 @@ def test_an_honest_network_is_left_alone(films: tuple[Tensor, Tensor]) -> None:
         ("random resizing", lambda t: t.random),
     ],
 )
-def test_what_a_liar_does_is_seen(name: str, sign: object, films: tuple[Tensor, Tensor]) -> None:
-    assert sign(look(LIARS[name](trained()), films[0]))  # type: ignore[operator]
+def test_what_a_liar_does_is_seen(name: str, sign: object, radiographs: tuple[Tensor, Tensor]) -> None:
+    assert sign(probe_gradients(LIARS[name](trained()), radiographs[0]))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
-def test_stand_ins_leave_the_answers_as_they_are(name: str, films: tuple[Tensor, Tensor]) -> None:
+def test_stand_ins_leave_the_answers_as_they_are(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
     liar = LIARS[name](trained())
-    images = films[0].clone().requires_grad_(True)
-    assert torch.equal(Attackable(liar, stand_ins=True)(images), liar(films[0]))
+    images = radiographs[0].clone().requires_grad_(True)
+    assert torch.equal(AttackView(liar, stand_ins=True)(images), liar(radiographs[0]))
 
 
 class Wrong(nn.Module):
@@ -178,21 +180,21 @@ class Wrong(nn.Module):
 
 @pytest.mark.parametrize("name", ["pgd", "worst-case"])
 def test_what_is_found_on_the_faster_model_is_confirmed_on_the_model_itself(
-    name: str, films: tuple[Tensor, Tensor]
+    name: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
     model, recipe = trained(), AttackRecipe(name=name)
-    options = {"seed": 0, "steps": 5, "queries": 20, "start": [films[0]]}
+    options = {"seed": 0, "steps": 5, "queries": 20, "start": [radiographs[0]]}
     options = {key: value for key, value in options.items() if key in recipe.entry.options or key == "seed"}
-    options |= {"start": [films[0]]} if name == "worst-case" else {}
-    carried = CarriedOut(model, look(model, films[0]), True, films[0])
+    options |= {"start": [radiographs[0]]} if name == "worst-case" else {}
+    carried = AttackRunner(model, probe_gradients(model, radiographs[0]), True, radiographs[0])
     assert carried.fast is not model
-    same = carried(recipe, *films, 0.04, dict(options))
-    alone = attacks.get(name)(model, *films, epsilon=0.04, **options)
-    wrong = wrong_share(model, alone, films[1])
+    same = carried(recipe, *radiographs, 0.04, dict(options))
+    alone = attacks.get(name)(model, *radiographs, epsilon=0.04, **options)
+    wrong = wrong_share(model, alone, radiographs[1])
     assert 0.2 < wrong.mean() <= 1
-    assert float(wrong_share(model, same, films[1]).mean()) == pytest.approx(float(wrong.mean()), abs=0.04)
-    carried.fast = Wrong(model)  # it claims every film
-    claimed = wrong_share(model, carried(recipe, *films, 0.04, dict(options)), films[1])
+    assert float(wrong_share(model, same, radiographs[1]).mean()) == pytest.approx(float(wrong.mean()), abs=0.04)
+    carried.fast = Wrong(model)  # it claims every image
+    claimed = wrong_share(model, carried(recipe, *radiographs, 0.04, dict(options)), radiographs[1])
     assert float(claimed.mean()) == pytest.approx(float(wrong.mean()), abs=0.07), "other starts, so nearly"
 
 
@@ -205,7 +207,7 @@ class NoGrad(nn.Module):
 
 def test_no_grad_and_detach_are_passed_over() -> None:
     images = torch.rand(2, 1, 4, 4, requires_grad=True)
-    with StandIns() as seen:
+    with BPDA() as seen:
         answer = NoGrad()(images)
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 2))
     assert set(seen.found) == {"no_grad", "detach"}
@@ -214,7 +216,7 @@ def test_no_grad_and_detach_are_passed_over() -> None:
 
 def test_rounding_in_place_is_passed_over_too() -> None:
     images = torch.rand(2, 1, 4, 4, requires_grad=True)
-    with StandIns():
+    with BPDA():
         answer = (images * 3).round_()
     assert torch.equal(answer, (images * 3).round())
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 3))
@@ -235,7 +237,7 @@ def test_a_saturating_function_in_place_has_the_slopes_of_the_plain_one(in_place
     answers, slopes = [], []
     for function in (in_place, plain):
         leaf = torch.linspace(-9, 9, 19).requires_grad_(True)
-        with StandIns():
+        with BPDA():
             moved = leaf * 1
             made = function(moved)
             assert function is plain or torch.equal(moved, made)
@@ -247,93 +249,93 @@ def test_a_saturating_function_in_place_has_the_slopes_of_the_plain_one(in_place
 
 def test_noise_is_not_taken_for_the_image() -> None:
     images = torch.rand(2, 1, 16, 16, requires_grad=True)
-    with StandIns() as seen:
+    with BPDA() as seen:
         _ = (images > 0.5).sum()
         noise = torch.rand(2, 1, 16, 16) + 0.0
     assert not noise.requires_grad
     assert "detour" not in seen.found
 
 
-def test_jpeg_has_the_slope_of_the_image(films: tuple[Tensor, Tensor]) -> None:
-    images = nn.functional.avg_pool2d(films[0], 3, 1, 1).requires_grad_(True)
-    with StandIns():
+def test_jpeg_has_the_slope_of_the_image(radiographs: tuple[Tensor, Tensor]) -> None:
+    images = nn.functional.avg_pool2d(radiographs[0], 3, 1, 1).requires_grad_(True)
+    with BPDA():
         answer = Jpeg(nn.Flatten())(images)
     (slope,) = torch.autograd.grad(answer.sum(), images)
     assert float(slope.mean()) == pytest.approx(1, abs=0.1)
 
 
-def blurred(film: np.ndarray, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
-    """What another library makes of films: twice as bright, and what is fine is lost, as in a JPEG."""
-    return 2 * gaussian_filter(film, 0.7, axes=axes, mode="wrap")
+def blurred(radiograph: np.ndarray, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+    """What another library makes of images: twice as bright, and what is fine is lost, as in a JPEG."""
+    return 2 * gaussian_filter(radiograph, 0.7, axes=axes, mode="wrap")
 
 
 WAYS = {  # out of torch and back
-    "a batch": lambda films: torch.from_numpy(blurred(films.numpy())),
-    "one by one": lambda films: torch.stack([torch.from_numpy(blurred(film.numpy())).float() for film in films[:, 0]])[
-        :, None
-    ],
-    "channels last": lambda films: torch.from_numpy(
-        blurred(films.permute(0, 2, 3, 1).numpy(), axes=(1, 2)).copy()
+    "a batch": lambda radiographs: torch.from_numpy(blurred(radiographs.numpy())),
+    "one by one": lambda radiographs: torch.stack(
+        [torch.from_numpy(blurred(radiograph.numpy())).float() for radiograph in radiographs[:, 0]]
+    )[:, None],
+    "channels last": lambda radiographs: torch.from_numpy(
+        blurred(radiographs.permute(0, 2, 3, 1).numpy(), axes=(1, 2)).copy()
     ).permute(0, 3, 1, 2),
 }
 
 
 @pytest.mark.parametrize("size", [(20, 20), (17, 33)])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_detour_of_films_has_its_own_slope_at_each_frequency(way: str, size: tuple[int, int]) -> None:
+def test_a_detour_of_images_has_its_own_slope_at_each_frequency(way: str, size: tuple[int, int]) -> None:
     drawn = torch.Generator().manual_seed(1)
-    films = torch.rand(4, 1, *size, generator=drawn)
+    radiographs = torch.rand(4, 1, *size, generator=drawn)
     weights = torch.randn(1, 1, *size, generator=drawn)
-    films.requires_grad_(True)
-    with StandIns(size):
-        answer = WAYS[way](films) + 0
-    (slope,) = torch.autograd.grad((answer * weights).sum(), films, retain_graph=True)
+    radiographs.requires_grad_(True)
+    with BPDA(size):
+        answer = WAYS[way](radiographs) + 0
+    (slope,) = torch.autograd.grad((answer * weights).sum(), radiographs, retain_graph=True)
     true = torch.from_numpy(blurred(weights.numpy()))  # of a symmetric blur
     alike = torch.cosine_similarity(slope.flatten(1), true.flatten(1))
     assert float(alike.min()) > 0.95 > float(torch.cosine_similarity(weights.flatten(), true.flatten(), dim=0)) + 0.1
-    (whole,) = torch.autograd.grad(answer.sum(), films)
+    (whole,) = torch.autograd.grad(answer.sum(), radiographs)
     assert torch.allclose(whole, torch.full_like(whole, 2.0), atol=0.5), "what is coarsest comes through, doubled"
 
 
-def test_no_film_is_left_without_a_gradient_by_what_it_became() -> None:
-    films = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    films[2] = 0.5
+def test_no_image_is_left_without_a_gradient_by_what_it_became() -> None:
+    radiographs = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    radiographs[2] = 0.5
     columns = torch.linspace(0, 1, 32)
-    films[3, 0] = 0.3 * columns + 0.4 * (torch.arange(32) % 2)  # whose coarse part comes back as its contrary
-    films.requires_grad_(True)
-    with StandIns((32, 32)):
-        turned = films.numpy() - np.float32([0, 0, 0, 1])[:, None, None, None] * 0.6 * columns.numpy()
+    radiographs[3, 0] = 0.3 * columns + 0.4 * (torch.arange(32) % 2)  # whose coarse part comes back as its contrary
+    radiographs.requires_grad_(True)
+    with BPDA((32, 32)):
+        turned = radiographs.numpy() - np.float32([0, 0, 0, 1])[:, None, None, None] * 0.6 * columns.numpy()
         answer = torch.from_numpy(turned) + 0
-    (slope,) = torch.autograd.grad((answer * torch.randn(1, 1, 32, 32)).sum(), films)
+    (slope,) = torch.autograd.grad((answer * torch.randn(1, 1, 32, 32)).sum(), radiographs)
     strength = slope.flatten(1).norm(dim=1)
     assert float(strength.min()) > 0.5 * float(strength.max()), "nor with hardly any"
 
 
 def test_the_slope_at_a_frequency_is_neither_nothing_nor_chance() -> None:
     drawn = torch.Generator().manual_seed(0)
-    films = torch.rand(2, 1, 32, 32, generator=drawn)
+    radiographs = torch.rand(2, 1, 32, 32, generator=drawn)
     rings = torch.hypot(torch.fft.fftfreq(32)[:, None], torch.fft.rfftfreq(32)) * 32
-    coarse = torch.fft.irfft2(torch.fft.rfft2(films) * (rings < 6), s=(32, 32))
-    lost = _gains(films, coarse, 0.4)
+    coarse = torch.fft.irfft2(torch.fft.rfft2(radiographs) * (rings < 6), s=(32, 32))
+    lost = _gains(radiographs, coarse, 0.4)
     assert torch.allclose(lost[..., rings < 5], torch.ones(()), atol=1e-3)
     assert torch.allclose(lost[..., rings > 7], torch.tensor(0.05 * 0.4)), "what is lost keeps a little"
-    made = _gains(coarse + 1e-4 * films, coarse + torch.rand(films.shape, generator=drawn), 0.4)
+    made = _gains(coarse + 1e-4 * radiographs, coarse + torch.rand(radiographs.shape, generator=drawn), 0.4)
     assert float(made.max()) <= 2 * float(made[..., 0, 0].max()) + 1e-6, "what came from elsewhere is no slope"
 
 
-@pytest.mark.parametrize("film", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
-def test_feature_maps_are_no_pictures_and_keep_one_slope(film: tuple[int, int]) -> None:
+@pytest.mark.parametrize("image", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
+def test_feature_maps_are_no_pictures_and_keep_one_slope(radiograph: tuple[int, int]) -> None:
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)
     maps = (torch.rand(8, 32, 16, 16, generator=drawn) * torch.rand(1, 32, 1, 1, generator=drawn)).requires_grad_(True)
-    with StandIns(film):
+    with BPDA(radiograph):
         answer = (maps * 3 + 0.5).to(torch.uint8).float()
     (slope,) = torch.autograd.grad(answer.sum(), maps)
     assert torch.allclose(slope, slope[0, 0, 0, 0].expand_as(slope))
     assert float(slope.min()) > 1
 
 
-def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(films: tuple[Tensor, Tensor]) -> None:
+def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(radiographs: tuple[Tensor, Tensor]) -> None:
     class Blind(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.tensor(trained()(images).detach().numpy())
@@ -343,29 +345,29 @@ def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(films
         state = torch.get_rng_state()
         surrogate = distil(Blind(), taught, epsilon=EPSILON, steps=60)
         assert torch.equal(torch.get_rng_state(), state)
-    answers = surrogate(films[0]).argmax(1)
-    assert float((answers == trained()(films[0]).argmax(1)).float().mean()) > 0.85
-    found = adaptive(Blind(), *films, epsilon=0.1, gradients=False, surrogate=surrogate, steps=10)
-    assert left(Blind(), films, found) < left(Blind(), films, films[0]) - 0.3
-    assert films[0].shape[-1] == SIDE
+    answers = surrogate(radiographs[0]).argmax(1)
+    assert float((answers == trained()(radiographs[0]).argmax(1)).float().mean()) > 0.85
+    found = adaptive(Blind(), *radiographs, epsilon=0.1, gradients=False, surrogate=surrogate, steps=10)
+    assert left(Blind(), radiographs, found) < left(Blind(), radiographs, radiographs[0]) - 0.3
+    assert radiographs[0].shape[-1] == SIDE
 
 
-def test_a_surrogate_learns_from_the_films_that_it_is_given_for_that(
-    films: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+def test_a_surrogate_learns_from_the_images_that_it_is_given_for_that(
+    radiographs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[Tensor] = []
-    monkeypatch.setattr("trustcxr.evaluation.carried_out.distil", lambda model, some, **_: learned.append(some))
+    monkeypatch.setattr("trustcxr.audit.attack_runner.distil", lambda model, some, **_: learned.append(some))
     model, others = trained(), images_and_labels(8, seed=77)[0]
-    traits = look(model, films[0])
+    traits = probe_gradients(model, radiographs[0])
     for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
-        carried = CarriedOut(model, traits, gradients, films[0], taught=taught)
+        carried = AttackRunner(model, traits, gradients, radiographs[0], taught=taught)
         assert carried.ready([AttackRecipe(name="worst-case")]).surrogate is None
     assert len(learned) == 2, "of a network with its own gradients there is none"
     assert learned[0] is others
-    assert learned[1] is films[0]
+    assert learned[1] is radiographs[0]
 
 
-def test_a_model_without_gradients_says_so_to_an_attack(films: tuple[Tensor, Tensor]) -> None:
+def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tensor, Tensor]) -> None:
     from trustcxr.errors import UserError
 
     class Blind(nn.Module):
@@ -373,4 +375,4 @@ def test_a_model_without_gradients_says_so_to_an_attack(films: tuple[Tensor, Ten
             return trained()(images).detach()
 
     with pytest.raises(UserError, match="no gradient that torch can follow: take square"):
-        pgd(Blind(), *films, epsilon=0.02)
+        pgd(Blind(), *radiographs, epsilon=0.02)

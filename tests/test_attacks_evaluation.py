@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
-from small_runs import make_films, recipe, seal
-from trustcxr import attacks, catalogue
-from trustcxr.data.batches import to_pixels
+from small_runs import make_images, recipe, seal
+from trustcxr import attacks, registry
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.recipes.testing import AttackRecipe, EvaluationRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, EvaluationRecipe
+from trustcxr.recipes.parsing import validate
 from trustcxr.report import terminal
-from trustcxr.results import files, tables
-from trustcxr.results.documents import RunDocument
-from trustcxr.training import loop
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import RunDocument
+from trustcxr.training import fit_run
 
-ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in catalogue.ATTACKS.items()}
+ATTACK_OPTIONS = {name: dict(entry.options) for name, entry in registry.ATTACKS.items()}
 FAST: dict[str, dict[str, Any]] = {
     name: {k: v for k, v in {"steps": 3, "queries": 5}.items() if k in options}
     for name, options in ATTACK_OPTIONS.items()
@@ -30,11 +30,11 @@ FAST: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two runs, trained for two epochs on synthetic films."""
+    """A folder with two runs, trained for two epochs on synthetic images."""
     folder = tmp_path_factory.mktemp("attacks")
-    train, val = make_films(folder)
+    train, val = make_images(folder)
     for seed in (0, 1):
-        loop.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
+        fit_run.fit(recipe(seed=seed, learning_rate=5e-3), train, val, folder / f"run{seed}")
     return folder
 
 
@@ -44,7 +44,7 @@ def run(place: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def films(place: Path) -> Any:
+def radiographs(place: Path) -> Any:
     from trustcxr.data import load_dataset
 
     return load_dataset(place / "phantom", split="Val", size=32, cache=place / "cache", workers=1)
@@ -116,14 +116,14 @@ def test_effort_tells_conditions_apart() -> None:
     ],
 )
 def test_a_condition_that_is_there_twice_is_refused(
-    asked: list[dict[str, Any]], named: str, run: Run, films: Any
+    asked: list[dict[str, Any]], named: str, run: Run, radiographs: Any
 ) -> None:
-    """Its rows would be pooled into one figure of twice the films."""
+    """Its rows would be pooled into one figure of twice the images."""
     attacks = [AttackRecipe(**content) for content in asked]
     with pytest.raises(UserError, match=f"{named}.* is there twice"):
         EvaluationRecipe(attacks=attacks)
     with pytest.raises(UserError, match=f"{named}.* is there twice"):
-        predictions.predict(run, films, attacks)
+        predictions.predict(run, radiographs, attacks)
 
 
 def test_an_option_that_no_attack_takes_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,28 +167,30 @@ def test_options_go_to_the_attacks_that_take_them(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_attack_has_its_rows(run: Run, films: Any, place: Path) -> None:
+def test_every_attack_has_its_rows(run: Run, radiographs: Any, place: Path) -> None:
     plan = [
         AttackRecipe(name=name, epsilons=(0.05, 0.01), **FAST[name], **extra)
         for name in ATTACK_OPTIONS
         for extra in [{"surrogate": str(place / "run1")} if name == "transfer" else {}]
     ]
-    table = predictions.predict(run, films, plan, views=False, batch_size=8)
+    table = predictions.predict(run, radiographs, plan, views=False, batch_size=8)
     counts = table[table["attack"] != "clean"].groupby(["attack", "epsilon", "steps"]).size().to_dict()
-    assert counts == {(a.name, epsilon, a.effort): len(films) for a in plan for epsilon in a.epsilons}
+    assert counts == {(a.name, epsilon, a.effort): len(radiographs) for a in plan for epsilon in a.epsilons}
     shares = accuracies(table)
     for a in plan:
         if a.name != "pgd-l2":
             for epsilon in a.epsilons:
                 assert shares["worst-case", epsilon] <= shares[a.name, epsilon], "what another found is kept"
     assert shares["worst-case", 0.05] <= shares["worst-case", 0.01] <= shares["clean", 0.0]
-    document = summary.describe(run, table, resamples=100)
+    document = run_figures.describe(run, table, resamples=100)
     assert {a["attack"] for a in document.plain()["attacks"]} == set(ATTACK_OPTIONS)
 
 
-def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worst_case_keeps_what_a_smaller_radius_found(
+    run: Run, radiographs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[float, list[float]]] = []
-    pixels = to_pixels(torch.from_numpy(np.array(films.images)))
+    pixels = to_pixels(torch.from_numpy(np.array(radiographs.images)))
 
     def watched(model: Any, images: Any, labels: Any, *, epsilon: float, start: Any, **options: Any) -> Any:
         assert torch.equal(images, pixels)
@@ -202,45 +204,43 @@ def test_worst_case_keeps_what_a_smaller_radius_found(run: Run, films: Any, monk
         AttackRecipe(name="fgsm", epsilons=(0.01, 0.04)),
         AttackRecipe(name="pgd-l2", epsilons=(0.02,), steps=2),
     ]
-    predictions.predict(run, films, plan, views=False)
+    predictions.predict(run, radiographs, plan, views=False)
     assert [(epsilon, len(known)) for epsilon, known in seen] == [(0.02, 1), (0.04, 3)]
     assert all(length <= epsilon + 1e-3 for epsilon, known in seen for length in known)
 
 
-def test_transfer_is_the_surrogates_images_judged_here(run: Run, films: Any, place: Path) -> None:
-    pixels, labels = to_pixels(torch.from_numpy(np.array(films.images))), torch.from_numpy(films.labels)
+def test_transfer_is_the_surrogates_images_judged_here(run: Run, radiographs: Any, place: Path) -> None:
+    pixels, labels = to_pixels(torch.from_numpy(np.array(radiographs.images))), torch.from_numpy(radiographs.labels)
     source = load_run(place / "run1", on="cpu")
     made = attacks.momentum(source.model, pixels, labels, epsilon=0.05)
     with torch.inference_mode():
         expected = run.model(made)
     plan = [AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1"))]
-    table = predictions.predict(run, films, plan, views=False)
+    table = predictions.predict(run, radiographs, plan, views=False)
     found = torch.from_numpy(np.stack(table[table["attack"] == "transfer"]["logits"]))
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run, films: Any, place: Path) -> None:
+def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run, radiographs: Any, place: Path) -> None:
     plan = [
         AttackRecipe(name="fgsm", epsilons=(0.05,)),
         AttackRecipe(name="transfer", epsilons=(0.05,), surrogate=str(place / "run1")),
     ]
-    table = predictions.predict(run, films, plan, views=False)
-    kept = tables.merged(table[table["attack"] != "fgsm"], table[table["attack"].isin(["clean", "fgsm"])])
+    table = predictions.predict(run, radiographs, plan, views=False)
     made_on = load_run(place / "run1", on="cpu").name
-    for whole in (table, kept):
-        document = RunDocument.model_validate(summary.describe(run, whole, resamples=50))
-        assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
-        shown = [row["condition"] for row in terminal.rows(document)]
-        assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]
+    document = RunDocument.model_validate(run_figures.describe(run, table, resamples=50))
+    assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
+    shown = [row["condition"] for row in terminal.rows(document)]
+    assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]
 
 
-def test_a_surrogate_with_other_classes(run: Run, films: Any, place: Path, tmp_path: Path) -> None:
+def test_a_surrogate_with_other_classes(run: Run, radiographs: Any, place: Path, tmp_path: Path) -> None:
     import shutil
 
     other = shutil.copytree(place / "run1", tmp_path / "other")
-    content = files.read_yaml(other / "run.yaml")
-    files.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
+    content = atomic.read_yaml(other / "run.yaml")
+    atomic.write_yaml(other / "run.yaml", content | {"classes": ["a", "b", "c"]})
     seal(other)
     plan = [AttackRecipe(name="transfer", surrogate=str(other))]
     with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):
-        predictions.predict(run, films, plan, views=False)
+        predictions.predict(run, radiographs, plan, views=False)

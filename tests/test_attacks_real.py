@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from small_networks import accuracy
 from trustcxr import attacks
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 
 EPSILON, STEPS, QUERIES = 0.02, 20, 200
@@ -38,7 +38,7 @@ def robust_network(images: Tensor, labels: Tensor, *, epochs: int = 6) -> nn.Mod
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
     """Real X-rays at 32 pixels by split: images (N, 1, 32, 32) in [0, 1] and labels."""
     from conftest import DATA
     from trustcxr.data import load_dataset
@@ -55,19 +55,19 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, T
 
 
 @pytest.fixture(scope="module")
-def robust(films: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
-    return robust_network(*films["Train"])
+def robust(radiographs: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
+    return robust_network(*radiographs["Train"])
 
 
 @pytest.fixture(scope="module")
-def held_out(films: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = films["Test"]
+def held_out(radiographs: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = radiographs["Test"]
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:200]
     return images[rows], labels[rows]
 
 
 @pytest.mark.full
-def test_worst_case_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+def test_worst_case_on_real_images(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """At most a point above torchattacks' APGD (cross-entropy), FAB and Square taken together, at equal budget."""
     import torchattacks
 
@@ -93,7 +93,7 @@ def test_worst_case_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Ten
 
 
 @pytest.mark.full
-def test_pgd_and_apgd_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+def test_pgd_and_apgd_on_real_images(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Accuracy within a point of torchattacks and foolbox."""
     import foolbox
     import torchattacks
@@ -118,7 +118,7 @@ def test_pgd_and_apgd_on_real_films(robust: nn.Module, held_out: tuple[Tensor, T
 
 
 @pytest.mark.full
-def test_the_sweep_falls_to_zero_on_real_films(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+def test_the_sweep_falls_to_zero_on_real_images(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     """Trap 7, with the whole suite: what a smaller radius found is handed on, so that accuracy cannot rise."""
     images, labels = (t[:100] for t in held_out)
     falls, known = [accuracy(robust, images, labels)], images

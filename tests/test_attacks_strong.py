@@ -364,14 +364,14 @@ def test_smallest_epsilon_of_a_linear_model_is_known() -> None:
     gap = (logits[:, 0] - logits[:, 1]).abs()
     exact = gap / (linear.weight[0] - linear.weight[1]).abs().sum().detach()
     assert float(exact.max()) < 0.35
-    found = attacks.smallest_epsilon(model, images, labels, highest=0.3, tolerance=1e-3)
+    found = attacks.minimal_perturbation(model, images, labels, highest=0.3, tolerance=1e-3)
     assert found.shape == (64,)
     assert bool((found[:4] == 0).all())
     reachable = exact[4:] <= 0.295
     assert bool((found[4:][reachable] >= exact[4:][reachable] - 1e-5).all())
     assert float((found[4:] - exact[4:])[reachable].max()) <= 1.5e-3
     assert bool(found[4:][exact[4:] > 0.3].isinf().all())
-    near = attacks.smallest_epsilon(model, images, labels, highest=float(exact[4:].median()), tolerance=1e-3)
+    near = attacks.minimal_perturbation(model, images, labels, highest=float(exact[4:].median()), tolerance=1e-3)
     assert 20 < int(near.isinf().sum()) < 40
 
 
@@ -380,17 +380,17 @@ def test_a_search_that_begins_at_what_another_attack_found_never_ends_further_of
     model = trained("fgsm")
     start = attacks.pgd(model, images, labels, epsilon=0.1, steps=5)
     reached = (start - images).flatten(1).abs().amax(1)
-    begun, films = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=0.02)
+    begun, radiographs = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=0.02)
     right = model(images).argmax(1) == labels
     misled = right & (model(start).argmax(1) != labels)
     assert int(misled.sum()) > 20
     assert bool((begun[misled] <= reached[misled] + 1e-6).all())
     assert bool((begun[misled] < 0.6 * reached[misled]).any()), "it goes down from there"
-    assert bool((model(films)[misled].argmax(1) != labels[misled]).all())
+    assert bool((model(radiographs)[misled].argmax(1) != labels[misled]).all())
     assert bool((begun[~right] == 0).all())
     kept, _ = attacks.nearest(model, images, labels, start=start, steps=3, tolerance=1.0)
     assert torch.allclose(kept[misled], reached[misled]), "with nothing left to look for it is what was given"
-    alone = attacks.smallest_epsilon(model, images, labels, steps=3, tolerance=0.05)
+    alone = attacks.minimal_perturbation(model, images, labels, steps=3, tolerance=0.05)
     useless, _ = attacks.nearest(model, images, labels, start=images, steps=3, tolerance=0.05)
     assert torch.equal(useless, alone), "a start that misleads nobody changes nothing"
 
@@ -409,13 +409,13 @@ def mean_above(threshold: float) -> nn.Module:
 def test_a_small_distance_is_found_whatever_float32_rounds(attack: str, distance: float) -> None:
     images = torch.randint(128, 250, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
     model = mean_above(float(images.mean()) - distance)
-    found = attacks.smallest_epsilon(model, images, torch.tensor([0]), attack=attack, tolerance=1e-4)
+    found = attacks.minimal_perturbation(model, images, torch.tensor([0]), attack=attack, tolerance=1e-4)
     assert distance - 1e-5 <= float(found) <= distance + 1.5e-4
 
 
 def test_a_tolerance_below_what_float32_can_tell_apart_ends_where_nothing_lies_between() -> None:
     images = torch.full((1, 1, 32, 32), 0.5)
-    found = attacks.smallest_epsilon(mean_above(0.4), images, torch.tensor([0]), attack="fgsm", tolerance=1e-12)
+    found = attacks.minimal_perturbation(mean_above(0.4), images, torch.tensor([0]), attack="fgsm", tolerance=1e-12)
     assert float(found) == pytest.approx(0.1, abs=1e-5)
 
 
@@ -425,13 +425,13 @@ def test_smallest_epsilon_with_other_attacks(attack: str) -> None:
     images, labels = images_and_labels(200, seed=5)  # of 40 a median says too little
     model = trained("fgsm")
     options = {} if attack == "fgsm" else {"steps": 20}
-    found = attacks.smallest_epsilon(model, images, labels, attack=attack, tolerance=2e-3, **options)
+    found = attacks.minimal_perturbation(model, images, labels, attack=attack, tolerance=2e-3, **options)
     assert bool(found.isfinite().all())
     # The distribution says what the sweep says.
     for epsilon in (0.03, 0.05):
         swept = accuracy(model, attacks.get(attack)(model, images, labels, epsilon=epsilon, **options), labels)
         assert float((found > epsilon).float().mean()) == pytest.approx(swept, abs=0.1)
-    stronger = attacks.smallest_epsilon(model, images, labels, tolerance=2e-3)
+    stronger = attacks.minimal_perturbation(model, images, labels, tolerance=2e-3)
     assert float(stronger.median()) <= float(found.median()) + 0.003
 
 
@@ -448,13 +448,13 @@ def test_smallest_epsilon_refuses_what_has_no_meaning(batch: tuple[Tensor, Tenso
         ({"attack": "apgd-margin", "foo": 1}, "unknown option of apgd-margin 'foo'.*restarts"),
     ):
         with pytest.raises(UserError, match=text):
-            attacks.smallest_epsilon(trained(), images, labels, **options)
+            attacks.minimal_perturbation(trained(), images, labels, **options)
     for options in (
         {"attack": "transfer", "surrogate": trained("fgsm"), "steps": 2},
         {"attack": "worst-case", "steps": 2, "queries": 2, "seed": 1},
         {"attack": "square", "queries": np.int64(3)},
     ):
-        assert attacks.smallest_epsilon(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
+        assert attacks.minimal_perturbation(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
 
 
 # --- radii, precision, seeds, errors ---------------------------------------------------------------------------------
@@ -599,7 +599,7 @@ def test_no_images_at_all() -> None:
     for name, attack in attacks.ATTACKS.items():
         options = {"surrogate": trained()} if name == "transfer" else {}
         assert attack(trained(), images[:0], labels[:0], epsilon=0.02, **options).shape == (0, *images.shape[1:])
-    assert attacks.smallest_epsilon(trained(), images[:0], labels[:0]).shape == (0,)
+    assert attacks.minimal_perturbation(trained(), images[:0], labels[:0]).shape == (0,)
 
 
 def test_the_move_to_a_plane_is_the_smallest() -> None:

@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 import trustcxr as tx
-from trustcxr.data.auditing import confounds
-from trustcxr.data.auditing.audit import Audit, audit
-from trustcxr.data.auditing.page import write_page
-from trustcxr.data.auditing.scan import scan
+from trustcxr.data.checks import confounds
+from trustcxr.data.checks.check import DataAudit, check_data
+from trustcxr.data.checks.check_html import write_page
+from trustcxr.data.checks.scan import scan
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import anatomy, writing
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 from trustcxr.statistics import holm
 
-# Pairs of covidqu-mini that are one film, cropped by a little: looked at one by one, and in two splits.
+# Pairs of covidqu-mini that are one image, cropped by a little: looked at one by one, and in two splits.
 REAL_LEAKS = [
     ("covid_3216.png", "covid_1427.png"),
     ("covid_4249.png", "covid_2619.png"),
@@ -133,7 +133,7 @@ def plant(root: Path, seed: int = 0, *, duplicates: int = 20, truncated: int = 1
     return planted
 
 
-def check(found: Audit, planted: Planted) -> None:
+def check(found: DataAudit, planted: Planted) -> None:
     """Recall at least 95 % of each kind of fault, false alarms below 1 % of the samples."""
     by_kind = {f.kind: f for f in found.findings}
 
@@ -166,27 +166,27 @@ def check(found: Audit, planted: Planted) -> None:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"Train": 30, "Val": 12, "Test": 25}
-    return writing.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
+    return write_files.write(tmp_path_factory.mktemp("audit") / "phantom", counts, size=96)
 
 
 @pytest.fixture(scope="module")
-def planted(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Planted, Audit]:
+def planted(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Planted, DataAudit]:
     root = Path(shutil.copytree(clean, tmp_path_factory.mktemp("planted") / "phantom"))
     shutil.rmtree(root / "Infection Segmentation Data")
     faults = plant(root)
-    return root, faults, audit(root, workers=1)
+    return root, faults, check_data(root, workers=1)
 
 
-def test_clean_synthetic_films_raise_no_alarm(clean: Path) -> None:
-    found = audit(clean, workers=1)
+def test_clean_synthetic_images_raise_no_alarm(clean: Path) -> None:
+    found = check_data(clean, workers=1)
     assert [f for f in found.findings if f.severity in ("fault", "leak")] == []
     assert {f.kind for f in found.findings} <= {"confound"}
     assert found.counts["Train"] == {"COVID-19": 30, "Non-COVID": 30, "Normal": 30}
-    assert found.published == []  # synthetic films are no subset of what was published
+    assert found.published == []  # synthetic images are no subset of what was published
     assert found.files["masks"]["infection"] == {"n": 3 * 67, "empty": 67}
 
 
-def test_every_planted_fault_is_found_and_no_other(planted: tuple[Path, Planted, Audit]) -> None:
+def test_every_planted_fault_is_found_and_no_other(planted: tuple[Path, Planted, DataAudit]) -> None:
     _, faults, found = planted
     check(found, faults)
     assert "Mend it first" in found.verdict
@@ -206,7 +206,7 @@ def test_masks_that_lie_about_the_disease(clean: Path, tmp_path: Path) -> None:
     Image.fromarray(outside).save(masks / "COVID-19" / "infection masks" / "covid_1.png")
     Image.fromarray(outside * 0).save(masks / "COVID-19" / "infection masks" / "covid_2.png")
     (masks / "COVID-19" / "infection masks" / "covid_3.png").write_bytes(b"PNG, said the name")
-    found = audit(root, workers=1, probes=False)
+    found = check_data(root, workers=1, probes=False)
     got = {f.kind: {i["sample_id"] for i in f.items} for f in found.findings}
     normal, covid = "Train/Normal/Normal ({}).png", "Train/COVID-19/covid_{}.png"
     assert got == {
@@ -227,7 +227,7 @@ def test_source_and_view_that_go_with_the_class_are_said(
     rows = pd.read_csv(root / "manifest.csv", dtype=str)
     rows["source_repo"] = np.where(rows["class"] == "COVID-19", "hospital A", "hospital B")
     rows.to_csv(root / "manifest.csv", index=False)
-    found = audit(root, workers=1, probes=False)
+    found = check_data(root, workers=1, probes=False)
     linked = {a.column: a for a in found.associations}
     assert linked["source"].cramers_v == pytest.approx(1.0)
     assert linked["view"].cramers_v < 0.2  # drawn apart from the class
@@ -236,37 +236,37 @@ def test_source_and_view_that_go_with_the_class_are_said(
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
     classes = anatomy.CLASSES
     few = {"COVID-QU-Ex": dict.fromkeys(classes, 10), "its infection part": dict.fromkeys(classes, 67)}
-    monkeypatch.setattr(sys.modules["trustcxr.data.auditing.audit"], "PUBLISHED", few)
-    found = audit(root, workers=1, probes=False)
+    monkeypatch.setattr(sys.modules["trustcxr.data.checks.check"], "PUBLISHED", few)
+    found = check_data(root, workers=1, probes=False)
     assert [p["said"] for p in found.published] == ["more than", "all of"]
     assert "more_than_published" in {f.kind for f in found.of("warning")}
 
 
-def test_films_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
+def test_images_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
     groups, chance = np.repeat(np.arange(60), 8).astype(str), []
     for seed in range(60):
         random = np.random.default_rng(seed)
         view, label = (np.repeat(random.integers(0, 2, 60), 8).astype(str) for _ in range(2))
         found = confounds._association("view", view.astype(object), label, groups)
         chance.append(found is not None and found.p_value < 0.05)
-    assert np.mean(chance) < 0.1, "over films it was two in three"
+    assert np.mean(chance) < 0.1, "over images it was two in three"
     alike = confounds._association("view", label.astype(object), label, groups)
     assert alike is not None
     assert alike.p_value < 1e-6
 
 
 def test_associations_are_corrected_for_the_number_of_columns(
-    planted: tuple[Path, Planted, Audit], monkeypatch: pytest.MonkeyPatch
+    planted: tuple[Path, Planted, DataAudit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrected = [a.p_value for a in planted[2].associations]
     assert len(corrected) > 1
     monkeypatch.setattr(confounds, "holm", lambda p_values: p_values)
-    alone = [a.p_value for a in audit(planted[0], workers=1, probes=False).associations]
+    alone = [a.p_value for a in check_data(planted[0], workers=1, probes=False).associations]
     np.testing.assert_allclose(corrected, holm(alone))
     assert not np.allclose(corrected, alone)
 
 
-def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> None:
+def test_the_json_document_is_plain(planted: tuple[Path, Planted, DataAudit]) -> None:
     document = json.loads(json.dumps(planted[2].to_dict(), allow_nan=False))
     assert document["verdict"] == planted[2].verdict
     assert {f["kind"] for f in document["findings"]} >= {"unreadable", "leak_exact", "mask_empty", "leak_patient"}
@@ -274,7 +274,7 @@ def test_the_json_document_is_plain(planted: tuple[Path, Planted, Audit]) -> Non
 
 
 def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
-    planted: tuple[Path, Planted, Audit], tmp_path: Path
+    planted: tuple[Path, Planted, DataAudit], tmp_path: Path
 ) -> None:
     _, faults, found = planted
     found.write_clean(tmp_path / "clean.parquet")
@@ -283,7 +283,7 @@ def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
     assert not kept & faults.truncated
     assert len(kept) + len(found.dropped) == len(found.manifest.table)
     assert found.dropped["dropped"].notna().all()
-    rest = audit(again, workers=1, probes=False)
+    rest = check_data(again, workers=1, probes=False)
     assert not rest.of("leak")
     # What leaks is taken out of training; the test images that came with the data all stay.
     assert {s for s in found.manifest.table["sample_id"] if s.startswith("Test/")} <= kept
@@ -291,7 +291,7 @@ def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
     assert written["dropped"].notna().sum() == len(found.dropped)
 
 
-def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted, Audit], tmp_path: Path) -> None:
+def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted, DataAudit], tmp_path: Path) -> None:
     page = write_page(planted[2], tmp_path / "page.html").read_text(encoding="utf-8")
     assert all(html.escape(f.text, quote=False) in html.unescape(page) for f in planted[2].findings)
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from outside
@@ -304,8 +304,10 @@ def test_the_page_is_whole_and_shows_every_finding(planted: tuple[Path, Planted,
 @pytest.mark.slow
 def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> None:
     counts = {"Train": 60, "Test": 30}
-    plain = audit(writing.write(tmp_path / "plain", counts, size=64), workers=1)
-    marked = audit(writing.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1)
+    plain = check_data(write_files.write(tmp_path / "plain", counts, size=64), workers=1)
+    marked = check_data(
+        write_files.write(tmp_path / "marked", counts, size=64, shortcuts=["border:Normal=0.95"]), workers=1
+    )
     frame = {name: next(p for p in a.probes if p.view == "outer frame") for name, a in (("p", plain), ("m", marked))}
     assert frame["m"].accuracy > 0.6 > 0.5 > frame["p"].accuracy
     assert any("outer frame" in f.text for f in marked.of("warning"))
@@ -315,17 +317,17 @@ def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> Non
 def test_tx_data_audit_can_be_called_and_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no"):
-        tx.data.audit(tmp_path / "empty")
+        tx.data.check_data(tmp_path / "empty")
 
 
 def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     for i in range(24):
-        film = render(anatomy.CLASSES[i % 2], i, 64)
+        image = render(anatomy.CLASSES[i % 2], i, 64)
         path = tmp_path / "cts" / ("a" if i % 2 else "b") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film.image).save(path, "JPEG" if i == 3 else "PNG")
+        Image.fromarray(image.image).save(path, "JPEG" if i == 3 else "PNG")
     (tmp_path / "cts" / "b" / "broken.png").write_bytes(b"no image at all")
-    found = audit(tmp_path / "cts", workers=1)
+    found = check_data(tmp_path / "cts", workers=1)
     kinds = {f.kind: f for f in found.findings}
     assert set(kinds) <= {"name_lies", "unreadable", "confound"}
     assert kinds["name_lies"].items[0]["sample_id"] == "a/3.png"
@@ -334,13 +336,13 @@ def test_a_name_that_lies_and_one_split_only(tmp_path: Path) -> None:
     assert found.clean_manifest().counts() == {"All": {"a": 12, "b": 12}}
 
 
-def test_the_same_film_under_two_classes_is_dropped(tmp_path: Path) -> None:
-    film = render("Normal", 1, 64).image
+def test_the_same_image_under_two_classes_is_dropped(tmp_path: Path) -> None:
+    image = render("Normal", 1, 64).image
     for name, seed in (("a", 0), ("a", 1), ("b", 2), ("b", 1)):
         path = tmp_path / "x" / name / f"{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film if seed == 1 else render("Normal", seed, 64).image).save(path)
-    found = audit(tmp_path / "x", workers=1)
+        Image.fromarray(image if seed == 1 else render("Normal", seed, 64).image).save(path)
+    found = check_data(tmp_path / "x", workers=1)
     assert [f.kind for f in found.of("fault")] == ["label_conflict"]
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
 
@@ -351,7 +353,7 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_a_finding(tmp_path: 
         path = tmp_path / "x" / name / f"{seed}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(render("Normal", seed, 64).image).save(path)
-    found = audit(tmp_path / "x", workers=1, probes=False)
+    found = check_data(tmp_path / "x", workers=1, probes=False)
     spelt = [finding for finding in found.of("warning") if finding.kind == "class_spelling"]
     assert [(finding.text, finding.count) for finding in spelt] == [
         ("classes differ only in capitals or blanks: 'COVID-19' (3 images) and 'covid-19' (1 image)", 2),
@@ -359,7 +361,7 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_a_finding(tmp_path: 
     ]
     assert spelt[0].text in found.verdict
     renamed = {"covid-19": "COVID-19", "No finding": "well", "Nofinding": "well"}
-    mapped = audit(found.manifest.with_labels(renamed), workers=1, probes=False)
+    mapped = check_data(found.manifest.with_labels(renamed), workers=1, probes=False)
     assert "class_spelling" not in {finding.kind for finding in mapped.findings}
 
 
@@ -377,8 +379,8 @@ def test_probe_views_are_what_they_say(clean: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Path) -> None:
-    found = audit(covidqu, workers=2)
+def test_real_images_give_the_published_confounds_and_no_false_alarm(covidqu: Path) -> None:
+    found = check_data(covidqu, workers=2)
     published = {"full image": 0.70, "lungs blanked": 0.67, "outer frame": 0.60, "lung shape": 0.57}
     published |= {"lungs only": 0.59, "grey levels": 0.53}
     got = {p.view: p.accuracy for p in found.probes}
@@ -386,7 +388,7 @@ def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Pat
     for view, value in published.items():
         assert got[view] == pytest.approx(value, abs=0.05), view
     assert not found.of("fault")
-    # Its README looked without aligning the films.
+    # Its README looked without aligning the images.
     leaked = {(i["sample_id"].split("/")[-1], i["other_id"].split("/")[-1]) for f in found.of("leak") for i in f.items}
     assert {frozenset(pair) for pair in leaked} <= {frozenset(pair) for pair in REAL_LEAKS}
     assert len(leaked) >= 2
@@ -395,15 +397,17 @@ def test_real_films_give_the_published_confounds_and_no_false_alarm(covidqu: Pat
 
 
 @pytest.mark.slow
-def test_real_films_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) -> None:
+def test_real_images_every_planted_fault_is_found(covidqu: Path, tmp_path: Path) -> None:
     root = tmp_path / "covidqu-planted"
     shutil.copytree(covidqu, root, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
     faults = plant(root)
-    check(audit(root, workers=2, probes=False), faults)
+    check(check_data(root, workers=2, probes=False), faults)
 
 
 def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: Path) -> None:
-    found = audit(writing.write(tmp_path / "films", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False)
+    found = check_data(
+        write_files.write(tmp_path / "images", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False
+    )
     assert "confounds were not to be looked for" in found.verdict
-    few = audit(writing.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
+    few = check_data(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
     assert "too few images for confounds" in few.verdict

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from test_cli import complaint
-from trustcxr.evaluation.given import load_model
-from trustcxr.recipes.exam import load_exam
-from trustcxr.report import board
-from trustcxr.results.documents import AuditDocument
-from trustcxr.study import audit as audits
-from trustcxr.study.audit_data import open_films
-from trustcxr.study.audited import Audit
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.audit_data import open_images
+from trustcxr.audit.identity import Audit
+from trustcxr.audit.subject import load_model
+from trustcxr.recipes.protocol import load_exam
+from trustcxr.report import leaderboard
+from trustcxr.storage.schemas import AuditDocument
 
 CLASSES = ("dark", "bright")
 
@@ -32,7 +32,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films of two classes in two splits with lung masks, their list, scores of all of them, and two model files."""
+    """Images of two classes in two splits with lung masks, their list, scores of all of them, and two model files."""
     root, random = tmp_path_factory.mktemp("listed"), np.random.default_rng(0)
     rows, scores = [], []
     for number in range(48):
@@ -64,19 +64,19 @@ def listed(made: Path, tmp_path: Path) -> Path:
 def key(model: Path, data: Path, *, trust_code: bool = False) -> str:
     """What an audit of that model on those data would say that it examined."""
     subject = load_model(model, trust_code=trust_code)
-    return Audit(subject, open_films(subject, data, None, None, None), load_exam()).key
+    return Audit(subject, open_images(subject, data, None, None, None), load_exam()).key
 
 
 CHANGES = {
     "a finding": ("Bright", lambda table: 1 - table["Bright"].astype(int)),
     "patients": ("patient_id", lambda table: table["patient_id"].where(table.index > 3, "another")),
-    "a column that divides films": ("sex", lambda table: table["sex"].where(table.index > 3, "M")),
+    "a column that divides images": ("sex", lambda table: table["sex"].where(table.index > 3, "M")),
     "labels of validation": ("class", lambda table: table["class"].where(table["split"] == "Test", CLASSES[0])),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_films_of_which_something_else_is_known_are_others(change: str, listed: Path) -> None:
+def test_images_of_which_something_else_is_known_are_others(change: str, listed: Path) -> None:
     before, data = key(listed / "classes.yaml", listed / "list.csv"), listed / "list.csv"
     assert key(listed / "classes.yaml", data) == before
     table = pd.read_csv(data, dtype=str)
@@ -193,6 +193,6 @@ def test_a_finding_turned_round_is_examined_anew_and_compares_with_no_other(
     assert area(audits.audit(model, data, out / "first")) == area(turned) < 0.2
     assert turned.data.fingerprint == first.data.fingerprint
     assert "labels of findings" in complaint("compare", out / "same", out / "turned")
-    found = board.gather(out)
+    found = leaderboard.gather(out)
     assert len(found.entries) == 2
     assert dict(found.refused)["same"].startswith("not the same labels of findings")

@@ -8,27 +8,27 @@ from typing import Any
 import pytest
 
 from test_cli import complaint, run
-from trustcxr.report import board
-from trustcxr.results import files
+from trustcxr.report import leaderboard
+from trustcxr.storage import atomic
 
 
 def audit(folder: Path, **changes: Any) -> Path:
-    """An audit of 40 films, its name that of its folder; without what is None among the changes."""
+    """An audit of 40 images, its name that of its folder; without what is None among the changes."""
     content = {
         "protocol": "exam-1",
         "classes": ["x", "y"],
-        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "data": {"name": "images", "fingerprint": "1", "n": 40},
         "model": {"name": folder.name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40},
         "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
     }
     kept = {key: value for key, value in (content | changes).items() if value is not None}
-    files.write_json(folder / "audit.json", kept)
+    atomic.write_json(folder / "audit.json", kept)
     return folder
 
 
 def on_board(folder: Path) -> list[str]:
-    return sorted(name for name, _ in board.gather(folder).entries)
+    return sorted(name for name, _ in leaderboard.gather(folder).entries)
 
 
 def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path) -> None:
@@ -60,19 +60,19 @@ def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pyt
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = board.gather(tmp_path)
+    found = leaderboard.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["open"]
     assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
 
 
-def test_unknown_films_are_nobodys(tmp_path: Path) -> None:
+def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
     for name in ("one", "two"):
         audit(tmp_path / name, data=None)
-    assert "unknown films" in complaint("leaderboard", tmp_path)
+    assert "unknown images" in complaint("leaderboard", tmp_path)
     audit(tmp_path / "known")
-    found = board.gather(tmp_path)
+    found = leaderboard.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["known"]
-    assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown films: no checksum of them in its audit.json")
+    assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown images: no checksum of them in its audit.json")
 
 
 def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
 
 def test_one_audit_is_one(tmp_path: Path) -> None:
     audit(tmp_path / "one")
-    assert "1 audit by exam-1 on films (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
+    assert "1 audit by exam-1 on images (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
     assert "<title>1 audit by exam-1" in (tmp_path / "leaderboard.html").read_text()
     audit(tmp_path / "two")
     assert "2 audits by exam-1" in " ".join(run("leaderboard", tmp_path).stdout.split())
@@ -137,17 +137,17 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
     path = audit(tmp_path / "damaged", **changes) / "audit.json"
     if changes.get("clean"):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))  # NaN as it is
-    found = board.gather(tmp_path)
+    found = leaderboard.gather(tmp_path)
     assert [name for name, _ in found.entries] == ["whole"]
     ((name, why),) = found.refused
     assert name == "damaged"
     assert why.startswith(f"{path}: damaged: {words}")
-    assert why.endswith(("; audit the model again, into a new folder", files.REMAKE))
+    assert why.endswith(("; audit the model again, into a new folder", atomic.REMAKE))
     assert f"{path}: damaged: {words}" in complaint("compare", tmp_path / "whole", tmp_path / "damaged")
 
 
 def test_an_empty_audit_is_damaged_and_no_examination_with_options(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "empty" / "audit.json", {})
+    atomic.write_json(tmp_path / "empty" / "audit.json", {})
     assert "damaged: no classes in it; audit the model again" in complaint("leaderboard", tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monke
     for place, sha256 in (("ada", "1"), ("bo", "2")):
         audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
     audit(tmp_path / "other")
-    assert {row[0].text for row in board.terminal_table(board.gather(tmp_path)).rows} == {
+    assert {row[0].text for row in leaderboard.terminal_table(leaderboard.gather(tmp_path)).rows} == {
         "good (ada/good)",
         "good (bo/good)",
         "other",
@@ -173,7 +173,7 @@ def test_a_copied_audit_is_said_to_be_one(tmp_path: Path) -> None:
     for name in ("unknown", "nor this"):
         audit(tmp_path / name)
     line = "one and two: one model with the same figures, so one audit in 2 rows"
-    assert board.remarks(board.gather(tmp_path)) == [line]
+    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == [line]
     assert line in run("leaderboard", tmp_path).stdout
     assert f"<p>{line}.</p>" in (tmp_path / "leaderboard.html").read_text()
     assert json.loads(run("leaderboard", tmp_path, "--json").stdout)["copies"] == [["one", "two"]]

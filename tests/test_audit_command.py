@@ -20,14 +20,15 @@ from pack import Pack
 from small_networks import write_onnx
 from test_cli import complaint, run
 from trustcxr.attacks.surrogate import distil
-from trustcxr.data.phantom import writing
-from trustcxr.evaluation import carried_out, predictions
-from trustcxr.evaluation.door import Check, Door, examine_at_the_door
-from trustcxr.evaluation.run import load_run
-from trustcxr.recipes import exam
-from trustcxr.results import documents, files
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs, run_folder
+from trustcxr.audit import attack_runner, compare
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
+from trustcxr.data.phantom import write_files
+from trustcxr.evaluation import predictions
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.recipes import protocol
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic, schemas
 
 CLASSES = ("dark", "grey", "bright")
 GREYS = (0.3, 0.5, 0.7)
@@ -41,18 +42,18 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol with few steps; what is equal and what is said does not hang on them."""
-    real = exam.load_exam()
+    real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
     gate = real.gate.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
-    monkeypatch.setattr(carried_out, "distil", partial(distil, steps=20))
+    monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
 
 
 class Brightness(nn.Module):
-    """Tells films by their mean: logits are highest for the nearest grey of the classes."""
+    """Tells images by their mean: logits are highest for the nearest grey of the classes."""
 
     def __init__(self, order: tuple[int, ...] = (0, 1, 2)) -> None:
         super().__init__()
@@ -88,15 +89,15 @@ def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 12, "Val": 6, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")
-def trained(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
-    run("train", "--data", films, *options, "--out", out)
+    run("train", "--data", images, *options, "--out", out)
     return out
 
 
@@ -108,17 +109,17 @@ def figures(document: Any) -> dict[tuple[str, float], float]:
 
 
 @pytest.mark.slow
-def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, images: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
-    own, _ = run_folder.evaluate(folder, films, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
-    done = run("audit", folder, "--data", films, "--out", tmp_path / "audit", "--json")
+    own, _ = run_folder.evaluate(folder, images, attacks=["fgsm", "pgd"], epsilons=[0.01, 0.02], steps=3)
+    done = run("audit", folder, "--data", images, "--out", tmp_path / "audit", "--json")
     document = json.loads(done.stdout)
-    assert figures(document) == figures(own)
+    assert figures(document) == figures(own.plain())
     assert document["protocol"] == "exam-1"
     assert document["model"]["kind"] == "run"
     assert len(document["corruptions"]) == 15
-    documents.AuditDocument.model_validate(document)
-    assert documents.read(documents.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
+    schemas.AuditDocument.model_validate(document)
+    assert schemas.read_schema(schemas.AuditDocument, tmp_path / "audit" / "audit.json").plain() == document
     # The same network as a file of weights, without anything of ours beside it.
     ours = load_run(folder).model
     save_file({k: v.contiguous() for k, v in ours.net.state_dict().items()}, tmp_path / "weights.safetensors")
@@ -127,17 +128,17 @@ def test_the_audit_of_a_run_has_the_figures_of_its_evaluation(trained: Path, fil
         f"input: {{size: 32, mean: [{float(ours.mean)}], std: [{float(ours.std)}]}}\n"
         f"output: {{kind: logits, classes: [{', '.join(document['classes'])}]}}\n"
     )
-    given = audits.audit(tmp_path / "model.yaml", films, tmp_path / "given")
+    given = audits.audit(tmp_path / "model.yaml", images, tmp_path / "given")
     assert given.plain()["model"]["kind"] == "weights"
     assert given.data.plain() == document["data"]
-    assert figures(given) == pytest.approx(figures(document))
+    assert figures(given.plain()) == pytest.approx(figures(document))
 
 
 @pytest.mark.slow
 def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
-    document = files.read_json(out / "audit.json")
+    document = atomic.read_json(out / "audit.json")
     assert not document["unreliable"], document["because"]
     assert document["clean"]["accuracy"]["value"] > 0.9
     assert all(check["passed"] is not False for check in document["gate"])
@@ -156,28 +157,28 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
     good, bad = tmp_path / "good", tmp_path / "bad"
     audits.audit(model_file(tmp_path / "one", Brightness()), greys, good)
     audits.audit(model_file(tmp_path / "two", Brightness((0, 1, 1))), greys, bad)
-    found = audit_pairs.compare(good, bad, resamples=200)
+    found = compare.compare(good, bad, resamples=200)
     clean = found.plain()["rows"][0]
     assert clean["measure"] == "clean accuracy"
-    tables = [files.read_table(folder / "predictions.parquet") for folder in (good, bad)]
+    tables = [atomic.read_table(folder / "predictions.parquet") for folder in (good, bad)]
     right = [
         np.stack(t["logits"]).argmax(1) == t["label"] for t in (table[table.attack == "clean"] for table in tables)
     ]
     assert clean["difference"]["value"] == pytest.approx(float(right[1].mean() - right[0].mean()))
     assert clean["difference"]["value"] < -0.2
     assert clean["settled"]
-    assert not any(row["settled"] for row in audit_pairs.compare(good, good, resamples=200).plain()["rows"])
+    assert not any(row["settled"] for row in compare.compare(good, good, resamples=200).plain()["rows"])
     said = run("compare", good, bad).stdout
     assert "less" in said
     assert "Research" in said
     assert "no audit.json" in complaint("compare", good, tmp_path)
-    content = files.read_json(good / "audit.json")
+    content = atomic.read_json(good / "audit.json")
     for key, value, words in (
         ("protocol", None, "other options"),
         ("protocol", "exam-0", "examined by exam-1 and by exam-0"),
         ("data", content["data"] | {"fingerprint": "0", "files": "0"}, "not the same images"),
     ):
-        files.write_json(bad / "audit.json", content | {key: value})
+        atomic.write_json(bad / "audit.json", content | {key: value})
         assert words in complaint("compare", good, bad)
 
 
@@ -201,7 +202,7 @@ def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Pat
     text = "predictions: scores.csv\ninput: {size: 16}\noutput: {kind: probabilities, classes: [dark, grey, bright]}\n"
     (tmp_path / "model.yaml").write_text(text)
     done = run("audit", tmp_path / "model.yaml", "--data", greys, "--out", tmp_path / "audit")
-    document = files.read_json(tmp_path / "audit" / "audit.json")
+    document = atomic.read_json(tmp_path / "audit" / "audit.json")
     assert (document["clean"]["accuracy"]["value"], document["clean"]["n"]) == (1, 30)
     assert document["attacks"] == []
     assert "30 of 36 images have a score" in done.stdout
@@ -215,7 +216,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
     assert "--trust-code" in complaint(*at)
     assert not (tmp_path / "audit").exists()
     run(*at, "--trust-code")
-    assert files.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
+    assert atomic.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
 
 
 @pytest.mark.slow
@@ -245,25 +246,25 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
 def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missed(*args: Any, **options: Any) -> Door:
-        found = examine_at_the_door(*args, **options)
+    def missed(*args: Any, **options: Any) -> EntryReport:
+        found = run_entry_checks(*args, **options)
         kept = [check for check in found.checks if check.check != "active test"]
         return replace(found, checks=(*kept, Check("active test", False, "it missed all")))
 
-    monkeypatch.setattr(audits, "examine_at_the_door", missed)
+    monkeypatch.setattr(audits, "run_entry_checks", missed)
     done = run("audit", model_file(tmp_path / "model", Brightness()), "--data", greys, "--out", tmp_path / "audit")
-    document = files.read_json(tmp_path / "audit" / "audit.json")
+    document = atomic.read_json(tmp_path / "audit" / "audit.json")
     left = {row["attack"] for row in document["attacks"] if row["accuracy"]["value"] is not None}
     assert left == {"square"}, "it needed no gradient"
     assert document["unreliable"]
     assert document["withdrawn"]
     assert "withdrawn: FGSM, PGD-3, worst case" in done.stdout
     assert "under PGD" not in done.stdout
-    documents.AuditDocument.model_validate(document)
+    schemas.AuditDocument.model_validate(document)
 
 
 class Quantised(nn.Module):
-    """Brightness of a film of a few grey levels, so without a gradient of its own."""
+    """Brightness of an image of a few grey levels, so without a gradient of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,9 +329,9 @@ def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_s
 
 
 def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
-    (tmp_path / "film.onx").touch()
-    said = complaint("audit", tmp_path / "film.onx", "--data", greys, "--out", tmp_path / "out")
-    assert "film.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
+    (tmp_path / "image.onx").touch()
+    said = complaint("audit", tmp_path / "image.onx", "--data", greys, "--out", tmp_path / "out")
+    assert "image.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
 
 
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -339,12 +340,12 @@ def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
     assert draft["source"] == "net.onnx"
     assert draft["input"]["resize"] == "squeeze"
     questions = draft.pop("questions")
-    assert "resize: squeeze  # ? how a film becomes a square: squeeze, pad or crop" in questions
+    assert "resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop" in questions
     assert draft == yaml.safe_load(run("audit", tmp_path / "net.onnx", "--init").stdout)
     assert len(questions) == run("audit", tmp_path / "net.onnx", "--init").stdout.count("# ?")
 
 
-def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_examined_on_images_that_it_was_trained_on(greys: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = ["--model", "test_resnet", "--size", "16", "--epochs", "1", "--set", "model.weights=none"]
     run("train", "--data", greys, *small, "--out", out)
@@ -352,7 +353,7 @@ def test_a_run_is_not_examined_on_films_that_it_was_trained_on(greys: Path, tmp_
     assert document.split == "Test"
     assert document.clean.n is not None
     assert document.clean.n < 12
-    assert document.model.reported.training_data == "films"
+    assert document.model.reported.training_data == "images"
     assert document.model.reported.threat_model == "standard"
     assert (tmp_path / "audit" / "validation.parquet").is_file()
     assert {p.origin for p in document.operating_points} != {"the highest class is the answer"}
@@ -362,8 +363,8 @@ def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) 
     assert "no such run folder" in complaint("audit", tmp_path / "gone", "--data", greys, "--out", tmp_path / "audit")
 
 
-def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -> None:
-    parts, count, document = examination.of_an_audit(trained, films, 2, "Val", None)
+def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) -> None:
+    parts, count, document = examination.of_an_audit(trained, images, 2, "Val", None)
     assert (count, document.protocol) == (6, "exam-1")
     attacked = {"fgsm 0.01", "fgsm 0.02", "pgd 0.01", "pgd 0.02", "square 0.02", "worst-case 0.02"}
     assert parts.keys() == {examination.DOOR, *attacked, examination.REST, examination.FIGURES}
@@ -373,27 +374,27 @@ def test_the_benchmark_times_each_part_of_an_audit(trained: Path, films: Path) -
 
 
 @pytest.mark.slow
-def test_a_wrong_order_that_the_gates_films_do_not_tell_is_noticed_on_all(
+def test_a_wrong_order_that_the_gates_images_do_not_tell_is_noticed_on_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that is often wrong: its films are hardly brighter or darker than others."""
-    random, root = np.random.default_rng(0), tmp_path / "films"
+    """Of a model that is often wrong: its images are hardly brighter or darker than others."""
+    random, root = np.random.default_rng(0), tmp_path / "images"
     for name, grey in zip(CLASSES, GREYS, strict=True):
         (root / name).mkdir(parents=True)
         for number in range(60):
             pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
     short = audits.load_exam()
-    gate = short.gate.model_copy(update={"films": 24})
+    gate = short.gate.model_copy(update={"images": 24})
     monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"gate": gate}))
     right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
     (check,) = [check for check in right.gate if check.check == "declaration"]
     assert check.passed
-    assert "on 24 films" in check.text
+    assert "on 24 images" in check.text
     assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
     wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
     (check,) = [check for check in wrong.gate if check.check == "declaration"]
     assert check.passed is False
-    assert "on 180 films" in check.text
+    assert "on 180 images" in check.text
     assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text
     assert wrong.unreliable

@@ -1,4 +1,4 @@
-"""Real films: the audit of a DenseNet in each format has the figures of the run; beside the other formats' tests."""
+"""Real images: the audit of a DenseNet in each format has the figures of the run; beside the other formats' tests."""
 
 from pathlib import Path
 

@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel
 
-from trustcxr.models.adapters import InputSpec, ModelFile, OutputSpec
-from trustcxr.recipes import exam
-from trustcxr.study import audit as audits
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats import InputSpec, ModelFile, OutputSpec
+from trustcxr.recipes import protocol
 
 TEXT = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
 
@@ -32,22 +32,22 @@ def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeyp
     (tmp_path / "model.yaml").write_text(text.replace("size: 224", "size: 32"))
     random = np.random.default_rng(0)
     for name in ("COVID-19", "Normal"):
-        (tmp_path / "films" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(3):
-            film = Image.fromarray(random.integers(0, 255, (32, 32)).astype(np.uint8))
-            film.save(tmp_path / "films" / name / f"{name}{number}.png")
-    real = exam.load_exam().changed(("fgsm",), (0.02,))
+            image = Image.fromarray(random.integers(0, 255, (32, 32)).astype(np.uint8))
+            image.save(tmp_path / "images" / name / f"{name}{number}.png")
+    real = protocol.load_exam().changed(("fgsm",), (0.02,))
     light = real.model_copy(
         update={
             "bootstrap": 100,
-            "gate": real.gate.model_copy(update={"films": 6, "planted": 1}),
+            "gate": real.gate.model_copy(update={"images": 6, "planted": 1}),
             "corruptions": real.corruptions.model_copy(update={"names": ("gamma",)}),
         }
     )
     monkeypatch.setattr(audits, "load_exam", lambda: light)
     document = audits.audit(
         tmp_path / "model.yaml",
-        tmp_path / "films",
+        tmp_path / "images",
         tmp_path / "out",
         labels={"COVID-19": "Pneumonia|Lung Opacity"},
         trust_code=True,

@@ -1,4 +1,7 @@
-"""Real films of other kinds through a whole audit: another hospital's, by a label map, and CT slices of two classes."""
+"""Real images of other kinds through a whole audit:
+
+Another hospital's, by a label map, and CT slices of two classes.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from safetensors.torch import save_file
 from foreign_models import small
 from test_audit_command import few_steps
 from test_cli import complaint, run
-from trustcxr.results.documents import AuditDocument, read
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 NIH = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -33,26 +36,26 @@ def audited(model: Path, data: Path, out: Path, *options: str) -> AuditDocument:
     run("audit", model, "--data", data, "--out", out, *options, "--json")
     assert (out / "report.html").is_file()
     assert (out / "model_card.md").is_file()
-    return read(AuditDocument, out / "audit.json")
+    return read_schema(AuditDocument, out / "audit.json")
 
 
 @pytest.mark.full
-def test_a_model_of_14_findings_on_another_hospitals_films_by_a_label_map(
+def test_a_model_of_14_findings_on_another_hospitals_images_by_a_label_map(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_steps(monkeypatch)
     # Of its logits the audit says that they are no sigmoids, and takes each for the logit of its finding.
-    model, films = model_file(tmp_path, "sigmoid", NIH), real_data / "external-cxr"
-    assert "--label" in complaint("audit", model, "--data", films, "--out", tmp_path / "none")
+    model, images = model_file(tmp_path, "sigmoid", NIH), real_data / "external-cxr"
+    assert "--label" in complaint("audit", model, "--data", images, "--out", tmp_path / "none")
     labels = [part for label in MAP for part in ("--label", label)]
-    found = audited(model, films, tmp_path / "audit", *labels)
+    found = audited(model, images, tmp_path / "audit", *labels)
     assert found.protocol == "exam-1"
     assert found.classes == list(NIH)
     judged = {finding.name: finding for finding in found.findings if finding.judged}
     assert set(judged) == {"Pneumonia", "Infiltration"}
-    assert all("of no film it is known" in finding.why for finding in found.findings if finding.name not in judged)
+    assert all("of no image it is known" in finding.why for finding in found.findings if finding.name not in judged)
     counts = {name: (finding.n, finding.positives, finding.unknown) for name, finding in judged.items()}
-    total, of_class = found.data.n, count(films)
+    total, of_class = found.data.n, count(images)
     assert counts["Infiltration"] == (total, of_class["COVID-19"], 0)
     assert counts["Pneumonia"] == (total, of_class["COVID-19"] + of_class["Non-COVID"], 0)
     assert {row.attack for row in found.attacks} == {"fgsm", "pgd", "square", "worst-case"}
@@ -61,12 +64,12 @@ def test_a_model_of_14_findings_on_another_hospitals_films_by_a_label_map(
     assert found.clean.n == 2 * total
 
 
-def count(films: Path) -> dict[str, int]:
-    return {name: len(list((films / name).glob("*.png"))) for name in ("COVID-19", "Non-COVID", "Normal")}
+def count(images: Path) -> dict[str, int]:
+    return {name: len(list((images / name).glob("*.png"))) for name in ("COVID-19", "Non-COVID", "Normal")}
 
 
 @pytest.mark.full
-def test_another_hospitals_films_and_ct_slices_through_a_whole_audit(
+def test_another_hospitals_images_and_ct_slices_through_a_whole_audit(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_steps(monkeypatch)

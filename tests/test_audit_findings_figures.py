@@ -17,20 +17,20 @@ from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
-from trustcxr.catalogue import VIEWS
+from trustcxr.audit import compare, multilabel
+from trustcxr.audit import identity as audited_
+from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.data.lungs import soften
-from trustcxr.data.phantom import writing
-from trustcxr.evaluation import each_finding, findings
-from trustcxr.evaluation.views import _views
-from trustcxr.report import audit_page, board
-from trustcxr.report.audits import sentences
+from trustcxr.data.lung_masks import soften
+from trustcxr.data.phantom import write_files
+from trustcxr.evaluation import alarms, each_finding
+from trustcxr.evaluation.masked_views import _views
+from trustcxr.registry import VIEWS
+from trustcxr.report import audit_html, leaderboard
+from trustcxr.report.audit_text import sentences
 from trustcxr.report.terminal import percent
-from trustcxr.results import alarms, files
-from trustcxr.results.documents import AuditDocument, Classification, RunDocument
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
-from trustcxr.study import audited as audited_
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument
 
 NAMES = ("Common", "Even", "Rare")
 THRESHOLDS = (0.7, 0.5, 0.2)
@@ -44,10 +44,10 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """A list of films, two of each patient, that says of three unlike findings what is known, and each one's score."""
+    """A list of images, two of each patient, that says of three unlike findings what is known, and each one's score."""
     root, random = tmp_path_factory.mktemp("known"), np.random.default_rng(0)
     count = 2 * PATIENTS
-    rows = pd.DataFrame({"path": [f"f{n}.png" for n in range(count)], "label": "film"})
+    rows = pd.DataFrame({"path": [f"f{n}.png" for n in range(count)], "label": "image"})
     rows["patient"] = [f"p{n // 2}" for n in range(count)]
     rows["sex"] = np.where(np.arange(count) // 2 % 3 == 0, "F", "M")
     for name, share, strength in zip(NAMES, (0.85, 0.5, 0.12), (0.4, 1.0, 2.0), strict=True):
@@ -64,7 +64,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 
 def audited(known: pd.DataFrame, out: Path, change: Callable[[Any], Any] = np.asarray) -> AuditDocument:
-    """The audit of the scores, after a change to each film's three."""
+    """The audit of the scores, after a change to each image's three."""
     scores = known[[f"{name} score" for name in NAMES]].to_numpy()
     said = {path: change(row) for path, row in zip(known["path"], scores, strict=True)}
     model = table(out / "model", said, kind="sigmoid", classes=list(NAMES), thresholds=list(THRESHOLDS))
@@ -80,7 +80,7 @@ def whole(known: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def by_finding(rows: pd.DataFrame) -> list[tuple[Any, Any, Any]]:
-    """Of each finding what is true of the films of which it is known, the scores, and what these say of it."""
+    """Of each finding what is true of the images of which it is known, the scores, and what these say of it."""
     found = []
     for name, threshold in zip(NAMES, THRESHOLDS, strict=True):
         there = rows[rows[name] != ""]
@@ -140,9 +140,9 @@ def test_calibration_is_that_of_the_probability_as_it_is_stated(
 @pytest.mark.slow
 def test_the_interval_of_the_mean_is_over_patients(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
     random, found = np.random.default_rng(1), []
-    films = [rows for _, rows in known.groupby("patient")]
+    radiographs = [rows for _, rows in known.groupby("patient")]
     for _ in range(300):
-        drawn = pd.concat([films[k] for k in random.integers(len(films), size=len(films))])
+        drawn = pd.concat([radiographs[k] for k in random.integers(len(radiographs), size=len(radiographs))])
         found.append(np.mean([sk.roc_auc_score(truth, scores) for truth, scores, _ in by_finding(drawn)]))
     assert whole[0].clean.groups == PATIENTS
     assert whole[0].clean.auroc_macro.interval == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.02)
@@ -156,12 +156,11 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
     said = f"always giving the commoner answer to each finding would have {percent(expected)}"
-    page = " ".join(audit_page.render(document).split())
+    page = " ".join(audit_html.render(document).split())
     assert said in "\n".join(sentences(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
-    assert alarms.constant_answer(document) == document.clean.constant_answer
-    entry = board.plain(board.gather(out))["rows"][0]  # type: ignore[index]
+    entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 
@@ -171,17 +170,13 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
     (alarm,) = [alarm for alarm in document.alarms if alarm.kind == alarms.CONSTANT]
     assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
-    assert not document.unreliable, "it ranks films of the findings"
+    assert not document.unreliable, "it ranks images of the findings"
     assert high > low
 
 
-def test_documents_from_before_the_constant_was_kept_have_it_of_their_counts() -> None:
-    counts = [[5, 3], [1, 1]]
-    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts))) == 0.8
-    assert alarms.constant_answer(RunDocument(clean=Classification(confusion=counts, constant_answer=0.9))) == 0.9
-
-
-def test_groups_of_films_have_the_mean_within_the_group(known: pd.DataFrame, whole: tuple[AuditDocument, Path]) -> None:
+def test_groups_of_images_have_the_mean_within_the_group(
+    known: pd.DataFrame, whole: tuple[AuditDocument, Path]
+) -> None:
     (division,) = [division for division in whole[0].subgroups if division.column == "sex"]
     assert {group.name for group in division.groups} == {"F", "M"}
     for group in division.groups:
@@ -193,11 +188,11 @@ def test_groups_of_films_have_the_mean_within_the_group(known: pd.DataFrame, who
         assert group.balanced_accuracy.value == pytest.approx(np.mean(balanced))
         assert group.constant_answer == pytest.approx(constant(known[known["sex"] == group.name]))
         assert group.findings == 3
-    assert "AUROC of 3 findings" in audit_page.render(whole[0])
+    assert "AUROC of 3 findings" in audit_html.render(whole[0])
 
 
 def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
-    """Clean decisions on findings: their margins and what is true, a film and patient each."""
+    """Clean decisions on findings: their margins and what is true, an image and patient each."""
     rows = [
         {
             "finding": name,
@@ -214,12 +209,12 @@ def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
     return found.assign(logits=[np.array([0.0, margin]) for margin in found["margin"]], attack="clean", threshold=0.5)
 
 
-def test_a_finding_that_all_films_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
+def test_a_finding_that_all_images_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
     rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
     bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
     areas = each_finding.auroc(rows, bootstrap)
     assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
-    assert len(each_finding.told_apart(rows)) == 1
+    assert len(each_finding.has_both_labels(rows)) == 1
     assert each_finding.constant_answer(rows) == 6 / 8
     alone = rows[rows["finding"] == "b"]
     assert np.isnan(each_finding.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
@@ -229,12 +224,12 @@ def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() ->
     rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
     rows = decisions(rare)
     areas = each_finding.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
-    assert np.isfinite(areas).all(), "of twelve findings of one film each hardly any resample has them all"
+    assert np.isfinite(areas).all(), "of twelve findings of one image each hardly any resample has them all"
     assert areas[0] == 1
 
 
 class TwoMeans(nn.Module):
-    """Two findings: that a film is bright, and that it is dark in its middle, from (B, 1, H, W), as probabilities."""
+    """Two findings: that an image is bright, and that it is dark in its middle, from (B, 1, H, W), as probabilities."""
 
     def forward(self, images: Tensor) -> Tensor:
         middle = images[:, :, 8:24, 8:24].mean((1, 2, 3))
@@ -246,21 +241,21 @@ LABELS = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditDocument, Path, Path]:
-    """The audit of a network of two findings on films with lung masks, its folder, and the films."""
+    """The audit of a network of two findings on images with lung masks, its folder, and the images."""
     root = tmp_path_factory.mktemp("masked")
-    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    radiographs = write_files.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
     write_onnx(TwoMeans(), root / "net.onnx", 32)
     output = "{kind: sigmoid, classes: [Ill, Severe], thresholds: [0.6, 0.4]}"
     (root / "model.yaml").write_text(f"source: net.onnx\ninput: {{size: 32}}\noutput: {output}\n")
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch)
-        document = audits.audit(root / "model.yaml", films, root / "audit", labels=LABELS)
-    return document, root / "audit", films
+        document = audits.audit(root / "model.yaml", radiographs, root / "audit", labels=LABELS)
+    return document, root / "audit", radiographs
 
 
-def test_findings_are_asked_of_films_without_their_lungs(masked: tuple[AuditDocument, Path, Path]) -> None:
-    document, _, films = masked
-    data = load_dataset(films, "Test", 32)
+def test_findings_are_asked_of_images_without_their_lungs(masked: tuple[AuditDocument, Path, Path]) -> None:
+    document, _, radiographs = masked
+    data = load_dataset(radiographs, "Test", 32)
     assert set(document.shortcuts) == set(VIEWS)
     black = torch.from_numpy(
         np.where(np.array(data.masks("lung"))[:, None] > 0, 0, np.array(data.images) / 255)
@@ -272,38 +267,38 @@ def test_findings_are_asked_of_films_without_their_lungs(masked: tuple[AuditDocu
     right = (said >= np.array([0.6, 0.4])) == truth
     found = document.shortcuts["lungs_blacked_out"]
     assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
-    assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three films; severe: one of three"
+    assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three images; severe: one of three"
     assert document.without_lungs is not None
-    assert "What was shown" in audit_page.render(document)
+    assert "What was shown" in audit_html.render(document)
 
 
-def test_the_film_behind_has_the_finding_where_the_lungs_have_it_not(
+def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(
     masked: tuple[AuditDocument, Path, Path],
 ) -> None:
-    """Beside the lungs it shows a film with the other answer, not just one of another class of the data."""
-    document, out, films = masked
-    data, table = load_dataset(films, "Test", 32), files.read_table(out / "predictions.parquet")
+    """Beside the lungs it shows an image with the other answer, not just one of another class of the data."""
+    document, out, radiographs = masked
+    data, table = load_dataset(radiographs, "Test", 32), atomic.read_table(out / "predictions.parquet")
     images = np.array(data.images)[:, 0] / 255
     outside = soften(torch.tensor(np.array(data.masks("lung"))).float()[:, None])[:, 0].numpy() == 0
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
-        one = findings.OneFinding(data, np.arange(len(data)), truth.astype(float))
+        one = multilabel.OneFinding(data, np.arange(len(data)), truth.astype(float))
         views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
-        for place, view in enumerate(views["lungs_on_another_film"][:, 0].numpy()):
+        for place, view in enumerate(views["lungs_on_another_image"][:, 0].numpy()):
             away = [np.abs(view - other)[outside[place]].sum() for other in images]
             assert truth[int(np.argmin(away))] != truth[place], name
-        rows = table[(table["attack"] == "lungs_on_another_film") & (table["finding"] == name)]
-        assert dict(zip(rows["film"], rows["label"] == 1, strict=True)) == dict(
+        rows = table[(table["attack"] == "lungs_on_another_image") & (table["finding"] == name)]
+        assert dict(zip(rows["image"], rows["label"] == 1, strict=True)) == dict(
             zip(data.sample_ids, truth, strict=True)
         )
-    assert document.shortcuts["lungs_on_another_film"].n == 2 * len(data)
+    assert document.shortcuts["lungs_on_another_image"].n == 2 * len(data)
 
 
 def test_the_worst_case_counts_no_view_as_an_attack(masked: tuple[AuditDocument, Path, Path]) -> None:
-    rows = files.read_table(masked[1] / "predictions.parquet")
+    rows = atomic.read_table(masked[1] / "predictions.parquet")
     without = rows[~rows["attack"].isin(VIEWS)]
     for name in ("Ill", "Severe"):
-        one, other = (findings.worst_scores(part[part["finding"] == name]) for part in (rows, without))
+        one, other = (multilabel.worst_scores(part[part["finding"] == name]) for part in (rows, without))
         worst = one["attack"] == "worst-case"
         assert worst.any()
         assert np.array_equal(
@@ -318,16 +313,16 @@ def test_the_page_says_why_nothing_was_shown_without_lungs(
     document = whole[0].model_copy(deep=True)
     if not scores:
         document.model.kind = "TorchScript"
-    page = audit_page.render(document)
+    page = audit_html.render(document)
     assert ("Not looked for: scores alone were given" in page) == scores
-    assert ("Not looked for: no film has a lung mask" in page) == (not scores)
+    assert ("Not looked for: no image has a lung mask" in page) == (not scores)
 
 
 def test_two_models_compare_finding_by_finding(
     known: pd.DataFrame, whole: tuple[AuditDocument, Path], tmp_path: Path
 ) -> None:
     audited(known, tmp_path, lambda row: np.array([row[0], 1 - row[1], row[2]]))
-    pair = audit_pairs.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
+    pair = compare.compare(whole[1] / "audit", tmp_path / "audit", resamples=200)
     rows = {row.measure: row for row in pair.rows}
     assert list(rows) == ["clean accuracy", *(f"clean accuracy, {name}" for name in NAMES)]
     for (truth, _, said), name in zip(by_finding(known), NAMES, strict=True):
@@ -341,8 +336,8 @@ def test_two_models_compare_finding_by_finding(
 
 def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocument, Path, Path]) -> None:
     document, out, _ = masked
-    rows = {row.measure: row for row in audit_pairs.compare(out, out, resamples=50).rows}
-    table = files.read_table(out / "predictions.parquet")
+    rows = {row.measure: row for row in compare.compare(out, out, resamples=50).rows}
+    table = atomic.read_table(out / "predictions.parquet")
     at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
     for name in ("Ill", "Severe"):
         own = at[at["finding"] == name]

@@ -1,4 +1,4 @@
-"""Real films: the audit of a network in each format has the figures of the run that it is of."""
+"""Real images: the audit of a network in each format has the figures of the run that it is of."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from foreign_models import DropoutLeftOn
 from test_cli import run
+from trustcxr.audit.multilabel import Decision
+from trustcxr.audit.run_audit import audit
 from trustcxr.data import read_manifest
-from trustcxr.evaluation.findings import Decision
-from trustcxr.evaluation.run import load_run
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument
-from trustcxr.study.audit import audit
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument
 
-EACH = 10  # films of a class: with more these would be the slow suite's tail
+EACH = 10  # images of a class: with more these would be the slow suite's tail
 FORMATS = [
     "the run",
     "torch.export",
@@ -35,50 +35,50 @@ GRAPHS = FORMATS[:4]  # the run, and as a graph; what the others wrap around a n
 
 
 def robust(network: str, data: Path, folder: Path) -> Path:
-    """A network trained against FGSM, so that each attack leaves some films: where all are lost, all audits agree.
+    """A network trained against FGSM, so that each attack leaves some images: where all are lost, all audits agree.
 
-    It learns from a third of the films, which is enough for that.
+    It learns from a third of the images, which is enough for that.
     """
     manifest = read_manifest(data)
     place = manifest.table.groupby(["split", "class"]).cumcount()
     few = manifest.table[place < manifest.table["split"].map({"Train": 200}).fillna(40)]
     few = few.assign(path=[str(manifest.root / path) for path in few["path"]])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    films = folder.parent / "films.csv"
-    few[["path", "split", "class"]].to_csv(films, index=False)
+    images = folder.parent / "images.csv"
+    few[["path", "split", "class"]].to_csv(images, index=False)
     options = ["--model", network, "--size", "32", "--epochs", "6", "--set", "model.weights=none"]
     options += ["--defence", "fgsm", "--set", "defence.ramp=0.7", "--set", "training.learning_rate=0.001"]
     options += ["--set", "training.averaging=0.95", "--set", "training.balanced=true"]
-    run("train", "--data", films, *options, "--out", folder)
+    run("train", "--data", images, *options, "--out", folder)
     return folder
 
 
 def formats_have_the_figures_of(
     own_run: Path, data: Path, folder: Path, *, count: int, only: Sequence[str] = FORMATS
 ) -> None:
-    """The audits of a run in each format, on the first films of each class of validation, hold together.
+    """The audits of a run in each format, on the first images of each class of validation, hold together.
 
-    One film may tip at rounding under attack, and of so few that is much: points are told in results/audit-formats-*.
+    One image may tip at rounding under attack, and of so few that is much: points are told in results/audit-formats-*.
     """
-    films = benchmark.first_images(data, folder / "films", load_run(own_run, on="cpu"), count, split="Val")
-    found = benchmark.rows(own_run, films, folder / "out", only=only)
+    images = benchmark.first_images(data, folder / "images", load_run(own_run, on="cpu"), count, split="Val")
+    found = benchmark.rows(own_run, images, folder / "out", only=only)
     assert [name for name, _ in found] == list(only)
     assert {other.withdrawn for _, other in found} == {None}, "nothing honest is accused"
     own = benchmark.figures(found[0][1])
     assert {"clean", "fgsm 0.02", "pgd 0.02", "worst-case 0.02"} <= own.keys()
     assert all(benchmark.figures(other).keys() == own.keys() for _, other in found)
     assert 0 < own["worst-case 0.02"] < own["clean"]
-    one_film = 1 / (found[0][1].clean.n or 1)
+    one_image = 1 / (found[0][1].clean.n or 1)
     for name, (clean, attacked) in benchmark.differences(found).items():
         assert clean <= benchmark.CLEAN, name
-        assert attacked <= one_film + 1e-9, name
+        assert attacked <= one_image + 1e-9, name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "only", [["the run", "ONNX"], pytest.param(FORMATS, marks=pytest.mark.full)], ids=["onnx", "all"]
 )
-def test_a_format_has_the_figures_of_the_run_on_real_films(
+def test_a_format_has_the_figures_of_the_run_on_real_images(
     only: list[str], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(benchmark.NAMED, "")
@@ -157,17 +157,17 @@ ASKED = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_c
 
 
 @pytest.fixture(scope="module")
-def films(resnet18: Path, covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first films of each class of validation."""
-    out = tmp_path_factory.mktemp("films")
+def images(resnet18: Path, covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first images of each class of validation."""
+    out = tmp_path_factory.mktemp("images")
     return benchmark.first_images(covidqu, out, load_run(resnet18, on="cpu"), EACH, split="Val")
 
 
 @pytest.fixture(scope="module")
-def bare(resnet18: Path, films: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditDocument]:
+def bare(resnet18: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AuditDocument]:
     """The folder of the run's own audit, and its document: what each model that holds its network is held against."""
     out = tmp_path_factory.mktemp("own") / "audit"
-    return out, audit(resnet18, films, out, attacks=ASKED["attacks"], epsilons=ASKED["epsilons"])
+    return out, audit(resnet18, images, out, attacks=ASKED["attacks"], epsilons=ASKED["epsilons"])
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def _named(resnet18: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.full
 @pytest.mark.usefixtures("_named")
 def test_fourteen_sigmoids_have_the_figures_of_the_run(
-    resnet18: Path, films: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
+    resnet18: Path, images: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
 ) -> None:
     """Clean those of its classes; under each attack those of a network whose two classes are whether it is there."""
     classes = load_run(resnet18, on="cpu").classes
@@ -188,10 +188,10 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
     names = [f"finding {k}" for k in range(14)]
     labels = dict(zip(classes, names, strict=False))
     many = written(tmp_path, "findings", "sigmoid", names, ", thresholds: 0.5")
-    found = audit(many, films, tmp_path / "many", labels=labels, **ASKED)
+    found = audit(many, images, tmp_path / "many", labels=labels, **ASKED)
     assert [finding.name for finding in found.findings if finding.judged] == names[:3]
     points = {(point.finding, point.attack): point for point in found.operating_points}
-    table = files.read_table(folder / "predictions.parquet")
+    table = atomic.read_table(folder / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
     shares = torch.tensor(np.stack(clean["logits"].tolist())).softmax(1).numpy()
     for k, name in enumerate(names[:3]):
@@ -200,24 +200,24 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
 
     states = {name: "present" if k == 0 else "absent" for k, name in enumerate(classes)}
     one = written(tmp_path, "first_finding", "logits", ["absent", "present"])
-    other = benchmark.figures(audit(one, films, tmp_path / "one", labels=states, **ASKED))
+    other = benchmark.figures(audit(one, images, tmp_path / "one", labels=states, **ASKED))
     assert other["clean"] > other["fgsm 0.02"] >= other["pgd 0.02"] >= other["worst-case 0.02"]
     for condition, accuracy in other.items():
         point = points[names[0], condition.split(" ")[0]]
         right = point.sensitivity.value * point.positives + point.specificity.value * (point.n - point.positives)
-        one_film = 1 / (3 * EACH) + 1e-9 if condition != "clean" else 1e-9  # may tip at rounding under attack
-        assert right / (3 * EACH) == pytest.approx(accuracy, abs=one_film), condition
+        one_image = 1 / (3 * EACH) + 1e-9 if condition != "clean" else 1e-9  # may tip at rounding under attack
+        assert right / (3 * EACH) == pytest.approx(accuracy, abs=one_image), condition
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("_named")
 def test_dropout_left_on_has_the_figures_of_the_run(
-    resnet18: Path, films: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
+    resnet18: Path, images: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
 ) -> None:
-    """A dropout so slight that it changes no answer but those that hang in the balance: 2 of 30 films at most."""
+    """A dropout so slight that it changes no answer but those that hang in the balance: 2 of 30 images at most."""
     classes = load_run(resnet18, on="cpu").classes
     own = benchmark.figures(bare[1])
-    found = audit(written(tmp_path, "dropping", "logits", classes), films, tmp_path / "drops", **ASKED)
+    found = audit(written(tmp_path, "dropping", "logits", classes), images, tmp_path / "drops", **ASKED)
     assert [check.passed for check in found.gate if check.check == "same answer twice"] == [False]
     assert found.clean.draws is not None
     other = benchmark.figures(found)

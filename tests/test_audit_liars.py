@@ -9,10 +9,10 @@ from benchmarks.liars import LIAR, LIARS, RUN, network
 
 from test_cli import run
 from trustcxr import attacks
+from trustcxr.audit.run_audit import audit
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.evaluation.run import load_run
-from trustcxr.study.audit import audit
+from trustcxr.data.loader import to_pixels
+from trustcxr.evaluation.trained_run import load_run
 
 EACH = 20  # images of a class: of 60 images three points are one
 EPSILON, POINTS = 0.02, 0.03

@@ -12,13 +12,13 @@ import pytest
 from test_audit_command import Brightness, few_steps, model_file
 from test_audit_tables import table
 from test_report import Page
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.multilabel import STATES
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
-from trustcxr.evaluation.findings import STATES
-from trustcxr.report import audit_page
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, read
-from trustcxr.study import audit as audits
+from trustcxr.data.phantom import write_files
+from trustcxr.report import audit_html
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "schema" / "audit.schema.json"
 FINDINGS = ("Ill", "Severe")
@@ -27,10 +27,10 @@ PHANTOM = ("COVID-19", "Non-COVID", "Normal")
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """audit.json by name: of a network, of a table of scores, and of the scores of two findings; on masked films."""
+    """audit.json by name: of a network, of a table of scores, and of the scores of two findings; on masked images."""
     root = tmp_path_factory.mktemp("audited")
-    films = writing.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
-    random, ids = np.random.default_rng(0), load_dataset(films, "Test", 16).sample_ids
+    images = write_files.write(root / "phantom", {"Train": 1, "Val": 1, "Test": 8}, size=32)
+    random, ids = np.random.default_rng(0), load_dataset(images, "Test", 16).sample_ids
     scores = {str(name): random.dirichlet([1, 1, 1]) for name in ids}
     findings = {"kind": "sigmoid", "classes": list(FINDINGS), "thresholds": 0.5}
     models = {
@@ -40,16 +40,16 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     with pytest.MonkeyPatch.context() as patch:
         few_steps(patch)
-        audits.audit(models["network"], films, root / "network", attacks=["fgsm", "pgd"], epsilons=[0.02])
-        audits.audit(models["scores"], films, root / "scores")
+        audits.audit(models["network"], images, root / "network", attacks=["fgsm", "pgd"], epsilons=[0.02])
+        audits.audit(models["scores"], images, root / "scores")
         labels = {"COVID-19": "Ill|Severe", "Non-COVID": "Ill", "Normal": "Normal"}
-        audits.audit(models["findings"], films, root / "findings", labels=labels)
+        audits.audit(models["findings"], images, root / "findings", labels=labels)
     return {name: root / name / "audit.json" for name in models}
 
 
 def shown(document: AuditDocument) -> Page:
     """The page, read."""
-    return Page(audit_page.render(document))
+    return Page(audit_html.render(document))
 
 
 def section(page: Page, title: str, until: str) -> str:
@@ -69,15 +69,15 @@ def test_an_audit_is_as_its_schema_says(name: str, audited: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["network", "scores", "findings"])
-def test_the_films_as_they_are_have_all_their_figures(name: str, audited: dict[str, Path]) -> None:
-    document = read(AuditDocument, audited[name])
+def test_the_images_as_they_are_have_all_their_figures(name: str, audited: dict[str, Path]) -> None:
+    document = read_schema(AuditDocument, audited[name])
     page, clean = shown(document), document.clean
     assert not page.open
-    _, (_, accuracy, balanced, constant, f1, auroc, error, plug_in, n) = page.tables["Films as they are"]
+    _, (_, accuracy, balanced, constant, f1, auroc, error, plug_in, n) = page.tables["Images as they are"]
     figures = [clean.accuracy, clean.balanced_accuracy, clean.f1_macro, clean.auroc_macro, clean.ece]
     assert [cell[0] for cell in (accuracy, balanced, f1, auroc, error)] == [found.value for found in figures]
     assert (constant, plug_in, n) == ([clean.constant_answer], [clean.ece_plug_in], [clean.n])
-    words = section(page, "Films as they are", "At the operating point")
+    words = section(page, "Images as they are", "At the operating point")
     for found in figures[:2]:
         low, high = found.interval or (0, 0)
         assert f"{100 * low:.1f} to {100 * high:.1f}" in words
@@ -85,20 +85,20 @@ def test_the_films_as_they_are_have_all_their_figures(name: str, audited: dict[s
     for found, row in zip(clean.per_class.values(), rows, strict=True):
         assert row[1:] == [[figure] for figure in (found.precision.value, found.recall.value, found.f1.value, found.n)]
     assert mean[-1] == [clean.n]
-    assert "it says nothing of how sure the model may be of one film" in words
+    assert "it says nothing of how sure the model may be of one image" in words
     answers = STATES if name == "findings" else PHANTOM
     matrix = r"<tr><th scope=\"row\">([^<]*)</th>((?:<td style=[^>]*>\d+ <small>[^<]*</small></td>)+)</tr>"
-    rows = re.findall(matrix, audit_page.render(document))
+    rows = re.findall(matrix, audit_html.render(document))
     counts = [[int(count) for count in re.findall(r">(\d+) <small>", cells)] for _, cells in rows]
     assert ([name for name, _ in rows], counts) == (list(answers), clean.confusion)
-    assert ("each finding on each film is one decision" in words) == (name == "findings")
+    assert ("each finding on each image is one decision" in words) == (name == "findings")
 
 
 def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(audited: dict[str, Path]) -> None:
-    document = read(AuditDocument, audited["network"])
+    document = read_schema(AuditDocument, audited["network"])
     page = shown(document)
     assert document.masking is not None
-    under = section(page, "Under attack", "What real films suffer")
+    under = section(page, "Under attack", "What real images suffer")
     assert "Is this robustness real?" in under
     because = document.masking.because
     assert because[0].upper() + because[1:] in under
@@ -117,19 +117,19 @@ def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(a
 
 @pytest.mark.parametrize("name", ["scores", "findings"])
 def test_what_was_not_measured_has_no_part(name: str, audited: dict[str, Path]) -> None:
-    page = shown(read(AuditDocument, audited[name]))
+    page = shown(read_schema(AuditDocument, audited[name]))
     assert "Is this robustness real?" not in page.text
     assert not {"Shortcuts", "Verdict on masked gradients"} & page.tables.keys()
     empty = AuditDocument.model_validate({"classes": ["A", "B"]})
     page = shown(empty)
-    assert not {"Films as they are", "Per class, ", "Shortcuts"} & page.tables.keys()
+    assert not {"Images as they are", "Per class, ", "Shortcuts"} & page.tables.keys()
     assert "What is taken for what" not in page.text
 
 
 def test_a_verdict_that_was_withdrawn_is_not_made_anew(audited: dict[str, Path]) -> None:
-    content: dict[str, Any] = files.read_json(audited["network"])
+    content: dict[str, Any] = atomic.read_json(audited["network"])
     withdrawn = {"masked": None, "because": "withdrawn: it missed all", "looked_for": []}
     document = AuditDocument.model_validate(content | {"masking": withdrawn})
-    under = section(shown(document), "Under attack", "What real films suffer")
+    under = section(shown(document), "Under attack", "What real images suffer")
     assert "Withdrawn: it missed all" in under
     assert "not looked for" in under

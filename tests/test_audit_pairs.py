@@ -11,9 +11,9 @@ import yaml
 from pack import Pack
 from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
-from trustcxr.results import files
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
+from trustcxr.audit import compare
+from trustcxr.audit import run_audit as audits
+from trustcxr.storage import atomic
 
 TABLE = "predictions.parquet"
 Change = Callable[[pd.DataFrame], pd.DataFrame]
@@ -27,7 +27,7 @@ def made(pack: Pack) -> Path:
 def changed(folder: Path, to: Path, change: Change) -> Path:
     """A copy of an audit with another table of predictions."""
     shutil.copytree(folder, to)
-    files.write_table(to / TABLE, change(files.read_table(to / TABLE)))
+    atomic.write_table(to / TABLE, change(atomic.read_table(to / TABLE)))
     return to
 
 
@@ -40,10 +40,10 @@ def logits(value: object) -> Change:
     ("change", "words"),
     [
         (lambda table: table[:0], "damaged: no rows; restore it"),
-        (lambda table: pd.concat([table, table]), "rows there twice, of one film under one condition; restore it"),
+        (lambda table: pd.concat([table, table]), "rows there twice, of one image under one condition; restore it"),
         (
             lambda table: pd.concat([table, table[table["attack"] == "fgsm"]]),
-            "rows there twice, of one film under one condition; restore it",
+            "rows there twice, of one image under one condition; restore it",
         ),
         (lambda table: table.drop(columns="label"), "damaged: no column label; restore it"),
         (lambda table: table.drop(columns="attack"), "damaged: no column attack; restore it"),
@@ -61,8 +61,8 @@ def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, chan
 
 
 @pytest.mark.slow
-def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
-    first = min(files.read_table(made / "bad" / TABLE)["sample_id"])
+def test_other_names_of_images_are_refused(made: Path, tmp_path: Path) -> None:
+    first = min(atomic.read_table(made / "bad" / TABLE)["sample_id"])
     for name, change in {
         "all": lambda table: table.assign(sample_id="x" + table["sample_id"]),
         "one": lambda table: table.replace({"sample_id": {first: "x"}}),
@@ -71,7 +71,7 @@ def test_other_names_of_films_are_refused(made: Path, tmp_path: Path) -> None:
         assert "are named otherwise than in that of the other" in complaint("compare", made / "good", other)
 
 
-def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_scores_of_other_images_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     names = [f"{name}{number}.png" for name in CLASSES for number in range(12)]
     for place in range(2):
         rows = [",".join([name, "0.6,0.2,0.2"]) for name in names[place::2]]
@@ -87,5 +87,5 @@ def test_scores_of_other_films_each_have_nothing_to_compare(greys: Path, tmp_pat
 
 
 def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
-    found = audit_pairs.compare(made / "good", made / "bad", resamples=100)
+    found = compare.compare(made / "good", made / "bad", resamples=100)
     assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)

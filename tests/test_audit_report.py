@@ -14,11 +14,11 @@ from browser import chromium, opened, sideways, violations
 from pack import Pack
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
-from trustcxr.report import audit_page, board, study_folder, terminal
-from trustcxr.report.audits import hardest, sentences, under_attack
+from trustcxr.report import audit_html, leaderboard, load, terminal
+from trustcxr.report.audit_text import hardest, sentences, under_attack
 from trustcxr.report.tables import robustness
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, RunDocument, read
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, RunDocument, read_schema
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,10 @@ def audits(shortened: None, pack: Pack, tmp_path: Path) -> Path:
 
 
 def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: Path) -> None:
-    document, page = read(AuditDocument, audits / "good" / "audit.json"), (audits / "good" / "report.html").read_text()
+    document, page = (
+        read_schema(AuditDocument, audits / "good" / "audit.json"),
+        (audits / "good" / "report.html").read_text(),
+    )
     assert page.index("What was given") < page.index("What was examined") < page.index("What may be relied on")
     assert page.index("What may not be relied on") < page.index("At the door")
     assert page.lower().count("research software") >= 2
@@ -45,12 +48,12 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
     assert page.count("<script") == 1, "one of its own, which it can do without"
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
     shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
-    for lines in audit_page.first_page(document).values():
+    for lines in audit_html.first_page(document).values():
         for line in lines:
             assert line in shown.replace("&gt;", ">")
     for point in document.operating_points:
         assert f'<data value="{point.auroc.value}">' in page
-    assert page == audit_page.render(document), "the same document gives the same page"
+    assert page == audit_html.render(document), "the same document gives the same page"
     assert any("sensitivity" in line for line in sentences(document))
 
 
@@ -73,7 +76,7 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
     assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
     of_run = RunDocument.model_validate({key: content[key] for key in ("corruptions", "corruptions_mean")})
     assert "worst blur at 1: 20.0%" in "\n".join(terminal.remarks(of_run))
-    table = robustness.corrupted([study_folder.Run(of_run, Path("a"), [])])
+    table = robustness.corrupted([load.Run(of_run, Path("a"), [])])
     assert table is not None
     assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
     for part in ("corruptions", "operating_points"):
@@ -98,7 +101,7 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     document = AuditDocument.model_validate({"operating_points": [about | point for point in points]})
     as_it_is = "specificity 100.0% [-, -], LR+ ∞ [9.5, ∞], LR- 0.2 [0.1, 0.314], AUROC 90.0% [80.0%, 95.0%]"
     attacked = "under PGD-20 at epsilon 0.02: sensitivity 30.0% [-, -], specificity 40.0% [-, -], LR+ 0.5 [0.25, 0.75]"
-    for told in ("\n".join(sentences(document)), audit_page.card(document)):
+    for told in ("\n".join(sentences(document)), audit_html.card(document)):
         assert as_it_is in told
         assert f"{attacked}, LR- 1.75, AUROC" in told
     document.operating_points = document.operating_points[::2]
@@ -107,9 +110,9 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
 
 
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     document.unreliable, document.because = True, "the attack <b>failed</b>"
-    page = audit_page.render(document)
+    page = audit_html.render(document)
     assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
     assert page.index("may not be relied on") < page.index("What was given")
     assert "What may NOT be relied on" in page
@@ -118,7 +121,7 @@ def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
 def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
     text = (audits / "good" / "model_card.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     (results,) = front["model-index"][0]["results"]
     assert results["metrics"][0]["value"] == document.clean.accuracy.value
     assert results["dataset"]["revision"] == document.data.fingerprint
@@ -133,9 +136,9 @@ def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path
 
 def test_a_part_of_an_examination_takes_the_place_of_no_whole_one(audits: Path, request: pytest.FixtureRequest) -> None:
     before = (audits / "good" / "audit.json").read_bytes()
-    films = request.getfixturevalue("greys")
-    model = Path(files.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
-    said = complaint("audit", model, "--data", films, "--out", audits / "good", "--attack", "fgsm")
+    images = request.getfixturevalue("greys")
+    model = Path(atomic.read_json(audits / "good" / "audit.json")["model"]["path"]).with_name("model.yaml")
+    said = complaint("audit", model, "--data", images, "--out", audits / "good", "--attack", "fgsm")
     assert "holds a whole examination by exam-1, which one with --attack or --epsilon would replace" in said
     assert (audits / "good" / "audit.json").read_bytes() == before
 
@@ -149,7 +152,7 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch:
     assert re.search(r"good .* 99\.0 .* 90\.0", said)
     rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [row["model"] for row in rows] == ["good", "bad"]
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     assert float(rows[0]["clean, %"]) == pytest.approx(100 * (document.clean.accuracy.value or 0), abs=0.05)
     assert (rows[0]["clean reported, %"], rows[0]["threat model"]) == ("99.0", "L-infinity 0.02")
     assert rows[0]["training data"] == "greys"
@@ -168,7 +171,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = tmp_path / "board"
-    content = files.read_json(audits / "good" / "audit.json")
+    content = atomic.read_json(audits / "good" / "audit.json")
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
     for name, change in {
         "too good": {"unreliable": True, "because": "it never moves?"},
@@ -177,7 +180,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
         "good": {},
     }.items():
         model = content["model"] | {"name": name}
-        files.write_json(board / name / "audit.json", content | change | {"model": model})
+        atomic.write_json(board / name / "audit.json", content | change | {"model": model})
     monkeypatch.setenv("COLUMNS", "80")
     said = run("leaderboard", board).stdout
     assert re.search(r"too good\W+unreliable", said)
@@ -191,18 +194,18 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
 def handed(
     folder: Path, name: str, left: float, *more: tuple[str, float, int], radii: tuple[float, ...] = (0.02,)
 ) -> None:
-    """An audit of 40 films whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
+    """An audit of 40 images whose worst case leaves so much, of it counting images: by whom, epsilon, found alone."""
     attacks = [{"attack": "worst-case", "epsilon": r, "accuracy": {"value": left}, "n": 40, "steps": 20} for r in radii]
     content = {
         "protocol": "exam-1",
         "classes": ["x", "y"],
-        "data": {"name": "films", "fingerprint": "1", "n": 40},
+        "data": {"name": "images", "fingerprint": "1", "n": 40},
         "model": {"name": name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9}, "n": 40},
         "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
         "handed_in": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
     }
-    files.write_json(folder / name / "audit.json", content)
+    atomic.write_json(folder / name / "audit.json", content)
 
 
 def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
@@ -215,12 +218,13 @@ def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with
     rows = {row["model"]: row for row in csv.DictReader((tmp_path / "leaderboard.csv").open())}
     assert list(rows) == ["attacked", "plain", "unknown", "finding", "untouched"]
     words = {
-        "attacked": "images handed in by Ada on 10 films misled it where ours did not; it is ranked by ours alone, "
+        "attacked": "images handed in by Ada on 10 images misled it where ours did not; it is ranked by ours alone, "
         "which leave 65.0%",
-        "finding": "images handed in by Ada (Edema) on 1 film and Ada (Mass) on 2 films misled it where ours did not; "
-        "it is ranked by ours alone, which leave 52.5%",
-        "unknown": "images handed in by Bo on 8 films misled it where ours did not; it is ranked with these, since the "
-        "audit does not tell what ours alone leave at this radius",
+        "finding": "images handed in by Ada (Edema) on 1 image and Ada (Mass) on 2 images misled it where ours did "
+        "not; it "
+        "is ranked by ours alone, which leave 52.5%",
+        "unknown": "images handed in by Bo on 8 images misled it where ours did not; it is ranked with these, since "
+        "the audit does not tell what ours alone leave at this radius",
     }
     page = (tmp_path / "leaderboard.html").read_text().split("</script>")[1]
     for name, text in words.items():
@@ -241,30 +245,30 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     handed(tmp_path, "plain", 0.6)
     handed(tmp_path, "withdrawn", 0.9, ("Ada", 0.02, 4))
     path = tmp_path / "withdrawn" / "audit.json"
-    content = files.read_json(path)
+    content = atomic.read_json(path)
     content["attacks"][0]["accuracy"] = {
         "value": None
     }  # so what stands on the board is what PGD leaves, without theirs
-    files.write_json(path, content)
-    page, _ = board.write(board.gather(tmp_path), tmp_path)
+    atomic.write_json(path, content)
+    page, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
     assert "handed in" not in page.read_text().split("</script>")[1]
-    assert board.remarks(board.gather(tmp_path)) == []
-    assert [name for name, _ in board.gather(tmp_path).entries] == ["withdrawn", "plain"]
+    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == []
+    assert [name for name, _ in leaderboard.gather(tmp_path).entries] == ["withdrawn", "plain"]
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
-    content = files.read_json(audits / "bad" / "audit.json")
+    content = atomic.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
     changed = content | {"model": model, "unreliable": True, "because": "its attack failed"}
-    files.write_json(audits / "bad" / "audit.json", changed)
+    atomic.write_json(audits / "bad" / "audit.json", changed)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
     done = run("leaderboard", audits, "--json")
     found = json.loads(done.stdout)
-    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "films", 36)
+    assert (found["protocol"], found["data"], found["n"]) == ("exam-1", "images", 36)
     assert [row["folder"] for row in found["refused"]] == ["broken"]
     good, bad = found["rows"]
-    document = read(AuditDocument, audits / "good" / "audit.json")
+    document = read_schema(AuditDocument, audits / "good" / "audit.json")
     low, high = document.clean.accuracy.interval or (0, 0)
     assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
     assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
@@ -281,13 +285,13 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
         content = {
             "protocol": "exam-1",
             "classes": ["x", "y"],
-            "data": {"name": "films", "fingerprint": "1", "n": 9},
+            "data": {"name": "images", "fingerprint": "1", "n": 9},
             "model": {"name": name, "kind": "run", "reported": {"clean": reported}},
             "clean": {"accuracy": {"value": clean}, "n": 9},
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],
         }
-        files.write_json(tmp_path / name / "audit.json", content)
-    path, _ = board.write(board.gather(tmp_path), tmp_path)
+        atomic.write_json(tmp_path / name / "audit.json", content)
+    path, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
     with chromium() as browser, opened(browser, path) as found:
         page = found.page
 
@@ -312,17 +316,17 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
 
 
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
-    content = files.read_json(audits / "good" / "audit.json")
+    content = atomic.read_json(audits / "good" / "audit.json")
     for name, change in {
         "own": {"protocol": None},
         "older": {"protocol": "exam-0"},
         "elsewhere": {"data": content["data"] | {"fingerprint": "0", "files": "0"}},
         "classes": {"classes": ["a", "b", "c"]},
     }.items():
-        files.write_json(audits / name / "audit.json", content | change)
+        atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
-    found = board.gather(audits)
+    found = leaderboard.gather(audits)
     assert {name for name, _ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
     assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
@@ -337,8 +341,8 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
-    files.write_json(path, files.read_json(path) | {"unreliable": True, "because": "its attack failed"})
-    page, _ = board.write(board.gather(audits), audits)
+    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
+    page, _ = leaderboard.write(leaderboard.gather(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()
     rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}

@@ -1,5 +1,5 @@
 """Two audits of one version on one data set compare, whatever size their models want and in whichever order they name
-the classes; audits of other films do not."""
+the classes; audits of other images do not."""
 
 import shutil
 from pathlib import Path
@@ -17,22 +17,21 @@ from small_networks import write_onnx
 from test_audit_command import CLASSES, Brightness, _short, few_steps, greys  # noqa: F401
 from test_audit_tables import table as scores_file
 from test_cli import complaint
+from trustcxr.audit import compare, submitted
+from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation import handed_in
-from trustcxr.report import board
-from trustcxr.report.audits import pair_remarks
-from trustcxr.results import files
-from trustcxr.results.documents import AuditDocument, AuditedData, read
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_pairs
+from trustcxr.report import leaderboard
+from trustcxr.report.audit_text import pair_remarks
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import AuditDocument, AuditedData, read_schema
 
 ATTACKS = ("clean accuracy", "fgsm accuracy @0.01")
 
 
 def model_file(folder: Path, size: int = 16, order: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """A network that tells films by their mean, at a size and with its classes in an order."""
+    """A network that tells images by their mean, at a size and with its classes in an order."""
     folder.mkdir(parents=True, exist_ok=True)
     write_onnx(Brightness(order), folder / "net.onnx", size)
     output = {"kind": "logits", "classes": [CLASSES[place] for place in order]}
@@ -54,39 +53,39 @@ def first(greys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
 def changed(folder: Path, to: Path, **data: Any) -> Path:
     """A copy of an audit with something else under `data`; without what is None."""
     shutil.copytree(folder, to)
-    content = files.read_json(to / "audit.json")
+    content = atomic.read_json(to / "audit.json")
     about = {key: value for key, value in (content["data"] | data).items() if value is not None}
-    files.write_json(to / "audit.json", content | {"data": about})
+    atomic.write_json(to / "audit.json", content | {"data": about})
     return to
 
 
 def rows(one: Path, other: Path) -> dict[str, tuple[float | None, float | None, int | None]]:
-    return {row.measure: (row.first, row.second, row.n) for row in audit_pairs.compare(one, other, resamples=100).rows}
+    return {row.measure: (row.first, row.second, row.n) for row in compare.compare(one, other, resamples=100).rows}
 
 
 def right(folder: Path) -> float:
-    """The share of films that are answered rightly, from the logits and the classes' names."""
-    document = files.read_json(folder / "audit.json")
-    table = files.read_table(folder / "predictions.parquet")
+    """The share of images that are answered rightly, from the logits and the classes' names."""
+    document = atomic.read_json(folder / "audit.json")
+    table = atomic.read_table(folder / "predictions.parquet")
     table = table[table["attack"] == "clean"]
     answered = [document["classes"][place] for place in np.stack(table["logits"]).argmax(1)]
     return float((np.array(answered) == table["class"].to_numpy()).mean())
 
 
 @pytest.mark.slow
-def test_models_of_two_sizes_compare_film_by_film(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_models_of_two_sizes_compare_image_by_image(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
-    before = files.read_json(first / "audit.json")["data"]
+    before = atomic.read_json(first / "audit.json")["data"]
     assert before["fingerprint"] != larger.data.fingerprint
     assert before["files"] == larger.data.files != ""
-    pair = audit_pairs.compare(first, tmp_path / "out" / "larger", resamples=100)
+    pair = compare.compare(first, tmp_path / "out" / "larger", resamples=100)
     assert any("at different sizes" in line for line in pair_remarks(pair))
-    assert not pair_remarks(audit_pairs.compare(first, first, resamples=100))
+    assert not pair_remarks(compare.compare(first, first, resamples=100))
     found = rows(first, tmp_path / "out" / "larger")
     assert set(ATTACKS) <= set(found)
     assert found["clean accuracy"] == (right(first), right(tmp_path / "out" / "larger"), 36)
     shutil.copytree(first, tmp_path / "out" / "smaller")
-    together = board.gather(tmp_path / "out")
+    together = leaderboard.gather(tmp_path / "out")
     assert {name for name, _ in together.entries} == {"larger", "smaller"}
     assert not together.refused
 
@@ -95,11 +94,11 @@ def test_the_order_of_the_classes_does_not_matter(first: Path, greys: Path, tmp_
     turned, out = (2, 0, 1), tmp_path / "out"
     audits.audit(model_file(tmp_path / "model", order=turned), greys, out / "turned")
     shutil.copytree(first, out / "straight")
-    assert files.read_json(out / "turned" / "audit.json")["classes"] != list(CLASSES)
+    assert atomic.read_json(out / "turned" / "audit.json")["classes"] != list(CLASSES)
     found = rows(out / "straight", out / "turned")["clean accuracy"]
     assert found == (right(first), right(out / "turned"), 36)
     assert found[0] == found[1] > 0.9
-    assert len(board.gather(out).entries) == 2
+    assert len(leaderboard.gather(out).entries) == 2
 
 
 def test_a_table_of_scores_compares_with_a_network_of_another_size(
@@ -114,23 +113,23 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     content = {"predictions": "scores.csv", "output": {"kind": "probabilities", "classes": list(CLASSES)}}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(content | {"input": {"size": 40}}))
     document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "out" / "scores")
-    assert document.data.fingerprint != files.read_json(first / "audit.json")["data"]["fingerprint"]
+    assert document.data.fingerprint != atomic.read_json(first / "audit.json")["data"]["fingerprint"]
     assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
     shutil.copytree(first, tmp_path / "out" / "network")
-    assert len(board.gather(tmp_path / "out").entries) == 2
+    assert len(leaderboard.gather(tmp_path / "out").entries) == 2
 
 
 @pytest.mark.slow
-def test_other_films_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_other_images_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     others = Path(shutil.copytree(greys, tmp_path / greys.name))
     (others / "dark" / "dark0.png").write_bytes((others / "dark" / "dark1.png").read_bytes())
     audits.audit(model_file(tmp_path / "model"), others, tmp_path / "out" / "others")
     said = complaint("compare", first, tmp_path / "out" / "others")
-    assert "not the same images (films, 36; films, 36): their names, labels or files differ" in said
+    assert "not the same images (images, 36; images, 36): their names, labels or files differ" in said
     for name in ("one", "two"):
         shutil.copytree(first, tmp_path / "out" / name)
-    found = board.gather(tmp_path / "out")
-    assert dict(found.refused)["others"].startswith("not the same images as the others (films, 36; films, 36): their")
+    found = leaderboard.gather(tmp_path / "out")
+    assert dict(found.refused)["others"].startswith("not the same images as the others (images, 36; images, 36): their")
 
 
 def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_another(
@@ -140,13 +139,13 @@ def test_adversarial_images_for_a_model_of_one_size_are_refused_for_one_of_anoth
     small, large = (load_dataset(greys, size=size) for size in (16, 24))
     images = {str(small.sample_ids[0]): torch.from_numpy(np.array(small.images[0])).float() / 255}
     save_file(images, str(tmp_path / "a.safetensors"), metadata={"epsilon": "0.1", "by": "somebody"})
-    assert handed_in.read(tmp_path / "a.safetensors", small).epsilon == 0.1
-    with pytest.raises(UserError, match=r"but the film is a float image \(1, 24, 24\)"):
-        handed_in.read(tmp_path / "a.safetensors", large)
+    assert submitted.read_submitted(tmp_path / "a.safetensors", small).epsilon == 0.1
+    with pytest.raises(UserError, match=r"but the image is a float image \(1, 24, 24\)"):
+        submitted.read_submitted(tmp_path / "a.safetensors", large)
 
 
 def listed(root: Path, to: Path, change: int | None = None) -> Path:
-    """A list of the films with one label changed, or none."""
+    """A list of the images with one label changed, or none."""
     lines = [(f"{root}/{name}/{name}{number}.png", name) for name in CLASSES for number in range(12)]
     table = pd.DataFrame(lines, columns=["path", "class"])
     if change is not None:
@@ -170,13 +169,13 @@ def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     shutil.copytree(greys, others)
     next(others.rglob("*.png")).unlink()
     before = (out / "audit.json").read_bytes()
-    with pytest.raises(UserError, match=r"audit: holds the audit on films, not on others; choose another --out"):
+    with pytest.raises(UserError, match=r"audit: holds the audit on images, not on others; choose another --out"):
         audits.audit(first.parent / "model" / "model.yaml", others, out)
     assert (out / "audit.json").read_bytes() == before
-    again = shutil.copytree(others, tmp_path / "films")  # the same data set, of which a film is gone
+    again = shutil.copytree(others, tmp_path / "images")  # the same data set, of which an image is gone
     audits.audit(first.parent / "model" / "model.yaml", again, out)
     assert "model, data or options changed: examined again" in capsys.readouterr().err
-    assert files.read_json(out / "audit.json")["data"]["n"] == 35
+    assert atomic.read_json(out / "audit.json")["data"]["n"] == 35
 
 
 @pytest.mark.slow
@@ -187,7 +186,7 @@ def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # n
         audits.audit(model_file(tmp_path / "model", size=16 if name == "as it is" else 20), data, out / name)
     assert rows(out / "as it is", out / "again")["clean accuracy"][2] == 36
     assert "their names, labels or files differ" in complaint("compare", out / "as it is", out / "relabelled")
-    assert set(dict(board.gather(out).refused)) == {"relabelled"}
+    assert set(dict(leaderboard.gather(out).refused)) == {"relabelled"}
 
 
 def test_without_checksums_of_files_audits_of_one_size_compare(first: Path, tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def test_without_checksums_of_files_audits_of_one_size_compare(first: Path, tmp_
     other = changed(first, tmp_path / "other", files=None, fingerprint="0")
     for pair in ((first, other), (bare, other)):
         said = complaint("compare", *pair)
-        assert "or not read at the same size, and not both audits have a checksum of the films' files" in said
+        assert "or not read at the same size, and not both audits have a checksum of the images' files" in said
 
 
 def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -207,12 +206,12 @@ def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: 
         model = scores_file(tmp_path / str(size), turned, kind="sigmoid", classes=names, thresholds=0.5)
         model.write_text(model.read_text().replace("size: 16", f"size: {size}"))
         audits.audit(model, greys, out / str(size), labels={"dark": "dark", "bright": "bright", "grey": "Normal"})
-    documents = [read(AuditDocument, out / name / "audit.json") for name in ("16", "24")]
+    documents = [read_schema(AuditDocument, out / name / "audit.json") for name in ("16", "24")]
     assert documents[0].data.truth == documents[1].data.truth != ""
     found = rows(out / "16", out / "24")["clean accuracy"]
     assert found[0] == found[1] == documents[0].clean.accuracy.value
     assert found[2] == 72
-    assert len(board.gather(out).entries) == 2
+    assert len(leaderboard.gather(out).entries) == 2
 
 
 def test_audits_of_the_same_findings_compare_whatever_their_order() -> None:
@@ -226,7 +225,7 @@ def test_audits_of_the_same_findings_compare_whatever_their_order() -> None:
     assert not one.same_classes(other)
 
 
-def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_images_are_known_by_their_files_whatever_link_leads_there(greys: Path, tmp_path: Path) -> None:  # noqa: F811
     linked = Path(shutil.copytree(greys, tmp_path / "linked"))
     (linked / "dark" / "dark0.png").unlink()
     (linked / "dark" / "dark0.png").symlink_to(greys / "dark" / "dark0.png")
@@ -238,8 +237,8 @@ def test_films_are_known_by_their_files_whatever_link_leads_there(greys: Path, t
 
 
 @pytest.mark.slow
-def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    films = writing.write(tmp_path / "phantom", {"Test": 4}, size=32)
+def test_images_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = write_files.write(tmp_path / "phantom", {"Test": 4}, size=32)
     few_steps(monkeypatch)
 
     def audit(name: str, size: int) -> None:
@@ -247,26 +246,26 @@ def test_films_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, monk
         content = yaml.safe_load(path.read_text())
         content["output"]["classes"] = ["COVID-19", "Non-COVID", "Normal"]
         path.write_text(yaml.safe_dump(content))
-        audits.audit(path, films, tmp_path / "out" / name)
+        audits.audit(path, images, tmp_path / "out" / name)
 
     audit("first", 32)
     audit("larger", 48)
     of_before = rows(tmp_path / "out" / "first", tmp_path / "out" / "larger")
     assert len([name for name in of_before if name.startswith("lungs_")]) > 5
-    for mask in films.rglob("lung masks/*.png"):  # those in the folder of infections too
+    for mask in images.rglob("lung masks/*.png"):  # those in the folder of infections too
         Image.fromarray(np.roll(np.asarray(Image.open(mask)), 2, axis=1)).save(mask)
     audit("again", 48)
-    pair = audit_pairs.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
+    pair = compare.compare(tmp_path / "out" / "first", tmp_path / "out" / "again", resamples=100)
     kept = {row.measure for row in pair.rows}
     assert set(of_before) - kept == set(pair.other_lungs) >= {"lungs_blacked_out accuracy", "lungs_only accuracy"}
     assert set(of_before) > kept > {"clean accuracy", "fgsm accuracy @0.01"}
     said = "Not compared, since by other lung masks in one of them: lungs_blacked_out accuracy, "
     assert any(line.startswith(said) for line in pair_remarks(pair))
     old = changed(tmp_path / "out" / "again", tmp_path / "old", lungs=None)  # of which nobody knows
-    assert audit_pairs.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
+    assert compare.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
 
 
-def test_films_that_cannot_be_read_again_cheaply_have_no_such_checksum(
+def test_images_that_cannot_be_read_again_cheaply_have_no_such_checksum(
     greys: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -284,51 +283,51 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
 ) -> None:
     """Of the copy the worst case is all wrong: a lead that both interval and test call sure."""
     other = Path(shutil.copytree(first, tmp_path / "other"))
-    table = files.read_table(other / "predictions.parquet")
+    table = atomic.read_table(other / "predictions.parquet")
     wrong = [np.eye(3, dtype=np.float32)[(label + 1) % 3] for label in table["label"]]
     worst = (table["attack"] == "worst-case").to_numpy()
     logits = [w if yes else own for w, yes, own in zip(wrong, worst, table["logits"], strict=True)]
-    files.write_table(other / "predictions.parquet", table.assign(logits=logits))
+    atomic.write_table(other / "predictions.parquet", table.assign(logits=logits))
 
     def settled(one: Path, two: Path) -> bool:
-        (row,) = [r for r in audit_pairs.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
+        (row,) = [r for r in compare.compare(one, two, resamples=200).rows if r.measure.startswith("worst-case")]
         assert abs(row.difference.value or 0) > 0.5
         return row.settled
 
     assert settled(first, other)
     assert settled(other, first)
-    content = files.read_json(other / "audit.json")
+    content = atomic.read_json(other / "audit.json")
     by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "found_alone": 1, "missed": 0}
     by["accuracy"] = {"value": 0.0}
-    files.write_json(other / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", content | {"handed_in": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)
-    pair = audit_pairs.compare(first, other, resamples=200)
+    pair = compare.compare(first, other, resamples=200)
     assert pair.handed_in == [[], ["Ada"]]
     (line,) = [line for line in pair_remarks(pair) if "handed in" in line]
     assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
     # The one that was attacked with more may lead: that is settled.
-    content = files.read_json(first / "audit.json")
+    content = atomic.read_json(first / "audit.json")
     better = Path(shutil.copytree(first, tmp_path / "better"))
-    files.write_json(better / "audit.json", content | {"handed_in": [by]})
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": []})
+    atomic.write_json(better / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": []})
     assert settled(better, other)
     # Images that find nothing alone changed no worst case: as if none had been handed in.
     nothing = by | {"found_alone": 0, "missed": 36}
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [nothing]})
     assert settled(first, other)
-    pair = audit_pairs.compare(first, other, resamples=200)
+    pair = compare.compare(first, other, resamples=200)
     assert pair.handed_in == [[], []]
     assert not any("handed in" in line for line in pair_remarks(pair))
-    more = files.read_json(other / "audit.json") | {"handed_in": [by]}
-    files.write_json(first / "audit.json", content | {"handed_in": [nothing]})
-    files.write_json(other / "audit.json", more)
+    more = atomic.read_json(other / "audit.json") | {"handed_in": [by]}
+    atomic.write_json(first / "audit.json", content | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", more)
     assert not settled(first, other), "of the two one alone was attacked with more"
-    files.write_json(first / "audit.json", content)
+    atomic.write_json(first / "audit.json", content)
     # Attacked alike: nothing to say.
-    files.write_json(other / "audit.json", files.read_json(other / "audit.json") | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [by]})
     assert settled(better, other)
-    assert not any("handed in" in line for line in pair_remarks(audit_pairs.compare(better, other, resamples=200)))
+    assert not any("handed in" in line for line in pair_remarks(compare.compare(better, other, resamples=200)))
 
 
 def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on() -> None:
@@ -338,11 +337,11 @@ def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on()
 
     names, plain = ("Edema", "Mass"), audit()
     edema = audit(("Ada (Edema)", 0.02, 2), ("Ada (Mass)", 0.02, 0))
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Edema", names) == 1
-    assert audit_pairs.attacked_more([edema, plain], "worst-case accuracy @0.02", names) == 0
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.02, Mass", names) is None
-    assert audit_pairs.attacked_more([plain, edema], "worst-case accuracy @0.01, Edema", names) is None
-    assert audit_pairs.attacked_more([plain, edema], "clean accuracy, Edema", names) is None
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert compare.attacked_more([edema, plain], "worst-case accuracy @0.02", names) == 0
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.02, Mass", names) is None
+    assert compare.attacked_more([plain, edema], "worst-case accuracy @0.01, Edema", names) is None
+    assert compare.attacked_more([plain, edema], "clean accuracy, Edema", names) is None
     mass = audit(("Bo (Mass)", 0.02, 1))
-    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02, Edema", names) == 1
-    assert audit_pairs.attacked_more([mass, edema], "worst-case accuracy @0.02", names) is None
+    assert compare.attacked_more([mass, edema], "worst-case accuracy @0.02, Edema", names) == 1
+    assert compare.attacked_more([mass, edema], "worst-case accuracy @0.02", names) is None

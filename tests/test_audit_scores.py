@@ -8,26 +8,26 @@ import pytest
 from PIL import Image
 
 from test_audit_tables import table
+from trustcxr.audit import run_audit as audits
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import CHOSEN
-from trustcxr.recipes import exam
-from trustcxr.results.documents import AuditDocument
-from trustcxr.study import audit as audits
+from trustcxr.recipes import protocol
+from trustcxr.storage.schemas import AuditDocument
 
 CLASSES = ("Ill", "Normal")
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = exam.load_exam().model_copy(update={"bootstrap": 100})
+    short = protocol.load_exam().model_copy(update={"bootstrap": 100})
     monkeypatch.setattr(audits, "load_exam", lambda: short)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve films of each class in each of two splits; the files of both splits have the same names."""
-    root, random = tmp_path_factory.mktemp("scored") / "films", np.random.default_rng(0)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of each class in each of two splits; the files of both splits have the same names."""
+    root, random = tmp_path_factory.mktemp("scored") / "images", np.random.default_rng(0)
     for split in ("Test", "Val"):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)
@@ -37,40 +37,40 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def audited(films: Path, out: Path, kind: str, ids: list[str]) -> AuditDocument:
-    """The audit of a table that scores each Ill film 0.3, but for a few, and each other 0.1."""
+def audited(images: Path, out: Path, kind: str, ids: list[str]) -> AuditDocument:
+    """The audit of a table that scores each Ill image 0.3, but for a few, and each other 0.1."""
     rows = [f"{name},{0.3 if 'Ill' in name else 0.1},{0.7 if 'Ill' in name else 0.9}" for name in ids]
     columns = ("Ill", "Other") if kind == "sigmoid" else CLASSES
     out.mkdir()
     (out / "scores.csv").write_text("\n".join([f"image,{','.join(columns)}", *rows]))
     text = f"predictions: scores.csv\ninput: {{size: 16}}\noutput: {{kind: {kind}, classes: [{', '.join(columns)}]}}\n"
     (out / "model.yaml").write_text(text)
-    return audits.audit(out / "model.yaml", films, out / "audit")
+    return audits.audit(out / "model.yaml", images, out / "audit")
 
 
 def paths(split: str) -> list[str]:
     return [f"{split}/{name}/{name}{number}.png" for name in CLASSES for number in range(12)]
 
 
-def test_a_name_that_films_of_two_splits_have_says_of_none_which_it_is(films: Path, tmp_path: Path) -> None:
+def test_a_name_that_images_of_two_splits_have_says_of_none_which_it_is(images: Path, tmp_path: Path) -> None:
     bare = [Path(path).name for path in paths("Test")]
-    with pytest.raises(UserError, match=r"24 are named as several films are: give their ids or paths"):
-        audited(films, tmp_path / "bare", "probabilities", bare)
-    some = audited(films, tmp_path / "some", "probabilities", paths("Test")[:14] + bare[14:])
+    with pytest.raises(UserError, match=r"24 are named as several images are: give their ids or paths"):
+        audited(images, tmp_path / "bare", "probabilities", bare)
+    some = audited(images, tmp_path / "some", "probabilities", paths("Test")[:14] + bare[14:])
     text = next(check.text for check in some.gate if check.check == "scores")
     assert text.startswith("14 of 24 images have a score")
-    assert "10 are named as several films are" in text
+    assert "10 are named as several images are" in text
     assert {point.threshold for point in some.operating_points} == {None}, "no validation image has a score"
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "sigmoid"])
-def test_scores_of_validation_images_choose_the_thresholds(kind: str, films: Path, tmp_path: Path) -> None:
-    document = audited(films, tmp_path / "both", kind, paths("Test") + paths("Val"))
+def test_scores_of_validation_images_choose_the_thresholds(kind: str, images: Path, tmp_path: Path) -> None:
+    document = audited(images, tmp_path / "both", kind, paths("Test") + paths("Val"))
     ill = next(point for point in document.operating_points if point.finding == "Ill")
     assert ill.origin == CHOSEN
     assert ill.threshold == pytest.approx(0.2, abs=1e-3)
     assert (ill.sensitivity.value, ill.specificity.value) == (1, 1)
-    alone = audited(films, tmp_path / "alone", kind, paths("Test"))
+    alone = audited(images, tmp_path / "alone", kind, paths("Test"))
     ill = next(point for point in alone.operating_points if point.finding == "Ill")
     assert ill.threshold == (0.5 if kind == "sigmoid" else None)
     assert ill.sensitivity.value == 0
@@ -82,17 +82,17 @@ def test_a_class_is_judged_at_the_point_that_the_model_file_gives_it(
     kind: str, thresholds: list[float], tmp_path: Path
 ) -> None:
     random = np.random.default_rng(0)
-    names, films = ("A", "B", "C"), tmp_path / "films"
+    names, images = ("A", "B", "C"), tmp_path / "images"
     scores = {}
     for name in names:
-        (films / name).mkdir(parents=True)
+        (images / name).mkdir(parents=True)
         for n in range(20):
-            Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(films / name / f"{name}{n}.png")
+            Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(images / name / f"{name}{n}.png")
             scores[f"{name}{n}.png"] = random.dirichlet([1 + 2 * (other == name) for other in names])
     scores["A0.png"] = np.array([0.3, 0.2, 0.5])  # at the thresholds themselves
     given = {key: np.log(row) + 1 if kind == "logits" else row for key, row in scores.items()}
     model = table(tmp_path / "model", given, kind=kind, classes=list(names), thresholds=thresholds)
-    document = audits.audit(model, films, tmp_path / "audit")
+    document = audits.audit(model, images, tmp_path / "audit")
     truth = np.repeat(np.arange(3), 20)
     ordered = np.stack([scores[f"{name}{n}.png"] for name in names for n in range(20)])
     for place, (point, cut) in enumerate(

@@ -1,5 +1,5 @@
-"""What a surrogate of an audit learns from: films of the training split, and none of them is examined or of a patient
-who is; where there are none, films that are examined, which is said."""
+"""What a surrogate of an audit learns from: images of the training split, and none of them is examined or of a patient
+who is; where there are none, images that are examined, which is said."""
 
 import shutil
 from pathlib import Path
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys, model_file  # noqa: F401
 from trustcxr.attacks.surrogate import SurrogateNet
-from trustcxr.evaluation import carried_out, predictions
-from trustcxr.evaluation.given import load_model
-from trustcxr.recipes.exam import load_exam
-from trustcxr.results import files
-from trustcxr.study import audit as audits
-from trustcxr.study import audit_data
-from trustcxr.study.audit_data import Films, open_films
-from trustcxr.study.audited import Audit
+from trustcxr.audit import attack_runner, audit_data
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.audit_data import AuditImages, open_images
+from trustcxr.audit.identity import Audit
+from trustcxr.audit.subject import load_model
+from trustcxr.evaluation import predictions
+from trustcxr.recipes.protocol import load_exam
+from trustcxr.storage import atomic
 
-SPLITS = {"Train": 20, "Val": 2, "Test": 8}  # films a class
-SHARED, COPIES = 3, 2  # of the training films of a class: those of patients of Test, and those that are films of Test
+SPLITS = {"Train": 20, "Val": 2, "Test": 8}  # images a class
+SHARED, COPIES = 3, 2  # of the training images of a class: those of patients of Test, and those that are images of Test
 
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films of three greys in three splits; some for training are of patients, or are films, that are in Test too."""
+    """Images of three greys in three splits; some for training are of patients, or are images, that are in Test too."""
     root, random = tmp_path_factory.mktemp("listed"), np.random.default_rng(0)
     rows = []
     for name, grey in zip(CLASSES, GREYS, strict=True):
@@ -54,28 +54,28 @@ def without_gradients(tmp_path: Path) -> Path:
     return tmp_path / "model.yaml"
 
 
-def opened(model: Path, data: Path, split: str | None = None) -> Films:
-    return open_films(load_model(model, trust_code=True), data, split, None, None)
+def opened(model: Path, data: Path, split: str | None = None) -> AuditImages:
+    return open_images(load_model(model, trust_code=True), data, split, None, None)
 
 
-def same_films(pixels: Tensor, others: np.ndarray) -> int:
-    """How many of the films (N, 1, H, W) in [0, 1] are among others (N, 1, H, W) in whole numbers."""
-    known = {film.tobytes() for film in np.asarray(others)}
-    return sum((film * 255).round().to(torch.uint8).numpy().tobytes() in known for film in pixels)
+def same_images(pixels: Tensor, others: np.ndarray) -> int:
+    """How many of the images (N, 1, H, W) in [0, 1] are among others (N, 1, H, W) in whole numbers."""
+    known = {image.tobytes() for image in np.asarray(others)}
+    return sum((image * 255).round().to(torch.uint8).numpy().tobytes() in known for image in pixels)
 
 
-def test_it_learns_from_training_films_of_other_patients(
+def test_it_learns_from_training_images_of_other_patients(
     without_gradients: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    films = opened(without_gradients, listed)
-    assert films.taught is not None
-    training, rows = films.taught.training, films.taught.rows
-    assert (films.examined.split, training.split) == ("Test", "Train")
+    images = opened(without_gradients, listed)
+    assert images.taught is not None
+    training, rows = images.taught.training, images.taught.rows
+    assert (images.examined.split, training.split) == ("Test", "Train")
     assert len(rows) == len(set(rows)) == 3 * (SPLITS["Train"] - SHARED - COPIES)
-    assert not set(training.groups[rows]) & set(films.examined.groups)
-    pixels = films.taught.pixels(torch.device("cpu"))
-    assert same_films(pixels, training.images) == len(rows)
-    assert same_films(pixels, films.examined.images) == 0
+    assert not set(training.groups[rows]) & set(images.examined.groups)
+    pixels = images.taught.pixels(torch.device("cpu"))
+    assert same_images(pixels, training.images) == len(rows)
+    assert same_images(pixels, images.examined.images) == 0
     monkeypatch.setattr(audit_data, "TAUGHT", 9)
     few = [opened(without_gradients, listed).taught for _ in range(2)]
     assert few[0] is not None
@@ -84,13 +84,13 @@ def test_it_learns_from_training_films_of_other_patients(
     assert np.bincount(training.labels[few[0].rows]).tolist() == [3, 3, 3], "the classes evenly"
 
 
-def test_where_there_are_no_training_films_beside_those_examined_there_is_nothing_to_learn_from(
+def test_where_there_are_no_training_images_beside_those_examined_there_is_nothing_to_learn_from(
     without_gradients: Path,
     listed: Path,
     greys: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    assert opened(without_gradients, greys).taught is None, "all films are examined"
+    assert opened(without_gradients, greys).taught is None, "all images are examined"
     assert opened(without_gradients, listed, "Train").taught is None
     divided = opened(without_gradients, greys, "Test").taught
     assert divided is not None
@@ -105,16 +105,16 @@ def test_where_there_are_no_training_films_beside_those_examined_there_is_nothin
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The films of every surrogate that is made."""
+    """The images of every surrogate that is made."""
     found: list[Tensor] = []
 
-    def distil(model: nn.Module, films: Tensor, **options: float) -> SurrogateNet:
-        found.append(films)
+    def distil(model: nn.Module, images: Tensor, **options: float) -> SurrogateNet:
+        found.append(images)
         with torch.random.fork_rng():
-            torch.manual_seed(len(films))  # what it becomes hangs on its films
+            torch.manual_seed(len(images))  # what it becomes hangs on its images
             return SurrogateNet(3).eval()
 
-    monkeypatch.setattr(carried_out, "distil", distil)
+    monkeypatch.setattr(attack_runner, "distil", distil)
     return found
 
 
@@ -128,16 +128,16 @@ def test_the_audit_says_what_the_surrogate_learned_from(
 ) -> None:
     document = audits.audit(without_gradients, listed, tmp_path / "split", trust_code=True)
     text = next(check.text for check in document.gate if check.check == "surrogate")
-    assert text.endswith("from 45 films of the split Train, none of a patient who is examined")
+    assert text.endswith("from 45 images of the split Train, none of a patient who is examined")
     assert text in document.because
     examined = opened(without_gradients, listed).examined
-    assert [len(films) for films in learned] == [45]
-    assert same_films(learned[0], examined.images) == 0
+    assert [len(images) for images in learned] == [45]
+    assert same_images(learned[0], examined.images) == 0
     document = audits.audit(without_gradients, greys, tmp_path / "whole", trust_code=True)
     text = next(check.text for check in document.gate if check.check == "surrogate")
-    assert "from 36 of the films that are examined, since these data have no training films" in text
+    assert "from 36 of the images that are examined, since these data have no training images" in text
     assert text in document.because
-    assert [len(films) for films in learned] == [45, 36]
+    assert [len(images) for images in learned] == [45, 36]
     plain = audits.audit(model_file(tmp_path / "plain", Brightness()), listed, tmp_path / "honest", attacks=["fgsm"])
     assert not [check for check in plain.gate if check.check == "surrogate"]
     assert len(learned) == 2, "an honest network needs none"
@@ -164,11 +164,11 @@ def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
     went_on = audits.audit(without_gradients, listed, tmp_path / "cut", trust_code=True)
     whole = audits.audit(without_gradients, listed, tmp_path / "whole", trust_code=True)
     assert went_on == whole
-    one, other = (files.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole"))
+    one, other = (atomic.read_table(tmp_path / name / "predictions.parquet") for name in ("cut", "whole"))
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_other_training_films_are_another_examination(without_gradients: Path, listed: Path, tmp_path: Path) -> None:
+def test_other_training_images_are_another_examination(without_gradients: Path, listed: Path, tmp_path: Path) -> None:
     def key(data: Path) -> str:
         return Audit(load_model(without_gradients, trust_code=True), opened(without_gradients, data), load_exam()).key
 

@@ -1,4 +1,4 @@
-"""A table of scores in a model's place: whose films it leaves out, what its answers are worth, what they are."""
+"""A table of scores in a model's place: whose images it leaves out, what its answers are worth, what they are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from PIL import Image
 
 from test_audit_command import CLASSES, _short, greys  # noqa: F401
 from test_cli import run
-from trustcxr.evaluation.given import load_model
-from trustcxr.models.adapters import describe_file
-from trustcxr.report import board
-from trustcxr.report.audits import sentences
-from trustcxr.results.documents import AuditDocument, read
-from trustcxr.study import audit as audits
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats import describe_file
+from trustcxr.audit.subject import load_model
+from trustcxr.report import leaderboard
+from trustcxr.report.audit_text import sentences
+from trustcxr.storage.schemas import AuditDocument, read_schema
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
 Scores = Mapping[str, np.ndarray]
@@ -25,7 +25,7 @@ ONE_FINDING = {"kind": "sigmoid", "classes": ["Ill"], "thresholds": 0.5}
 
 @pytest.fixture
 def answers() -> dict[str, np.ndarray]:
-    """Probabilities (3,) of every film by its file's name: right but for two films of each class."""
+    """Probabilities (3,) of every image by its file's name: right but for two images of each class."""
     found = {}
     for k, name in enumerate(CLASSES):
         for number in range(12):
@@ -46,7 +46,7 @@ def table(folder: Path, scores: Scores, **output: Any) -> Path:
     return folder / "model.yaml"
 
 
-def test_who_leaves_out_films_leads_no_board(
+def test_who_leaves_out_images_leads_no_board(
     greys: Path,  # noqa: F811
     tmp_path: Path,
     answers: dict[str, np.ndarray],
@@ -59,9 +59,9 @@ def test_who_leaves_out_films_leads_no_board(
     assert part.clean.accuracy.value == 1
     assert "30 of 36 images have a score" in part.because
     said = sentences(part)
-    assert [line for line in said if line.startswith("Examined: 30 of 36 images of films")]
-    assert [line for line in sentences(whole) if line.startswith("Examined: 36 images of films")]
-    found = board.gather(tmp_path / "out")
+    assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of images")]
+    assert [line for line in sentences(whole) if line.startswith("ModelUnderTest: 36 images of images")]
+    found = leaderboard.gather(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
     for pair in (("whole", "part"), ("part", "whole")):
@@ -84,7 +84,7 @@ def test_validation_images_that_are_examined_choose_no_threshold_and_that_is_sai
     model = table(tmp_path / "model", scores, kind="sigmoid", classes=["Ill"])
     for split, origin in {
         "Test": "chosen on validation images",
-        "Val": "taken for want of another: the model file has none, and validation images are the films looked at",
+        "Val": "taken for want of another: the model file has none, and validation images are the images looked at",
     }.items():
         document = audits.audit(model, tmp_path / "list.csv", tmp_path / split, split=split, labels=ILL)
         assert document.findings[0].origin.startswith(origin)
@@ -101,16 +101,16 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     for k, name in enumerate(answers):
         shade = name.rstrip(".png0123456789")
         ward, said = "south" if k % 3 else "north", shade if many else ILL[shade]
-        lines.append(f"{greys}/{shade}/{name},{shade},{ward},{ward} and sons,s{k // 4},{said} film")
+        lines.append(f"{greys}/{shade}/{name},{shade},{ward},{ward} and sons,s{k // 4},{said} image")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     scores = answers if many else {name: row[2:] for name, row in answers.items()}
     model, out = table(tmp_path / "model", scores, **({} if many else ONE_FINDING)), tmp_path / "out"
     labels = [] if many else [part for old, new in ILL.items() for part in ("--label", f"{old}={new}")]
     run("audit", model, "--data", tmp_path / "list.csv", "--out", out, *labels)
-    document = read(AuditDocument, out / "audit.json")
+    document = read_schema(AuditDocument, out / "audit.json")
     maker, scanner, diagnosis = document.subgroups
     assert (maker.column, maker.alike) == ("maker", ["ward"])
-    assert scanner.text.startswith("by scanner: no two groups have 20 films")
+    assert scanner.text.startswith("by scanner: no two groups have 20 images")
     assert "by diagnosis: not judged, since each of its values belongs to one class" in diagnosis.text
     card, page = (out / "model_card.md").read_text(), (out / "report.html").read_text()
     for division in document.subgroups:
@@ -120,7 +120,7 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     assert "- Factors: maker\n" in card
 
 
-def test_of_findings_only_films_with_a_score_are_counted(
+def test_of_findings_only_images_with_a_score_are_counted(
     greys: Path,  # noqa: F811
     tmp_path: Path,
     answers: dict[str, np.ndarray],
@@ -136,7 +136,7 @@ QUARTERS = ("A", "B", "C", "D")
 
 
 def four(folder: Path, count: int) -> Path:
-    """`count` films of each of four classes; what is in them does not matter to scores."""
+    """`count` images of each of four classes; what is in them does not matter to scores."""
     for k, name in enumerate(QUARTERS):
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -151,7 +151,7 @@ def told(document: AuditDocument) -> tuple[bool | None, str]:
 
 
 def scores_of(header: Sequence[str], count: int, *, right: float = 1.0, beside: int = 1) -> dict[str, np.ndarray]:
-    """Scores under a header of films A to D: the answer is the true class where the header is `QUARTERS`.
+    """Scores under a header of images A to D: the answer is the true class where the header is `QUARTERS`.
 
     So many are `right`; the others are of the class so many places `beside`.
     """
@@ -164,13 +164,15 @@ def scores_of(header: Sequence[str], count: int, *, right: float = 1.0, beside: 
 
 
 def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: Path) -> None:
-    films, scores = four(tmp_path / "films", 15), scores_of(QUARTERS, 15)
-    wrong = audits.audit(table(tmp_path / "a", scores, classes=["A", "C", "B", "D"]), films, tmp_path / "out" / "wrong")
+    images, scores = four(tmp_path / "images", 15), scores_of(QUARTERS, 15)
+    wrong = audits.audit(
+        table(tmp_path / "a", scores, classes=["A", "C", "B", "D"]), images, tmp_path / "out" / "wrong"
+    )
     assert wrong.clean.accuracy.value == 0.5
     passed, text = told(wrong)
     assert passed is False
     assert text == (
-        "accuracy on 60 films is 50.0% as declared, and 100.0% with another declaration: write as names of columns in "
+        "accuracy on 60 images is 50.0% as declared, and 100.0% with another declaration: write as names of columns in "
         "scores.csv: B in place of C, C in place of B"
     )
     assert wrong.unreliable
@@ -180,7 +182,7 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
         model = table(tmp_path / name, scores, classes=list(classes))
         file = model.parent / "scores.csv"
         file.write_text(file.read_text().replace("image,A,B,C,D", f"image,{head}"))
-        found = audits.audit(model, films, tmp_path / "out" / name)
+        found = audits.audit(model, images, tmp_path / "out" / name)
         assert found.clean.accuracy.value == accuracy
         assert told(found)[0] == (accuracy == 1)
 
@@ -190,15 +192,15 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
     [
         (15, QUARTERS, 0.8, True, "80.0% as declared; no other class order surely does better"),
         (15, ("B", "D", "A", "C"), 0.8, True, "80.0% as declared; no other class order surely does better"),
-        (4, QUARTERS, 1, None, "16 films are too few to tell a wrong order of the classes"),
+        (4, QUARTERS, 1, None, "16 images are too few to tell a wrong order of the classes"),
     ],
 )
-def test_nothing_is_said_of_an_honest_table_nor_of_few_films(
+def test_nothing_is_said_of_an_honest_table_nor_of_few_images(
     count: int, header: Sequence[str], right: float, passed: bool | None, words: str, tmp_path: Path
 ) -> None:
     scores = scores_of(header, count, right=right)
     document = audits.audit(
-        table(tmp_path / "a", scores, classes=list(header)), four(tmp_path / "films", count), tmp_path / "out"
+        table(tmp_path / "a", scores, classes=list(header)), four(tmp_path / "images", count), tmp_path / "out"
     )
     assert told(document)[0] is passed
     assert words in told(document)[1]
@@ -207,12 +209,12 @@ def test_nothing_is_said_of_an_honest_table_nor_of_few_films(
 
 
 def test_exchanged_names_of_findings_are_told_apart_from_an_order(tmp_path: Path) -> None:
-    films, scores = four(tmp_path / "films", 15), scores_of(QUARTERS, 15)
+    images, scores = four(tmp_path / "images", 15), scores_of(QUARTERS, 15)
     output = {"kind": "sigmoid", "thresholds": 0.5}
-    wrong = audits.audit(table(tmp_path / "a", scores, classes=["A", "C", "B", "D"], **output), films, tmp_path / "b")
+    wrong = audits.audit(table(tmp_path / "a", scores, classes=["A", "C", "B", "D"], **output), images, tmp_path / "b")
     assert told(wrong)[0] is False
     assert told(wrong)[1].endswith("as names of columns in scores.csv: B in place of C, C in place of B")
-    right = audits.audit(table(tmp_path / "c", scores, classes=list(QUARTERS), **output), films, tmp_path / "d")
+    right = audits.audit(table(tmp_path / "c", scores, classes=list(QUARTERS), **output), images, tmp_path / "d")
     assert told(right) == (
         True,
         "of 4 findings none is ranked worse than by chance; no other order surely does better",
@@ -220,12 +222,12 @@ def test_exchanged_names_of_findings_are_told_apart_from_an_order(tmp_path: Path
 
 
 def drawn(name: str, row: np.ndarray) -> np.ndarray:
-    """Scores that have nothing to do with the film."""
+    """Scores that have nothing to do with the image."""
     return np.roll(row, int(name.strip("abdeghikrty.pn")) % 3)
 
 
 def shifted(name: str, row: np.ndarray) -> np.ndarray:
-    """A finding ranked as before, and said to be there of nearly all films."""
+    """A finding ranked as before, and said to be there of nearly all images."""
     return row**0.2
 
 
@@ -291,14 +293,14 @@ def test_ids_keep_their_zeros(tmp_path: Path) -> None:
     assert 'classes: ["low", "high"]' in describe_file(tmp_path / "scores.csv")
 
 
-def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_films(tmp_path: Path) -> None:
-    """The gate's 120 films would not tell."""
-    films, header = four(tmp_path / "films", 60), ("B", "A", "C", "D")
+def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_images(tmp_path: Path) -> None:
+    """The gate's 120 images would not tell."""
+    images, header = four(tmp_path / "images", 60), ("B", "A", "C", "D")
     scores = scores_of(header, 60, right=0.55, beside=2)
-    document = audits.audit(table(tmp_path / "a", scores, classes=list(QUARTERS)), films, tmp_path / "out")
+    document = audits.audit(table(tmp_path / "a", scores, classes=list(QUARTERS)), images, tmp_path / "out")
     passed, text = told(document)
     assert passed is False
-    assert text.startswith("accuracy on 240 films is ")
+    assert text.startswith("accuracy on 240 images is ")
     assert "write as names of columns in scores.csv: B in place of A, A in place of B" in text
-    assert text.endswith(", unless it takes the one for the other on these films")
+    assert text.endswith(", unless it takes the one for the other on these images")
     assert document.unreliable

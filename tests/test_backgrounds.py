@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trustcxr.data.batches import augment
-from trustcxr.data.lungs import soften
+from trustcxr.data.loader import augment
+from trustcxr.data.lung_masks import soften
 from trustcxr.defences import backgrounds
 
 SIDE = 50
@@ -32,7 +32,7 @@ def lungs(count: int) -> Tensor:
     return LUNGS.expand(count, -1, -1, -1).clone()
 
 
-def test_swap_puts_the_lungs_on_another_film_of_the_batch() -> None:
+def test_swap_puts_the_lungs_on_another_image_of_the_batch() -> None:
     images = greys(9)
     changed = backgrounds.change(images, lungs(9), "swap", share=1.0, generator=generator())
     own = images[:, 0, 0, 0]
@@ -125,7 +125,7 @@ def test_one_image_has_no_other_background() -> None:
 
 
 def test_a_mask_moves_with_its_image() -> None:
-    """One grid for both: a film that is its own mask stays so."""
+    """One grid for both: an image that is its own mask stays so."""
     masks = lungs(16)
     ranges = {"rotation": 20.0, "shift": 0.1, "scale": 0.3, "flip": 0.5, "brightness": 0.0, "contrast": 0.0}
     both = augment(torch.cat([masks, masks], 1), generator(), **ranges)

@@ -15,13 +15,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from trustcxr.data import load_dataset, phantom
-from trustcxr.data.batches import BatchRows, augment, loader, to_pixels
 from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.loader import BatchRows, augment, loader, to_pixels
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.study import preflight
-from trustcxr.training import fit
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.runs import preflight
+from trustcxr.training import fit_run
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 
@@ -78,7 +78,7 @@ def test_balanced_draws_every_class_equally_often(shuffle: bool) -> None:
     assert np.bincount(labels[rows]).tolist() == [40, 40, 40]
     drawn = np.bincount(rows, minlength=120)
     assert drawn[:90].max() == 1
-    assert set(drawn[90:99]) == {4, 5}, "every film of a rare class is drawn before any is drawn again"
+    assert set(drawn[90:99]) == {4, 5}, "every image of a rare class is drawn before any is drawn again"
     assert set(drawn[99:]) == {1, 2}
     assert np.bincount(labels[rows[:60]], minlength=3).min() > 10, "classes are mixed"
     assert rows != order(BatchRows(labels, 16, shuffle=shuffle, balanced=True), 1)
@@ -94,7 +94,7 @@ def test_balanced_by_source_draws_each_equally_often_within_its_class() -> None:
     drawn = pd.Series(list(zip(labels[rows].tolist(), sources[rows], strict=True))).value_counts()
     assert drawn.to_dict() == {(0, "a"): 20, (0, "b"): 20, (0, ""): 20, (1, "a"): 30, (1, "c"): 30}
     often = np.bincount(rows, minlength=120)
-    assert set(often[80:86]) == {3, 4}, "every film of a rare source is drawn before any is drawn again"
+    assert set(often[80:86]) == {3, 4}, "every image of a rare source is drawn before any is drawn again"
 
 
 def test_no_source_is_left_out_for_good_where_there_are_many() -> None:
@@ -106,20 +106,20 @@ def test_no_source_is_left_out_for_good_where_there_are_many() -> None:
 
 
 def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: Path) -> None:
-    phantom.write(tmp_path / "films", {"Train": 4, "Val": 4}, size=32, seed=0)
-    films, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
-    assert sources_of(films, "") is None
-    assert sources_of(Joined(films, val), "class").tolist() == [*films.table["class"], *val.table["class"]]  # type: ignore[union-attr]
+    phantom.write(tmp_path / "images", {"Train": 4, "Val": 4}, size=32, seed=0)
+    radiographs, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
+    assert sources_of(radiographs, "") is None
+    assert sources_of(Joined(radiographs, val), "class").tolist() == [*radiographs.table["class"], *val.table["class"]]  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
-        sources_of(films, "sourse")
-    films.table["source"] = [None] * len(films)
-    with pytest.raises(UserError, match="no film of Train has anything in column source: leave out"):
-        sources_of(films, "source")
+        sources_of(radiographs, "sourse")
+    radiographs.table["source"] = [None] * len(radiographs)
+    with pytest.raises(UserError, match="no image of Train has anything in column source: leave out"):
+        sources_of(radiographs, "source")
 
 
 def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    phantom.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32, seed=0)
-    train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    phantom.write(tmp_path / "images", {"Train": 4, "Val": 4, "Test": 4}, size=32, seed=0)
+    train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     train.table["source"] = ["a", "b"] * 6
     training = {"epochs": 1, "batch_size": 6, "balanced": True, "balanced_by": "source"}
     recipe = {"model": {"name": "test_resnet", "weights": "none"}, "data": {"size": 32}, "training": training}
@@ -128,11 +128,11 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
     )
-    fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    fit_run(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
     wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        fit(wrong, train, val, tmp_path / "refused")
+        fit_run(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",
@@ -224,7 +224,7 @@ def test_to_pixels_is_in_zero_to_one() -> None:
 
 
 @pytest.fixture
-def films() -> Tensor:
+def radiographs() -> Tensor:
     """Smooth images, so that two ways of interpolating agree."""
     coarse = torch.rand((6, 1, 6, 6), generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(coarse, 48, mode="bicubic", align_corners=False).clamp(0, 1)
@@ -234,13 +234,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_zero_ranges_are_the_identity(films: Tensor) -> None:
-    assert torch.allclose(augment(films, seeded(), **NOTHING), films, atol=1e-5)
+def test_zero_ranges_are_the_identity(radiographs: Tensor) -> None:
+    assert torch.allclose(augment(radiographs, seeded(), **NOTHING), radiographs, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_shape_dtype_and_range_are_kept(films: Tensor, dtype: torch.dtype) -> None:
-    before = films.to(dtype, copy=True)
+def test_shape_dtype_and_range_are_kept(radiographs: Tensor, dtype: torch.dtype) -> None:
+    before = radiographs.to(dtype, copy=True)
     images = before.clone()
     changed = augment(images, seeded(), rotation=45, shift=0.3, scale=0.5, brightness=0.5, contrast=0.9, flip=0.5)
     assert (changed.shape, changed.dtype) == (images.shape, dtype)
@@ -265,17 +265,17 @@ def test_defaults_change_every_image_and_mirror_none() -> None:
     assert 0.35 < float((on_the_right(mirrored) < 0.5).float().mean()) < 0.65
 
 
-def test_flip_mirrors_left_to_right(films: Tensor) -> None:
-    assert torch.allclose(augment(films, seeded(), **NOTHING | {"flip": 1.0}), films.flip(-1), atol=1e-5)
+def test_flip_mirrors_left_to_right(radiographs: Tensor) -> None:
+    assert torch.allclose(augment(radiographs, seeded(), **NOTHING | {"flip": 1.0}), radiographs.flip(-1), atol=1e-5)
 
 
-def test_generator_decides(films: Tensor) -> None:
+def test_generator_decides(radiographs: Tensor) -> None:
     torch.manual_seed(0)
-    first = augment(films, seeded(1))
+    first = augment(radiographs, seeded(1))
     torch.manual_seed(9)
-    assert torch.equal(first, augment(films, seeded(1)))
-    assert not torch.equal(first, augment(films, seeded(2)))
-    assert not torch.allclose(first[0] - films[0], first[1] - films[1]), "each image has draws of its own"
+    assert torch.equal(first, augment(radiographs, seeded(1)))
+    assert not torch.equal(first, augment(radiographs, seeded(2)))
+    assert not torch.allclose(first[0] - radiographs[0], first[1] - radiographs[1]), "each image has draws of its own"
 
 
 def shifted_draw(seed: int, number: int, skip: int) -> Tensor:
@@ -286,35 +286,35 @@ def shifted_draw(seed: int, number: int, skip: int) -> Tensor:
     return torch.rand(number, generator=generator) * 2 - 1
 
 
-def test_rotation_agrees_with_torchvision(films: Tensor) -> None:
-    ours = augment(films, seeded(4), **NOTHING | {"rotation": 20.0})
-    angles = 20 * shifted_draw(4, len(films), 0)
-    for image, angle, changed in zip(films, angles.tolist(), ours, strict=True):
+def test_rotation_agrees_with_torchvision(radiographs: Tensor) -> None:
+    ours = augment(radiographs, seeded(4), **NOTHING | {"rotation": 20.0})
+    angles = 20 * shifted_draw(4, len(radiographs), 0)
+    for image, angle, changed in zip(radiographs, angles.tolist(), ours, strict=True):
         theirs = vision.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
         assert torch.allclose(changed[:, 4:-4, 4:-4], theirs[:, 4:-4, 4:-4], atol=0.02), angle
     assert float(angles.abs().max()) > 10
 
 
-def test_scale_and_shift_agree_with_torchvision(films: Tensor) -> None:
-    side = films.shape[-1]
-    ours = augment(films, seeded(4), **NOTHING | {"scale": 0.3})
-    zooms = 1 + 0.3 * shifted_draw(4, len(films), 1)
-    for image, zoom, changed in zip(films, zooms.tolist(), ours, strict=True):
+def test_scale_and_shift_agree_with_torchvision(radiographs: Tensor) -> None:
+    side = radiographs.shape[-1]
+    ours = augment(radiographs, seeded(4), **NOTHING | {"scale": 0.3})
+    zooms = 1 + 0.3 * shifted_draw(4, len(radiographs), 1)
+    for image, zoom, changed in zip(radiographs, zooms.tolist(), ours, strict=True):
         theirs = vision.affine(image, 0, [0, 0], zoom, [0.0], InterpolationMode.BILINEAR)
         inside = slice(12, -12)
         assert torch.allclose(changed[:, inside, inside], theirs[:, inside, inside], atol=0.02), zoom
-    moved = augment(films, seeded(4), **NOTHING | {"shift": 0.1})
-    across = 0.1 * side * shifted_draw(4, len(films), 3)
-    down = 0.1 * side * shifted_draw(4, len(films), 4)
-    for image, right, below, changed in zip(films, across.tolist(), down.tolist(), moved, strict=True):
+    moved = augment(radiographs, seeded(4), **NOTHING | {"shift": 0.1})
+    across = 0.1 * side * shifted_draw(4, len(radiographs), 3)
+    down = 0.1 * side * shifted_draw(4, len(radiographs), 4)
+    for image, right, below, changed in zip(radiographs, across.tolist(), down.tolist(), moved, strict=True):
         exact = ndimage.shift(image[0].numpy(), (-below, -right), order=1)
         assert np.allclose(changed[0, 8:-8, 8:-8], exact[8:-8, 8:-8], atol=0.02), (right, below)
 
 
-def test_rotation_and_scale_together_agree_with_torchvision(films: Tensor) -> None:
-    ours = augment(films, seeded(4), **NOTHING | {"rotation": 30.0, "scale": 0.4})
-    angles, zooms = 30 * shifted_draw(4, len(films), 0), 1 + 0.4 * shifted_draw(4, len(films), 1)
-    for image, angle, zoom, changed in zip(films, angles.tolist(), zooms.tolist(), ours, strict=True):
+def test_rotation_and_scale_together_agree_with_torchvision(radiographs: Tensor) -> None:
+    ours = augment(radiographs, seeded(4), **NOTHING | {"rotation": 30.0, "scale": 0.4})
+    angles, zooms = 30 * shifted_draw(4, len(radiographs), 0), 1 + 0.4 * shifted_draw(4, len(radiographs), 1)
+    for image, angle, zoom, changed in zip(radiographs, angles.tolist(), zooms.tolist(), ours, strict=True):
         theirs = vision.affine(image, -angle, [0, 0], zoom, [0.0], InterpolationMode.BILINEAR)
         assert torch.allclose(changed[:, 16:-16, 16:-16], theirs[:, 16:-16, 16:-16], atol=0.02), (angle, zoom)
 
@@ -326,15 +326,15 @@ def test_what_comes_in_from_outside_is_black() -> None:
     assert float(moved.mean()) < 0.95
 
 
-def test_brightness_adds_and_contrast_keeps_the_mean(films: Tensor) -> None:
-    middle = films * 0.3 + 0.35  # far from black and white, so that nothing is clamped
+def test_brightness_adds_and_contrast_keeps_the_mean(radiographs: Tensor) -> None:
+    middle = radiographs * 0.3 + 0.35  # far from black and white, so that nothing is clamped
     brighter = augment(middle, seeded(4), **NOTHING | {"brightness": 0.2})
     added = (brighter - middle).flatten(1)
     assert torch.allclose(added, added[:, :1].expand_as(added), atol=1e-5)
-    assert torch.allclose(added[:, 0], 0.2 * shifted_draw(4, len(films), 6), atol=1e-5)
+    assert torch.allclose(added[:, 0], 0.2 * shifted_draw(4, len(radiographs), 6), atol=1e-5)
     sharper = augment(middle, seeded(4), **NOTHING | {"contrast": 0.5})
     assert torch.allclose(sharper.mean((1, 2, 3)), middle.mean((1, 2, 3)), atol=1e-5)
-    gain = 1 + 0.5 * shifted_draw(4, len(films), 5)
+    gain = 1 + 0.5 * shifted_draw(4, len(radiographs), 5)
     assert torch.allclose(sharper.std((1, 2, 3)), middle.std((1, 2, 3)) * gain, atol=1e-5)
 
 
@@ -346,9 +346,9 @@ def test_draws_fill_their_range() -> None:
     assert all(abs(b - a - 0.05) < 0.01 for a, b in pairwise(levels.quantile(torch.linspace(0, 1, 5)).tolist()))
 
 
-def test_augment_recipe_has_the_same_defaults(films: Tensor) -> None:
-    from trustcxr.recipes.training import Augment
+def test_augment_recipe_has_the_same_defaults(radiographs: Tensor) -> None:
+    from trustcxr.recipes.training_recipe import Augment
 
     options = SimpleNamespace(**Augment().model_dump())
     assert options.flip == 0
-    assert torch.equal(augment(films, seeded(), **vars(options)), augment(films, seeded()))
+    assert torch.equal(augment(radiographs, seeded(), **vars(options)), augment(radiographs, seeded()))

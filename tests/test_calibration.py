@@ -146,25 +146,25 @@ def true_error(sharpness: float) -> float:
     return float(np.abs(np.bincount(place, honest[np.arange(len(said)), answer] - confidence, 15)).sum() / len(said))
 
 
-def repeated(count: int, sharpness: float, seed: int, films: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `drawn`, with as many films a patient, of which half have one draw in common."""
-    random, patients = np.random.default_rng(seed), count // films
-    honest = np.repeat(random.normal(0, 1.5, (patients, 3)), films, axis=0)
-    shared = np.repeat(random.random(patients), films)
-    draws = np.where(random.random(count) < 0.5, shared, random.random(count)) if films > 1 else shared
+def repeated(count: int, sharpness: float, seed: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `drawn`, with as many images a patient, of which half have one draw in common."""
+    random, patients = np.random.default_rng(seed), count // images
+    honest = np.repeat(random.normal(0, 1.5, (patients, 3)), images, axis=0)
+    shared = np.repeat(random.random(patients), images)
+    draws = np.where(random.random(count) < 0.5, shared, random.random(count)) if images > 1 else shared
     labels = (draws[:, None] > softmax(honest).cumsum(1)).sum(1).clip(0, 2)
-    return honest * sharpness, labels, np.repeat(np.arange(patients), films)
+    return honest * sharpness, labels, np.repeat(np.arange(patients), images)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("films", [1, 4])
+@pytest.mark.parametrize("images", [1, 4])
 @pytest.mark.parametrize("sharpness", [0.7, 1.0, 1.3, 2.0])
 def test_the_interval_of_the_calibration_error_holds_the_truth_as_often_as_it_says(
-    sharpness: float, films: int
+    sharpness: float, images: int
 ) -> None:
     truth, covered, trials = true_error(sharpness), 0, 120
     for trial in range(trials):
-        logits, labels, groups = repeated(400, sharpness, trial, films)
+        logits, labels, groups = repeated(400, sharpness, trial, images)
         error, (low, high) = calibration.debiased_error(totals(logits, labels, groups, trial))
         assert low <= error <= high
         covered += low <= truth + 1e-9 <= high + 1e-9
@@ -182,7 +182,7 @@ def test_coverage_over_all_cases_is_neither_too_small_nor_too_large() -> None:
 
 
 def test_the_debiased_error_is_nearer_the_truth_than_the_plug_in() -> None:
-    """A calibrated network of 400 films: the plug-in says about 0.05, where there is nothing."""
+    """A calibrated network of 400 images: the plug-in says about 0.05, where there is nothing."""
     found, plug_in = [], []
     for trial in range(40):
         sums = totals(*repeated(400, 1.0, trial, 1), trial)

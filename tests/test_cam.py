@@ -539,7 +539,7 @@ class InPlace(Small):
         return super().forward(x.sub_(0.5).div_(0.25))
 
 
-def test_a_model_that_works_in_place_leaves_the_callers_film(x: Tensor) -> None:
+def test_a_model_that_works_in_place_leaves_the_callers_image(x: Tensor) -> None:
     torch.manual_seed(0)
     model, before = InPlace(), x.clone()
     maps = explain.grad_cam(model, x)

@@ -12,15 +12,16 @@ from pack import Pack
 from small_runs import MODEL, recipe, weights
 from test_cli import complaint
 from test_study import tiny
-from trustcxr.data.batches import BatchRows, augment
-from trustcxr.data.phantom import writing
+from trustcxr.data.loader import BatchRows, augment
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.report import cards as report_cards
-from trustcxr.results import files, stretches
-from trustcxr.study import engines, run_folder
-from trustcxr.study.protocol import Study
-from trustcxr.training import cards, loop, monitor
-from trustcxr.training.cards import Cards
+from trustcxr.report import model_card as report_cards
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic, segments
+from trustcxr.study import engines
+from trustcxr.study.run_study import Study
+from trustcxr.training import devices, fit_run, monitor
+from trustcxr.training.devices import Devices
 from trustcxr.training.step import TrainingStep
 
 GROUP = {"normalisation": "group"}  # BatchNorm looks at the images beside it, so parts would differ
@@ -28,7 +29,7 @@ PLAIN = {"augment": {"spectrum": 0.5}}
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def radiographs(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
@@ -71,15 +72,15 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
 
 @pytest.mark.parametrize("defence", ["fgsm", "free"])
 def test_parts_of_a_batch_add_up_to_its_gradients(
-    defence: str, films: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
+    defence: str, radiographs: tuple[Any, Any], tmp_path: Path, gradients: list[dict[str, Tensor]]
 ) -> None:
     for parts in (1, 3):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **PLAIN)
-        loop.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *radiographs, tmp_path / str(parts))
     half = len(gradients) // 2
     assert furthest(gradients[0], gradients[half]) < 1e-5
     assert furthest(gradients[0], {name: torch.zeros_like(g) for name, g in gradients[0].items()}) > 1e-2
-    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "13")
+    first, second = (atomic.read_table(tmp_path / n / "history.csv") for n in "13")
     assert second["train_loss"][0] == pytest.approx(first["train_loss"][0], abs=1e-4)
 
 
@@ -94,25 +95,25 @@ GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
         ("standard", {"background": "emptied"}),
     ],
 )
-def test_what_is_a_mean_of_some_films_is_that_of_the_whole_batch_whatever_its_parts(
+def test_what_is_a_mean_of_some_images_is_that_of_the_whole_batch_whatever_its_parts(
     defence: str,
     keys: dict[str, Any],
-    films: tuple[Any, Any],
+    radiographs: tuple[Any, Any],
     gradients: list[dict[str, Tensor]],
     tmp_path: Path,
 ) -> None:
     for parts in (1, 2, 4, 8):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
-        loop.fit(how, *films, tmp_path / str(parts))
+        fit_run.fit(how, *radiographs, tmp_path / str(parts))
     whole, *others = gradients
     # The sums' order differs, and how far by processor: 1e-6 of a largest gradient of 1.1 was passed on one.
     assert [furthest(whole, other) < 1e-5 for other in others] == [True] * 3
-    loop.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *films, tmp_path / "without")
+    fit_run.fit(recipe(defence, model=GROUP, epochs=1, batch_size=40), *radiographs, tmp_path / "without")
     assert furthest(whole, gradients[-1]) > 1e-3, "what is asked for has an effect"
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, most = TrainingStep._on, 4
     worked: list[int] = []
@@ -125,29 +126,31 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 
     monkeypatch.setattr(TrainingStep, "_on", on)
     how = recipe("fgsm", model=GROUP, epochs=1)
-    assert loop.fit(how, *films, tmp_path / "halved").steps == 3
+    assert fit_run.fit(how, *radiographs, tmp_path / "halved").steps == 3
     assert worked == [4] * 12
     said = capsys.readouterr().err
     assert "a batch does not fit in memory: worked off in 4 parts, gradients added up" in said
     monkeypatch.setattr(TrainingStep, "_on", real)
-    loop.fit(
-        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}), *films, tmp_path / "a"
+    fit_run.fit(
+        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}),
+        *radiographs,
+        tmp_path / "a",
     )
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
     for place in ("halved", "a"):
-        assert files.read_json(tmp_path / place / "training.json")["parts"] == 4
-        assert files.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
+        assert atomic.read_json(tmp_path / place / "training.json")["parts"] == 4
+        assert atomic.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
         assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
-        loop.fit(how, *films, tmp_path / "never")
+        fit_run.fit(how, *radiographs, tmp_path / "never")
 
 
-def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     """As is advised where a batch does not fit and nobody can halve it."""
-    loop.fit(recipe("fgsm", epochs=1), *films, tmp_path)
+    fit_run.fit(recipe("fgsm", epochs=1), *radiographs, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
     folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
     with pytest.raises(UserError, match="another run"):
@@ -156,24 +159,24 @@ def test_a_run_that_was_begun_goes_on_in_more_parts(films: tuple[Any, Any], tmp_
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not_fit(
-    nodes: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: int, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     for variable in ("TORCHELASTIC_RUN_ID", "RANK"):
         monkeypatch.setenv(variable, "0")
-    monkeypatch.setattr(loop, "_fit_part", no_room)
+    monkeypatch.setattr(fit_run, "_fit_part", no_room)
     how = recipe("fgsm", batch_size=8)
-    cards = Cards(devices=2 if nodes == 1 else 1, nodes=nodes)
+    cards = Devices(devices=2 if nodes == 1 else 1, nodes=nodes)
     with pytest.raises(
         UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
     ):
-        loop.fit(how, *films, tmp_path, cards=cards)
+        fit_run.fit(how, *radiographs, tmp_path, cards=cards)
 
 
 def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = TrainingStep._on
 
@@ -183,28 +186,28 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
         return real(self, part, pixels, *rest)
 
     monkeypatch.setattr(TrainingStep, "_on", on)
-    found = loop.fit(recipe("fgsm"), *films, tmp_path)
+    found = fit_run.fit(recipe("fgsm"), *radiographs, tmp_path)
     assert (found.parts, found.world, found.strategy) == (2, None, None)
-    listed = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
+    listed = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
-    assert stretches.told(tmp_path) == said
+    assert segments.describe_segments(tmp_path) == said
     card = report_cards.card(tmp_path)
     assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
     assert f"- Not trained on one and the same: {said}\n" in card
 
 
 def test_processor_seconds_are_those_of_all_processes(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summed: list[float] = []
 
-    def keep(self: Cards, values: Tensor) -> Tensor:
+    def keep(self: Devices, values: Tensor) -> Tensor:
         summed.extend(values.flatten().tolist())
         return values
 
-    monkeypatch.setattr(Cards, "summed", keep)
-    found = loop.fit(recipe(epochs=1), *films, tmp_path)
+    monkeypatch.setattr(Devices, "summed", keep)
+    found = fit_run.fit(recipe(epochs=1), *radiographs, tmp_path)
     assert found.processor_seconds in summed
 
 
@@ -214,28 +217,28 @@ def test_processor_seconds_are_those_of_all_processes(
 @pytest.mark.parametrize(
     ("asked", "defence", "said"),
     [
-        (Cards(devices=0), "fgsm", "--devices 0: expected 1 or more"),
-        (Cards(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
-        (Cards(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
-        (Cards(devices=2), "free", "free keeps a state of its own"),
-        (Cards(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun or by torchrun"),
+        (Devices(devices=0), "fgsm", "--devices 0: expected 1 or more"),
+        (Devices(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
+        (Devices(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
+        (Devices(devices=2), "free", "free keeps a state of its own"),
+        (Devices(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun or by torchrun"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(asked: Cards, defence: str, said: str) -> None:
+def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         asked.check(recipe(defence), 48)
 
 
-def test_it_is_refused_before_any_film_is_looked_for(tmp_path: Path) -> None:
+def test_it_is_refused_before_any_image_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--nodes 2: start the same command on every machine"):
-        run_folder.train(recipe("fgsm"), tmp_path / "no films", tmp_path / "run", nodes=2)
+        run_folder.train(recipe("fgsm"), tmp_path / "no images", tmp_path / "run", nodes=2)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
     defence: str,
-    films: tuple[Any, Any],
+    radiographs: tuple[Any, Any],
     tmp_path: Path,
     gradients: list[dict[str, Tensor]],
     monkeypatch: pytest.MonkeyPatch,
@@ -253,21 +256,21 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
             self.trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr]
 
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
-    train, val = films
+    train, val = radiographs
     how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
-    found = [loop.fit(how, train, val, tmp_path / str(n), cards=Cards(devices=n)) for n in (1, 2)]
+    found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
     assert sent
-    first, second = (files.read_table(tmp_path / n / "history.csv") for n in "12")
+    first, second = (atomic.read_table(tmp_path / n / "history.csv") for n in "12")
     for column in first.columns.drop("seconds"):
         assert second[column][0] == pytest.approx(first[column][0], abs=1e-4), column
     assert found[0].steps == found[1].steps
-    assert not {"parts", "world", "strategy"} & set(files.read_json(tmp_path / "1" / "training.json"))
-    said = files.read_json(tmp_path / "2" / "training.json")
+    assert not {"parts", "world", "strategy"} & set(atomic.read_json(tmp_path / "1" / "training.json"))
+    said = atomic.read_json(tmp_path / "2" / "training.json")
     assert (said["world"], said["strategy"], said.get("parts")) == (2, "ddp", None)
-    assert files.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
+    assert atomic.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
         "world": 2,
         "strategy": "ddp",
     }
@@ -277,34 +280,34 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
 
 @pytest.mark.full
 def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = cards.Team.__init__
+    began = devices.Team.__init__
 
     def mortal(self: TrainingStep) -> None:
         for process in team[-1].processes:
             process.kill()
 
-    team: list[cards.Team] = []
-    monkeypatch.setattr(cards.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
+    team: list[devices.Team] = []
+    monkeypatch.setattr(devices.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
     monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
     with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
-        loop.fit(recipe(model=GROUP), *films, tmp_path, cards=Cards(devices=2))
+        fit_run.fit(recipe(model=GROUP), *radiographs, tmp_path, cards=Devices(devices=2))
     assert not any(process.is_alive() for process in team[-1].processes)
     assert not torch.distributed.is_initialized()
 
 
 def test_validation_of_parts_adds_up_to_the_whole(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What each of three processes counts, summed by hand, on a number of images that three does not divide."""
     from trustcxr.models import factory
 
     model, how = factory.build("test_resnet", classes=3, weights="none"), recipe("fgsm")
-    whole = monitor.validate(model, films[0], how, torch.device("cpu"))
+    whole = monitor.validate(model, radiographs[0], how, torch.device("cpu"))
     counted: list[list[float]] = []
 
-    class Part(Cards):
+    class Part(Devices):
         def summed(self, values: Tensor) -> Tensor:
             counted[-1].append(float(values))
             return values
@@ -312,8 +315,8 @@ def test_validation_of_parts_adds_up_to_the_whole(
     for rank in range(5):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         counted.append([])
-        monitor.validate(model, films[0], how, torch.device("cpu"), Part(devices=5))
-    images, watched = len(films[0]), len(monitor.attacked_rows(films[0]))
+        monitor.validate(model, radiographs[0], how, torch.device("cpu"), Part(devices=5))
+    images, watched = len(radiographs[0]), len(monitor.attacked_rows(radiographs[0]))
     sums = np.sum(counted, axis=0) / [images, watched, watched]
     assert sums == pytest.approx(list(whole.values()))
 
@@ -346,28 +349,28 @@ def test_several_cards_are_for_one_run_at_a_time_here(engine: str, asked: list[o
     assert "with --engine local, one --jobs" in complaint("study", "quick", *words)
 
 
-def test_a_study_refuses_before_any_film_what_cannot_be_shared(tmp_path: Path) -> None:
+def test_a_study_refuses_before_any_image_what_cannot_be_shared(tmp_path: Path) -> None:
     path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
-    files.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
+    atomic.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
     said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
     assert "free keeps a state of its own for each process" in said
 
 
 @pytest.mark.full
 def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = writing.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
+    data = write_files.write(tmp_path / "phantom", {"Train": 8, "Val": 4, "Test": 3}, size=32)
     models = [{"name": MODEL, "weights": "none"} | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []
-    real = Cards.for_lightning
+    real = Devices.for_lightning
 
-    def seen(self: Cards) -> dict[str, Any]:
+    def seen(self: Devices) -> dict[str, Any]:
         worlds.append(self.world)
         return real(self)
 
-    monkeypatch.setattr(Cards, "for_lightning", seen)
-    for devices in (1, 2):
-        Study(study, data, tmp_path / str(devices), engines.get("local"), devices=devices).run()
+    monkeypatch.setattr(Devices, "for_lightning", seen)
+    for count in (1, 2):
+        Study(study, data, tmp_path / str(count), engines.get("local"), devices=count).run()
     assert worlds == [1, 1, 2, 2]
     for name in (f"{MODEL}-standard-s0", f"{MODEL}-fgsm-s0"):
         one, two = (weights(tmp_path / str(devices) / "runs" / name) for devices in (1, 2))

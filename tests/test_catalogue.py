@@ -9,27 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from trustcxr import attacks, catalogue, corruptions, defences, explain
-from trustcxr.catalogue import Method
+from trustcxr import attacks, corruptions, defences, explain, registry
 from trustcxr.cli import options
 from trustcxr.data import layouts
-from trustcxr.recipes import training
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes import training_recipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.registry import Method
 
 
 def test_registries_are_the_catalogue() -> None:
-    assert list(attacks.ATTACKS) == list(catalogue.ATTACKS)
-    assert list(defences.DEFENCES) == list(catalogue.DEFENCES)
-    assert list(corruptions.CORRUPTIONS) == list(catalogue.CORRUPTIONS)
-    assert list(layouts.LAYOUTS) == list(catalogue.LAYOUTS)
-    assert list(explain.METHODS) == list(catalogue.SALIENCY)
+    assert list(attacks.ATTACKS) == list(registry.ATTACKS)
+    assert list(defences.DEFENCES) == list(registry.DEFENCES)
+    assert list(corruptions.CORRUPTIONS) == list(registry.CORRUPTIONS)
+    assert list(layouts.LAYOUTS) == list(registry.LAYOUTS)
+    assert list(explain.METHODS) == list(registry.SALIENCY)
 
 
-@pytest.mark.parametrize("name", catalogue.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
-    entry = catalogue.ATTACKS[name]
-    function = catalogue.function_of("attacks", entry.function)
+    entry = registry.ATTACKS[name]
+    function = registry.load_function("attacks", entry.function)
     takes = inspect.signature(function).parameters
     loose = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     wanted = {*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])}
@@ -39,33 +39,33 @@ def test_what_an_attack_takes_is_in_its_signature(name: str) -> None:
 
 def test_the_steps_of_every_attack_are_said_as_they_are() -> None:
     said = "20 for pgd and pgd-l2, 10 for momentum and transfer, 50 for the others"
-    assert catalogue.steps_said() == said
+    assert registry.format_steps() == said
     assert said in options.Steps.__metadata__[0].help  # type: ignore[attr-defined]
     assert str(AttackRecipe.model_fields["steps"].description).endswith(said)
 
 
 def test_backgrounds_of_recipes_are_those_of_the_catalogue() -> None:
-    assert list(training.Background.__args__) == list(catalogue.BACKGROUNDS)  # type: ignore[attr-defined]
-    assert {name for name, entry in catalogue.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
+    assert list(training_recipe.Background.__args__) == list(registry.BACKGROUNDS)  # type: ignore[attr-defined]
+    assert {name for name, entry in registry.BACKGROUNDS.items() if entry.gate} == {"gate", "gate-emptied"}
 
 
 def test_the_options_of_defences_are_keys_of_recipes() -> None:
-    for entry in catalogue.DEFENCES.values():
+    for entry in registry.DEFENCES.values():
         assert set(entry.options) <= set(DefenceRecipe.model_fields), entry.name
 
 
 def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
-    for table in (catalogue.ATTACKS, catalogue.DEFENCES, catalogue.CORRUPTIONS, catalogue.SALIENCY, catalogue.MEASURES):
+    for table in (registry.ATTACKS, registry.DEFENCES, registry.CORRUPTIONS, registry.SALIENCY, registry.MEASURES):
         labels = [entry.label for entry in table.values()]
         assert all(labels)
         assert len(set(labels)) == len(labels)
 
 
 def test_what_needs_no_steps_shows_none() -> None:
-    assert catalogue.attack_said("pgd", 20) == "PGD-20"
-    assert catalogue.attack_said("fgsm", 1) == "FGSM"
-    assert catalogue.attack_said("worst-case", 50) == "worst case"
-    assert catalogue.attack_said("unheard-of", 3) == "unheard-of-3"
+    assert registry.format_attack("pgd", 20) == "PGD-20"
+    assert registry.format_attack("fgsm", 1) == "FGSM"
+    assert registry.format_attack("worst-case", 50) == "worst case"
+    assert registry.format_attack("unheard-of", 3) == "unheard-of-3"
 
 
 def test_a_method_is_its_name_and_a_layer() -> None:
@@ -75,7 +75,7 @@ def test_a_method_is_its_name_and_a_layer() -> None:
 
 
 def test_the_catalogue_needs_no_torch() -> None:
-    code = "import sys, trustcxr.catalogue; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
+    code = "import sys, trustcxr.registry; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -132,8 +132,8 @@ from trustcxr import attacks, corruptions, defences, explain
 from trustcxr.cli import app
 from trustcxr.data import layouts
 from trustcxr.explain import scores
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.report import words
 from trustcxr.report.figures.svg import defence_colour
 
@@ -226,5 +226,5 @@ def test_a_toy_of_each_kind_is_found_everywhere(tmp_path: Path, script: str) -> 
 
 
 def test_a_function_of_ones_own_is_named_with_its_package() -> None:
-    assert catalogue.function_of("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
-    assert catalogue.function_of("attacks", "trustcxr.attacks.fab:fab") is attacks.fab
+    assert registry.load_function("attacks", "pgd:pgd") is importlib.import_module("trustcxr.attacks.pgd").pgd
+    assert registry.load_function("attacks", "trustcxr.attacks.fab:fab") is attacks.fab

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, one_thread
 from trustcxr import attacks
-from trustcxr.certify import contract, crown, ibp
-from trustcxr.defences import certified
+from trustcxr.certify import affine_graph, crown, ibp
+from trustcxr.defences import bound_training
 from trustcxr.models.plain import PixelScale, Plain, PlainNet, draw_even
 
 EPSILON = 0.05
@@ -68,7 +68,7 @@ def worst_logits(model: nn.Sequential, images: Tensor, labels: Tensor, epsilon: 
 
 def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = certified.ibp(model, images, labels, epsilon=EPSILON)
+    loss, logits = bound_training.ibp(model, images, labels, epsilon=EPSILON)
     worst = worst_logits(model, images, labels, EPSILON)
     assert torch.allclose(logits, worst, atol=1e-5)
     assert torch.allclose(loss, F.cross_entropy(worst, labels), atol=1e-5)
@@ -78,7 +78,7 @@ def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple
 
 def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, _ = certified.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
     adversarial = attacks.fgsm(model, images, labels, epsilon=EPSILON)
     parts = worst_logits(model, images, labels, EPSILON), model(images), model(adversarial)
     bound, clean, attacked = (F.cross_entropy(each, labels) for each in parts)
@@ -88,11 +88,11 @@ def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small
 def test_crown_ibp_goes_from_crown_to_the_intervals(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     half, start, end = (
-        certified.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
+        bound_training.crown_ibp(model, images, labels, epsilon=EPSILON, grown=grown)[1] for grown in (0.5, 0.0, 1.0)
     )
-    layers = contract.layers(model)
+    layers = affine_graph.layers(model)
     found = ibp.intervals(layers, ibp.Interval(images, torch.full_like(images, EPSILON)))
-    rows = contract.margins(3, labels, images)
+    rows = affine_graph.margins(3, labels, images)
     for each in (start, half):
         assert all(g.any() for g in torch.autograd.grad(each.logsumexp(1).sum(), list(model.parameters())))
     by_crown = -crown.backward(layers, found, rows, crown.first_slopes(layers, found))
@@ -107,13 +107,13 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     with torch.no_grad():
         model[1].weight.mul_(9)  # a radius that grows too fast, so that the first regulariser has something to say
         model[1].bias.add_(1.0)  # most values before the ReLU surely active, so that the second has too
-    plain, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25)
-    loss, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=0.25, regulariser=2.0)
+    plain, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=0.25)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=0.25, regulariser=2.0)
     tightness, balance = [], []
     low, high = model[0](images - 0.01), model[0](images + 0.01)
     first = float((high - low).mean())
     for layers in (list(model)[1:2], list(model)[1:5]):
-        at = ibp.intervals(contract.layers(nn.Sequential(*layers)), ibp.Interval.of(low, high))[-1]
+        at = ibp.intervals(affine_graph.layers(nn.Sequential(*layers)), ibp.Interval.of(low, high))[-1]
         tightness.append(max(0.0, 0.5 - first / float(2 * at.radius.mean())) / 0.5)
         centre, active, inactive = at.centre, at.low > 0, at.high < 0
         mean = float(centre[active].sum() / -centre[inactive].sum())
@@ -124,8 +124,8 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     assert tightness[0] > 0
     assert sum(balance) > 0
     assert float(loss - plain) == pytest.approx(2.0 * 0.75 * expected, rel=1e-3)
-    ended, _ = certified.ibp(model, images, labels, epsilon=0.01, grown=1.0, regulariser=2.0)
-    assert float(ended) == pytest.approx(float(certified.ibp(model, images, labels, epsilon=0.01)[0]))
+    ended, _ = bound_training.ibp(model, images, labels, epsilon=0.01, grown=1.0, regulariser=2.0)
+    assert float(ended) == pytest.approx(float(bound_training.ibp(model, images, labels, epsilon=0.01)[0]))
 
 
 def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]) -> None:
@@ -136,7 +136,7 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
     for drawn in (False, True):
         if drawn:
             draw_even(net)
-        found = ibp.intervals(contract.layers(net), ibp.Interval(images, torch.full_like(images, EPSILON)))
+        found = ibp.intervals(affine_graph.layers(net), ibp.Interval(images, torch.full_like(images, EPSILON)))
         radii.append(float(found[-2].radius.detach().mean()))
     assert radii[0] > 100 * EPSILON, "torch's own weights let it explode"
     assert 0.2 * EPSILON < radii[1] < 5 * EPSILON
@@ -144,8 +144,8 @@ def test_weights_are_drawn_so_that_the_radius_stays(batch: tuple[Tensor, Tensor]
 
 
 @pytest.mark.sample("ibp")
-@pytest.mark.parametrize("defence", [certified.ibp, certified.crown_ibp])
-def test_training_by_bounds_proves_what_standard_training_cannot(defence: certified.Bounded) -> None:
+@pytest.mark.parametrize("defence", [bound_training.ibp, bound_training.crown_ibp])
+def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_training.Bounded) -> None:
     images, labels = images_and_labels(96, seed=5)
     proved = []
     with one_thread():
@@ -162,8 +162,8 @@ def test_training_by_bounds_proves_what_standard_training_cannot(defence: certif
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            at = ibp.Interval.of(*contract.box(images.double(), 0.02))
-            least = ibp.least_margins(contract.exact(net), at, labels)
+            at = ibp.Interval.of(*affine_graph.box(images.double(), 0.02))
+            least = ibp.least_margins(affine_graph.exact(net), at, labels)
             proved.append(float((least + F.one_hot(labels, 3) > 0).all(1).float().mean()))
     assert proved[0] < 0.3
     assert proved[1] > 0.7
@@ -175,7 +175,7 @@ SHORT = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)
 def test_the_loss_leaves_the_model_as_it_was(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    certified.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
+    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, one_thread
 from trustcxr import attacks
-from trustcxr.certify import contract
-from trustcxr.certify.proofs import Effort, least_margins
-from trustcxr.defences import certified
+from trustcxr.certify import affine_graph
+from trustcxr.certify.verify import Effort, least_margins
+from trustcxr.defences import bound_training
 from trustcxr.models.plain import PixelScale, Plain, PlainNet
 
 RADIUS = 0.02  # of training
@@ -27,7 +27,7 @@ def trained() -> nn.Module:
         optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
         for step in range(80):
             grown = min(1.0, step / 50)
-            loss, _ = certified.ibp(net, images, labels, epsilon=RADIUS * grown, clean_share=0.5, grown=grown)
+            loss, _ = bound_training.ibp(net, images, labels, epsilon=RADIUS * grown, clean_share=0.5, grown=grown)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -38,7 +38,7 @@ def proved(images: Tensor, epsilon: float, effort: Effort | None = None) -> tupl
     """Whether each answer is proved, and the answers."""
     with torch.no_grad():
         said = trained()(images).argmax(1)
-    return least_margins(contract.exact(trained()), images, said, epsilon, effort or Effort()) > 0, said
+    return least_margins(affine_graph.exact(trained()), images, said, epsilon, effort or Effort()) > 0, said
 
 
 def broken(images: Tensor, answers: Tensor, epsilon: float, **budget: int) -> Tensor:
@@ -89,7 +89,7 @@ def test_a_margin_at_no_radius_is_the_model_s_own_less_the_rounding() -> None:
     with torch.no_grad():
         logits = trained()(images)
     top = logits.topk(2).values
-    least = least_margins(contract.exact(trained()), images, logits.argmax(1), 0.0, Effort(crown=False))
+    least = least_margins(affine_graph.exact(trained()), images, logits.argmax(1), 0.0, Effort(crown=False))
     own = (top[:, 0] - top[:, 1]).double()
     assert (least <= own).all()
     assert ((own - least) / own.abs().max()).max() < 2e-3

@@ -7,9 +7,9 @@ import pytest
 
 from trustcxr.report.figures import certified as figure
 from trustcxr.report.figures import svg
-from trustcxr.report.study_folder import Run
+from trustcxr.report.load import Run
 from trustcxr.report.tables import certified as table
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage.schemas import RunDocument
 
 
 def run(certified: Any = None, attacks: Any = None) -> Run:

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from small_runs import newest
 from trustcxr import load_run
-from trustcxr.certify import Effort, contract, crown, ibp
+from trustcxr.certify import Effort, affine_graph, crown, ibp
 from trustcxr.cli import app
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
-from trustcxr.evaluation.run import Run
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.models import factory
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.ensemble import Ensemble
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 EPSILON = 0.01
 
@@ -39,29 +40,29 @@ def some(count: int) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor) -> ibp.Interval:
-    return ibp.Interval.of(*contract.box(images.double(), EPSILON))
+    return ibp.Interval.of(*affine_graph.box(images.double(), EPSILON))
 
 
 def test_layers_give_the_ensemble_s_own_answer() -> None:
     model, (images, _) = together(), some(4)
     answer = images.double()
-    for layer in contract.exact(model):
-        answer = layer.apply(answer) if isinstance(layer, contract.Affine) else answer.relu()
+    for layer in affine_graph.exact(model):
+        answer = layer.apply(answer) if isinstance(layer, affine_graph.Affine) else answer.relu()
     assert torch.allclose(answer, model.double()(images.double()), atol=1e-12)
 
 
 def test_intervals_prove_of_the_ensemble_the_mean_of_what_they_prove_of_each() -> None:
     model, (images, labels) = together(), some(6)
-    each = [ibp.least_margins(contract.exact(one), interval(images), labels) for one in model.members()]
+    each = [ibp.least_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
     mean = torch.stack(each).mean(0)
-    assert torch.allclose(ibp.least_margins(contract.exact(model), interval(images), labels), mean, atol=1e-9)
+    assert torch.allclose(ibp.least_margins(affine_graph.exact(model), interval(images), labels), mean, atol=1e-9)
     assert (each[0] - each[1]).abs().max() > 1e-3, "they are not the same network"
 
 
 def test_crown_looks_at_all_members_at_once() -> None:
     model, (images, labels) = together(), some(6)
-    each = [crown.least_margins(contract.exact(one), interval(images), labels) for one in model.members()]
-    found = crown.least_margins(contract.exact(model), interval(images), labels)
+    each = [crown.least_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]
+    found = crown.least_margins(affine_graph.exact(model), interval(images), labels)
     assert (found >= torch.stack(each).mean(0) - 1e-9).all()
     assert (found - torch.stack(each).mean(0)).max() > 1e-6, "the worst image of one is not the worst of another"
 
@@ -69,7 +70,7 @@ def test_crown_looks_at_all_members_at_once() -> None:
 @pytest.mark.parametrize("bound", [ibp.least_margins, crown.least_margins], ids=["ibp", "crown"])
 def test_no_image_of_the_ball_has_a_smaller_margin(bound: object) -> None:
     model, (images, labels) = together(), some(2)
-    least = bound(contract.exact(model), interval(images), labels)  # type: ignore[operator]
+    least = bound(affine_graph.exact(model), interval(images), labels)  # type: ignore[operator]
     corners = torch.rand(4_000, 2, 1, 32, 32)
     corners[::2] = corners[::2].round()
     points = (images + EPSILON * (2 * corners - 1)).clamp(0, 1).flatten(0, 1)
@@ -94,16 +95,16 @@ def test_neurons_are_counted_in_each_network(tmp_path: Path, monkeypatch: pytest
 
     least = crown.least_margins
     monkeypatch.setattr(crown, "least_margins", noted)
-    films = load_dataset(writing.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
+    images = load_dataset(write_files.write(tmp_path / "phantom", {"Test": 2}, size=32), split="Test", size=32)
     for members in (1, 3):
-        run = Run(Path("run"), together(members), tuple(films.classes), None)
-        certified.prove(run, films, [0.3], effort=Effort(neurons=128))
+        run = Run(Path("run"), together(members), tuple(images.classes), None)
+        certified.prove(run, images, [0.3], effort=Effort(neurons=128))
     assert asked == [128, 384]
 
 
 def test_the_allowance_for_rounding_covers_float32() -> None:
     model, (images, _) = together(), some(40)
-    layers = contract.exact(model)
+    layers = affine_graph.exact(model)
     allowed = ibp.rounding(layers, ibp.intervals(layers, interval(images)))
     with torch.no_grad():
         apart = (model(images).double() - together().double()(images.double())).abs()
@@ -116,23 +117,25 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
     for nets, means in (([one, deeper], (0.5, 0.5)), ([one, one], (0.5, 0.4))):
         model = Classifier(Ensemble(nets, means, (0.25, 0.25)), mean=0.5, std=0.25)
         with pytest.raises(UserError, match=r"networks of the ensemble 'net' are unlike.*model\.members"):
-            contract.layers(model)
+            affine_graph.layers(model)
 
 
 @pytest.mark.slow
 def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> None:
-    films = writing.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
+    images = write_files.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 4 --learning-rate 0.004 --epsilon 0.005"
     shares = "--ramp 0.5 --clean-share 0.3 --set model.members=2 --set defence.regulariser=0.5"
     run = tmp_path / "run"
     done = CliRunner().invoke(
-        app, ["train", "--data", str(films), "--out", str(run), *options.split(), *shares.split()]
+        app, ["train", "--data", str(images), "--out", str(run), *options.split(), *shares.split()]
     )
     assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(app, ["certify", str(run), "--data", str(films), "--epsilon", "0.002", "--method", "ibp"])
+    done = CliRunner().invoke(
+        app, ["certify", str(run), "--data", str(images), "--epsilon", "0.002", "--method", "ibp"]
+    )
     assert done.exit_code == 0, done.output
     assert len(load_run(run).model.members()) == 2
-    table = files.read_table(run / "certified.parquet")
+    table = atomic.read_table(newest(run) / "certified.parquet")
     assert table["proved"].any()
-    training = files.read_json(run / "training.json")
+    training = atomic.read_json(run / "training.json")
     assert (training["monitor"], training["best_value"] >= 0) == ("val_certified_accuracy", True)

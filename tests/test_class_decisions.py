@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained, write_onnx
 from trustcxr import attacks
-from trustcxr.evaluation import class_decisions, operating_points
+from trustcxr.audit import one_vs_rest
+from trustcxr.audit import run_audit as audits
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.recipes import exam
-from trustcxr.report.audits import sentences
-from trustcxr.results.documents import OperatingPoint
-from trustcxr.study import audit as audits
+from trustcxr.recipes import protocol
+from trustcxr.report.audit_text import sentences
+from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")
 EPSILON = 0.04
@@ -25,20 +26,20 @@ EPSILON = 0.04
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = exam.load_exam()
+    real = protocol.load_exam()
     attacked = [a for a in real.attacks if a.name != "square"]
     few = [
         a.model_copy(update={"epsilons": (EPSILON,), "queries": a.queries and 2, "steps": a.steps and 10})
         for a in attacked
     ]
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
-    gate = real.gate.model_copy(update={"planted": 1, "films": 8})
+    gate = real.gate.model_copy(update={"planted": 1, "images": 8})
     changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "gate": gate}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
 def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Films in a folder a class; as they are read again, class by class."""
+    """Images in a folder a class; as they are read again, class by class."""
     images, labels = images_and_labels(count, seed=seed)
     grey = (images * 255).round().to(torch.uint8)
     for number, (image, label) in enumerate(zip(grey, labels.tolist(), strict=True)):
@@ -49,7 +50,7 @@ def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Te
 
 
 class OwnDecision(nn.Module):
-    """Whether a film is of class k, by the probability of that class and a threshold; written out once more."""
+    """Whether an image is of class k, by the probability of that class and a threshold; written out once more."""
 
     def __init__(self, net: nn.Module, k: int, threshold: float) -> None:
         super().__init__()
@@ -64,22 +65,22 @@ class OwnDecision(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [(), (0.2, 0.3, 0.6)])
 def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[float, ...], tmp_path: Path) -> None:
-    films, labels = written(tmp_path / "films", "Test", 45, seed=5)
-    written(tmp_path / "films", "Val", 45, seed=6)
+    images, labels = written(tmp_path / "images", "Test", 45, seed=5)
+    written(tmp_path / "images", "Val", 45, seed=6)
     write_onnx(trained(), tmp_path / "net.onnx", SIDE)
     model = tmp_path / "model.yaml"
     output = f"classes: [{', '.join(CLASSES)}]" + (f", thresholds: {list(given)}" if given else "")
     model.write_text(f"source: net.onnx\ninput: {{size: {SIDE}}}\noutput: {{{output}}}\n")
-    document = audits.audit(model, tmp_path / "films", tmp_path / "out")
+    document = audits.audit(model, tmp_path / "images", tmp_path / "out")
     points = document.operating_points
     for k, name in enumerate(CLASSES):
         worst = next(p for p in points if (p.finding, p.attack) == (name, "worst-case"))
         assert worst.threshold is not None
         assert not given or (worst.threshold, worst.origin) == (given[k], operating_points.GIVEN)
         decision, own = OwnDecision(trained(), k, worst.threshold), (labels == k).long()
-        margins = decision(attacks.pgd(decision, films, own, epsilon=EPSILON, steps=10))[:, 1].detach().numpy()
+        margins = decision(attacks.pgd(decision, images, own, epsilon=EPSILON, steps=10))[:, 1].detach().numpy()
         there, said = own.numpy() == 1, margins >= 0
-        # Another random start may leave a film more or less.
+        # Another random start may leave an image more or less.
         assert worst.sensitivity.value * there.sum() < said[there].sum() + 1.01  # type: ignore[operator]
         assert worst.specificity.value * (~there).sum() < (~said[~there]).sum() + 1.01  # type: ignore[operator]
         assert worst.auroc.value <= roc_auc_score(there, margins) + 0.01  # type: ignore[operator]
@@ -102,22 +103,22 @@ def _at_most(worst: OperatingPoint, other: OperatingPoint) -> None:
 
 @pytest.mark.parametrize("threshold", [Threshold(0.3), Threshold(None)])
 def test_the_decision_of_a_class_is_that_of_its_operating_point(threshold: Threshold) -> None:
-    films, _ = images_and_labels(40, seed=3)
-    logits = trained()(films).detach()
+    images, _ = images_and_labels(40, seed=3)
+    logits = trained()(images).detach()
     for k in range(3):
-        said = class_decisions.decision(trained(), k, threshold)(films).argmax(1) == 1
+        said = one_vs_rest.decision(trained(), k, threshold)(images).argmax(1) == 1
         scores = logits.double().softmax(1)[:, k]
         expected = logits.argmax(1) == k if threshold.value is None else scores >= threshold.value
         assert torch.equal(said, expected)
 
 
 def table(attack: str, epsilon: float, rows: list[list[float]], labels: list[int]) -> pd.DataFrame:
-    names = [f"film{i}" for i in range(len(rows))]
+    names = [f"image{i}" for i in range(len(rows))]
     about = {"sample_id": names, "group": names, "label": labels, "steps": 1, "severity": 0}
     return pd.DataFrame(about | {"attack": attack, "epsilon": epsilon, "logits": [np.log(row) for row in rows]})
 
 
-def test_a_film_counts_with_its_worst_score_under_any_attack_within_the_radius() -> None:
+def test_a_image_counts_with_its_worst_score_under_any_attack_within_the_radius() -> None:
     labels = [0, 1]
     clean = table("clean", 0, [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]], labels)
     fgsm = table("fgsm", 0.02, [[0.4, 0.3, 0.3], [0.1, 0.4, 0.5]], labels)
@@ -134,4 +135,4 @@ def test_a_film_counts_with_its_worst_score_under_any_attack_within_the_radius()
         assert row.auroc.value == (0.0 if extra is not None else 1.0)
         assert row.aimed_at == ("answer" if extra is None else "threshold")
         other = next(p for p in found if (p.finding, p.attack) == ("c", "worst-case"))
-        assert other.specificity.value == 0.5, "of one film c is the highest, under FGSM and worst case"
+        assert other.specificity.value == 0.5, "of one image c is the highest, under FGSM and worst case"

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from trustcxr import catalogue, statistics
-from trustcxr.catalogue import HIGHER_IS_BETTER, Method
+from trustcxr import registry, statistics
 from trustcxr.errors import UserError
-from trustcxr.explain import summary
+from trustcxr.explain import saliency_summary
 from trustcxr.explain.methods import COMBINE, METHODS
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.results import files
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.registry import HIGHER_IS_BETTER, Method
+from trustcxr.storage import atomic
 from trustcxr.study import comparison, engines
 from trustcxr.study.comparison import Key
 from trustcxr.study.engines import Failure, Task
@@ -58,10 +58,10 @@ def make_run(
 ) -> Path:
     document = {"model": model, "seed": seed, "defence": defence, "split": "Test"}
     place = folder / f"{model}-{defence}-s{seed}"
-    files.write_json(place / "metrics.json", document)
-    files.write_table(place / "predictions.parquet", pd.concat(tables))
+    atomic.write_json(place / "metrics.json", document)
+    atomic.write_table(place / "predictions.parquet", pd.concat(tables))
     if "saliency" in also:
-        files.write_table(place / "saliency.parquet", also["saliency"])
+        atomic.write_table(place / "saliency.parquet", also["saliency"])
     return place
 
 
@@ -135,8 +135,8 @@ def test_of_several_numbers_of_steps_the_strongest_counts(tmp_path: Path, right:
 
 
 def test_views_have_names_without_a_radius(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
-    found = comparison.figures(make_run(tmp_path, "standard", rows(catalogue.VIEWS[0], 0, right["a"])))
-    assert set(found) == {Key(f"{catalogue.VIEWS[0]} accuracy")}
+    found = comparison.figures(make_run(tmp_path, "standard", rows(registry.VIEWS[0], 0, right["a"])))
+    assert set(found) == {Key(f"{registry.VIEWS[0]} accuracy")}
 
 
 def test_corruptions_are_one_figure_an_image_over_all_of_them(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
@@ -191,7 +191,7 @@ def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts
             changed(gain, "letters", "artefact_gain"),
         ]
     )
-    found = summary.over_changes(table)
+    found = saliency_summary.over_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
     np.testing.assert_allclose(found["artefact_ssim"]["value"], d)
@@ -267,8 +267,8 @@ def test_another_background_is_compared_with_the_plain_standard_run(
 ) -> None:
     base = make_run(tmp_path, "standard", rows("clean", 0, right["a"]))
     swapped = make_run(tmp_path / "swap", "standard", rows("clean", 0, right["b"]))
-    document = files.read_json(swapped / "metrics.json")
-    files.write_json(swapped / "metrics.json", document | {"background": "swap"})
+    document = atomic.read_json(swapped / "metrics.json")
+    atomic.write_json(swapped / "metrics.json", document | {"background": "swap"})
     (row,) = (r.plain() for r in comparison.standard_against_robust([swapped, base], resamples=100))
     assert (row["defence"], row["background"]) == ("standard", "swap")
     assert row["standard"] == pytest.approx(right["a"].mean())
@@ -380,8 +380,8 @@ def test_maps_at_a_gate_are_compared_between_gated_runs_alone(tmp_path: Path) ->
 
     def run(name: str, defence: str, background: str) -> Path:
         folder = make_run(tmp_path / name, defence, clean, saliency=pd.concat(tables))
-        document = files.read_document(folder / "metrics.json")
-        files.write_json(folder / "metrics.json", document | {"background": background})
+        document = atomic.read_document(folder / "metrics.json")
+        atomic.write_json(folder / "metrics.json", document | {"background": background})
         return folder
 
     bare, behind = run("a", "standard", "full"), run("b", "fgsm", "gate")

@@ -1,4 +1,4 @@
-"""ONNX is attacked with gradients only where its conversion to torch answers on real films as onnxruntime does."""
+"""ONNX is attacked with gradients only where its conversion to torch answers on real images as onnxruntime does."""
 
 import json
 from pathlib import Path
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
-from trustcxr.data.phantom import writing
+from trustcxr.audit.entry_checks import EntryReport, run_entry_checks
+from trustcxr.audit.formats import load, onnx_operators
+from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.run_audit import audit
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.door import Door, examine_at_the_door
-from trustcxr.models.adapters import load, onnx_operators
-from trustcxr.models.adapters.loading import held_on
-from trustcxr.study.audit import audit
 
 pytest.importorskip("onnxruntime")
 
 
 class BrightAbove(nn.Module):
-    """Tells dark, grey and bright films by their mean; bright by how far it lies above 0.6, which no noise reaches."""
+    """Tells dark, grey and bright images by their mean; bright by how far it lies above 0.6, which no noise reaches."""
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.mean((2, 3))
@@ -58,26 +58,26 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(onnx_operators.OPERATORS, "Relu", relu)
 
 
-def films() -> tuple[Tensor, Tensor]:
-    """Films (30, 1, SIDE, SIDE) of three brightnesses, and their classes."""
+def radiographs() -> tuple[Tensor, Tensor]:
+    """Images (30, 1, SIDE, SIDE) of three brightnesses, and their classes."""
     labels = torch.arange(30) % 3
     noise = 0.02 * torch.randn((30, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
     return torch.tensor([0.3, 0.5, 0.7])[labels][:, None, None, None] + noise, labels
 
 
-def door(path: Path) -> Door:
-    return examine_at_the_door(load(path, classes=CLASSES, size=SIDE), *films(), epsilon=0.05, planted=4)
+def door(path: Path) -> EntryReport:
+    return run_entry_checks(load(path, classes=CLASSES, size=SIDE), *radiographs(), epsilon=0.05, planted=4)
 
 
-def check(found: Door, name: str) -> Any:
+def check(found: EntryReport, name: str) -> Any:
     return next(c for c in found.checks if c.check == name)
 
 
-def test_a_conversion_that_answers_alike_on_films_gives_gradients(tmp_path: Path) -> None:
+def test_a_conversion_that_answers_alike_on_images_gives_gradients(tmp_path: Path) -> None:
     found = door(written(tmp_path, SIDE))
     assert found.gradients
     assert check(found, "conversion").passed
-    assert "on 30 films their answers are at most" in check(found, "conversion").text
+    assert "on 30 images their answers are at most" in check(found, "conversion").text
     assert found.subject is not None
     assert found.subject.origin.gradients == "converted"
 
@@ -92,33 +92,33 @@ def test_a_conversion_that_is_right_on_noise_alone_gives_none(
     found = door(path)
     assert not found.gradients
     assert check(found, "conversion").passed is False
-    assert f"no gradients: on 30 films its conversion to torch {why}" in check(found, "conversion").text
+    assert f"no gradients: on 30 images its conversion to torch {why}" in check(found, "conversion").text
     assert check(found, "conversion").text.endswith("robust accuracy can only be overestimated")
     assert found.subject is not None
     assert found.subject.origin.gradients == "none"
-    images, _ = films()
+    images, _ = radiographs()
     assert found.judged is not None
     assert torch.allclose(found.judged(images), BrightAbove()(images), atol=1e-4)
-    assert check(found, "declaration").text.startswith("accuracy on 30 films is 100.0%")
+    assert check(found, "declaration").text.startswith("accuracy on 30 images is 100.0%")
 
 
 def test_a_fixed_batch_is_compared_in_its_batches(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "net.onnx"
     torch.onnx.export(BrightAbove().eval(), (torch.rand(4, 1, SIDE, SIDE),), path, dynamo=False)
-    given, differ = held_on(load(path, classes=CLASSES, size=SIDE), films()[0])
+    given, differ = open_on(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
     assert differ is not None
     assert differ <= 1e-4
     assert given.origin.gradients == "converted"
     request.getfixturevalue("misread")
-    given, _ = held_on(load(path, classes=CLASSES, size=SIDE), films()[0])
+    given, _ = open_on(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
     assert given.model is not None
-    assert torch.allclose(given.model(films()[0]), BrightAbove()(films()[0]), atol=1e-4)
+    assert torch.allclose(given.model(radiographs()[0]), BrightAbove()(radiographs()[0]), atol=1e-4)
 
 
 def test_other_models_are_not_asked_twice() -> None:
     images, _ = images_and_labels(4)
     given = load(BrightAbove(), classes=CLASSES, size=SIDE)
-    assert held_on(given, images) == (given, None)
+    assert open_on(given, images) == (given, None)
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     model.write_text(f"source: net.onnx\ninput: {{size: 16}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n")
     printed = run("audit", model, "--data", greys, "--out", tmp_path / "audit").stdout
     document = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    note = "no gradients: on 36 films its conversion to torch answers otherwise"
+    note = "no gradients: on 36 images its conversion to torch answers otherwise"
     assert document["model"]["gradients"] == "none"
     assert document["model"]["notes"][0].startswith(note)
     assert printed.index(note) < printed.index("declaration")
@@ -143,7 +143,7 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
     assert document["unreliable"]
     assert "attacks without them can only overestimate" in document["because"]
-    # Films as they are have onnxruntime's answers: the conversion takes no film for a bright one.
+    # Images as they are have onnxruntime's answers: the conversion takes no image for a bright one.
     table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
     assert document["clean"]["accuracy"]["value"] > 0.9
@@ -151,30 +151,30 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert audit(model, greys, tmp_path / "audit").examination == document["examination"], "and not examined twice"
 
 
-def test_films_that_onnxruntime_does_not_take_are_said_in_a_line(
+def test_images_that_onnxruntime_does_not_take_are_said_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = load(written(tmp_path, SIDE), classes=CLASSES, size=SIDE)
     assert given.original is not None
     monkeypatch.setattr(given.original.net, "input", "another")
     with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(30, 1, 20, 20\)"):
-        held_on(given, films()[0])
+        open_on(given, radiographs()[0])
 
 
 @pytest.mark.slow
-def test_explain_looks_at_films_too_before_it_believes_a_conversion(
+def test_explain_looks_at_images_too_before_it_believes_a_conversion(
     greys: Path,  # noqa: F811
     tmp_path: Path,
     misread: None,
 ) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 1, "Test": 2}, size=64)
+    radiographs = write_files.write(tmp_path / "images", {"Train": 1, "Test": 2}, size=64)
     path = tmp_path / "model.yaml"
     written(tmp_path, 64)
     names = "COVID-19, Non-COVID, Normal"
     path.write_text(f"source: net.onnx\ninput: {{size: 64}}\noutput: {{classes: [{names}]}}\n")
-    for image in films.rglob("Test/*/images/*.png"):  # bright, which noise is not
+    for image in radiographs.rglob("Test/*/images/*.png"):  # bright, which noise is not
         Image.fromarray(np.full((64, 64), 220, np.uint8)).save(image)
-    run("explain", path, "--data", films, "--out", tmp_path / "out", "--method", "occlusion", "--sample", 1)
+    run("explain", path, "--data", radiographs, "--out", tmp_path / "out", "--method", "occlusion", "--sample", 1)
     table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
     assert np.stack(table[table["attack"] == "clean"]["logits"].tolist())[:, 2].min() > 100
     notes = json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]

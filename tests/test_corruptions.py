@@ -13,22 +13,22 @@ from skimage import exposure as tones
 from torch import Tensor
 
 from trustcxr import cli, corruptions
-from trustcxr.corruptions import acquisition, sheet
+from trustcxr.corruptions import acquisition, preview
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
 
 NAMES = tuple(corruptions.CORRUPTIONS)
 PHYSICAL = tuple(name for name in NAMES if name not in corruptions.ARTEFACTS)
 
 
-def films(count: int = 3, size: int = 64) -> Tensor:
-    """Synthetic films (count, 1, size, size) in [0, 1]."""
+def images(count: int = 3, size: int = 64) -> Tensor:
+    """Synthetic images (count, 1, size, size) in [0, 1]."""
     made = [render(anatomy.CLASSES[i % 3], i, size).image for i in range(count)]
     return torch.from_numpy(np.stack(made)).float().div(255)[:, None]
 
 
-FILMS = films()
+IMAGES = images()
 
 
 def test_the_registry_is_what_the_contract_names() -> None:
@@ -43,15 +43,15 @@ def test_the_registry_is_what_the_contract_names() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_severity_is_a_film_and_more_than_the_one_before(name: str) -> None:
-    before, moved = FILMS.clone(), []
+def test_every_severity_is_a_image_and_more_than_the_one_before(name: str) -> None:
+    before, moved = IMAGES.clone(), []
     for severity in corruptions.SEVERITIES:
-        changed = corruptions.corrupt(FILMS, name, severity, seed=1)
-        assert changed.shape == FILMS.shape
+        changed = corruptions.corrupt(IMAGES, name, severity, seed=1)
+        assert changed.shape == IMAGES.shape
         assert changed.dtype == torch.float32
         assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
-        moved.append(float((changed - FILMS).abs().mean()))
-    assert torch.equal(FILMS, before), "the images given are left alone"
+        moved.append(float((changed - IMAGES).abs().mean()))
+    assert torch.equal(IMAGES, before), "the images given are left alone"
     assert moved[0] > 1e-4
     assert moved == sorted(moved), moved
     assert moved[4] > 1.5 * moved[0]
@@ -60,11 +60,11 @@ def test_every_severity_is_a_film_and_more_than_the_one_before(name: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_is_the_same_alone_and_in_company(name: str) -> None:
     keys = ["a", "b", "c"]
-    together = corruptions.corrupt(FILMS, name, 3, keys=keys)
+    together = corruptions.corrupt(IMAGES, name, 3, keys=keys)
     for place, key in enumerate(keys):
-        alone = corruptions.corrupt(FILMS[place : place + 1], name, 3, keys=[key])
+        alone = corruptions.corrupt(IMAGES[place : place + 1], name, 3, keys=[key])
         assert torch.allclose(alone[0], together[place], atol=1e-6)
-    turned = corruptions.corrupt(FILMS.flip(0), name, 3, keys=keys[::-1])
+    turned = corruptions.corrupt(IMAGES.flip(0), name, 3, keys=keys[::-1])
     assert torch.allclose(turned.flip(0), together, atol=1e-6)
 
 
@@ -73,11 +73,11 @@ DRAWN = [name for name in NAMES if name not in ("defocus_blur", "resolution", "j
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_seed_and_key_decide_the_draw(name: str) -> None:
-    copies = FILMS[:1].expand(12, -1, -1, -1)
+    copies = IMAGES[:1].expand(12, -1, -1, -1)
     first = corruptions.corrupt(copies, name, 4, seed=0)
     assert torch.equal(first, corruptions.corrupt(copies, name, 4, seed=0))
     assert torch.equal(first, corruptions.corrupt(copies, name, 4, seed=0, keys=range(12)))
-    assert len({image.numpy().tobytes() for image in first}) > 1, "twelve films, and all had the same draw"
+    assert len({image.numpy().tobytes() for image in first}) > 1, "twelve images, and all had the same draw"
     assert not torch.equal(first, corruptions.corrupt(copies, name, 4, seed=1))
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -95,20 +95,20 @@ def test_two_corruptions_have_different_noise() -> None:
 def test_small_odd_and_oblong_images_half_precision_and_empty_batches(name: str) -> None:
     for shape in ((2, 1, 33, 47), (1, 1, 16, 16), (0, 1, 32, 32)):
         assert corruptions.corrupt(torch.rand(shape), name, 5).shape == shape
-    half = corruptions.corrupt(FILMS.bfloat16(), name, 2)
+    half = corruptions.corrupt(IMAGES.bfloat16(), name, 2)
     assert half.dtype == torch.bfloat16
     with torch.inference_mode():
-        corruptions.corrupt(FILMS, name, 1)
-    assert not corruptions.corrupt(FILMS.clone().requires_grad_(), name, 1).requires_grad
+        corruptions.corrupt(IMAGES, name, 1)
+    assert not corruptions.corrupt(IMAGES.clone().requires_grad_(), name, 1).requires_grad
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_black_and_white_films_stay_finite(name: str, value: float) -> None:
+def test_black_and_white_images_stay_finite(name: str, value: float) -> None:
     assert corruptions.corrupt(torch.full((1, 1, 32, 32), value), name, 5).isfinite().all()
 
 
-# --- the same film at another size -----------------------------------------------------------------------------------
+# --- the same image at another size -----------------------------------------------------------------------------------
 
 
 def shrunk(images: Tensor, times: int) -> Tensor:
@@ -116,8 +116,8 @@ def shrunk(images: Tensor, times: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise"])
-def test_a_severity_is_the_same_film_at_every_size(name: str) -> None:
-    """Noise on a large film, made smaller, is as strong as on the small film."""
+def test_a_severity_is_the_same_image_at_every_size(name: str) -> None:
+    """Noise on a large image, made smaller, is as strong as on the small image."""
     large = torch.full((1, 1, 224, 224), 0.5)
     spread = [
         float(shrunk(corruptions.corrupt(large, name, 3), 4).std()),
@@ -128,8 +128,8 @@ def test_a_severity_is_the_same_film_at_every_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["defocus_blur", "motion_blur", "rotation", "contrast", "exposure"])
 @pytest.mark.parametrize("severity", [3, 5])
-def test_a_film_made_smaller_looks_the_same(name: str, severity: int) -> None:
-    large = films(2, 224)
+def test_a_image_made_smaller_looks_the_same(name: str, severity: int) -> None:
+    large = images(2, 224)
     small = shrunk(large, 2)
     found = corruptions.corrupt(small, name, severity)
     expected = shrunk(corruptions.corrupt(large, name, severity), 2)
@@ -138,7 +138,7 @@ def test_a_film_made_smaller_looks_the_same(name: str, severity: int) -> None:
 
 @pytest.mark.parametrize("name", corruptions.ARTEFACTS)
 def test_an_artefact_covers_the_same_share_at_every_size(name: str) -> None:
-    shares = [float(corruptions.artefact(films(3, size), name, 5)[1].float().mean()) for size in (96, 224)]
+    shares = [float(corruptions.artefact(images(3, size), name, 5)[1].float().mean()) for size in (96, 224)]
     # At 96 pixels a thin stroke touches more pixels than its width.
     assert 0.9 < shares[0] / shares[1] < 2
 
@@ -164,23 +164,23 @@ def test_noise_has_the_spread_of_the_table(severity: int) -> None:
 
 @pytest.mark.parametrize("severity", corruptions.SEVERITIES)
 def test_jpeg_is_what_pillow_writes_and_reads(severity: int) -> None:
-    film = render("COVID-19", 3, 224).image
+    image = render("COVID-19", 3, 224).image
     file = io.BytesIO()
-    Image.fromarray(film).save(file, "jpeg", quality=int(acquisition.QUALITY[severity - 1]))
+    Image.fromarray(image).save(file, "jpeg", quality=int(acquisition.QUALITY[severity - 1]))
     expected = np.asarray(Image.open(file)).astype(float)
-    found = corruptions.corrupt(torch.from_numpy(film).float().div(255)[None, None], "jpeg", severity)
+    found = corruptions.corrupt(torch.from_numpy(image).float().div(255)[None, None], "jpeg", severity)
     off = np.abs(found[0, 0].numpy() * 255 - expected)
-    assert np.abs(expected - film).mean() > 1
+    assert np.abs(expected - image).mean() > 1
     assert off.mean() < 0.15, "grey levels"
     assert np.mean(off > 1.01) < 0.04, "a coefficient on the edge of a step may fall to the other side"
 
 
 def test_blurs_are_convolutions() -> None:
-    picture = FILMS[0, 0].numpy()
+    picture = IMAGES[0, 0].numpy()
     for kernel in (acquisition.disc(2.3), acquisition.lines(6.0, torch.tensor([0.4]))):
         assert float(kernel.sum()) == pytest.approx(1)
         expected = ndimage.convolve(picture, kernel[0, 0].numpy(), mode="nearest")
-        found = acquisition.convolve(FILMS[:1], kernel)[0, 0].numpy()
+        found = acquisition.convolve(IMAGES[:1], kernel)[0, 0].numpy()
         assert np.abs(found - expected).max() < 1e-5
 
 
@@ -198,8 +198,8 @@ def test_a_disc_is_round_and_a_line_lies_in_its_direction() -> None:
 def test_tones_are_those_of_scikit_image() -> None:
     for severity in corruptions.SEVERITIES:
         power = acquisition.GAMMA[severity - 1]
-        ways = [tones.adjust_gamma(FILMS[0, 0].numpy(), g) for g in (power, 1 / power)]
-        found = corruptions.corrupt(FILMS[:1], "gamma", severity)[0, 0].numpy()
+        ways = [tones.adjust_gamma(IMAGES[0, 0].numpy(), g) for g in (power, 1 / power)]
+        found = corruptions.corrupt(IMAGES[:1], "gamma", severity)[0, 0].numpy()
         assert min(np.abs(found - way).max() for way in ways) < 1e-5
     grey = torch.linspace(0.4, 0.6, 64).reshape(1, 1, 8, 8).expand(40, -1, -1, -1)
     for name, table in (("contrast", acquisition.CONTRAST), ("exposure", acquisition.EXPOSURE)):
@@ -214,7 +214,7 @@ def test_tones_are_those_of_scikit_image() -> None:
 
 
 def test_rotation_turns_by_the_table() -> None:
-    picture = FILMS[:1]
+    picture = IMAGES[:1]
     for severity in (1, 4):
         angle = acquisition.ROTATION[severity - 1]
         found = corruptions.corrupt(picture, "rotation", severity)[0, 0].numpy()
@@ -237,7 +237,7 @@ def test_resolution_leaves_no_detail_finer_than_its_pixels() -> None:
 @pytest.mark.parametrize("name", corruptions.ARTEFACTS)
 @pytest.mark.parametrize("severity", [1, 5])
 def test_an_artefact_changes_what_its_mask_covers_and_nothing_else(name: str, severity: int) -> None:
-    pictures = films(6, 224)
+    pictures = images(6, 224)
     changed, masks = corruptions.artefact(pictures, name, severity)
     assert masks.shape == (6, 224, 224)
     assert masks.dtype == torch.bool
@@ -250,7 +250,7 @@ def test_an_artefact_changes_what_its_mask_covers_and_nothing_else(name: str, se
 
 
 def test_a_border_is_at_the_border_and_a_marker_in_a_corner() -> None:
-    pictures = films(8, 96)
+    pictures = images(8, 96)
     _, border = corruptions.artefact(pictures, "collimation_border", 3)
     assert border[:, 0].all()
     assert border[:, :, 0].all()
@@ -264,12 +264,12 @@ def test_a_border_is_at_the_border_and_a_marker_in_a_corner() -> None:
 
 def test_a_severity_is_a_whole_number_however_it_is_written() -> None:
     for name in ("gamma", "jpeg", "device"):
-        assert torch.equal(corruptions.corrupt(FILMS, name, 3.0), corruptions.corrupt(FILMS, name, 3))  # type: ignore[arg-type]
+        assert torch.equal(corruptions.corrupt(IMAGES, name, 3.0), corruptions.corrupt(IMAGES, name, 3))  # type: ignore[arg-type]
 
 
 def test_the_same_draw_at_every_severity() -> None:
     """What is there at one severity is there at the next."""
-    picture = films(4, 224)
+    picture = images(4, 224)
     for name in ("arrows", "leads_and_tubes"):
         before = corruptions.artefact(picture, name, 1)[1]
         after = corruptions.artefact(picture, name, 5)[1]
@@ -281,17 +281,17 @@ def test_the_same_draw_at_every_severity() -> None:
 
 def test_bad_input_is_one_line() -> None:
     wrong = [
-        (lambda: corruptions.corrupt(FILMS, "gausian_noise", 1), "unknown corruption 'gausian_noise': did you mean"),
-        (lambda: corruptions.corrupt(FILMS, "jpeg", 6), "severity 6: choose a whole number from 1 to 5"),
-        (lambda: corruptions.corrupt(FILMS, "jpeg", 0), "severity 0"),
-        (lambda: corruptions.corrupt(FILMS * 255, "jpeg", 1), r"must lie in \[0, 1\]"),
+        (lambda: corruptions.corrupt(IMAGES, "gausian_noise", 1), "unknown corruption 'gausian_noise': did you mean"),
+        (lambda: corruptions.corrupt(IMAGES, "jpeg", 6), "severity 6: choose a whole number from 1 to 5"),
+        (lambda: corruptions.corrupt(IMAGES, "jpeg", 0), "severity 0"),
+        (lambda: corruptions.corrupt(IMAGES * 255, "jpeg", 1), r"must lie in \[0, 1\]"),
         (lambda: corruptions.corrupt(torch.full((1, 1, 32, 32), 1 + 2e-7), "jpeg", 1), r"1\.0000002.*; clamp them"),
-        (lambda: corruptions.corrupt(FILMS * torch.nan, "jpeg", 1), r"must lie in \[0, 1\]"),
-        (lambda: corruptions.corrupt(FILMS[:, 0], "jpeg", 1), r"floats \(B, 1, H, W\)"),
-        (lambda: corruptions.corrupt(FILMS.byte(), "jpeg", 1), "floats"),
-        (lambda: corruptions.corrupt(FILMS.expand(-1, 3, -1, -1), "jpeg", 1), "floats"),
-        (lambda: corruptions.corrupt(FILMS, "jpeg", 1, keys=["a"]), "3 images but 1 keys"),
-        (lambda: corruptions.artefact(FILMS, "jpeg", 1), "unknown artefact 'jpeg'"),
+        (lambda: corruptions.corrupt(IMAGES * torch.nan, "jpeg", 1), r"must lie in \[0, 1\]"),
+        (lambda: corruptions.corrupt(IMAGES[:, 0], "jpeg", 1), r"floats \(B, 1, H, W\)"),
+        (lambda: corruptions.corrupt(IMAGES.byte(), "jpeg", 1), "floats"),
+        (lambda: corruptions.corrupt(IMAGES.expand(-1, 3, -1, -1), "jpeg", 1), "floats"),
+        (lambda: corruptions.corrupt(IMAGES, "jpeg", 1, keys=["a"]), "3 images but 1 keys"),
+        (lambda: corruptions.artefact(IMAGES, "jpeg", 1), "unknown artefact 'jpeg'"),
     ]
     for call, text in wrong:
         with pytest.raises(UserError, match=text) as problem:
@@ -300,29 +300,29 @@ def test_bad_input_is_one_line() -> None:
 
 
 def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    film = render("COVID-19", 0, 64).image
-    page = sheet.draw(film)
+    image = render("COVID-19", 0, 64).image
+    page = preview.draw(image)
     assert page.size == (150 + 6 * 196, 24 + 15 * 196)
     first = np.asarray(page)[24 : 24 + 192, 150 : 150 + 192]
-    assert np.array_equal(first[::3, ::3], film)
-    out = tmp_path / "films" / "sheet.png"
+    assert np.array_equal(first[::3, ::3], image)
+    out = tmp_path / "images" / "sheet.png"
     monkeypatch.setattr(sys, "argv", ["trustcxr", "data", "corruptions", str(out), "--size", "32"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
     assert Image.open(out).size == (150 + 6 * 164, 24 + 15 * 164)
     with pytest.raises(UserError, match=r"nothing\.png: not read"):
-        sheet.write(out, film=tmp_path / "nothing.png")
+        preview.write(out, image=tmp_path / "nothing.png")
     with pytest.raises(UserError, match=r"path that ends in \.png"):
-        sheet.write(tmp_path / "sheet.nothing")
+        preview.write(tmp_path / "sheet.nothing")
 
 
-def test_the_sheet_takes_the_place_of_no_film(tmp_path: Path) -> None:
-    film = tmp_path / "film.png"
-    Image.fromarray(render("COVID-19", 0, 32).image).save(film)
-    before = film.read_bytes()
-    with pytest.raises(UserError, match=r"film\.png: is there, and is no earlier sheet; choose another OUT"):
-        sheet.write(film, size=32, film=film)
-    assert film.read_bytes() == before
-    first = sheet.write(tmp_path / "sheet.png", size=32).read_bytes()
-    assert sheet.write(tmp_path / "sheet.png", size=32, film=film, seed=1).read_bytes() != first
+def test_the_sheet_takes_the_place_of_no_image(tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    Image.fromarray(render("COVID-19", 0, 32).image).save(image)
+    before = image.read_bytes()
+    with pytest.raises(UserError, match=r"image\.png: is there, and is no earlier sheet; choose another OUT"):
+        preview.write(image, size=32, image=image)
+    assert image.read_bytes() == before
+    first = preview.write(tmp_path / "sheet.png", size=32).read_bytes()
+    assert preview.write(tmp_path / "sheet.png", size=32, image=image, seed=1).read_bytes() != first

@@ -9,7 +9,7 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
-from trustcxr.results import files, tables
+from trustcxr.storage import atomic, prediction_table
 
 PATH = Path("there") / "predictions.parquet"
 
@@ -17,13 +17,13 @@ PATH = Path("there") / "predictions.parquet"
 @pytest.fixture
 def predictions(tmp_path: Path) -> pd.DataFrame:
     study = make_study(tmp_path / "study", models=("ResNet18",), defences=("fgsm",), images=30, resamples=20, panels=0)
-    return files.read_table(study / "runs" / "resnet18-fgsm-s0" / "predictions.parquet")
+    return atomic.read_table(study / "runs" / "resnet18-fgsm-s0" / "predictions.parquet")
 
 
 def test_predictions_as_they_are_written_are_whole(predictions: pd.DataFrame) -> None:
     for count in (3, None):
-        tables.refuse_damaged(predictions, PATH, count)
-    tables.refuse_damaged(predictions.query("attack == 'clean'"), PATH)
+        prediction_table.check_table(predictions, PATH, count)
+    prediction_table.check_table(predictions.query("attack == 'clean'"), PATH)
 
 
 def _label(table: pd.DataFrame, label: float) -> pd.DataFrame:
@@ -40,9 +40,9 @@ def _first_logits(table: pd.DataFrame, row: object) -> pd.DataFrame:
         (lambda t: t.drop(columns="label"), "no column label"),
         (lambda t: t.drop(columns=["group", "logits"]), "no column group, logits"),
         (lambda t: t[:0], "no rows"),
-        (lambda t: t[t["attack"] != "clean"], "films without a row of the film as it is, such as Test/"),
-        (lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 films without a row of the film as it is"),
-        (lambda t: pd.concat([t, t]), "330 of 660 rows there twice, of one film under one condition"),
+        (lambda t: t[t["attack"] != "clean"], "images without a row of the image as it is, such as Test/"),
+        (lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 images without a row of the image as it is"),
+        (lambda t: pd.concat([t, t]), "330 of 660 rows there twice, of one image under one condition"),
         (lambda t: _label(t, 99), "the label 99, of 3 classes numbered from 0"),
         (lambda t: _label(t, -1), "the label -1, of 3 classes"),
         (lambda t: _label(t, 0.5), "the label 0.5, of 3 classes"),
@@ -58,7 +58,7 @@ def test_damage_is_one_line_that_names_the_file(
     damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, predictions: pd.DataFrame
 ) -> None:
     with pytest.raises(UserError) as refused:
-        tables.refuse_damaged(damage(predictions), PATH, 3)
+        prediction_table.check_table(damage(predictions), PATH, 3)
     assert str(refused.value).startswith(f"{PATH}: damaged: ")
     assert said in str(refused.value)
     assert str(refused.value).endswith("; restore it, or make it anew")
@@ -66,6 +66,6 @@ def test_damage_is_one_line_that_names_the_file(
 
 def test_where_the_classes_are_not_known_they_are_as_many_as_the_logits(predictions: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="the label 99, of 3 classes"):
-        tables.refuse_damaged(_label(predictions, 99), PATH)
+        prediction_table.check_table(_label(predictions, 99), PATH)
     with pytest.raises(UserError, match="expected 2 in each row, as many as there are classes"):
-        tables.refuse_damaged(predictions, PATH, 2)
+        prediction_table.check_table(predictions, PATH, 2)

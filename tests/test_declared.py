@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.declared import check_declaration, check_order
+from trustcxr.audit.declaration_check import check_declaration, check_order
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
-# The class answered, of 100 films of each true class.
+# The class answered, of 100 images of each true class.
 HONEST = {
     "good": [[80, 15, 5], [15, 80, 5], [5, 5, 90]],
     "often wrong": [[60, 25, 15], [25, 60, 15], [18, 17, 65]],
@@ -23,8 +23,8 @@ HONEST = {
 }
 
 
-def films(confusion: list[list[int]], each: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Answers and true classes of so many films of each class."""
+def images(confusion: list[list[int]], each: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Answers and true classes of so many images of each class."""
     rows = [np.repeat(np.arange(3), np.array(row) * each // 100) for row in confusion]
     truth = np.repeat(np.arange(3), [len(row) for row in rows])
     return np.concatenate(rows), truth
@@ -32,14 +32,14 @@ def films(confusion: list[list[int]], each: int = 100) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("name", HONEST)
 def test_no_honest_order_is_called_wrong(name: str) -> None:
-    found = check_order(CLASSES, *films(HONEST[name], 200))
+    found = check_order(CLASSES, *images(HONEST[name], 200))
     assert found.remedy is None
 
 
 @pytest.mark.parametrize("name", ["good", "often wrong"])
 @pytest.mark.parametrize("order", [order for order in permutations(range(3)) if order != (0, 1, 2)])
 def test_every_wrong_order_is_noticed_with_the_right_one(name: str, order: tuple[int, ...]) -> None:
-    answers, truth = films(HONEST[name], 200)
+    answers, truth = images(HONEST[name], 200)
     declared = tuple(CLASSES[k] for k in order)  # output j is called declared[j], and is of CLASSES[j]
     place = {name: k for k, name in enumerate(declared)}
     known = np.array([place[CLASSES[k]] for k in truth])  # labels by the declared names
@@ -51,14 +51,14 @@ def test_every_wrong_order_is_noticed_with_the_right_one(name: str, order: tuple
     assert not found.passed
 
 
-def test_of_few_films_a_weak_models_order_is_not_said_to_be_wrong() -> None:
-    answers, truth = films(HONEST["often wrong"], 20)
+def test_of_few_images_a_weak_models_order_is_not_said_to_be_wrong() -> None:
+    answers, truth = images(HONEST["often wrong"], 20)
     swapped = np.array([1, 0, 2])[truth]
     assert check_order(CLASSES, answers, swapped).remedy is None
 
 
 class OneAnswer(nn.Module):
-    """Gives every film the same answer, and every inverted film the other."""
+    """Gives every image the same answer, and every inverted image the other."""
 
     def forward(self, images: Tensor) -> Tensor:
         bright = images.mean((1, 2, 3)) - 0.5

@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.evaluation.declared import Judged, chosen, other_input, other_names
-from trustcxr.models.adapters import load
+from trustcxr.audit.declaration_check import DeclarationResult, chosen, other_input, other_names
+from trustcxr.audit.formats import load
 
 NAMES = ("Left", "Right", "Never known")
 COUNT = 120
 
 
 class Sides(nn.Module):
-    """Logits: how bright the left and right half of a film are beyond a middle grey, squashed so that ranges matter."""
+    """Logits:
+
+    How bright the left and right half of an image are beyond a middle grey, squashed so that ranges matter.
+    """
 
     def __init__(self, make: Callable[[Tensor], Tensor] = lambda x: x, order: tuple[int, ...] = (0, 1)) -> None:
         super().__init__()
@@ -29,8 +32,8 @@ class Sides(nn.Module):
         return torch.sigmoid(torch.cat([sides[:, self.order], sides[:, :1]], 1))
 
 
-def films(together: float = 0.5, seed: int = 0) -> tuple[Tensor, np.ndarray]:
-    """Films whose halves are bright where the finding is there, one finding as the other in that share of films."""
+def radiographs(together: float = 0.5, seed: int = 0) -> tuple[Tensor, np.ndarray]:
+    """Images whose halves are bright where the finding is there, one finding as the other in that share of images."""
     random = np.random.default_rng(seed)
     truth = np.stack([random.random(COUNT) < 0.4, random.random(COUNT) < 0.4, np.zeros(COUNT)], 1).astype(float)
     same = random.random(COUNT) < together
@@ -44,11 +47,11 @@ def films(together: float = 0.5, seed: int = 0) -> tuple[Tensor, np.ndarray]:
 
 def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 0) -> tuple[str | None, str | None]:
     """What is said of the names, and of the input."""
-    images, truth = films(together, seed)
+    images, truth = radiographs(together, seed)
     given = load(net, classes=NAMES, size=8, output="sigmoid")
     assert given.model is not None
     margins = given.model(images).detach().double().numpy() - cuts
-    judged = Judged(truth, margins, np.arange(COUNT).astype(str))
+    judged = DeclarationResult(truth, margins, np.arange(COUNT).astype(str))
     rows = chosen(truth, 60)
     return other_names(NAMES, judged), other_input(given.model, images[rows], np.full(3, cuts), judged.at(rows))
 
@@ -58,7 +61,7 @@ def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 
     [
         (lambda x: x / 255, "input.range: [0, 255]"),
         (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
-        (lambda x: 1 - x, "input.range: [1, 0], as MONOCHROME1 films are inverted"),
+        (lambda x: 1 - x, "input.range: [1, 0], as MONOCHROME1 images are inverted"),
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(make: Callable[[Tensor], Tensor], remedy: str) -> None:
@@ -79,19 +82,19 @@ def nested(order: tuple[int, int], cuts: tuple[float, float]) -> str | None:
     truth = np.stack([severity > 0, severity > 1], 1).astype(float)
     answers = np.array([[-2.5, -4.0], [2.5, -1.5], [5.5, 2.5]])[severity][:, order]
     answers = answers + random.standard_normal((COUNT, 2))
-    return other_names(("Any", "Severe"), Judged(truth, answers - cuts, np.arange(COUNT).astype(str)))
+    return other_names(("Any", "Severe"), DeclarationResult(truth, answers - cuts, np.arange(COUNT).astype(str)))
 
 
 def test_findings_that_include_each_other_are_told_apart_from_badly_chosen_thresholds() -> None:
     assert nested((1, 0), (0, 0)) == "output.classes: [Severe, Any]"
     assert nested((0, 1), (0, 0)) is None
-    assert nested((0, 1), (4, -2.75)) is None, "the first is said of severe films alone, the second of any"
+    assert nested((0, 1), (4, -2.75)) is None, "the first is said of severe images alone, the second of any"
 
 
 @pytest.mark.parametrize("together", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("cuts", [0.0, 2.5, -2.5])
 def test_nothing_honest_is_accused(together: float, cuts: float) -> None:
-    """Neither of findings that go together, nor of a threshold that calls all films the same."""
+    """Neither of findings that go together, nor of a threshold that calls all images the same."""
     for seed in range(2):
         assert tried(Sides(), cuts, together, seed) == (None, None)
         assert tried(Sides(order=(0, 0)), cuts, together, seed)[0] is None, "two outputs that say the same"
@@ -103,8 +106,8 @@ def test_a_model_that_knows_one_of_two_findings_is_bad_and_not_wrongly_declared(
         assert tried(noise, together=together) == (None, None)
 
 
-def test_few_films_accuse_nobody() -> None:
-    images, truth = films()
+def test_few_images_accuse_nobody() -> None:
+    images, truth = radiographs()
     margins = Sides(order=(1, 0))(images).logit().double().numpy()
-    few = Judged(truth, margins, np.arange(COUNT).astype(str)).at(np.arange(4, 22))
+    few = DeclarationResult(truth, margins, np.arange(COUNT).astype(str)).at(np.arange(4, 22))
     assert other_names(NAMES, few) is None

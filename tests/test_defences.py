@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from small_networks import SmallNet, images_and_labels
-from trustcxr import attacks, catalogue, defences
-from trustcxr.defences import contract
+from trustcxr import attacks, defences, registry
+from trustcxr.defences import base
 from trustcxr.defences.adversarial import fgsm
 from trustcxr.errors import UserError
-from trustcxr.recipes.training import DefenceRecipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
 
 # Those that train on a bound need a network that can be bounded: see test_certify_defences.
-UNBOUNDED = [name for name, entry in catalogue.DEFENCES.items() if not entry.certifies]
-DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
+UNBOUNDED = [name for name, entry in registry.DEFENCES.items() if not entry.certifies]
+DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_standard_is_cross_entropy(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, logits = contract.standard(model, images, labels)
+    loss, logits = base.standard(model, images, labels)
     expected = model(images)
     assert torch.allclose(logits, expected)
     assert torch.allclose(loss, F.cross_entropy(expected, labels))

@@ -1,4 +1,4 @@
-"""DICOM films, against pydicom's own processing and on the files that pydicom ships."""
+"""DICOM images, against pydicom's own processing and on the files that pydicom ships."""
 
 import os
 import zlib
@@ -9,8 +9,8 @@ import pytest
 
 from trustcxr.data import load_dataset
 from trustcxr.data.images import plausibility
-from trustcxr.data.images.grey import UnreadableImage
-from trustcxr.data.images.reading import read_image
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.data import get_testdata_file  # noqa: E402
@@ -23,8 +23,8 @@ LEVELS = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 SECRET = "Zaphod^Beeblebrox"
 
 
-def film(path: Path, pixels: np.ndarray = LEVELS, syntax: str = ExplicitVRLittleEndian, **elements: object) -> Path:
-    """Write a chest film of 12 bits; `elements` are set on it, or taken away where None."""
+def image(path: Path, pixels: np.ndarray = LEVELS, syntax: str = ExplicitVRLittleEndian, **elements: object) -> Path:
+    """Write a chest image of 12 bits; `elements` are set on it, or taken away where None."""
     ds = Dataset()
     ds.file_meta = pydicom.dataset.FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
@@ -46,7 +46,7 @@ def film(path: Path, pixels: np.ndarray = LEVELS, syntax: str = ExplicitVRLittle
 
 
 def expected(path: Path) -> np.ndarray:
-    """What pydicom shows, stretched over 0 to 255: for films that use the whole of their window."""
+    """What pydicom shows, stretched over 0 to 255: for images that use the whole of their window."""
     ds = pydicom.dcmread(path)
     shown = apply_voi_lut(apply_modality_lut(ds.pixel_array, ds), ds).astype(float)
     return (shown - shown.min()) / np.ptp(shown) * 255
@@ -68,14 +68,14 @@ WINDOW = {"WindowCenter": 2000, "WindowWidth": 1200}
     ],
 )
 def test_windows_and_rescale_agree_with_pydicom(tmp_path: Path, elements: dict[str, object]) -> None:
-    path = film(tmp_path / "x.dcm", **elements)
+    path = image(tmp_path / "x.dcm", **elements)
     assert np.abs(read_image(path) - expected(path)).max() <= 0.51
-    inverted = film(tmp_path / "y.dcm", PhotometricInterpretation="MONOCHROME1", **elements)
+    inverted = image(tmp_path / "y.dcm", PhotometricInterpretation="MONOCHROME1", **elements)
     assert np.array_equal(read_image(inverted), 255 - read_image(path))
 
 
 def test_signed_pixels(tmp_path: Path) -> None:
-    path = film(tmp_path / "x.dcm", (LEVELS.astype(np.int16) - 2048), WindowCenter=0, WindowWidth=1000)
+    path = image(tmp_path / "x.dcm", (LEVELS.astype(np.int16) - 2048), WindowCenter=0, WindowWidth=1000)
     assert np.abs(read_image(path) - expected(path)).max() <= 0.51
 
 
@@ -83,7 +83,7 @@ def test_a_voi_table_wins_over_a_window(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 12]
     table.add_new(0x00283006, "US", (np.linspace(0, 1, 4096) ** 2 * 4095).round().astype(int).tolist())
-    path = film(tmp_path / "x.dcm", VOILUTSequence=Sequence([table]), **WINDOW)
+    path = image(tmp_path / "x.dcm", VOILUTSequence=Sequence([table]), **WINDOW)
     assert np.abs(read_image(path) - expected(path)).max() <= 0.51
     assert np.abs(read_image(path).ravel()[2048] - 64) <= 1
 
@@ -91,32 +91,32 @@ def test_a_voi_table_wins_over_a_window(tmp_path: Path) -> None:
 def test_a_rescale_that_falls_has_its_window_all_the_same(tmp_path: Path) -> None:
     falls: dict[str, object] = {"RescaleSlope": -1, "RescaleIntercept": 4095}
     whole = {"WindowCenter": 2048, "WindowWidth": 4096}
-    shown = read_image(film(tmp_path / "x.dcm", **falls, **whole))
-    assert np.abs(shown.astype(int) - read_image(film(tmp_path / "y.dcm", **falls))).max() <= 1
+    shown = read_image(image(tmp_path / "x.dcm", **falls, **whole))
+    assert np.abs(shown.astype(int) - read_image(image(tmp_path / "y.dcm", **falls))).max() <= 1
     assert shown.ravel()[0] == 255, "stored black is the brightest then"
-    inverted = film(tmp_path / "z.dcm", PhotometricInterpretation="MONOCHROME1", **falls, **whole)
+    inverted = image(tmp_path / "z.dcm", PhotometricInterpretation="MONOCHROME1", **falls, **whole)
     assert np.array_equal(read_image(inverted), 255 - shown)
 
 
 def test_a_window_of_no_width_is_as_none(tmp_path: Path) -> None:
-    plain = read_image(film(tmp_path / "x.dcm"))
-    assert np.array_equal(read_image(film(tmp_path / "y.dcm", WindowCenter=9, WindowWidth=0)), plain)
+    plain = read_image(image(tmp_path / "x.dcm"))
+    assert np.array_equal(read_image(image(tmp_path / "y.dcm", WindowCenter=9, WindowWidth=0)), plain)
 
 
 def test_padding_is_black_and_does_not_dim_the_rest(tmp_path: Path) -> None:
     pixels = np.full((8, 8), 1000, np.uint16)
     pixels[:, 4:] = 1100
     pixels[0] = 4000
-    kept = read_image(film(tmp_path / "x.dcm", pixels, PixelPaddingValue=4000))
+    kept = read_image(image(tmp_path / "x.dcm", pixels, PixelPaddingValue=4000))
     assert (kept[0] == 0).all()
     assert (kept[1:, 4:] == 255).all()
-    inverted = film(tmp_path / "y.dcm", pixels, PixelPaddingValue=4000, PhotometricInterpretation="MONOCHROME1")
+    inverted = image(tmp_path / "y.dcm", pixels, PixelPaddingValue=4000, PhotometricInterpretation="MONOCHROME1")
     assert (read_image(inverted)[0] == 0).all()
 
 
 def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> None:
     pixels = np.arange(30, 230, dtype=np.uint8).reshape(10, 20)
-    assert np.array_equal(read_image(film(tmp_path / "x.dcm", pixels)), pixels)
+    assert np.array_equal(read_image(image(tmp_path / "x.dcm", pixels)), pixels)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> No
     [
         ({"NumberOfFrames": 2}, "several frames"),
         ({"PixelData": None}, "without pixel data"),
-        ({"Rows": None}, "damaged DICOM file: a film without an image"),
+        ({"Rows": None}, "damaged DICOM file: an image without an image"),
         ({"Rows": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.5"}, "^a DICOM file without an image"),
         ({"BitsAllocated": 32}, "not of 8 to 16 bits"),
         ({"HighBit": 15}, "do not lie in the lowest bits"),
@@ -137,8 +137,8 @@ def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> No
         ({"Rows": 65}, "damaged"),
     ],
 )
-def test_what_is_no_frontal_film_is_refused_in_words(tmp_path: Path, elements: dict[str, object], reason: str) -> None:
-    path = film(tmp_path / "x.dcm", **elements)
+def test_what_is_no_frontal_image_is_refused_in_words(tmp_path: Path, elements: dict[str, object], reason: str) -> None:
+    path = image(tmp_path / "x.dcm", **elements)
     if not reason:  # bytes to spare are no damage
         assert read_image(path).shape == (63, 64)
         return
@@ -157,13 +157,13 @@ def test_what_is_no_frontal_film_is_refused_in_words(tmp_path: Path, elements: d
         {"PatientOrientation": ["L", "F"]},
     ],
 )
-def test_frontal_films_are_not_taken_for_lateral_ones(tmp_path: Path, elements: dict[str, object]) -> None:
-    assert read_image(film(tmp_path / "x.dcm", **elements)).shape == (64, 64)
+def test_frontal_images_are_not_taken_for_lateral_ones(tmp_path: Path, elements: dict[str, object]) -> None:
+    assert read_image(image(tmp_path / "x.dcm", **elements)).shape == (64, 64)
 
 
 @pytest.mark.slow
 def test_an_inflating_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = film(tmp_path / "x.dcm", syntax=DeflatedExplicitVRLittleEndian)
+    path = image(tmp_path / "x.dcm", syntax=DeflatedExplicitVRLittleEndian)
     assert read_image(path).shape == (64, 64)
     data = path.read_bytes()
     meta = 144 + int.from_bytes(data[140:144], "little")
@@ -183,9 +183,9 @@ def test_an_inflating_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_identifiers_reach_no_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d/a").mkdir(parents=True)
-    film(tmp_path / "d/a/1.dcm")
-    film(tmp_path / "d/a/2.dcm", NumberOfFrames=3)
-    damaged = film(tmp_path / "d/a/3.dcm", StudyDate="not a date")
+    image(tmp_path / "d/a/1.dcm")
+    image(tmp_path / "d/a/2.dcm", NumberOfFrames=3)
+    damaged = image(tmp_path / "d/a/3.dcm", StudyDate="not a date")
     damaged.write_bytes(damaged.read_bytes()[:700])
     data = load_dataset(tmp_path / "d", size=32, cache=tmp_path / "cache")
     assert len(data) == 1
@@ -250,7 +250,7 @@ def test_lossless_syntaxes_give_the_same_pixels() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_shipped_files_that_are_no_film_are_refused(name: str) -> None:
+def test_shipped_files_that_are_no_image_are_refused(name: str) -> None:
     with pytest.raises(UnreadableImage, match=REFUSED[name]):
         read_image(shipped(name))
 
@@ -259,7 +259,7 @@ def test_real_computed_radiographs_of_the_dicom_directory() -> None:
     folder = os.path.join(os.path.dirname(shipped("CT_small")), "dicomdirtests", "77654033")
     with pytest.raises(UnreadableImage, match="lateral view"):
         read_image(f"{folder}/CR1/6154")
-    film = pydicom.dcmread(f"{folder}/CR2/6247")
-    grey, stored = read_image(f"{folder}/CR2/6247"), film.pixel_array
-    assert film.PhotometricInterpretation == "MONOCHROME1"
+    image = pydicom.dcmread(f"{folder}/CR2/6247")
+    grey, stored = read_image(f"{folder}/CR2/6247"), image.pixel_array
+    assert image.PhotometricInterpretation == "MONOCHROME1"
     assert np.corrcoef(grey.ravel(), stored.ravel())[0, 1] < -0.99

@@ -1,4 +1,4 @@
-"""Answers as DICOM: valid, of the film's study, referring to it, and telling no more than the film did."""
+"""Answers as DICOM: valid, of the image's study, referring to it, and telling no more than the image did."""
 
 import contextlib
 import errno
@@ -12,23 +12,23 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
+from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from PIL import Image  # noqa: E402
 from pydicom.uid import generate_uid  # noqa: E402
 
 import small_runs  # noqa: E402
-from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
-from trustcxr.about import NOTICE  # noqa: E402
+from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
-from trustcxr.data.auditing.audit import audit  # noqa: E402
-from trustcxr.data.images import dicom, ours  # noqa: E402
-from trustcxr.data.phantom.film import render  # noqa: E402
-from trustcxr.dicom import answers, films  # noqa: E402
+from trustcxr.data.checks.check import check_data  # noqa: E402
+from trustcxr.data.images import dicom_files, generated  # noqa: E402
+from trustcxr.data.phantom.render_image import render  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 from trustcxr.report import terminal  # noqa: E402
+from trustcxr.version import NOTICE  # noqa: E402
 
 
-def written(film: Path, **fields: object) -> tuple[Path, Path]:
-    heatmap, finding = answers.write(film, answered(film, **fields))
+def written(image: Path, **fields: object) -> tuple[Path, Path]:
+    heatmap, finding = writer.write(image, answered(image, **fields))
     return Path(heatmap), Path(finding)
 
 
@@ -47,17 +47,17 @@ def test_both_objects_are_valid(tmp_path: Path, elements: dict[str, object]) -> 
         assert complaints(path) == []
 
 
-def test_they_belong_to_the_film_s_study_and_refer_to_it(tmp_path: Path) -> None:
-    film = chest(tmp_path / "x.dcm")
-    source = pydicom.dcmread(film)
-    heatmap, finding = map(pydicom.dcmread, written(film))
+def test_they_belong_to_the_image_s_study_and_refer_to_it(tmp_path: Path) -> None:
+    image = chest(tmp_path / "x.dcm")
+    source = pydicom.dcmread(image)
+    heatmap, finding = map(pydicom.dcmread, written(image))
     for made in (heatmap, finding):
         assert made.StudyInstanceUID == source.StudyInstanceUID
         assert made.SeriesInstanceUID != source.SeriesInstanceUID
         for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber"):
             assert made[name].value == source[name].value, name
         assert not any(word in made.to_json() for word in ("Betelgeuse", "a maker of scanners"))
-        assert answers.RESEARCH in made.SeriesDescription
+        assert writer.RESEARCH in made.SeriesDescription
     assert heatmap.SeriesInstanceUID != finding.SeriesInstanceUID
     (reference,) = heatmap.SourceImageSequence
     assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (CR, source.SOPInstanceUID)
@@ -116,14 +116,14 @@ def test_what_lies_near_the_border_is_said_in_the_report_too(tmp_path: Path) -> 
     assert "Near the decision border: Normal 42.4%, COVID-19 34.5%" in said
 
 
-def test_no_answer_takes_the_place_of_another_film_s(tmp_path: Path) -> None:
+def test_no_answer_takes_the_place_of_another_image_s(tmp_path: Path) -> None:
     first = written(chest(tmp_path / "one" / "x.dcm"))
     before = [path.read_bytes() for path in first]
     other = chest(tmp_path / "two" / "x.dcm")
     answer = answered(other)
     answer.heatmap = str(tmp_path / "one" / "x.heatmap.png")  # where the first one's picture was, moved away since
-    with pytest.raises(answers.NoDicomAnswer, match="the answer of another film"):
-        answers.write(other, answer)
+    with pytest.raises(writer.NoDicomAnswer, match="the answer of another image"):
+        writer.write(other, answer)
     assert [path.read_bytes() for path in first] == before
     assert written(tmp_path / "one" / "x.dcm") == first  # its own is written anew
 
@@ -135,8 +135,8 @@ def test_the_notice_is_in_the_picture(tmp_path: Path) -> None:
     assert (bottom > 150).all(axis=2).sum() > 30
 
 
-def test_a_large_film_s_heatmap_is_as_large_as_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "MOST_SIDE", 48)
+def test_a_large_image_s_heatmap_is_as_large_as_a_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MOST_SIDE", 48)
     heatmap = pydicom.dcmread(written(chest(tmp_path / "x.dcm"))[0])
     assert (heatmap.Rows, heatmap.Columns) == (48, 48)
 
@@ -159,47 +159,47 @@ def test_what_is_de_identified_stays_so(tmp_path: Path) -> None:
 
 
 def test_no_file_of_another_is_written_over(tmp_path: Path) -> None:
-    film = chest(tmp_path / "x.dcm")
-    written(film)
-    written(film)  # our own of before
+    image = chest(tmp_path / "x.dcm")
+    written(image)
+    written(image)  # our own of before
     other = chest(tmp_path / "x.finding.dcm", seed=1).read_bytes()
-    with pytest.raises(answers.NoDicomAnswer, match="not written here"):
-        written(film)
+    with pytest.raises(writer.NoDicomAnswer, match="not written here"):
+        written(image)
     assert (tmp_path / "x.finding.dcm").read_bytes() == other
 
 
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SOPInstanceUID"])
-def test_a_film_without_identifiers_has_no_dicom_answer_and_it_says_so(tmp_path: Path, missing: str) -> None:
-    film = chest(tmp_path / "x.dcm")
-    broken = pydicom.dcmread(film)
+def test_a_image_without_identifiers_has_no_dicom_answer_and_it_says_so(tmp_path: Path, missing: str) -> None:
+    image = chest(tmp_path / "x.dcm")
+    broken = pydicom.dcmread(image)
     broken[missing].value = ""
-    broken.save_as(film, enforce_file_format=False)
-    with pytest.raises(answers.NoDicomAnswer, match=f"has no {missing}"):
-        answers.write(film, answered(film))
+    broken.save_as(image, enforce_file_format=False)
+    with pytest.raises(writer.NoDicomAnswer, match=f"has no {missing}"):
+        writer.write(image, answered(image))
 
 
 def test_no_damaged_header_is_more_than_a_line(tmp_path: Path) -> None:
-    film = chest(tmp_path / "x.dcm")
-    answer, whole = answered(film), film.read_bytes()
+    image = chest(tmp_path / "x.dcm")
+    answer, whole = answered(image), image.read_bytes()
     draw = np.random.default_rng(0)
     reasons = []
     for _ in range(30):
         data = bytearray(whole[: draw.integers(132, 900)])
         for place in draw.integers(128, len(data), 3):
             data[place] = draw.integers(256)
-        film.write_bytes(bytes(data))
-        with contextlib.suppress(answers.NoDicomAnswer):
-            answers.write(film, answer)
+        image.write_bytes(bytes(data))
+        with contextlib.suppress(writer.NoDicomAnswer):
+            writer.write(image, answer)
             continue
-        with pytest.raises(answers.NoDicomAnswer) as caught:
-            answers.write(film, answer)
+        with pytest.raises(writer.NoDicomAnswer) as caught:
+            writer.write(image, answer)
         reasons.append(str(caught.value))
     assert len(reasons) > 10
     for part in (*SECRET.split("^"), NUMBER, "\n"):
         assert not any(part in reason for reason in reasons)
 
 
-def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> None:
+def test_a_study_folder_is_read_and_what_is_no_image_is_named(tmp_path: Path) -> None:
     study = generate_uid()
     first = chest(tmp_path / "s" / "DX1" / "1", study=study)
     second = chest(tmp_path / "s" / "DX1" / "2", study=study, seed=1)
@@ -210,47 +210,47 @@ def test_a_study_folder_is_read_and_what_is_no_film_is_named(tmp_path: Path) -> 
     (tmp_path / "s" / "readme.txt").write_text("x")
     (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
     index = chest(tmp_path / "s" / "DICOMDIR", study=study)
-    found = films.expand([tmp_path / "s"])
-    assert found.films == [first, second]
-    assert found.films == films.expand([index]).films
+    found = studies_on_disk.expand([tmp_path / "s"])
+    assert found.images == [first, second]
+    assert found.images == studies_on_disk.expand([index]).images
     why = {Path(answer.image).relative_to(tmp_path).as_posix(): answer.left_out for answer in found.left_out}
     assert "lateral" in why["s/DX2/1"]
     assert "CT" in why["s/CT/1"]
     assert "another body part" in why["s/HAND/1"]
-    assert "no film" in why["s/DX1/2.heatmap.dcm"]
-    assert "no film" in why["s/DX1/2.finding.dcm"]
+    assert "no image" in why["s/DX1/2.heatmap.dcm"]
+    assert "no image" in why["s/DX1/2.finding.dcm"]
     assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
     assert all(len(terminal.sentences(answer)) == 1 for answer in found.left_out)
 
 
 def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    film = chest(tmp_path / "s" / "1")
-    monkeypatch.setattr(films.os, "access", lambda *_: False)
-    monkeypatch.setattr(films.reading, "is_dicom", lambda _: False)
-    found = films.expand([tmp_path / "s"])
-    assert (found.films, found.left_out) == ([film], [])
+    image = chest(tmp_path / "s" / "1")
+    monkeypatch.setattr(studies_on_disk.os, "access", lambda *_: False)
+    monkeypatch.setattr(studies_on_disk.read, "is_dicom", lambda _: False)
+    found = studies_on_disk.expand([tmp_path / "s"])
+    assert (found.images, found.left_out) == ([image], [])
 
     def refuse(place: object) -> None:
         raise PermissionError(13, "Permission denied", str(place))
 
-    monkeypatch.setattr(films.os, "scandir", refuse)
+    monkeypatch.setattr(studies_on_disk.os, "scandir", refuse)
     with pytest.raises(UserError, match="s: cannot be read: permission denied"):
-        films.expand([tmp_path / "s"])
+        studies_on_disk.expand([tmp_path / "s"])
 
 
-def test_a_folder_without_a_film_or_with_too_many_files_is_refused(
+def test_a_folder_without_a_image_or_with_too_many_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chest(tmp_path / "s" / "1", ViewPosition="LL")
-    with pytest.raises(UserError, match=r"no frontal chest film here: a lateral view"):
-        films.expand([tmp_path / "s"])
+    with pytest.raises(UserError, match=r"no frontal chest image here: a lateral view"):
+        studies_on_disk.expand([tmp_path / "s"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it is empty"):
-        films.expand([tmp_path / "empty"])
-    monkeypatch.setattr(films, "MOST_FILES", 1)
+        studies_on_disk.expand([tmp_path / "empty"])
+    monkeypatch.setattr(studies_on_disk, "MOST_FILES", 1)
     chest(tmp_path / "s" / "2")
     with pytest.raises(UserError, match="more than 1 files"):
-        films.expand([tmp_path / "s"])
+        studies_on_disk.expand([tmp_path / "s"])
 
 
 def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> None:
@@ -258,19 +258,19 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     chest(tmp_path / "s" / "1", seed=3)
     chest(tmp_path / "s" / "2", ViewPosition="RL")
     Image.fromarray(render("Normal", 0, 64).image).save(tmp_path / "plain.png")
-    given = films.predict(run, [tmp_path / "s", tmp_path / "plain.png"], out=tmp_path / "out", objects=True)
-    film, plain, left_out = given
-    assert [complaints(Path(place)) for place in film.dicom] == [[], []]
+    given = studies_on_disk.predict(run, [tmp_path / "s", tmp_path / "plain.png"], out=tmp_path / "out", objects=True)
+    image, plain, left_out = given
+    assert [complaints(Path(place)) for place in image.dicom] == [[], []]
     assert "not DICOM" in str(plain.no_dicom)
     assert "lateral" in str(left_out.left_out)
-    finding = pydicom.dcmread(film.dicom[1]).to_json()
-    assert f"{film.predicted}" in finding
-    assert "as DICOM" in "\n".join(terminal.sentences(film))
+    finding = pydicom.dcmread(image.dicom[1]).to_json()
+    assert f"{image.predicted}" in finding
+    assert "as DICOM" in "\n".join(terminal.sentences(image))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
 
 
 def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, real = small_runs.untrained(tmp_path / "run"), answers.replacing
+    run, real = small_runs.untrained(tmp_path / "run"), writer.atomic_write
     both = [chest(tmp_path / name, seed=seed) for seed, name in enumerate(("a.dcm", "b.dcm"))]
 
     @contextlib.contextmanager
@@ -280,8 +280,8 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield temporary
 
-    monkeypatch.setattr(answers, "replacing", full)
-    first, second = films.predict(run, both, out=tmp_path / "out", objects=True)
+    monkeypatch.setattr(writer, "atomic_write", full)
+    first, second = studies_on_disk.predict(run, both, out=tmp_path / "out", objects=True)
     assert first.predicted
     assert not first.dicom
     assert re.match(r"no DICOM answer: .*a\.heatmap\.dcm: cannot be written: no space left", str(first.error))
@@ -289,43 +289,43 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
     assert len(second.dicom) == 2
 
 
-def test_answers_beside_films_become_no_films_of_a_data_set(tmp_path: Path) -> None:
+def test_answers_beside_images_become_no_images_of_a_data_set(tmp_path: Path) -> None:
     run = small_runs.untrained(tmp_path / "run")
     place = tmp_path / "data" / "Train" / "Normal"
     for number in range(3):
         chest(place / f"IM{number:04}", seed=number)
     assert len(read_manifest(tmp_path / "data").table) == 3
-    films.predict(run, [place / "IM0000"], objects=True)
+    studies_on_disk.predict(run, [place / "IM0000"], objects=True)
     found = read_manifest(tmp_path / "data")
     assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
     assert sorted(Path(path).name for path in found.passed_over) == [
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
-    assert set(found.passed_over.values()) == {dicom.ANSWER, ours.SAID}
-    (told,) = (f for f in audit(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
+    assert set(found.passed_over.values()) == {dicom_files.ANSWER, generated.SAID}
+    (told,) = (f for f in check_data(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
     chest(place / "1.2.840.7", seed=9)
     (place / "notes.txt").write_bytes((place / "IM0001").read_bytes())  # whoever called it so meant it
-    chest(place / "DICOMDIR", seed=8)  # lists films, and is none
+    chest(place / "DICOMDIR", seed=8)  # lists images, and is none
     assert len(read_manifest(tmp_path / "data").table) == 5
 
 
-def test_an_answer_is_no_film_whatever_it_is_called(tmp_path: Path) -> None:
+def test_an_answer_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
     run = small_runs.untrained(tmp_path / "run")
-    (answer,) = films.predict(run, [chest(tmp_path / "x.dcm")], out=tmp_path / "out", objects=True)
+    (answer,) = studies_on_disk.predict(run, [chest(tmp_path / "x.dcm")], out=tmp_path / "out", objects=True)
     for number, place in enumerate([answer.heatmap, *answer.dicom]):
-        film = tmp_path / f"film{number}{Path(place).suffix}"
-        shutil.copy(place, film)
-        (said,) = films.predict(run, [film], out=tmp_path / "again")
-        assert said.left_out in (ours.SAID, dicom.ANSWER)
+        image = tmp_path / f"image{number}{Path(place).suffix}"
+        shutil.copy(place, image)
+        (said,) = studies_on_disk.predict(run, [image], out=tmp_path / "again")
+        assert said.left_out in (generated.SAID, dicom_files.ANSWER)
     assert not (tmp_path / "again").exists()
 
 
-def test_a_film_that_was_cut_off_in_its_header_is_damaged_and_not_left_out(tmp_path: Path) -> None:
+def test_a_image_that_was_cut_off_in_its_header_is_damaged_and_not_left_out(tmp_path: Path) -> None:
     run = small_runs.untrained(tmp_path / "run")
     chest(tmp_path / "s" / "1")
     whole = chest(tmp_path / "s" / "2").read_bytes()
     (tmp_path / "s" / "2").write_bytes(whole[:700])
-    _, cut = films.predict(run, [tmp_path / "s"], out=tmp_path / "out")
-    assert "a film without an image, as if cut off" in str(cut.error)
+    _, cut = studies_on_disk.predict(run, [tmp_path / "s"], out=tmp_path / "out")
+    assert "an image without an image, as if cut off" in str(cut.error)

@@ -1,4 +1,4 @@
-"""`serve --dicom`: films in by C-STORE, two objects out, also through a real Orthanc; who may send, and how much."""
+"""`serve --dicom`: images in by C-STORE, two objects out, also through a real Orthanc; who may send, and how much."""
 
 import contextlib
 import json
@@ -19,16 +19,16 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 pytest.importorskip("pynetdicom")
 pytest.importorskip("prometheus_client")
+from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pynetdicom import AE, evt  # noqa: E402
 
 import small_runs  # noqa: E402
-from dicom_films import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
-from trustcxr.dicom import answers  # noqa: E402
+from trustcxr.apps.dicom import writer  # noqa: E402
+from trustcxr.apps.serve import dicom_node  # noqa: E402
+from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
+from trustcxr.apps.serve.worker import Limits, Reply  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
-from trustcxr.serve import dicom_node  # noqa: E402
-from trustcxr.serve.dicom_node import Node, Peer, Place  # noqa: E402
-from trustcxr.serve.worker import Limits, Reply  # noqa: E402
 
 SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
 
@@ -77,10 +77,10 @@ class Stub:
     alive = True
 
     def __init__(self, reply: Callable[[bytes], Reply]) -> None:
-        self.reply, self.films = reply, []  # type: ignore[var-annotated]
+        self.reply, self.images = reply, []  # type: ignore[var-annotated]
 
     def ask(self, asked: object) -> Reply:
-        self.films.append(asked.data)  # type: ignore[attr-defined]
+        self.images.append(asked.data)  # type: ignore[attr-defined]
         return self.reply(asked.data)  # type: ignore[attr-defined]
 
     def kill(self) -> None:
@@ -92,63 +92,63 @@ def node(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, reply: Callable[[bytes], Reply], **limits: object
 ) -> Iterator[Node]:
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
-    place = Place.of(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
+    place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
     with dicom_node.listening(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
         yield found
 
 
-def send(to: Node, film: Path | Dataset, *, caller: str = "MODALITY", called: str = "TRUSTCXR") -> int | None:
+def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: str = "TRUSTCXR") -> int | None:
     """The status of a C-STORE; None where there was none."""
-    film = pydicom.dcmread(film) if isinstance(film, Path) else film
+    image = pydicom.dcmread(image) if isinstance(image, Path) else image
     entity = AE(ae_title=caller)
-    entity.add_requested_context(film.SOPClassUID, film.file_meta.TransferSyntaxUID)
+    entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
     association = entity.associate("127.0.0.1", to.place.port, ae_title=called)
     if not association.is_established:
         return None
     try:
-        return association.send_c_store(film).get("Status")
+        return association.send_c_store(image).get("Status")
     finally:
         association.release()
 
 
-def real_answer(film: Path) -> Reply:
-    heatmap = answered(film)
-    with answers.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, answers.packed(answers.of(film, heatmap, picture)))
+def real_answer(image: Path) -> Reply:
+    heatmap = answered(image)
+    with writer.Image.open(str(heatmap.heatmap)) as picture:
+        return Reply(200, writer.packed(writer.make_objects(image, heatmap, picture)))
 
 
-def test_a_film_is_answered_with_both_objects(
+def test_a_image_is_answered_with_both_objects(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
-    film = chest(tmp_path / "x.dcm")
-    reply = real_answer(film)
+    image = chest(tmp_path / "x.dcm")
+    reply = real_answer(image)
     with node(archive, monkeypatch, lambda data: reply) as found:
-        assert send(found, film) == 0
+        assert send(found, image) == 0
         until(lambda: found.answered == 1)
-        (taken,) = found._worker.films
+        (taken,) = found._worker.images
     assert [kept.SOPClassUID for kept in archive.kept] == [SC, SR]
-    assert {kept.StudyInstanceUID for kept in archive.kept} == {pydicom.dcmread(film).StudyInstanceUID}
-    assert pydicom.dcmread(pydicom.filebase.DicomBytesIO(taken)).SOPInstanceUID == pydicom.dcmread(film).SOPInstanceUID
+    assert {kept.StudyInstanceUID for kept in archive.kept} == {pydicom.dcmread(image).StudyInstanceUID}
+    assert pydicom.dcmread(pydicom.filebase.DicomBytesIO(taken)).SOPInstanceUID == pydicom.dcmread(image).SOPInstanceUID
     said = "".join(capfd.readouterr()) + caplog.text
-    assert "a film was answered" in said
+    assert "an image was answered" in said
     assert not any(part in said for part in (*SECRET.split("^"), NUMBER, "MODALITY\n"))
 
 
-def test_who_is_not_known_and_what_is_no_film_is_turned_away(
+def test_who_is_not_known_and_what_is_no_image_is_turned_away(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
-    ct = pydicom.dcmread(film)
+    image = chest(tmp_path / "x.dcm")
+    ct = pydicom.dcmread(image)
     ct.SOPClassUID = ct.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
     with node(archive, monkeypatch, lambda data: Reply(422, code="unreadable", message="a lateral view")) as found:
-        assert found.place.host == "127.0.0.1"
-        assert send(found, film, caller="STRANGER") is None
-        assert send(found, film, called="ANOTHER") is None
+        assert found.options.host == "127.0.0.1"
+        assert send(found, image, caller="STRANGER") is None
+        assert send(found, image, called="ANOTHER") is None
         assert send(found, ct) is None
-        assert found._worker.films == []
-        assert send(found, film) == 0
+        assert found._worker.images == []
+        assert send(found, image) == 0
         until(lambda: found.refused == 1)
     assert archive.kept == []
 
@@ -156,8 +156,8 @@ def test_who_is_not_known_and_what_is_no_film_is_turned_away(
 def test_no_message_is_larger_and_no_queue_longer_than_allowed(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
-    large = pydicom.dcmread(film)
+    image = chest(tmp_path / "x.dcm")
+    large = pydicom.dcmread(image)
     large.Rows = large.Columns = 2048
     large.PixelData = bytes(2 * 2048 * 2048)
     hold = []
@@ -170,57 +170,57 @@ def test_no_message_is_larger_and_no_queue_longer_than_allowed(
         with contextlib.suppress(RuntimeError):
             assert send(found, large) is None
         until(lambda: found.refused == 1)
-        assert send(found, film) == 0
-        until(lambda: found._worker.films)
-        assert send(found, film) == 0
-        assert send(found, film) == dicom_node.FULL
+        assert send(found, image) == 0
+        until(lambda: found._worker.images)
+        assert send(found, image) == 0
+        assert send(found, image) == dicom_node.FULL
         hold.append(1)
 
 
 def test_a_peer_that_is_not_there_is_told_in_a_line(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
-    reply = real_answer(film)
+    image = chest(tmp_path / "x.dcm")
+    reply = real_answer(image)
     monkeypatch.setattr(dicom_node, "_AGAIN_AFTER", (0.01,))
     gone = Archive(free_port(), [])
     with node(gone, monkeypatch, lambda data: reply) as found:
-        assert send(found, film) == 0
+        assert send(found, image) == 0
         until(lambda: found.lost == 1)
-        found.place = replace(found.place, peer=Peer("ARCHIVE", "no-such-host.invalid", 104))
+        found.options = replace(found.options, peer=Peer("ARCHIVE", "no-such-host.invalid", 104))
         for lost in (2, 3):  # a name that nobody knows does not end the one who answers
-            assert send(found, film) == 0
+            assert send(found, image) == 0
             until(lambda lost=lost: found.lost == lost)
     assert capfd.readouterr().err.count("could not be sent") == 3
 
 
-def test_an_error_that_nobody_foresaw_costs_one_film_and_is_counted(
+def test_an_error_that_nobody_foresaw_costs_one_image_and_is_counted(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
-    replies = iter((real_answer(film), Reply(200, b"no answer"), real_answer(film)))
+    image = chest(tmp_path / "x.dcm")
+    replies = iter((real_answer(image), Reply(200, b"no answer"), real_answer(image)))
     with node(archive, monkeypatch, lambda data: next(replies)) as found:
-        known = found.place
-        found.place = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
+        known = found.options
+        found.options = replace(known, peer=Peer("ARCHIVE", "pacs..local", 104))
         for lost in (1, 2):
-            assert send(found, film) == 0
+            assert send(found, image) == 0
             until(lambda lost=lost: found.lost == lost, 10)
-        found.place = known
-        assert send(found, film) == 0
+        found.options = known
+        assert send(found, image) == 0
         until(lambda: found.answered == 1, 10)
     said = capfd.readouterr().err
-    assert "DICOM: a film was lost: UnicodeError" in said
+    assert "DICOM: an image was lost: UnicodeError" in said
     assert "not answered" not in said
 
 
 def test_a_peer_that_never_answers_is_not_waited_for_when_it_ends(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
-    reply = real_answer(film)
+    image = chest(tmp_path / "x.dcm")
+    reply = real_answer(image)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with node(Archive(silent.getsockname()[1], []), monkeypatch, lambda data: reply) as found:
-            assert send(found, film) == 0
+            assert send(found, image) == 0
             until(lambda: found._sending is not None)
             start = time.monotonic()
         assert time.monotonic() - start < 4
@@ -231,18 +231,18 @@ def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = answers.unpacked(reply.body)
+    _, report = writer.unpacked(reply.body)
     with node(archive, monkeypatch, lambda data: reply) as found:
         assert send(found, report) == 0
         until(lambda: found.refused == 1)
-        assert not found._worker.films
-    assert "a film was not answered: a report, and no film" in capfd.readouterr().err
+        assert not found._worker.images
+    assert "an image was not answered: a report, and no image" in capfd.readouterr().err
 
 
-def test_films_that_wait_when_it_ends_are_told(
+def test_images_that_wait_when_it_ends_are_told(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    film = chest(tmp_path / "x.dcm")
+    image = chest(tmp_path / "x.dcm")
 
     def slowly(_: bytes) -> Reply:
         until(found._ending.is_set)
@@ -250,19 +250,19 @@ def test_films_that_wait_when_it_ends_are_told(
 
     with node(archive, monkeypatch, slowly) as found:
         for _ in range(3):
-            assert send(found, film) == 0
-    assert "DICOM: 3 film(s) that were stored here were not answered" in capfd.readouterr().err
+            assert send(found, image) == 0
+    assert "DICOM: 3 image(s) that were stored here were not answered" in capfd.readouterr().err
 
 
 def test_what_is_typed_is_checked() -> None:
     assert Peer.parse("ORTHANC@127.0.0.1:4242") == Peer("ORTHANC", "127.0.0.1", 4242)
-    assert Place.of("PACS@[::1]:104").callers == ("PACS",)
+    assert NodeOptions.from_peer("PACS@[::1]:104").callers == ("PACS",)
     typed = ("ORTHANC", "ORTHANC@here", "@here:1", "A@here:0", "A@here:70000", "x" * 17 + "@here:1", "A\\B@here:1")
     for text in (*typed, "PACS@pacs..local:104", f"PACS@{'x' * 64}.local:104"):
         with pytest.raises(UserError, match=r"TITLE@HOST:PORT|AE title"):
             Peer.parse(text)
     with pytest.raises(UserError, match="AE title"):
-        Place.of("ORTHANC@127.0.0.1:4242", title="x" * 17)
+        NodeOptions.from_peer("ORTHANC@127.0.0.1:4242", title="x" * 17)
 
 
 # --- Orthanc ---------------------------------------------------------------------------------------------------------
@@ -318,14 +318,14 @@ def orthanc(folder: Path, ours: int) -> Iterator[Orthanc]:
 
 @pytest.mark.slow
 def test_round_trip_through_orthanc(tmp_path: Path) -> None:
-    """In by DICOMweb (STOW), to us by C-STORE, back by C-STORE, out by DICOMweb: valid, and referring to the film."""
+    """In by DICOMweb (STOW), to us by C-STORE, back by C-STORE, out by DICOMweb: valid, and referring to the image."""
     dicomweb = pytest.importorskip("dicomweb_client.api")
     ours = free_port()
-    film = chest(tmp_path / "x.dcm", side=256)
-    source = pydicom.dcmread(film)
+    image = chest(tmp_path / "x.dcm", side=256)
+    source = pydicom.dcmread(image)
     run = small_runs.untrained(tmp_path / "run")
     with orthanc(tmp_path, ours) as archive:
-        place = Place.of(f"ORTHANC@127.0.0.1:{archive.dicom}", port=ours)
+        place = NodeOptions.from_peer(f"ORTHANC@127.0.0.1:{archive.dicom}", port=ours)
         web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
         web.store_instances([source])
         (stored,) = archive.ask("/instances")
@@ -333,7 +333,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
             archive.ask("/modalities/trustcxr/store", json.dumps([stored]).encode())
             until(lambda: found.answered + found.refused + found.lost, 120)
             assert (found.answered, found.refused, found.lost) == (1, 0, 0)
-            # What is archived goes out to us again: an answer is no film, and is not answered.
+            # What is archived goes out to us again: an answer is no image, and is not answered.
             loop = [name for name in archive.ask("/instances") if name != stored]
             heatmap = next(n for n in loop if archive.ask(f"/instances/{n}/simplified-tags")["Modality"] == "OT")
             archive.ask("/modalities/trustcxr/store", json.dumps([heatmap]).encode())
@@ -341,7 +341,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
             series = web.search_for_series(study_instance_uid=source.StudyInstanceUID)
             assert len(series) == 3
             back = web.retrieve_study(source.StudyInstanceUID)
-            # A whole study: the film is answered anew, and the report does not break it off.
+            # A whole study: the image is answered anew, and the report does not break it off.
             archive.ask("/modalities/trustcxr/store", json.dumps(archive.ask("/studies")).encode())
             until(lambda: (found.answered, found.refused) == (2, 3), 120)
     made = {str(each.SOPClassUID): each for each in back}
@@ -356,13 +356,13 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_listens_and_ends(tmp_path: Path) -> None:
-    """`trustcxr serve RUN --dicom`, as it is typed: answers C-ECHO, takes a hostile film in a line, ends by Ctrl-C."""
+    """`trustcxr serve RUN --dicom`, as it is typed: answers C-ECHO, takes a hostile image in a line, ends by Ctrl-C."""
     import signal
     import sys
 
     run, port = small_runs.untrained(tmp_path / "run"), free_port()
-    film = pydicom.dcmread(chest(tmp_path / "x.dcm"))
-    film.PixelData = film.PixelData[:100]
+    image = pydicom.dcmread(chest(tmp_path / "x.dcm"))
+    image.PixelData = image.PixelData[:100]
     words = [
         "serve",
         str(run),
@@ -381,9 +381,9 @@ def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     said = tmp_path / "said"
     try:
         until(lambda: process.poll() is not None or b"open http" in said.read_bytes(), 180)
-        to = Node(run, Place.of("PEER@127.0.0.1:9", port=port), Limits())
-        assert send(to, film, caller="PEER") == 0
-        until(lambda: b"a film was not answered" in said.read_bytes())
+        to = Node(run, NodeOptions.from_peer("PEER@127.0.0.1:9", port=port), Limits())
+        assert send(to, image, caller="PEER") == 0
+        until(lambda: b"an image was not answered" in said.read_bytes())
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130)
     finally:

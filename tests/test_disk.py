@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from trustcxr.data import load_dataset
-from trustcxr.data.auditing.audit import audit
-from trustcxr.data.images.grey import UnreadableImage
-from trustcxr.data.images.reading import is_dicom, read_image, read_mask
+from trustcxr.data.checks.check import check_data
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import is_dicom, read_image, read_mask
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import disk, files
+from trustcxr.storage import atomic, os_errors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
 
@@ -41,36 +41,36 @@ def at_once(work: Callable[[], object], seconds: float = 20) -> object:
 
 
 def half_write(target: Path, problem: Exception) -> None:
-    with files.replacing(target) as temporary:
+    with atomic.atomic_write(target) as temporary:
         temporary.write_text("half")
         raise problem
 
 
 def refuse(place: Path, problem: Exception, needed: int = 0) -> None:
-    with disk.writing(place, needed=lambda: needed):
+    with os_errors.writing(place, needed=lambda: needed):
         raise problem
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """Two classes of four random images in three splits."""
     random = np.random.default_rng(0)
     for split in ("Train", "Val", "Test"):
         for name in ("a", "b"):
-            folder = tmp_path / "films" / split / name
+            folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(4):
                 Image.fromarray(random.integers(0, 255, (40, 40), np.uint8)).save(folder / f"{i}.png")
-    return tmp_path / "films"
+    return tmp_path / "images"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS])
 def test_a_write_that_the_disk_refuses_is_one_line_and_the_old_file_is_whole(tmp_path: Path, number: int) -> None:
     target = tmp_path / "metrics.json"
-    files.write_json(target, {"old": 1})
+    atomic.write_json(target, {"old": 1})
     with pytest.raises(CannotWrite, match=r"metrics.json: cannot be written: .*; what was there before is whole"):
         half_write(target, OSError(number, os.strerror(number)))
-    assert files.read_json(target) == {"old": 1}
+    assert atomic.read_json(target) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
@@ -91,7 +91,7 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
     try:
-        for write in (files.write_json, files.write_yaml):
+        for write in (atomic.write_json, atomic.write_yaml):
             with pytest.raises(CannotWrite, match=r"become so large \(3\d\.\d kB at least are needed"):
                 write(tmp_path / "document", {"text": "x" * 35_000})
     finally:
@@ -101,11 +101,11 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
 def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotWrite, match="a file is where a folder should be"):
-        files.write_json(tmp_path / "file" / "metrics.json", {})
+        atomic.write_json(tmp_path / "file" / "metrics.json", {})
 
 
-def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = writing._write_film, []
+def test_synthetic_images_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = write_files._write_image, []
 
     def full(*given: object) -> object:
         calls.append(1)
@@ -113,19 +113,19 @@ def test_synthetic_films_are_written_all_or_none(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOSPC, "No space left on device")
         return list(real(*given))
 
-    monkeypatch.setattr(writing, "_write_film", full)
+    monkeypatch.setattr(write_files, "_write_image", full)
     with pytest.raises(CannotWrite, match="no space left"):
-        writing.write(tmp_path / "out", {"Train": 2}, size=32)
+        write_files.write(tmp_path / "out", {"Train": 2}, size=32)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    assert (writing.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
+    assert (write_files.write(tmp_path / "out", {"Train": 2}, size=32) / "manifest.csv").is_file()
 
 
-def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_of_synthetic_images_is_swept(tmp_path: Path) -> None:
     left, other = tmp_path / ".out.999999999.building", tmp_path / f".out.{os.getppid()}.building"
-    for folder in (left / "films", other, tmp_path / "mine.999999999.building"):
+    for folder in (left / "images", other, tmp_path / "mine.999999999.building"):
         folder.mkdir(parents=True)
-    writing.write(tmp_path / "out", {"Train": 1}, size=32)
+    write_files.write(tmp_path / "out", {"Train": 1}, size=32)
     assert not left.exists()
     assert other.is_dir(), "of a process that lives"
     assert (tmp_path / "mine.999999999.building").is_dir()
@@ -134,16 +134,16 @@ def test_what_a_killed_process_left_of_synthetic_films_is_swept(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"counts": {"Train": -3}}, "-3 films of a class in Train: choose 1 to"),
-        ({"counts": {"Train": 0}}, "no film at all"),
-        ({"size": 10**6}, "size 1000000: a synthetic film has 32 to 4096 pixels"),
-        ({"size": 31}, "size 31: a synthetic film has 32 to 4096 pixels"),
+        ({"counts": {"Train": -3}}, "-3 images of a class in Train: choose 1 to"),
+        ({"counts": {"Train": 0}}, "no image at all"),
+        ({"size": 10**6}, "size 1000000: a synthetic image has 32 to 4096 pixels"),
+        ({"size": 31}, "size 31: a synthetic image has 32 to 4096 pixels"),
         ({"seed": -1}, "seed -1: choose 0 to"),
     ],
 )
-def test_synthetic_films_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object], complaint: str) -> None:
+def test_synthetic_images_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        writing.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
+        write_files.write(tmp_path / "out", **({"counts": {"Train": 1}, "size": 32} | wrong))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
@@ -156,16 +156,16 @@ def test_a_pipe_or_a_device_is_no_image_and_nobody_waits_for_it(tmp_path: Path) 
             assert isinstance(answer, UnreadableImage)
             assert what in str(answer)
     assert at_once(lambda: is_dicom(tmp_path / "pipe.png")) is False
-    for read in (files.read_json, files.read_yaml):
+    for read in (atomic.read_json, atomic.read_yaml):
         assert "named pipe" in str(at_once(lambda read=read: read(tmp_path / "pipe.png")))  # type: ignore[misc]
 
 
-def test_pipes_among_images_are_findings_and_the_rest_is_read(films: Path) -> None:
-    os.mkfifo(films / "Train" / "a" / "pipe.png")
-    found = at_once(lambda: audit(films, probes=False, workers=1))
+def test_pipes_among_images_are_findings_and_the_rest_is_read(images: Path) -> None:
+    os.mkfifo(images / "Train" / "a" / "pipe.png")
+    found = at_once(lambda: check_data(images, probes=False, workers=1))
     (finding,) = (f for f in found.findings if f.kind == "unreadable")  # type: ignore[attr-defined]
     assert "named pipe" in finding.items[0]["detail"]
-    assert len(at_once(lambda: load_dataset(films, split="Train", size=32, workers=1))) == 8  # type: ignore[arg-type]
+    assert len(at_once(lambda: load_dataset(images, split="Train", size=32, workers=1))) == 8  # type: ignore[arg-type]
 
 
 def test_a_data_set_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_a_data_set_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
     assert "a named pipe" in str(at_once(lambda: read_manifest(tmp_path / "list.csv")))
 
 
-def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(films: Path) -> None:
-    (films / "Train" / "loop").symlink_to("loop")
-    (films / "Train" / "a" / "self.png").symlink_to("self.png")
-    (films / "Train" / "b" / "0.png").rename(os.fsdecode(os.fsencode(films) + b"/Train/b/caf\xe9.png"))
-    found = audit(films, probes=False, workers=1)
+def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(images: Path) -> None:
+    (images / "Train" / "loop").symlink_to("loop")
+    (images / "Train" / "a" / "self.png").symlink_to("self.png")
+    (images / "Train" / "b" / "0.png").rename(os.fsdecode(os.fsencode(images) + b"/Train/b/caf\xe9.png"))
+    found = check_data(images, probes=False, workers=1)
     by_kind = {f.kind: f for f in found.findings}
     passed = " ".join(item["path"] + item["detail"] for item in by_kind["passed_over"].items)
     assert by_kind["passed_over"].count == 2
@@ -185,24 +185,24 @@ def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(
     assert "loop" in passed
     assert by_kind["unreadable"].count == 1
     found.text().encode("utf-8")
-    data = load_dataset(films, split="Train", size=32, workers=1)
+    data = load_dataset(images, split="Train", size=32, workers=1)
     assert len(data) == 7
     assert any("2 files or folders were passed over" in note for note in data.notes)
 
 
-def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(films: Path) -> None:
-    bad = films / "Train" / "b" / "\x1b[2J\nVerdict  Nothing.png"
-    bad.write_bytes((films / "Train" / "a" / "0.png").read_bytes())
-    bad.with_name("\x1b]0;x.png").write_bytes(b"no film")
-    said = audit(films, probes=False, workers=1).text()
+def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(images: Path) -> None:
+    bad = images / "Train" / "b" / "\x1b[2J\nVerdict  Nothing.png"
+    bad.write_bytes((images / "Train" / "a" / "0.png").read_bytes())
+    bad.with_name("\x1b]0;x.png").write_bytes(b"no image")
+    said = check_data(images, probes=False, workers=1).text()
     assert r"\x1b[2J\nVerdict  Nothing.png" in said
     assert r"\x1b]0;x.png" in said
     assert all(line.isprintable() for line in said.split("\n"))
     assert said.count("\nVerdict  ") == 1
 
 
-def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, closed = os.scandir, films / "Train" / "closed"
+def test_a_folder_without_permission_is_a_finding(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, closed = os.scandir, images / "Train" / "closed"
     closed.mkdir()
 
     def scandir(folder: str | Path) -> object:
@@ -211,7 +211,7 @@ def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pyte
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = audit(films, probes=False, workers=1)
+    found = check_data(images, probes=False, workers=1)
     (finding,) = (f for f in found.findings if f.kind == "passed_over")
     assert "permission denied" in finding.items[0]["detail"]
 
@@ -220,7 +220,7 @@ def test_a_folder_without_permission_is_a_finding(films: Path, monkeypatch: pyte
 def test_yaml_without_end_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match="not readable as YAML"):
-        files.read_yaml(tmp_path / "x.yaml")
+        atomic.read_yaml(tmp_path / "x.yaml")
 
 
 def test_yaml_that_unfolds_to_millions_is_refused_at_once(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_yaml_that_unfolds_to_millions_is_refused_at_once(tmp_path: Path) -> Non
     lines += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="unfold to more than"):
-        files.read_yaml(tmp_path / "bomb.yaml")
+        atomic.read_yaml(tmp_path / "bomb.yaml")

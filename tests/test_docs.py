@@ -19,7 +19,7 @@ from benchmarks import site
 
 from browser import chromium, opened, sideways, violations
 from docs_blocks import ROOT, blocks, carry_out, commands
-from trustcxr import catalogue, cli
+from trustcxr import cli, registry
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -74,11 +74,11 @@ def test_every_page_says_that_it_is_no_diagnosis(page: Path) -> None:
 
 def test_every_measure_says_what_it_is_and_what_it_does_not_mean() -> None:
     page = site.measures()
-    for entry in catalogue.MEASURES.values():
+    for entry in registry.MEASURES.values():
         part = page[page.index(f"`{entry.name}`") :].split("\n### ")[0]
         assert entry.beware in part
         assert len(part.split("\n\n")[1]) > 20, f"{entry.name}: what it is"
-    for table in (catalogue.ATTACKS, catalogue.DEFENCES, catalogue.CORRUPTIONS, catalogue.SALIENCY):
+    for table in (registry.ATTACKS, registry.DEFENCES, registry.CORRUPTIONS, registry.SALIENCY):
         assert [name for name in table if f"| `{name}` |" not in page] == []
 
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from study_fixture import make_study
 from trustcxr.errors import UserError
-from trustcxr.report import study_folder
-from trustcxr.results import documents, files, schema
-from trustcxr.results.documents import AttackResult, Figure, RunDocument, Share, StudyDocument, TrainingDocument
+from trustcxr.report import load
+from trustcxr.storage import atomic, json_schema, schemas
+from trustcxr.storage.schemas import AttackResult, Figure, RunDocument, Share, StudyDocument, TrainingDocument
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def test_a_figure_is_its_value_its_interval_and_its_baselines(study: dict[str, A
 
 def test_measures_of_any_name_stand_beside_the_fields_of_a_method() -> None:
     content = {"n": 3, "from": 0.1, "energy": {"value": 0.2, "lung": 0.4}, "hits": {"value": None}}
-    document = documents.Stratum.model_validate(content)
+    document = schemas.Stratum.model_validate(content)
     assert (document.start, document.figure("energy").lung, list(document.figures)) == (0.1, 0.4, ["energy", "hits"])
     assert document.plain() == content
-    again = documents.Stratum(n=3, start=0.1).with_figures(document.figures)
+    again = schemas.Stratum(n=3, start=0.1).with_figures(document.figures)
     assert again.plain() == content
     with pytest.raises(ValidationError):
-        documents.Stratum.model_validate({"energy": 0.2})
+        schemas.Stratum.model_validate({"energy": 0.2})
 
 
 def test_against_chance_takes_the_whole_interval() -> None:
@@ -75,20 +75,20 @@ def test_the_figures_with_an_interval_are_listed(study: dict[str, Any]) -> None:
     assert dict(clean.shares())["ece"] == clean.ece
 
 
-@pytest.mark.parametrize("version", [1, documents.VERSION + 1, None])
+@pytest.mark.parametrize("version", [1, schemas.VERSION + 1, None])
 def test_another_version_of_the_shape_is_refused(tmp_path: Path, version: int | None) -> None:
     (tmp_path / "run.yaml").write_text("name: a\n")
     (tmp_path / "model.safetensors").touch()
     for name, kind in (("metrics.json", RunDocument), ("study.json", StudyDocument)):
         path = tmp_path / name
-        path.write_text(json.dumps({"version": documents.VERSION}))
-        assert documents.read(kind, path).version == documents.VERSION
+        path.write_text(json.dumps({"version": schemas.VERSION}))
+        assert schemas.read_schema(kind, path).version == schemas.VERSION
         path.write_text(json.dumps({"version": version}))
         said = rf"{name}: it has version {version} of the documents' shape, and this TrustCXR reads version 2"
         with pytest.raises(UserError, match=said):
-            documents.read(kind, path)
+            schemas.read_schema(kind, path)
         with pytest.raises(UserError, match=said):
-            study_folder.read(tmp_path)
+            load.load_report(tmp_path)
         path.unlink()
 
 
@@ -111,19 +111,19 @@ def test_a_damaged_document_is_refused_with_file_field_and_remedy(
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError) as problem:
-        documents.read(RunDocument, path)
+        schemas.read_schema(RunDocument, path)
     assert str(problem.value).startswith(f"{path}: damaged: {field}: ")
-    assert str(problem.value).endswith(files.REMAKE)
+    assert str(problem.value).endswith(atomic.REMAKE)
     assert "\n" not in str(problem.value)
 
 
 def test_a_document_is_built_with_figures_and_written_nested(tmp_path: Path) -> None:
     attack = AttackResult(attack="pgd", epsilon=0.02, accuracy=Share(value=0.5, ci=(0.4, float("nan"))), n=9, steps=20)
-    files.write_json(tmp_path / "metrics.json", RunDocument(run="a", attacks=[attack]))
+    atomic.write_json(tmp_path / "metrics.json", RunDocument(run="a", attacks=[attack]))
     accuracy = {"value": 0.5, "ci": [0.4, None]}
     stored = {"attack": "pgd", "epsilon": 0.02, "accuracy": accuracy, "n": 9, "steps": 20}
-    assert files.read_json(tmp_path / "metrics.json") == {"run": "a", "attacks": [stored]}
-    again = documents.read(RunDocument, tmp_path / "metrics.json")
+    assert atomic.read_json(tmp_path / "metrics.json") == {"run": "a", "attacks": [stored]}
+    again = schemas.read_schema(RunDocument, tmp_path / "metrics.json")
     assert again.attacks == [attack]
     again.attacks[0].steps = 40
     assert again.plain()["attacks"][0]["steps"] == 40
@@ -132,18 +132,18 @@ def test_a_document_is_built_with_figures_and_written_nested(tmp_path: Path) -> 
 def test_a_file_that_is_no_document_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text("[1]")
     with pytest.raises(UserError, match=r"training\.json: expected keys and values, found list") as problem:
-        documents.read(TrainingDocument, tmp_path / "training.json")
+        schemas.read_schema(TrainingDocument, tmp_path / "training.json")
     assert "\n" not in str(problem.value)
 
 
 def test_the_published_schemas_are_current() -> None:
     folder = Path(__file__).resolve().parents[1] / "docs" / "schema"
     published = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
-    assert published == schema.schemas(), "write them again: python -m trustcxr.results.schema docs/schema"
+    assert published == json_schema.schemas(), "write them again: python -m trustcxr.storage.json_schema docs/schema"
 
 
 def test_the_schema_is_of_what_stands_on_disk(study: dict[str, Any]) -> None:
-    found = json.loads(schema.schemas()["metrics.schema.json"])
+    found = json.loads(json_schema.schemas()["metrics.schema.json"])
     clean = found["$defs"]["Classification"]["properties"]
     assert set(study["runs"][0]["clean"]) <= set(clean)
     assert "class" in found["$defs"]["PlantedShortcut"]["properties"]

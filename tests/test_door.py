@@ -14,38 +14,38 @@ from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
-from trustcxr.attacks.stand_ins import Attackable
+from trustcxr.attacks.bpda import AttackView
+from trustcxr.audit import active_test as active_test_
+from trustcxr.audit.active_test import active_test
+from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
+from trustcxr.audit.formats import load
+from trustcxr.audit.formats.outputs import InBatches
 from trustcxr.errors import UserError
-from trustcxr.evaluation import active_test as active_test_
-from trustcxr.evaluation.active_test import active_test
-from trustcxr.evaluation.door import Check, Door, black_box_check, check_kind, examine_at_the_door
-from trustcxr.models import exporting
-from trustcxr.models.adapters import load
-from trustcxr.models.adapters.answers import InBatches
+from trustcxr.models import export
 
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
 @pytest.fixture(scope="module")
-def films() -> tuple[Tensor, Tensor]:
+def radiographs() -> tuple[Tensor, Tensor]:
     return images_and_labels(60, seed=5)
 
 
-def door(net: Any, films: tuple[Tensor, Tensor], **declared: Any) -> Door:
+def door(net: Any, radiographs: tuple[Tensor, Tensor], **declared: Any) -> EntryReport:
     options = {"classes": CLASSES, "size": SIDE, "trust_code": True} | declared
-    return examine_at_the_door(load(net, **options), *films, epsilon=0.05, planted=4)
+    return run_entry_checks(load(net, **options), *radiographs, epsilon=0.05, planted=4)
 
 
-def failed(found: Door) -> set[str]:
+def failed(found: EntryReport) -> set[str]:
     return {c.check for c in found.checks if c.passed is False}
 
 
-def text(found: Door, check: str) -> str:
+def text(found: EntryReport, check: str) -> str:
     return next(c.text for c in found.checks if c.check == check)
 
 
-def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> None:
-    found = door(trained(), films)
+def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: list) -> None:
+    found = door(trained(), radiographs)
     assert [(done, total) for said, done, total in bars if said.endswith("the gate at the door")] == [(3, 3)]
     assert failed(found) == set()
     assert found.believed
@@ -70,18 +70,18 @@ def test_nothing_honest_is_accused(films: tuple[Tensor, Tensor], bars: list) -> 
         ("3 bits", {"gradients", "nothing stops gradients"}),
         ("jpeg", {"gradients", "nothing stops gradients"}),
         ("noise", {"same answer twice"}),
-        # With black around its films this network is right on fewer of them, and with another range on all.
+        # With black around its images this network is right on fewer of them, and with another range on all.
         ("random resizing", {"same answer twice", "declaration"}),
     ],
 )
-def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], films: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS[name](trained()), films)
+def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], radiographs: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS[name](trained()), radiographs)
     assert failed(found) == checks
     assert found.believed  # through stand-ins and draws the attack finds what was planted
 
 
-def test_a_wrong_class_order_is_noticed_with_the_remedy(films: tuple[Tensor, Tensor]) -> None:
-    images, labels = films
+def test_a_wrong_class_order_is_noticed_with_the_remedy(radiographs: tuple[Tensor, Tensor]) -> None:
+    images, labels = radiographs
     turned = torch.tensor([1, 2, 0])[labels]  # the truth as whoever mixed the names up has it
     found = door(trained(), (images, turned), classes=("Normal", "COVID-19", "Non-COVID"))
     assert failed(found) == {"declaration"}
@@ -110,9 +110,9 @@ class Wants(nn.Module):
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(
-    make: Callable[[Tensor], Tensor], remedy: str, films: tuple[Tensor, Tensor]
+    make: Callable[[Tensor], Tensor], remedy: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    found = door(Wants(make), films)
+    found = door(Wants(make), radiographs)
     assert "declaration" in failed(found)
     assert remedy in text(found, "declaration")
 
@@ -124,36 +124,36 @@ def test_a_wrong_range_is_noticed_with_the_remedy(
         ({"range": (255, 0), "std": (0.5,), "mean": (0.5,)}, "write input.range: [1, -1] without mean and std, as M"),
     ],
 )
-def test_a_range_or_mean_that_inverts_films_is_noticed_with_the_other(
-    declared: dict[str, Any], remedy: str, films: tuple[Tensor, Tensor]
+def test_a_range_or_mean_that_inverts_images_is_noticed_with_the_other(
+    declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
     net = trained() if declared["range"] == (1, 0) else Wants(lambda x: (1 - x) / 2)
-    assert remedy in text(door(net, films, **declared), "declaration")
+    assert remedy in text(door(net, radiographs, **declared), "declaration")
 
 
-def test_a_missing_mean_and_std_are_noticed(films: tuple[Tensor, Tensor]) -> None:
+def test_a_missing_mean_and_std_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:
     mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     net = Wants(lambda x: (x * std + mean).mean(1, keepdim=True))
-    assert "input.mean: [0.485" in text(door(net, films, channels=3), "declaration")
-    assert failed(door(net, films, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))) == set()
+    assert "input.mean: [0.485" in text(door(net, radiographs, channels=3), "declaration")
+    assert failed(door(net, radiographs, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))) == set()
 
 
-def test_a_model_at_chance_is_said_to_be_and_accused_of_nothing_else(films: tuple[Tensor, Tensor]) -> None:
+def test_a_model_at_chance_is_said_to_be_and_accused_of_nothing_else(radiographs: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3))
-    found = door(net, films)
+    found = door(net, radiographs)
     assert failed(found) == {"declaration"}
     assert "no better than chance" in text(found, "declaration")
 
 
-def test_probabilities_in_place_of_logits_are_noticed_both_ways(films: tuple[Tensor, Tensor]) -> None:
+def test_probabilities_in_place_of_logits_are_noticed_both_ways(radiographs: tuple[Tensor, Tensor]) -> None:
     ends_in_softmax = nn.Sequential(trained(), nn.Softmax(1)).eval()
-    taken_as_logits = door(ends_in_softmax, films)
+    taken_as_logits = door(ends_in_softmax, radiographs)
     assert "write output.kind: probabilities" in text(taken_as_logits, "logits")
-    assert torch.allclose(taken_as_logits.model(films[0]), trained()(films[0]).log_softmax(1), atol=1e-5)
+    assert torch.allclose(taken_as_logits.model(radiographs[0]), trained()(radiographs[0]).log_softmax(1), atol=1e-5)
     assert taken_as_logits.believed
-    assert failed(door(ends_in_softmax, films, output="probabilities")) == set()
-    assert "write output.kind: logits" in text(door(trained(), films, output="probabilities"), "logits")
+    assert failed(door(ends_in_softmax, radiographs, output="probabilities")) == set()
+    assert "write output.kind: logits" in text(door(trained(), radiographs, output="probabilities"), "logits")
 
 
 @pytest.mark.parametrize("output", ["logits", "probabilities"])
@@ -182,12 +182,12 @@ def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, cl
 
 
 class Unsure(nn.Module):
-    """A network whose logits of the films all lie between 0 and 1."""
+    """A network whose logits of the images all lie between 0 and 1."""
 
-    def __init__(self, net: nn.Module, films: Tensor) -> None:
+    def __init__(self, net: nn.Module, radiographs: Tensor) -> None:
         super().__init__()
         with torch.no_grad():
-            logits = net(films)
+            logits = net(radiographs)
         self.net, self.low, self.span = net, float(logits.min()) - 0.05, float(logits.max() - logits.min()) + 0.1
         for part in net.modules():  # the layer that makes them is scaled, as a network that learnt little has it
             if isinstance(part, nn.Linear):
@@ -218,21 +218,21 @@ class Evidence(nn.Module):
 @pytest.mark.parametrize("ending", ["", ".pt2", ".onnx"])
 @pytest.mark.parametrize("make", [lambda: deepcopy(trained()), Evidence], ids=["linear", "evidence"])
 def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
-    make: Callable[[], nn.Module], ending: str, films: tuple[Tensor, Tensor], tmp_path: Path
+    make: Callable[[], nn.Module], ending: str, radiographs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    net = Unsure(make(), films[0]).eval()
-    answers = net(films[0]).detach()
+    net = Unsure(make(), radiographs[0]).eval()
+    answers = net(radiographs[0]).detach()
     assert answers.min() > 0
     assert answers.max() < 1
     source: Any = net
     if ending:
         source = tmp_path / f"m{ending}"
-        exporting.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
-    found = door(source, films, channels=1)
+        export.write(net, SIDE, source, "onnx" if ending == ".onnx" else "torch-export")
+    found = door(source, radiographs, channels=1)
     assert "logits" not in failed(found)
     assert "its last layer makes them" in text(found, "logits")
     assert found.model is not None
-    assert torch.allclose(found.model(films[0]), answers, atol=1e-5)
+    assert torch.allclose(found.model(radiographs[0]), answers, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
     ids=["tanh", "in place", "layer behind", "written out", "mean"],
 )
 def test_what_comes_after_the_last_layer_is_no_logit_of_it(
-    squash: Callable[[Tensor], Tensor], films: tuple[Tensor, Tensor]
+    squash: Callable[[Tensor], Tensor], radiographs: tuple[Tensor, Tensor]
 ) -> None:
     class Squashed(nn.Module):
         def __init__(self) -> None:
@@ -258,24 +258,24 @@ def test_what_comes_after_the_last_layer_is_no_logit_of_it(
         def forward(self, images: Tensor) -> Tensor:
             return squash(self.net(images))
 
-    found = door(Squashed(), films)
+    found = door(Squashed(), radiographs)
     assert "each was taken as the sigmoid of its class" in text(found, "logits")
 
 
 @pytest.mark.parametrize("output", ["probabilities", "sigmoid"])
 def test_answers_made_by_a_softmax_or_a_sigmoid_are_accused_of_nothing(
-    output: str, films: tuple[Tensor, Tensor]
+    output: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
     squash = nn.Softmax(1) if output == "probabilities" else nn.Sigmoid()
-    assert failed(door(nn.Sequential(trained(), squash).eval(), films, output=output)) == set()
+    assert failed(door(nn.Sequential(trained(), squash).eval(), radiographs, output=output)) == set()
 
 
-def test_saturated_probabilities_are_measured(films: tuple[Tensor, Tensor]) -> None:
+def test_saturated_probabilities_are_measured(radiographs: tuple[Tensor, Tensor]) -> None:
     class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return (1000 * trained()(images)).softmax(1)
 
-    found = door(Sure(), films, output="probabilities")
+    found = door(Sure(), radiographs, output="probabilities")
     assert "100.0% are 0 or 1 to rounding" in text(found, "logits")
     assert found.believed
 
@@ -295,35 +295,35 @@ class UsesGradients(nn.Module):
         return self.net(images + 0.01 * slope.sign())
 
 
-def test_gradients_used_inside_the_model_are_noticed(films: tuple[Tensor, Tensor]) -> None:
+def test_gradients_used_inside_the_model_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:
     before = torch.autograd.grad
-    assert "no gradients used inside" in failed(door(UsesGradients(), films))
+    assert "no gradients used inside" in failed(door(UsesGradients(), radiographs))
     assert torch.autograd.grad is before
 
 
-def test_a_model_without_gradients_is_attacked_without_them(films: tuple[Tensor, Tensor]) -> None:
-    patterns = [films[0][films[1] == k].mean(0).flatten().numpy() for k in range(3)]
+def test_a_model_without_gradients_is_attacked_without_them(radiographs: tuple[Tensor, Tensor]) -> None:
+    patterns = [radiographs[0][radiographs[1] == k].mean(0).flatten().numpy() for k in range(3)]
 
     def blind(images: Tensor) -> Any:
         return np.stack([(images.flatten(1).numpy() - 0.5) @ (p - 0.5) for p in patterns], 1)
 
-    found = door(blind, films)
+    found = door(blind, radiographs)
     assert not found.gradients
     assert "robust accuracy can only be overestimated" in text(found, "conversion")
 
 
-def test_a_network_behind_numpy_is_attacked_through_it(films: tuple[Tensor, Tensor]) -> None:
+def test_a_network_behind_numpy_is_attacked_through_it(radiographs: tuple[Tensor, Tensor]) -> None:
     def behind(images: Tensor) -> Any:
         return trained()(images).detach().numpy()
 
-    found = door(behind, films)
+    found = door(behind, radiographs)
     assert found.gradients
     assert found.believed
     assert "stand-ins give it some" in text(found, "conversion")
 
 
 class Searches(nn.Module):
-    """Answers by the noisy copy of the film that it is surest of; no gradient is computed."""
+    """Answers by the noisy copy of the image that it is surest of; no gradient is computed."""
 
     def __init__(self, net: nn.Module, copies: int) -> None:
         super().__init__()
@@ -336,11 +336,11 @@ class Searches(nn.Module):
         return answers[best, torch.arange(len(images))]
 
 
-def test_a_search_inside_is_said_and_one_pass_too(films: tuple[Tensor, Tensor]) -> None:
-    found = door(Searches(trained(), 8).eval(), films)
-    assert text(found, "one pass").startswith("its first layer runs 8 times for one film")
+def test_a_search_inside_is_said_and_one_pass_too(radiographs: tuple[Tensor, Tensor]) -> None:
+    found = door(Searches(trained(), 8).eval(), radiographs)
+    assert text(found, "one pass").startswith("its first layer runs 8 times for one image")
     assert text(found, "no gradients used inside") == "it computes none while it answers"
-    once = door(Searches(trained(), 1).eval(), films)
+    once = door(Searches(trained(), 1).eval(), radiographs)
     assert text(once, "no gradients used inside") == "it answers in one forward pass"
     assert "one pass" not in {check.check for check in once.checks}
 
@@ -348,44 +348,46 @@ def test_a_search_inside_is_said_and_one_pass_too(films: tuple[Tensor, Tensor]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("kind", ["in batches of two", "with a normalised weight"])
-def test_passes_are_counted_of_whatever_a_film_goes_through(
-    kind: str, copies: int, films: tuple[Tensor, Tensor]
+def test_passes_are_counted_of_whatever_a_image_goes_through(
+    kind: str, copies: int, radiographs: tuple[Tensor, Tensor]
 ) -> None:
     net: nn.Module = Searches(deepcopy(trained()), copies).eval()
     if kind == "in batches of two":
         net = InBatches(net, 2)
     else:
         nn.utils.parametrizations.weight_norm(net.net.body[0])
-    found = door(net, films)
+    found = door(net, radiographs)
     said = {check.check: check.text for check in found.checks}
     if copies == 1:
         assert "one pass" not in said
     else:
-        assert said["one pass"].startswith(f"its first layer runs {copies} times for one film")
+        assert said["one pass"].startswith(f"its first layer runs {copies} times for one image")
 
 
-def test_answers_of_another_kind_stop_an_explanation_before_it_begins(films: tuple[Tensor, Tensor]) -> None:
+def test_answers_of_another_kind_stop_an_explanation_before_it_begins(radiographs: tuple[Tensor, Tensor]) -> None:
     probable = load(nn.Sequential(trained(), nn.Softmax(1)).eval(), classes=CLASSES, size=SIDE)
     assert probable.model is not None
     with pytest.raises(UserError, match=r"mine: it answers with probabilities.* write output.kind: probabilities"):
-        check_kind(probable.model, films[0], "mine")
+        check_kind(probable.model, radiographs[0], "mine")
     honest = load(trained(), classes=CLASSES, size=SIDE)
     assert honest.model is not None
-    check_kind(honest.model, films[0], "mine")
+    check_kind(honest.model, radiographs[0], "mine")
 
 
-def test_only_scores_pass_the_door_unattacked(films: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+def test_only_scores_pass_the_door_unattacked(radiographs: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("image,COVID-19,Non-COVID,Normal\na,1,2,3\n")
-    found = examine_at_the_door(load(path, classes=CLASSES), *films)
+    found = run_entry_checks(load(path, classes=CLASSES), *radiographs)
     assert (found.traits, found.gradients) == (None, False)
 
 
 @pytest.mark.expensive("jpeg")
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "jpeg"])
-def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str, films: tuple[Tensor, Tensor]) -> None:
-    images, liar = films[0][:4], LIARS[name](trained())
-    plain = active_test(liar, images, epsilon=0.03, variants=[Attackable(liar)])
+def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
+    name: str, radiographs: tuple[Tensor, Tensor]
+) -> None:
+    images, liar = radiographs[0][:4], LIARS[name](trained())
+    plain = active_test(liar, images, epsilon=0.03, variants=[AttackView(liar)])
     assert plain is not None
     assert not plain.passed
     mended = active_test(liar, images, epsilon=0.03)
@@ -396,28 +398,28 @@ def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(name: str,
 
 @pytest.mark.slow
 def test_the_attack_finds_what_is_planted_in_an_honest_network_and_random_corners_do_not(
-    films: tuple[Tensor, Tensor],
+    radiographs: tuple[Tensor, Tensor],
 ) -> None:
     """A last layer through every point had hills to be caught on: PGD found two thirds, and so did random corners."""
     torch.manual_seed(1)
     net = timm.create_model("resnet18", in_chans=1, num_classes=3).eval()
-    planted = active_test(net, films[0][:6], epsilon=0.02)
+    planted = active_test(net, radiographs[0][:6], epsilon=0.02)
     assert planted is not None
     assert (planted.count, planted.found) == (6, 1.0)
     assert planted.by_chance < 0.3
 
 
-def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(films: tuple[Tensor, Tensor]) -> None:
+def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiographs: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(1)
     net = models.build("plain3", classes=3).eval()
-    images = nn.functional.interpolate(films[0][:16], size=(32, 32), mode="bilinear")
+    images = nn.functional.interpolate(radiographs[0][:16], size=(32, 32), mode="bilinear")
     planted = active_test(net, images, epsilon=0.02)
     assert planted is not None
     assert (planted.count, planted.found, planted.by_chance) == (16, 1.0, 0.0)
 
 
 class CornerSeen(nn.Module):
-    """Of a film of four pixels features tell nothing, but for one that is `apart` for the corner of ones alone."""
+    """Of an image of four pixels features tell nothing, but for one that is `apart` for the corner of ones alone."""
 
     def __init__(self, apart: float) -> None:
         super().__init__()
@@ -431,15 +433,23 @@ class CornerSeen(nn.Module):
 
 @pytest.mark.parametrize(("apart", "told"), [(0.0, False), (0.01, True), (10.0, True)])
 def test_a_closer_layer_tells_what_the_smoothest_does_not_and_none_what_is_alike(apart: float, told: bool) -> None:
-    film, corner = torch.full((1, 2, 2), 0.99), torch.ones(1, 2, 2)
+    radiograph, corner = torch.full((1, 2, 2), 0.99), torch.ones(1, 2, 2)
     fitted = active_test_._fit(
-        CornerSeen(apart), active_test_._Place(0, 0), film, corner, 0.01, (40, 1), torch.Generator().manual_seed(0)
+        CornerSeen(apart),
+        active_test_._Place(0, 0),
+        radiograph,
+        corner,
+        0.01,
+        (40, 1),
+        torch.Generator().manual_seed(0),
     )
     assert (fitted is not None) == told
 
 
 @pytest.mark.parametrize("name", [None, "3 bits", "jpeg"])
-def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, films: tuple[Tensor, Tensor]) -> None:
+def test_examples_are_planted_in_a_model_of_one_finding_too(
+    name: str | None, radiographs: tuple[Tensor, Tensor]
+) -> None:
     net = deepcopy(trained())
     head = net.head
     net.head = nn.Linear(head.in_features, 1)
@@ -447,8 +457,8 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, fi
         net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
         net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
     model = net.eval() if name is None else LIARS[name](net.eval())
-    plain = active_test(model, films[0][:4], epsilon=0.03, variants=[Attackable(model)])
-    mended = active_test(model, films[0][:4], epsilon=0.03)
+    plain = active_test(model, radiographs[0][:4], epsilon=0.03, variants=[AttackView(model)])
+    mended = active_test(model, radiographs[0][:4], epsilon=0.03)
     assert plain is not None
     assert mended is not None
     assert plain.passed == (name is None)
@@ -458,7 +468,7 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(name: str | None, fi
 
 def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
     checks = (Check("active test", False, "found 3 of 16"),)
-    assert not Door(checks).believed
+    assert not EntryReport(checks).believed
 
 
 def test_black_box_beats_white_box() -> None:
@@ -466,11 +476,11 @@ def test_black_box_beats_white_box() -> None:
     assert black_box_check(0.20, 0.60, epsilon=0.02).passed is True
 
 
-def test_the_model_is_left_as_it_was(films: tuple[Tensor, Tensor]) -> None:
+def test_the_model_is_left_as_it_was(radiographs: tuple[Tensor, Tensor]) -> None:
     net = trained()
     given = load(net, classes=CLASSES, size=SIDE)
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    examine_at_the_door(given, *films, planted=2)
+    run_entry_checks(given, *radiographs, planted=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -485,23 +495,25 @@ def measuring_its_batch() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_a_model_whose_answer_hangs_on_the_films_beside_it_is_noticed(
-    films: tuple[Tensor, Tensor], tmp_path: Path
+def test_a_model_whose_answer_hangs_on_the_images_beside_it_is_noticed(
+    radiographs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     batch = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(measuring_its_batch(), (films[0][:2],), dynamic_shapes=batch)
+    program = torch.export.export(measuring_its_batch(), (radiographs[0][:2],), dynamic_shapes=batch)
     torch.export.save(program, tmp_path / "m.pt2")
-    torch.jit.trace(measuring_its_batch(), films[0][:2]).save(str(tmp_path / "m.pt"))
+    torch.jit.trace(measuring_its_batch(), radiographs[0][:2]).save(str(tmp_path / "m.pt"))
     hidden = measuring_its_batch()
     for source in (tmp_path / "m.pt2", tmp_path / "m.pt", lambda images: hidden(images)):
-        found = door(source, films)
+        found = door(source, radiographs)
         assert "same answer alone" in failed(found)
         assert "in evaluation mode, model.eval() first" in text(found, "same answer alone")
-    over_films = door(lambda images: trained()(images).softmax(0), films)
-    assert "same answer alone" in failed(over_films)
+    over_images = door(lambda images: trained()(images).softmax(0), radiographs)
+    assert "same answer alone" in failed(over_images)
 
 
-def test_rounding_and_a_fixed_batch_are_no_films_beside_a_film(films: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(
+    radiographs: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
     class Coarse(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -510,34 +522,36 @@ def test_rounding_and_a_fixed_batch_are_no_films_beside_a_film(films: tuple[Tens
         def forward(self, images: Tensor) -> Tensor:
             return self.net(images.bfloat16()).float()
 
-    torch.export.save(torch.export.export(trained(), (films[0][:4],)), tmp_path / "m.pt2")
+    torch.export.save(torch.export.export(trained(), (radiographs[0][:4],)), tmp_path / "m.pt2")
     shrunk = torch.ao.quantization.quantize_dynamic(trained(), {nn.Linear}, dtype=torch.qint8)
     for source in (Coarse().eval(), tmp_path / "m.pt2", shrunk, lambda images: trained()(images).squeeze()):
-        assert "same answer alone" not in failed(door(source, films))
+        assert "same answer alone" not in failed(door(source, radiographs))
 
 
-def test_a_random_model_is_not_accused_twice(films: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS["noise"](trained()), films)
+def test_a_random_model_is_not_accused_twice(radiographs: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS["noise"](trained()), radiographs)
     assert "same answer alone" not in {check.check for check in found.checks}
 
 
-def test_a_random_model_is_judged_by_the_mean_over_draws(films: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS["noise"](trained()), films)
-    assert isinstance(found.judged, Attackable)
+def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tensor, Tensor]) -> None:
+    found = door(LIARS["noise"](trained()), radiographs)
+    assert isinstance(found.judged, AttackView)
     assert found.judged.draws == 16
     assert "the mean of 16 draws" in text(found, "same answer twice")
-    honest = door(trained(), films)
+    honest = door(trained(), radiographs)
     assert honest.judged is honest.model
 
 
 @pytest.mark.slow
-def test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws(films: tuple[Tensor, Tensor]) -> None:
+def test_the_declaration_of_a_random_model_is_judged_by_the_mean_of_its_draws(
+    radiographs: tuple[Tensor, Tensor],
+) -> None:
     class OftenWrong(nn.Module):
-        """Right on average; in two passes of five its answer is another class for all films."""
+        """Right on average; in two passes of five its answer is another class for all images."""
 
         def forward(self, images: Tensor) -> Tensor:
             one = torch.tensor([8.0, 0.0, 0.0]) * (torch.rand(()) < 0.4)
             return trained()(images).softmax(1) * 20 + one
 
-    accuracies = {text(door(OftenWrong(), films), "declaration").split(" as declared")[0] for _ in range(2)}
-    assert accuracies == {"accuracy on 60 films is 100.0%"}
+    accuracies = {text(door(OftenWrong(), radiographs), "declaration").split(" as declared")[0] for _ in range(2)}
+    assert accuracies == {"accuracy on 60 images is 100.0%"}

@@ -12,22 +12,23 @@ from torch import Tensor, nn
 
 from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa: F401
 from test_cli import run
+from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.evaluation.draws import OverDraws, judge
-from trustcxr.report.audits import sentences
-from trustcxr.results import files
-from trustcxr.study import audit as audits
+from trustcxr.evaluation.stochastic import OverDraws, judge
+from trustcxr.report.audit_text import sentences
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import read_schema
 
 
 class Restless(Brightness):
-    """Brightness, of films that are made darker or brighter by chance."""
+    """Brightness, of images that are made darker or brighter by chance."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images + 0.06 * torch.randn_like(images[:, :, :1, :1]))
 
 
 class OneSigmoid(Restless):
-    """Whether a film is bright, by chance."""
+    """Whether an image is bright, by chance."""
 
     def forward(self, images: Tensor) -> Tensor:
         moved = images + 0.06 * torch.randn_like(images[:, :, :1, :1])
@@ -45,17 +46,17 @@ LOGITS = f"{{kind: logits, classes: [{', '.join(CLASSES)}]}}"
 
 
 def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
-    films, labels = torch.rand(6, 1, 8, 8) * 0.2 + 0.4, torch.tensor([0, 1, 2, 1, 0, 2])
+    images, labels = torch.rand(6, 1, 8, 8) * 0.2 + 0.4, torch.tensor([0, 1, 2, 1, 0, 2])
     model = OverDraws(Restless())
     torch.manual_seed(3)
-    first = model.model(films).detach()
+    first = model.model(images).detach()
     with torch.no_grad():
         torch.manual_seed(3)
-        drawn = model.each(films)
+        drawn = model.each(images)
         torch.manual_seed(3)
-        mean, share = judge(model, films, labels, at_worst=False)
+        mean, share = judge(model, images, labels, at_worst=False)
         torch.manual_seed(3)
-        worst, again = judge(model, films, labels, at_worst=True)
+        worst, again = judge(model, images, labels, at_worst=True)
     assert drawn.shape == (16, 6, 3)
     assert len(drawn.unique(dim=0)) == 16
     assert not (drawn == first).all((1, 2)).any(), "an attack that begins with this random state has seen none of them"
@@ -72,10 +73,10 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
 
 
 def test_a_model_that_always_answers_the_same_has_no_draws() -> None:
-    films = torch.rand(4, 1, 8, 8)
+    images = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        logits, share = judge(Brightness(), films, torch.zeros(4, dtype=torch.long), at_worst=True)
-        assert torch.equal(logits, Brightness()(films))
+        logits, share = judge(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
+        assert torch.equal(logits, Brightness()(images))
     assert share is None
 
 
@@ -101,12 +102,12 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert steady["draws"]["each"]["value"] < steady["draws"]["one"]["value"]
     assert steady["accuracy"]["value"] > steady["draws"]["each"]["value"], "of one attack the mean of the draws counts"
     assert found["clean"]["accuracy"]["value"] > found["clean"]["draws"]["each"]["value"]
-    table = files.read_table(tmp_path / "audit" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "audit" / "predictions.parquet")
     rows = table[table["attack"] == "worst-case"]
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
-    text = "\n".join(sentences(audits.read(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
+    text = "\n".join(sentences(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
     assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
@@ -119,21 +120,21 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    films = load_dataset(greys, size=16, classes=CLASSES)
-    pixels = torch.from_numpy(np.array(films.images)).float() / 255
+    images = load_dataset(greys, size=16, classes=CLASSES)
+    pixels = torch.from_numpy(np.array(images.images)).float() / 255
     save_file(
-        {name: (pixels[row] + 0.05).clamp(0, 1) for row, name in enumerate(films.sample_ids.tolist())},
+        {name: (pixels[row] + 0.05).clamp(0, 1) for row, name in enumerate(images.sample_ids.tolist())},
         str(tmp_path / "a.safetensors"),
         metadata={"epsilon": "0.05", "by": "somebody"},
     )
-    monkeypatch.setattr("trustcxr.evaluation.carried_out.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     asked = {"attacks": ["worst-case"], "epsilons": [0.05], "trust_code": True}
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     assert again.handed_in[0].plain() == found.handed_in[0].plain()
     assert again.attacks[0].plain() == found.attacks[0].plain()
-    table = files.read_table(tmp_path / "out" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     rows = table[(table["attack"] == "worst-case").to_numpy()]
     theirs = rows[(rows["broken_by"] == "somebody").to_numpy()]
     assert len(theirs) == found.handed_in[0].found_alone > 0
@@ -150,7 +151,7 @@ def test_of_findings_each_decision_has_its_draws(greys: Path, tmp_path: Path) ->
     labels: dict[str, str | None] = {"dark": "Normal", "grey": "Normal", "bright": "bright"}
     asked: Any = {"attacks": ["worst-case"], "epsilons": [0.02], "trust_code": True}
     found = audits.audit(model, greys, tmp_path / "out", labels=labels, **asked)
-    assert found.clean.draws is None, "films as they are were answered for all findings at once"
+    assert found.clean.draws is None, "images as they are were answered for all findings at once"
     assert found.attacks[0].draws is not None
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value
     assert GREYS[2] > 0.6 > GREYS[1]
@@ -161,7 +162,7 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
     found = audits.audit(restless(tmp_path / "model", Brightness(), LOGITS), greys, tmp_path / "out", **asked)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
-    assert "right_share" not in files.read_table(tmp_path / "out" / "predictions.parquet")
+    assert "right_share" not in atomic.read_table(tmp_path / "out" / "predictions.parquet")
     assert "at random" not in "\n".join(sentences(found))
 
 
@@ -172,7 +173,7 @@ def test_the_same_command_draws_the_same(greys: Path, tmp_path: Path) -> None:  
     for place in ("one", "two"):
         torch.rand(7)  # whatever was drawn before
         audits.audit(model, greys, tmp_path / place, attacks=["fgsm"], epsilons=[0.02], trust_code=True)
-        tables.append(files.read_table(tmp_path / place / "predictions.parquet"))
+        tables.append(atomic.read_table(tmp_path / place / "predictions.parquet"))
     for column in ("logits", "right_share", "moved"):
         assert np.array_equal(*(np.stack(table[column].tolist()) for table in tables), equal_nan=True), column
     first, second = np.split(np.stack(tables[0]["logits"].tolist())[:32], 2)

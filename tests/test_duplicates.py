@@ -1,44 +1,44 @@
-"""Copies of a film are found however they were changed, and other films are not taken for copies."""
+"""Copies of an image are found however they were changed, and other images are not taken for copies."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.speed.duplicates import CHANGES, Film, pictures, read, recalls
+from benchmarks.speed.duplicates import CHANGES, Pixels, pictures, read, recalls
 from PIL import Image
 
-from trustcxr.data.auditing import alignment, duplicates
+from trustcxr.data.checks import duplicates, registration
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom.render_image import render
 
 
 @pytest.fixture(scope="module")
-def synthetic() -> list[Film]:
+def synthetic() -> list[Pixels]:
     return [render(anatomy.CLASSES[i % 3], i, 192).image for i in range(36)]
 
 
 @pytest.fixture(scope="module")
-def real(covidqu: Path) -> list[Film]:
-    """A part of the real films."""
+def real(covidqu: Path) -> list[Pixels]:
+    """A part of the real images."""
     return read(covidqu, every=12)
 
 
-def search(films: list[Film]) -> set[tuple[int, int]]:
-    found = duplicates.find_duplicates([str(i) for i in range(len(films))], *pictures(films))
+def search(radiographs: list[Pixels]) -> set[tuple[int, int]]:
+    found = duplicates.find_duplicates([str(i) for i in range(len(radiographs))], *pictures(radiographs))
     return set(zip(found["first"], found["second"], strict=True))
 
 
 @pytest.mark.sample("mirrored", "moved by 3 pixels")
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_copies_of_synthetic_films_are_found(change: str, synthetic: list[Film]) -> None:
+def test_changed_copies_of_synthetic_images_are_found(change: str, synthetic: list[Pixels]) -> None:
     share, wrong = recalls(synthetic, pictures(synthetic), {change: np.arange(0, 36, 2)})[change]
     assert share >= 0.9
     assert not wrong
 
 
 @pytest.mark.full
-def test_copies_of_real_films_are_found_and_no_other_film_is_taken_for_one(real: list[Film]) -> None:
-    """Of each change at least nine in ten; under one film in a hundred wrongly. All in one data set, as they come."""
+def test_copies_of_real_images_are_found_and_no_other_image_is_taken_for_one(real: list[Pixels]) -> None:
+    """Of each change at least nine in ten; under one image in a hundred wrongly. All in one data set, as they come."""
     changes = ("mirrored", "inverted", "moved by 3 pixels", "padded by 10 %", "cropped by 2 %", "gamma 0.6")
     count = len(real)
     copies = [(name, i) for k, name in enumerate(changes) for i in range(k, count, len(changes))]
@@ -52,51 +52,57 @@ def test_copies_of_real_films_are_found_and_no_other_film_is_taken_for_one(real:
 
 
 @pytest.mark.slow
-def test_copies_are_found_among_all_the_real_films(covidqu: Path) -> None:
-    """Sixty of each change, each of another film, in one data set: what is looked for beside them is 2,850 films."""
-    films = read(covidqu)
-    chosen = np.random.default_rng(0).permutation(len(films))[: 60 * len(CHANGES)].reshape(len(CHANGES), -1)
-    found = recalls(films, pictures(films), dict(zip(CHANGES, chosen, strict=True)))
+def test_copies_are_found_among_all_the_real_images(covidqu: Path) -> None:
+    """Sixty of each change, each of another image, in one data set: what is looked for beside them is 2,850 images."""
+    radiographs = read(covidqu)
+    chosen = np.random.default_rng(0).permutation(len(radiographs))[: 60 * len(CHANGES)].reshape(len(CHANGES), -1)
+    found = recalls(radiographs, pictures(radiographs), dict(zip(CHANGES, chosen, strict=True)))
     assert {name: share for name, (share, _) in found.items() if share < 0.9} == {}
-    assert sum(len(wrong) for _, wrong in found.values()) < 0.01 * len(films)
+    assert sum(len(wrong) for _, wrong in found.values()) < 0.01 * len(radiographs)
 
 
-def test_what_was_done_to_a_copy_is_said(synthetic: list[Film]) -> None:
-    film = synthetic[0]
-    films = [*synthetic, film[:, ::-1], 255 - synthetic[1], 255 - synthetic[2][:, ::-1], np.pad(synthetic[3], 9)]
-    found = duplicates.find_duplicates([str(i) for i in range(len(films))], *pictures(films))
+def test_what_was_done_to_a_copy_is_said(synthetic: list[Pixels]) -> None:
+    radiograph = synthetic[0]
+    radiographs = [
+        *synthetic,
+        radiograph[:, ::-1],
+        255 - synthetic[1],
+        255 - synthetic[2][:, ::-1],
+        np.pad(synthetic[3], 9),
+    ]
+    found = duplicates.find_duplicates([str(i) for i in range(len(radiographs))], *pictures(radiographs))
     turned = {(r.first, r.second): (r.mirrored, r.inverted) for r in found.itertuples()}
     assert turned == {(0, 36): (True, False), (1, 37): (False, True), (2, 38): (True, True), (3, 39): (False, False)}
     assert not found["exact"].any()
 
 
-def test_the_very_same_pixels_are_exact_and_paired_with_the_first(synthetic: list[Film]) -> None:
-    films = [*synthetic[:5], synthetic[2], synthetic[2]]
+def test_the_very_same_pixels_are_exact_and_paired_with_the_first(synthetic: list[Pixels]) -> None:
+    radiographs = [*synthetic[:5], synthetic[2], synthetic[2]]
     digests: list[str | None] = ["a", "b", "c", "d", None, "c", "c"]
-    found = duplicates.find_duplicates(digests, *pictures(films))
+    found = duplicates.find_duplicates(digests, *pictures(radiographs))
     assert found[["first", "second"]].to_numpy().tolist() == [[2, 5], [2, 6]]
     assert found["exact"].all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_few_films_or_none(count: int, synthetic: list[Film]) -> None:
+def test_few_images_or_none(count: int, synthetic: list[Pixels]) -> None:
     thumbs, trimmed = pictures(synthetic[:2])
     found = duplicates.find_duplicates([str(i) for i in range(count)], thumbs[:count], trimmed[:count])
     assert len(found) == 0
     assert {"first", "second", "exact", "mirrored", "inverted", "correlation"} <= set(found.columns)
 
 
-def test_two_films_alone_are_told_to_be_one(synthetic: list[Film]) -> None:
+def test_two_images_alone_are_told_to_be_one(synthetic: list[Pixels]) -> None:
     assert search([synthetic[0], synthetic[0][:, ::-1]]) == {(0, 1)}
 
 
-def test_blank_films_are_no_error() -> None:
+def test_blank_images_are_no_error() -> None:
     assert len(search([np.full((64, 64), level, np.uint8) for level in (0, 9, 255)])) <= 3
 
 
-def test_hundreds_of_films_that_are_all_alike_hang_together_in_bounded_work() -> None:
-    film = render("Normal", 0, 64).image
-    thumbs = np.broadcast_to(film, (400, 64, 64))
+def test_hundreds_of_images_that_are_all_alike_hang_together_in_bounded_work() -> None:
+    radiograph = render("Normal", 0, 64).image
+    thumbs = np.broadcast_to(radiograph, (400, 64, 64))
     found = duplicates.find_duplicates([str(i) for i in range(400)], thumbs, thumbs)
     assert len(found) <= 10 * 400
     assert len(set(duplicates.clusters(400, found[["first", "second"]].to_numpy()))) == 1
@@ -104,7 +110,7 @@ def test_hundreds_of_films_that_are_all_alike_hang_together_in_bounded_work() ->
 
 @pytest.mark.slow
 def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that are looked at closely: four times the films, at most some six times the pairs."""
+    """Pairs that are looked at closely: four times the images, at most some six times the pairs."""
     looked_at: list[int] = []
     cosines = duplicates._cosines
 
@@ -122,48 +128,48 @@ def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_equalised_is_the_same_at_any_gamma_and_turned_over_when_inverted() -> None:
-    film = np.random.default_rng(0).integers(0, 128, (1, 64, 64)).astype(np.uint8)
-    level = duplicates.equalised(film)
-    assert np.allclose(level, duplicates.equalised(film * 2))
-    assert np.allclose(level, -duplicates.equalised(255 - film), atol=1e-6)
+    radiograph = np.random.default_rng(0).integers(0, 128, (1, 64, 64)).astype(np.uint8)
+    level = duplicates.equalised(radiograph)
+    assert np.allclose(level, duplicates.equalised(radiograph * 2))
+    assert np.allclose(level, -duplicates.equalised(255 - radiograph), atol=1e-6)
     assert abs(level.mean()) < 1e-4
 
 
-def test_alignment_finds_the_map_that_a_film_was_moved_by(synthetic: list[Film]) -> None:
+def test_alignment_finds_the_map_that_a_image_was_moved_by(synthetic: list[Pixels]) -> None:
     thumbs, _ = pictures(synthetic[:8])
     still = duplicates.equalised(thumbs)
-    moved, _ = alignment.laid_upon(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
-    assert np.median(alignment.correlation(still, moved)) > 0.97
-    assert np.median(alignment.correlation(still, np.roll(still, 1, axis=0))) < 0.8
+    moved, _ = registration.laid_upon(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
+    assert np.median(registration.correlation(still, moved)) > 0.97
+    assert np.median(registration.correlation(still, np.roll(still, 1, axis=0))) < 0.8
 
 
 def test_laid_upon_by_the_identity_is_the_picture_itself() -> None:
-    film = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
-    same, inside = alignment.laid_upon(film, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
-    assert np.allclose(same, film, atol=2e-3)
+    radiograph = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
+    same, inside = registration.laid_upon(radiograph, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
+    assert np.allclose(same, radiograph, atol=2e-3)
     assert inside.all()
 
 
 def test_even_borders_are_taken_off_and_nothing_else() -> None:
-    from trustcxr.data.auditing.scan import _without_borders
+    from trustcxr.data.checks.scan import _without_borders
 
-    film = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
-    assert np.array_equal(_without_borders(np.pad(film, ((3, 9), (0, 20)), constant_values=200)), film)
-    assert np.array_equal(_without_borders(film), film)
+    radiograph = np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8)
+    assert np.array_equal(_without_borders(np.pad(radiograph, ((3, 9), (0, 20)), constant_values=200)), radiograph)
+    assert np.array_equal(_without_borders(radiograph), radiograph)
     blank = np.zeros((64, 64), np.uint8)
     assert _without_borders(blank).shape == (64, 64)
 
 
-def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Film]) -> None:
-    from trustcxr.data.auditing.scan import scan
+def test_pictures_are_what_the_audit_reads(tmp_path: Path, synthetic: list[Pixels]) -> None:
+    from trustcxr.data.checks.scan import scan
     from trustcxr.data.layouts import read_manifest
 
-    for i, film in enumerate(synthetic[:6]):
+    for i, radiograph in enumerate(synthetic[:6]):
         path = tmp_path / "a" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.pad(film, 7)).save(path)
+        Image.fromarray(np.pad(radiograph, 7)).save(path)
     read_back = scan(read_manifest(tmp_path), workers=1)
-    thumbs, trimmed = pictures([np.pad(film, 7) for film in synthetic[:6]])
+    thumbs, trimmed = pictures([np.pad(radiograph, 7) for radiograph in synthetic[:6]])
     assert np.array_equal(read_back.thumbs, thumbs)
     assert np.array_equal(read_back.trimmed, trimmed)
     assert not np.array_equal(thumbs, trimmed)

@@ -15,18 +15,18 @@ from engine_work import note
 from pack import Pack
 from test_study import tiny
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files, locks
+from trustcxr.storage import atomic, locks
 from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 from trustcxr.training.threads import use_threads
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> Path:
+def images(pack: Pack) -> Path:
     return pack.images()
 
 
@@ -37,11 +37,11 @@ def small(**changes: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def alone(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That study with its runs one after another in this process, which has two threads, by one of them."""
     out, threads = tmp_path_factory.mktemp("alone") / "out", torch.get_num_threads()
     torch.set_num_threads(2)
-    Study(small(), films, out, engines.get("local"), threads=1).run()  # type: ignore[arg-type]
+    Study(small(), images, out, engines.get("local"), threads=1).run()  # type: ignore[arg-type]
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     return out
@@ -119,13 +119,13 @@ def test_unknown_engines_and_impossible_jobs_are_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_give_the_same_bits(films: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path: Path) -> None:
     """By one thread each, unless told otherwise."""
-    Study(small(), films, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
+    Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert files.part(files.read_yaml(run), "hardware")["threads"] == 1
-    first, second = (files.read_json(folder / "study.json") for folder in (alone, tmp_path))
+        assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
+    first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
 
@@ -137,7 +137,7 @@ def test_a_study_keeps_the_threads_that_it_began_with(tmp_path: Path, capsys: py
         return study.threads
 
     assert (threads(2, None), threads(1, None), threads(2, 3)) == (1, torch.get_num_threads(), 3)
-    files.write_yaml(tmp_path / "study.yaml", {"threads": 3})
+    atomic.write_yaml(tmp_path / "study.yaml", {"threads": 3})
     assert (threads(2, None), threads(1, None)) == (3, 3)
     assert capsys.readouterr().err == ""
     assert threads(1, 2) == 2
@@ -146,7 +146,7 @@ def test_a_study_keeps_the_threads_that_it_began_with(tmp_path: Path, capsys: py
         pass
 
 
-def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_path: Path) -> None:
+def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_path: Path) -> None:
     """Any engine will do: this one does the tasks of the runs backwards, each run's own in order."""
 
     class Backwards:
@@ -161,7 +161,7 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
             return [None] * len(tasks)
 
     engine: Engine = Backwards()  # type: ignore[assignment]
-    Study(small(), films, tmp_path, engine).run()  # type: ignore[arg-type]
+    Study(small(), images, tmp_path, engine).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
 
 
@@ -170,7 +170,7 @@ def test_the_protocol_does_not_know_the_engine(films: Path, alone: Path, tmp_pat
 HOLD = """
 import sys, time
 from pathlib import Path
-from trustcxr.results.locks import holding
+from trustcxr.storage.locks import holding
 with holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -183,24 +183,24 @@ def test_the_second_is_told_who_holds_a_folder_and_a_killed_one_holds_nothing(tm
     assert first.stdout.readline().strip() == "held"
     with (
         pytest.raises(UserError, match=rf"in use by process {first.pid} on \S+ since \d{{4}}-"),
-        locks.holding(tmp_path),
+        locks.folder_lock(tmp_path),
     ):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
-    with locks.holding(tmp_path), locks.holding(tmp_path):
-        assert files.read_json(tmp_path / locks.HOLDER_FILE)["pid"] == os.getpid()
+    with locks.folder_lock(tmp_path), locks.folder_lock(tmp_path):
+        assert atomic.read_json(tmp_path / locks.HOLDER_FILE)["pid"] == os.getpid()
 
 
 def test_files_that_a_killed_process_left_half_written_are_swept(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     half = [f".metrics.{gone.pid}.json", f"checkpoint/.last.{gone.pid}.ckpt", f".predictions.{os.getpid()}.parquet"]
-    kept = [f".report.{os.getppid()}.html", ".seconds", ".data.yaml", "model.safetensors"]
+    kept = [f".report.{os.getppid()}.html", "timings.json", "data.yaml", "model.safetensors"]
     (tmp_path / "checkpoint").mkdir()
     for name in (*half, *kept):
         (tmp_path / name).touch()
-    with locks.holding(tmp_path):
+    with locks.folder_lock(tmp_path):
         pass
     assert not [name for name in half if (tmp_path / name).exists()]
     assert all((tmp_path / name).exists() for name in kept), "and nothing that another living process writes"

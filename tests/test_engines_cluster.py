@@ -19,25 +19,25 @@ from test_engines import bits, small
 from test_study import RECIPE
 from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files
-from trustcxr.study import engines, protocol
-from trustcxr.study.engines import Asked, Failure, Needs, Task, failures
+from trustcxr.storage import atomic
+from trustcxr.study import engines, run_study
+from trustcxr.study.engines import EngineOptions, Failure, Needs, Task, failures
 from trustcxr.study.engines.slurm import SlurmEngine
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> Path:
+def images(pack: Pack) -> Path:
     return pack.images()
 
 
 @pytest.fixture(scope="module")
-def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process with one thread makes of the study."""
     folder = tmp_path_factory.mktemp("local")
-    Study(small(), films, folder / "study", engines.get("local"), threads=1).run()  # type: ignore[arg-type]
+    Study(small(), images, folder / "study", engines.get("local"), threads=1).run()  # type: ignore[arg-type]
     return bits(folder / "study")
 
 
@@ -47,14 +47,14 @@ def local(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
-        ("local", Asked(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
-        ("ray", Asked(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
-        ("local", Asked(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
-        ("ray", Asked(needs=Needs(0)), "--cpus 0: expected 1 or more"),
-        ("slurm", Asked(jobs=0), "--jobs 0: expected 1 or more"),
+        ("local", EngineOptions(address="a:1"), "--ray-address is of --engine ray, and this is --engine local"),
+        ("ray", EngineOptions(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
+        ("local", EngineOptions(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
+        ("ray", EngineOptions(needs=Needs(0)), "--cpus 0: expected 1 or more"),
+        ("slurm", EngineOptions(jobs=0), "--jobs 0: expected 1 or more"),
     ],
 )
-def test_options_of_another_engine_are_refused(name: str, asked: Asked, said: str) -> None:
+def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
         engines.get(name, asked=asked)
 
@@ -73,7 +73,7 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
     for address, said in ((nobody, "no Ray cluster answers there"), ("here", "expected auto, HOST:PORT")):
         began = time.monotonic()
         with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
-            engines.get("ray", asked=Asked(address=address)).map(note, [Task(tmp_path, "a", "train")])
+            engines.get("ray", asked=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
         assert time.monotonic() - began < 30
 
 
@@ -85,25 +85,25 @@ def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def refused(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What the command says of an engine that cannot be used: before a film is read, and with nothing written."""
+def refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the command says of an engine that cannot be used: before an image is read, and with nothing written."""
 
     def never(*_: object, **__: object) -> None:
-        raise AssertionError("films are read")
+        raise AssertionError("images are read")
 
-    monkeypatch.setattr(protocol, "load_dataset", never)
-    files.write_yaml(tmp_path / "small.yaml", RECIPE)
+    monkeypatch.setattr(run_study, "load_dataset", never)
+    atomic.write_yaml(tmp_path / "small.yaml", RECIPE)
     out = tmp_path / "out"
 
     def refuse(*options: object) -> str:
-        said = complaint("study", tmp_path / "small.yaml", "--data", films, "--out", out, *options)
+        said = complaint("study", tmp_path / "small.yaml", "--data", images, "--out", out, *options)
         assert not out.exists()
         return said
 
     return refuse
 
 
-def test_an_engine_that_cannot_be_used_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
+def test_an_engine_that_cannot_be_used_is_said_before_images_are_read(refused: Callable[..., str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
@@ -113,7 +113,7 @@ def test_an_engine_that_cannot_be_used_is_said_before_films_are_read(refused: Ca
 
 
 @pytest.mark.full
-def test_more_than_the_cluster_has_is_said_before_films_are_read(refused: Callable[..., str]) -> None:
+def test_more_than_the_cluster_has_is_said_before_images_are_read(refused: Callable[..., str]) -> None:
     """Of one that is started for the study, and ends with the answer."""
     pytest.importorskip("ray")
     assert "no node has 4096 cores and 0 GPUs for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
@@ -165,7 +165,7 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine = engines.get("slurm", asked=Asked(needs=Needs(gpus=gpus), slurm=options))
+    engine = engines.get("slurm", asked=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
     engine.preflight(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert ("SLURM is asked for no GPU" in capsys.readouterr().err) == said
@@ -173,24 +173,24 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     assert engine.executor(tmp_path, "train").parameters.get("gpus_per_node") == asked, "nothing where nothing is said"
 
 
-def test_films_at_an_address_are_brought_once_and_whole(
-    films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_images_at_an_address_are_brought_once_and_whole(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = Path(f"file://{films}")  # as typed, and as a path that has lost a stroke
+    address = Path(f"file://{images}")  # as typed, and as a path that has lost a stroke
     first = load_dataset(address, split="Train", size=32, workers=1)
-    assert first.root != films
-    assert first.root.name == films.name
-    assert first.fingerprint == load_dataset(films, split="Train", size=32, workers=1).fingerprint
+    assert first.root != images
+    assert first.root.name == images.name
+    assert first.fingerprint == load_dataset(images, split="Train", size=32, workers=1).fingerprint
     assert capsys.readouterr().err.count("brought to") == 1
     load_dataset(address, split="Val", size=32, workers=1)
     assert "brought" not in capsys.readouterr().err
-    assert remote.absolute(Path("s3://bucket/films")) == "s3://bucket/films"
+    assert remote.absolute(Path("s3://bucket/images")) == "s3://bucket/images"
     # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
     assert read_manifest(address).root == first.root
     with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
         load_dataset("file:///nowhere/at/all")
-    with pytest.raises(UserError, match="strange://films: cannot be brought here"):
-        load_dataset("strange://films")
+    with pytest.raises(UserError, match="strange://images: cannot be brought here"):
+        load_dataset("strange://images")
 
     class Sealed(Exception):
         """As a store of objects says that it knows no credentials."""
@@ -199,8 +199,8 @@ def test_films_at_an_address_are_brought_once_and_whole(
         raise Sealed("no credentials")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
-    with pytest.raises(UserError, match="s3://bucket/films: cannot be brought here: no credentials"):
-        load_dataset(Path("s3://bucket/films"))
+    with pytest.raises(UserError, match="s3://bucket/images: cannot be brought here: no credentials"):
+        load_dataset(Path("s3://bucket/images"))
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def cluster() -> Iterator[Any]:
 
 
 def on(cluster: Any, **asked: Any) -> Any:
-    return engines.get("ray", asked=Asked(address=cluster.address, **asked))
+    return engines.get("ray", asked=EngineOptions(address=cluster.address, **asked))
 
 
 @pytest.mark.full
@@ -251,8 +251,8 @@ def test_what_no_node_has_is_said_before_anything_is_begun(cluster: Any, tmp_pat
             on(cluster).map(note, [Task(Path(f"/proc/self/fd/{folder}"), "a", "train")])
     finally:
         os.close(folder)
-    files.write_yaml(tmp_path / ".data.yaml", {"path": "/no/such/films"})
-    with pytest.raises(UserError, match="cannot see the images in /no/such/films"):
+    atomic.write_yaml(tmp_path / "data.yaml", {"path": "/no/such/images"})
+    with pytest.raises(UserError, match="cannot see the images in /no/such/images"):
         on(cluster).map(note, [Task(tmp_path, "a", "train")])
     assert not (tmp_path / "log").exists()
 
@@ -284,7 +284,7 @@ def test_what_a_node_was_at_when_it_was_lost_is_done_again_on_another(cluster: A
 @pytest.mark.full
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_lost(
-    lost: bool, cluster: Any, films: Path, local: dict[str, bytes], tmp_path: Path
+    lost: bool, cluster: Any, images: Path, local: dict[str, bytes], tmp_path: Path
 ) -> None:
     study, gone = tmp_path / "study", threading.Event()
 
@@ -296,7 +296,7 @@ def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_l
 
     if lost:
         threading.Thread(target=lose, daemon=True).start()
-    document = Study(small(), films, study, on(cluster)).run()  # type: ignore[arg-type]
+    document = Study(small(), images, study, on(cluster)).run()  # type: ignore[arg-type]
     assert document.failures == []
     assert gone.is_set() == lost
     assert bits(study) == local
@@ -322,10 +322,10 @@ def test_a_job_that_is_preempted_is_queued_again_and_one_that_dies_fails_alone(
 
 @pytest.mark.slow
 def test_a_study_by_slurm_has_the_bits_of_one_process(
-    films: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, local: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     recipe = small(defences=[], models=small().models[:1])  # type: ignore[attr-defined]
-    Study(recipe, films, tmp_path / "study", SlurmEngine(Needs(), cluster="local")).run()  # type: ignore[arg-type]
+    Study(recipe, images, tmp_path / "study", SlurmEngine(Needs(), cluster="local")).run()  # type: ignore[arg-type]
     found = bits(tmp_path / "study")
     assert found == {name: content for name, content in local.items() if name in found}

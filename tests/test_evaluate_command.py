@@ -7,29 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from small_runs import newest
 from test_cli import complaint, run
-from trustcxr import catalogue, corruptions
-from trustcxr.data.phantom import writing
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import load_run
-from trustcxr.recipes import testing
+from trustcxr import corruptions, registry
+from trustcxr.data.phantom import write_files
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.recipes import evaluation_recipe
 from trustcxr.report import terminal
-from trustcxr.results import files
-from trustcxr.study import run_folder
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic data set in COVID-QU-Ex's layout."""
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 12, "Val": 6, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")
-def made(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained for a moment."""
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "12"]
-    run("train", "--data", films, *options, "--out", out)
+    run("train", "--data", images, *options, "--out", out)
     return out
 
 
@@ -38,72 +39,78 @@ def trained(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "run")
 
 
-def other(films: Path, place: Path) -> Path:
-    """The films of two classes as another hospital has them: class folders, and a list of their sources."""
+def other(images: Path, place: Path) -> Path:
+    """The images of two classes as another hospital has them: class folders, and a list of their sources."""
     lines = ["path,source_repo"]
     for number, name in enumerate(("COVID-19", "Normal")):
         (place / name).mkdir(parents=True)
-        for film in sorted(films.glob(f"Lung*/Lung*/Train/{name}/images/*")):
-            shutil.copy(film, place / name / film.name)
-            lines.append(f"{name}/{film.name},{'one' if number or len(lines) % 2 else 'other'}")
+        for image in sorted(images.glob(f"Lung*/Lung*/Train/{name}/images/*")):
+            shutil.copy(image, place / name / image.name)
+            lines.append(f"{name}/{image.name},{'one' if number or len(lines) % 2 else 'other'}")
     (place / "manifest.csv").write_text("\n".join(lines))
     return place
 
 
 def test_the_names_of_corruptions_are_one_list() -> None:
-    assert list(corruptions.CORRUPTIONS) == list(catalogue.CORRUPTIONS)
-    assert testing.CorruptionsRecipe().severities == corruptions.SEVERITIES
+    assert list(corruptions.CORRUPTIONS) == list(registry.CORRUPTIONS)
+    assert evaluation_recipe.CorruptionsRecipe().severities == corruptions.SEVERITIES
 
 
 @pytest.mark.slow
-def test_the_sweep_goes_to_where_all_is_lost(trained: Path, films: Path) -> None:
-    done = run("evaluate", trained, "--data", films, "--sweep", "--steps", 3)
-    document = files.read_json(trained / "metrics.json")
+def test_the_sweep_goes_to_where_all_is_lost(trained: Path, images: Path) -> None:
+    done = run("evaluate", trained, "--data", images, "--sweep", "--steps", 3)
+    document = atomic.read_json(newest(trained) / "metrics.json")
     for attack in ("fgsm", "pgd"):
         assert tuple(row["epsilon"] for row in document["attacks"] if row["attack"] == attack) == predictions.SWEEP
     at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
-    assert at_zero == [document["clean"]["accuracy"]["value"]] * 2
+    assert at_zero == [document.plain()["clean"]["accuracy"]["value"]["value"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
     assert document["masking"]["because"] in " ".join(done.stdout.split())
 
 
 @pytest.mark.slow
-def test_corruptions_by_name_and_severity(trained: Path, films: Path) -> None:
+def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
-    done = run("evaluate", trained, "--data", films, "--attack", "fgsm", *options)
-    document = files.read_json(trained / "metrics.json")
+    done = run("evaluate", trained, "--data", images, "--attack", "fgsm", *options)
+    document = atomic.read_json(newest(trained) / "metrics.json")
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
     assert "on the mean of 4, " in done.stdout
     assert "; worst " in done.stdout
-    run("evaluate", trained, "--data", films, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
-    document = files.read_json(trained / "metrics.json")
+    run("evaluate", trained, "--data", images, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
+    place = newest(trained)
+    document = atomic.read_json(place / "metrics.json")
     measured = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
-    assert sorted(measured) == sorted([*found, *((name, 3) for name in corruptions.CORRUPTIONS)]), "the first are kept"
-    again = summary.describe(load_run(trained), files.read_table(trained / "predictions.parquet"), resamples=2000)
+    assert measured == [(name, 3) for name in corruptions.CORRUPTIONS]
+    again = run_figures.describe(load_run(trained), atomic.read_table(place / "predictions.parquet"), resamples=2000)
     assert again.plain()["corruptions"] == document["corruptions"], "from the table, the same numbers"
 
 
-def test_bad_corruptions_are_one_line(trained: Path, films: Path) -> None:
-    at = ["evaluate", trained, "--data", films]
+def test_bad_corruptions_are_one_line(trained: Path, images: Path) -> None:
+    at = ["evaluate", trained, "--data", images]
     assert "unknown corruption 'jpg': did you mean jpeg?" in complaint(*at, "--corruption", "jpg")
     assert "6" in complaint(*at, "--corruption", "jpeg", "--severity", 6)
     assert "no shortcut was planted" in complaint(*at, "--shortcuts")
 
 
 @pytest.mark.slow
-def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Path, tmp_path: Path) -> None:
-    outside = other(films, tmp_path / "outside")
+def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Path, tmp_path: Path) -> None:
+    outside = other(images, tmp_path / "outside")
     first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
     assert "drop_from_internal" not in first.plain(), "the run's own test images were not evaluated yet"
     assert "calibration" not in first.plain()
-    own, _ = run_folder.evaluate(trained, films, attacks=["fgsm", "pgd"], steps=3)
+    own, _ = run_folder.evaluate(trained, images, attacks=["fgsm", "pgd"], steps=3)
     document, place = run_folder.evaluate(trained, outside, attacks=["pgd"], epsilons=[0.02, 0.1], steps=3)
-    assert place == trained / "evaluations" / "outside-all"
+    assert place.parent == trained / "evaluations"
+    assert place.name.startswith("outside-all-")
     drops = document.plain()["drop_from_internal"]
-    compared = [(row["attack"], row["epsilon"]) for row in drops]
-    assert compared == [("clean", 0.0), ("fgsm", 0.02), ("pgd", 0.02)], "what was measured there before is kept"
+    assert [(row["attack"], row["epsilon"]) for row in drops] == [("clean", 0.0), ("pgd", 0.02)]
+    again, first_place = run_folder.evaluate(trained, outside, attacks=["fgsm"])
+    assert first_place != place
+    assert [row["attack"] for row in again.plain()["drop_from_internal"]] == ["clean", "fgsm"], (
+        "its own images are known by now"
+    )
     assert drops[0]["internal"] == own.plain()["clean"]["accuracy"]["value"]
     assert drops[0]["external"] == document.plain()["clean"]["accuracy"]["value"]
     assert (drops[0]["n_internal"], drops[0]["n_external"]) == (15, 24)
@@ -119,9 +126,9 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, films: Pat
 
 
 @pytest.mark.slow
-def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, films: Path) -> None:
-    document, _ = run_folder.evaluate(trained, films, attacks=["fgsm"])
-    table = files.read_table(trained / "validation.parquet")
+def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, images: Path) -> None:
+    document, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
+    table = atomic.read_table(place / "validation.parquet")
     assert set(table["split"]) == {"Val"}
     assert set(table["attack"]) == {"clean"}
     assert len(table) == 18 == document.plain()["calibration"]["n"]
@@ -133,18 +140,15 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
     assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
     said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
     assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
-    before = (trained / "validation.parquet").stat().st_mtime_ns
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
-    assert (trained / "validation.parquet").stat().st_mtime_ns == before, "made once"
-    on_validation, place = run_folder.evaluate(trained, films, split="Val", attacks=["fgsm"])
-    assert place.name == "phantom-Val"
+    on_validation, place = run_folder.evaluate(trained, images, split="Val", attacks=["fgsm"])
+    assert place.name.startswith("phantom-Val-")
     assert "calibration" not in on_validation.plain()
 
 
 def test_without_validation_images_there_is_no_calibration(
-    trained: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = shutil.copytree(films, tmp_path / "phantom")
+    data = shutil.copytree(images, tmp_path / "phantom")
     for folder in list(data.rglob("Val")):
         shutil.rmtree(folder)
     document, _ = run_folder.evaluate(trained, data, attacks=["fgsm"])
@@ -153,8 +157,8 @@ def test_without_validation_images_there_is_no_calibration(
 
 
 @pytest.mark.slow
-def test_real_films_from_elsewhere_by_source(trained: Path, films: Path, real_data: Path) -> None:
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
+def test_real_images_from_elsewhere_by_source(trained: Path, images: Path, real_data: Path) -> None:
+    run_folder.evaluate(trained, images, attacks=["fgsm"])
     document, _ = run_folder.evaluate(trained, real_data / "external-cxr", attacks=["fgsm"])
     assert document.plain()["clean"]["n"] == 325
     assert len(document.plain()["by_source"]) == 5

@@ -13,23 +13,23 @@ from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from small_runs import seal
-from trustcxr import attacks, catalogue, corruptions
+from trustcxr import attacks, corruptions, registry
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.data.lungs import soften
-from trustcxr.data.phantom import writing
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.lung_masks import soften
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _of_another_class, _views, boxes
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.masked_views import _of_another_class, _views, boxes
+from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report.terminal import remarks
-from trustcxr.results import files
-from trustcxr.results.documents import Alarm
-from trustcxr.training import loop
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Alarm
+from trustcxr.training import fit_run
 
 MODEL = "test_resnet"
 PLAN = (
@@ -41,20 +41,20 @@ HARM = CorruptionsRecipe(names=("gaussian_noise", "device"), severities=(1, 5))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with synthetic films, and a run trained on them for two epochs."""
+    """A folder with synthetic images, and a run trained on them for two epochs."""
     folder = tmp_path_factory.mktemp("evaluation")
-    writing.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
-    train, val = (films(folder, split) for split in ("Train", "Val"))
+    write_files.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
+    train, val = (images(folder, split) for split in ("Train", "Val"))
     content = {
         "model": {"name": MODEL, "weights": "none"},
         "data": {"size": 32},
         "training": {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3},
     }
-    loop.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), train, val, folder / "run")
     return folder
 
 
-def films(folder: Path, split: str, **options: Any) -> Any:
+def images(folder: Path, split: str, **options: Any) -> Any:
     return load_dataset(folder / "phantom", split=split, size=32, cache=folder / "cache", workers=1, **options)
 
 
@@ -65,7 +65,7 @@ def run(place: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def held_out(place: Path) -> Any:
-    return films(place, "Test")
+    return images(place, "Test")
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int =
 
 def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, held_out: Any) -> None:
     about = ["sample_id", "group", "source", "split", "class", "label"]
-    about += ["view"]  # synthetic films know theirs
+    about += ["view"]  # synthetic images know theirs
     assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "moved", "broken_by", "gradient", "logits"]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
-    conditions += [(view, 0.0, 0, 0) for view in catalogue.VIEWS]
+    conditions += [(view, 0.0, 0, 0) for view in registry.VIEWS]
     conditions += [(name, 0.0, 0, severity) for name in HARM.names for severity in HARM.severities]
     counts = table.groupby(["attack", "epsilon", "steps", "severity"]).size()
     assert counts.to_dict() == dict.fromkeys(conditions, 21)
@@ -119,7 +119,7 @@ def test_logits_are_those_of_the_attacked_images(run: Run, held_out: Any, table:
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_gradients_are_measured_of_an_even_part_of_the_films_and_of_no_more_than_said(
+def test_gradients_are_measured_of_an_even_part_of_the_images_and_of_no_more_than_said(
     run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = predictions.conditions(["fgsm"], [0.01])
@@ -132,7 +132,7 @@ def test_gradients_are_measured_of_an_even_part_of_the_films_and_of_no_more_than
 def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) -> None:
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
-    shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the film
+    shapes = 0.65 - 0.4 * lungs  # the silhouette: dark lungs on grey, and nothing of the image
     mean = pixels.mean((1, 2, 3), keepdim=True)
     views = (
         ("lungs_blacked_out", pixels * (1 - lungs)),
@@ -149,14 +149,14 @@ def test_views_show_what_they_say(run: Run, held_out: Any, table: pd.DataFrame) 
         assert torch.allclose(torch.from_numpy(np.stack(part(table, view)["logits"])), expected, atol=1e-4), view
 
 
-def test_films_with_an_empty_lung_mask_have_no_view_without_lungs(
+def test_images_with_an_empty_lung_mask_have_no_view_without_lungs(
     run: Run, held_out: Any, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     masks = np.array(held_out.masks("lung"))
     masks[::3] = 0
     monkeypatch.setattr(type(held_out), "masks", lambda _, kind: masks)
     found = predictions.predict(run, held_out, (), batch_size=8)
-    views = found[found["attack"].isin(catalogue.VIEWS)]
+    views = found[found["attack"].isin(registry.VIEWS)]
     assert set(views["sample_id"]) == set(np.delete(held_out.sample_ids, np.arange(0, len(masks), 3)))
     assert len(part(found, "clean")) == len(masks)
     assert f"{len(masks[::3])} of {len(masks)} images have an empty lung mask: left out" in capsys.readouterr().err
@@ -171,17 +171,17 @@ def test_a_box_is_the_smallest_that_holds_the_mask() -> None:
     assert found.sum((1, 2, 3)).tolist() == [20, 1, 0]
 
 
-def test_lungs_are_shown_on_a_film_of_another_class(held_out: Any) -> None:
+def test_lungs_are_shown_on_a_image_of_another_class(held_out: Any) -> None:
     labels, rows = np.asarray(held_out.labels), np.arange(len(held_out))
     other = _of_another_class(labels)
     assert (labels[other] != labels).all()
     assert (other == _of_another_class(labels)).all(), "the same for every run"
-    assert len(set(other)) > len(labels) / 3, "not one film for all"
+    assert len(set(other)) > len(labels) / 3, "not one image for all"
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
     halves = [list(_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
-    assert name == "lungs_on_another_film"
+    assert name == "lungs_on_another_image"
     shown = torch.cat([first, second])
     deep, far = soften(lungs) > 1 - 1e-6, soften(lungs) < 1e-6
     assert deep.any()
@@ -217,7 +217,7 @@ def test_batch_size_and_training_mode_change_nothing(run: Run, held_out: Any, ta
 
 
 def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
-    document = summary.describe(run, table, resamples=100).plain()
+    document = run_figures.describe(run, table, resamples=100).plain()
     about = {key: document[key] for key in ("run", "model", "defence", "seed", "background", "split", "classes")}
     assert about == {
         "run": f"{MODEL}-standard-s0",
@@ -256,10 +256,10 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
 
 
 def test_metrics_come_again_from_the_tables_on_disk(run: Run, table: pd.DataFrame, tmp_path: Path) -> None:
-    files.write_table(tmp_path / "predictions.parquet", table)
-    files.write_json(tmp_path / "metrics.json", summary.describe(run, table, resamples=150))
-    again = summary.describe(run, files.read_table(tmp_path / "predictions.parquet"), resamples=150)
-    files.write_json(tmp_path / "again.json", again)
+    atomic.write_table(tmp_path / "predictions.parquet", table)
+    atomic.write_json(tmp_path / "metrics.json", run_figures.describe(run, table, resamples=150))
+    again = run_figures.describe(run, atomic.read_table(tmp_path / "predictions.parquet"), resamples=150)
+    atomic.write_json(tmp_path / "again.json", again)
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "metrics.json").read_bytes()
 
 
@@ -267,7 +267,7 @@ def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame)
     text = "catastrophic overfitting at epoch 3: ..."
     before, run.training = run.training, run.training.model_copy(update={"alarm": text})
     try:
-        document = summary.describe(run, table, resamples=100)
+        document = run_figures.describe(run, table, resamples=100)
     finally:
         run.training = before
     assert Alarm(kind="catastrophic_overfitting", text=text) in document.alarms
@@ -277,7 +277,7 @@ def test_alarms_of_training_stand_in_the_document(run: Run, table: pd.DataFrame)
 
 
 def test_two_classes(place: Path, tmp_path: Path) -> None:
-    """Nothing assumes three classes: films without Non-COVID are trained on, attacked and measured."""
+    """Nothing assumes three classes: images without Non-COVID are trained on, attacked and measured."""
     data = tmp_path / "phantom"
     shutil.copytree(place / "phantom", data)
     for folder in [*data.rglob("Non-COVID")]:
@@ -295,11 +295,11 @@ def test_two_classes(place: Path, tmp_path: Path) -> None:
         "training": {"epochs": 1, "batch_size": 16},
     }
     content["defence"] = {"name": "fgsm"}
-    loop.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), train, val, tmp_path / "run")
     run = load_run(tmp_path / "run")
     found = predictions.predict(run, test, PLAN)
     assert np.stack(found["logits"]).shape[1] == 2
-    document = summary.describe(run, found, resamples=100).plain()
+    document = run_figures.describe(run, found, resamples=100).plain()
     assert document["classes"] == ["COVID-19", "Normal"]
     assert np.array(document["clean"]["confusion"]).shape == (2, 2)
     assert 0 <= document["clean"]["auroc_macro"]["value"] <= 1
@@ -315,7 +315,7 @@ def test_a_data_set_with_fewer_classes_than_the_run(run: Run, place: Path, tmp_p
     assert set(found["class"]) == {"COVID-19", "Normal"}
     assert set(found["label"]) == {0, 2}
     assert "lungs_only" not in set(found["attack"]), "no masks, no views"
-    document = summary.describe(run, found, resamples=100).plain()
+    document = run_figures.describe(run, found, resamples=100).plain()
     assert document["clean"]["per_class"]["Non-COVID"]["n"] == 0
     assert np.isfinite(document["clean"]["auroc_macro"]["value"])
 
@@ -337,12 +337,12 @@ def test_load_run_knows_the_run(run: Run) -> None:
 
 
 def rewrite(folder: Path, **keys: Any) -> None:
-    content = files.read_yaml(folder / "run.yaml")
+    content = atomic.read_yaml(folder / "run.yaml")
     for key, value in keys.items():
         content[key] = value
         if value is None:
             del content[key]
-    files.write_yaml(folder / "run.yaml", content)
+    atomic.write_yaml(folder / "run.yaml", content)
     if "checksums" not in content:
         seal(folder)
 
@@ -419,10 +419,10 @@ class Noisy(torch.nn.Module):
 
 def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(run: Run, table: pd.DataFrame) -> None:
     flattered = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
-    document = summary.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
+    document = run_figures.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
     assert document.masking.at_random is True
     assert document.masking.because.endswith(flattered)
     assert flattered in "\n".join(remarks(document))
-    plain = summary.describe(run, table, resamples=100)
+    plain = run_figures.describe(run, table, resamples=100)
     assert plain.masking.at_random is False
     assert flattered not in plain.masking.because

@@ -15,21 +15,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trustcxr import explain, models
-from trustcxr.data import lesions, load_dataset, phantom
-from trustcxr.defences import guidance, lesion_losses
+from trustcxr.data import lesion_edits, load_dataset, phantom
+from trustcxr.defences import counterfactual_loss, guidance
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
-from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.run import Run
-from trustcxr.explain.contract import to_saliency
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.explain.base import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
-from trustcxr.models import evidence
+from trustcxr.models import evidence_networks
 from trustcxr.models.classifier import Classifier
-from trustcxr.models.evidence import EvidenceNet
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.training import Fill
+from trustcxr.models.evidence_networks import EvidenceNet
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import Fill
 from trustcxr.training import step
 
 SIZE = 64
@@ -59,13 +59,13 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
-    found = evidence.per_class(model, seen[0])
-    assert found.shape == (3, 3, SIZE // evidence.STRIDE, SIZE // evidence.STRIDE)
+    found = evidence_networks.per_class(model, seen[0])
+    assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
 
 
-@pytest.mark.parametrize("field", evidence.FIELDS)
+@pytest.mark.parametrize("field", evidence_networks.FIELDS)
 def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
     net = EvidenceNet(2, field=field, width=8).double().eval()
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["evidence-full", "evidence-resnet10tx16"])
-def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
+def test_the_whole_image_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     image, model = torch.rand(1, 1, SIZE, SIZE, requires_grad=True), _model(name)
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)  # a ResNet's blocks begin as nothing
@@ -89,15 +89,15 @@ def test_the_whole_film_is_seen_by_each_cell_of_the_full_one(name: str) -> None:
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
-def test_a_norm_over_the_film_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
-    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole film"):
+def test_a_norm_over_the_image_is_refused_where_a_cell_sees_but_a_part_of_it() -> None:
+    with pytest.raises(UserError, match="group would let each cell of evidence-33 see the whole image"):
         models.build("evidence-33", classes=3, normalisation="group")
     assert models.build("evidence-full", classes=3, normalisation="group")
 
 
 def test_names_are_read_in_any_case_and_others_refused() -> None:
     assert models.architecture("Evidence-33x96") == "evidence-33x96"
-    assert not evidence.known("evidence-32")
+    assert not evidence_networks.is_evidence_network("evidence-32")
     with pytest.raises(UserError, match="evidence-33"):
         models.architecture("evidence-32")
     for narrow in ("evidence-33x0", "evidence-33x1", "evidence-fullx1", "evidence-resnet18x0"):
@@ -128,40 +128,42 @@ def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tenso
 # --- lesion masks in training ----------------------------------------------------------------------------------------
 
 
-def _known(count: int = 12) -> Known:
+def _known(count: int = 12) -> LesionBatch:
     """COVID-19 (0), Non-COVID (1) and Normal (2) in turn: lungs of 0.3, lesions of 0.8 in the first."""
     lung, lesion = torch.zeros(count, 1, SIZE, SIZE), torch.zeros(count, 1, SIZE, SIZE)
     lung[..., 10:54, 8:28] = lung[..., 10:54, 36:56] = 1
     lesion[::3, :, 14:26, 10:22] = 1
     pixels = torch.full((count, 1, SIZE, SIZE), 0.5) - 0.2 * lung + 0.5 * lesion
-    return Known(pixels, torch.arange(count) % 3, lung, lesion)
+    return LesionBatch(pixels, torch.arange(count) % 3, lung, lesion)
 
 
-def test_a_removed_lesion_makes_a_film_healthy_and_its_control_does_not() -> None:
+def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> None:
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
     ill = known.labels == 0
     gone = ill & (after.labels == 2)
     assert int(gone.sum()) == 4
     assert not after.lesion[gone].any()
     assert after.pixels[gone].max() <= 0.5
     edited = ill & (after.labels == 0) & (after.pixels != known.pixels).flatten(1).any(1)
-    assert int(edited.sum()) == round(lesion_losses.CONTROL * 4)
+    assert int(edited.sum()) == round(counterfactual_loss.CONTROL * 4)
     assert torch.equal(after.lesion[edited], known.lesion[edited])
     assert torch.equal((after.pixels * after.lesion)[edited], (known.pixels * known.lesion)[edited])
 
 
 def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
-    known, fills = _known(24), tuple(lesions.TAUGHT)
+    known, fills = _known(24), tuple(lesion_edits.TAUGHT)
     random = torch.Generator().manual_seed(0)
     known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
-    after = lesion_losses.counterfactual(
+    after = counterfactual_loss.counterfactual(
         known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0), fills=fills
     )
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
-    films = known.films(gone)
-    by_fill = [lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill) for fill in fills]
-    which = [[torch.equal(filled[row], after.pixels[film]) for filled in by_fill] for row, film in enumerate(gone)]
+    images = known.images(gone)
+    by_fill = [
+        lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
+    ]
+    which = [[torch.equal(filled[row], after.pixels[image]) for filled in by_fill] for row, image in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
     assert {one.index(True) for one in which} == {0, 1, 2}
     assert fills == get_args(Fill), "what a recipe may ask for is what there is"
@@ -174,15 +176,15 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     images[..., 2:30, 2:14], images[..., 2:30, 18:30] = 0.1, 0.4
     lesion[:, 10:20, 4:10] = lesion[:, 10:20, 20:26] = True
     images[lesion[:, None]] = 0.9
-    filled = lesions.surroundings(images, lesion, lung, lesion)
+    filled = lesion_edits.surroundings(images, lesion, lung, lesion)
     assert float(filled[0, 0, 15, 7]) == pytest.approx(0.1, abs=0.12)
     assert float(filled[0, 0, 15, 23]) == pytest.approx(0.4, abs=0.12)
     assert float(filled[0, 0].max()) < 0.5, "no bone and no other part of the lesion"
-    all_ill = lesions.surroundings(images, lung, lung, lung)
-    assert torch.equal(all_ill, lesions.grey(images, lung, lung, lung))
+    all_ill = lesion_edits.surroundings(images, lung, lung, lung)
+    assert torch.equal(all_ill, lesion_edits.grey(images, lung, lung, lung))
 
 
-def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() -> None:
+def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:
     for share in (0.0, 1.0):
         recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
         module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
@@ -192,23 +194,23 @@ def test_counterfactual_films_are_attacked_within_their_share_of_the_radius() ->
         found = radius.flatten().tolist() if isinstance(radius, Tensor) else radius
         assert found == pytest.approx(expected)
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
     assert after.edited is not None
     assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
     assert 0 < int(after.edited.sum()) < 24
     assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
-def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_others(
+def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    known, asked, radii, real = _known(24), {}, [], lesion_losses.counterfactual
+    known, asked, radii, real = _known(24), {}, [], counterfactual_loss.counterfactual
 
-    def counterfactual(known: Known, **options: object) -> Known:
+    def counterfactual(known: LesionBatch, **options: object) -> LesionBatch:
         asked.update(options)
         return real(known, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lesion_losses, "counterfactual", counterfactual)
+    monkeypatch.setattr(counterfactual_loss, "counterfactual", counterfactual)
     keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0}
     recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
@@ -223,9 +225,9 @@ def test_a_step_makes_counterfactual_films_as_the_recipe_says_and_attacks_the_ot
     assert radii[0].flatten()[~spared].tolist() == pytest.approx([0.02] * int((~spared).sum()))
 
 
-def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
+def test_a_transplanted_lesion_makes_a_healthy_image_ill() -> None:
     known = _known(24)
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.25, generator=torch.Generator().manual_seed(0))
     ill_now = (known.labels == 2) & (after.labels == 0)
     assert int(ill_now.sum()) == 2
     assert torch.equal(after.lesion[ill_now].flatten(1).any(1), torch.ones(2, dtype=torch.bool))
@@ -235,25 +237,27 @@ def test_a_transplanted_lesion_makes_a_healthy_film_ill() -> None:
     assert not torch.equal(known.pixels, after.pixels)
 
 
-def test_a_patch_taught_as_healthy_is_lung_of_both_films() -> None:
+def test_a_patch_taught_as_healthy_is_lung_of_both_images() -> None:
     """A donor's chest wall is brighter than a lesion: put into a lung it would teach that a lesion is healthy."""
     known = _known(24)
-    known.lung[2::6, :, :, 8:18] = 0  # some healthy films have narrower lungs, and wall where lesions lie
+    known.lung[2::6, :, :, 8:18] = 0  # some healthy images have narrower lungs, and wall where lesions lie
     known.pixels[2::6, :, :, 8:18] = 0.9
     for seed in range(8):
         random = torch.Generator().manual_seed(seed)
-        after = lesion_losses.counterfactual(known, healthy=2, share=0.5, generator=random)
+        after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=random)
         assert after.edited is not None
         well = (after.labels == 2) & (known.labels == 2)
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
 
 
-def test_a_film_without_lungs_stays_as_it_is() -> None:
+def test_a_image_without_lungs_stays_as_it_is() -> None:
     """Its lesion has nothing to be filled with: black would teach that a hole is healthy."""
     known = _known(24)
     known.lung[[0, 2]] = 0
     for seed in range(4):
-        after = lesion_losses.counterfactual(known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed))
+        after = counterfactual_loss.counterfactual(
+            known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed)
+        )
         assert after.edited is not None
         assert after.edited[[0, 2]].tolist() == [False, False]
         assert after.labels[[0, 2]].tolist() == [0, 2]
@@ -263,7 +267,7 @@ def test_a_film_without_lungs_stays_as_it_is() -> None:
 
 def test_no_share_changes_nothing() -> None:
     known = _known()
-    after = lesion_losses.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
+    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
     for name in ("pixels", "labels", "lesion"):
         assert torch.equal(getattr(after, name), getattr(known, name))
 
@@ -275,7 +279,7 @@ def _evidence(found: Tensor) -> Pass:
 @pytest.mark.parametrize("loss", ["energy", "l1"])
 def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) -> None:
     known = _known(3)
-    cells = SIZE // evidence.STRIDE
+    cells = SIZE // evidence_networks.STRIDE
     on, off = torch.full((3, 4, cells, cells), -6.0), torch.full((3, 4, cells, cells), -6.0)
     on[:, 3] = off[:, 3] = 20 * torch.nn.functional.adaptive_avg_pool2d(known.lung, cells)[:, 0] - 10
     on[0, 0, 4:6, 3:5] = 6.0
@@ -283,13 +287,15 @@ def test_evidence_on_the_lesion_costs_less_than_evidence_elsewhere(loss: str) ->
     costs = [float(guidance.guidance(_evidence(found), known, loss=loss)) for found in (on, off)]
     assert costs[0] < costs[1] - 0.01
     if loss == "energy":
-        lung = float(guidance.guidance(_evidence(on), Known(known.pixels, known.labels, known.lung, 0 * known.lesion)))
+        lung = float(
+            guidance.guidance(_evidence(on), LesionBatch(known.pixels, known.labels, known.lung, 0 * known.lesion))
+        )
         assert costs[0] == pytest.approx(lung, abs=1e-3), "all of the energy is inside"
 
 
-def test_films_without_masks_are_unguided() -> None:
+def test_images_without_masks_are_unguided() -> None:
     known = _known(3)
-    nothing = Known(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
+    nothing = LesionBatch(known.pixels, known.labels, 0 * known.lung, 0 * known.lesion)
     found = torch.randn(3, 4, 16, 16, requires_grad=True)
     loss = guidance.guidance(_evidence(found), nothing)
     loss.backward()
@@ -349,14 +355,14 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     from trustcxr.data import phantom
     from trustcxr.data.dataset import load_dataset
     from trustcxr.evaluation import load_run
-    from trustcxr.training import fit
+    from trustcxr.training import fit_run
 
-    phantom.write(tmp_path / "films", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
-    train, val = (load_dataset(tmp_path / "films", split=split, size=32) for split in ("Train", "Val"))
+    phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
+    train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
-        fit(recipe, train, val, tmp_path / name)
+        fit_run(recipe, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model
         ill = np.flatnonzero(train.masks("infection").any((1, 2)))
         pixels = torch.from_numpy(train.batch(ill)).float() / 255
@@ -370,8 +376,8 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
 
 
 def test_every_fill_is_beside_the_one_that_training_uses() -> None:
-    assert next(iter(lesions.FILLS)) == "grey"
-    assert all(a != b for a, b in pairwise(lesions.FILLS))
+    assert next(iter(lesion_edits.FILLS)) == "grey"
+    assert all(a != b for a, b in pairwise(lesion_edits.FILLS))
 
 
 # --- the map ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from trustcxr.attacks import adaptive, surrogate
-from trustcxr.catalogue import JUDGED
+from trustcxr.audit import active_test, audit_data, one_vs_rest
 from trustcxr.errors import UserError
-from trustcxr.evaluation import active_test, class_decisions
-from trustcxr.recipes.exam import EffortRecipe, load_exam
-from trustcxr.study import audit_data
+from trustcxr.recipes.protocol import EffortRecipe, load_exam
+from trustcxr.registry import JUDGED
 
 
 def default(function: object, name: str) -> object:
@@ -20,11 +19,11 @@ def default(function: object, name: str) -> object:
 
 def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
     assert load_exam("exam-1").effort == EffortRecipe(
-        threshold_steps=class_decisions.STEPS,
+        threshold_steps=one_vs_rest.STEPS,
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
         draws=JUDGED,
-        surrogate_films=audit_data.TAUGHT,
+        surrogate_images=audit_data.TAUGHT,
         surrogate_steps=default(surrogate.distil, "steps"),
         planted_steps=default(active_test.active_test, "steps"),
         planted_found=active_test.ENOUGH,
@@ -46,18 +45,18 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
         ("worst-case", (0.02,), 20, 300),
     ]
     assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
-    assert (exam.gate.films, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
+    assert (exam.gate.images, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
     assert (exam.batch_size, exam.bootstrap, exam.seeds) == (32, 2000, "batch")
 
 
 def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.data.phantom import writing
+    from trustcxr.data.phantom import write_files
     from trustcxr.evaluation import predictions
-    from trustcxr.evaluation.given import Examined
-    from trustcxr.recipes.testing import AttackRecipe
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
+    from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
-    films = load_dataset(writing.write(tmp_path / "films", {"Test": 3}, size=32), "Test", 32)
+    radiographs = load_dataset(write_files.write(tmp_path / "images", {"Test": 3}, size=32), "Test", 32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)).eval()
     seeds = []
 
@@ -65,9 +64,9 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
         seeds.append(_[-1]["seed"])  # type: ignore[index]
         return images
 
-    asked = Examined("net", net, films.classes, torch.device("cpu"))
+    asked = ModelUnderTest("net", net, radiographs.classes, torch.device("cpu"))
     pgd = AttackRecipe(name="pgd", epsilons=(0.02,), steps=1)
-    predictions.predict(asked, films, [pgd], views=False, batch_size=4, carry_out=carry_out, at_once=False)
+    predictions.predict(asked, radiographs, [pgd], views=False, batch_size=4, carry_out=carry_out, at_once=False)
     assert seeds == [0, 1, 2]
 
 

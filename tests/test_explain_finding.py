@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, Sigmoids, exported, small
 from test_cli import complaint, run
-from trustcxr.data.phantom import writing
+from trustcxr.audit.formats import load
+from trustcxr.data.phantom import write_files
 from trustcxr.evaluation import operating_points
 from trustcxr.explain import method
-from trustcxr.models.adapters import load
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 SIZE = 64
 QUICK = ("--sample", 2, "--corruption", "jpeg", "--method", "gradcam")
@@ -38,8 +38,10 @@ def bright() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("finding") / "films", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE)
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(
+        tmp_path_factory.mktemp("finding") / "images", {"Train": 1, "Val": 3, "Test": 4}, size=SIZE
+    )
 
 
 def model_file(folder: Path, source: str, kind: str, classes: tuple[str, ...], name: str, more: str = "") -> Path:
@@ -49,7 +51,7 @@ def model_file(folder: Path, source: str, kind: str, classes: tuple[str, ...], n
 
 
 def clean_rows(out: Path) -> pd.Series:
-    """Of each film with a lesion of the first class, what the map of it has against the masks."""
+    """Of each image with a lesion of the first class, what the map of it has against the masks."""
     table = pd.read_parquet(out / "saliency.parquet")
     table = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     table = table[~table["measure"].str.contains("random|tuned|insertion|deletion|road|cause")]
@@ -57,16 +59,16 @@ def clean_rows(out: Path) -> pd.Series:
 
 
 @pytest.mark.slow
-def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_path: Path) -> None:
+def test_a_findings_maps_are_those_of_the_same_networks_class(radiographs: Path, tmp_path: Path) -> None:
     net = small()
     exported(net, tmp_path / "classes.pt2", SIZE)
     exported(Sigmoids(net), tmp_path / "findings.pt2", SIZE)
     classes = model_file(tmp_path, "source: classes.pt2", "logits", CLASSES, "classes")
     many = model_file(tmp_path, "source: findings.pt2", "sigmoid", FINDINGS, "many", ", thresholds: [0.3, 0.5, 0.5]")
-    run("explain", classes, "--data", films, "--out", tmp_path / "own", "--trust-code", *QUICK)
+    run("explain", classes, "--data", radiographs, "--out", tmp_path / "own", "--trust-code", *QUICK)
     typed = (
         "--data",
-        films,
+        radiographs,
         "--out",
         tmp_path / "one",
         "--trust-code",
@@ -81,12 +83,12 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
     assert document["finding"] == "Opacity"
     assert document["run"] == "many, Opacity"
     assert document["classes"] == ["absent", "present"]
-    assert document["saliency"]["gradcam"]["n"] == 4, "the films that have it, and no other"
+    assert document["saliency"]["gradcam"]["n"] == 4, "the images that have it, and no other"
     first, second = clean_rows(tmp_path / "own"), clean_rows(tmp_path / "one")
     assert len(second)
     np.testing.assert_allclose(second, first.loc[second.index], atol=1e-4)
     (note,) = [note for note in document["notes"] if "operating point" in note or "from 0.3 on" in note]
-    assert "Opacity is explained on the films that have it" in note
+    assert "Opacity is explained on the images that have it" in note
     assert note in done.stderr
     removed = pd.read_parquet(tmp_path / "one" / "lesions.parquet")
     assert {"grey", "mirror", "transplant"} <= set(removed["fill"])
@@ -100,8 +102,8 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(films: Path, tmp_p
         torch.testing.assert_close(one(images)[:, 1], logits - np.log(0.3 / 0.7).astype("float32"))
         assert one(images)[:, 0].eq(0).all()
     # Another finding in the same folder would stand beside maps that are not of it.
-    other = ("--data", films, "--out", tmp_path / "one", "--trust-code", *QUICK, *LABELS, "--finding", "Effusion")
-    assert "of which the model, the films, the finding or the version are others" in complaint("explain", many, *other)
+    other = ("--data", radiographs, "--out", tmp_path / "one", "--trust-code", *QUICK, *LABELS, "--finding", "Effusion")
+    assert "of which the model, the images, the finding or the version are others" in complaint("explain", many, *other)
 
 
 def _rgb() -> dict[str, object]:
@@ -121,23 +123,34 @@ def test_a_map_of_one_finding_is_that_of_its_logit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finding_that_is_read_off_the_lesion_falls_without_it(films: Path, tmp_path: Path) -> None:
+def test_a_finding_that_is_read_off_the_lesion_falls_without_it(radiographs: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path, "python: test_explain_finding:bright", "sigmoid", FINDINGS, "bright")
-    typed = ("--data", films, "--out", tmp_path / "out", "--trust-code", *QUICK[:4], "--method", "occlusion")
+    typed = ("--data", radiographs, "--out", tmp_path / "out", "--trust-code", *QUICK[:4], "--method", "occlusion")
     document = json.loads(
         run("explain", model, *typed, "--finding", "Opacity", "--label", "COVID-19=Opacity", "--label",
             "Non-COVID=Normal", "--json").stdout
     )  # fmt: skip
     effect = {(row["fill"], row["control"]): row for row in document["lesions"] if row["condition"] == "clean"}
     assert effect["grey", "lung"]["effect"]["value"] > 0
-    assert effect["grey", "lung"]["films"] == 4
+    assert effect["grey", "lung"]["images"] == 4
     # Of this model's own choosing on validation: no operating point was declared.
     assert any("chosen on validation" in note for note in document["notes"])
 
 
-def notes_of(model: Path, films: Path, out: Path, *more: str) -> list[str]:
+def notes_of(model: Path, radiographs: Path, out: Path, *more: str) -> list[str]:
     """What is said before the maps of Opacity, and that it was said at once."""
-    typed = ("--data", films, "--out", out, "--trust-code", *QUICK[:4], "--method", "occlusion", "--finding", "Opacity")
+    typed = (
+        "--data",
+        radiographs,
+        "--out",
+        out,
+        "--trust-code",
+        *QUICK[:4],
+        "--method",
+        "occlusion",
+        "--finding",
+        "Opacity",
+    )
     done = run("explain", model, *typed, "--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", *more, "--json")
     notes: list[str] = json.loads(done.stdout)["notes"]
     assert all(note in done.stderr for note in notes)
@@ -145,51 +158,52 @@ def notes_of(model: Path, films: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_what_is_said_of_a_finding_before_its_maps(films: Path, tmp_path: Path) -> None:
-    """Of `bright` with its operating point at 1 but for a millionth: it says that no film has the finding."""
+def test_what_is_said_of_a_finding_before_its_maps(radiographs: Path, tmp_path: Path) -> None:
+    """Of `bright` with its operating point at 1 but for a millionth: it says that no image has the finding."""
     source, thresholds = "python: test_explain_finding:bright", ", thresholds: [0.999999, 0.5, 0.5]"
     high = model_file(tmp_path, source, "sigmoid", FINDINGS, "high", thresholds)
-    notes = notes_of(high, films, tmp_path / "high")
+    notes = notes_of(high, radiographs, tmp_path / "high")
     assert "it counts as there from 0.999999 on, of the model file" in notes[0]
     assert notes[1] == (
-        "Opacity is told no better than by one answer for all films: 66.7% are answered rightly, always absent would "
+        "Opacity is told no better than by one answer for all images: 66.7% are answered rightly, always absent would "
         "be right in 66.7%; so its maps are of an answer that does not tell it"
     )
     # Chosen on validation, its answers are better than that.
     chosen = model_file(tmp_path, source, "sigmoid", FINDINGS, "chosen")
-    notes = notes_of(chosen, films, tmp_path / "chosen")
+    notes = notes_of(chosen, radiographs, tmp_path / "chosen")
     table = pd.read_parquet(tmp_path / "chosen" / "predictions.parquet")
     right = (np.stack(table["logits"]).argmax(1) == table["label"]).mean()
     assert any("told no better" in note for note in notes) == (right <= 2 / 3)
     # Where the validation images are those that are explained, nothing can be chosen on them.
-    (note, *others) = notes_of(chosen, films, tmp_path / "val", "--split", "Val")
+    (note, *others) = notes_of(chosen, radiographs, tmp_path / "val", "--split", "Val")
     assert note.split(", and probabilities")[0].endswith(
-        "from 0.5 on, taken for want of another: the model file has none, and validation images are the films looked at"
+        "from 0.5 on, taken for want of another: the model file has none, and validation images are the images "
+        "looked at"
     )
-    assert "no threshold is tuned: validation images are the films looked at" in others
+    assert "no threshold is tuned: validation images are the images looked at" in others
 
 
 @pytest.mark.slow
-def test_which_finding_is_asked_for_where_films_do_not_say(films: Path, tmp_path: Path) -> None:
+def test_which_finding_is_asked_for_where_images_do_not_say(radiographs: Path, tmp_path: Path) -> None:
     exported(Sigmoids(small()), tmp_path / "m.pt2", SIZE)
     model, out = model_file(tmp_path, "source: m.pt2", "sigmoid", FINDINGS, "many"), ("--out", tmp_path / "out")
-    typed = ("explain", model, "--data", films, "--trust-code", *out, *QUICK)
+    typed = ("explain", model, "--data", radiographs, "--trust-code", *out, *QUICK)
     both = complaint(*typed, *LABELS)
     assert both.endswith(
-        "many: has a sigmoid for each finding, and films with a mask have Opacity and Effusion: say which with "
+        "many: has a sigmoid for each finding, and images with a mask have Opacity and Effusion: say which with "
         "--finding NAME"
     )
-    assert "no film with a mask is known to have any" in complaint(
+    assert "no image with a mask is known to have any" in complaint(
         *typed, "--label", "COVID-19=Normal", "--label", "Non-COVID=Normal"
     )
     assert "unknown finding 'Opacty': did you mean Opacity?" in complaint(*typed, *LABELS, "--finding", "Opacty")
-    assert "of no film it is known that it has Nodule" in complaint(*typed, *LABELS, "--finding", "Nodule")
+    assert "of no image it is known that it has Nodule" in complaint(*typed, *LABELS, "--finding", "Nodule")
     exported(small(), tmp_path / "c.pt2", SIZE)
     classes = model_file(tmp_path, "source: c.pt2", "logits", CLASSES, "classes")
-    refused = complaint("explain", classes, "--data", films, *out, "--finding", "Opacity", "--trust-code")
+    refused = complaint("explain", classes, "--data", radiographs, *out, "--finding", "Opacity", "--trust-code")
     assert "--finding Opacity: classes answers with one of its classes" in refused
     assert not (tmp_path / "out").exists()
-    # One alone that films with a mask have is meant.
+    # One alone that images with a mask have is meant.
     alone = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", "--json")
     assert json.loads(run(*typed, *alone).stdout)["finding"] == "Opacity"
-    assert files.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"
+    assert atomic.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"

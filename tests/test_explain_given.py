@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
-from small_runs import untrained
+from small_runs import newest, untrained
 from test_cli import complaint, run
-from trustcxr.data.phantom import writing
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import given
-from trustcxr.models.adapters import load
-from trustcxr.results import documents, files
+from trustcxr.audit import saliency_support
+from trustcxr.audit.formats import load
+from trustcxr.data import fingerprints, load_dataset
+from trustcxr.data.phantom import write_files
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.storage import atomic, schemas
 
 SIZE = 64  # at which the last map of the tests' network has more than one cell
 QUICK = ("--sample", 3, "--corruption", "jpeg")
@@ -27,18 +28,19 @@ RGB = f"input: {{size: {SIDE}, channels: 3, mean: [0.485, 0.456, 0.406], std: [0
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("given") / "films", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("given") / "images", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
 
 
 @pytest.fixture(scope="module")
-def own(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of ours, explained."""
     folder = untrained(tmp_path_factory.mktemp("own") / "run", CLASSES)
-    content = files.read_yaml(folder / "run.yaml")
-    files.part(files.part(content, "recipe"), "data")["size"] = SIZE
-    files.write_yaml(folder / "run.yaml", content)
-    run("explain", folder, "--data", films, *QUICK)
+    content = atomic.read_yaml(folder / "run.yaml")
+    atomic.section(atomic.section(content, "recipe"), "data")["size"] = SIZE
+    content["data"] = fingerprints.describe_training_data(load_dataset(radiographs, "Train", SIZE))
+    atomic.write_yaml(folder / "run.yaml", content)
+    run("explain", folder, "--data", radiographs, *QUICK)
     return folder
 
 
@@ -55,7 +57,9 @@ def of_run(own: Path) -> str:
 
 
 def tables(own: Path, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    first, second = (pd.read_parquet(place / "saliency.parquet").set_index(KEYS).sort_index() for place in (own, out))
+    first, second = (
+        pd.read_parquet(place / "saliency.parquet").set_index(KEYS).sort_index() for place in (newest(own), out)
+    )
     return first, second
 
 
@@ -71,15 +75,15 @@ def assert_same(first: pd.DataFrame, second: pd.DataFrame) -> None:
 
 
 @pytest.mark.slow
-def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: Path, tmp_path: Path) -> None:
+def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, radiographs: Path, tmp_path: Path) -> None:
     (tmp_path / "of_a_run.py").write_text(
-        "from trustcxr.evaluation.run import load_run\n"
+        "from trustcxr.evaluation.trained_run import load_run\n"
         f"def network():\n    return load_run({str(own)!r}, on='cpu').model.net\n"
     )
     model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"
-    done = run("explain", model, "--data", films, "--out", out, "--trust-code", *QUICK)
+    done = run("explain", model, "--data", radiographs, "--out", out, "--trust-code", *QUICK)
     assert_same(*tables(own, out))
-    removed = [files.read_table(place / "lesions.parquet") for place in (own, out)]
+    removed = [atomic.read_table(place / "lesions.parquet") for place in (newest(own), out)]
     pd.testing.assert_frame_equal(*removed, atol=1e-4)
     assert "model, gradcam: 6 annotated images" in done.stdout
     # In a terminal of 80 columns each measure has its value, and of the controls the best with its name.
@@ -89,26 +93,26 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, films: P
     assert any(name in done.stdout for name in ("brightness", "mean", "edges"))
     assert "random weights: 5 networks on 6 images" in done.stdout
     assert "Not for diagnosis" in done.stdout
-    document = documents.read(documents.RunDocument, out / "metrics.json")
+    document = schemas.read_schema(schemas.RunDocument, out / "metrics.json")
     assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
     assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
     assert document.given.sha256
-    theirs = documents.read(documents.RunDocument, own / "metrics.json")
+    theirs = schemas.read_schema(schemas.RunDocument, newest(own) / "metrics.json")
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold
         assert document.saliency[name].verdict[:30] == part.verdict[:30]
-        assert (part.figures["infection_energy"].mean_mask or 0) > 0, "of the data's training films"
+        assert (part.figures["infection_energy"].mean_mask or 0) > 0, "of the data's training images"
     assert document.clean.accuracy.value == theirs.clean.accuracy.value
     assert [row.fill for row in document.lesions] == [row.fill for row in theirs.lesions]
 
 
 @pytest.mark.slow
-def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, films: Path, tmp_path: Path) -> None:
+def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, radiographs: Path, tmp_path: Path) -> None:
     net, images = load_run(own, on="cpu").model.net, torch.rand(2, 1, SIZE, SIZE)
     batch = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(net, (images,), dynamic_shapes=batch), tmp_path / "m.pt2")
     model, out = model_file(tmp_path, "source: m.pt2", of_run(own)), tmp_path / "out"
-    trusted = ("--trust-code", "--data", films)
+    trusted = ("--trust-code", "--data", radiographs)
     done = run("explain", model, *trusted, "--out", out, *QUICK, "--json")
     first, second = tables(own, out)
     assert first["randomised"].notna().any()
@@ -121,11 +125,9 @@ def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, films: Path,
     (note,) = [note for note in document["notes"] if "made random part by part" in note]
     assert note in done.stderr
     assert document["given"]["kind"] == "torch.export"
-    # Another method on the same films is added; another model's are not put beside it.
+    # Neither another method's maps nor another model's are put beside it.
     more = ("--method", "integrated-gradients", "--sample", 0, "--corruption", "jpeg", "--json")
-    kept = json.loads(run("explain", model, *trusted, "--out", out, *more).stdout)["saliency"]
-    assert list(kept) == ["gradcam", "layercam", "integrated-gradients", "random"]
-    assert kept["gradcam"] == document["saliency"]["gradcam"]
+    assert "results are never mixed" in complaint("explain", model, "--data", radiographs, "--out", out, *more)
     other = model_file(tmp_path, "source: m.pt2", f"input: {{size: {SIZE}}}", name="other")
     assert "holds results of model" in complaint("explain", other, *trusted, "--out", out)
     assert "holds results of model" in complaint("explain", model, *trusted, "--out", out, "--split", "Val")
@@ -133,9 +135,9 @@ def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, films: Path,
 
 
 @pytest.mark.slow
-def test_a_function_without_gradients_is_explained_by_what_follows_none(films: Path, tmp_path: Path) -> None:
+def test_a_function_without_gradients_is_explained_by_what_follows_none(radiographs: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path, "python: foreign_models:scores"), tmp_path / "out"
-    typed = ("explain", model, "--data", films, "--out", out, "--trust-code")
+    typed = ("explain", model, "--data", radiographs, "--out", out, "--trust-code")
     refused = complaint(*typed)
     assert "can follow no gradients in it, and gradcam and layercam cannot do without" in refused
     assert refused.endswith("name methods that can: --method occlusion")
@@ -146,10 +148,12 @@ def test_a_function_without_gradients_is_explained_by_what_follows_none(films: P
 
 
 @pytest.mark.slow
-def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(films: Path, tmp_path: Path) -> None:
+def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(
+    radiographs: Path, tmp_path: Path
+) -> None:
     traced(small(), tmp_path / "m.pt")
     model, out = model_file(tmp_path, "source: m.pt"), tmp_path / "out"
-    typed = ("explain", model, "--data", films, "--out", out, "--trust-code")  # then torch's own runtime has it
+    typed = ("explain", model, "--data", radiographs, "--out", out, "--trust-code")  # then torch's own runtime has it
     refused = complaint(*typed, "--method", "gradcam")
     assert "torch sees no last feature map in it, which gradcam would read" in refused
     assert "--method integrated-gradients or --method smoothgrad or --method occlusion" in refused
@@ -163,25 +167,25 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(fi
 def test_of_programs_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
     for source in (traced(small(), tmp_path / "m.pt"), exported(small(), tmp_path / "m.pt2")):
         found = load(source, classes=CLASSES, trust_code=True, **IMAGENET)
-        left = given.left_out(found, given.check(found, ["occlusion"]))
+        left = saliency_support.left_out(found, saliency_support.check_supported(found, ["occlusion"]))
         assert left.notes() == [left.cascade]
 
 
-def test_films_without_masks_are_refused_before_anything_is_written(films: Path, tmp_path: Path) -> None:
+def test_images_without_masks_are_refused_before_anything_is_written(radiographs: Path, tmp_path: Path) -> None:
     onnx(small(), tmp_path / "m.onnx")
-    for number, film in enumerate(sorted(films.rglob("Test/*/images/*.png"))[:6]):
+    for number, radiograph in enumerate(sorted(radiographs.rglob("Test/*/images/*.png"))[:6]):
         place = tmp_path / "plain" / CLASSES[number % 2]
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(film, place / f"{number}.png")
+        shutil.copy(radiograph, place / f"{number}.png")
     typed = ("explain", model_file(tmp_path, "source: m.onnx"), "--data", tmp_path / "plain", "--out", tmp_path / "out")
     assert "no infection or lung masks here" in complaint(*typed)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_explained_is_refused_in_one_line(films: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_explained_is_refused_in_one_line(radiographs: Path, tmp_path: Path) -> None:
     onnx(small(), tmp_path / "m.onnx")
     model, out = model_file(tmp_path, "source: m.onnx"), ("--out", tmp_path / "out")
-    data = ("--data", films)
+    data = ("--data", radiographs)
     assert complaint("explain", model, *data).endswith(f"explain {model}: say --out DIR; see trustcxr explain --help")
     findings = model_file(tmp_path, "source: m.onnx", kind="sigmoid", name="findings")
     assert "findings: has a sigmoid for each finding" in complaint("explain", findings, *data, *out)
@@ -197,20 +201,22 @@ def test_what_cannot_be_explained_is_refused_in_one_line(films: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_points_to_the_audit_with_the_command_written_out(films: Path, tmp_path: Path) -> None:
+def test_evaluate_points_to_the_audit_with_the_command_written_out(radiographs: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path, "source: m.pt2", name="their model")
-    refused = complaint("evaluate", model, "--data", films)
+    refused = complaint("evaluate", model, "--data", radiographs)
     words = refused.removesuffix(" DIR")
     assert shlex.split(words[words.index("trustcxr audit") :]) == [
-        *("trustcxr", "audit", str(model), "--data", str(films), "--out")
+        *("trustcxr", "audit", str(model), "--data", str(radiographs), "--out")
     ]
 
 
 @pytest.mark.slow
-def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, films: Path, tmp_path: Path) -> None:
-    before = (own / "saliency.parquet").read_bytes()
-    run("explain", own, "--data", films, *QUICK, "--method", "gradcam", "--out", tmp_path / "out")
-    assert (own / "saliency.parquet").read_bytes() == before
+def test_a_run_is_explained_into_another_folder_where_one_is_named(
+    own: Path, radiographs: Path, tmp_path: Path
+) -> None:
+    before = set(own.glob("evaluations/*"))
+    run("explain", own, "--data", radiographs, *QUICK, "--method", "gradcam", "--out", tmp_path / "out")
+    assert set(own.glob("evaluations/*")) == before
     assert (tmp_path / "out" / "saliency.parquet").is_file()
     told = " ".join(run("explain", "--help").stdout.split())
     assert "MODEL" in told
@@ -220,25 +226,20 @@ def test_a_run_is_explained_into_another_folder_where_one_is_named(own: Path, fi
 
 @pytest.mark.slow
 def test_a_run_is_not_explained_into_the_folder_of_a_given_model_of_its_name(
-    own: Path, films: Path, tmp_path: Path
+    own: Path, radiographs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "maps"
-    shutil.copytree(own / "evaluations" / next((own / "evaluations").iterdir()).name, out) if (
-        own / "evaluations"
-    ).is_dir() else shutil.copytree(own, out, ignore=shutil.ignore_patterns("run.yaml", "*.safetensors", "evaluations"))
-    content = files.read_json(out / "metrics.json")
-    files.write_json(out / "metrics.json", content | {"examination": "0123"})
-    assert "holds maps of a model that was given; choose another --out" in complaint(
-        "explain", own, "--data", films, "--out", out, *QUICK
-    )
+    shutil.copytree(newest(own), out)
+    atomic.write_batches(out / "predictions.parquet", [atomic.read_table(out / "predictions.parquet")], "0123")
+    assert "results are never mixed" in complaint("explain", own, "--data", radiographs, "--out", out, *QUICK)
 
 
-def test_the_mean_mask_is_of_no_film_that_is_explained_and_of_no_such_patient(films: Path) -> None:
+def test_the_mean_mask_is_of_no_image_that_is_explained_and_of_no_such_patient(radiographs: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.study.explaining import _mean_mask
+    from trustcxr.runs.explain_run import _mean_mask
 
-    train, whole = load_dataset(films, "Train", SIZE), load_dataset(films, None, SIZE)
-    test = load_dataset(films, "Test", SIZE)
+    train, whole = load_dataset(radiographs, "Train", SIZE), load_dataset(radiographs, None, SIZE)
+    test = load_dataset(radiographs, "Test", SIZE)
     mean = _mean_mask(train, test)
     assert mean is not None
     expected = np.asarray(train.masks("infection"))

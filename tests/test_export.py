@@ -13,15 +13,16 @@ import torch
 import trustcxr as tx
 from small_runs import recipe, same, weights
 from test_cli import complaint, run
-from trustcxr.data.phantom import writing
+from trustcxr.audit import export_run as exports
+from trustcxr.audit import formats
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation import hub
-from trustcxr.evaluation.run import as_before_refit
-from trustcxr.models import adapters, exporting, factory
+from trustcxr.evaluation.trained_run import load_before_refit
+from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
-from trustcxr.report import cards
-from trustcxr.results import files, folders
-from trustcxr.study import exporting as exports
+from trustcxr.report import model_card
+from trustcxr.storage import atomic, layout
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
 
@@ -31,16 +32,16 @@ def made(folder: Path, *, background: str = "full", **model: object) -> Path:
     torch.manual_seed(0)
     asked = recipe("fgsm", model=dict(model), background=background)
     network = factory.build(asked.model.name, classes=len(CLASSES), **asked.network_options())
-    save_weights(network, folder / folders.WEIGHTS_FILE)
+    save_weights(network, folder / layout.WEIGHTS_FILE)
     content: dict[str, object] = {
         "name": asked.name,
         "background": asked.background,
         "classes": CLASSES,
         "recipe": asked.model_dump(mode="json"),
-        "data": {"root_name": "films", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
+        "data": {"root_name": "images", "split": "Train", "images": 48, "fingerprint": "0123456789abcdef"},
     }
-    content["checksums"] = folders.checksums(folder, CLASSES)
-    files.write_yaml(folder / folders.RUN_FILE, content)
+    content["checksums"] = layout.checksums(folder, CLASSES)
+    atomic.write_yaml(folder / layout.RUN_FILE, content)
     return folder
 
 
@@ -54,17 +55,17 @@ def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(p
     done = run("export", plain, "--format", "torch-export", "--out", out)
     assert "answers as the run to within" in done.stdout
     assert "--out DIR --trust-code" in done.stdout
-    given = adapters.load(out.with_suffix(".yaml"), trust_code=True)
+    given = formats.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
     images = torch.rand(5, 1, 32, 32)
     assert given.model is not None
     with torch.no_grad():
         assert torch.allclose(given.model(images), tx.load_run(plain, on="cpu").model(images), atol=1e-5)
-    declared = files.read_yaml(out.with_suffix(".yaml"))
+    declared = atomic.read_yaml(out.with_suffix(".yaml"))
     assert declared["source"] == "run.pt2"
     assert declared["reported"] == {
         "threat_model": "L-infinity 0.02, fgsm",
-        "training_data": "films, 48 films of Train",
+        "training_data": "images, 48 images of Train",
     }
 
 
@@ -75,8 +76,8 @@ def test_a_file_that_answers_otherwise_is_not_kept(
         wrong = factory.build("test_resnet", classes=3)
         write(wrong, size, path, kind)
 
-    write = exporting.write
-    monkeypatch.setattr(exporting, "write", other)
+    write = export.write
+    monkeypatch.setattr(export, "write", other)
     with pytest.raises(UserError, match="not written: its answers differ from the run's by"):
         exports.export(plain, "torch-export", tmp_path / "run.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -103,9 +104,9 @@ def test_unless_said_it_goes_into_the_runs_folder(plain: Path, tmp_path: Path, m
     folder = shutil.copytree(plain, tmp_path / "run")
     done = run("export", folder, "--format", "torch-export")
     assert done.stdout.startswith(f"{folder / 'program.pt2'}: ")
-    assert files.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
+    assert atomic.read_yaml(folder / "program.yaml")["source"] == "program.pt2"
     assert tx.load_run(folder).name == tx.load_run(plain).name, "it is the run that it was"
-    assert set(exports.NAMES) == set(exporting.FORMATS)
+    assert set(exports.NAMES) == set(export.FORMATS)
     assert len({Path(name).stem for name in exports.NAMES.values()}) == len(exports.NAMES), "each has its model file"
     assert "say --out FILE, such as --out model.onnx" in complaint("export", "hf://owner/name")
 
@@ -121,9 +122,9 @@ def test_a_file_of_the_model_files_name_is_never_replaced(plain: Path, tmp_path:
     said = complaint("export", run_folder, "--format", "torch-export", "--out", tmp_path / "theirs.pt2")
     assert "theirs.pt2: is there, and no model file beside it says that it was exported" in said
     assert (tmp_path / "theirs.pt2").read_bytes() == b"theirs"
-    files.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
+    atomic.write_yaml(tmp_path / "again.yaml", {"source": "again.pt2"})  # an older one of its own is
     exports.export(plain, "torch-export", tmp_path / "again.pt2")
-    assert files.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
+    assert atomic.read_yaml(tmp_path / "again.yaml")["name"] == "test_resnet-fgsm-s0"
 
 
 def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,42 +137,42 @@ def test_a_full_disk_is_no_fault_of_the_model(plain: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", exporting.FORMATS)
+@pytest.mark.parametrize("kind", export.FORMATS)
 @pytest.mark.parametrize("made_how", [{}, {"members": 2}, {"background": "gate"}, {"normalisation": "group"}], ids=str)
 def test_every_kind_of_run_can_be_written_in_both_formats(kind: str, made_how: dict[str, Any], tmp_path: Path) -> None:
-    found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{exporting.FORMATS[kind]}")
+    found = exports.export(made(tmp_path / "run", **made_how), kind, tmp_path / f"run{export.FORMATS[kind]}")
     assert found.largest is not None
     assert found.largest <= exports.ALLOWED
     assert found.gradients in ("own", "converted"), found.note
-    assert (found.opset == exporting.OPSET) == (kind == "onnx")
+    assert (found.opset == export.OPSET) == (kind == "onnx")
 
 
 @pytest.mark.slow
-def test_an_onnx_file_takes_any_batch_and_agrees_on_films(plain: Path, tmp_path: Path) -> None:
+def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path: Path) -> None:
     import numpy as np
     import onnx
     import onnxruntime
 
-    films = writing.write(tmp_path / "films", {"Train": 1, "Val": 1, "Test": 3}, size=48)
+    radiographs = write_files.write(tmp_path / "images", {"Train": 1, "Val": 1, "Test": 3}, size=48)
     out = tmp_path / "run.onnx"
-    found = exports.export(plain, "onnx", out, data=films)
-    assert found.films == "9 films of films"
+    found = exports.export(plain, "onnx", out, data=radiographs)
+    assert found.images == "9 images of images"
     assert [p.name for p in tmp_path.glob("run.*")] in (["run.onnx", "run.yaml"], ["run.yaml", "run.onnx"])
-    assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [exporting.OPSET]
+    assert [o.version for o in onnx.load(str(out)).opset_import if not o.domain] == [export.OPSET]
     session = onnxruntime.InferenceSession(str(out))
     assert [i.name for i in session.get_inputs()] == ["images"]
     for batch in (1, 3, 7):
         images = np.random.default_rng(0).random((batch, 1, 32, 32), np.float32)
         assert session.run(None, {"images": images})[0].shape == (batch, 3)
     test = tmp_path / "audit"
-    audited = run("audit", out.with_suffix(".yaml"), "--data", films, "--out", test, "--attack", "fgsm", "--json")
+    audited = run("audit", out.with_suffix(".yaml"), "--data", radiographs, "--out", test, "--attack", "fgsm", "--json")
     assert '"kind": "ONNX"' in audited.stdout
 
 
 @pytest.mark.slow
-def test_onnx_agrees_on_real_films(plain: Path, covidqu: Path, tmp_path: Path) -> None:
+def test_onnx_agrees_on_real_images(plain: Path, covidqu: Path, tmp_path: Path) -> None:
     found = exports.export(plain, "onnx", tmp_path / "run.onnx", data=covidqu)
-    assert found.films == f"{exports.FILMS} films of {covidqu.name}"
+    assert found.images == f"{exports.IMAGES} images of {covidqu.name}"
     assert (found.largest or 1) <= exports.ALLOWED
 
 
@@ -224,15 +225,15 @@ def test_a_run_goes_to_a_hub_and_comes_back(plain: Path, local_hub: Hub) -> None
         tx.load_run("hf://robust")
 
 
-def test_names_of_training_films_stay_here_and_a_full_disk_is_said(
+def test_names_of_training_images_stay_here_and_a_full_disk_is_said(
     plain: Path, tmp_path: Path, local_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder = shutil.copytree(plain, tmp_path / "run")
-    films = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "film": ["0" * 32]})
-    files.write_table(run_folder / folders.FILMS_FILE, films)
+    radiographs = pd.DataFrame({"sample_id": ["Train/DOE-JANE-1970"], "image": ["0" * 32]})
+    atomic.write_table(run_folder / layout.IMAGES_FILE, radiographs)
     run("push", run_folder, "hf://lab/robust")
     sent = local_hub.place / "lab" / "robust"
-    assert files.read_table(sent / folders.FILMS_FILE).to_dict("list") == {"film": ["0" * 32]}
+    assert atomic.read_table(sent / layout.IMAGES_FILE).to_dict("list") == {"image": ["0" * 32]}
     assert not [path for path in sent.iterdir() if b"DOE-JANE" in path.read_bytes()]
 
     def full(*_: object, **__: object) -> None:
@@ -264,7 +265,7 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
     import yaml
 
-    text = cards.card(plain)
+    text = model_card.card(plain)
     front, body = text.split("---\n", 2)[1:]
     assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
     assert "Research software. Not for diagnosis." in body
@@ -281,19 +282,19 @@ def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_ano
     (place / "metrics.json").write_text("{}")
     run("push", again, "hf://lab/robust")
     assert not (place / "metrics.json").exists(), "of the other training"
-    assert files.checksum(place / "model.safetensors") == files.checksum(again / "model.safetensors")
+    assert atomic.checksum(place / "model.safetensors") == atomic.checksum(again / "model.safetensors")
 
 
 def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path) -> None:
     refit = tmp_path / "refit"
     shutil.copytree(plain, refit)
     shutil.copytree(plain, refit / "validated")
-    content = files.read_yaml(refit / "run.yaml")
+    content = atomic.read_yaml(refit / "run.yaml")
     content["recipe"].setdefault("training", {})["refit"] = True
-    files.write_yaml(refit / "run.yaml", content)
+    atomic.write_yaml(refit / "run.yaml", content)
     run("push", refit, tmp_path / "shared")
     there = tx.load_run(tmp_path / "shared", on="cpu")
-    assert as_before_refit(there).folder == tmp_path / "shared" / "validated"
+    assert load_before_refit(there).folder == tmp_path / "shared" / "validated"
     shutil.rmtree(tmp_path / "shared" / "validated")
     with pytest.raises(UserError, match="validation judged"):
-        as_before_refit(there)
+        load_before_refit(there)

@@ -1,4 +1,4 @@
-"""What a run's training films are like: what is accepted, what is called unlike, and whose weights it belongs to."""
+"""What a run's training images are like: what is accepted, what is called unlike, and whose weights it belongs to."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from PIL import Image
 import served
 from pack import Pack
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.explain import familiarity, one_image
-from trustcxr.explain.familiarity import Familiarity
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.explain import ood, predict
+from trustcxr.explain.ood import Familiarity
 
 
 @pytest.fixture(scope="module")
@@ -22,59 +22,59 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple:
+def radiographs(pack: Pack) -> tuple:
     return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def known(run: Run, films: tuple) -> Familiarity:
-    return familiarity.fit(run, *films)
+def known(run: Run, radiographs: tuple) -> Familiarity:
+    return ood.fit(run, *radiographs)
 
 
-def test_the_time_that_is_left_is_said(run: Run, films: tuple, bars: list) -> None:
-    familiarity.fit(run, *films)
-    assert bars == [(f"training films of {run.name}", 1, 1), (f"validation films of {run.name}", 1, 1)]
+def test_the_time_that_is_left_is_said(run: Run, radiographs: tuple, bars: list) -> None:
+    ood.fit(run, *radiographs)
+    assert bars == [(f"training images of {run.name}", 1, 1), (f"validation images of {run.name}", 1, 1)]
 
 
 def pixels(data: object) -> torch.Tensor:
-    return torch.cat(list(familiarity.batches(data)))  # type: ignore[arg-type]
+    return torch.cat(list(ood.batches(data)))  # type: ignore[arg-type]
 
 
-def test_95_percent_of_validation_films_are_accepted_and_pictures_of_other_things_are_not(
-    run: Run, films: tuple, known: Familiarity
+def test_95_percent_of_validation_images_are_accepted_and_pictures_of_other_things_are_not(
+    run: Run, radiographs: tuple, known: Familiarity
 ) -> None:
-    accepted = (known.score(run, pixels(films[1])) <= known.threshold).double().mean()
+    accepted = (known.score(run, pixels(radiographs[1])) <= known.threshold).double().mean()
     assert 0.95 <= float(accepted) < 1
     torch.manual_seed(0)
     foreign = {
         "noise": torch.rand(20, 1, 32, 32),
         "one grey level": torch.linspace(0, 1, 9)[:, None, None, None].expand(-1, 1, 32, 32),
-        "on its side": pixels(films[1]).rot90(1, (2, 3)),
+        "on its side": pixels(radiographs[1]).rot90(1, (2, 3)),
     }
     for name, images in foreign.items():
         refused = (known.score(run, images) > known.threshold).double().mean()
         assert float(refused) >= 0.9, name
 
 
-def test_a_film_has_one_score_alone_and_among_others(run: Run, films: tuple, known: Familiarity) -> None:
-    images = pixels(films[1])[:6]
+def test_a_image_has_one_score_alone_and_among_others(run: Run, radiographs: tuple, known: Familiarity) -> None:
+    images = pixels(radiographs[1])[:6]
     together = known.score(run, images)
     alone = torch.cat([known.score(run, image[None]) for image in images])
     assert together.numpy() == pytest.approx(alone.numpy(), abs=1e-4)
     assert not run.model.training
 
 
-def test_each_view_sees_what_it_is_for(run: Run, films: tuple, known: Familiarity) -> None:
-    brighter = (pixels(films[1]) * 0.5 + 0.4).clamp(0, 1)
-    views = known.views(run, brighter) - known.views(run, pixels(films[1]))
-    assert float(views[:, 1].abs().max()) < 0.5  # the film's own view is of even contrast
+def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: Familiarity) -> None:
+    brighter = (pixels(radiographs[1]) * 0.5 + 0.4).clamp(0, 1)
+    views = known.views(run, brighter) - known.views(run, pixels(radiographs[1]))
+    assert float(views[:, 1].abs().max()) < 0.5  # the image's own view is of even contrast
     assert float(views[:, 0].abs().mean()) > 1
 
 
 def test_distances_are_those_of_the_density() -> None:
     torch.manual_seed(0)
     rows = torch.randn(4000, 5, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5])
-    found = familiarity._components(rows, 3)
+    found = ood._components(rows, 3)
     covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0, 0.25, 0.25], dtype=torch.float64))
     expected = torch.einsum("ni,ij,nj->n", rows, covariance.inverse(), rows)
     assert float((found.distance(rows) / expected).mean()) == pytest.approx(1, abs=0.05)
@@ -83,37 +83,37 @@ def test_distances_are_those_of_the_density() -> None:
 
 def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Familiarity, tmp_path: Path) -> None:
     folder = served.untrained_run(tmp_path)
-    familiarity.save(known, folder)
+    ood.save(known, folder)
     (folder / "like-any-other").touch()
     modes = {(folder / name).stat().st_mode for name in ("familiarity.safetensors", "like-any-other")}
     assert len(modes) == 1, "whoever may read the run may read this too"
-    again = familiarity.load(folder)
+    again = ood.load(folder)
     assert again is not None
     x = torch.rand(3, 1, 32, 32)
     assert again.score(run, x).numpy() == pytest.approx(known.score(run, x).numpy())
     assert again.threshold == known.threshold
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
     with pytest.raises(UserError, match="other weights"):
-        familiarity.load(folder)
+        ood.load(folder)
     (folder / "familiarity.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not readable"):
-        familiarity.load(folder)
+        ood.load(folder)
     (folder / "familiarity.safetensors").unlink()
-    assert familiarity.load(folder) is None
+    assert ood.load(folder) is None
 
 
 def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, tmp_path: Path) -> None:
-    familiarity.save(known, run.folder)
+    ood.save(known, run.folder)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
-    for name, picture in (("film", Image.open(served.io.BytesIO(served.film(3, 64)))), ("noise", noise)):
+    for name, picture in (("image", Image.open(served.io.BytesIO(served.image(3, 64)))), ("noise", noise)):
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         image.save(tmp_path / f"{name}.png")
     small = served.packed(np.asarray(Image.fromarray(noise).resize((20, 20))))
     (tmp_path / "small.png").write_bytes(small)
-    answers = one_image.predict(run.folder, [tmp_path / f"{name}.png" for name in ("film", "noise", "small")])
-    film, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
-    assert "unlike" not in film
-    assert "unlike the films that the network was trained on" in foreign
+    answers = predict.predict(run.folder, [tmp_path / f"{name}.png" for name in ("image", "noise", "small")])
+    radiograph, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
+    assert "unlike" not in radiograph
+    assert "unlike the images that the network was trained on" in foreign
     assert "grainy" in foreign
     assert "fewer than the network's 32" in tiny
     assert answers[1].rarer_than == 1.0
@@ -129,16 +129,16 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
     ],
 )
 def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, said: str) -> None:
-    assert any(said in words for words in familiarity.poor(known, image))
+    assert any(said in words for words in ood.poor(known, image))
 
 
 def test_two_classes_nearly_as_likely_are_a_border() -> None:
-    assert one_image._border({"a": 0.55, "b": 0.40, "c": 0.05}) == "near the decision border: a 55.0%, b 40.0%"
-    assert one_image._border({"a": 0.70, "b": 0.25, "c": 0.05}) is None
+    assert predict._border({"a": 0.55, "b": 0.40, "c": 0.05}) == "near the decision border: a 55.0%, b 40.0%"
+    assert predict._border({"a": 0.70, "b": 0.25, "c": 0.05}) is None
 
 
 def test_dark_are_the_two_darkest_levels_and_bright_the_three_brightest() -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1).expand(-1, 1, 8, 8)
-    found = familiarity.signs(levels.float().div_(255))
+    found = ood.signs(levels.float().div_(255))
     assert found[:, 2].nonzero().flatten().tolist() == [0, 1]
     assert found[:, 3].nonzero().flatten().tolist() == [253, 254, 255]

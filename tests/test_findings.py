@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from small_networks import write_onnx
 from trustcxr import attacks
+from trustcxr.audit import multilabel, subgroups
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.formats.model_file import OutputSpec
+from trustcxr.audit.formats.score_table import _logits
+from trustcxr.audit.formats.wrapper import logits_of_probabilities
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, operating_points, subgroups
+from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
-from trustcxr.models.adapters.adapted import logits_of_probabilities
-from trustcxr.models.adapters.declaration import OutputSpec
-from trustcxr.models.adapters.scores import _logits
-from trustcxr.recipes import exam
-from trustcxr.report.audits import sentences
-from trustcxr.results import files
-from trustcxr.study import audit as audits
+from trustcxr.recipes import protocol
+from trustcxr.report.audit_text import sentences
+from trustcxr.storage import atomic
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
 
@@ -41,24 +42,24 @@ class Sigmoids(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = exam.load_exam()
+    real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 2, "films": 16})
+    gate = real.gate.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     changed = {"attacks": tuple(few), "gate": gate, "bootstrap": 200, "corruptions": light}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films of three classes, by brightness, and a list that says of some findings what is known of each film."""
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of three classes, by brightness, and a list that says of some findings what is known of each image."""
     root, random = tmp_path_factory.mktemp("sigmoids"), np.random.default_rng(0)
     rows = []
     for name, grey in (("COVID-19", 0.62), ("Normal", 0.38), ("Non-COVID", 0.58)):
-        (root / "films" / name).mkdir(parents=True)
+        (root / "images" / name).mkdir(parents=True)
         for number in range(10):
             pixels = 255 * (grey + 0.03 * random.standard_normal() + 0.05 * random.standard_normal((16, 16)))
-            file = f"films/{name}/{name}{number}.png"
+            file = f"images/{name}/{name}{number}.png"
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / file)
             bright = "" if number == 9 else "-1.0" if number == 8 else "0.0" if name == "Normal" else "1.0"
             rows.append({"path": file, "label": name, "Bright": bright, "sex": "FM"[number % 2]})
@@ -79,15 +80,17 @@ def model(tmp_path: Path) -> Path:
 MAP = {"COVID-19": "Bright|Edema", "Non-COVID": "Bright"}
 
 
-def test_what_is_known_of_a_film() -> None:
+def test_what_is_known_of_a_image() -> None:
     table = pd.DataFrame({"class": ["Edema|Hernia", "No Finding", "Edema", "Bright"]})
     expected = [[0, np.nan, 1, 1], [0, np.nan, 0, 0], [0, np.nan, 1, 0], [1, np.nan, 0, 0]]
-    np.testing.assert_array_equal(findings.known(table, NAMES), expected)
+    np.testing.assert_array_equal(multilabel.labelled_findings(table, NAMES), expected)
     stated = pd.DataFrame({"class": ["x"] * 4, "edema": ["1", "0.0", "-1", None]})
-    assert findings.known(stated, NAMES)[:, 2].tolist() == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
-    assert np.isnan(findings.known(stated, NAMES)[:, 0]).all()
+    assert multilabel.labelled_findings(stated, NAMES)[:, 2].tolist() == pytest.approx(
+        [1, 0, np.nan, np.nan], nan_ok=True
+    )
+    assert np.isnan(multilabel.labelled_findings(stated, NAMES)[:, 0]).all()
     with pytest.raises(UserError, match=r"finding 'bronchitis'.*--label 'bronchitis=Bright'"):
-        findings.known(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
+        multilabel.labelled_findings(pd.DataFrame({"class": ["Bronchitis"]}), NAMES)
 
 
 def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
@@ -95,7 +98,7 @@ def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return 40 * images.mean((2, 3)) - 20 + torch.zeros(1, 4)
 
-    decision = findings.Decision(Logits(), 1, 0.7)
+    decision = multilabel.Decision(Logits(), 1, 0.7)
     images = torch.tensor([0.50, 0.53]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4).contiguous()
     labels = decision(images).argmax(1)
     assert labels.tolist() == [0, 1], "the threshold lies at a probability of 0.7, a mean of 0.521"
@@ -106,16 +109,16 @@ def test_a_decision_is_attacked_in_both_directions_by_every_attack() -> None:
         assert float((found - images).abs().max()) <= 0.03 + 1e-6
 
 
-def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: Path) -> None:
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP)
+def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_path: Path) -> None:
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP)
     about = {found.name: found for found in document.findings}
     assert [found.judged for found in document.findings] == [True, False, True, False]
-    assert "of no film it is known" in about["Dark"].why
+    assert "of no image it is known" in about["Dark"].why
     assert (about["Bright"].positives, about["Edema"].positives, about["Bright"].n) == (20, 10, 30)
     points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
     clean = points["Bright", "clean", 0.0]
     assert (clean.threshold, clean.origin) == (0.7, "of the model file")
-    table = files.read_table(tmp_path / "out" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     shown = table[(table["attack"] == "clean") & (table["finding"] == "Bright")]
     said = np.stack(shown["logits"]).argmax(1)
     assert clean.sensitivity.value == pytest.approx(said[shown["label"] == 1].mean())
@@ -125,12 +128,12 @@ def test_findings_are_judged_each_by_itself(films: Path, model: Path, tmp_path: 
     assert robust.auroc.value <= clean.auroc.value  # type: ignore[operator]
     assert robust.auroc.interval is not None
     assert robust.sensitivity_at_specificity.interval is not None
-    assert document.clean.n == 60, "a decision a film and finding"
+    assert document.clean.n == 60, "a decision an image and finding"
     assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
     text = "\n".join(sentences(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
     assert "Hernia: not judged" in text
-    assert document["protocol"] == "exam-1"
+    assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
 
 
@@ -143,10 +146,10 @@ def _labels(table: pd.DataFrame) -> Any:
 
 
 def test_unknown_labels_are_left_out_and_counted(
-    films: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subgroups, "SMALLEST", 10)
-    document = audits.audit(model, films / "list.csv", tmp_path / "out", attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "list.csv", tmp_path / "out", attacks=["fgsm"])
     bright = document.findings[0]
     assert (bright.n, bright.positives, bright.unknown) == (24, 16, 6)
     assert [p.n for p in document.operating_points] == [24] * 3
@@ -155,16 +158,16 @@ def test_unknown_labels_are_left_out_and_counted(
     assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 
 
-def test_findings_answered_the_wrong_way_round_are_noticed(films: Path, model: Path, tmp_path: Path) -> None:
+def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, model: Path, tmp_path: Path) -> None:
     turned = {"Normal": "Bright", "COVID-19": "Normal", "Non-COVID": "Normal"}
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=turned, attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=turned, attacks=["fgsm"])
     declared = next(check for check in document.gate if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
     assert document.unreliable
 
 
-def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
+def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
     class One(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return torch.sigmoid(40 * images.mean((2, 3)) - 20)
@@ -174,19 +177,23 @@ def test_a_binary_model_is_one_finding(films: Path, tmp_path: Path) -> None:
         "source: net.onnx\ninput: {size: 16}\noutput: {kind: sigmoid, classes: [Ill]}\n"
     )
     ill = {"COVID-19": "Ill", "Non-COVID": "Ill"}
-    document = audits.audit(tmp_path / "model.yaml", films / "films", tmp_path / "out", labels=ill, epsilons=[0.1])
+    document = audits.audit(
+        tmp_path / "model.yaml", radiographs / "images", tmp_path / "out", labels=ill, epsilons=[0.1]
+    )
     points = {(p.attack, p.epsilon): p for p in document.operating_points}
     assert points["clean", 0.0].auroc.value > 0.9  # type: ignore[operator]
     assert points["clean", 0.0].threshold == 0.5
     assert points["pgd", 0.1].auroc.value < points["clean", 0.0].auroc.value  # type: ignore[operator]
 
 
-def test_where_nothing_can_be_judged_it_is_said(films: Path, model: Path, tmp_path: Path) -> None:
+def test_where_nothing_can_be_judged_it_is_said(radiographs: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say with --label"):
-        audits.audit(model, films / "films", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"])
+        audits.audit(
+            model, radiographs / "images", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"]
+        )
 
 
-def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
+def test_the_worst_score_of_any_attack_ranks_the_images() -> None:
     def rows(attack: str, epsilon: float, margins: list[float]) -> pd.DataFrame:
         logits: Any = [np.array([0.0, m]) for m in margins]
         common = {"sample_id": ["a", "b"], "label": [1, 0], "attack": attack, "epsilon": epsilon, "severity": 0}
@@ -197,7 +204,7 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
         [clean, *driven, rows("worst-case", 0.02, [-1, 2])],
         ignore_index=True,
     )
-    found = findings.worst_scores(table)
+    found = multilabel.worst_scores(table)
     assert [float(pair[1]) for pair in found["logits"].iloc[-2:]] == [-3, 2]
     assert found["logits"].iloc[:6].tolist() == table["logits"].iloc[:6].tolist()
 
@@ -205,10 +212,10 @@ def test_the_worst_score_of_any_attack_ranks_the_films() -> None:
 def test_a_threshold_is_given_or_chosen_on_validation_or_a_half() -> None:
     logits, truth = np.array([[-2.0, -1.0, 1.0, 2.0, 9.0]]).T, np.array([[0, 0, 1, 1, np.nan]]).T
     plain, stated = (OutputSpec(kind="sigmoid", classes=("a",), thresholds=given) for given in (None, (0.3,)))
-    assert findings.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
-    assert findings.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
-    assert "validation" in findings.threshold_of(plain, 0, (logits, truth)).origin
-    assert "want of another" in findings.threshold_of(plain, 0, None).origin
+    assert multilabel.threshold_of(stated, 0, (logits, truth)) == Threshold(0.3, "of the model file")
+    assert multilabel.threshold_of(plain, 0, (logits, truth)).value == pytest.approx(0.5)
+    assert "validation" in multilabel.threshold_of(plain, 0, (logits, truth)).origin
+    assert "want of another" in multilabel.threshold_of(plain, 0, None).origin
 
 
 @pytest.mark.parametrize("threshold", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999])
@@ -223,15 +230,15 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     logits = logits_of_probabilities(torch.tensor(scores[:, None], dtype=torch.float32), "sigmoid")
     about = {"sample_id": list("xyz"), "group": list("xyz"), "attack": "clean", "epsilon": 0.0, "steps": 0}
     table = pd.DataFrame(about | {"severity": 0, "logits": list(given.astype(np.float32))})
-    decided = findings.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
+    decided = multilabel.as_decisions(table, "a", 0, threshold, dict.fromkeys("xyz", 1.0))
     expected = [True, False, True]
     assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
-    assert (findings.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
+    assert (multilabel.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
     (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 
-def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path, tmp_path: Path) -> None:
+def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model: Path, tmp_path: Path) -> None:
     class Divides(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -240,10 +247,10 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(films: Path, model: Path
         def forward(self, images: Tensor) -> Tensor:
             return self.net(images / 255)
 
-    honest = audits.audit(model, films / "films", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
+    honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
     assert {c.check: c.passed for c in honest.gate}["declaration"]
     write_onnx(Divides(), tmp_path / "net.onnx", 16)
-    document = audits.audit(model, films / "films", tmp_path / "out", labels=MAP, attacks=["fgsm"])
+    document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
     said = {check.check: check for check in document.gate}
     assert said["declaration"].passed is False
     assert said["declaration"].text.endswith("write input.range: [0, 255]")

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks, defences
+from trustcxr.audit.formats import load
+from trustcxr.audit.multilabel import Decision
 from trustcxr.defences import adversarial
-from trustcxr.evaluation.findings import Decision
 from trustcxr.models import factory, zoo
-from trustcxr.models.adapters import load
-from trustcxr.models.folding import faster, folded, pairs
+from trustcxr.models.fuse_batchnorm import folded, fused, pairs
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -138,7 +138,7 @@ def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: st
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trustcxr.models.folding.pairs", lambda network: [])
+        patch.setattr("trustcxr.models.fuse_batchnorm.pairs", lambda network: [])
         torch.manual_seed(5)
         unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)
@@ -153,7 +153,7 @@ def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: st
         assert found is not None
         model = Decision(found, 1, 0.5) if around == "finding" else found
     before, labels, met = state(model), LABELS.clamp(max=1), []
-    quick = faster(model, IMAGES)
+    quick = fused(model, IMAGES)
     model.register_forward_pre_hook(lambda *_: met.append(1))
     assert quick is not model
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
@@ -177,6 +177,6 @@ class ReadsItsNorm(nn.Module):
 
 def test_what_looks_into_its_own_layers_or_has_nothing_to_fold_is_searched_as_it_is() -> None:
     assert pairs(own := lived_in(ReadsItsNorm()).eval())
-    assert faster(own, IMAGES) is own
+    assert fused(own, IMAGES) is own
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 3)).eval()
-    assert faster(plain, IMAGES) is plain
+    assert fused(plain, IMAGES) is plain

@@ -138,7 +138,7 @@ def test_two_thousand_mutated_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_mutated_real_films(tmp_path: Path, real_data: Path) -> None:
+def test_mutated_real_images(tmp_path: Path, real_data: Path) -> None:
     files = [f for f in sorted((real_data / "raw-samples").rglob("*.*")) if f.parent.name != "raw-samples"]
     small = [f.read_bytes() for f in files if f.stat().st_size < 400_000]
     rng = np.random.default_rng(2)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.evaluation import input_gradients, metrics, paired, predictions
-from trustcxr.report import alarms as report_alarms
-from trustcxr.report import study_folder
-from trustcxr.results import alarms, gradient_masking
-from trustcxr.results.documents import RunDocument, StudyDocument, Verdict
+from trustcxr.evaluation import alarms, gradient_masking, input_gradients, metrics, paired, predictions
+from trustcxr.report import alarm_list as report_alarms
+from trustcxr.report import load
+from trustcxr.storage.schemas import RunDocument, StudyDocument, Verdict
 
 
 def document(clean: float, *rows: tuple[str, float, float]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def test_an_honest_sweep_is_not_masked() -> None:
     assert found.looked_for == [
         "one step against many", "the fall with epsilon", "about zero at 0.3", "black box against white box",
     ]  # fmt: skip
-    said = gradient_masking.sentence(found)
+    said = found.sentence
     assert said.startswith("No masked gradients found: no sign of it in one step against many, ")
     assert said.endswith("; not looked for: input gradients")
 
@@ -81,7 +80,7 @@ def test_each_sign_by_itself(rows: list[tuple[str, float, float]], kind: str, be
     assert found.masked is (kind != "fgsm_overstates")
     assert because.replace("at 0.05", "at epsilon 0.05") in found.because
     assert found.signs[0].text in found.because
-    assert "\n" not in gradient_masking.sentence(found)
+    assert "\n" not in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -103,10 +102,10 @@ def test_what_three_judges_disagreed_on(
     assert (found.masked, kinds(found)) == (masked, signs)
     # The alarms are these signs and no others, and the report and the terminal show these.
     stored = read({"clean": {"accuracy": {"value": 0.8}, "n": 90}, "attacks": listed, "masking": found.plain()})
-    made = alarms.of(stored)
+    made = alarms.find_alarms(stored)
     assert [alarm.kind for alarm in made] == signs
-    run = study_folder.Run(stored.model_copy(update={"alarms": made}), Path(), [])
-    shown = report_alarms.find(study_folder.StudyFolder(Path(), StudyDocument(), [run], []), [run])
+    run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
+    shown = report_alarms.find(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
     assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 
@@ -137,7 +136,7 @@ def test_what_could_not_be_looked_at() -> None:
 @pytest.mark.parametrize(
     ("n", "share", "fails"), [(94, 5 / 94, False), (2000, 0.0532, False), (2000, 0.08, True), (1, 1, True)]
 )
-def test_a_few_films_that_float32_is_too_sure_of_accuse_no_network(n: int, share: float, fails: bool) -> None:
+def test_a_few_images_that_float32_is_too_sure_of_accuse_no_network(n: int, share: float, fails: bool) -> None:
     """An undefended EfficientNetV2B0, which every attack broke, was said to have failing gradients for 5 of 94."""
     measured = document(0.68, ("fgsm", 0.02, 0.04), ("pgd", 0.02, 0.0)) | {
         "input_gradients": {"n": n, "vanishing": share}
@@ -167,7 +166,9 @@ def test_a_constant_network_has_no_verdict_but_an_alarm() -> None:
     found = alarms.verdict(read(fixed))
     assert found.masked is None
     assert "better than by one constant answer (61.1%)" in found.because
-    assert [alarm.kind for alarm in alarms.of(read(fixed | {"masking": found.plain()}))] == ["no_better_than_constant"]
+    assert [alarm.kind for alarm in alarms.find_alarms(read(fixed | {"masking": found.plain()}))] == [
+        "no_better_than_constant"
+    ]
 
 
 def test_a_sign_must_go_beyond_chance_over_the_same_images() -> None:
@@ -208,7 +209,7 @@ def test_what_square_alone_breaks_within_worst_case_is_a_black_box_that_wins() -
     assert "Square alone broke 20.0% of the images" in gradient_masking.verdict(read(found)).because
     assert gradient_masking.verdict(read(found)).masked is True
     found["attacks"][1] |= {"n": 30, "broken_by": {"clean": 3, "apgd-margin": 12, "square": 1}}
-    assert gradient_masking.verdict(read(found)).masked is False, "one film of thirty is no more than chance"
+    assert gradient_masking.verdict(read(found)).masked is False, "one image of thirty is no more than chance"
 
 
 # --- a real sweep ----------------------------------------------------------------------------------------------------

@@ -12,24 +12,24 @@ from trustcxr import explain, models
 from trustcxr.data import phantom
 from trustcxr.data.dataset import Dataset, load_dataset
 from trustcxr.defences import guidance
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
-from trustcxr.defences.lesion_losses import Known
 from trustcxr.errors import UserError
 from trustcxr.evaluation import load_run
-from trustcxr.explain.contract import to_saliency
+from trustcxr.explain.base import to_saliency
 from trustcxr.models.classifier import Classifier
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.training import fit
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.training import fit_run
 
 SIZE = 32
 
 
-def _known(films: int = 3) -> Known:
+def _known(images: int = 3) -> LesionBatch:
     generator = torch.Generator().manual_seed(0)
-    lesion, lung = torch.zeros(films, 1, SIZE, SIZE), torch.zeros(films, 1, SIZE, SIZE)
+    lesion, lung = torch.zeros(images, 1, SIZE, SIZE), torch.zeros(images, 1, SIZE, SIZE)
     lung[:, :, 4:28, 4:28] = 1
-    lesion[: films - 1, :, 8:16, 8:16] = 1  # the last film has none
-    return Known(torch.rand(films, 1, SIZE, SIZE, generator=generator), torch.arange(films) % 3, lung, lesion)
+    lesion[: images - 1, :, 8:16, 8:16] = 1  # the last image has none
+    return LesionBatch(torch.rand(images, 1, SIZE, SIZE, generator=generator), torch.arange(images) % 3, lung, lesion)
 
 
 def _in_training(model: nn.Module | None = None) -> nn.Module:
@@ -42,7 +42,7 @@ def _in_training(model: nn.Module | None = None) -> nn.Module:
     return model
 
 
-def _pass(model: nn.Module, known: Known, on: str, layer: int = -1) -> Pass:
+def _pass(model: nn.Module, known: LesionBatch, on: str, layer: int = -1) -> Pass:
     with guidance.followed(model, on, layer=layer) as passes:
         model(known.pixels)
     (found,) = passes
@@ -84,7 +84,10 @@ def test_a_step_down_the_loss_moves_the_map_onto_the_lesion(on: str, layer: int,
 
 
 class Faint(nn.Module):
-    """Answers by weights on the mean of a film and of its negative: with weights below 0 Grad-CAM is so everywhere."""
+    """Answers by weights on the mean of an image and of its negative:
+
+    With weights below 0 Grad-CAM is so everywhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ def test_a_map_that_is_nowhere_positive_is_brought_back_at_the_lesion(loss: str)
         guidance.guidance(_pass(model, known, "cam"), known, loss=loss, depth=guidance.DEPTH).backward()
         rate.step()
     shown = guidance.explained(_pass(model, known, "cam"), known)[:2]
-    assert (shown > 0).flatten(1).any(1).all(), "both films with a lesion have a map again"
+    assert (shown > 0).flatten(1).any(1).all(), "both images with a lesion have a map again"
 
 
 def test_a_map_that_has_a_positive_part_does_not_feel_the_depth() -> None:
@@ -123,16 +126,16 @@ def test_a_map_that_has_a_positive_part_does_not_feel_the_depth() -> None:
 
 
 @pytest.mark.parametrize("on", ["cam", "gradients"])
-def test_a_film_without_a_lesion_is_unguided(on: str) -> None:
+def test_a_image_without_a_lesion_is_unguided(on: str) -> None:
     model, known = _in_training(), _known()
     found = _pass(model, known, on)
-    nothing = Known(known.pixels, known.labels, known.lung, 0 * known.lesion)
+    nothing = LesionBatch(known.pixels, known.labels, known.lung, 0 * known.lesion)
     assert guidance.guidance(found, nothing).item() == 0
     energies = 1 - guidance.guidance(_pass(model, known, on), known)
     shown = guidance.explained(found, known).detach().clamp(min=0)
     inside = nn.functional.adaptive_avg_pool2d(known.lesion, shown.shape[-2:])
-    by_film = (shown * inside).sum((1, 2, 3)) / shown.sum((1, 2, 3)).clamp(min=1e-6)
-    assert energies.item() == pytest.approx(float(by_film[:2].mean()), abs=1e-5)
+    by_image = (shown * inside).sum((1, 2, 3)) / shown.sum((1, 2, 3)).clamp(min=1e-6)
+    assert energies.item() == pytest.approx(float(by_image[:2].mean()), abs=1e-5)
 
 
 def test_the_lesion_is_where_the_answer_is_read_from() -> None:
@@ -210,7 +213,7 @@ def test_what_cannot_be_guided_is_refused(keys: dict[str, object], says: str) ->
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
     folder = tmp_path_factory.mktemp("guidance")
     phantom.write(folder, {"Train": 48, "Val": 24}, size=SIZE, seed=0, conspicuity=3.0)
     train, val = (load_dataset(folder, split=split, size=SIZE) for split in ("Train", "Val"))
@@ -221,19 +224,19 @@ def _energy_inside(model: nn.Module, data: Dataset, on: str, layer: int) -> floa
     ill = np.flatnonzero(data.masks("infection").any((1, 2)))
     lesion = torch.from_numpy(np.array(data.masks("infection")[ill])).float()[:, None]
     pixels = torch.from_numpy(data.batch(ill)).float() / 255
-    known = Known(pixels, torch.from_numpy(data.labels[ill]), lesion, lesion)
+    known = LesionBatch(pixels, torch.from_numpy(data.labels[ill]), lesion, lesion)
     return 1 - guidance.guidance(_pass(_in_training(model), known, on, layer), known).item()
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("on", "layer", "epochs"), [("cam", -3, 12), ("gradients", -1, 6)])
 def test_training_moves_what_explains_the_answer_onto_the_lesion(
-    on: str, layer: int, epochs: int, films: tuple[Dataset, Dataset], tmp_path: Path
+    on: str, layer: int, epochs: int, images: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
-    train, val = films
+    train, val = images
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 2.0, "guidance_on": on, "guidance_layer": layer}}.items():
-        fit(_recipe(epochs=epochs, learning_rate=1e-3, **keys), train, val, tmp_path / name)
+        fit_run(_recipe(epochs=epochs, learning_rate=1e-3, **keys), train, val, tmp_path / name)
         inside[name] = _energy_inside(load_run(tmp_path / name).model, val, on, layer)
     assert inside["guided"] > 1.2 * inside["plain"]
 
@@ -241,12 +244,12 @@ def test_training_moves_what_explains_the_answer_onto_the_lesion(
 @pytest.mark.slow
 @pytest.mark.parametrize(("defence", "background"), [("standard", "full"), ("fgsm", "emptied"), ("trades", "full")])
 def test_every_step_of_training_is_guided_as_the_recipe_says(
-    defence: str, background: str, films: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    defence: str, background: str, images: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, val = films
+    train, val = images
     asked, real = [], guidance.guidance
 
-    def spied(found: Pass, known: Known, *, loss: str, depth: float) -> Tensor:
+    def spied(found: Pass, known: LesionBatch, *, loss: str, depth: float) -> Tensor:
         assert len(found.read) >= len(known.labels) == len(known.pixels)
         assert found.model.training
         asked.append((found.on, loss, tuple(found.read.shape[2:]), bool(known.ill().any())))
@@ -257,5 +260,5 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     keys = {"guidance": 0.5, "guidance_on": "cam", "guidance_layer": -3, "guidance_loss": "l1"}
     recipe = _recipe(defence=defence, background=background, epochs=1, batch_size=48, **keys)
     assert "guided" in recipe.name
-    fit(recipe, train, val, tmp_path / "run")
+    fit_run(recipe, train, val, tmp_path / "run")
     assert asked == [("cam", "l1", (4, 4), True)] * 3

@@ -12,23 +12,23 @@ from safetensors.torch import save_file
 from small_networks import write_onnx
 from test_audit_command import Brightness, _short, greys, model_file  # noqa: F401
 from test_cli import complaint
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit import submitted
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import handed_in
-from trustcxr.report import audit_page, board
-from trustcxr.report.audits import sentences
-from trustcxr.results import files
-from trustcxr.study import audit as audits
+from trustcxr.report import audit_html, leaderboard
+from trustcxr.report.audit_text import sentences
+from trustcxr.storage import atomic
 
 
 @pytest.fixture(scope="module")
 def images(greys: Path) -> dict[str, torch.Tensor]:  # noqa: F811
-    """The films, each moved toward the next brightness: for this model the strongest that there is."""
-    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
-    pixels = torch.from_numpy(np.array(films.images)).float() / 255
-    ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(films.labels))]
+    """The images, each moved toward the next brightness: for this model the strongest that there is."""
+    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    pixels = torch.from_numpy(np.array(images.images)).float() / 255
+    ways = torch.tensor([1.0, 1.0, -1.0])[torch.from_numpy(np.asarray(images.labels))]
     moved = (pixels + 0.2 * ways[:, None, None, None]).clamp(0, 1)
-    return dict(zip(films.sample_ids.tolist(), moved, strict=True))
+    return dict(zip(images.sample_ids.tolist(), moved, strict=True))
 
 
 def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
@@ -48,7 +48,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
     monkeypatch.setattr(audits, "load_exam", lambda: weak.model_copy(update={"attacks": (short,)}))
     # An attack of ours that finds nothing: images as they are.
-    monkeypatch.setattr("trustcxr.evaluation.carried_out.CarriedOut.__call__", lambda self, a, x, *rest: x)
+    monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
     both = audits.audit(
         model,
@@ -61,11 +61,11 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     assert ours is not None
     assert theirs is not None
     assert theirs < ours - 0.5
-    assert board.by_ours(both) == board.by_ours(alone) == ours, "by which a leaderboard ranks both"
+    assert leaderboard.by_ours(both) == leaderboard.by_ours(alone) == ours, "by which a leaderboard ranks both"
     found = both.handed_in[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
-    table = files.read_table(tmp_path / "both" / "predictions.parquet")
+    table = atomic.read_table(tmp_path / "both" / "predictions.parquet")
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
     assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))
@@ -79,13 +79,13 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
         (lambda name, image: {name: image * 0 + 1.0}, {}, "beyond the epsilon of 0.2"),
         (lambda name, image: {name: image + 1}, {}, "leaves"),
         (lambda name, image: {name: image * float("nan")}, {}, "leaves"),
-        (lambda name, image: {name: image[:, 1:]}, {}, "but the film is a float image"),
+        (lambda name, image: {name: image[:, 1:]}, {}, "but the image is a float image"),
         (lambda name, image: {name: (image * 255).byte()}, {}, "torch.uint8"),
-        (lambda name, image: {"another": image}, {}, "is none of these films"),
+        (lambda name, image: {"another": image}, {}, "is none of these images"),
         (lambda name, image: {name: image}, {"epsilon": "a fifth"}, "must say epsilon"),
         (lambda name, image: {name: image}, {"by": " "}, "a name"),
         (lambda name, image: {name: image}, {"by": "team\n\n## Certified"}, "by: one line"),
-        (lambda name, image: {f"{name}#dark": image}, {}, "behind a film's id may stand nothing"),
+        (lambda name, image: {f"{name}#dark": image}, {}, "behind an image's id may stand nothing"),
         (lambda name, image: {name: image}, {"epsilon": "0.9"}, "worst-case is tried at 0.02"),
     ],
 )
@@ -113,22 +113,24 @@ def test_a_file_that_is_none_is_refused(greys: Path, tmp_path: Path) -> None:  #
 
 
 class Present(torch.nn.Module):
-    """A finding's decision: present in films brighter than a half."""
+    """A finding's decision: present in images brighter than a half."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         margin = 10 * (images.mean((1, 2, 3)) - 0.5)
         return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
-def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others(
+def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_others(
     greys: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    films = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
-    names = [str(name) for name, label in zip(films.sample_ids, films.labels, strict=True) if label == 2][:2]
+    images = load_dataset(greys, size=16, classes=("dark", "grey", "bright"))
+    names = [str(name) for name, label in zip(images.sample_ids, images.labels, strict=True) if label == 2][:2]
     light, dark = torch.full((1, 16, 16), 0.9), torch.full((1, 16, 16), 0.1)
     found = {names[0]: dark, f"{names[0]}#Edema": light, f"{names[1]}#Edema": dark.clone()}
-    given = handed_in.read(written(tmp_path / "a.safetensors", found, epsilon="1"), films, ("Bright", "Edema"))
+    given = submitted.read_submitted(
+        written(tmp_path / "a.safetensors", found, epsilon="1"), images, ("Bright", "Edema")
+    )
     table = pd.DataFrame(
         {
             "sample_id": [f"{name}#{finding}" for name in names for finding in ("Bright", "Edema")],
@@ -140,25 +142,29 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_film_for_all_its_others
             "broken_by": "",
         }
     )
-    worse, counted = handed_in.worse_of_both(table, given, Present(), torch.device("cpu"))
+    worse, counted = submitted.worst_with_submitted(table, given, Present(), torch.device("cpu"))
     assert counted is not None
     wrong = [bool(logits.argmax() != 1) for logits in worse["logits"]]
-    assert wrong == [True, False, False, True], "the film's image for Bright, its own for Edema"
+    assert wrong == [True, False, False, True], "the image's image for Bright, its own for Edema"
     assert list(worse["broken_by"]) == ["somebody", "", "", "somebody"]
     assert (counted.n, counted.found_alone, counted.missed) == (3, 2, 0)
     only = {f"{names[0]}#Edema": dark.clone()}
-    other = handed_in.read(written(tmp_path / "c.safetensors", only, epsilon="1"), films, ("Bright", "Edema"))
+    other = submitted.read_submitted(
+        written(tmp_path / "c.safetensors", only, epsilon="1"), images, ("Bright", "Edema")
+    )
     table = table[table["sample_id"].str.endswith("#Bright")]
-    same, none = handed_in.worse_of_both(table, other, Present(), torch.device("cpu"))
+    same, none = submitted.worst_with_submitted(table, other, Present(), torch.device("cpu"))
     assert same is table
     assert none is None
     mistyped = written(tmp_path / "e.safetensors", {f"{names[0]}#Edma": dark.clone()}, epsilon="1")
-    with pytest.raises(UserError, match="#Edma: behind a film's id may stand one of its findings, Bright, Edema"):
-        handed_in.read(mistyped, films, ("Bright", "Edema"))
+    with pytest.raises(UserError, match="#Edma: behind an image's id may stand one of its findings, Bright, Edema"):
+        submitted.read_submitted(mistyped, images, ("Bright", "Edema"))
     with pytest.raises(UserError, match="holds no image"):
-        handed_in.read(written(tmp_path / "d.safetensors", {}, epsilon="1"), films)
-    with pytest.raises(UserError, match="nobody#Edema is none of these films"):
-        handed_in.read(written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), films)
+        submitted.read_submitted(written(tmp_path / "d.safetensors", {}, epsilon="1"), images)
+    with pytest.raises(UserError, match="nobody#Edema is none of these images"):
+        submitted.read_submitted(
+            written(tmp_path / "b.safetensors", {"nobody#Edema": dark.clone()}, epsilon="1"), images
+        )
 
 
 def bright_or_dark(folder: Path) -> Path:
@@ -191,10 +197,10 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
     (found,) = document.handed_in
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
-    card = audit_page.card(document)
+    card = audit_html.card(document)
     assert "<script>" not in card
     assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
-    assert "<script>alert" not in audit_page.render(document)
+    assert "<script>alert" not in audit_html.render(document)
     labels["dark"] = "Normal"  # so that Dark is not judged
     with pytest.raises(UserError, match="no image of a finding that is judged"):
         audits.audit(model, greys, tmp_path / "none", labels=labels, adversarial=path, **asked)

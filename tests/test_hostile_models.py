@@ -19,8 +19,8 @@ from foreign_models import (
     onnx,
     small,
 )
+from trustcxr.audit.formats import describe_file, load
 from trustcxr.errors import UserError
-from trustcxr.models.adapters import describe_file, load
 
 
 class Touch:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trustcxr import attacks, catalogue, data
-from trustcxr.data.auditing import audit
+from trustcxr import attacks, data, registry
+from trustcxr.data.checks import check
 
 SOURCE = Path(__file__).parent.parent / "src" / "trustcxr"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -49,17 +49,17 @@ def test_the_name_of_an_attack_is_read_off_the_catalogue() -> None:
     assert len(said) <= 8, said
 
 
-@pytest.mark.parametrize("name", catalogue.ATTACKS)
+@pytest.mark.parametrize("name", registry.ATTACKS)
 def test_every_attack_has_an_example_that_runs(name: str) -> None:
     found = attacks.get(name)
     assert ">>> " in (inspect.getdoc(getattr(found, "func", found)) or "")
 
 
-@pytest.mark.parametrize("name", [name for name, entry in catalogue.SALIENCY.items() if entry.function])
+@pytest.mark.parametrize("name", [name for name, entry in registry.SALIENCY.items() if entry.function])
 def test_every_saliency_method_has_an_example_that_runs(name: str) -> None:
-    assert ">>> " in (inspect.getdoc(catalogue.function_of("explain", catalogue.SALIENCY[name].function)) or "")
+    assert ">>> " in (inspect.getdoc(registry.load_function("explain", registry.SALIENCY[name].function)) or "")
 
 
 def test_reading_and_auditing_data_have_examples_that_run() -> None:
-    for function in (data.load_dataset, audit.audit):
+    for function in (data.load_dataset, check.check_data):
         assert ">>> " in (inspect.getdoc(function) or "")

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.data.images import reading
-from trustcxr.data.images.grey import MAX_PIXELS, UnreadableImage
-from trustcxr.data.images.reading import read_image, read_image_at, read_mask, read_mask_at
-from trustcxr.data.images.squares import resize_image, resize_mask
+from trustcxr.data.images import read
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage
+from trustcxr.data.images.read import read_image, read_image_at, read_mask, read_mask_at
+from trustcxr.data.images.resize import resize_image, resize_mask
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 
@@ -32,8 +32,8 @@ def test_lossless_grey_is_read_exactly(tmp_path: Path, name: str) -> None:
 
 def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path) -> None:
     pytest.importorskip("imagecodecs")
-    film = np.arange(1200, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
-    path = save(tmp_path / "film.png", Image.fromarray(film))
+    image = np.arange(1200, dtype=np.uint16).reshape(40, 30).astype(np.uint8)
+    path = save(tmp_path / "image.png", Image.fromarray(image))
     exif = Image.Exif()
     exif[274] = 3  # upside down
     content = exif.tobytes()[6:]
@@ -41,11 +41,11 @@ def test_a_png_that_says_behind_its_pixels_how_it_lies_is_turned(tmp_path: Path)
     whole = path.read_bytes()
     chunk = struct.pack(">I", len(content)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path.write_bytes(whole[:-12] + chunk + whole[-12:])
-    assert np.array_equal(read_image(path), film[::-1, ::-1])
+    assert np.array_equal(read_image(path), image[::-1, ::-1])
 
 
 def test_16_bits_a_colour_are_read_where_they_are_filled_and_else_refused(tmp_path: Path) -> None:
-    """Pillow reads the higher byte of each alone: a film of 12 bits would be nearly black, without a word."""
+    """Pillow reads the higher byte of each alone: an image of 12 bits would be nearly black, without a word."""
     ramp = np.linspace(0, 1, 240).reshape(12, 20)
     for kind, channels in (("grey with transparency", 4), ("colour", 2), ("both", 6)):
         for top, reads in ((65535, True), (4095, False)):
@@ -85,10 +85,10 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
 ) -> None:
     pytest.importorskip("imagecodecs")
     random = np.random.default_rng(0)
-    film = random.integers(0, 255, (40, 30)).astype(np.uint8)
-    whole = save(tmp_path / "whole.png", Image.fromarray(film)).read_bytes()
+    image = random.integers(0, 255, (40, 30)).astype(np.uint8)
+    whole = save(tmp_path / "whole.png", Image.fromarray(image)).read_bytes()
     path, outcomes, decoded = tmp_path / "damaged.png", [], 0
-    decode = reading._png_decoder()
+    decode = read._png_decoder()
     assert decode is not None
 
     def counted(data: bytes) -> np.ndarray:
@@ -110,15 +110,15 @@ def test_plain_png_is_read_alike_with_and_without_libpng(
         path.write_bytes(content if number else whole)
         found = []
         for decoder in (lambda: counted, lambda: None):
-            monkeypatch.setattr(reading, "_png_decoder", decoder)
+            monkeypatch.setattr(read, "_png_decoder", decoder)
             try:
                 found.append(read_image(path).tobytes())
             except UnreadableImage as problem:
                 found.append(str(problem).encode())
         assert found[0] == found[1], number
         outcomes.append(found[0])
-        assert number or decoded == 1, "the whole film is libpng's"
-    assert outcomes[0] == film.tobytes()
+        assert number or decoded == 1, "the whole image is libpng's"
+    assert outcomes[0] == image.tobytes()
     assert len(set(outcomes)) > 5
     assert not caplog.records
 
@@ -127,7 +127,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(reading, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
+    monkeypatch.setattr(read, "_png_decoder", lambda: lambda data: decoded.append(len(data)) or GREY)
     image = Image.fromarray(GREY)
     turned = Image.Exif()
     turned[274] = 3
@@ -140,7 +140,7 @@ def test_a_png_that_says_more_than_its_pixels_is_left_to_pillow(
     read_image(save(tmp_path / "colour.png", image.convert("RGB")))
     read_image(save(tmp_path / "deep.png", Image.fromarray(GREY.astype(np.uint16))))
     read_image(save(tmp_path / "grey.jpg", image))
-    monkeypatch.setattr(reading, "_MOST_BYTES", 40)
+    monkeypatch.setattr(read, "_MOST_BYTES", 40)
     read_image(tmp_path / "plain.png")
     assert len(decoded) == 1
 

@@ -8,13 +8,13 @@ import pytest
 from pack import Pack
 from test_engines import small
 from trustcxr import report
-from trustcxr.report.study_folder import read
+from trustcxr.report.load import load_report
 from trustcxr.report.tables import comparisons, seeds
-from trustcxr.results import documents, files
-from trustcxr.results.documents import OverSeeds, RunDocument, StudyDocument
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
-from trustcxr.study.seeds import over_seeds
+from trustcxr.study.run_study import Study
+from trustcxr.study.seed_spread import over_seeds
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def done(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(done: Path) -> StudyDocument:
-    return documents.read(StudyDocument, done / "study.json")
+    return schemas.read_schema(StudyDocument, done / "study.json")
 
 
 def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: StudyDocument) -> None:
@@ -49,13 +49,13 @@ def test_each_setting_is_a_run_of_its_own_under_its_label(done: Path, study: Stu
     assert len(here) == 8
     half = next(run for run in study.runs if run.run == f"{chosen}-half-s1")
     assert (half.model, half.defence, half.label, half.seed) == (chosen, "fgsm", "half", 1)
-    assert files.read_yaml(done / "runs" / half.run / "run.yaml")["recipe"]["model"]["name"] == "test_resnet"
+    assert atomic.read_yaml(done / "runs" / half.run / "run.yaml")["recipe"]["model"]["name"] == "test_resnet"
     assert {row.label for row in study.comparisons} == {"", "half"}
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_labels_are_in_the_page_the_terminal_and_the_tables(done: Path, study: StudyDocument) -> None:
-    runs = read(done).runs
+    runs = load_report(done).runs
     assert sum("half" in run.label for run in runs) == 2
     assert len({run.label for run in runs}) == len(runs)
     assert any("half" in cell.small for row in comparisons.comparisons(study).rows for cell in row)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small_runs import MODEL, make_films, recipe, same, weights
+from small_runs import MODEL, make_images, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import cam
 from trustcxr.models import classifier, ensemble, factory, zoo
-from trustcxr.recipes.run import DataRecipe
-from trustcxr.study import run_folder
-from trustcxr.training import loop, step
+from trustcxr.recipes.run_recipe import DataRecipe
+from trustcxr.runs import run_folder
+from trustcxr.training import fit_run, step
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 
@@ -103,12 +103,12 @@ def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None
 def test_networks_that_do_not_fit_side_by_side_are_refused_before_any_work(tmp_path: Path) -> None:
     for names, options in (("test_vit", {"members": 2}), ("resnet18+test_vit", {})):
         with pytest.raises(UserError, match=r"members of an ensemble need last feature maps \(B, K, h, w\)"):
-            factory.check(names, size=160, **options)
-    factory.check("resnet18+vgg16", size=64)
+            factory.check_network(names, size=160, **options)
+    factory.check_network("resnet18+vgg16", size=64)
     with pytest.raises(UserError, match=r"\(1, 512, 2, 2\) and \(1, 512, 1, 1\)"):
-        factory.check("resnet18+vgg16", size=48)
+        factory.check_network("resnet18+vgg16", size=48)
     with pytest.raises(UserError, match="unknown model 'resnet19'"):
-        factory.check("resnet18+resnet19", size=64)
+        factory.check_network("resnet18+resnet19", size=64)
     run = recipe(model={"name": "resnet18+vgg16"}).model_copy(update={"data": DataRecipe(size=48)})
     with pytest.raises(UserError, match="members of an ensemble need"):
         run_folder.train(run, tmp_path, tmp_path / "run")
@@ -120,7 +120,7 @@ def test_a_network_that_does_not_take_the_size_is_refused_before_any_work(name: 
     with pytest.raises(
         UserError, match=rf"^{name} does not take images of {size} pixels \(.*\): choose another data\.size"
     ):
-        factory.check(name, size=size)
+        factory.check_network(name, size=size)
     run = recipe(model={"name": name}).model_copy(update={"data": DataRecipe(size=size)})
     with pytest.raises(UserError, match="does not take images"):
         run_folder.train(run, tmp_path / "no data is looked for", tmp_path / "run")
@@ -147,7 +147,7 @@ def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytes
         return classifier.Classifier(NeedsValues(), mean=0.5, std=0.5)
 
     monkeypatch.setattr(factory, "build", build)
-    factory.check("made up", size=32)
+    factory.check_network("made up", size=32)
     assert [device.type for device in asked] == ["meta", "cpu"]
 
 
@@ -161,10 +161,10 @@ def test_a_network_whose_shapes_hang_on_values_is_not_refused(monkeypatch: pytes
     ],
 )
 def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Path) -> None:
-    films = make_films(tmp_path)
+    radiographs = make_images(tmp_path)
     run = recipe("fgsm", model=options, epochs=1)
     assert run.model.options() == {key: value for key, value in options.items() if key != "name"}
-    loop.fit(run, *films, tmp_path / "run")
+    fit_run.fit(run, *radiographs, tmp_path / "run")
     loaded = load_run(tmp_path / "run", on="cpu")
     assert same(weights(tmp_path / "run"), loaded.model.state_dict())
     assert (count(loaded.model, nn.GroupNorm) > 0) == ("normalisation" in options)
@@ -186,11 +186,11 @@ def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], co
 
 
 def test_a_study_says_so_before_any_work() -> None:
-    factory.check("resnet18", size=64, normalisation="group", activation="silu")
+    factory.check_network("resnet18", size=64, normalisation="group", activation="silu")
     with pytest.raises(UserError, match="stands in for ReLU"):
-        factory.check("test_vit", size=160, activation="silu")
+        factory.check_network("test_vit", size=160, activation="silu")
     with pytest.raises(UserError, match="unknown model"):
-        factory.check("resnet19", size=64)
+        factory.check_network("resnet19", size=64)
 
 
 def test_a_network_without_the_layer_is_refused() -> None:
@@ -208,7 +208,7 @@ def test_a_network_without_the_layer_is_refused() -> None:
 def test_each_network_learns_for_itself_on_an_attack_of_its_own(
     model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    films = make_films(tmp_path)
+    radiographs = make_images(tmp_path)
     run = recipe("fgsm", model=model, epochs=1)
     seen: list[tuple[nn.Module, Tensor]] = []
     real = attacks.fgsm
@@ -221,7 +221,7 @@ def test_each_network_learns_for_itself_on_an_attack_of_its_own(
     together = built(run.model.name, **run.model.options())
     module = step.TrainingStep(together, run, classes=3, steps_per_epoch=3)
     module._trainer = type("Trainer", (), {"global_step": 3, "fit_loop": None})()  # type: ignore[assignment]
-    images, labels, rows = films[0].batch(range(8)), torch.as_tensor(films[0].labels[:8]), torch.arange(8)
+    images, labels, rows = radiographs[0].batch(range(8)), torch.as_tensor(radiographs[0].labels[:8]), torch.arange(8)
     loss = module.training_step((torch.from_numpy(images), labels, rows), 0)
     nets = list(module.model.net.nets)
     assert [net for net, _ in seen] == nets

@@ -143,7 +143,7 @@ def test_folders_beside_the_splits_that_are_none_are_said_to_be_left_out(tmp_pat
     assert [n for n in manifest.notes if n.endswith("were left out: holdout")]
 
 
-def test_a_side_car_that_says_two_things_of_a_film_is_one_line(tmp_path: Path) -> None:
+def test_a_side_car_that_says_two_things_of_a_image_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.jpg")
     for rows, wrong in (("a/x.jpg;p1\na/x.jpg;p2", "with another patient each time"), ("a/x.jpg;p1;\n", "more cells")):
         (tmp_path / "manifest.csv").write_text(f"path;patient\n{rows}\n")
@@ -153,7 +153,7 @@ def test_a_side_car_that_says_two_things_of_a_film_is_one_line(tmp_path: Path) -
     assert read_manifest(tmp_path).table["patient"].tolist() == ["p1"]
 
 
-def test_a_side_car_gives_splits_in_any_usual_spelling_and_films_without_one_are_told(tmp_path: Path) -> None:
+def test_a_side_car_gives_splits_in_any_usual_spelling_and_images_without_one_are_told(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "a/2.jpg", "a/3.jpg", "b/4.jpg"):
         write(tmp_path / name)
     (tmp_path / "manifest.csv").write_text("path,split\na/1.jpg,train\na/2.jpg,\na/3.jpg,TEST\n")

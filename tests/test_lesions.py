@@ -11,36 +11,36 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import models
-from trustcxr.data import lesions, load_dataset
-from trustcxr.data.lesions import Films
-from trustcxr.data.phantom import writing
-from trustcxr.data.phantom.film import render
+from trustcxr.data import lesion_edits, load_dataset
+from trustcxr.data.lesion_edits import EditInputs
+from trustcxr.data.phantom import write_files
+from trustcxr.data.phantom.render_image import render
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
-from trustcxr.explain import lesions as explained
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.training import ModelRecipe
-from trustcxr.report.study_folder import Run as ReportRun
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.explain import lesion_effect as explained
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import ModelRecipe
+from trustcxr.report.load import Run as ReportRun
 from trustcxr.report.tables.lesions import effects
-from trustcxr.results.documents import RunDocument
+from trustcxr.storage.schemas import RunDocument
 
 SIZE, COUNT = 48, 12
 
 
 @lru_cache
-def _films(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> Films:
-    films = [render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
+def _images(kind: str, shortcuts: tuple[str, ...] = ("marker",), seed: int = 0) -> EditInputs:
+    radiographs = [render(kind, seed + k, SIZE, shortcuts, conspicuity=2.5) for k in range(COUNT)]
     images, lung, lesion = (
-        torch.from_numpy(np.stack([getattr(film, name) for film in films]))
+        torch.from_numpy(np.stack([getattr(radiograph, name) for radiograph in radiographs]))
         for name in ("image", "lung_mask", "infection_mask")
     )
-    return Films(images[:, None].float() / 255, lung > 0, lesion > 0)
+    return EditInputs(images[:, None].float() / 255, lung > 0, lesion > 0)
 
 
 class Reader(nn.Module):
-    """Answers class 0 by how much brighter than `bare` (B, 1, H, W) a film is in `place` (B, H, W), and nothing else.
+    """Answers class 0 by how much brighter than `bare` (B, 1, H, W) an image is in `place` (B, H, W), and nothing else.
 
-    `like` (B, 1, H, W) or (1, ...) are films on which it would be sure of it.
+    `like` (B, 1, H, W) or (1, ...) are images on which it would be sure of it.
     """
 
     def __init__(self, bare: Tensor, place: Tensor, like: Tensor) -> None:
@@ -57,30 +57,30 @@ class Reader(nn.Module):
 
 
 def _lesion_reader() -> Reader:
-    films = _films("COVID-19")
-    return Reader(_films("Normal").images, films.lung, films.images)
+    radiographs = _images("COVID-19")
+    return Reader(_images("Normal").images, radiographs.lung, radiographs.images)
 
 
 def _marker_reader() -> Reader:
-    return Reader(_films("COVID-19", ()).images, ~_films("COVID-19").lung, _films("COVID-19").images)
+    return Reader(_images("COVID-19", ()).images, ~_images("COVID-19").lung, _images("COVID-19").images)
 
 
 def test_a_model_that_reads_the_lesion_has_a_lesion_effect_by_every_fill_and_control() -> None:
-    films = _films("COVID-19")
-    table = explained.removal(_lesion_reader(), films, 0)
-    assert set(table["fill"]) == set(lesions.FILLS)
+    radiographs = _images("COVID-19")
+    table = explained.removal(_lesion_reader(), radiographs, 0)
+    assert set(table["fill"]) == set(lesion_edits.FILLS)
     assert set(table["control"]) == {"lung", "background"}
     for (fill, control), rows in table.groupby(["fill", "control"]):
-        found = explained.summed_up(rows, rows["film"].astype(str).to_numpy())
+        found = explained.summed_up(rows, rows["image"].astype(str).to_numpy())
         assert found.effect > 0.1, (fill, control)
         assert found.effect_ci[0] > 0, (fill, control)
-        assert found.films + found.left_out == COUNT
+        assert found.images + found.left_out == COUNT
 
 
 def test_a_model_that_reads_the_marker_has_none() -> None:
-    films = _films("COVID-19")
-    assert (_marker_reader()(films.images).softmax(1)[:, 0] > 0.9).all(), "it does answer, by the letter"
-    table = explained.removal(_marker_reader(), films, 0, fills=("grey", "mirror"))
+    radiographs = _images("COVID-19")
+    assert (_marker_reader()(radiographs.images).softmax(1)[:, 0] > 0.9).all(), "it does answer, by the letter"
+    table = explained.removal(_marker_reader(), radiographs, 0, fills=("grey", "mirror"))
     for control in explained.CONTROLS:
         rows = table[table["control"] == control]
         assert rows["effect"].max() < 0.01, "an edge of the lungs may lie under the letter"
@@ -90,17 +90,19 @@ def test_a_model_that_reads_the_marker_has_none() -> None:
 
 
 def test_the_background_takes_on_the_very_change_of_the_lesion() -> None:
-    films, seen = _films("COVID-19"), []
-    films = Films(torch.where(films.lung[:, None], films.images, 0.5), films.lung, films.lesion)  # nothing is cut
+    radiographs, seen = _images("COVID-19"), []
+    radiographs = EditInputs(
+        torch.where(radiographs.lung[:, None], radiographs.images, 0.5), radiographs.lung, radiographs.lesion
+    )  # nothing is cut
     model = _marker_reader()
     model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
-    explained.removal(model, films, 0, fills=("grey",))
+    explained.removal(model, radiographs, 0, fills=("grey",))
     before, *_, gone, other = (seen[k] for k in (0, 1, 2, 3, 5, 6))  # as it is; whole, part and control, twice
-    pair = explained.pairs(films)["background"]
+    pair = explained.pairs(radiographs)["background"]
     there, here = (((after - before).abs() > 1e-3)[:, 0] for after in (other, gone))
     assert there[pair.control].float().mean() > 0.9
     sizes = [(after - before).abs().sum((1, 2, 3)) for after in (gone, other)]
-    assert (sizes[1] <= sizes[0] + 1e-3).all(), "less where the soft edge leaves the film"
+    assert (sizes[1] <= sizes[0] + 1e-3).all(), "less where the soft edge leaves the image"
     assert sizes[1].sum() > 0.97 * sizes[0].sum()
     assert not (here & there & pair.control & pair.lesion).any()
 
@@ -110,7 +112,7 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
     lesion = torch.rand(40, 12, 14, generator=generator) > 0.9
     allowed = torch.zeros_like(lesion)
     allowed[:, 2:9, 8:] = True
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert {flip for flip, _, _ in pair.moves} == {False, True}, "some are mirrored"
     field = torch.rand(40, 12, 14, generator=generator)
     assert torch.equal(pair.carried(pair.lesion) & pair.control, pair.control)
@@ -119,21 +121,21 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
 
 
 def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
-    films, seen = _films("COVID-19"), []
-    asked = explained.lesions.removed
+    radiographs, seen = _images("COVID-19"), []
+    asked = explained.lesion_edits.removed
 
     def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
         seen.append((given[1], only))
         return asked(*given, fill=fill, only=only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explained.lesions, "removed", spied)
-        explained.removal(_lesion_reader(), films, 0, fills=("mirror",))
-    pair = explained.pairs(films)["lung"]
+        patch.setattr(explained.lesion_edits, "removed", spied)
+        explained.removal(_lesion_reader(), radiographs, 0, fills=("mirror",))
+    pair = explained.pairs(radiographs)["lung"]
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])
     assert torch.equal(part, pair.lesion)
     assert torch.equal(control, pair.control)
-    _, usable = lesions.mirrored(films.images, films.lung, films.lesion)
+    _, usable = lesion_edits.mirrored(radiographs.images, radiographs.lung, radiographs.lesion)
     assert (at_part & part).flatten(1).sum(1).tolist() == (at_control & control).flatten(1).sum(1).tolist()
     assert not (at_part & ~usable).any()
     assert not (at_control & control & ~usable).any()
@@ -141,20 +143,22 @@ def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
 
 
 def test_drawn_greys_are_of_healthy_lung_and_the_same_whatever_stands_beside() -> None:
-    films = _films("COVID-19")
-    whole = lesions.drawn(films.images, films.lesion, films.lung, films.lesion)
-    one = films[[4]]
-    assert torch.equal(whole[4:5], lesions.drawn(one.images, one.lesion, one.lung, one.lesion))
+    radiographs = _images("COVID-19")
+    whole = lesion_edits.drawn(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion)
+    one = radiographs[[4]]
+    assert torch.equal(whole[4:5], lesion_edits.drawn(one.images, one.lesion, one.lung, one.lesion))
     healthy = one.images[0, 0][one.lung[0] & ~one.lesion[0]]
     assert torch.isin(whole[4], healthy).all()
     assert whole[4].mean() == pytest.approx(healthy.mean().item(), abs=0.02)
     assert whole[4].std() == pytest.approx(healthy.std().item(), abs=0.02)
-    full = lesions.drawn(films.images, films.lung, films.lung, films.lung)
-    assert torch.equal(full, lesions.grey(films.images, films.lung, films.lung, films.lung)), "none is left to draw"
+    full = lesion_edits.drawn(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+    assert torch.equal(
+        full, lesion_edits.grey(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+    ), "none is left to draw"
 
 
 def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() -> None:
-    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey",))
+    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
     lung = table[table["control"] == "lung"].dropna(subset="effect")
     assert lung["before"].mean() > 0.8
     assert lung["whole"].mean() < lung["without"].mean() < lung["beside"].mean()
@@ -163,19 +167,21 @@ def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() ->
 
 
 def test_a_transplanted_lesion_brings_the_answer_and_a_healthy_patch_does_not() -> None:
-    healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
-    model = Reader(healthy.images, healthy.lung, _films("COVID-19").images)
+    healthy, donors, others = _images("Normal"), _images("COVID-19", seed=50), _images("Normal", seed=90)
+    model = Reader(healthy.images, healthy.lung, _images("COVID-19").images)
     table = explained.transplantation(model, healthy, donors, others, 0)
-    assert explained.summed_up(table, table["film"].astype(str).to_numpy()).effect_ci[0] > 0.1
+    assert explained.summed_up(table, table["image"].astype(str).to_numpy()).effect_ci[0] > 0.1
     blind = explained.transplantation(Reader(healthy.images, ~healthy.lung, healthy.images), healthy, donors, others, 0)
     assert blind["effect"].abs().max() < 1e-6, "what is put in stays inside the lungs"
 
 
 def test_a_healthy_patch_is_healthy_lung_alone() -> None:
-    healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
-    model = Reader(healthy.images, healthy.lung, _films("COVID-19").images)
+    healthy, donors, others = _images("Normal"), _images("COVID-19", seed=50), _images("Normal", seed=90)
+    model = Reader(healthy.images, healthy.lung, _images("COVID-19").images)
     rows = torch.arange(SIZE)[:, None].expand(SIZE, SIZE)
-    narrow = Films(others.images, others.lung & (rows % 2 == 0), others.lesion)  # half of it is no lung of the donor
+    narrow = EditInputs(
+        others.images, others.lung & (rows % 2 == 0), others.lesion
+    )  # half of it is no lung of the donor
     whole, half = (explained.transplantation(model, healthy, donors, each, 0)["share"] for each in (others, narrow))
     assert half.mean() < 0.65 * whole.mean(), "where the donor has no lung nothing is put in, neither lesion nor patch"
 
@@ -187,7 +193,7 @@ def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> No
     lesion[1, 0:10, 0:10] = True  # of which a strip alone has room
     allowed[1, :, 15:18] = True
     lesion[2] = allowed[2] = True  # no healthy lung left
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert torch.equal(pair.lesion[0], lesion[0])
     assert pair.share.tolist() == pytest.approx([1.0, 0.3, 0.0])
     assert not (pair.control & (lesion | ~allowed)).any()
@@ -200,14 +206,14 @@ def test_a_lesion_fits_mirrored_where_it_does_not_as_it_is() -> None:
     lesion[0, 1:5, 1] = lesion[0, 4, 1:4] = True
     allowed = torch.zeros_like(lesion)
     allowed[0, 7:11, 10] = allowed[0, 10, 8:11] = True
-    pair = lesions.congruent(lesion, allowed)
+    pair = lesion_edits.congruent(lesion, allowed)
     assert torch.equal(pair.control, allowed)
     assert torch.equal(pair.lesion, lesion)
 
 
 def test_congruent_with_no_images_is_empty() -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.bool)
-    assert lesions.congruent(empty, empty).share.shape == (0,)
+    assert lesion_edits.congruent(empty, empty).share.shape == (0,)
 
 
 def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
@@ -220,24 +226,26 @@ def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
     lesion[1] = lung[1]  # all of the lung: its darkest fifth stands in
     images[1, :, 2:8, 2:8] = 0.6
     images[1, :, 2:4, 2:8] = 0.2
-    assert lesions.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
+    assert lesion_edits.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
 
 
-@pytest.mark.parametrize("fill", lesions.FILLS | lesions.TAUGHT)
+@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TAUGHT)
 def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
-    films = _films("COVID-19")
-    after = lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill=fill)
-    bare = _films("Normal").images
-    inside = films.lesion[:, None]
-    assert (after - bare).abs()[inside].mean() < 0.7 * (films.images - bare).abs()[inside].mean()
-    reach = max(1, round(lesions.EDGE * SIZE))
+    radiographs = _images("COVID-19")
+    after = lesion_edits.removed(
+        radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill=fill
+    )
+    bare = _images("Normal").images
+    inside = radiographs.lesion[:, None]
+    assert (after - bare).abs()[inside].mean() < 0.7 * (radiographs.images - bare).abs()[inside].mean()
+    reach = max(1, round(lesion_edits.EDGE * SIZE))
     near = torch.nn.functional.max_pool2d(inside.float(), 2 * reach + 1, 1, reach) > 0
-    assert torch.equal(after[~near], films.images[~near])
+    assert torch.equal(after[~near], radiographs.images[~near])
     assert after.min() >= 0
     assert after.max() <= 1
 
 
-@pytest.mark.parametrize("fill", list(lesions.FILLS))
+@pytest.mark.parametrize("fill", list(lesion_edits.FILLS))
 def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: str) -> None:
     if fill == "inpaint":
         pytest.importorskip("skimage")
@@ -245,14 +253,14 @@ def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: 
     lung[:, 8:40, 6:20] = lung[:, 8:40, 28:42] = True
     lesion[:, 16:26, 6:12] = True  # as far as the wall
     images = torch.where(lung, 0.3, 0.9)[:, None] + 0.3 * lesion[:, None]
-    gone = lesions.removed(images, lesion, lung, lesion, fill=fill)
+    gone = lesion_edits.removed(images, lesion, lung, lesion, fill=fill)
     assert gone[0, 0][lesion[0]].sub(0.3).abs().max() < 0.05
 
 
 def test_an_unknown_fill_is_said_in_one_line() -> None:
-    films = _films("COVID-19")
+    radiographs = _images("COVID-19")
     with pytest.raises(UserError, match="grey"):
-        lesions.removed(films.images, films.lesion, films.lung, films.lesion, fill="gray")
+        lesion_edits.removed(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill="gray")
 
 
 def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
@@ -261,67 +269,73 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
     lung[0, 2:6, 1:4] = lung[0, 2:6, 8:11] = True
     images[0, 0, 2:6, 8:11] = torch.tensor([0.2, 0.4, 0.6])
     lesion[0, 3, 1:4] = True
-    found = lesions.mirror(images, lesion, lung, lesion)[0, 0]
+    found = lesion_edits.mirror(images, lesion, lung, lesion)[0, 0]
     assert found[3, 1:4].tolist() == pytest.approx([0.6, 0.4, 0.2])
-    assert found[3, 8] == pytest.approx(float(lesions.healthy_grey(images, lung, lesion))), "its mirror is the lesion"
+    assert found[3, 8] == pytest.approx(float(lesion_edits.healthy_grey(images, lung, lesion))), (
+        "its mirror is the lesion"
+    )
 
 
 def test_a_lesion_that_has_no_counterpart_is_left_out_and_counted() -> None:
-    films = _films("COVID-19")
-    full = Films(films.images, films.lung, films.lung)
+    radiographs = _images("COVID-19")
+    full = EditInputs(radiographs.images, radiographs.lung, radiographs.lung)
     table = explained.removal(_lesion_reader(), full, 0, fills=("grey",))
     found = explained.summed_up(table[table["control"] == "lung"], np.arange(COUNT).astype(str))
-    assert (found.films, found.left_out) == (0, COUNT)
+    assert (found.images, found.left_out) == (0, COUNT)
     assert np.isnan(found.effect)
 
 
 def test_effects_of_two_fills_are_not_summed_up_as_one() -> None:
-    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey", "mirror"))
+    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey", "mirror"))
     with pytest.raises(UserError, match="one fill"):
-        explained.summed_up(table, table["film"].astype(str).to_numpy())
+        explained.summed_up(table, table["image"].astype(str).to_numpy())
 
 
-def test_by_size_the_films_are_those_of_the_table() -> None:
-    table = explained.removal(_lesion_reader(), _films("COVID-19"), 0, fills=("grey",))
+def test_by_size_the_images_are_those_of_the_table() -> None:
+    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
     lung = table[table["control"] == "lung"]
-    sizes = explained.by_size(lung, lung["film"].astype(str).to_numpy())
-    assert sizes["films"].sum() == lung["effect"].notna().sum()
-    weighted = (sizes["effect"] * sizes["films"]).sum() / sizes["films"].sum()
+    sizes = explained.by_size(lung, lung["image"].astype(str).to_numpy())
+    assert sizes["images"].sum() == lung["effect"].notna().sum()
+    weighted = (sizes["effect"] * sizes["images"]).sum() / sizes["images"].sum()
     assert weighted == pytest.approx(lung["effect"].mean())
 
 
 def test_a_map_is_judged_by_what_removing_does() -> None:
-    films = _films("COVID-19")
-    falls = explained.causes(_lesion_reader(), films, 0)
-    bright = (films.images - _films("Normal").images).clamp(min=0)[:, 0] * films.lung
+    radiographs = _images("COVID-19")
+    falls = explained.causes(_lesion_reader(), radiographs, 0)
+    bright = (radiographs.images - _images("Normal").images).clamp(min=0)[:, 0] * radiographs.lung
     by_truth = explained.ranked_by_cause(bright, falls)
-    by_marker = explained.ranked_by_cause((films.images - _films("COVID-19", ()).images).abs()[:, 0], falls)
+    by_marker = explained.ranked_by_cause((radiographs.images - _images("COVID-19", ()).images).abs()[:, 0], falls)
     assert np.nanmean(by_truth) > 0.5
     assert abs(np.nanmean(by_marker)) < 0.2
     assert np.nanmean(explained.ranked_by_cause(-bright, falls)) < -0.5
     assert explained.ranked_by_cause(torch.ones(COUNT, SIZE, SIZE), falls).tolist() == [0.0] * COUNT
-    outside = ~torch.nn.functional.adaptive_max_pool2d(films.lung.float(), explained.CELLS).bool()
+    outside = ~torch.nn.functional.adaptive_max_pool2d(radiographs.lung.float(), explained.CELLS).bool()
     assert torch.equal(falls.isnan(), outside)
 
 
 def test_the_model_is_left_as_it_was_found() -> None:
-    films = _films("COVID-19")
+    radiographs = _images("COVID-19")
     model = _lesion_reader().train()
-    explained.removal(model, films, 0, fills=("grey",))
+    explained.removal(model, radiographs, 0, fills=("grey",))
     assert model.training
 
 
-def test_a_film_without_lungs_has_no_effect_and_is_counted() -> None:
-    films = _films("COVID-19")
-    lung = films.lung.clone()
+def test_a_image_without_lungs_has_no_effect_and_is_counted() -> None:
+    radiographs = _images("COVID-19")
+    lung = radiographs.lung.clone()
     lung[3] = False
-    table = explained.removal(_marker_reader(), Films(films.images, lung, films.lesion), 0, fills=("grey",))
+    table = explained.removal(
+        _marker_reader(), EditInputs(radiographs.images, lung, radiographs.lesion), 0, fills=("grey",)
+    )
     for control, rows in table.groupby("control"):
-        whole = explained.removal(_marker_reader(), films, 0, fills=("grey",))
+        whole = explained.removal(_marker_reader(), radiographs, 0, fills=("grey",))
         known = whole[whole["control"] == control]["effect"].notna().to_numpy()
-        assert rows["effect"].notna().tolist() == [bool(had) and film != 3 for film, had in enumerate(known)]
-    found = explained.summed_up(rows, rows["film"].astype(str).to_numpy())
-    assert found.films + found.left_out == COUNT
+        assert rows["effect"].notna().tolist() == [
+            bool(had) and radiograph != 3 for radiograph, had in enumerate(known)
+        ]
+    found = explained.summed_up(rows, rows["image"].astype(str).to_numpy())
+    assert found.images + found.left_out == COUNT
 
 
 @pytest.mark.parametrize("side", [64, 100, 30])
@@ -334,11 +348,11 @@ def test_a_map_of_each_cells_own_cause_ranks_as_the_causes_at_any_size(side: int
 
 
 def test_a_class_that_the_model_does_not_have_is_named() -> None:
-    films = _films("COVID-19")
+    radiographs = _images("COVID-19")
     for ask in (
-        lambda: explained.removal(_lesion_reader(), films, 7, fills=("grey",)),
-        lambda: explained.transplantation(_lesion_reader(), films, films, films, 7),
-        lambda: explained.causes(_lesion_reader(), films, 7),
+        lambda: explained.removal(_lesion_reader(), radiographs, 7, fills=("grey",)),
+        lambda: explained.transplantation(_lesion_reader(), radiographs, radiographs, radiographs, 7),
+        lambda: explained.causes(_lesion_reader(), radiographs, 7),
     ):
         with pytest.raises(UserError, match="target 7 is outside the model's 2 classes"):
             ask()
@@ -347,21 +361,21 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
 # --- in every report -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
-    writing.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
+def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
+    write_files.write(tmp_path, {"Test": 5}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     model = models.build("evidence-17x8", classes=3).eval()
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
-    table = explained.of_run(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
+    table = explained.lesion_effects(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
     ill = explained.with_lesions(data)
     assert len(ill) == 10
     assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 3, 3), "the time that is left is said"
     for (_, _), rows in table.groupby(["fill", "control"]):
-        assert rows["film"].tolist() == ill.tolist()
+        assert rows["image"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
     whole = explained.removal(
-        model, lesions.films_of(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
+        model, lesion_edits.make_edit_inputs(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
     )
     first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
     ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
@@ -379,58 +393,60 @@ def test_a_run_is_asked_about_every_film_with_a_lesion_and_the_report_shows_it(t
 
 def _asked(tmp_path: Path, **options: Any) -> tuple[Run, Any, pd.DataFrame]:
     """An untrained network asked about phantoms, as a report does it."""
-    writing.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
+    write_files.write(tmp_path, {"Test": 4}, size=SIZE, seed=0, conspicuity=2.0)
     data = load_dataset(tmp_path, split="Test", size=SIZE)
     torch.manual_seed(0)
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
     run = Run(tmp_path, models.build("evidence-17x8", classes=3).eval(), data.classes, recipe)
-    return run, data, explained.of_run(run, data, **options)
+    return run, data, explained.lesion_effects(run, data, **options)
 
 
-def test_a_sample_is_inpainted_attacked_and_put_into_healthy_films_too(tmp_path: Path) -> None:
+def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path: Path) -> None:
     run, data, table = _asked(tmp_path, sample=3, epsilon=0.02)
     plain = table[(table["condition"] == "clean") & table["fill"].isin(explained.FILLS)]
-    pd.testing.assert_frame_equal(plain, explained.of_run(run, data))
+    pd.testing.assert_frame_equal(plain, explained.lesion_effects(run, data))
     drawn = table[table["fill"] == "inpaint"]
     assert set(drawn["control"]) == set(explained.CONTROLS)
-    assert drawn["film"].nunique() == 3
-    assert set(drawn["film"]) < set(explained.with_lesions(data))
+    assert drawn["image"].nunique() == 3
+    assert set(drawn["image"]) < set(explained.with_lesions(data))
 
     attacked = table[table["condition"] == "pgd"]
-    assert set(attacked.loc[attacked["fill"] == "grey", "film"]) == set(drawn["film"])
+    assert set(attacked.loc[attacked["fill"] == "grey", "image"]) == set(drawn["image"])
     assert set(attacked["epsilon"]) == {0.02}
     rows = [table[(table["fill"] == "grey") & (table["condition"] == name)] for name in ("clean", "pgd")]
-    clean, pgd = (some.drop_duplicates("film").set_index("film")["before"] for some in rows)
+    clean, pgd = (some.drop_duplicates("image").set_index("image")["before"] for some in rows)
     assert (pgd < clean.loc[pgd.index]).all()
 
     assert set(attacked["fill"]) == {*explained.FILLS, "transplant"}
     moved = table[(table["fill"] == "transplant") & (table["condition"] == "clean")]
-    assert len(moved) == moved["film"].nunique() == 3
-    assert {data.classes[label] for label in data.labels[moved["film"]]} == {"Normal"}
+    assert len(moved) == moved["image"].nunique() == 3
+    assert {data.classes[label] for label in data.labels[moved["image"]]} == {"Normal"}
     under = table[(table["fill"] == "transplant") & (table["condition"] == "pgd")]
-    assert under["film"].tolist() == moved["film"].tolist()
+    assert under["image"].tolist() == moved["image"].tolist()
     assert (under["before"].to_numpy() > moved["before"].to_numpy()).all(), "attacked away from Normal"
     assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["beside"]).to_numpy())
 
     document = explained.described(table, resamples=100)
-    told = [(row.condition, row.epsilon, row.fill, row.control, row.films) for row in document if row.fill != "mirror"]
+    told = [(row.condition, row.epsilon, row.fill, row.control, row.images) for row in document if row.fill != "mirror"]
     assert ("pgd", 0.02, "grey", "lung", 3) in told
     assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
     assert len(shown.rows) == len(document) == 12
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
-    assert "put into a healthy film" in [row[2].text for row in shown.rows]
+    assert "put into a healthy image" in [row[2].text for row in shown.rows]
 
 
-def test_the_patch_and_the_lesion_are_of_other_films_than_the_one_they_are_put_into(
+def test_the_patch_and_the_lesion_are_of_other_images_than_the_one_they_are_put_into(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, data, _ = _asked(tmp_path)
-    given: list[Films] = []
-    monkeypatch.setattr(explained, "transplantation", lambda model, *films, **_: given.extend(films[:3]) or _nothing())
+    given: list[EditInputs] = []
+    monkeypatch.setattr(
+        explained, "transplantation", lambda model, *radiographs, **_: given.extend(radiographs[:3]) or _nothing()
+    )
     with pytest.raises(RuntimeError, match="far enough"):
-        explained.of_run(run, data, sample=4)
+        explained.lesion_effects(run, data, sample=4)
     into, ill, well = given
     assert not into.lesion.any()
     assert not well.lesion.any()
@@ -451,21 +467,21 @@ def test_without_the_library_nothing_is_inpainted_and_the_rest_is_told(
     assert set(table["condition"]) == {"clean"}, "no epsilon, no attack"
 
 
-def test_films_without_lungs_are_left_out_of_transplants() -> None:
-    healthy, donors, others = _films("Normal"), _films("COVID-19", seed=50), _films("Normal", seed=90)
+def test_images_without_lungs_are_left_out_of_transplants() -> None:
+    healthy, donors, others = _images("Normal"), _images("COVID-19", seed=50), _images("Normal", seed=90)
     without = torch.zeros_like(donors.lung)
     given = [healthy, donors, others]
     for place in range(3):
-        films = [Films(f.images, without if k == place else f.lung, f.lesion) for k, f in enumerate(given)]
-        table = explained.transplantation(_lesion_reader(), *films, 0)
+        radiographs = [EditInputs(f.images, without if k == place else f.lung, f.lesion) for k, f in enumerate(given)]
+        table = explained.transplantation(_lesion_reader(), *radiographs, 0)
         assert table["effect"].isna().all(), place
-        assert explained.summed_up(table, table["film"].astype(str).to_numpy()).left_out == COUNT
+        assert explained.summed_up(table, table["image"].astype(str).to_numpy()).left_out == COUNT
     table = explained.transplantation(_lesion_reader(), *given, 0)
     assert table["effect"].notna().any()
     assert table["whole"].isna().all(), "nothing was removed"
 
 
-def test_a_table_of_an_earlier_version_is_of_films_as_they_are(tmp_path: Path) -> None:
+def test_a_table_of_an_earlier_version_is_of_images_as_they_are(tmp_path: Path) -> None:
     _, _, table = _asked(tmp_path)
     before = explained.described(table.drop(columns=["condition", "epsilon"]), resamples=100)
     assert before == explained.described(table, resamples=100)
@@ -476,12 +492,12 @@ def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
     assert effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []
 
 
-def test_means_are_of_the_films_that_the_effect_is_of() -> None:
+def test_means_are_of_the_images_that_the_effect_is_of() -> None:
     one, other = ({"before": 0.9, "without": 0.2, "beside": 0.8}, {"before": 0.1, "without": 0.1, "beside": 0.1})
     about = {"fill": "grey", "control": "lung", "whole": 0.1, "lesion": 0.2, "flipped": 1.0, "flipped_control": 0.0}
     rows = [one | about | {"share": 0.9, "effect": 0.6}, other | about | {"share": 0.1, "effect": np.nan}]
-    table = pd.DataFrame(rows).assign(film=[0, 1], group=["a", "b"])
+    table = pd.DataFrame(rows).assign(image=[0, 1], group=["a", "b"])
     (found,) = explained.described(table, resamples=100)
-    assert (found.films, found.left_out) == (1, 1)
+    assert (found.images, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
     assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from trustcxr.audit import multilabel, subgroups
 from trustcxr.data import Manifest, load_dataset, read_manifest
 from trustcxr.errors import UserError
-from trustcxr.evaluation import findings, subgroups
 
 
-def film(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((20, 20), 60).convert("L").save(path, format="PNG")
 
@@ -30,8 +30,8 @@ def covidx(tmp_path: Path) -> Path:
         (root / f"{split}_COVIDx9A.txt").write_text("\n".join(lines) + "\n")
         for line in lines:
             if "gone" not in line:
-                film(root / split / line.split()[1])
-    film(root / "train/ARDSSevere.png")  # the same name in both folders: each list means its own
+                image(root / split / line.split()[1])
+    image(root / "train/ARDSSevere.png")  # the same name in both folders: each list means its own
     return root
 
 
@@ -61,8 +61,8 @@ def test_nih_as_published(tmp_path: Path) -> None:
     )
     (tmp_path / "train_val_list.txt").write_text("00000001_000.png\n")
     (tmp_path / "test_list.txt").write_text("00000002_000.png\n")
-    film(tmp_path / "images_001/images/00000001_000.png")
-    film(tmp_path / "images_002/images/00000002_000.png")
+    image(tmp_path / "images_001/images/00000001_000.png")
+    image(tmp_path / "images_002/images/00000002_000.png")
     table = read_manifest(tmp_path / "Data_Entry_2017.csv").table
     assert table["path"].tolist() == ["images_002/images/00000002_000.png", "images_001/images/00000001_000.png"]
     assert table["split"].tolist() == ["Test", "Train"]
@@ -71,7 +71,7 @@ def test_nih_as_published(tmp_path: Path) -> None:
     assert table["class"].tolist() == ["No Finding", "Cardiomegaly|Emphysema"]
 
 
-def test_rsna_lists_a_film_once_for_each_box_and_without_its_suffix(tmp_path: Path) -> None:
+def test_rsna_lists_a_image_once_for_each_box_and_without_its_suffix(tmp_path: Path) -> None:
     (tmp_path / "stage_2_detailed_class_info.csv").write_text(
         "patientId,class\na1,Lung Opacity\na1,Lung Opacity\nb2,Normal\n"
     )
@@ -79,7 +79,7 @@ def test_rsna_lists_a_film_once_for_each_box_and_without_its_suffix(tmp_path: Pa
         "patientId,x,y,width,height,Target\na1,1,2,3,4,1\na1,5,6,7,8,1\nb2,,,,,0\n"
     )
     for name in ("a1", "b2"):
-        film(tmp_path / f"stage_2_train_images/{name}.dcm")
+        image(tmp_path / f"stage_2_train_images/{name}.dcm")
     table = read_manifest(tmp_path / "stage_2_detailed_class_info.csv").table
     assert table["class"].tolist() == ["Lung Opacity", "Normal"]
     assert table["path"].tolist() == ["stage_2_train_images/a1.dcm", "stage_2_train_images/b2.dcm"]
@@ -99,7 +99,7 @@ def test_chexpert_as_published(tmp_path: Path) -> None:
     """A column a finding and none for the class; its paths begin with the very folder that the list lies in."""
     root = tmp_path / "data"
     for line in CHEXPERT.splitlines()[1:]:
-        film(root / line.split(",")[0].split("/", 1)[1])
+        image(root / line.split(",")[0].split("/", 1)[1])
     (root / "train.csv").write_text(CHEXPERT)
     manifest = read_manifest(root / "train.csv")
     table = manifest.table.set_index("path")
@@ -113,7 +113,7 @@ def test_chexpert_as_published(tmp_path: Path) -> None:
     assert sorted(table["patient"]) == ["patient00001", "patient00002", "patient00002", "patient00003"]
     assert set(table["split"]) == {"Train"}
     assert [n for n in manifest.notes if "No Finding, Edema, Fracture, Support Devices" in n]
-    said = findings.known(manifest.table, ["Edema", "Fracture", "Hernia"])
+    said = multilabel.labelled_findings(manifest.table, ["Edema", "Fracture", "Hernia"])
     by_path = dict(zip(manifest.table["path"].str.split("/").str[1:3].str.join("/"), said.tolist(), strict=True))
     assert by_path["patient00003/study1"][0] == 0
     assert by_path["patient00002/study2"][1] == 1
@@ -124,8 +124,8 @@ def test_chexpert_as_published(tmp_path: Path) -> None:
 
 
 def test_columns_that_say_something_else_are_no_findings(tmp_path: Path) -> None:
-    film(tmp_path / "x.png")
-    film(tmp_path / "y.png")
+    image(tmp_path / "x.png")
+    image(tmp_path / "y.png")
     rows = "x.png,0,,1\ny.png,,1,0\n"
     (tmp_path / "list.csv").write_text(f"path,No Finding,Pneumonia,smoker\n{rows}")
     found = read_manifest(tmp_path / "list.csv").table
@@ -139,8 +139,8 @@ def test_columns_that_say_something_else_are_no_findings(tmp_path: Path) -> None
 
 
 def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
-    film(tmp_path / "pictures/x 1.png")
-    film(tmp_path / "pictures/x 1 lungs.png")
+    image(tmp_path / "pictures/x 1.png")
+    image(tmp_path / "pictures/x 1 lungs.png")
     (tmp_path / "lists").mkdir()
     file = tmp_path / "lists/mine.csv"
     file.write_text("Bild;Befund,Bild,Maske,Teil\nirrelevant,x 1.png,x 1 lungs.png,validation\n")
@@ -159,22 +159,22 @@ def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
         read_manifest(file, columns=columns, images=tmp_path / "lists")
 
 
-def test_a_finding_that_is_named_as_the_class_is_still_known_of_each_film(tmp_path: Path) -> None:
+def test_a_finding_that_is_named_as_the_class_is_still_known_of_each_image(tmp_path: Path) -> None:
     for name in ("x", "y"):
-        film(tmp_path / f"{name}.png")
+        image(tmp_path / f"{name}.png")
     (tmp_path / "list.csv").write_text("Path,Edema,Mass\nx.png,1.0,0.0\ny.png,0.0,\n")
     table = read_manifest(tmp_path / "list.csv", columns={"path": "Path", "class": "Edema"}).table
-    said = findings.known(table, ["Edema", "Mass"])[:, 0]
+    said = multilabel.labelled_findings(table, ["Edema", "Mass"])[:, 0]
     assert dict(zip(table["path"], said, strict=True)) == {"x.png": 1, "y.png": 0}
     assert "by_Edema" not in subgroups.columns_of(pd.concat([table] * 30, ignore_index=True)), "the class once more"
 
 
 def test_an_image_of_two_classes_or_two_folders_is_an_error(tmp_path: Path) -> None:
-    film(tmp_path / "a/x.png")
+    image(tmp_path / "a/x.png")
     (tmp_path / "two.csv").write_text("path,class\na/x.png,one\na/x.png,two\n")
     with pytest.raises(UserError, match="listed as 'one' and as 'two'"):
         read_manifest(tmp_path / "two.csv")
-    film(tmp_path / "b/x.png")
+    image(tmp_path / "b/x.png")
     (tmp_path / "where.csv").write_text("path,class\nx.png,one\n")
     with pytest.raises(UserError, match="in several folders"):
         read_manifest(tmp_path / "where.csv")
@@ -182,7 +182,7 @@ def test_an_image_of_two_classes_or_two_folders_is_an_error(tmp_path: Path) -> N
 
 def test_a_file_of_the_same_name_in_another_folder_is_not_what_is_listed(tmp_path: Path) -> None:
     for name in ("img/0.png", "img/1.png", "inf/0.png", "inf/2.png"):
-        film(tmp_path / name)
+        image(tmp_path / name)
     rows = "".join(f"img/{k}.png,COVID-19,Test,inf/{k}.png\n" for k in range(3))
     (tmp_path / "list.csv").write_text("path,class,split,infection_mask\n" + rows)
     manifest = read_manifest(tmp_path / "list.csv")
@@ -199,7 +199,7 @@ def test_a_file_of_the_same_name_in_another_folder_is_not_what_is_listed(tmp_pat
 def test_what_is_not_known_is_no_patient(tmp_path: Path) -> None:
     rows = []
     for k, patient in enumerate(("unknown", "N/A", "", "not recorded", "p1", "p1")):
-        film(tmp_path / f"{k}.png")
+        image(tmp_path / f"{k}.png")
         rows.append(f"{k}.png,a,{patient}\n")
     (tmp_path / "list.csv").write_text("path,class,patient\n" + "".join(rows))
     table = read_manifest(tmp_path / "list.csv").table
@@ -210,7 +210,7 @@ def test_what_is_not_known_is_no_patient(tmp_path: Path) -> None:
 def test_no_patient_is_in_two_splits_though_groups_are_finer(tmp_path: Path) -> None:
     rows = []
     for k in range(40):
-        film(tmp_path / f"{k}.png")
+        image(tmp_path / f"{k}.png")
         rows.append(f"{k}.png,{'ab'[k % 4 // 2]},P{k // 2},{f'study{k}' if k % 8 else ''}\n")
     (tmp_path / "list.csv").write_text("path,class,patient,group\n" + "".join(rows))
     manifest = read_manifest(tmp_path / "list.csv")
@@ -220,15 +220,15 @@ def test_no_patient_is_in_two_splits_though_groups_are_finer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("again", ["Test,p0", "Train,p9"])
-def test_a_film_of_two_splits_or_patients_is_an_error(again: str, tmp_path: Path) -> None:
-    film(tmp_path / "x.png")
+def test_a_image_of_two_splits_or_patients_is_an_error(again: str, tmp_path: Path) -> None:
+    image(tmp_path / "x.png")
     (tmp_path / "list.csv").write_text(f"path,class,split,patient\nx.png,a,Train,p0\nx.png,a,{again}\n")
     with pytest.raises(UserError, match=r"x\.png is listed with (split|patient) '\w+' and with"):
         read_manifest(tmp_path / "list.csv")
 
 
 def test_a_row_of_more_cells_than_columns_is_one_line(tmp_path: Path) -> None:
-    film(tmp_path / "0.png")
+    image(tmp_path / "0.png")
     (tmp_path / "list.csv").write_text("path,class,patient\n0.png,a,p0,\n")
     with pytest.raises(UserError, match=r"more cells than its header names columns: a ',' at their end"):
         read_manifest(tmp_path / "list.csv")
@@ -261,7 +261,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     manifest = read_manifest(covidx)
     manifest.table.loc[0, "lung_mask"] = "test/ARDSSevere.png"
     keep = manifest.table["patient"] != "3"
-    gone = manifest.table[~keep].assign(dropped="the same film as sample 7")
+    gone = manifest.table[~keep].assign(dropped="the same image as sample 7")
     manifest.select(keep).write(tmp_path / name, dropped=gone)
     again = Manifest.read(tmp_path / name)
     facts = ["sample_id", "class", "split", "patient", "group", "source", "view"]
@@ -272,7 +272,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     assert all(v is None or isinstance(v, str) for v in again.table.to_numpy().ravel())
     assert again.notes == ["1 samples are marked as dropped"]
     written = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
-    assert written["dropped"].dropna().tolist() == ["the same film as sample 7"]
+    assert written["dropped"].dropna().tolist() == ["the same image as sample 7"]
     data = load_dataset(tmp_path / name, "Train", 16, cache=tmp_path / "cache")
     assert data.sample_ids.tolist() == ["Train/train/b.jpg"]
 
@@ -284,7 +284,7 @@ def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason) as caught:
             Manifest.read(tmp_path / name)
         assert "\n" not in str(caught.value)
-    film(tmp_path / "d/a/x.png")
+    image(tmp_path / "d/a/x.png")
     with pytest.raises(UserError, match=r"written as \.csv or \.parquet"):
         read_manifest(tmp_path / "d").write(tmp_path / "z.xlsx")
 
@@ -297,9 +297,9 @@ def test_the_side_car_of_covidqu_does_not_pool_the_two_parts(covidqu: Path) -> N
 
 
 def listed(folder: Path, header: str, *rows: str) -> Path:
-    """A list with films `0.png`, `1.png`, ... for its rows, which stand in front of each."""
+    """A list with images `0.png`, `1.png`, ... for its rows, which stand in front of each."""
     for number in range(len(rows)):
-        film(folder / f"{number}.png")
+        image(folder / f"{number}.png")
     lines = [f"{number}.png,{row}" for number, row in enumerate(rows)]
     (folder / "list.csv").write_text("\n".join([header, *lines]) + "\n")
     return folder / "list.csv"
@@ -334,10 +334,10 @@ def test_a_published_list_that_was_divided_keeps_its_splits(tmp_path: Path) -> N
 
 def test_a_list_with_sample_ids_is_read_as_any_other(tmp_path: Path) -> None:
     rows = ("a,train,f0,unknown", "b,test,f1,unknown", "a,validation,f2,p2")
-    file = listed(tmp_path / "films", "path,class,split,sample_id,patient", *rows)
+    file = listed(tmp_path / "images", "path,class,split,sample_id,patient", *rows)
     beside = file.rename(tmp_path / "list.csv")
-    found = read_manifest(beside, images=tmp_path / "films")
-    here = tmp_path / "films" / "list.csv"
+    found = read_manifest(beside, images=tmp_path / "images")
+    here = tmp_path / "images" / "list.csv"
     here.write_text(beside.read_text())
     for manifest in (found, read_manifest(here)):
         table = manifest.table
@@ -345,7 +345,7 @@ def test_a_list_with_sample_ids_is_read_as_any_other(tmp_path: Path) -> None:
         assert table["split"].tolist() == ["Test", "Train", "Val"]
         assert table["patient"].tolist() == [None, None, "p2"]
         assert len(set(table["group"])) == 3, "of two patients nobody knows who they are"
-    assert found.root == tmp_path / "films"
+    assert found.root == tmp_path / "images"
 
 
 def test_a_number_is_a_columns_name_before_it_is_its_place(tmp_path: Path) -> None:
@@ -355,36 +355,38 @@ def test_a_number_is_a_columns_name_before_it_is_its_place(tmp_path: Path) -> No
     assert read_manifest(file, columns={"path": 0, "class": 1}).table["class"].tolist() == ["a", "b"]
 
 
-def test_columns_for_films_in_folders_are_said_to_have_no_effect(tmp_path: Path) -> None:
-    film(tmp_path / "a/x.png")
-    film(tmp_path / "b/y.png")
-    assert "which these films are not" in " ".join(read_manifest(tmp_path, columns="nih").notes)
+def test_columns_for_images_in_folders_are_said_to_have_no_effect(tmp_path: Path) -> None:
+    image(tmp_path / "a/x.png")
+    image(tmp_path / "b/y.png")
+    assert "which these images are not" in " ".join(read_manifest(tmp_path, columns="nih").notes)
     assert not read_manifest(tmp_path).notes
     with pytest.raises(UserError, match="unknown list 'nihh': did you mean nih"):
         read_manifest(tmp_path, columns="nihh")
 
 
-@pytest.mark.parametrize("again", ["./films/x.png", "films//x.png", "other/../films/x.png", "films\\.\\x.png", "{}"])
-def test_a_film_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) -> None:
-    film(tmp_path / "films/x.png")
-    again = again.format(tmp_path / "other/../films/x.png")
+@pytest.mark.parametrize(
+    "again", ["./images/x.png", "images//x.png", "other/../images/x.png", "images\\.\\x.png", "{}"]
+)
+def test_a_image_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) -> None:
+    image(tmp_path / "images/x.png")
+    again = again.format(tmp_path / "other/../images/x.png")
     file = tmp_path / "list.csv"
     file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},a,Train\n")
     table = read_manifest(file).table
-    assert table[["sample_id", "path"]].values.tolist() == [["Train/films/x.png", "films/x.png"]]
+    assert table[["sample_id", "path"]].values.tolist() == [["Train/images/x.png", "images/x.png"]]
     for row, said in (("b,Train", "as 'a' and as 'b'"), ("a,Test", "with split 'Train' and with split 'Test'")):
         file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},{row}\n")
-        with pytest.raises(UserError, match=rf"the same film as films/x\.png, is listed {said}$"):
+        with pytest.raises(UserError, match=rf"the same image as images/x\.png, is listed {said}$"):
             read_manifest(file)
 
 
 def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
-    for name in ("films/x.png", "store/films/x.png", "store/inner/y.png"):
-        film(tmp_path / name)
+    for name in ("images/x.png", "store/images/x.png", "store/inner/y.png"):
+        image(tmp_path / name)
     (tmp_path / "link").symlink_to(tmp_path / "store/inner")
-    (tmp_path / "list.csv").write_text("path,class\nlink/../films/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
+    (tmp_path / "list.csv").write_text("path,class\nlink/../images/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
     paths = set(read_manifest(tmp_path / "list.csv").table["path"])
-    assert paths == {"link/../films/x.png", "films/x.png", "link/y.png"}
+    assert paths == {"link/../images/x.png", "images/x.png", "link/y.png"}
 
 
 @pytest.mark.parametrize(
@@ -401,7 +403,7 @@ def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_t
     ],
 )
 def test_two_columns_of_one_name_are_refused_where_it_is_read(header: str, said: str, tmp_path: Path) -> None:
-    film(tmp_path / "0.png")
+    image(tmp_path / "0.png")
     row = "0.png,0.png,0,Train,1" if header.startswith("sample_id") else "0.png,0,Train,p,1"
     (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
     with pytest.raises(UserError, match=rf"list\.csv: {said}.*: rename or remove one") as caught:
@@ -434,7 +436,7 @@ def refused(file: Path, **how: Any) -> str:
 
 
 def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
-    film(tmp_path / "a/x.png")
+    image(tmp_path / "a/x.png")
     (tmp_path / "manifest.csv").write_text("path,patient,note,patient,note\na/x.png,p1,1,p2,2\n")
     with pytest.raises(
         UserError, match=r"manifest\.csv: columns 1 and 3, .* both called 'patient': rename or remove one$"
@@ -494,7 +496,7 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
     assert "--set data.splits.test='fold 3' where it is trained" in said(file, "Test")
     assert "--split 2 where it is tested" in said(file, "Val")
     file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
-    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some films" in said(file, "Val")
+    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some images" in said(file, "Val")
     file = listed(tmp_path, "path,class", "a", "b")
     assert "there is All: the list has no column of splits; add a column 'split' that says Train" in said(file, "3")
     file = file.rename(tmp_path / "train.csv")
@@ -516,8 +518,8 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp
 
 
 def test_samples_are_called_as_their_list_spells_them_so_that_runs_of_before_know_them(tmp_path: Path) -> None:
-    (tmp_path / "films").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "films" / "x.png")
-    (tmp_path / "list.csv").write_text("path,class,split\n./films/x.png,a,Train\n")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "x.png")
+    (tmp_path / "list.csv").write_text("path,class,split\n./images/x.png,a,Train\n")
     (sample,) = read_manifest(tmp_path / "list.csv").table.to_dict("records")
-    assert (sample["sample_id"], sample["path"]) == ("Train/./films/x.png", "films/x.png")
+    assert (sample["sample_id"], sample["path"]) == ("Train/./images/x.png", "images/x.png")

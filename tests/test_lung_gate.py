@@ -12,19 +12,20 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import methods
 from trustcxr.models import classifier, factory, lung_gate
 from trustcxr.models.weights import load_weights
-from trustcxr.recipes import study
-from trustcxr.training import loop, lung_segmenter
+from trustcxr.recipes import study_recipe
+from trustcxr.training import fit_run as loop
+from trustcxr.training import lung_segmenter
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
-    """48 films to train on and 24 to validate, 32 pixels."""
+def radiographs(pack: Pack) -> tuple[Any, Any]:
+    """48 images to train on and 24 to validate, 32 pixels."""
     return pack.training_images()
 
 
@@ -37,11 +38,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sample("fgsm")
 @pytest.mark.slow
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
-def test_the_gate_finds_the_lungs_of_films_that_it_was_not_trained_on(
-    defence: str, films: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+def test_the_gate_finds_the_lungs_of_images_that_it_was_not_trained_on(
+    defence: str, radiographs: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lung_segmenter, "EPOCHS", 40)
-    train, val = films
+    train, val = radiographs
     torch.manual_seed(0)
     gate = lung_gate.LungGate()
     during = lung_segmenter.fit(gate, train.images, train.masks("lung"), recipe(defence, background="gate"))
@@ -74,7 +75,7 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
 def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(lung_gate: bool) -> None:
     model = factory.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    every = {name for recipe in study.shipped() for name in study.load_study(recipe).explanation.methods}
+    every = {name for recipe in study_recipe.shipped() for name in study_recipe.load_study(recipe).explanation.methods}
     names = every - {"evidence"}  # of evidence networks, which test_evidence has
     assert "layercam@gate" in names
     found = methods.maps(model, images, 0, sorted(names))
@@ -120,8 +121,8 @@ def test_the_gate_is_trained_on_what_makes_it_worse() -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_images_without_a_lung_mask_do_not_teach_the_gate(films: tuple[Any, Any]) -> None:
-    train, _ = films
+def test_images_without_a_lung_mask_do_not_teach_the_gate(radiographs: tuple[Any, Any]) -> None:
+    train, _ = radiographs
     lungs = np.array(train.masks("lung"))
     lungs[32:] = 0
     gates = []
@@ -142,15 +143,15 @@ def test_dice() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short")
-def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_gated_run_is_named_kept_and_resumed(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     run = recipe("fgsm", background="gate")
     assert run.name == "test_resnet-gate-fgsm-s0"
-    loop.fit(run, *films, tmp_path / "whole")
+    loop.fit(run, *radiographs, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            loop.fit(run, *films, tmp_path / "parts")
-    loop.fit(run, *films, tmp_path / "parts")
+            loop.fit(run, *radiographs, tmp_path / "parts")
+    loop.fit(run, *radiographs, tmp_path / "parts")
     kept = weights(tmp_path / "whole")
     assert same(kept, weights(tmp_path / "parts"))
     loaded = load_run(tmp_path / "whole")
@@ -159,7 +160,7 @@ def test_a_gated_run_is_named_kept_and_resumed(films: tuple[Any, Any], tmp_path:
 
 
 @pytest.mark.usefixtures("short")
-def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_the_classifier_does_not_bend_the_gate(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     """A segmenter that learnt from the labels could draw the class in the shape that it cuts."""
     gates = []
     real = lung_segmenter.fit
@@ -171,13 +172,13 @@ def test_the_classifier_does_not_bend_the_gate(films: tuple[Any, Any], tmp_path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lung_segmenter, "fit", fit)
-        loop.fit(recipe("standard", background="gate", averaging=0.5), *films, tmp_path)
+        loop.fit(recipe("standard", background="gate", averaging=0.5), *radiographs, tmp_path)
     kept = weights(tmp_path)
     assert gates[0]
     assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())
 
 
-def test_a_gate_needs_lung_masks(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_gate_needs_lung_masks(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     folders = tmp_path / "plain"
     for split in ("Train", "Val"):
         for name in ("a", "b"):

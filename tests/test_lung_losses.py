@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_networks import SIDE, SmallNet, images_and_labels, one_thread
-from trustcxr import catalogue
-from trustcxr.defences import contract, lung_losses
+from trustcxr import registry
+from trustcxr.defences import base, lung_losses
 
-DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
+DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_what_lies_beside_the_lungs_no_longer_tells_the_class() -> None:
                 images, labels = marked(48, seed=step)
                 lungs = inside.expand_as(images)
                 learner = lung_losses.WithEmptiedLungs(model, lung_losses.emptied(images, lungs))
-                loss, _ = contract.standard(model if background == "full" else learner, images, labels)
+                loss, _ = base.standard(model if background == "full" else learner, images, labels)
                 loss = loss if background == "full" else loss + learner.confusion_loss()
                 optimiser.zero_grad()
                 loss.backward()

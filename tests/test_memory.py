@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import make_films, recipe
-from trustcxr.training import loop
+from small_runs import make_images, recipe
+from trustcxr.training import fit_run
 
 FAULTS = """
 import resource
@@ -41,11 +41,11 @@ def test_blocks_that_are_freed_are_not_fetched_from_the_system_again() -> None:
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert loop.keep_freed_memory() is False
+    assert fit_run.keep_freed_memory() is False
 
 
 def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(loop, "keep_freed_memory", lambda: asked.append(True))
-    loop.fit(recipe("standard", epochs=1), *make_films(tmp_path / "films"), tmp_path / "run")
+    monkeypatch.setattr(fit_run, "keep_freed_memory", lambda: asked.append(True))
+    fit_run.fit(recipe("standard", epochs=1), *make_images(tmp_path / "images"), tmp_path / "run")
     assert asked == [True]

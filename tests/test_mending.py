@@ -1,4 +1,4 @@
-"""A run in a study whose files are gone or damaged: what is made again, and that nothing of other weights stays."""
+"""A run whose training is lost or damaged is trained again: nothing is deleted, nothing of other weights stays."""
 
 import shutil
 from pathlib import Path
@@ -9,39 +9,37 @@ import pytest
 from pack import Pack
 from small_runs import recipe
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import familiarity
-from trustcxr.results import files, folders
-from trustcxr.study import mending, run_folder
-from trustcxr.study.run_folder import RunFolder
-from trustcxr.training import loop
-
-OF_WEIGHTS = ("validation.parquet", "predictions.parquet", "certified.parquet", "metrics.json", "panels.npz")
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.explain import ood
+from trustcxr.runs import repair, run_folder
+from trustcxr.runs.run_folder import RunFolder
+from trustcxr.storage import atomic, layout
+from trustcxr.training import fit_run
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def refit(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained, and once more on validation images too; validated, with what its films are like."""
+def refit(images: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained, and once more on validation images too; validated, with what its images are like."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    loop.fit(recipe(epochs=1, refit=True), *films, folder)
-    RunFolder(folder).validate(films[1])
-    familiarity.save(familiarity.fit(load_run(folder), *films), folder)
+    fit_run.fit(recipe(epochs=1, refit=True), *images, folder)
+    RunFolder(folder).validate(images[1])
+    ood.save(ood.fit(load_run(folder), *images), folder)
     return folder
 
 
 @pytest.fixture
 def run(refit: Path, tmp_path: Path) -> Path:
-    """A copy of it with the other files that a study leaves."""
+    """A copy of it with other files that a study, commands and reports leave."""
     folder = Path(shutil.copytree(refit, tmp_path / "run"))
-    for name in ("predictions.parquet", "certified.parquet"):
-        shutil.copyfile(folder / "validation.parquet", folder / name)
-    files.write_json(folder / "metrics.json", {"clean": {}})
-    files.write_arrays(folder / "panels.npz", {"image": [1.0]})
+    atomic.write_json(folder / "metrics.json", {"clean": {}})
+    for name in ("report.html", "model.onnx", "evaluations/other-Test-01234567/metrics.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
     return folder
 
 
@@ -49,100 +47,88 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def test_a_run_that_is_whole_is_left_alone(run: Path) -> None:
-    before = names(run)
-    mending.mend(run)
-    assert names(run) == before
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_can_be_used_is_left_alone(run: Path) -> None:
+    (run / "predictions.parquet").write_bytes(b"")  # damaged: measured again when its step comes
+    before = content(run)
+    repair.mend(run)
+    assert content(run) == before
 
 
 @pytest.mark.parametrize("gone", [("training.json",), ("training.json", "model.safetensors"), ("run.yaml",)])
-def test_nothing_that_was_measured_of_weights_before_stays_beside_new_ones(
+def test_all_that_a_lost_training_left_is_moved_away_and_nothing_is_deleted(
     run: Path, gone: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = ("report.html", "model_card.md", "model.onnx", "model.yaml", "evaluations/other-Test/metrics.json")
-    for name in told:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(name)
     for name in gone:
         (run / name).unlink()
-    mending.mend(run)
-    assert [(run / "weights-before-1" / name).read_text() for name in told] == list(told)
-    assert not names(run) & {name.partition("/")[0] for name in told}, "no page and no export tells of weights before"
-    assert not names(run) & {*OF_WEIGHTS, "familiarity.safetensors", "training.json"}
-    assert capsys.readouterr().err.count("trained again") == 1
+    before = content(run)
+    repair.mend(run)
+    assert names(run) == {"superseded-1"}
+    assert content(run / "superseded-1") == before
+    assert capsys.readouterr().err.count("trained again; all that was there is moved to superseded-1") == 1
+
+
+def test_a_move_that_is_cut_off_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "model.safetensors").write_bytes(b"")
+    before, moved, real = content(run), list[Path](), Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if len(moved) % 3 == 2:
+            moved.append(self)
+            raise KeyboardInterrupt
+        moved.append(self)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    for _ in range(20):
+        try:
+            repair.mend(run)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert all(name.startswith("superseded-") for name in names(run))
+    assert sorted(content(run).values()) == sorted(before.values())
+    assert len(names(run)) > 1
 
 
 def test_a_training_that_goes_on_keeps_what_it_has(run: Path) -> None:
-    for name in (*OF_WEIGHTS, "familiarity.safetensors", "training.json", "model.safetensors"):
+    for name in ("validation.parquet", "metrics.json", "training.json", "model.safetensors"):
         (run / name).unlink()
-    before = names(run)
-    mending.mend(run)
-    assert names(run) == before >= {"run.yaml", "history.csv", "films.parquet", "validated"}
+    before = content(run)
+    repair.mend(run)
+    assert content(run) == before
+    (run / layout.BEFORE_REFIT / "model.safetensors").write_bytes(b"")
+    repair.mend(run)
+    assert names(run / layout.BEFORE_REFIT) == {"superseded-1"}, "what validation judges is trained again first"
 
 
-@pytest.mark.parametrize("name", ["panels.npz", "familiarity.safetensors"])
-def test_a_damaged_file_that_no_figure_is_made_from_is_made_again_alone(run: Path, name: str) -> None:
-    before = names(run)
-    (run / name).write_bytes((run / name).read_bytes()[:50])
-    mending.mend(run)
-    assert names(run) == before - {name}
-
-
-def test_what_films_are_like_is_fitted_again_for_other_weights(run: Path, refit: Path) -> None:
-    stored = (run / "familiarity.safetensors").read_bytes()
-    assert familiarity.load(run) is not None
-    about = files.checksum(run / "model.safetensors").encode()
-    (run / "familiarity.safetensors").write_bytes(stored.replace(about, about[::-1]))
-    mending.mend(run)
-    assert "familiarity.safetensors" not in names(run)
-
-
-def test_damaged_proofs_are_made_again_with_the_figures(run: Path) -> None:
-    (run / "certified.parquet").write_bytes(b"")
-    mending.mend(run)
-    assert names(run) & set(OF_WEIGHTS) == {"validation.parquet", "predictions.parquet"}
-
-
-def test_weights_that_validation_judged_are_trained_again_where_they_are_still_asked_for(
-    run: Path, films: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    weights = run / folders.BEFORE_REFIT / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    before = names(run)
-    mending.mend(run)
-    assert names(run) == before, "validated and described: nothing asks for them"
+def test_without_the_weights_that_validation_judged_a_run_says_what_to_do(run: Path, images: tuple[Any, Any]) -> None:
+    shutil.rmtree(run / layout.BEFORE_REFIT)
+    repair.mend(run)
+    RunFolder(run).validate(images[1])  # current: nobody asks for them
     (run / "validation.parquet").unlink()
-    mending.mend(run)
-    assert names(run) == {"history.csv"}
-    assert "validated" in capsys.readouterr().err
-    whole = RunFolder(run)
-    whole.train(recipe(epochs=1, refit=True), *films)
-    whole.validate(films[1])
-
-
-def test_a_training_cut_off_in_its_refit_trains_damaged_weights_of_validation_again(run: Path) -> None:
-    for name in (*OF_WEIGHTS, "familiarity.safetensors", "training.json", "model.safetensors"):
-        (run / name).unlink()
-    (run / folders.BEFORE_REFIT / "model.safetensors").write_bytes(b"")
-    (run / "run.yaml").write_text("")
-    mending.mend(run)
-    assert names(run) == {"history.csv", "films.parquet"}
+    with pytest.raises(UserError, match="Restore the folder, or train again"):
+        RunFolder(run).validate(images[1])
 
 
 def test_the_command_trains_a_run_again_that_lost_its_weights(
-    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, data, asked = tmp_path / "run", films[0].root, recipe(epochs=1)
+    out, data, asked = tmp_path / "run", images[0].root, recipe(epochs=1)
     run_folder.train(asked, data, out)
+    _, place = run_folder.evaluate(out, data, attacks=["fgsm"])
     whole = (out / "model.safetensors").read_bytes()
-    shutil.copyfile(out / "films.parquet", out / "predictions.parquet")
     (out / "model.safetensors").write_bytes(whole[:1000])
     with pytest.raises(UserError, match="holds another run"):
         run_folder.train(recipe(epochs=2), data, out)
     capsys.readouterr()
     run_folder.train(asked, data, out)
     assert (out / "model.safetensors").read_bytes() == whole
-    assert not (out / "predictions.parquet").exists()
+    assert not place.exists()
+    assert (out / "superseded-1" / "evaluations" / place.name / "metrics.json").is_file()
     said = capsys.readouterr().err
     assert "model.safetensors: damaged or replaced" in said
     assert "already trained" not in said
@@ -152,5 +138,5 @@ def test_the_command_trains_a_run_again_that_lost_its_weights(
 
 def test_a_run_whose_recipe_cannot_be_read_is_not_trained_over(run: Path) -> None:
     (run / "run.yaml").write_text("")
-    with pytest.raises(UserError, match=r"found nothing; restore it, or choose another --out"):
+    with pytest.raises(UserError, match=r"found nothing; restore it, or move .* away"):
         RunFolder(run).refuse_another(recipe())

@@ -12,14 +12,14 @@ from scipy import stats
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trustcxr import catalogue, statistics
+from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import drops, metrics
-from trustcxr.results import alarms, files
-from trustcxr.results.documents import Alarm, RunDocument
-from trustcxr.results.tables import logits_of
+from trustcxr.evaluation import alarms, generalisation_gap, metrics
 from trustcxr.statistics import softmax
-from trustcxr.study.verifying import differences
+from trustcxr.storage import atomic
+from trustcxr.storage.prediction_table import logits_of
+from trustcxr.storage.schemas import Alarm, RunDocument
+from trustcxr.study.verify_study import differences
 
 NAMES = {2: ("negative", "positive"), 3: ("COVID-19", "Non-COVID", "Normal"), 5: tuple("abcde")}
 
@@ -147,7 +147,7 @@ def test_a_perfect_classifier_is_perfect_in_every_resample() -> None:
     ends = [found["per_class"][name]["auroc"]["ci"] for name in NAMES[3]]
     assert all(high == 1 for _, high in ends)
     assert ends[0] == pytest.approx(ends[1])
-    assert ends[2][0] < ends[0][0] < 1, "three films say less than thirty"
+    assert ends[2][0] < ends[0][0] < 1, "three images say less than thirty"
 
 
 def test_recall_of_a_class_that_is_not_there_is_not_defined() -> None:
@@ -241,12 +241,12 @@ def test_what_a_model_does_without_the_lungs_stands_apart_from_attacks() -> None
     """Trap 9: accuracy with the lungs blacked out, with the lungs alone and from the border."""
     views = {
         (view, 0.0, 0): skill
-        for view, skill in zip(catalogue.VIEWS, np.linspace(0.1, 0.9, len(catalogue.VIEWS)), strict=True)
+        for view, skill in zip(registry.VIEWS, np.linspace(0.1, 0.9, len(registry.VIEWS)), strict=True)
     }
     predictions = table(conditions=views | SWEEP, group=2)
     found = metrics.from_predictions(predictions, NAMES[3], resamples=200).plain()
     assert [row["attack"] for row in found["attacks"]] == ["fgsm", "fgsm", "pgd", "pgd"]
-    assert list(found["shortcuts"]) == list(catalogue.VIEWS)
+    assert list(found["shortcuts"]) == list(registry.VIEWS)
     for view, part in found["shortcuts"].items():
         own = predictions[predictions["attack"] == view]
         assert part["accuracy"]["value"] == pytest.approx((np.stack(own["logits"]).argmax(1) == own["label"]).mean())
@@ -378,7 +378,7 @@ def test_the_drop_from_internal_to_external() -> None:
         table(conditions={("pgd", 0.02, 20): 0.02, ("fgsm", 0.3, 1): 1}),
     )
     external = external[external["sample_id"].str.len() < 12]  # 100 images, and other ones
-    found = [row.plain() for row in drops.from_internal(internal, external, resamples=400)]
+    found = [row.plain() for row in generalisation_gap.from_internal(internal, external, resamples=400)]
     assert [(row["attack"], row["epsilon"], row.get("steps")) for row in found] == [
         ("clean", 0.0, None),
         ("pgd", 0.02, 20),
@@ -434,12 +434,12 @@ def test_any_number_of_classes(classes: int) -> None:
 def test_metrics_on_disk_are_computed_again_exactly(tmp_path: Path) -> None:
     predictions = table(conditions=SWEEP, group=3)
     document = metrics.from_predictions(predictions, NAMES[3], resamples=300).plain()
-    files.write_table(tmp_path / "predictions.parquet", predictions)
-    files.write_json(tmp_path / "metrics.json", document)
+    atomic.write_table(tmp_path / "predictions.parquet", predictions)
+    atomic.write_json(tmp_path / "metrics.json", document)
     again = metrics.from_predictions(
-        files.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300
+        atomic.read_table(tmp_path / "predictions.parquet"), NAMES[3], resamples=300
     ).plain()
-    assert json.loads(files.to_json(again)) == files.read_json(tmp_path / "metrics.json")
+    assert json.loads(atomic.to_json(again)) == atomic.read_json(tmp_path / "metrics.json")
 
 
 def test_logits_of_an_empty_table() -> None:
@@ -465,7 +465,7 @@ def found(clean: float, *rows: tuple[str, float, float]) -> list[Alarm]:
 def alarms_of(content: dict[str, Any]) -> list[Alarm]:
     made = RunDocument.model_validate(content)
     made.masking = alarms.verdict(made)
-    return alarms.of(made)
+    return alarms.find_alarms(made)
 
 
 def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:
@@ -525,7 +525,7 @@ def test_a_slow_rise_and_one_above_clean_are_seen() -> None:
     assert "from 60.0% at epsilon 0 to 70.0%" in above.text
 
 
-def test_a_class_of_few_films_is_not_sure_because_all_are_right() -> None:
+def test_a_class_of_few_images_is_not_sure_because_all_are_right() -> None:
     labels = np.repeat([0, 1, 2], [30, 30, 3])
     found = metrics.classification(8 * np.eye(3)[labels], labels, np.arange(63), ("a", "b", "c"), resamples=200)
     rare = found.per_class["c"]
@@ -540,7 +540,10 @@ def test_a_class_of_few_films_is_not_sure_because_all_are_right() -> None:
 
 
 def test_a_class_that_is_predicted_once_and_rightly_has_an_interval() -> None:
-    """Its precision is 1, and 0 in every resample without that film: it varies, and its share does not say how much."""
+    """Its precision is 1, and 0 in every resample without that image:
+
+    It varies, and its share does not say how much.
+    """
     answers = np.array([0] * 59 + [1])
     labels = np.repeat([0, 1], 30)
     found = metrics.classification(8.0 * np.eye(2)[answers], labels, np.arange(60), ("a", "b"), resamples=50)

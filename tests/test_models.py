@@ -110,7 +110,7 @@ def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda name: factory.build(name, classes=3), lambda name: factory.check(name, size=64)]
+    "call", [lambda name: factory.build(name, classes=3), lambda name: factory.check_network(name, size=64)]
 )
 def test_weights_that_a_network_does_not_have_are_an_unknown_name(call: Any) -> None:
     with pytest.raises(UserError, match=r"unknown model 'resnet18\.a1_in1q': did you mean .*resnet18\.a1_in1k"):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn
 
-from trustcxr.evaluation import curves, operating_points
+from trustcxr.evaluation import operating_points, roc
 from trustcxr.evaluation.operating_points import CHOSEN, Threshold
 from trustcxr.statistics import Bootstrap
 
@@ -21,21 +21,21 @@ def sample(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.
 def test_curves_are_those_of_scikit_learn_in_every_resample() -> None:
     scores, positive, groups = sample()
     weights = Bootstrap.over(groups, resamples=5).row_weights()
-    found = curves.curves(scores, positive, weights)
+    found = roc.curves(scores, positive, weights)
     for row, weight in enumerate(weights):
         expected = sklearn.average_precision_score(positive, scores, sample_weight=weight)
         assert found.average_precision[row] == pytest.approx(expected)
         false, true, _ = sklearn.roc_curve(positive, scores, sample_weight=weight, drop_intermediate=False)
-        highest = [true[false <= x + 1e-12].max() for x in curves.FALSE_POSITIVES]
+        highest = [true[false <= x + 1e-12].max() for x in roc.FALSE_POSITIVES]
         assert found.sensitivity[row] == pytest.approx(np.array(highest))
         precision, recall, _ = sklearn.precision_recall_curve(positive, scores, sample_weight=weight)
         # scikit-learn's rows run from the lowest threshold to the highest.
-        first = [precision[:-1][recall[:-1] >= x - 1e-12][-1] for x in curves.RECALLS]
+        first = [precision[:-1][recall[:-1] >= x - 1e-12][-1] for x in roc.RECALLS]
         assert found.precision[row] == pytest.approx(np.array(first))
 
 
 def test_a_resample_of_one_kind_of_row_has_no_curve() -> None:
-    found = curves.curves([0.1, 0.9], [True, False], np.array([[1, 1], [1, 0], [0, 1]]))
+    found = roc.curves([0.1, 0.9], [True, False], np.array([[1, 1], [1, 0], [0, 1]]))
     assert np.isfinite(found.sensitivity[0]).all()
     assert np.isnan(found.sensitivity[1:]).all()
     assert np.isnan(found.average_precision).tolist() == [False, True, True]
@@ -58,7 +58,7 @@ def predictions(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray, at
     logits = [np.array([0.0, s]) for s in scores]
     return pd.DataFrame(
         {
-            "sample_id": [f"film{i:04d}" for i in range(len(scores))],
+            "sample_id": [f"image{i:04d}" for i in range(len(scores))],
             "group": groups,
             "label": positive.astype(int),
             "attack": attack,
@@ -102,7 +102,7 @@ def test_a_ratio_without_limit_is_no_number() -> None:
     assert (row["sensitivity"]["value"], row["specificity"]["value"]) == (1, 1)
     assert row["specificity"]["ci"][0] > 0.8
     assert (row["auroc"]["value"], row["sensitivity_at_specificity"]["value"]) == (1, 1)
-    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty films against twenty are not all films"
+    assert 0.8 < row["auroc"]["ci"][0] < 1 == row["auroc"]["ci"][1], "twenty images against twenty are not all images"
     assert 0.8 < row["sensitivity_at_specificity"]["ci"][0] < 1 == row["sensitivity_at_specificity"]["ci"][1]
     assert (row["likelihood_positive"]["value"], row["likelihood_positive"]["ci"]) == (None, [None, None])
     assert row["likelihood_negative"]["value"] == 0

@@ -48,7 +48,7 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 
 def test_promised_names_are_there() -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.run import load_run
+    from trustcxr.evaluation.trained_run import load_run
 
     assert tx.load_run is load_run
     assert tx.load_dataset is load_dataset

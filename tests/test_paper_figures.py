@@ -9,9 +9,9 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.catalogue import ATTACKS, DEFENCES
-from trustcxr.report import paper, study_folder
-from trustcxr.report.figures import svg, training
+from trustcxr.registry import ATTACKS, DEFENCES
+from trustcxr.report import figure_export, load
+from trustcxr.report.figures import svg, training_curves
 from trustcxr.report.figures.accuracy import accuracy_dots
 from trustcxr.report.ranking import headline
 
@@ -89,9 +89,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
-    found = study_folder.read(study)
+    found = load.load_report(study)
     one = found.runs[2]
-    drawing = training.training_curve(one)
+    drawing = training_curves.training_curve(one)
     assert drawing is not None
     drawn = svg.inline(drawing, "k")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
@@ -131,7 +131,7 @@ def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
         sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:\w+ )?([\d.]+)px", text)]
         assert sizes, name
         assert min(sizes) >= 5, name
-        assert ("<image" in text) == (name == "heatmaps"), f"{name}: only films are pictures"
+        assert ("<image" in text) == (name == "heatmaps"), f"{name}: only images are pictures"
 
 
 @pytest.mark.slow
@@ -146,4 +146,4 @@ def test_a_pdf_holds_its_letters_and_is_the_same_each_time(study: Path, tmp_path
     assert b"/FontFile2" in first, "TrueType, as journals ask"
     assert b"/Type3" not in first
     names = {path.name for path in (tmp_path / "one").glob("*.pdf")}
-    assert len(names) == len(list(paper.drawings(study_folder.read(study), narrow=True)))
+    assert len(names) == len(list(figure_export.drawings(load.load_report(study), narrow=True)))

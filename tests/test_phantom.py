@@ -8,32 +8,32 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trustcxr.data.phantom import anatomy, shortcuts, writing
-from trustcxr.data.phantom.film import Film, render
+from trustcxr.data.phantom import anatomy, shortcuts, write_files
+from trustcxr.data.phantom.render_image import Phantom, render
 from trustcxr.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def films() -> dict[str, list[Film]]:
+def radiographs() -> dict[str, list[Phantom]]:
     return {name: [render(name, seed, 96) for seed in range(60)] for name in anatomy.CLASSES}
 
 
-def test_masks_are_exact_and_lie_in_the_lungs(films: dict[str, list[Film]]) -> None:
-    for name, of_class in films.items():
-        for film in of_class:
-            assert film.image.shape == film.lung_mask.shape == film.infection_mask.shape == (96, 96)
-            assert film.image.dtype == film.lung_mask.dtype == film.infection_mask.dtype == np.uint8
-            assert set(np.unique(film.lung_mask)) == {0, 1}
-            assert 0.08 < film.lung_mask.mean() < 0.55
-            assert not np.any(film.infection_mask > film.lung_mask)
-            assert film.infection_mask.any() == (name != "Normal")
+def test_masks_are_exact_and_lie_in_the_lungs(radiographs: dict[str, list[Phantom]]) -> None:
+    for name, of_class in radiographs.items():
+        for radiograph in of_class:
+            assert radiograph.image.shape == radiograph.lung_mask.shape == radiograph.infection_mask.shape == (96, 96)
+            assert radiograph.image.dtype == radiograph.lung_mask.dtype == radiograph.infection_mask.dtype == np.uint8
+            assert set(np.unique(radiograph.lung_mask)) == {0, 1}
+            assert 0.08 < radiograph.lung_mask.mean() < 0.55
+            assert not np.any(radiograph.infection_mask > radiograph.lung_mask)
+            assert radiograph.infection_mask.any() == (name != "Normal")
 
 
-def test_the_lesion_is_where_the_mask_says(films: dict[str, list[Film]]) -> None:
-    """The same seed as another class is the same film but for the disease, so the difference must lie in the mask."""
+def test_the_lesion_is_where_the_mask_says(radiographs: dict[str, list[Phantom]]) -> None:
+    """The same seed as another class is the same image but for the disease, so the difference must lie in the mask."""
     for name in ("COVID-19", "Non-COVID"):
         inside, outside = [], []
-        for sick, well in zip(films[name], films["Normal"], strict=True):
+        for sick, well in zip(radiographs[name], radiographs["Normal"], strict=True):
             gain = sick.image.astype(float) - well.image
             inside.append(gain[sick.infection_mask == 1].mean())
             outside.append(np.abs(gain[well.lung_mask == 0]).mean())
@@ -41,18 +41,18 @@ def test_the_lesion_is_where_the_mask_says(films: dict[str, list[Film]]) -> None
         assert max(outside) < 1.5
 
 
-def test_covid_is_in_both_lungs_and_the_other_pneumonia_in_one(films: dict[str, list[Film]]) -> None:
-    def sides(film: Film) -> int:
-        left_edge = film.lung_mask.any(0).argmax()
-        right_edge = 96 - film.lung_mask.any(0)[::-1].argmax()
+def test_covid_is_in_both_lungs_and_the_other_pneumonia_in_one(radiographs: dict[str, list[Phantom]]) -> None:
+    def sides(radiograph: Phantom) -> int:
+        left_edge = radiograph.lung_mask.any(0).argmax()
+        right_edge = 96 - radiograph.lung_mask.any(0)[::-1].argmax()
         middle = (left_edge + right_edge) // 2
-        return int(film.infection_mask[:, :middle].any()) + int(film.infection_mask[:, middle:].any())
+        return int(radiograph.infection_mask[:, :middle].any()) + int(radiograph.infection_mask[:, middle:].any())
 
-    assert np.mean([sides(film) == 2 for film in films["COVID-19"]]) > 0.9
-    assert np.mean([sides(film) == 1 for film in films["Non-COVID"]]) > 0.85
+    assert np.mean([sides(radiograph) == 2 for radiograph in radiographs["COVID-19"]]) > 0.9
+    assert np.mean([sides(radiograph) == 1 for radiograph in radiographs["Non-COVID"]]) > 0.85
 
 
-def test_same_seed_same_film_other_seed_other_patient() -> None:
+def test_same_seed_same_image_other_seed_other_patient() -> None:
     first, again, other = (render("COVID-19", seed, 64) for seed in (5, 5, 6))
     assert np.array_equal(first.image, again.image)
     assert np.array_equal(first.infection_mask, again.infection_mask)
@@ -76,7 +76,7 @@ def test_grey_levels_do_not_give_the_class_away() -> None:
 
 
 @pytest.mark.parametrize("name", shortcuts.SHORTCUTS)
-def test_a_shortcut_changes_the_film_within_its_mask_only(name: str) -> None:
+def test_a_shortcut_changes_the_image_within_its_mask_only(name: str) -> None:
     plain, planted = render("Normal", 3, 128), render("Normal", 3, 128, shortcuts=(name,))
     mark = planted.marks[name]
     changed = plain.image != planted.image
@@ -89,9 +89,9 @@ def test_a_shortcut_changes_the_film_within_its_mask_only(name: str) -> None:
 
 def test_the_marker_lies_in_a_corner_outside_the_lungs() -> None:
     for seed in range(30):
-        film = render("COVID-19", seed, 96, shortcuts=("marker",))
-        assert not np.any(film.marks["marker"] & film.lung_mask)
-        assert not film.marks["marker"][24:].any()
+        radiograph = render("COVID-19", seed, 96, shortcuts=("marker",))
+        assert not np.any(radiograph.marks["marker"] & radiograph.lung_mask)
+        assert not radiograph.marks["marker"][24:].any()
 
 
 def test_parse_shortcut() -> None:
@@ -114,8 +114,8 @@ def test_bad_input_is_said_in_one_line(tmp_path: Path) -> None:
         lambda: render("Covid", 0),
         lambda: render("Normal", 0, 8),
         lambda: render("Normal", 0, shortcuts=("glow",)),
-        lambda: writing.write(tmp_path / "there", {"Train": 1}),
-        lambda: writing.write(tmp_path / "new", {"Training": 1}),
+        lambda: write_files.write(tmp_path / "there", {"Train": 1}),
+        lambda: write_files.write(tmp_path / "new", {"Training": 1}),
     ):
         with pytest.raises(UserError) as caught:
             call()
@@ -131,8 +131,8 @@ def _digest(folder: Path) -> str:
 
 def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) -> None:
     counts = {"Train": 10, "Val": 3, "Test": 4}
-    one = writing.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
-    two = writing.write(
+    one = write_files.write(tmp_path / "one", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"])
+    two = write_files.write(
         tmp_path / "two", counts, size=64, seed=2, shortcuts=["marker=0.9", "tube:Normal=0.5"], workers=2
     )
     assert _digest(one) == _digest(two)
@@ -150,13 +150,13 @@ def test_write_is_covidqu_shaped_and_the_same_for_any_workers(tmp_path: Path) ->
     row = table[(table["class"] == "COVID-19") & (table["shortcut_marker"] == 1) & (table["set"] == "infection")].iloc[
         0
     ]
-    film = render(row["class"], int(row["seed"]), 64, shortcuts=("marker",))
-    assert np.array_equal(film.image, np.asarray(Image.open(one / row["path"])))
+    radiograph = render(row["class"], int(row["seed"]), 64, shortcuts=("marker",))
+    assert np.array_equal(radiograph.image, np.asarray(Image.open(one / row["path"])))
     infection = np.asarray(Image.open(one / row["path"].replace("/images/", "/infection masks/")))
-    assert np.array_equal(film.infection_mask * 255, infection)
+    assert np.array_equal(radiograph.infection_mask * 255, infection)
 
 
 def test_shortcuts_can_be_planted_in_one_split_only(tmp_path: Path) -> None:
-    out = writing.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
+    out = write_files.write(tmp_path / "x", {"Train": 4, "Test": 4}, size=32, shortcuts={"Train": ["marker=1"]})
     table = pd.read_csv(out / "manifest.csv").query("`class` == 'COVID-19' and set == 'lung'")
     assert table.groupby("split")["shortcut_marker"].mean().to_dict() == {"Train": 1.0, "Test": 0.0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from trustcxr.report.figures import pictures
+from trustcxr.report.figures import heatmaps
 
 GREY = np.full((64, 96), 100, np.uint8)
 BOX = np.zeros_like(GREY)
@@ -15,7 +15,7 @@ BOX[8:24, 12:36] = 1  # near the top, left of the middle
 
 def shown(image: np.ndarray = GREY, **given: Any) -> np.ndarray:
     """The picture as (288, 288, 3)."""
-    found = np.asarray(pictures.picture(image, **given)).astype(float)
+    found = np.asarray(heatmaps.picture(image, **given)).astype(float)
     assert found.shape == (288, 288, 3)
     return found
 
@@ -25,15 +25,15 @@ def like(found: np.ndarray, colour: str) -> np.ndarray:
     return np.abs(found - 255 * np.array(to_rgb(colour))).max(2) < 40
 
 
-def test_a_film_alone_is_the_film_stretched_to_a_square() -> None:
-    film = np.repeat(np.arange(0, 192, 2, dtype=np.uint8)[None], 64, axis=0)
-    found = shown(film)
+def test_a_image_alone_is_the_image_stretched_to_a_square() -> None:
+    image = np.repeat(np.arange(0, 192, 2, dtype=np.uint8)[None], 64, axis=0)
+    found = shown(image)
     assert np.ptp(found, axis=2).max() == 0
     assert np.ptp(found, axis=0).max() <= 1, "columns stay columns"
     assert found[0, :, 0] == pytest.approx(np.linspace(-0.33, 190.33, 288), abs=1.5)
 
 
-@pytest.mark.parametrize(("name", "colour"), [("infection", pictures.INFECTION), ("lung", pictures.LUNG)])
+@pytest.mark.parametrize(("name", "colour"), [("infection", heatmaps.INFECTION), ("lung", heatmaps.LUNG)])
 def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -> None:
     found = shown(**{name: BOX})
     rows, columns = np.nonzero(like(found, colour))
@@ -42,11 +42,11 @@ def test_the_outline_runs_along_the_border_of_its_mask(name: str, colour: str) -
     inside, outside = found[45:100, 45:100], found[150:]
     assert np.abs(inside - 100).max() <= 1
     assert np.abs(outside - 100).max() <= 1
-    assert (found.max(2) < 85).sum() > 100, "a dark line beside it, so that it is seen on any film"
+    assert (found.max(2) < 85).sum() > 100, "a dark line beside it, so that it is seen on any image"
 
 
-def test_a_mask_that_ends_with_the_film_has_its_whole_outline() -> None:
-    found = like(shown(infection=np.ones_like(GREY)), pictures.INFECTION)
+def test_a_mask_that_ends_with_the_image_has_its_whole_outline() -> None:
+    found = like(shown(infection=np.ones_like(GREY)), heatmaps.INFECTION)
     assert [found[2:-2, place].mean() > 0.9 for place in (0, -1)] == [True, True]
     assert [found[place, 2:-2].mean() > 0.9 for place in (0, -1)] == [True, True]
 

@@ -105,9 +105,9 @@ def test_smooth_grad_takes_other_noise_from_another_seed(small: Small, x: Tensor
 
 
 @pytest.mark.parametrize("name", [*CAPTUM, "gradcam"])
-def test_the_map_of_a_film_does_not_hang_on_the_films_beside_it(name: str, small: Small, x: Tensor) -> None:
+def test_the_map_of_a_image_does_not_hang_on_the_images_beside_it(name: str, small: Small, x: Tensor) -> None:
     method = explain.method(name)
-    alone = torch.cat([method(small, film[None], 1) for film in x])
+    alone = torch.cat([method(small, image[None], 1) for image in x])
     torch.testing.assert_close(method(small, x, 1), alone, atol=1e-4, rtol=0)
     twice = method(small, x[:1].repeat(2, 1, 1, 1), 1)
     torch.testing.assert_close(twice[0], twice[1], atol=1e-4, rtol=0)
@@ -115,11 +115,11 @@ def test_the_map_of_a_film_does_not_hang_on_the_films_beside_it(name: str, small
 
 def test_an_occlusion_that_changes_the_answer_by_rounding_alone_has_a_null_map() -> None:
     torch.manual_seed(0)
-    model, films = factory.build("test_resnet", classes=3).eval(), torch.full((3, 1, 60, 60), 0.1)
-    films[1], films[2, :, 20:40, 20:40] = 0.7, 0.9
-    told = [explain.occlusion(model, films, target, window=15).amax((1, 2)).tolist() for target in range(3)]
+    model, images = factory.build("test_resnet", classes=3).eval(), torch.full((3, 1, 60, 60), 0.1)
+    images[1], images[2, :, 20:40, 20:40] = 0.7, 0.9
+    told = [explain.occlusion(model, images, target, window=15).amax((1, 2)).tolist() for target in range(3)]
     assert [even for *even, _ in told] == [[0, 0]] * 3
-    assert max(told)[-1] == 1, "a film with something on it has its map"
+    assert max(told)[-1] == 1, "an image with something on it has its map"
 
 
 @pytest.mark.parametrize(

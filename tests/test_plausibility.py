@@ -1,4 +1,4 @@
-"""Could this be a chest film? Films pass; constants, noise, colour, inverted films and photographs are doubted."""
+"""Could this be a chest image? Images pass; constants, noise, colour, inverted images and photographs are doubted."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data.auditing.audit import audit
+from trustcxr.data.checks.check import check_data
 from trustcxr.data.images import plausibility
-from trustcxr.data.images.reading import read_image
-from trustcxr.data.phantom.film import render
+from trustcxr.data.images.read import read_image
+from trustcxr.data.phantom.render_image import render
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:
@@ -23,13 +23,13 @@ def photograph(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_film_is_not_doubted_and_inverted_it_is(seed: int) -> None:
-    film = render(("COVID-19", "Normal")[seed % 2], seed, 128).image
-    assert doubts(film) == set()
-    assert doubts(255 - film) == {"inverted"}
+def test_a_image_is_not_doubted_and_inverted_it_is(seed: int) -> None:
+    image = render(("COVID-19", "Normal")[seed % 2], seed, 128).image
+    assert doubts(image) == set()
+    assert doubts(255 - image) == {"inverted"}
 
 
-def test_what_is_no_film_is_doubted() -> None:
+def test_what_is_no_image_is_doubted() -> None:
     random = np.random.default_rng(0)
     assert doubts(np.zeros((90, 70), np.uint8)) == {"constant"}
     assert doubts(random.integers(120, 126, (400, 400), np.uint8)) == {"constant"}
@@ -60,18 +60,18 @@ def test_the_check_finds_something_on_photographs(tmp_path: Path) -> None:
             for i in range(3):
                 top, left = random.integers(0, 100, 2)
                 Image.fromarray(pixels[top : top + 300, left : left + 400]).save(folder / f"{i}.jpg")
-    found = audit(tmp_path / "photos", probes=False, workers=1)
+    found = check_data(tmp_path / "photos", probes=False, workers=1)
     kinds = {f.kind: f for f in found.findings}
-    assert kinds["film_colour"].count == 12
-    assert kinds["film_colour"].severity == "warning"
+    assert kinds["image_colour"].count == 12
+    assert kinds["image_colour"].severity == "warning"
     assert "in colour" in found.verdict
 
 
-def test_few_real_films_are_doubted(real_data: Path) -> None:
+def test_few_real_images_are_doubted(real_data: Path) -> None:
     random = np.random.default_rng(1)
     for pattern in ("covidqu-mini/**/Lung Segmentation Data/**/images/*.png", "external-cxr/[CN]*/**/*.*g"):
-        films = sorted(real_data.glob(pattern))
-        chosen = [films[i] for i in random.permutation(len(films))[:150]]
+        images = sorted(real_data.glob(pattern))
+        chosen = [images[i] for i in random.permutation(len(images))[:150]]
         assert sum(bool(doubts(read_image(path))) for path in chosen) <= 6
 
 

@@ -16,16 +16,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from small_runs import untrained
 from test_cli import run as typed
-from trustcxr.about import NOTICE
 from trustcxr.data import read_manifest
-from trustcxr.data.auditing.audit import audit
-from trustcxr.data.images import ours, squares
-from trustcxr.data.phantom.film import render
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import heatmap_files, one_image
+from trustcxr.data.checks.check import check_data
+from trustcxr.data.images import generated, resize
+from trustcxr.data.phantom.render_image import render
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.explain import heatmap_io, predict
 from trustcxr.report import terminal
-from trustcxr.results.documents import Calibration, FilmAnswer, RunDocument
 from trustcxr.statistics import softmax
+from trustcxr.storage.schemas import Calibration, ImageAnswer, RunDocument
+from trustcxr.version import NOTICE
 
 
 @pytest.fixture(scope="module")
@@ -35,86 +35,86 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """a/x.png, b/x.png and b/x.jpg, three films."""
+def radiographs(tmp_path: Path) -> Path:
+    """a/x.png, b/x.png and b/x.jpg, three images."""
     for seed, name in enumerate(("a/x.png", "b/x.png", "b/x.jpg")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(render("Normal", seed, 200).image).save(tmp_path / name)
     return tmp_path
 
 
-def test_films_of_one_name_have_heatmaps_of_their_own(run: Path, films: Path) -> None:
-    paths = [films / name for name in ("a/x.png", "b/x.png", "b/x.jpg")]
-    answers = one_image.predict(run, paths, out=films / "out")
+def test_images_of_one_name_have_heatmaps_of_their_own(run: Path, radiographs: Path) -> None:
+    paths = [radiographs / name for name in ("a/x.png", "b/x.png", "b/x.jpg")]
+    answers = predict.predict(run, paths, out=radiographs / "out")
     places = [answer.heatmap for answer in answers]
     assert len(set(places)) == 3
     before = {place: Path(place).read_bytes() for place in places}
-    again = one_image.predict(run, paths, out=films / "out")
+    again = predict.predict(run, paths, out=radiographs / "out")
     assert [answer.heatmap for answer in again] == places
     assert {place: Path(place).read_bytes() for place in places} == before
-    assert len({p.name for p in (films / "out").iterdir()}) == 3
-    beside = one_image.predict(run, [films / "b" / "x.jpg"])[0].heatmap
-    alone = one_image.predict(run, [films / "b" / "x.png"])[0].heatmap
+    assert len({p.name for p in (radiographs / "out").iterdir()}) == 3
+    beside = predict.predict(run, [radiographs / "b" / "x.jpg"])[0].heatmap
+    alone = predict.predict(run, [radiographs / "b" / "x.png"])[0].heatmap
     assert beside != alone
 
 
-def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, films: Path) -> None:
-    foreign = films / "a" / "x.heatmap.png"
+def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, radiographs: Path) -> None:
+    foreign = radiographs / "a" / "x.heatmap.png"
     Image.new("L", (9, 9)).save(foreign)
     before = foreign.read_bytes()
-    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"])
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
-    assert ours.source_of(Path(answer.heatmap)) == heatmap_files.fingerprint(films / "a" / "x.png")
+    assert generated.read_source(Path(answer.heatmap)) == heatmap_io.fingerprint(radiographs / "a" / "x.png")
 
 
-def test_no_heatmap_takes_the_place_of_another_runs(run: Path, films: Path, tmp_path: Path) -> None:
-    film, other = films / "a" / "x.png", tmp_path / "other"
+def test_no_heatmap_takes_the_place_of_another_runs(run: Path, radiographs: Path, tmp_path: Path) -> None:
+    radiograph, other = radiographs / "a" / "x.png", tmp_path / "other"
     shutil.copytree(run, other)
-    (first,) = one_image.predict(run, [film])
+    (first,) = predict.predict(run, [radiograph])
     before = Path(first.heatmap).read_bytes()
-    (second,) = one_image.predict(other, [film])
-    assert second.heatmap == str(films / "a" / "x.png.heatmap.png")
+    (second,) = predict.predict(other, [radiograph])
+    assert second.heatmap == str(radiographs / "a" / "x.png.heatmap.png")
     assert Path(first.heatmap).read_bytes() == before
     for folder, place in ((run / ".." / run.name, first), (other, second)):  # each finds its own again
-        assert one_image.predict(folder, [film])[0].heatmap == place.heatmap
+        assert predict.predict(folder, [radiograph])[0].heatmap == place.heatmap
     with Image.open(second.heatmap) as picture:  # as versions before wrote it, which did not say whose it is
         picture.load()
         info = PngInfo()
-        for key in (ours.MARK, ours.SOURCE):
+        for key in (generated.MARK, generated.SOURCE):
             info.add_text(key, str(picture.info[key]))
         picture.save(second.heatmap, pnginfo=info)
-    assert one_image.predict(other, [film])[0].heatmap == second.heatmap
+    assert predict.predict(other, [radiograph])[0].heatmap == second.heatmap
 
 
-def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, films: Path) -> None:
-    one_image.predict(run, sorted((films / "a").glob("*.png")))
-    answers = one_image.predict(run, sorted((films / "a").glob("*.png")))
+def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, radiographs: Path) -> None:
+    predict.predict(run, sorted((radiographs / "a").glob("*.png")))
+    answers = predict.predict(run, sorted((radiographs / "a").glob("*.png")))
     left_out = [a for a in answers if "left_out" in a.plain()]
     assert len(answers) == 2
     assert len(left_out) == 1
     assert "heatmap" in terminal.sentences(left_out[0])[0]
-    assert len(list((films / "a").glob("*.png"))) == 2
+    assert len(list((radiographs / "a").glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize("layout", ["folders", "covidqu"])
-def test_a_heatmap_beside_a_film_of_a_data_set_is_no_film_of_it(layout: str, run: Path, tmp_path: Path) -> None:
+def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, run: Path, tmp_path: Path) -> None:
     inner = {"folders": "", "covidqu": "images/"}[layout]
     for seed, name in enumerate(("Normal", "COVID-19")):
-        film = tmp_path / "Test" / name / f"{inner}x.png"
-        film.parent.mkdir(parents=True)
-        Image.fromarray(render("Normal", seed, 64).image).save(film)
-        foreign = film.with_name("y.heatmap.png")  # of somebody else: a film as any other
+        radiograph = tmp_path / "Test" / name / f"{inner}x.png"
+        radiograph.parent.mkdir(parents=True)
+        Image.fromarray(render("Normal", seed, 64).image).save(radiograph)
+        foreign = radiograph.with_name("y.heatmap.png")  # of somebody else: an image as any other
         Image.fromarray(render("Normal", seed + 9, 64).image).save(foreign)
         if inner:
-            shutil.copytree(film.parent, film.parents[1] / "lung masks")
+            shutil.copytree(radiograph.parent, radiograph.parents[1] / "lung masks")
     before = read_manifest(tmp_path, layout=layout)
-    (answer,) = one_image.predict(run, [film])
-    assert Path(answer.heatmap).parent == film.parent
+    (answer,) = predict.predict(run, [radiograph])
+    assert Path(answer.heatmap).parent == radiograph.parent
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
-    assert after.passed_over == {answer.heatmap: "a heatmap that predict wrote, and no film"}
-    checked = audit(tmp_path, probes=False, workers=1)
+    assert after.passed_over == {answer.heatmap: "a heatmap that predict wrote, and no image"}
+    checked = check_data(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
 
@@ -132,30 +132,30 @@ def refusing(monkeypatch: pytest.MonkeyPatch, where: Path, number: int) -> None:
 
 
 @pytest.fixture
-def three(films: Path) -> list[Path]:
-    """Three films, each in a folder of its own; that of the second is called ro."""
+def three(radiographs: Path) -> list[Path]:
+    """Three images, each in a folder of its own; that of the second is called ro."""
     for name in ("ro", "c"):
-        shutil.copytree(films / "a", films / name)
-    return [films / name / "x.png" for name in ("a", "ro", "c")]
+        shutil.copytree(radiographs / "a", radiographs / name)
+    return [radiographs / name / "x.png" for name in ("a", "ro", "c")]
 
 
-def test_a_heatmap_that_cannot_be_written_costs_its_film_alone(
-    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_heatmap_that_cannot_be_written_costs_its_image_alone(
+    run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing(monkeypatch, films / "ro", errno.EACCES)
-    first, lost, last = one_image.predict(run, three)
+    refusing(monkeypatch, radiographs / "ro", errno.EACCES)
+    first, lost, last = predict.predict(run, three)
     assert first.predicted
     assert last.predicted
     assert Path(str(last.heatmap)).is_file()
     assert (
         lost.error
-        == f"no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; choose --out"
+        == f"no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; choose --out"
     )
     assert terminal.sentences(lost) == [f"{lost.image}: {lost.error}"]
     assert terminal.not_answered([first, lost, last]) == f"{lost.image}: {lost.error}"
-    broken = FilmAnswer(image="broken.png", error="no picture")
+    broken = ImageAnswer(image="broken.png", error="no picture")
     assert terminal.not_answered([lost, broken, broken, lost]) == (
-        "broken.png and 1 more: not read: no picture; give chest films as PNG, JPEG, TIFF or DICOM files; "
+        "broken.png and 1 more: not read: no picture; give chest images as PNG, JPEG, TIFF or DICOM files; "
         f"{lost.image} and 1 more: {lost.error}"
     )
     assert terminal.not_answered([first, last]) == ""
@@ -163,13 +163,13 @@ def test_a_heatmap_that_cannot_be_written_costs_its_film_alone(
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
-    words: list[str], run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+    words: list[str], run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing(monkeypatch, films / "ro", errno.EACCES)
+    refusing(monkeypatch, radiographs / "ro", errno.EACCES)
     done = typed("predict", run, *three, *words, expect=2)
     assert done.stderr == (
-        f"trustcxr: {three[1]}: no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; "
-        "choose --out\n"
+        f"trustcxr: {three[1]}: no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot be written: permission "
+        "denied; choose --out\n"
     )
     if words:
         images = json.loads(done.stdout)["images"]
@@ -181,31 +181,31 @@ def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
-    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_image, "answer", lambda *_, **__: pytest.fail("in vain"))
-    (films / "taken").touch()
-    answers = one_image.predict(run, three, out=films / "taken" / "out")
+    monkeypatch.setattr(predict, "answer", lambda *_, **__: pytest.fail("in vain"))
+    (radiographs / "taken").touch()
+    answers = predict.predict(run, three, out=radiographs / "taken" / "out")
     assert all("a file is where a folder should be; choose --out" in str(answer.error) for answer in answers)
 
 
 def test_a_full_disk_ends_it_with_what_was_answered_before(
-    run: Path, films: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+    run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing(monkeypatch, films / "ro", errno.ENOSPC)
+    refusing(monkeypatch, radiographs / "ro", errno.ENOSPC)
     done = typed("predict", run, *three, expect=2)
     assert f"{three[0]}: " in done.stdout
     assert f"{three[2]}: no heatmap: not looked at, since the disk is full" in done.stdout
     assert done.stderr.startswith(
-        f"trustcxr: {three[1]} and 1 more: no heatmap: {films / 'ro' / 'x.heatmap.png'}: cannot"
+        f"trustcxr: {three[1]} and 1 more: no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot"
     )
     assert "no space left on the disk" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (films / "c" / "x.heatmap.png").exists()
+    assert not (radiographs / "c" / "x.heatmap.png").exists()
 
 
 class Claims(torch.nn.Module):
-    """It answers every film alike, and has no slope: a faster copy that is not to be believed."""
+    """It answers every image alike, and has no slope: a faster copy that is not to be believed."""
 
     def __init__(self, answer: int, classes: int) -> None:
         super().__init__()
@@ -217,26 +217,26 @@ class Claims(torch.nn.Module):
 
 @pytest.mark.parametrize("claims", [True, False])
 def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
-    claims: bool, run: Path, films: Path, monkeypatch: pytest.MonkeyPatch
+    claims: bool, run: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, film = load_run(run, on="cpu"), one_image.read(films / "a" / "x.png").pixels
-    plain = one_image.answer(loaded, film, epsilon=0.02)
+    loaded, radiograph = load_run(run, on="cpu"), predict.read_source(radiographs / "a" / "x.png").pixels
+    plain = predict.answer(loaded, radiograph, epsilon=0.02)
     predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
     copy = Claims((predicted + claims) % count, count)
-    searched, pgd = [], one_image.attacks.pgd
+    searched, pgd = [], predict.attacks.pgd
 
     def watched(model: torch.nn.Module, *given: object, **options: object) -> torch.Tensor:
         searched.append(model)
         return pgd(model, *given, **options)
 
-    monkeypatch.setattr(one_image.attacks, "pgd", watched)
-    told = one_image.answer(loaded, film, epsilon=0.02, searched=copy)
+    monkeypatch.setattr(predict.attacks, "pgd", watched)
+    told = predict.answer(loaded, radiograph, epsilon=0.02, searched=copy)
     assert searched == ([copy, loaded.model] if claims else [copy]), "claimed in vain: the model itself is searched"
     assert told.survives == plain.survives or not claims
 
 
-def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: Path) -> None:
-    (answer,) = one_image.predict(run, [films / "a" / "x.png"])
+def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, radiographs: Path) -> None:
+    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"])
     with Image.open(answer.heatmap) as picture:
         assert NOTICE in picture.info.values()
         assert picture.size == (200, 200)
@@ -245,29 +245,31 @@ def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, films: 
     assert (bottom == 0).all(axis=2).sum() > 300  # on black
 
 
-def test_a_run_that_learnt_from_padded_films_is_shown_padded_ones(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path, tmp_path: Path) -> None:
     loaded = load_run(run)
     assert loaded.recipe is not None
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
-    film = render("COVID-19", 1, 200).image[:, 50:150]
-    said = one_image.answer(loaded, film, epsilon=0.0, heatmap=tmp_path / "x.png")
-    square = torch.from_numpy(np.array(squares.resize_image(film, loaded.size, "pad"))).float().div(255)[None, None]
+    radiograph = render("COVID-19", 1, 200).image[:, 50:150]
+    said = predict.answer(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
+    square = (
+        torch.from_numpy(np.array(resize.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
+    )
     with torch.inference_mode():
         wanted = loaded.model(square).softmax(1)[0]
     assert list(said.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
     assert Image.open(tmp_path / "x.png").size == (100, 200)
-    down, across = squares.on_film(64, film.shape, "pad")
-    assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the film"
-    assert squares.resize_image(film, 64, "pad")[:, :15].max() == 0
+    down, across = resize.to_original(64, radiograph.shape, "pad")
+    assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the image"
+    assert resize.resize_image(radiograph, 64, "pad")[:, :15].max() == 0
 
 
 def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path) -> None:
-    film = render("Normal", 1, 64).image
+    radiograph = render("Normal", 1, 64).image
     plain = load_run(run)
     scaled = load_run(run)
     scaled.metrics = RunDocument(calibration=Calibration(temperature=4.0))
-    before, after = (one_image.answer(r, film, epsilon=0.0) for r in (plain, scaled))
+    before, after = (predict.answer(r, radiograph, epsilon=0.0) for r in (plain, scaled))
     assert (before.calibrated, after.calibrated) == (False, True)
     logits = np.log(list(before.probabilities.values()))
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
@@ -277,17 +279,17 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert "not calibrated" in "\n".join(terminal.sentences(before.model_copy(update={"image": "x"})))
 
 
-def test_what_is_no_film_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:
+def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:
     Image.new("L", (64, 64)).save(tmp_path / "black.png")
     colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(colour).save(tmp_path / "colour.png")
-    black, coloured = one_image.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
+    black, coloured = predict.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
     assert black.warnings == ["it is nearly one grey level"]
     assert "it is in colour" in coloured.warnings
     assert "DOUBTFUL" in "\n".join(terminal.sentences(black))
     pydicom = pytest.importorskip("pydicom")
-    (slice_of,) = one_image.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
-    assert slice_of.error == "a DICOM file of CT: expected a chest film (CR or DX)"
+    (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
+    assert slice_of.error == "a DICOM file of CT: expected a chest image (CR or DX)"
 
 
 MEASURE = """
@@ -302,13 +304,15 @@ print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["grey", "deep", "colour"])
-def test_a_film_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(run: Path, tmp_path: Path, kind: str) -> None:
+def test_a_image_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(
+    run: Path, tmp_path: Path, kind: str
+) -> None:
     side = 7937
     grey = np.add.outer(np.arange(side), np.arange(side))
     pixels = {"grey": grey.astype(np.uint8), "deep": (grey * 2).astype(np.uint16)}
     image = Image.fromarray(pixels["deep" if kind == "deep" else "grey"])
-    (image.convert("RGB") if kind == "colour" else image).save(tmp_path / "film.png", compress_level=1)
-    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path / "film.png")]
+    (image.convert("RGB") if kind == "colour" else image).save(tmp_path / "image.png", compress_level=1)
+    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path / "image.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, error = json.loads(done.stdout)
     assert error is None
@@ -318,6 +322,6 @@ def test_a_film_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(run: P
 def test_an_answer_without_its_dicom_objects_is_told_with_what_is_missing() -> None:
     error = "no DICOM answer: x.finding.dcm: cannot be written: no space left on the disk"
     given = {"image": "x", "predicted": "Normal", "probabilities": {"Normal": 0.9, "COVID-19": 0.1}, "error": error}
-    said = terminal.sentences(FilmAnswer.model_validate(given))
+    said = terminal.sentences(ImageAnswer.model_validate(given))
     assert said[0] == "x: Normal 90.0%, COVID-19 10.0%"
     assert said[-1] == f"  {error}"

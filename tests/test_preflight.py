@@ -1,6 +1,5 @@
 """What would fail after hours of training is said before it; what is damaged of a finished run is made again."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ from small_runs import recipe as run_recipe
 from small_runs import seal
 from trustcxr.data import load_dataset
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
-from trustcxr.study import mending, preflight, run_folder
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.runs import preflight, repair, run_folder
+from trustcxr.storage import atomic
 
 NETWORK = {"name": "test_resnet", "weights": "none"}
 GUIDED = {"guidance": 1.0, "guidance_on": "cam", "guidance_layer": -9}
@@ -64,12 +63,12 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dic
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
     tmp_path: Path, training: dict[str, Any], said: str
 ) -> None:
-    films, out = writing.write(tmp_path / "films", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
+    images, out = write_files.write(tmp_path / "images", {"Train": 6, "Val": 3}, size=32), tmp_path / "run"
     wrong, right = ({"training": {"epochs": 1, "batch_size": 6} | keys} for keys in (training, {}))
     keys = {"model": NETWORK, "data": {"size": 32}}
     with pytest.raises(UserError, match=said):
-        run_folder.train(validate(RunRecipe, keys | wrong, "x"), films, out)
-    run_folder.train(validate(RunRecipe, keys | right, "x"), films, out)
+        run_folder.train(validate(RunRecipe, keys | wrong, "x"), images, out)
+    run_folder.train(validate(RunRecipe, keys | right, "x"), images, out)
     assert (out / "training.json").is_file()
 
 
@@ -83,7 +82,7 @@ def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> No
 def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
     moved = [NETWORK | {"weights": "gone.safetensors"}]
     for name in ("standard", "fgsm"):
-        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+        atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
     alone = study(models=moved, seeds=[0])
     assert preflight._trained(alone, alone.models[0], tmp_path)
     with pytest.raises(UserError, match="no such file"):
@@ -104,7 +103,7 @@ def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
         preflight.maps(study(data=quiet, explanation=shown))
         assert capsys.readouterr().err == ""
     for name in ("standard", "fgsm"):
-        files.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
+        atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
     preflight.maps(study(data={"size": 32}, explanation=methods), tmp_path)
     assert capsys.readouterr().err == "", "it is trained: it was said before"
 
@@ -120,9 +119,9 @@ def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) ->
     ("keys", "kind"), [({"background": "mask"}, "lung"), ({"counterfactuals": 0.3, "healthy": "a"}, "infection")]
 )
 def test_masks_that_are_not_there_are_said_before_the_training(tmp_path: Path, keys: dict[str, Any], kind: str) -> None:
-    data = load_dataset(films(tmp_path / "films", ("a", "b")), "Train", 32, workers=1)
+    data = load_dataset(images(tmp_path / "images", ("a", "b")), "Train", 32, workers=1)
     preflight.masks(study(), data)
-    with pytest.raises(UserError, match=f"no training film has a mask of kind (lung|{kind}), which test_resnet-"):
+    with pytest.raises(UserError, match=f"no training image has a mask of kind (lung|{kind}), which test_resnet-"):
         preflight.masks(study(training=keys), data)
 
 
@@ -152,7 +151,7 @@ def test_seeds_sizes_and_numbers_without_end_are_refused(keys: dict[str, Any]) -
         study(**keys)
 
 
-def films(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
+def images(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
     random = np.random.default_rng(0)
     for split in ("Train", "Val", "Test"):
         for name in classes:
@@ -165,8 +164,8 @@ def films(folder: Path, classes: tuple[str, ...], without: str = "") -> Path:
 
 def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> None:
     for data, said in (
-        (films(tmp_path / "one", ("a",)), "one class alone"),
-        (films(tmp_path / "val", ("a", "b"), "Val/b"), r"no image of b in the split Val \(val\)"),
+        (images(tmp_path / "one", ("a",)), "one class alone"),
+        (images(tmp_path / "val", ("a", "b"), "Val/b"), r"no image of b in the split Val \(val\)"),
     ):
         parts = {role: load_dataset(data, split, 32, workers=1) for role, split in (("train", "Train"), ("val", "Val"))}
         with pytest.raises(UserError, match=said):
@@ -174,7 +173,7 @@ def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> N
 
 
 def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
-    root = films(tmp_path / "films", ("a",))
+    root = images(tmp_path / "images", ("a",))
     (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{p},a\n" for p in root.rglob("*.png")))
     with pytest.raises(UserError, match=r"list\.csv: one class alone \(a\)"):
         preflight.classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
@@ -185,8 +184,8 @@ def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
 
 
 def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path) -> None:
-    films(tmp_path / "films", ("a",))
-    listed = tmp_path / "films" / "list.csv"
+    images(tmp_path / "images", ("a",))
+    listed = tmp_path / "images" / "list.csv"
     listed.write_text("path;class;split\nTrain/a/0.png;a;Train\nVal/a/0.png;;Val\nTest/a/0.png;b;Test\n")
     manifest = read_manifest(listed)
     assert len(manifest.table) == 2
@@ -201,13 +200,13 @@ def finished(tmp_path: Path) -> Path:
     folder, chosen = tmp_path / "run", run_recipe()
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")
-    files.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
+    atomic.write_yaml(folder / "run.yaml", {"classes": ["a", "b"], "recipe": chosen.model_dump(mode="json")})
     seal(folder)
-    files.write_json(folder / "training.json", {"epochs": 1})
-    files.write_json(folder / "metrics.json", {"clean": {}})
+    atomic.write_json(folder / "training.json", {"epochs": 1})
+    atomic.write_json(folder / "metrics.json", {"clean": {}})
     import pandas as pd
 
-    files.write_table(folder / "predictions.parquet", pd.DataFrame({"label": [0, 1]}))
+    atomic.write_table(folder / "predictions.parquet", pd.DataFrame({"label": [0, 1]}))
     return folder
 
 
@@ -215,58 +214,25 @@ def names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
 
-def test_a_whole_run_is_left_alone(finished: Path) -> None:
-    before = names(finished)
-    mending.mend(finished)
-    assert names(finished) == before
-
-
-@pytest.mark.parametrize("file", ["run.yaml", "model.safetensors", "training.json"])
-def test_a_run_without_its_recipe_or_weights_is_trained_again(
-    finished: Path, file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (finished / file).unlink()
-    if file == "training.json":
-        (finished / file).write_text('{"epochs": ')
-    mending.mend(finished)
-    assert names(finished) == set()
-    assert "trained again" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = files.read_yaml(finished / "run.yaml")
-    content = {"classes": content["classes"], "recipe": content["recipe"]}
-    content["checksums"] = folders.checksums(finished, content["classes"])
-    files.write_yaml(finished / "run.yaml", content)
-    files.write_json(finished / "training.json", {"version": 2, "epochs": 1})
-    mending.mend(finished)
+    repair.mend(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()
     (finished / "run.yaml").write_text(whole[: whole.index(last) + len(last)])
     with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
         load_run(finished)
-    mending.mend(finished)
-    assert names(finished) == set()
+    repair.mend(finished)
+    assert names(finished) == {"superseded-1"}
     assert "trained again" in capsys.readouterr().err
 
 
 def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Path) -> None:
-    content = files.read_yaml(finished / "run.yaml")
+    content = atomic.read_yaml(finished / "run.yaml")
     content["recipe"]["training"]["of_the_future"] = 1
-    content["checksums"] = folders.checksums(finished, content["classes"])
-    files.write_yaml(finished / "run.yaml", content)
+    atomic.write_yaml(finished / "run.yaml", content)
     before = names(finished)
-    mending.mend(finished)
+    repair.mend(finished)
     assert names(finished) == before
-
-
-def test_a_damaged_table_takes_with_it_what_was_made_from_it(finished: Path) -> None:
-    table = finished / "predictions.parquet"
-    table.write_bytes(table.read_bytes()[:50])
-    mending.mend(finished)
-    assert names(finished) == {"run.yaml", "model.safetensors", "training.json"}
-    shutil.rmtree(finished)
-    mending.mend(finished)  # nothing there yet

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 
 from test_cli import run
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import TrainingDocument
-from trustcxr.study import run_folder
+from trustcxr.runs import run_folder
+from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.schemas import TrainingDocument
 
 ODD = "a  b 'q\" $x; ü"
 
 
 def test_a_path_is_quoted_only_where_it_must_be() -> None:
     for plain in ("out/run", "/data/COVID-QU-Ex", "./-o2", "hf://owner/name", "a.b_c=d,e@f%g+h:i"):
-        assert as_typed(plain) == plain
-    assert as_typed(Path("out a b")) == "'out a b'"
-    assert shlex.split(as_typed(f"~/{ODD}")) == [f"~/{ODD}"]
-    assert as_typed(Path("-o2")) == "./-o2"
-    assert as_typed("-o 2") == "'./-o 2'"
+        assert shell_quote(plain) == plain
+    assert shell_quote(Path("out a b")) == "'out a b'"
+    assert shlex.split(shell_quote(f"~/{ODD}")) == [f"~/{ODD}"]
+    assert shell_quote(Path("-o2")) == "./-o2"
+    assert shell_quote("-o 2") == "'./-o 2'"
 
 
 @pytest.mark.parametrize(("out", "typed"), [("out a  b", "out a  b"), ("-o2", "./-o2"), ("out", "out")])

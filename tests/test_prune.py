@@ -10,8 +10,8 @@ from filelock import FileLock
 
 from test_cli import complaint, run
 from trustcxr.errors import UserError
-from trustcxr.results import locks
-from trustcxr.study import pruning
+from trustcxr.storage import locks
+from trustcxr.study import cache_prune
 
 
 @pytest.fixture
@@ -65,27 +65,27 @@ def test_old_stores_are_listed_and_removed_only_when_asked(cache: Path) -> None:
 def test_days_that_are_none_remove_nothing(cache: Path, days: float) -> None:
     old = store(cache, "a" * 40)
     with pytest.raises(UserError, match="0 or more"):
-        pruning.prune(older_than=days, remove=True)
+        cache_prune.prune(older_than=days, remove=True)
     assert old.is_dir()
 
 
 def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.data.phantom import writing
+    from trustcxr.data.phantom import write_files
 
-    films = writing.write(tmp_path / "films", {"Train": 1}, size=32)
-    aged(load_dataset(films, size=32, workers=1)._store.folder, 100)
-    assert [one.old for one in pruning.prune().found] == [True]
-    load_dataset(films, size=32, workers=1)
-    assert [one.why for one in pruning.prune().found] == ["used within 30 days"]
+    images = write_files.write(tmp_path / "images", {"Train": 1}, size=32)
+    aged(load_dataset(images, size=32, workers=1)._store.folder, 100)
+    assert [one.old for one in cache_prune.prune().found] == [True]
+    load_dataset(images, size=32, workers=1)
+    assert [one.why for one in cache_prune.prune().found] == ["used within 30 days"]
 
 
 def test_a_store_that_is_being_built_stays(cache: Path) -> None:
     work = store(cache, "c" * 40 + ".building")
     with FileLock(work.with_suffix(".lock")):
-        (one,) = pruning.prune(remove=True).found
+        (one,) = cache_prune.prune(remove=True).found
         assert (one.held, one.removed, work.is_dir()) == ("a command that decodes into it", False, True)
-    (one,) = pruning.prune(remove=True).found
+    (one,) = cache_prune.prune(remove=True).found
     assert (one.removed, work.exists()) == (True, False)
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_is_being_replaced_is_listed(
     kept = checkpoint(tmp_path / "run", finished=False, days=1)
     real = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*real(self, pattern), self / ".gone.1.ckpt"])
-    (one,) = pruning.prune([tmp_path / "run"]).found
+    (one,) = cache_prune.prune([tmp_path / "run"]).found
     assert (one.path, one.bytes) == (str(kept), 100)
 
 
@@ -106,9 +106,9 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     forgotten = checkpoint(study / "runs" / "c" / "validated", finished=False, days=90)
     assert "old" in run("prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
-    with locks.holding(study / "runs" / "c"):
-        held = {one.path: one.held for one in pruning.prune([study]).found}
+    with locks.folder_lock(study / "runs" / "c"):
+        held = {one.path: one.held for one in cache_prune.prune([study]).found}
         assert f"process {os.getpid()}" in held[str(forgotten)]
-    pruning.prune([study], remove=True)
+    cache_prune.prune([study], remove=True)
     assert [path.exists() for path in (finished, recent, forgotten)] == [False, True, False]
     assert "no such folder" in complaint("prune", tmp_path / "gone")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from trustcxr import explain
+from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
 from trustcxr.models import factory
-from trustcxr.models.adapters import load
 
 
 def order(model: nn.Module, size: int = 32) -> list[str]:

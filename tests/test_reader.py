@@ -19,42 +19,42 @@ import browser as browsers
 import small_runs
 from study_fixture import CLASSES, make_study
 from test_cli import complaint
+from trustcxr.apps.reader import annotations, prepare, reader_results, reader_study
+from trustcxr.apps.reader.annotations import Mark
+from trustcxr.apps.reader.database import Judgement, Reader, Store, StudyImage
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import examples
-from trustcxr.reader import preparing, regions, results, study
-from trustcxr.reader.regions import Mark
-from trustcxr.reader.store import Film, Judgement, Reader, Store
-from trustcxr.report import study_folder
-from trustcxr.results import files
-from trustcxr.results.documents import RunDocument
-from trustcxr.results.locks import LOCK_FILE
+from trustcxr.report import load
+from trustcxr.storage import atomic
+from trustcxr.storage.locks import LOCK_FILE
+from trustcxr.storage.schemas import RunDocument
 
 ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-s0")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A study of four runs that has saved the maps of five films; they are shown small, which is quicker."""
+    """A study of four runs that has saved the maps of five images; they are shown small, which is quicker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparing, "SHOWN", 96)
+        patch.setattr(prepare, "SHOWN", 96)
         yield make_study(tmp_path_factory.mktemp("study"), panels=5, images=15, resamples=5, epochs=2)
 
 
 @pytest.fixture(scope="module")
-def shown(finished: Path) -> list[Film]:
-    """Four films with the maps of three arms."""
-    return preparing.films(preparing.arms(finished, ARMS), data=None, count=4, seed=1)
+def shown(finished: Path) -> list[Image]:
+    """Four images with the maps of three arms."""
+    return prepare.draw_images(prepare.arms(finished, ARMS), data=None, count=4, seed=1)
 
 
 @pytest.fixture
-def store(shown: list[Film], tmp_path: Path) -> Store:
-    """A new reader study of three arms and four films, with two readers."""
+def store(shown: list[Image], tmp_path: Path) -> Store:
+    """A new reader study of three arms and four images, with two readers."""
     arms = [f"{name}:gradcam" for name in ARMS]
-    made = Store.create(tmp_path / "reader.sqlite", arms=arms, films=shown)
+    made = Store.create(tmp_path / "reader.sqlite", arms=arms, images=shown)
     for name in ("R1", "R2"):
         made.add(name)
     return made
@@ -65,55 +65,57 @@ def box(left: float, top: float, right: float, bottom: float) -> Mark:
 
 
 def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None = None) -> None:
-    """As if the reader had ranked every film's arms so, and rated them the other way round."""
-    for film in range(store.films):
-        store.save_mark(reader, film, mark or Mark(regions=[]))
+    """As if the reader had ranked every image's arms so, and rated them the other way round."""
+    for radiograph in range(store.images):
+        store.save_mark(reader, radiograph, mark or Mark(regions=[]))
         for arm, rank in enumerate(ranks):
-            store.save_judgement(reader, film, arm, Judgement(rank, 6 - rank))
+            store.save_judgement(reader, radiograph, arm, Judgement(rank, 6 - rank))
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def test_the_saved_maps_are_shown_of_films_drawn_by_seed(finished: Path) -> None:
-    arms = preparing.arms(finished, ARMS[:2])
-    shown = preparing.films(arms, data=None, count=3, seed=0)
-    assert [f.sample for f in shown] == [f.sample for f in preparing.films(arms, data=None, count=3, seed=0)]
+def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
+    arms = prepare.arms(finished, ARMS[:2])
+    shown = prepare.draw_images(arms, data=None, count=3, seed=0)
+    assert [f.sample for f in shown] == [f.sample for f in prepare.draw_images(arms, data=None, count=3, seed=0)]
     assert len({f.sample for f in shown}) == 3
-    run = study_folder.read(finished).runs[0]
+    run = load.load_report(finished).runs[0]
     assert run.panels is not None
     place = {name: k for k, name in enumerate(run.panels["sample_id"])}
-    for film in shown:
-        mask = np.asarray(Image.open(io.BytesIO(film.mask)))
-        assert np.array_equal(mask, run.panels["infection"][place[film.sample]])
-        pictures = [Image.open(io.BytesIO(png)) for png in (film.picture, *film.maps)]
+    for radiograph in shown:
+        mask = np.asarray(Image.open(io.BytesIO(radiograph.mask)))
+        assert np.array_equal(mask, run.panels["infection"][place[radiograph.sample]])
+        pictures = [Image.open(io.BytesIO(png)) for png in (radiograph.picture, *radiograph.maps)]
         assert {picture.size for picture in pictures} == {(96, 96)}
         assert all(not picture.info for picture in pictures)  # no text that tells whose it is
-        assert film.maps[0] != film.maps[1]
+        assert radiograph.maps[0] != radiograph.maps[1]
 
 
 @pytest.mark.slow
 def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
-    data = writing.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
+    data = write_files.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 3}, size=64)
     folders = [small_runs.untrained(tmp_path / f"r{k}", CLASSES, seed=k) for k in range(2)]
-    runs = [study_folder.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
-    arms = [preparing.Arm(runs[0], "gradcam"), preparing.Arm(runs[1], "gradcam"), preparing.Arm(runs[0], "occlusion")]
-    shown = preparing.films(arms, data=data, count=2, seed=4)
-    assert len({film.sample for film in shown}) == 2
+    runs = [load.Run(RunDocument(run=folder.name), folder, []) for folder in folders]
+    arms = [prepare.Arm(runs[0], "gradcam"), prepare.Arm(runs[1], "gradcam"), prepare.Arm(runs[0], "occlusion")]
+    shown = prepare.draw_images(arms, data=data, count=2, seed=4)
+    assert len({radiograph.sample for radiograph in shown}) == 2
     dataset = load_dataset(data, split="Test", size=32, classes=CLASSES)
     loaded = {folder: load_run(folder) for folder in folders}
-    for film in shown:
-        row = list(dataset.sample_ids).index(film.sample)
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(film.mask))), dataset.masks("infection")[row])
-        for arm, drawn in zip(arms, film.maps, strict=True):
+    for radiograph in shown:
+        row = list(dataset.sample_ids).index(radiograph.sample)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(radiograph.mask))), dataset.masks("infection")[row])
+        for arm, drawn in zip(arms, radiograph.maps, strict=True):
             panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
-            assert drawn == preparing._over(panel["image"][0], panel["saliency"][0])
-    assert len({png for film in shown for png in film.maps}) > 2  # a network that was never trained may see nothing
+            assert drawn == prepare._over(panel["image"][0], panel["saliency"][0])
+    assert (
+        len({png for radiograph in shown for png in radiograph.maps}) > 2
+    )  # a network that was never trained may see nothing
     with pytest.raises(UserError, match="100 are asked for"):
-        preparing.films(arms, data=data, count=100, seed=4)
-    other = study_folder.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
+        prepare.draw_images(arms, data=data, count=100, seed=4)
+    other = load.Run(RunDocument(run="other"), small_runs.untrained(tmp_path / "other"), [])
     with pytest.raises(UserError, match="other classes"):
-        preparing.films([arms[0], preparing.Arm(other, "gradcam")], data=data, count=3, seed=4)
+        prepare.draw_images([arms[0], prepare.Arm(other, "gradcam")], data=data, count=3, seed=4)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +126,15 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         (("resnet18-fgsm-s0", "resnet18-fgsm-s0"), 2, "said twice"),
         (("resnet18-fgsm-s0", "resnet18-fgsm-s0:layercam"), 2, "saved maps are by gradcam"),
         (("resnet18-fgsm-s0", "resnet18-fgsm-s0:gradcm"), 2, "did you mean"),
-        (ARMS, 9, "saved the maps of 5 films, 9 are asked for: give --data"),
+        (ARMS, 9, "saved the maps of 5 images, 9 are asked for: give --data"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        preparing.films(preparing.arms(finished, arms), data=None, count=count, seed=0)
+        prepare.draw_images(prepare.arms(finished, arms), data=None, count=count, seed=0)
 
 
-@pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--films", 7), ("--reader", "R1"), ("--seed", 1)])
+@pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--images", 7), ("--reader", "R1"), ("--seed", 1)])
 def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[object, ...]) -> None:
     assert f"{typed[0]} is of a reading" in complaint("reader", finished, "--results", *typed)
 
@@ -140,43 +142,43 @@ def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[o
 def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = study.place(finished)
+    place = reader_study.place(finished)
     try:
-        first = study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+        first = reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
         first.add("R1")
-        again = study.open_or_make(finished, study.Asked())
+        again = reader_study.open_or_make(finished, reader_study.ReaderOptions())
         assert [r.token for r in again.readers()] == [r.token for r in first.readers()]
         assert place.stat().st_mode & 0o077 == 0  # the key is its owner's
-        for asked in (study.Asked(arms=ARMS[:2]), study.Asked(films=3)):
+        for asked in (reader_study.ReaderOptions(arms=ARMS[:2]), reader_study.ReaderOptions(images=3)):
             with pytest.raises(UserError, match="move that folder away"):
-                study.open_or_make(finished, asked)
+                reader_study.open_or_make(finished, asked)
         with pytest.raises(UserError, match="drawn by seed 0; move that folder away"):
-            study.open_or_make(finished, study.Asked(seed=99))
-        study.open_or_make(finished, study.Asked(seed=0, data=tmp_path / "nowhere"))
+            reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=99))
+        reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=0, data=tmp_path / "nowhere"))
         assert capsys.readouterr().err.count("--data is not looked at") == 1
         place.write_bytes(b"nonsense" * 100)
         with pytest.raises(UserError, match="not the file of a reader study"):
-            study.open_or_make(finished, study.Asked())
+            reader_study.open_or_make(finished, reader_study.ReaderOptions())
     finally:
         place.unlink()
 
 
-def test_other_films_and_films_without_lesion_masks_are_not_read(
+def test_other_images_and_images_without_lesion_masks_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = writing.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
+    data = write_files.write(tmp_path / "phantom", {"Train": 1, "Val": 1, "Test": 2}, size=32)
     folder = small_runs.untrained(tmp_path / "run", CLASSES)
-    content = files.read_yaml(folder / "run.yaml")
+    content = atomic.read_yaml(folder / "run.yaml")
     test = load_dataset(data, split="Test", size=32, classes=CLASSES)
-    files.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
-    arms = [preparing.Arm(study_folder.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
-    assert len(preparing.films(arms, data=data, count=2, seed=0)) == 2
-    other = writing.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
-    with pytest.raises(UserError, match="was not tested on these films; give the data of the study"):
-        preparing.films(arms, data=other, count=2, seed=0)
+    atomic.write_yaml(folder / "run.yaml", content | {"data": {"fingerprints": {"Test": test.fingerprint}}})
+    arms = [prepare.Arm(load.Run(RunDocument(run="run"), folder, []), m) for m in ("gradcam", "occlusion")]
+    assert len(prepare.draw_images(arms, data=data, count=2, seed=0)) == 2
+    other = write_files.write(tmp_path / "other", {"Train": 1, "Val": 1, "Test": 2}, size=32, seed=9)
+    with pytest.raises(UserError, match="was not tested on these images; give the data of the study"):
+        prepare.draw_images(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
     with pytest.raises(UserError, match="no infection masks here"):
-        preparing.films(arms, data=data, count=2, seed=0)
+        prepare.draw_images(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
@@ -184,32 +186,32 @@ def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     whole = f"say who: trustcxr reader {finished} --reader NAME"
     for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
-            study.serve(finished, study.Asked(arms=ARMS), names, host="127.0.0.1", port=0)
-    assert not study.place(finished).exists()
+            reader_study.serve(finished, reader_study.ReaderOptions(arms=ARMS), names, host="127.0.0.1", port=0)
+    assert not reader_study.place(finished).exists()
 
 
-def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Film], tmp_path: Path) -> None:
+def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Image], tmp_path: Path) -> None:
     with pytest.raises(sqlite3.IntegrityError):
-        Store.create(tmp_path / "r.sqlite", arms=ARMS, films=[shown[0], shown[0]])
+        Store.create(tmp_path / "r.sqlite", arms=ARMS, images=[shown[0], shown[0]])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[Film]) -> None:
+def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[Image]) -> None:
     reader = store.readers()[0]
     store.save_mark(reader, 0, Mark(regions=[]))
     store.save_judgement(reader, 0, 0, Judgement(1, 5))
-    with pytest.raises(UserError, match="is there by now"):
-        Store.create(store.path, arms=ARMS, films=shown)
+    with pytest.raises(UserError, match="is there already"):
+        Store.create(store.path, arms=ARMS, images=shown)
     assert Store(store.path).readers() == store.readers()
     assert Store(store.path).judgements(reader, 0)[0] == Judgement(1, 5)
     assert [path.name for path in store.path.parent.iterdir()] == [store.path.name]
 
 
 def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path) -> None:
-    place = study.place(finished)
+    place = reader_study.place(finished)
     place.parent.mkdir(exist_ok=True)
     with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
-        study.open_or_make(finished, study.Asked(arms=ARMS, films=2))
+        reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
     assert not place.exists()
 
 
@@ -220,7 +222,9 @@ def test_each_reader_has_an_order_of_their_own_that_stays(store: Store) -> None:
     one, other = store.readers()
     again = Store(store.path)
     assert again.order(one) == store.order(one)
-    orders = {reader.name: [tuple(store.slots(reader, film)) for film in range(4)] for reader in (one, other)}
+    orders = {
+        reader.name: [tuple(store.slots(reader, radiograph)) for radiograph in range(4)] for reader in (one, other)
+    }
     assert orders["R1"] != orders["R2"]
     assert all(sorted(slots) == [0, 1, 2] for slots in orders["R1"])
     many = [tuple(store.slots(Reader(k, "", ""), 0)) for k in range(6000)]
@@ -253,8 +257,8 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
-    from trustcxr.reader import app
-    from trustcxr.reader import store as module
+    from trustcxr.apps.reader import database as module
+    from trustcxr.apps.reader import reader_page
 
     reader, opened = store.readers()[0], module._open
     read_all(store, reader, [1, 2, 3])
@@ -271,8 +275,8 @@ def test_a_disk_that_refuses_is_told_and_what_was_said_is_whole(
     large = {"regions": [outline] * 20}
     with pytest.raises(UserError, match=why):
         store.save_mark(other, 0, Mark.model_validate(large))
-    with TestClient(app.build(store, hosts=None)) as api:
-        refused = api.put("/api/v1/films/0/mark", headers={"Authorization": f"Bearer {other.token}"}, json=large)
+    with TestClient(reader_page.build(store, hosts=None)) as api:
+        refused = api.put("/api/v1/images/0/mark", headers={"Authorization": f"Bearer {other.token}"}, json=large)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not-saved")
     assert str(store.path) not in refused.text
     assert why in capfd.readouterr().err
@@ -287,8 +291,8 @@ def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
     quarter = np.zeros((side, side), np.uint8)
     quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
     for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
-        assert np.array_equal(regions.pixels(mark, side, side), quarter)
-    left, right = (regions.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+        assert np.array_equal(annotations.pixels(mark, side, side), quarter)
+    left, right = (annotations.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
     assert not (left & right).any(), "what touches shares no pixel"
 
 
@@ -300,21 +304,21 @@ def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
         points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
         inside = Path2D(points).contains_points(middles).reshape(30, 40)
-        assert np.array_equal(regions.pixels(mark, 30, 40), inside)
+        assert np.array_equal(annotations.pixels(mark, 30, 40), inside)
 
 
 @pytest.mark.parametrize("kind", ["box", "outline"])
 def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
     points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
     mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
-    assert np.argwhere(regions.pixels(mark, 10, 10)).tolist() == [[3, 9]]
+    assert np.argwhere(annotations.pixels(mark, 10, 10)).tolist() == [[3, 9]]
 
 
 def test_regions_become_pixels() -> None:
-    assert regions.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
+    assert annotations.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
-    assert regions.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
-    assert not regions.pixels(Mark(regions=[]), 6, 8).any()
+    assert annotations.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
+    assert not annotations.pixels(Mark(regions=[]), 6, 8).any()
     for bad in ([[0, 0]], [[0, 0], [1, 2]], [[0, 0], [1, 1], [0, 1]], [[0, 0], [float("nan"), 1]]):
         with pytest.raises(ValueError, match="regions"):
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
@@ -327,7 +331,7 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
 
-    from trustcxr.reader.app import build
+    from trustcxr.apps.reader.reader_page import build
 
     one, other = store.readers()
     with TestClient(build(store, hosts=("localhost",)), base_url="http://localhost") as api:
@@ -339,34 +343,34 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         assert api.get("/api/v1/state").status_code == 401
         assert api.get("/api/v1/state", headers={"Authorization": "Bearer x"}).json()["error"]["code"] == "no-token"
         assert ask("/api/v1/state").json()["next"] == 0
-        assert ask("/api/v1/films/0/maps/0.png").status_code == 409
-        assert ask("/api/v1/films/0/said", json={"place": 0, "rank": 1}).status_code == 409
+        assert ask("/api/v1/images/0/maps/0.png").status_code == 409
+        assert ask("/api/v1/images/0/said", json={"place": 0, "rank": 1}).status_code == 409
         mark = {"regions": [{"kind": "box", "points": [[0.1, 0.2], [0.4, 0.5]]}]}
-        assert ask("/api/v1/films/0/mark", json=mark).json()["mark"] == mark
-        assert ask("/api/v1/films/0/mark", json={"regions": []}).status_code == 409
-        film = store.order(one)[0]
-        for place, arm in enumerate(store.slots(one, film)):
-            assert ask(f"/api/v1/films/0/maps/{place}.png").content == store.map(film, arm)
-            found = ask("/api/v1/films/0/said", json={"place": place, "rank": place + 1, "rating": 5})
+        assert ask("/api/v1/images/0/mark", json=mark).json()["mark"] == mark
+        assert ask("/api/v1/images/0/mark", json={"regions": []}).status_code == 409
+        radiograph = store.order(one)[0]
+        for place, arm in enumerate(store.slots(one, radiograph)):
+            assert ask(f"/api/v1/images/0/maps/{place}.png").content == store.map(radiograph, arm)
+            found = ask("/api/v1/images/0/said", json={"place": place, "rank": place + 1, "rating": 5})
             assert found.json()["said"][place] == {"place": place, "rank": place + 1, "rating": 5}
-        ranks = [store.judgements(one, film)[arm].rank for arm in store.slots(one, film)]
+        ranks = [store.judgements(one, radiograph)[arm].rank for arm in store.slots(one, radiograph)]
         assert ranks == [1, 2, 3]
         assert ask("/api/v1/state").json() | {"reader": ""} == {
-            "reader": "", "films": 4, "maps": 3, "ratings": [1, 2, 3, 4, 5], "done": [0], "next": 1,
+            "reader": "", "images": 4, "maps": 3, "ratings": [1, 2, 3, 4, 5], "done": [0], "next": 1,
         }  # fmt: skip
         assert ask("/api/v1/state", other).json()["done"] == []
         for path, body in (
-            ("/api/v1/films/0/said", {"place": 0, "rank": 4}), ("/api/v1/films/0/said", {"place": 0, "rating": 6}),
-            ("/api/v1/films/1/mark", {"regions": [{"kind": "box", "points": [[0, 0]]}]}),
-            ("/api/v1/films/1/mark", {"regions": [], "more": 1}),
+            ("/api/v1/images/0/said", {"place": 0, "rank": 4}), ("/api/v1/images/0/said", {"place": 0, "rating": 6}),
+            ("/api/v1/images/1/mark", {"regions": [{"kind": "box", "points": [[0, 0]]}]}),
+            ("/api/v1/images/1/mark", {"regions": [], "more": 1}),
         ):  # fmt: skip
             assert ask(path, json=body).status_code == 422, body
-        assert ask("/api/v1/films/1/mark", content=b" " * (2 << 20)).status_code == 413
-        assert ask("/api/v1/films/9").status_code == 404
-        assert ask("/api/v1/films/0/maps/7.png").status_code == 404
+        assert ask("/api/v1/images/1/mark", content=b" " * (2 << 20)).status_code == 413
+        assert ask("/api/v1/images/9").status_code == 404
+        assert ask("/api/v1/images/0/maps/7.png").status_code == 404
         assert api.get("/nowhere").json()["error"]["code"] == "not-found"
         assert api.get("/", headers={"host": "evil.example"}).status_code == 421
-        told = "".join(ask(f"/api/v1/{path}").text for path in ("state", "films/0", "films/1"))
+        told = "".join(ask(f"/api/v1/{path}").text for path in ("state", "images/0", "images/1"))
         told += "".join(api.get(path).text for path in ("/", "/reader.js", "/openapi.json"))
         for word in ("resnet", "fgsm", "gradcam", store.samples()[0][0], store.order(one).__repr__()):
             assert word not in told
@@ -380,12 +384,12 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
 ) -> None:
     one, other = store.readers()
     with pytest.raises(UserError, match="nothing to count"):
-        results.write(results.gather(store), [], tmp_path)
+        reader_results.write(reader_results.gather(store), [], tmp_path)
     read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
-    runs = study_folder.read(finished).runs
+    runs = load.load_report(finished).runs
     _with_saliency(runs[0], store)
-    found = {table.title.split(": ")[1]: table for table in results.tables(results.gather(store), runs)}
+    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), runs)}
     best, *rest = found["preference"].rows
     assert best[0].text == f"{ARMS[0]}:gradcam"
     assert best[1].value > 0.9
@@ -398,17 +402,17 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert agreed["regions: mean IoU of two readers"] == 1
     assert 0 < agreed["ranks: Krippendorff’s alpha, ordinal"] < 1
     people, first, _, model = found["regions"].rows
-    scores = results.reader_scores(results.gather(store))
+    scores = reader_results.reader_scores(reader_results.gather(store))
     assert people[1].value == pytest.approx(scores["infection_energy"].mean())
     assert first[1].value == pytest.approx(people[1].value)
-    masks = results.gather(store).masks
-    region = regions.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
+    masks = reader_results.gather(store).masks
+    region = annotations.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
     own = [(region & mask).sum() / (region | mask).sum() for mask in masks]
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"
     assert model[1].value == pytest.approx(0.25)
     assert "to" in model[1].beside
-    written = results.write(results.gather(store), runs, tmp_path / "out")
+    written = reader_results.write(reader_results.gather(store), runs, tmp_path / "out")
     assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
     page = written[0].read_text(encoding="utf-8")
     assert "the human benchmark" in page
@@ -420,17 +424,17 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
 def test_maps_that_share_the_first_place_are_not_the_one_that_is_named_first(store: Store) -> None:
     for reader, ranks in zip(store.readers(), ([1, 1, 2], [1, 2, 3]), strict=True):
         read_all(store, reader, ranks)
-    agreed = {row[0].text: row[1].value for row in results.tables(results.gather(store), [])[2].rows}
+    agreed = {row[0].text: row[1].value for row in reader_results.tables(reader_results.gather(store), [])[2].rows}
     assert agreed["which map is best: Fleiss’ kappa"] == pytest.approx(-1)
 
 
-def _with_saliency(run: study_folder.Run, store: Store) -> None:
+def _with_saliency(run: load.Run, store: Store) -> None:
     rows = [
         {"sample_id": sample, "group": group, "method": "gradcam", "condition": "clean", "measure": name, "value": 0.25}
         for sample, group, _ in store.samples()
-        for name in results.SCORED
+        for name in reader_results.SCORED
     ]
-    files.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
+    atomic.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
 
 
 @pytest.mark.full
@@ -444,18 +448,18 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
     mask[10:30, 5:25] = 1
     png = io.BytesIO()
     Image.fromarray(mask).save(png, "PNG")
-    films = [Film(f"f{k}", f"p{k}", b"", png.getvalue(), (b"", b"")) for k in range(80)]
-    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], films=films)
+    radiographs = [StudyImage(f"f{k}", f"p{k}", b"", png.getvalue(), (b"", b"")) for k in range(80)]
+    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], images=radiographs)
     skills, truth = {"R1": 0.8, "R2": 0.5, "R3": 0.65}, 1 / (1 + np.exp(-1.0))
     for name, skill in skills.items():
         reader = store.add(name)
-        for film in range(len(films)):
+        for radiograph in range(len(radiographs)):
             width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
-            store.save_mark(reader, film, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
+            store.save_mark(reader, radiograph, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
             better = draw.random() < truth
-            store.save_judgement(reader, film, 0, Judgement(1 if better else 2, 4 if better else 2))
-            store.save_judgement(reader, film, 1, Judgement(2 if better else 1, 2 if better else 4))
-    found = {table.title.split(": ")[1]: table for table in results.tables(results.gather(store), [])}
+            store.save_judgement(reader, radiograph, 0, Judgement(1 if better else 2, 4 if better else 2))
+            store.save_judgement(reader, radiograph, 1, Judgement(2 if better else 1, 2 if better else 4))
+    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), [])}
     robust = found["preference"].rows[0]
     assert robust[1].value == pytest.approx(truth, abs=0.06)
     low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
@@ -473,7 +477,7 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
 def serving(store: Store) -> Iterator[str]:
     uvicorn = pytest.importorskip("uvicorn")
     pytest.importorskip("fastapi")
-    from trustcxr.reader.app import build
+    from trustcxr.apps.reader.reader_page import build
 
     server = uvicorn.Server(uvicorn.Config(build(store, hosts=("127.0.0.1",)), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -513,36 +517,36 @@ def test_a_reader_marks_ranks_rates_comes_back_and_goes_on(store: Store, tmp_pat
         link = f"{address}#token={reader.token}"
         for size, dark in (("phone", True), ("tablet", False)):
             with browsers.opened(chrome, link, size=size, dark=dark) as first:
-                first.page.locator("#film").wait_for()
+                first.page.locator("#image").wait_for()
                 assert browsers.violations(first.page) == []
         with browsers.opened(chrome, link) as first:
             page = first.page
-            page.locator("h1", has_text="Film 1 of 4").wait_for()
+            page.locator("h1", has_text="Image 1 of 4").wait_for()
             mark_a_box(page)
             judge(page, (2, 1, 3))
             assert browsers.violations(page) == []
-            page.get_by_role("button", name="Next film").click()
-            page.locator("h1", has_text="Film 2 of 4").wait_for()
+            page.get_by_role("button", name="Next image").click()
+            page.locator("h1", has_text="Image 2 of 4").wait_for()
             mark_a_box(page)
             page.get_by_role("group", name="Map B: rank").get_by_label("1", exact=True).check()
             page.locator("#status", has_text="Saved.").wait_for()
             assert first.complaints == []
             assert first.elsewhere(address) == []
             assert reader.token not in page.url
-        film = store.order(reader)[0]
-        assert [store.judgements(reader, film)[arm] for arm in store.slots(reader, film)] == [
+        radiograph = store.order(reader)[0]
+        assert [store.judgements(reader, radiograph)[arm] for arm in store.slots(reader, radiograph)] == [
             Judgement(2, 4), Judgement(1, 5), Judgement(3, 3),
         ]  # fmt: skip
-        (region,) = store.mark(reader, film).regions
+        (region,) = store.mark(reader, radiograph).regions
         assert np.array(region.points) == pytest.approx(np.array([[0.25, 0.25], [0.5, 0.6]]), abs=0.02)
         with browsers.opened(chrome, link) as again:  # another day: where the reader stopped, with what was said
             page = again.page
-            page.locator("h1", has_text="Film 2 of 4").wait_for()
+            page.locator("h1", has_text="Image 2 of 4").wait_for()
             page.locator("#judging").wait_for(state="visible")
             assert page.get_by_role("group", name="Map B: rank").get_by_label("1", exact=True).is_checked()
             for _ in range(3):
                 judge(page, (3, 1, 2))
-                page.get_by_role("button", name="Next film").click()
+                page.get_by_role("button", name="Next image").click()
                 if page.locator("#marking:not(.read)").is_visible():
                     page.get_by_role("button", name="No finding here").click()
                 page.wait_for_timeout(300)
@@ -561,8 +565,8 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
     reader = store.readers()[0]
 
     def first() -> Judgement:
-        film = store.order(reader)[0]
-        return store.judgements(reader, film)[store.slots(reader, film)[0]]
+        radiograph = store.order(reader)[0]
+        return store.judgements(reader, radiograph)[store.slots(reader, radiograph)[0]]
 
     with (
         serving(store) as address,
@@ -570,17 +574,17 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         browsers.opened(chrome, f"{address}#token={reader.token}") as found,
     ):
         page, problem = found.page, found.page.locator("#problem")
-        page.locator("h1", has_text="Film 1 of 4").wait_for()
+        page.locator("h1", has_text="Image 1 of 4").wait_for()
         mark_a_box(page)
         judge(page, (2, 1, 3))
         page.locator("#next:not([disabled])").wait_for()
         ranks = page.get_by_role("group", name="Map A: rank")
         page.route("**/said", lambda sent: sent.abort())
         ranks.get_by_label("3", exact=True).check()
-        page.get_by_role("button", name="Next film").click()
+        page.get_by_role("button", name="Next image").click()
         page.locator("#problem", has_text="Map A: rank was not saved").wait_for()
         assert ranks.get_by_label("2", exact=True).is_checked()
-        assert page.locator("h1").inner_text() == "Film 1 of 4"
+        assert page.locator("h1").inner_text() == "Image 1 of 4"
         assert first() == Judgement(2, 4)
         page.unroute("**/said")
         page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
@@ -595,8 +599,8 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         page.locator("#status", has_text="Saved.").wait_for()
         assert ranks.get_by_label("1", exact=True).is_checked()
         assert first() == Judgement(1, 4)
-        page.get_by_role("button", name="Next film").click()
-        page.locator("h1", has_text="Film 2 of 4").wait_for()
+        page.get_by_role("button", name="Next image").click()
+        page.locator("h1", has_text="Image 2 of 4").wait_for()
         assert problem.is_hidden()
 
 
@@ -637,12 +641,12 @@ def test_a_reader_needs_no_mouse(store: Store) -> None:
         browsers.opened(chrome, f"{address}#token={reader.token}") as found,
     ):
         page = found.page
-        page.locator("h1", has_text="Film 1 of 4").wait_for()
+        page.locator("h1", has_text="Image 1 of 4").wait_for()
         tab_to(page, "ink")
         press(page, "Shift+ArrowLeft x5", "Shift+ArrowUp x5", "Enter")
         press(page, "Shift+ArrowRight x5", "Shift+ArrowDown x7", "ArrowDown", "ArrowUp", "Enter")
         assert page.locator("#where").inner_text() == (
-            "1 mark on the film. Cross at 50 % from the left, 60 % from the top."
+            "1 mark on the image. Cross at 50 % from the left, 60 % from the top."
         )
         assert browsers.violations(page) == []
         tab_to(page, "save", "Shift+Tab")
@@ -650,7 +654,7 @@ def test_a_reader_needs_no_mouse(store: Store) -> None:
         page.locator("#judging").wait_for(state="visible")
         page.locator("#judging-title:focus").wait_for()
         judge_by_keys(page)
-        page.locator("h1", has_text="Film 2 of 4").wait_for()
+        page.locator("h1", has_text="Image 2 of 4").wait_for()
         tab_to(page, "tool")
         press(page, "ArrowRight")
         tab_to(page, "ink")
@@ -661,15 +665,15 @@ def test_a_reader_needs_no_mouse(store: Store) -> None:
         press(page, "Enter")
         page.locator("#judging").wait_for(state="visible")
         judge_by_keys(page)
-        page.locator("h1", has_text="Film 3 of 4").wait_for()
+        page.locator("h1", has_text="Image 3 of 4").wait_for()
         tab_to(page, "none")
         press(page, "Enter")
         page.locator("#judging").wait_for(state="visible")
         assert found.complaints == []
-    one, two, three = (store.mark(reader, film) for film in store.order(reader)[:3])
+    one, two, three = (store.mark(reader, radiograph) for radiograph in store.order(reader)[:3])
     assert [(r.kind, r.points) for r in one.regions] == [("box", [(0.25, 0.25), (0.5, 0.6)])]
     assert [(r.kind, r.points) for r in two.regions] == [("outline", [(0.51, 0.5), (0.61, 0.5), (0.61, 0.6)])]
     assert three.regions == []
-    film = store.order(reader)[0]
-    judged = [store.judgements(reader, film)[arm] for arm in store.slots(reader, film)]
+    radiograph = store.order(reader)[0]
+    judged = [store.judgements(reader, radiograph)[arm] for arm in store.slots(reader, radiograph)]
     assert judged == [Judgement(1, 1), Judgement(2, 1), Judgement(3, 1)]

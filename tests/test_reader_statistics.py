@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from trustcxr.reader import agreement, preference
-from trustcxr.reader.agreement import fleiss_kappa, krippendorff_alpha
+from trustcxr.apps.reader import agreement, preference
+from trustcxr.apps.reader.agreement import fleiss_kappa, krippendorff_alpha
 from trustcxr.statistics import Bootstrap, interval
 
 NAN = float("nan")
@@ -63,7 +63,7 @@ def test_kappa_is_that_of_the_worked_example_and_of_statsmodels() -> None:
         assert fleiss_kappa(gap)[0] == pytest.approx(fleiss_kappa(drawn)[0])
 
 
-def test_a_resample_is_as_if_its_films_had_been_read_so_often() -> None:
+def test_a_resample_is_as_if_its_images_had_been_read_so_often() -> None:
     weights = np.array([[2, 0, 1, 1, 1, 3, 1, 1, 1, 1, 0, 1]])
     repeated = np.repeat(KRIPPENDORFF, weights[0], axis=0)
     for level in ("nominal", "ordinal", "interval"):
@@ -82,7 +82,7 @@ def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
     assert np.isnan(krippendorff_alpha(np.full((5, 3), NAN))[0])
 
 
-def test_readers_who_share_no_film_have_no_agreement_yet() -> None:
+def test_readers_who_share_no_image_have_no_agreement_yet() -> None:
     ratings = [[1, float("nan")], [2, float("nan")]]
     assert np.isnan(agreement.fleiss_kappa(ratings, np.ones((3, 2)))).tolist() == [True] * 3
     assert np.isnan(agreement.krippendorff_alpha(ratings)).all()
@@ -118,18 +118,18 @@ def test_level_ranks_are_half_a_win_each_and_missing_ones_none() -> None:
     assert won[1].tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
 
 
-def panel(draw: np.random.Generator, strengths: np.ndarray, films: int, readers: int, spread: float) -> np.ndarray:
-    """Ranks (F, R, A) of readers who prefer by Bradley-Terry; what a film adds to an arm, all readers see alike.
+def panel(draw: np.random.Generator, strengths: np.ndarray, images: int, readers: int, spread: float) -> np.ndarray:
+    """Ranks (F, R, A) of readers who prefer by Bradley-Terry; what an image adds to an arm, all readers see alike.
 
     Plackett and Luce's ranks by Gumbel's noise: of every two arms, the better has the logistic probability.
     """
-    worth = strengths + spread * draw.normal(size=(films, 1, len(strengths)))
-    heard = worth + draw.gumbel(size=(films, readers, len(strengths)))
+    worth = strengths + spread * draw.normal(size=(images, 1, len(strengths)))
+    heard = worth + draw.gumbel(size=(images, readers, len(strengths)))
     return np.argsort(np.argsort(-heard, axis=2), axis=2) + 1.0
 
 
 def marginal(gap: float, spread: float) -> float:
-    """How probably the better of two arms is preferred on a film drawn at random."""
+    """How probably the better of two arms is preferred on an image drawn at random."""
     if spread == 0:
         return float(1 / (1 + np.exp(-gap)))
     scale = spread * np.sqrt(2)
@@ -145,22 +145,25 @@ def test_a_panel_s_strengths_are_found() -> None:
     (first, _, last) = preference.pairs(ranks, np.arange(600), resamples=200)
     assert first.preferred == pytest.approx(marginal(0.8, 0), abs=0.03)
     assert first.p_value < 1e-3
-    assert (last.first, last.second, last.films) == (1, 2, 600)
+    assert (last.first, last.second, last.images) == (1, 2, 600)
 
 
-def test_a_pair_is_of_the_films_on_which_both_were_ranked() -> None:
+def test_a_pair_is_of_the_images_on_which_both_were_ranked() -> None:
     ranks = np.full((4, 1, 3), NAN)
     ranks[:, 0, 0], ranks[:, 0, 1], ranks[0, 0, 2] = 1, 2, 3
     found = preference.pairs(ranks, np.arange(4), resamples=50)
-    assert {(pair.first, pair.second): pair.films for pair in found} == {(0, 1): 4, (0, 2): 1, (1, 2): 1}
+    assert {(pair.first, pair.second): pair.images for pair in found} == {(0, 1): 4, (0, 2): 1, (1, 2): 1}
     wide, narrow = (np.subtract(*pair.preferred_ci) for pair in found[1::-1])
-    assert wide < narrow < 0, "one film says less"
+    assert wide < narrow < 0, "one image says less"
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.0)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread: float) -> None:
-    """Two arms, 40 films, 3 readers who see a film alike: an interval over judgements instead of films is too short."""
+    """Two arms, 40 images, 3 readers who see an image alike:
+
+    An interval over judgements instead of images is too short.
+    """
     draw, truth = np.random.default_rng(7), marginal(gap, spread)
     held = held_by_judgements = 0
     panels = 400

@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from trustcxr.errors import UserError
-from trustcxr.recipes import validation
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, load_study, run_recipe, shipped
-from trustcxr.recipes.training import DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.recipes import parsing
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
 def load(tmp_path: Path, **keys: Any) -> StudyRecipe:
@@ -55,7 +55,7 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     assert recipe.name == name
     assert recipe.title
     for model in recipe.models:
-        factory.check(model.name, size=recipe.data.size, **model.options())
+        factory.check_network(model.name, size=recipe.data.size, **model.options())
     for defence in recipe.defences:
         defences.get(defence.name)
     for attack in recipe.evaluation.attacks:
@@ -90,7 +90,7 @@ def test_twenty_one_is_the_papers_study_in_small() -> None:
     assert [(d.name, d.epsilon, d.ramp) for d in recipe.defences] == [("fgsm", 0.02, 0.7)]
     assert {attack.name for attack in recipe.evaluation.attacks} == {"fgsm", "pgd", "worst-case"}
     with pytest.raises(UserError, match="does not take images of 64 pixels"):
-        factory.check("InceptionV3", size=64)
+        factory.check_network("InceptionV3", size=64)
 
 
 @pytest.mark.parametrize("name", ["demo", "quick", "twenty-one"])
@@ -272,7 +272,7 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
 
 
 def test_the_file_that_a_study_keeps_is_said_to_be_none(tmp_path: Path) -> None:
-    kept = {"data": "films", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
+    kept = {"data": "images", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(kept))
     with pytest.raises(UserError, match=r"study.yaml: what a study keeps of itself, and no recipe; give the recipe"):
         load_study(tmp_path / "study.yaml")
@@ -321,7 +321,7 @@ def test_a_recipe_comes_back_from_yaml_as_it_was(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_study(path) == recipe
     run = run_recipe(recipe, recipe.models[0], recipe.defences[0], 0)
-    assert validation.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
+    assert parsing.validate(RunRecipe, run.model_dump(mode="json"), "run.yaml") == run
 
 
 def test_numbers_as_yaml_1_1_reads_them(tmp_path: Path) -> None:

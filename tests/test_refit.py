@@ -14,29 +14,30 @@ from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Joined
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation import run as evaluation_run
-from trustcxr.explain import scores
-from trustcxr.recipes import validation
-from trustcxr.recipes.study import StudyRecipe
+from trustcxr.evaluation import trained_run as evaluation_run
+from trustcxr.explain import evaluate
+from trustcxr.recipes import parsing
+from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import terminal
-from trustcxr.report.study_folder import Run
-from trustcxr.results import files, tables
-from trustcxr.results.documents import RunDocument, TrainingDocument
-from trustcxr.study import engines, run_folder
-from trustcxr.study.protocol import Study
-from trustcxr.training import loop, monitor
+from trustcxr.report.load import Run
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic, prediction_table
+from trustcxr.storage.schemas import RunDocument, TrainingDocument
+from trustcxr.study import engines
+from trustcxr.study.run_study import Study
+from trustcxr.training import fit_run, monitor
 from trustcxr.training.step import TrainingStep
 
 LOOKED_ON = [(0.5,), (0.7,), (0.6,), (0.6,)]  # the second of four epochs is the best
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
-def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:
-    both, (train, val) = Joined(*films), films
+def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
+    both, (train, val) = Joined(*images), images
     assert len(both) == 72
     assert both.split == "Train+Val"
     rows = [70, 0, 48, 47, 70]
@@ -50,7 +51,7 @@ def test_two_splits_read_as_one(films: tuple[Any, Any]) -> None:
 
 @pytest.mark.slow
 def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up(monkeypatch, [*LOOKED_ON, (0.9,), (0.1,)])
     seen: dict[int, set[int]] = {}
@@ -64,47 +65,47 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     bars: list[console.Progress] = []
     closed = console.Progress.__exit__
     monkeypatch.setattr(console.Progress, "__exit__", lambda self, *_: (bars.append(self), closed(self))[1])
-    summary = loop.fit(recipe(epochs=4, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=4, refit=True), *images, tmp_path)
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
-    first = files.read_json(tmp_path / "validated" / "training.json")
+    first = atomic.read_json(tmp_path / "validated" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
-    assert files.read_json(tmp_path / "training.json") == summary.plain()
+    assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     assert {k: summary.plain()[k] for k in ("epochs", "best_epoch", "best_value")} == {
         k: first[k] for k in ("epochs", "best_epoch", "best_value")
     }
     assert summary.refit.epochs == 2
     assert summary.seconds == pytest.approx(first["seconds"] + summary.refit.seconds)
     assert terminal.training_sentence(summary).endswith("after 4 epochs; then 2 with the validation images too")
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
-    rates = [files.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
     assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
-    assert files.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
-    assert files.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
+    assert atomic.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
+    assert atomic.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
     assert not same(weights(tmp_path), weights(tmp_path / "validated"))
 
 
 @pytest.mark.slow
-def test_the_first_is_the_run_without_it(films: tuple[Any, Any], tmp_path: Path) -> None:
-    loop.fit(recipe("fgsm", refit=True), *films, tmp_path / "twice")
-    loop.fit(recipe("fgsm"), *films, tmp_path / "once")
+def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path) -> None:
+    fit_run.fit(recipe("fgsm", refit=True), *images, tmp_path / "twice")
+    fit_run.fit(recipe("fgsm"), *images, tmp_path / "once")
     assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
     assert not (tmp_path / "once" / "validated").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
-    assert evaluation_run.as_before_refit(loaded) is loaded
+    assert evaluation_run.load_before_refit(loaded) is loaded
 
 
 @pytest.mark.sample("9")
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 9])
 def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
-    cut: int, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cut: int, images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("fgsm", epochs=3, refit=True)
-    whole = loop.fit(made, *films, tmp_path / "whole")
+    whole = fit_run.fit(made, *images, tmp_path / "whole")
     done: list[int] = []
     real = TrainingStep.training_step
 
@@ -117,10 +118,10 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
-        loop.fit(made, *films, tmp_path / "cut")
+        fit_run.fit(made, *images, tmp_path / "cut")
     assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
-    again = loop.fit(made, *films, tmp_path / "cut")
+    again = fit_run.fit(made, *images, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
     first = {4: 6, 9: 0}[cut]  # steps of it that were not done, or not saved
     assert len(done) - done.index(-1) - 1 == first + 4 * whole.refit.epochs, "nothing is trained twice"
@@ -128,48 +129,48 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
 
 
 def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_at(monkeypatch, 1)
     with pytest.raises(PowerCut):
-        loop.fit(recipe(refit=True), *films, tmp_path)
+        fit_run.fit(recipe(refit=True), *images, tmp_path)
     with pytest.raises(UserError, match="holds another run"):
-        run_folder.train(recipe(seed=1, refit=True), films[0].root, tmp_path)
+        run_folder.train(recipe(seed=1, refit=True), images[0].root, tmp_path)
 
 
 @pytest.mark.slow
 def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = [(0.6, 0.6, 0.5), (0.6, 0.6, 0.6), (0.6, 0.6, 0.62)]
     made_up(monkeypatch, [*first, (0.8, 0.7, 0.7), (0.8, 0.7, 0.7), (0.8, 0.9, 0.1)])
-    summary = loop.fit(recipe("fgsm", epochs=3, refit=True), *films, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=3, refit=True), *images, tmp_path)
     assert summary.refit.stopped == "overfitting"
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
     assert "the weights of epoch 2 are kept" in summary.alarm
-    assert "alarm" not in files.read_json(tmp_path / "validated" / "training.json")
+    assert "alarm" not in atomic.read_json(tmp_path / "validated" / "training.json")
 
 
 @pytest.fixture
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
     found: list[str] = []
-    real = scores.tune
+    real = evaluate.tune
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
-    monkeypatch.setattr(scores, "tune", spy)
+    monkeypatch.setattr(evaluate, "tune", spy)
     return found
 
 
 def judged_by_the_first(folder: Path, val: Any) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
-    stored = tables.logits_of(files.read_table(folder / "validation.parquet"))
+    stored = prediction_table.logits_of(atomic.read_table(folder / "validation.parquet"))
     first, second = (
-        tables.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
+        prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
         for run in (folder / "validated", folder)
     )
     assert not np.allclose(first, second, atol=1e-3)
@@ -179,7 +180,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
-    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
+    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str]
 ) -> None:
     content = {
         "name": "twice",
@@ -191,15 +192,17 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
         "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
         "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 1},
     }
-    study = validation.validate(StudyRecipe, content, "test")
-    document = Study(study, films[0].root, tmp_path / "out", engines.get("local")).run()
+    study = parsing.validate(StudyRecipe, content, "test")
+    document = Study(study, images[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
-    assert judged_by_the_first(folder, films[1])
+    assert judged_by_the_first(folder, images[1])
     assert tuned_on == ["validated", "validated"]
-    tested = files.read_table(folder / "predictions.parquet")
-    test = load_dataset(films[0].root, split="Test", size=32)
+    tested = atomic.read_table(folder / "predictions.parquet")
+    test = load_dataset(images[0].root, split="Test", size=32)
     again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
-    assert np.allclose(tables.logits_of(tested[tested["attack"] == "clean"]), tables.logits_of(again), atol=1e-5)
+    assert np.allclose(
+        prediction_table.logits_of(tested[tested["attack"] == "clean"]), prediction_table.logits_of(again), atol=1e-5
+    )
     assert document.plain()["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
     assert "Then on both, epochs" in page
@@ -210,27 +213,27 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
 
 @pytest.mark.slow
 def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
-    films: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
+    images: tuple[Any, Any], tmp_path: Path, tuned_on: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = films[0].root
-    loop.fit(recipe(refit=True), *films, tmp_path)
+    root = images[0].root
+    fit_run.fit(recipe(refit=True), *images, tmp_path)
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert judged_by_the_first(tmp_path, films[1])
+    assert judged_by_the_first(tmp_path, images[1])
     assert tuned_on == ["validated"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
         run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
         said = capsys.readouterr().err
-        assert f"was trained on these {count} films: what is measured there flatters it" in said
+        assert f"was trained on these {count} images: what is measured there flatters it" in said
         assert f"measured on the split {split} of phantom, not on a split Test" in said
     run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert "was trained on these 24 films" in capsys.readouterr().err
+    assert "was trained on these 24 images" in capsys.readouterr().err
     run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 
-def test_refitting_never_stops_early_for_validation(films: tuple[Any, Any], tmp_path: Path) -> None:
-    watch = monitor.RefitMonitor(tmp_path, films[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
+def test_refitting_never_stops_early_for_validation(images: tuple[Any, Any], tmp_path: Path) -> None:
+    watch = monitor.RefitMonitor(tmp_path, images[1], recipe(refit=True), TrainingDocument(best_epoch=4, seconds=1.0))
     assert watch.epochs == 5
     assert watch._score({"epoch": 3.0, "val_accuracy": 0.9}, 3) > watch._score({"epoch": 2.0, "val_accuracy": 1.0}, 3)

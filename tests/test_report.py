@@ -16,10 +16,10 @@ import pytest
 from study_fixture import CLASSES, make_study
 from trustcxr import report
 from trustcxr.errors import UserError
-from trustcxr.report import alarms, ranking, study_folder, words
-from trustcxr.report.figures import pictures
-from trustcxr.report.tables import leaderboard
-from trustcxr.results.documents import Alarm, StudyDocument
+from trustcxr.report import alarm_list, formatting, load, ranking
+from trustcxr.report.figures import heatmaps
+from trustcxr.report.tables import accuracy
+from trustcxr.storage.schemas import Alarm, StudyDocument
 
 
 class Page(HTMLParser):
@@ -170,7 +170,7 @@ def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) ->
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
     from trustcxr.report.tables import confusion
 
-    found = study_folder.read(study)
+    found = load.load_report(study)
     head = ranking.headline(found.study, found.runs)
     for run in found.runs:
         counted = confusion.under_attack(run, head, len(CLASSES))
@@ -191,7 +191,7 @@ def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     assert "nothing is known about robustness" in words_shown
     assert "No explanations were measured" in words_shown
     assert "failing gradients in 2 runs: why not stands in the verdict of each" in words_shown
-    assert words.DASH in words_shown
+    assert formatting.DASH in words_shown
     assert "None" not in words_shown
     assert "nan" not in words_shown.split()
     for file in (*bare.glob("runs/*/history.csv"), *bare.glob("runs/*/predictions.parquet")):
@@ -275,10 +275,10 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     shown = " ".join(page.text.split())
     for text in {a["text"] for a in document["alarms"]}:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
-    found = study_folder.read(study)
-    assert alarms.find(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
+    found = load.load_report(study)
+    assert alarm_list.find(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
     found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
-    groups = alarms.find(found, found.runs).groups
+    groups = alarm_list.find(found, found.runs).groups
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
 
@@ -307,7 +307,7 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     rows = [row for row in shown.tables["Shortcuts"][1:] if row[3]]
     assert [row[3:5] for row in rows] == [[[0.57], [0.4]]]
     assert "53.0 to 61.0" in shown.text
-    assert leaderboard.shortcuts(study_folder.read(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
+    assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
 @pytest.mark.slow
@@ -319,9 +319,9 @@ def test_two_classes_and_other_defences(tmp_path: Path) -> None:
 
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     image = np.full((4, 4), 200, np.uint8)
-    shown = pictures.overlay(image, np.zeros((4, 4), np.float32))
+    shown = heatmaps.overlay(image, np.zeros((4, 4), np.float32))
     assert np.ptp(shown, axis=2).max() < 0.01
-    half, full = (pictures.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
+    half, full = (heatmaps.overlay(image, np.full((4, 4), v, np.float32)) for v in (0.5, 1.0))
     assert full.sum() > half.sum() > shown.sum()
 
 
@@ -330,7 +330,7 @@ def test_the_terminal_shows_each_run_with_its_alarms_and_cuts_nothing(
 ) -> None:
     path = make_study(tmp_path / "s", models=("InceptionResNetV2", "[bold]x"), panels=0, images=30, resamples=20)
     monkeypatch.setenv("COLUMNS", "80")
-    report.print_study(study_folder.read(path).study)
+    report.print_study(load.load_report(path).study)
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown

@@ -12,11 +12,11 @@ import pytest
 from browser import SIZES, chromium, opened, sideways, violations
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report.tables import cells
+from trustcxr.report.tables import table
 
 CHECK = {
-    "verdict": "Results on it would flatter: 3 films are in two splits.",
-    "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 films are in two splits", "count": 3}],
+    "verdict": "Results on it would flatter: 3 images are in two splits.",
+    "findings": [{"kind": "duplicate", "severity": "leak", "text": "3 images are in two splits", "count": 3}],
     "probes": [
         {"view": "outer frame", "accuracy": {"value": 0.61, "ci": [0.5, 0.7]}, "chance": 0.333, "how": "tested on Test"}
     ],
@@ -153,11 +153,11 @@ def test_tables_are_downloaded_from_the_page_as_the_command_writes_them(browser:
             with seen.page.expect_download() as waiting:
                 seen.page.get_by_role("link", name=f"Leaderboard as {kind}").click()
             name = waiting.value.suggested_filename
-            ours = (page.parent / cells.FOLDER / name).read_bytes()
+            ours = (page.parent / table.FOLDER / name).read_bytes()
             assert Path(waiting.value.path()).read_bytes() == ours
         names = seen.page.eval_on_selector_all("a[download]", "all => all.map(a => a.download)")
-    assert sorted([*names, "tables.md"]) == sorted(path.name for path in (page.parent / cells.FOLDER).iterdir())
-    assert len(list(csv.reader(io.StringIO((page.parent / cells.FOLDER / "the-models.csv").read_text())))) == 5
+    assert sorted([*names, "tables.md"]) == sorted(path.name for path in (page.parent / table.FOLDER).iterdir())
+    assert len(list(csv.reader(io.StringIO((page.parent / table.FOLDER / "the-models.csv").read_text())))) == 5
 
 
 @pytest.mark.full
@@ -169,7 +169,7 @@ def test_without_scripts_it_says_everything(browser: Any, page: Path) -> None:
         assert seen.page.locator("#theme").is_hidden()
         body = seen.page.content()
         assert sorted(figures) == sorted(seen.page.locator("data").evaluate_all("all => all.map(d => d.value)"))
-    for sentence in ("3 films are in two splits", "Outer frame", "FGSM overstates", "Methods, in words"):
+    for sentence in ("3 images are in two splits", "Outer frame", "FGSM overstates", "Methods, in words"):
         assert sentence in told
         assert sentence in body
 

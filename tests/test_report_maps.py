@@ -8,9 +8,9 @@ import pytest
 
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import study_folder, terminal, words
-from trustcxr.report.tables import leaderboard, saliency
-from trustcxr.results.documents import Change, SaliencyDocument
+from trustcxr.report import formatting, load, terminal
+from trustcxr.report.tables import accuracy, saliency
+from trustcxr.storage.schemas import Change, SaliencyDocument
 
 WITHHELD = "withheld: the best of its 2 x 2 cells would hit 0.089 of the masks, chance 0.132"
 LEADS = "infection energy +0.100 [+0.050, +0.150] over edges in the lungs"
@@ -61,7 +61,7 @@ def row_of(table: Any, number: int, measure: str) -> list[Any]:
 
 
 def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
-    runs = study_folder.read(study).runs
+    runs = load.load_report(study).runs
     first, second = saliency.shown(runs).rows
     assert first[3].text == second[3].text == "2 x 2"
     assert (first[4].text, first[4].beside) == ("0.089", "chance 0.132")
@@ -73,7 +73,7 @@ def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
 
 
 def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_a_dash(study: Path) -> None:
-    runs = study_folder.read(study).runs
+    runs = load.load_report(study).runs
     table = saliency.measures(runs)
     assert all(len(row) == len(table.header) for row in table.rows)
     assert {"Random weights", "Random map, same cells", "Over random weights"} <= set(table.header)
@@ -87,13 +87,13 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
     assert (sound[over].note, void[over].note) == ("good", "")
     hit = row_of(table, 0, "pointing hit rate")
     assert (hit[4].text, hit[4].small) == ("–", WITHHELD)
-    cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
+    cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert sum(cell.small == WITHHELD and cell.text == "–" for cell in cells) == 2
     assert sum("void: survives randomising the network" in cell.beside for cell in cells) == 1
 
 
 def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
-    runs = study_folder.read(study).runs
+    runs = load.load_report(study).runs
     documents = [run.saliency_methods()["gradcam"] for run in runs]
     changed = {"fgsm": {"epsilon": 0.02}, "jpeg": {"severity": 3}, "gamma": {"severity": 3}}
     alike = [Change(condition=name, **how) for name, how in changed.items()]
@@ -111,7 +111,7 @@ def test_page_and_markdown_say_it(study: Path) -> None:
     assert "in the others it says nothing of what the network has learnt" in page
     assert page.index("eatmaps survive randomising") < page.index("void: survives randomising"), "in the first table"
     assert "Heatmaps that survive randomising the network" in page
-    text = saliency.shown(study_folder.read(study).runs).markdown()
+    text = saliency.shown(load.load_report(study).runs).markdown()
     assert (
         f"| 2 x 2 | 0.089 (0.080 to 0.100; chance 0.132) | 0.410 (0.400 to 0.420) | A{ABOVE[1:]} ({WITHHELD}) |" in text
     )
@@ -134,7 +134,7 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
         part["over_controls"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
         (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
     path.write_text(json.dumps(document))
-    found = study_folder.read(study)
+    found = load.load_report(study)
     table = saliency.over_controls(found.runs)
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
@@ -166,11 +166,11 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     first["saliency"]["gradcam"] = flat
     (study / "runs" / first["run"] / "metrics.json").write_text(json.dumps(first))
     (study / "study.json").write_text(json.dumps(document))
-    runs = study_folder.read(study).runs
+    runs = load.load_report(study).runs
     rows = [row for row in saliency.measures(runs).rows if row[2].text == "Grad-CAM" and row[0].text == runs[0].model]
     mine = [row for row in rows if row[1].text == runs[0].defence]
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
-    cells = [cell for row in leaderboard.explanations(runs).rows for cell in row]
+    cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
     assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
     page = report.write(study).read_text(encoding="utf-8")
@@ -178,6 +178,6 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
 
 
 def test_a_part_of_networks_side_by_side_is_named_by_its_place() -> None:
-    assert words.part("net.layer4") == "layer4"
-    assert words.part("net.nets.0.fc + net.nets.1.fc") == "0.fc + 1.fc"
-    assert words.part("gate") == "gate"
+    assert formatting.part("net.layer4") == "layer4"
+    assert formatting.part("net.nets.0.fc + net.nets.1.fc") == "0.fc + 1.fc"
+    assert formatting.part("gate") == "gate"

@@ -9,34 +9,34 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.report import alarms, answers, methods, ranking, study_folder, words
-from trustcxr.report.figures import pictures, saliency, svg
+from trustcxr.evaluation import alarms as stored
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
+from trustcxr.report.figures import heatmaps, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
-from trustcxr.report.tables import leaderboard, models, provenance, robustness
+from trustcxr.report.tables import accuracy, networks, provenance, robustness
 from trustcxr.report.tables.comparisons import comparisons
-from trustcxr.results import alarms as stored
-from trustcxr.results.documents import Comparison, RandomWeights, RunDocument, StudyDocument
+from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, StudyDocument
 
 
-def _run(**document: Any) -> study_folder.Run:
+def _run(**document: Any) -> load.Run:
     found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
     if found.clean.model_fields_set:
         found.masking = stored.verdict(found)
-        found.alarms += [alarm for alarm in stored.of(found) if alarm not in found.alarms]
-    run = study_folder.Run(found, Path("nowhere"), [])
-    study_folder.label([run])
+        found.alarms += [alarm for alarm in stored.find_alarms(found) if alarm not in found.alarms]
+    run = load.Run(found, Path("nowhere"), [])
+    load.label([run])
     return run
 
 
 EMPTY = StudyDocument()
 
 
-def _told(study: StudyDocument, runs: list[study_folder.Run]) -> str:
+def _told(study: StudyDocument, runs: list[load.Run]) -> str:
     """All that the page says in words of a study."""
     head = ranking.headline(study, runs)
-    return " ".join([answers.asked(runs, head), *answers.sentences(study, runs, head)])
+    return " ".join([key_findings.describe_question(runs, head), *key_findings.sentences(study, runs, head)])
 
 
 def _read(kind: type[Any], content: dict[str, Any]) -> Any:
@@ -65,10 +65,10 @@ def test_a_constant_network_raises_an_alarm() -> None:
     assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
     assert good.metrics.alarms == []
     head = ranking.headline(EMPTY, [good, bad])
-    assert [row[2].note for row in leaderboard.leaderboard([good, bad], head).rows] == ["", "bad"]
-    findings = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [good, bad])
+    assert [row[2].note for row in accuracy.leaderboard([good, bad], head).rows] == ["", "bad"]
+    findings = alarm_list.find(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
     assert findings.runs_with("no_better_than_constant") == 1
-    assert "No run is shown to be better" in answers.sentences(EMPTY, [bad], head)[0]
+    assert "No run is shown to be better" in key_findings.sentences(EMPTY, [bad], head)[0]
 
 
 def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() -> None:
@@ -76,7 +76,7 @@ def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() 
     same = {"recall_macro": {"value": 0.99, "ci": [0.98, 1.0]}}
     run = _run(clean={"balanced_accuracy": {"value": 0.99, "ci": [0.95, 0.998]}, **same})
     head = ranking.headline(EMPTY, [run])
-    [first], [of_classes] = leaderboard.leaderboard([run], head).rows, leaderboard.per_class(run, ()).rows
+    [first], [of_classes] = accuracy.leaderboard([run], head).rows, accuracy.per_class(run, ()).rows
     assert of_classes[2] in first
     assert of_classes[2].small == "95.0 to 99.8"
 
@@ -92,7 +92,7 @@ def test_a_constant_network_does_not_top_the_leaderboard() -> None:
     ]
     head = ranking.headline(EMPTY, runs)
     assert [run.defence for run in ranking.ordered(runs, head)] == ["pgd", "fgsm"]
-    assert answers.best_by(runs, lambda run: run.attacked("pgd", 0.02)) is runs[1]
+    assert key_findings.best_by(runs, lambda run: run.attacked("pgd", 0.02)) is runs[1]
     verdicts = [row[2].text for row in robustness.masking(runs).rows]  # type: ignore[union-attr]
     assert verdicts == ["says nothing", "no sign"]
 
@@ -115,7 +115,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
         run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
         run.folder = tmp_path
-        found = alarms.find(study_folder.StudyFolder(Path(), EMPTY, [], []), [run])
+        found = alarm_list.find(load.StudyFolder(Path(), EMPTY, [], []), [run])
         assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
 
 
@@ -149,11 +149,11 @@ def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
     run.folder = tmp_path
     rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
     pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
-    assert "n\u00a0=\u00a02" in leaderboard.explanations([run]).rows[0][3].beside
+    assert "n\u00a0=\u00a02" in accuracy.explanations([run]).rows[0][3].beside
 
 
 def test_order_rests_on_the_strongest_attack() -> None:
-    def run(name: str, clean: float, fgsm: float, pgd: float) -> study_folder.Run:
+    def run(name: str, clean: float, fgsm: float, pgd: float) -> load.Run:
         attacks = [_attack("fgsm", 0.02, fgsm), _attack("pgd", 0.02, pgd)]
         return _run(model=name, clean={"accuracy": {"value": clean}}, attacks=attacks)
 
@@ -162,7 +162,7 @@ def test_order_rests_on_the_strongest_attack() -> None:
     assert [r.model for r in ranking.ordered(runs, head)] == ["robust", "standard", "masked"]
 
 
-def _both_pgds() -> study_folder.Run:
+def _both_pgds() -> load.Run:
     attacks = [_attack("fgsm", 0.02, 0.6), _attack("pgd", 0.02, 0.55) | {"steps": 10}]
     attacks += [_attack("pgd", 0.02, 0.2) | {"steps": 40}, _attack("pgd-l2", 0.02, 0.1) | {"steps": 20}]
     return _run(clean={"accuracy": {"value": 0.8}}, attacks=attacks)
@@ -174,11 +174,11 @@ def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     assert (head.strongest, head.names["pgd"]) == ("pgd", "PGD-10/40")
     assert run.attacked("pgd", 0.02).steps == 40
     assert run.attacked("pgd", 0.02, 10).accuracy.value == 0.55
-    board = leaderboard.leaderboard([run], head)
+    board = accuracy.leaderboard([run], head)
     assert board.rows[0][board.header.index("PGD-10/40 at 0.02, %")].text == "20.0"
-    swept = {row[2].text: row[3].text for row in leaderboard.sweeps([run]).rows}
+    swept = {row[2].text: row[3].text for row in accuracy.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
-    assert "20.0\u00a0%" in answers.sentences(EMPTY, [run], head)[1]
+    assert "20.0\u00a0%" in key_findings.sentences(EMPTY, [run], head)[1]
     fewer = _run(clean={"accuracy": {"value": 0.8}}, attacks=[run.attacks[0].plain()])
     drawn, less = (svg.inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
     assert drawn.count("<path") > less.count("<path")
@@ -221,29 +221,29 @@ def test_svg_keeps_text_and_ids_apart() -> None:
 
 
 def test_numbers_as_words() -> None:
-    assert words.percent(0.8229) == "82.3\u00a0%"
-    assert words.percent(None) == words.percent(float("nan")) == words.percent("x") == words.DASH
-    assert words.signed(-0.0004) == "0.000"
-    assert words.signed(0.012) == "+0.012"
-    assert words.signed(-0.012) == "−0.012"
-    assert words.p_value(0.0001) == "<\u00a00.001"
-    assert words.between([0.1, None]) == ""
-    assert words.between([-0.002, -0.0002]) == "−0.002 to 0.000"
-    assert words.between([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
-    assert words.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
-    assert words.attack("pgd", 20) == "PGD-20"
-    assert words.attack("fgsm", 1) == "FGSM"
-    assert words.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
-    assert words.measure("infection_energy") == "infection energy"
-    assert words.measure("val_pgd_accuracy") == "validation PGD accuracy"
-    assert words.measure("lungs blacked out accuracy") == "accuracy, lungs blacked out"
+    assert formatting.percent(0.8229) == "82.3\u00a0%"
+    assert formatting.percent(None) == formatting.percent(float("nan")) == formatting.percent("x") == formatting.DASH
+    assert formatting.signed(-0.0004) == "0.000"
+    assert formatting.signed(0.012) == "+0.012"
+    assert formatting.signed(-0.012) == "−0.012"
+    assert formatting.p_value(0.0001) == "<\u00a00.001"
+    assert formatting.between([0.1, None]) == ""
+    assert formatting.between([-0.002, -0.0002]) == "−0.002 to 0.000"
+    assert formatting.between([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
+    assert formatting.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
+    assert formatting.attack("pgd", 20) == "PGD-20"
+    assert formatting.attack("fgsm", 1) == "FGSM"
+    assert formatting.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
+    assert formatting.measure("infection_energy") == "infection energy"
+    assert formatting.measure("val_pgd_accuracy") == "validation PGD accuracy"
+    assert formatting.measure("lungs blacked out accuracy") == "accuracy, lungs blacked out"
 
 
 def test_the_centre_prior_stands_beside_chance_where_it_was_measured() -> None:
     part: dict[str, Any] = {"infection_energy": {"value": 0.2, "ci": [0.1, 0.3], "chance": 0.12}, "n": 9}
-    assert "centre" not in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)
+    assert "centre" not in str(accuracy.explanations([_run(saliency={"gradcam": part})]).rows)
     part["infection_energy"]["centre"] = 0.345
-    assert "centre 0.345" in str(leaderboard.explanations([_run(saliency={"gradcam": part})]).rows)
+    assert "centre 0.345" in str(accuracy.explanations([_run(saliency={"gradcam": part})]).rows)
 
 
 def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
@@ -253,12 +253,12 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     assert (honest.masked, masked.masked) == (False, True)
     head = ranking.headline(EMPTY, [masked, honest])
-    said = answers.sentences(EMPTY, [masked, honest], head)
+    said = key_findings.sentences(EMPTY, [masked, honest], head)
     assert len(said) == 3
     assert "honest · fgsm keeps most, 40.0\u00a0%" in said[1]
     assert "1 run whose gradients fail is left out" in said[1]
     assert [run.model for run in ranking.ordered([masked, honest], head)] == ["honest", "masked"]
-    rows = models.models([honest, masked], head).rows
+    rows = networks.models([honest, masked], head).rows
     assert [(row[2].text, row[4].note) for row in rows] == [("No alarm", ""), ("Gradients fail", "bad")]
     alone = _told(EMPTY, [honest])
     assert "best" not in alone
@@ -266,7 +266,7 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     assert (
         "Of X-rays as they are it answers 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090) rightly." in alone
     )
-    only = answers.sentences(EMPTY, [masked], ranking.headline(EMPTY, [masked]))
+    only = key_findings.sentences(EMPTY, [masked], ranking.headline(EMPTY, [masked]))
     assert "nothing may be relied on" in only[1]
 
 
@@ -276,7 +276,7 @@ def test_of_what_was_not_attacked_no_failing_gradients_are_told() -> None:
     spared = _run(model="spared", clean=clean)
     other_ball = _run(model="other", clean=clean, attacks=[_attack("pgd-l2", 0.02, 0.4)])
     for runs in ([masked, spared], [other_ball]):
-        said = answers.sentences(EMPTY, runs, ranking.headline(EMPTY, runs))[1]
+        said = key_findings.sentences(EMPTY, runs, ranking.headline(EMPTY, runs))[1]
         assert "At epsilon 0.02 no L-infinity attack" in said
         assert "nothing is known" in said
         assert "fail" not in said
@@ -293,7 +293,7 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.2}}})
 
     def told() -> dict[str, str]:
-        return methods.paragraphs(study, [run])
+        return methods_text.paragraphs(study, [run])
 
     assert "2 networks: a; b. Training: epochs 3, refit, background gate. The best" in told()["Networks and training"]
     assert told()["Training to resist"] == (
@@ -320,7 +320,7 @@ def test_methods_tell_what_each_network_and_way_of_training_says_of_its_own() ->
         ],
     }
     recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
-    told = methods.paragraphs(StudyDocument(recipe=recipe), [])
+    told = methods_text.paragraphs(StudyDocument(recipe=recipe), [])
     networks, resisting = told["Networks and training"], told["Training to resist"]
     assert "resnet18 (label other, weights imagenet, normalisation group)" in networks
     assert "resnet10t (weights imagenet, epochs 12)" in networks
@@ -340,8 +340,8 @@ def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -
     run = _run(training={"precision": "32-true", "precision_asked": "bf16-mixed"})
     as_asked = _run(training={"precision": "bf16-mixed", "precision_asked": "bf16-mixed"})
 
-    def told(*runs: study_folder.Run) -> str:
-        return methods.paragraphs(study, list(runs))["Networks and training"]
+    def told(*runs: load.Run) -> str:
+        return methods_text.paragraphs(study, list(runs))["Networks and training"]
 
     assert f"{run.name} in 32-true" in told(run, as_asked)
     assert "otherwise" not in told(as_asked)
@@ -374,11 +374,11 @@ def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends
 
 def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:
     run = _run(saliency={"gradcam": {"cells": "2 x 3"}, "layercam": {}})
-    film = {"image": np.zeros((1, 8, 8), np.uint8), "saliency": np.ones((1, 8, 8))}
+    image = {"image": np.zeros((1, 8, 8), np.uint8), "saliency": np.ones((1, 8, 8))}
 
     def shown(**method: str) -> str:
-        run.panels = film | {key: np.array([value]) for key, value in method.items()}
-        return str([panel.lines for example in pictures.gallery([run]).examples for panel in example.panels])
+        run.panels = image | {key: np.array([value]) for key, value in method.items()}
+        return str([panel.lines for example in heatmaps.gallery([run]).examples for panel in example.panels])
 
     assert "2 × 3 cells" in shown(method="gradcam")
     assert "2 × 3 cells" in shown(), "version 0.1 kept those of its first method, and did not say"

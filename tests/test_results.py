@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 
 NAN = float("nan")
 
@@ -23,26 +23,26 @@ NAN = float("nan")
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    files.write_json(path, {"accuracy": 1})
+    atomic.write_json(path, {"accuracy": 1})
 
     def crash() -> None:
-        with files.replacing(path) as temporary:
+        with atomic.atomic_write(path) as temporary:
             temporary.write_text("half a docu")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         crash()
-    assert files.read_json(path) == {"accuracy": 1}
+    assert atomic.read_json(path) == {"accuracy": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
 
 
 @pytest.mark.parametrize(
     ("name", "write", "broken"),
     [
-        ("m.json", files.write_json, {"a": object()}),
-        ("run.yaml", files.write_yaml, {"a": object()}),
-        ("t.parquet", files.write_table, pd.DataFrame({"a": [1, "x", object()]})),
-        ("p.npz", files.write_arrays, {"a": np.array([object()])}),
+        ("m.json", atomic.write_json, {"a": object()}),
+        ("run.yaml", atomic.write_yaml, {"a": object()}),
+        ("t.parquet", atomic.write_table, pd.DataFrame({"a": [1, "x", object()]})),
+        ("p.npz", atomic.write_arrays, {"a": np.array([object()])}),
     ],
 )
 def test_what_cannot_be_written_leaves_the_old_file(name: str, write: Any, broken: Any, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_cannot_be_written_leaves_the_old_file(name: str, write: Any, broke
 
 def _write_for_ever(path: Path) -> None:
     for number in range(10**9):
-        files.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
+        atomic.write_json(path, {"number": number, "filling": ["x" * 100] * 2000})
 
 
 def test_a_table_that_may_not_be_read_is_not_said_to_be_damaged(
@@ -68,17 +68,17 @@ def test_a_table_that_may_not_be_read_is_not_said_to_be_damaged(
     (path := tmp_path / "predictions.parquet").touch()
     monkeypatch.setattr(pd, "read_parquet", forbidden)
     with pytest.raises(UserError) as refused:
-        files.read_table(path)
+        atomic.read_table(path)
     assert str(refused.value) == f"{path}: cannot be read: permission denied"
 
 
 def test_a_table_without_a_row_is_as_good_as_none(tmp_path: Path) -> None:
     table = pd.DataFrame({"sample_id": ["a"], "logits": [[0.5, 1.0]]})
     for name in ("t.parquet", "t.csv"):
-        files.write_table(tmp_path / name, table)
-        assert files.reads(tmp_path / name)
-        files.write_table(tmp_path / name, table[:0])
-        assert not files.reads(tmp_path / name)
+        atomic.write_table(tmp_path / name, table)
+        assert atomic.is_readable(tmp_path / name)
+        atomic.write_table(tmp_path / name, table[:0])
+        assert not atomic.is_readable(tmp_path / name)
 
 
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
@@ -89,16 +89,16 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     while not path.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(20):
-        assert len(files.read_json(path)["filling"]) == 2000
+        assert len(atomic.read_json(path)["filling"]) == 2000
         time.sleep(0.002)
     assert writer.pid
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
-    assert len(files.read_json(path)["filling"]) == 2000
+    assert len(atomic.read_json(path)["filling"]) == 2000
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
-    files.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
+    atomic.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
     assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
 
 
@@ -118,7 +118,7 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
         "text": "é, NaN",
         "none": None,
     }
-    files.write_json(tmp_path / "m.json", content)
+    atomic.write_json(tmp_path / "m.json", content)
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
 
     def refuse(constant: str) -> None:
@@ -142,14 +142,14 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
 
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(50)
-    files.write_json(tmp_path / "m.json", {"values": values})
-    assert files.read_json(tmp_path / "m.json")["values"] == values.tolist()
+    atomic.write_json(tmp_path / "m.json", {"values": values})
+    assert atomic.read_json(tmp_path / "m.json")["values"] == values.tolist()
 
 
 def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
     content = {"name": "é", "classes": ("COVID-19", "Normal"), "rate": 1e-4, "nothing": NAN, "recipe": {"b": 1, "a": 2}}
-    files.write_yaml(tmp_path / "run.yaml", content)
-    again = files.read_yaml(tmp_path / "run.yaml")
+    atomic.write_yaml(tmp_path / "run.yaml", content)
+    again = atomic.read_yaml(tmp_path / "run.yaml")
     assert again == {**content, "classes": ["COVID-19", "Normal"], "nothing": None}
     assert list(again) == list(content)
 
@@ -158,48 +158,48 @@ def test_what_is_read_twice_is_not_shared(tmp_path: Path) -> None:
     """Whoever reads a recipe may change what it was given: the next reader has what stands in the file."""
     path = tmp_path / "recipe.yaml"
     path.write_text("models: [{name: a}]\n")
-    files.read_yaml(path)["models"][0]["name"] = "b"  # type: ignore[index]
-    assert files.read_yaml(path) == {"models": [{"name": "a"}]}
+    atomic.read_yaml(path)["models"][0]["name"] = "b"  # type: ignore[index]
+    assert atomic.read_yaml(path) == {"models": [{"name": "a"}]}
     path.write_text("models: [{name: c}]\n")
-    assert files.read_yaml(path) == {"models": [{"name": "c"}]}
+    assert atomic.read_yaml(path) == {"models": [{"name": "c"}]}
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_tables_come_back(ending: str, tmp_path: Path) -> None:
     table = pd.DataFrame({"epoch": [0, 1], "val_accuracy": [0.5, NAN], "name": ["a,b", "é"]}, index=[7, 9])
     path = tmp_path / f"history.{ending}"
-    files.write_table(path, table)
-    pd.testing.assert_frame_equal(files.read_table(path), table.reset_index(drop=True))
+    atomic.write_table(path, table)
+    pd.testing.assert_frame_equal(atomic.read_table(path), table.reset_index(drop=True))
 
 
 def test_logits_come_back_as_float32(tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     path = tmp_path / "predictions.parquet"
-    files.write_table(path, pd.DataFrame({"logits": list(logits)}))
-    again = np.stack(files.read_table(path)["logits"])
+    atomic.write_table(path, pd.DataFrame({"logits": list(logits)}))
+    again = np.stack(atomic.read_table(path)["logits"])
     assert again.dtype == np.float32
     assert np.array_equal(again, logits)
 
 
 def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
     arrays = {"image": np.zeros((2, 3, 3), np.uint8), "sample_id": np.array(["a", "é"])}
-    files.write_arrays(tmp_path / "panels.npz", arrays)
+    atomic.write_arrays(tmp_path / "panels.npz", arrays)
     with np.load(tmp_path / "panels.npz", allow_pickle=False) as again:
         assert sorted(again) == ["image", "sample_id"]
         assert again["sample_id"].tolist() == ["a", "é"]
     with pytest.raises(TypeError, match="names is neither numbers nor text"):
-        files.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
+        atomic.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
 
 
 @pytest.mark.parametrize(
     ("read", "name", "broken"),
     [
-        (files.read_json, "metrics.json", b"{'a': 1"),
-        (files.read_json, "metrics.json", b"\xff\xfe\xfd"),
-        (files.read_yaml, "run.yaml", b"a: [1"),
-        (files.read_yaml, "run.yaml", b"- 1"),
-        (files.read_table, "t.parquet", b"PAR1 not really"),
-        (files.read_table, "t.csv", b""),
+        (atomic.read_json, "metrics.json", b"{'a': 1"),
+        (atomic.read_json, "metrics.json", b"\xff\xfe\xfd"),
+        (atomic.read_yaml, "run.yaml", b"a: [1"),
+        (atomic.read_yaml, "run.yaml", b"- 1"),
+        (atomic.read_table, "t.parquet", b"PAR1 not really"),
+        (atomic.read_table, "t.csv", b""),
     ],
 )
 def test_a_broken_file_is_one_line_with_its_path(read: Any, name: str, broken: bytes, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_broken_file_is_one_line_with_its_path(read: Any, name: str, broken: b
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"a: !!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']")
     with pytest.raises(UserError, match="not readable as YAML"):
-        files.read_yaml(tmp_path / "run.yaml")
+        atomic.read_yaml(tmp_path / "run.yaml")
     assert not (tmp_path / "ran").exists()
 
 
@@ -231,7 +231,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def test_a_run_folder_is_one(tmp_path: Path) -> None:
-    assert folders.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
+    assert layout.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -248,12 +248,12 @@ def test_a_run_folder_is_one(tmp_path: Path) -> None:
 )
 def test_a_folder_that_is_no_run(names: tuple[str, ...], text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=text) as problem:
-        folders.check_run(touch(tmp_path, *names))
+        layout.check_run(touch(tmp_path, *names))
     assert "\n" not in str(problem.value)
     assert str(tmp_path) in str(problem.value)
 
 
-@pytest.mark.parametrize("check", [folders.check_run, folders.check_study])
+@pytest.mark.parametrize("check", [layout.check_run, layout.check_study])
 def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such (run|study) folder.*trustcxr study"):
         check(tmp_path / "gone")
@@ -263,10 +263,10 @@ def test_a_folder_that_is_not_there(check: Any, tmp_path: Path) -> None:
 
 def test_a_study_folder_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the folder that `trustcxr study --out` wrote"):
-        folders.check_study(tmp_path)
+        layout.check_study(tmp_path)
     with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):
-        folders.check_study(touch(tmp_path, "study.yaml"))
-    assert folders.check_study(touch(tmp_path, "study.json")) == tmp_path
+        layout.check_study(touch(tmp_path, "study.yaml"))
+    assert layout.check_study(touch(tmp_path, "study.json")) == tmp_path
 
 
 def test_versions_name_what_a_result_depends_on() -> None:
@@ -274,7 +274,7 @@ def test_versions_name_what_a_result_depends_on() -> None:
 
     import trustcxr
 
-    found = folders.versions()
+    found = layout.versions()
     assert found["trustcxr"] == trustcxr.__version__
     assert found["torch"] == torch.__version__
     assert "unknown" not in found.values()

@@ -1,36 +1,39 @@
-"""`evaluate` loses nothing, mixes nothing up, and says on which films it was."""
+"""A study owns its runs; a command writes to a folder of its own; and every result says of which images it is."""
 
-import os
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
-from safetensors.torch import save_file
+from PIL import Image, ImageFilter
 
-from small_runs import seal, weights
+from small_runs import newest, seal
 from test_cli import complaint, run
 from trustcxr.data import read_manifest
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import About, load_run
-from trustcxr.explain.summary import with_before
-from trustcxr.recipes import validation
-from trustcxr.recipes.exam import load_exam
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import documents, files, locks
-from trustcxr.results.documents import StudyDocument
-from trustcxr.results.tables import conditions_of, merged
-from trustcxr.study import audit, engines, run_folder
-from trustcxr.study import films as tested
-from trustcxr.study import made as made_with
-from trustcxr.study.protocol import Study
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import About, load_run
+from trustcxr.recipes import parsing
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.report import load
+from trustcxr.runs import provenance, run_folder
+from trustcxr.runs import test_data as tested
+from trustcxr.storage import atomic, locks, schemas
+from trustcxr.storage.evaluations import own_figures
+from trustcxr.storage.schemas import StudyDocument
+from trustcxr.study import engines
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import verify
 
+RUN = Path("runs/test_resnet-standard-s0")
 STUDY = {
     "name": "small",
     "data": {"size": 32},
@@ -38,20 +41,21 @@ STUDY = {
     "training": {"epochs": 1, "batch_size": 12},
     "defences": [],
     "evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02]}], "bootstrap": 100},
-    "explanation": {"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0},
+    "explanation": {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sample": 2, "panels": 1},
 }
 TRAIN = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
+MAPS: dict[str, Any] = {"methods": ["gradcam@-3"], "corruptions": ["jpeg"], "sample": 2}
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 8, "Val": 4, "Test": 4}, size=32)
 
 
 @pytest.fixture(scope="module")
-def made(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    run("train", "--data", films, *TRAIN, "--out", out)
+    run("train", "--data", images, *TRAIN, "--out", out)
     return out
 
 
@@ -61,9 +65,9 @@ def trained(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def studied(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def studied(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
-    Study(validation.validate(StudyRecipe, STUDY, "test"), films, out, engines.get("local")).run()
+    Study(parsing.validate(StudyRecipe, STUDY, "test"), images, out, engines.get("local")).run()
     return out
 
 
@@ -73,128 +77,280 @@ def study(studied: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(studied, tmp_path / "out"))
 
 
-def again(study: Path, films: Path) -> StudyDocument:
+def again(study: Path, images: Path) -> StudyDocument:
     """The same command once more."""
-    return Study(validation.validate(StudyRecipe, STUDY, "test"), films, study, engines.get("local")).run()
+    return Study(parsing.validate(StudyRecipe, STUDY, "test"), images, study, engines.get("local")).run()
 
 
 def runs_of(study: Path) -> object:
-    return documents.read(StudyDocument, study / "study.json").runs
+    return schemas.read_schema(StudyDocument, study / "study.json").runs
 
 
 @pytest.fixture
-def others(films: Path, tmp_path: Path) -> Path:
-    """Another folder of the same name: one test film is another."""
-    copy = Path(shutil.copytree(films, tmp_path / "other" / "phantom"))
+def others(images: Path, tmp_path: Path) -> Path:
+    """Another folder of the same name: one test image is another."""
+    copy = Path(shutil.copytree(images, tmp_path / "other" / "phantom"))
     Image.new("L", (32, 32), 77).save(sorted(copy.rglob("Test/Normal/images/*.png"))[0])
     return copy
 
 
 def attacked(folder: Path) -> list[tuple[str, float]]:
-    return [(row["attack"], row["epsilon"]) for row in files.read_json(folder / "metrics.json")["attacks"]]
+    return [(row["attack"], row["epsilon"]) for row in atomic.read_json(folder / "metrics.json")["attacks"]]
 
 
-# --- nothing is lost -------------------------------------------------------------------------------------------------
+def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Time and bytes of every file that is no dot file."""
+    there = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
 
 
-@pytest.mark.slow
-def test_what_was_measured_before_is_kept(trained: Path, films: Path) -> None:
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2, corruptions=["jpeg"], severities=[3])
-    before = files.read_table(trained / "predictions.parquet")
-    run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
-    assert attacked(trained) == [("fgsm", 0.01), ("pgd", 0.02)]
-    assert [row["corruption"] for row in files.read_json(trained / "metrics.json")["corruptions"]] == ["jpeg"]
-    after = files.read_table(trained / "predictions.parquet")
-    kept = after[after["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, before[before["attack"].isin(["pgd", "jpeg"])].reset_index(drop=True))
-    run_folder.evaluate(trained, films, attacks=["fgsm"], epsilons=[0.01])
-    twice = files.read_table(trained / "predictions.parquet")
-    assert len(twice) == len(after), "the same condition is measured anew, and stands there once"
+# --- a study owns its runs ------------------------------------------------------------------------------------------
 
 
-def test_maps_that_are_measured_again_make_the_same_file_and_others_stay_in_it(tmp_path: Path) -> None:
-    path = tmp_path / "saliency.parquet"
-
-    def measured(method: str) -> bytes:
-        rows = pd.DataFrame({"sample_id": ["a", "b"], "method": method, "severity": 0, "value": [0.5, 0.25]})
-        files.write_batches(path, with_before(iter([rows]), path, [method]))
-        return path.read_bytes()
-
-    assert measured("gradcam") == measured("gradcam")
-    measured("layercam")
-    assert files.read_table(path)["method"].tolist() == ["gradcam"] * 2 + ["layercam"] * 2
-
-
-def test_a_table_of_before_steps_and_severities_is_merged_too(trained: Path, films: Path) -> None:
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
-    table = files.read_table(trained / "predictions.parquet").drop(columns=["steps", "severity", "data"])
-    files.write_table(trained / "predictions.parquet", table)
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2)
-    merged = files.read_table(trained / "predictions.parquet")
-    assert {name for name, *_ in conditions_of(merged)} >= {"clean", "fgsm", "pgd"}
+def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_figures(
+    study: Path, images: Path
+) -> None:
+    before, run_ = content(study), study / RUN
+    run_folder.evaluate(run_, images, attacks=["fgsm", "pgd"], epsilons=[0.02, 0.3], steps=2)
+    run_folder.explain(run_, images, options=MAPS | {"methods": ["layercam"], "sample": 0})
+    after = content(study)
+    assert {path: after[path] for path in before} == before
+    assert {path.parts[:3] for path in after.keys() - before.keys()} == {(*RUN.parts, "evaluations")}
+    first = runs_of(study)
+    again(study, images)
+    assert runs_of(study) == first
+    assert {path: content(study)[path][1] for path in before if path.suffix == ".parquet"} == {
+        path: part[1] for path, part in before.items() if path.suffix == ".parquet"
+    }
+    assert verify(study).differences == []
 
 
-def test_results_go_to_another_folder_where_one_is_named(
-    trained: Path, films: Path, others: Path, tmp_path: Path
+def test_a_finished_study_computes_nothing_again(study: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    before = content(study / RUN)
+    monkeypatch.setattr(predictions, "predict", never)
+    monkeypatch.setattr(atomic, "write_batches", never)
+    again(study, images)
+    assert content(study / RUN) == before
+
+
+@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesions", "metrics", "panels"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
+    name: str, damage: str, study: Path, images: Path
+) -> None:
+    before = content(study / RUN)
+    path = next((study / RUN).glob(f"{name}.*"))
+    whole = path.read_bytes()
+    path.unlink() if damage == "gone" else path.write_bytes(whole[: len(whole) // 2])
+    again(study, images)
+    assert path.read_bytes() == whole
+    assert {path: part[1] for path, part in content(study / RUN).items()} == {
+        path: part[1] for path, part in before.items()
+    }
+
+
+def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
+    study: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trustcxr.data import load_dataset
+
+    test, made = load_dataset(images, "Test", 32), list[int]()
+    real = predictions.predict
+
+    def predict(run: Any, data: Any, attacks: Any, **options: Any) -> Any:
+        made.append(len(attacks))
+        return real(run, data, attacks, **options)
+
+    def once(restarts: int = 1, data: Any = test) -> int:
+        asked = {"attacks": [{"name": "pgd", "epsilons": [0.02], "steps": 2, "restarts": restarts}]}
+        before = len(made)
+        run_folder.RunFolder(study / RUN).test(data, EvaluationRecipe.model_validate(asked))
+        return len(made) - before
+
+    monkeypatch.setattr(predictions, "predict", predict)
+    assert [once(restarts) for restarts in (2, 2, 1, 2, 2)] == [1, 0, 1, 1, 0]
+    grouped = load_dataset(images, "Test", 32)
+    grouped.table["group"] = "one"
+    assert [once(2, grouped), once(2, grouped), once(2)] == [1, 0, 1], "patients are part of the data"
+    monkeypatch.setitem(provenance.ALGORITHM_VERSION, "predictions.parquet", 99)
+    assert [once(2), once(2)] == [1, 0]
+    with (study / RUN / "model.safetensors").open("ab") as weights:
+        weights.write(b" ")
+    assert not run_folder.RunFolder(study / RUN).results.is_current("predictions.parquet")
+
+
+def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
+    def asked(folder: Path) -> Any:
+        attack = {"name": "transfer", "epsilons": [0.02], "surrogate": str(folder)}
+        return run_folder.explanation_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
+
+    other = Path(shutil.copytree(study / RUN, tmp_path / "other"))
+    assert asked(other) == asked(study / RUN)
+    with (other / "model.safetensors").open("ab") as weights:
+        weights.write(b"0")
+    assert asked(other) != asked(study / RUN)
+
+
+def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(images, tmp_path / "images"))
+    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
+    for mask in sorted(other.glob("**/infection masks/*")):
+        with Image.open(mask) as before:
+            grown = before.filter(ImageFilter.MaxFilter(5))
+        grown.save(mask)
+    again(study, other)
+    after = atomic.read_json(study / "study.json")["runs"][0]
+    assert after["clean"] == first["clean"], "the images are the same"
+    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
+    assert now > before_, "what an even map has"
+    assert after["lesions"] != first["lesions"]
+    assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
+    again(study, images)
+    assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
+
+
+# --- a command has a folder of its own -------------------------------------------------------------------------------
+
+
+def test_training_writes_training_files_alone(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    assert names == {"run.yaml", "model.safetensors", "training.json", "history.csv", "training_images.parquet"}
+
+
+def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Path, images: Path) -> None:
+    _, first = run_folder.evaluate(trained, images, attacks=["pgd"], steps=2)
+    before = content(first)
+    _, second = run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
+    assert first.parent == second.parent == trained / "evaluations"
+    assert {first.name[:-8], second.name[:-8]} == {"phantom-Test-"}
+    assert (attacked(first), attacked(second)) == ([("pgd", 0.02)], [("fgsm", 0.01)])
+    assert content(first) == before
+    _, maps = run_folder.explain(trained, images, options=MAPS)
+    assert maps not in (first, second)
+    assert {"predictions.parquet", "saliency.parquet", "lesions.parquet", "metrics.json"} <= {
+        path.name for path in maps.iterdir()
+    }
+    assert attacked(maps) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_asked_again_the_folder_is_found_current(
+    command: str, trained: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask() -> Path:
+        if command == "evaluate":
+            return run_folder.evaluate(trained, images, attacks=["fgsm"])[1]
+        return run_folder.explain(trained, images, options=MAPS)[1]
+
+    place = ask()
+    assert "nothing was computed again" not in capsys.readouterr().err
+    before = content(place)
+    assert ask() == place
+    assert "nothing was computed again" in capsys.readouterr().err
+    assert content(place) == before
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
+    trained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, place = run_folder.explain(trained, images, options=MAPS)
+    whole = {path: part[1] for path, part in content(place).items()}
+    shutil.rmtree(place)
+    real = atomic.write_batches
+
+    def killed_before(name: str) -> None:
+        def write(path: Path, *rest: Any) -> None:
+            if path.name == name:
+                raise KeyboardInterrupt
+            real(path, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(atomic, "write_batches", write)
+            with pytest.raises(KeyboardInterrupt):
+                run_folder.explain(trained, images, options=MAPS)
+
+    for name in ("saliency.parquet", "lesions.parquet", "validation.parquet"):
+        killed_before(name)
+    before = content(place)
+    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesions.parquet"}
+    run_folder.explain(trained, images, options=MAPS)
+    after = content(place)
+    assert {path: after[path] for path in before} == before, "what was there is not measured again"
+    assert {path: part[1] for path, part in after.items()} == whole
+
+
+def test_results_go_to_another_folder_if_one_is_named_and_are_not_mixed_there(
+    trained: Path, images: Path, others: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", out)
-    run("evaluate", trained, "--data", films, "--attack", "pgd", "--steps", 2, "--out", out)
-    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)]
-    assert not (trained / "predictions.parquet").exists()
-    assert "holds results of other films; choose another --out" in complaint(
-        "evaluate", trained, "--data", others, "--attack", "fgsm", "--out", out
-    )
+    at = ["--attack", "fgsm", "--out", out]
+    run("evaluate", trained, "--data", images, *at)
+    before = content(out)
+    assert not (trained / "evaluations").exists()
+    moved = trained.rename(tmp_path / "moved")
+    assert "nothing was computed again" in run("evaluate", moved, "--data", images, *at).stderr
+    other = Path(shutil.copytree(moved, tmp_path / "weights"))
+    train_otherwise(other)
+    asked: list[tuple[Any, ...]] = [
+        ("evaluate", moved, "--data", others, *at),
+        ("evaluate", moved, "--data", images, "--attack", "pgd", "--steps", 2, "--out", out),
+        ("evaluate", other, "--data", images, *at),
+        ("explain", moved, "--data", images, "--method", "gradcam@-3", "--sample", 0, "--out", out),
+    ]
+    for words in asked:
+        assert "results are never mixed. Give another --out" in complaint(*words)
+    assert content(out) == before
 
 
-def trained_otherwise(run_: Path, place: Path) -> Path:
-    """A run of the same name whose training ended elsewhere."""
-    other = Path(shutil.copytree(run_, place))
-    save_file({key: value * 1.01 for key, value in weights(other).items()}, other / "model.safetensors")
-    seal(other)
-    return other
+def train_otherwise(run_: Path) -> None:
+    """Give a run other weights, as a training that ended elsewhere."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: v * 1.01 for k, v in load_file(run_ / "model.safetensors").items()}, run_ / "model.safetensors")
+    seal(run_)
 
 
-def test_a_run_of_the_same_name_and_other_weights_is_another_run(trained: Path, films: Path, tmp_path: Path) -> None:
-    out, other = tmp_path / "out", trained_otherwise(trained, tmp_path / "other")
-    run("evaluate", trained, "--data", films, "--attack", "pgd", "--steps", 2, "--out", out)
-    before = (out / "predictions.parquet").read_bytes()
-    at = ["--data", films, "--attack", "fgsm", "--out", out]
-    assert "holds results of another run of that name, of other weights; choose" in complaint("evaluate", other, *at)
-    assert (out / "predictions.parquet").read_bytes() == before
-    run("evaluate", trained.rename(tmp_path / "moved"), *at)
-    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)], "the same run wherever its folder is"
-
-
-def test_results_of_which_no_weights_are_known_are_of_this_run(trained: Path, films: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=2, out=out)
-    (out / made_with.MADE_FILE).unlink()
-    run_folder.evaluate(trained, films, attacks=["fgsm"], out=out)
-    assert attacked(out) == [("fgsm", 0.02), ("pgd", 0.02)]
-    other = trained_otherwise(trained, tmp_path / "other")
-    with pytest.raises(UserError, match="of other weights"):
-        run_folder.evaluate(other, films, attacks=["fgsm"], out=out)
-
-
-def test_what_was_found_on_other_films_before_a_run_was_trained_again_is_not_mixed_with_what_is_now(
-    trained: Path, others: Path, tmp_path: Path
+def test_no_command_writes_into_a_run_a_study_or_an_audit(
+    trained: Path, study: Path, images: Path, tmp_path: Path
 ) -> None:
-    _, place = run_folder.evaluate(trained, others, attacks=["pgd"], steps=2)
-    other = trained_otherwise(trained, tmp_path / "again")
-    with pytest.raises(UserError, match=r"phantom-Test: holds results of weights that .* had before; move it away"):
-        run_folder.explain(other, others, options={"methods": ["gradcam"]})
-    shutil.rmtree(other / "evaluations")
-    _, place = run_folder.evaluate(other, others, attacks=["fgsm"])
-    assert attacked(place) == [("fgsm", 0.02)]
-
-
-def test_results_do_not_go_into_an_audit(trained: Path, films: Path, tmp_path: Path) -> None:
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit" / "audit.json").write_text("{}")
-    at = ["--data", films, "--attack", "fgsm", "--out", tmp_path / "audit"]
-    assert "holds an audit; choose another --out" in complaint("evaluate", trained, *at)
-    assert [path.name for path in (tmp_path / "audit").iterdir()] == ["audit.json"]
+    for out, what in ((trained, "a run"), (study, "a study"), (study / RUN, "a run"), (tmp_path / "audit", "an audit")):
+        said = complaint("evaluate", trained, "--data", images, "--attack", "fgsm", "--out", out)
+        assert f"{out}: holds {what}" in said
+        assert said.endswith("choose another --out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.json").write_text("mine")
+    assert "did not write" in complaint("evaluate", trained, "--data", images, "--out", tmp_path / "mine")
+
+
+def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_maps_and_proofs(
+    trained: Path, images: Path, others: Path, tmp_path: Path
+) -> None:
+    assert "a run that is not tested yet" in complaint("report", trained)
+    run_folder.evaluate(trained, images, attacks=["pgd"], steps=1)
+    run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
+    run_folder.explain(trained, images, options=MAPS)
+    run_folder.evaluate(trained, others, attacks=["fgsm"], epsilons=[0.3])
+    (shown,) = load.load_report(trained).runs
+    assert [(row.attack, row.epsilon) for row in shown.attacks] == [("fgsm", 0.01)]
+    assert list(shown.metrics.saliency) == ["gradcam@-3", "random"]
+    assert shown.saliency is not None
+    assert set(shown.predictions()["attack"]) >= {"clean", "fgsm"}  # type: ignore[index]
+    assert list(shown.evaluations) == ["phantom-Test"]
+    assert shown.evaluations["phantom-Test"].attacks[0].epsilon == 0.3
+    assert load_run(trained).metrics == (own_figures(trained) or pytest.fail("none")).document
+    run("report", trained)
+    assert (trained / "report.html").is_file()
+    newest_ = newest(trained)
+    (newest_ / "metrics.json").write_text(json.dumps({"version": 10**6}))
+    assert not load.load_report(trained).runs[0].evaluations, "one that cannot be read is passed over"
+
+
+# --- files of other people ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -207,172 +363,116 @@ def test_results_do_not_go_into_an_audit(trained: Path, films: Path, tmp_path: P
         ("evaluations/mine.txt",),
     ],
 )
-def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...], films: Path, tmp_path: Path) -> None:
+def test_a_run_is_trained_over_nothing_that_is_not_a_runs(names: tuple[str, ...], images: Path, tmp_path: Path) -> None:
     for name in names:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("mine")
-    said = complaint("train", "--data", films, *TRAIN, "--out", tmp_path / "out")
+    said = complaint("train", "--data", images, *TRAIN, "--out", tmp_path / "out")
     assert f"holds {', '.join(sorted(name.split('/')[0] for name in names))}, which this command did not write" in said
     assert {path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()} == {"mine"}
     assert not (tmp_path / "out" / "run.yaml").exists()
 
 
 def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
-    trained: Path, films: Path, tmp_path: Path
+    trained: Path, images: Path, tmp_path: Path
 ) -> None:
     for name in ("predictions.parquet", "report.html"):
         (tmp_path / name).write_text("mine")
-    said = complaint("audit", trained, "--data", films, "--out", tmp_path)
+    said = complaint("audit", trained, "--data", images, "--out", tmp_path)
     assert (
         "holds predictions.parquet, report.html, which this command did not write and would lose; choose another"
         in said
     )
     (tmp_path / "study.json").write_text("mine")
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
-    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", tmp_path, "--no-check")
+    said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", tmp_path, "--no-check")
     assert "holds report.html, study.json, which this command did not write and would lose; choose another" in said
     assert {(tmp_path / name).read_text() for name in ("predictions.parquet", "report.html", "study.json")} == {"mine"}
 
 
-def test_what_is_ours_goes_on_where_the_file_that_says_so_was_deleted(tmp_path: Path) -> None:
-    """As the advice on a damaged one has it."""
-    for name in (".lock", "predictions.parquet", "report.html"):
-        (tmp_path / "audit" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "audit" / name).write_text("ours")
-    audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
-    (tmp_path / "audit" / ".lock").unlink()
-    with pytest.raises(UserError, match="which this command did not write"):
-        audit._refuse_another(tmp_path / "audit", About("x", "x"), load_exam())  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-def test_a_study_goes_on_beside_its_check_of_the_data(films: Path, tmp_path: Path) -> None:
+def test_a_study_goes_on_beside_its_check_of_the_data(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
     out.mkdir()
-    (out / ".data.yaml").write_text("path: x\n")
+    (out / "data.yaml").write_text("path: x\n")
     (out / "data-check.json").write_text('{"verdict": "of a study that was killed then"}')
-    run("study", tmp_path / "study.yml", "--data", films, "--out", out, "--no-check")
+    run("study", tmp_path / "study.yml", "--data", images, "--out", out, "--no-check")
     assert (out / "study.json").is_file()
 
 
-def test_results_within_the_data_go_on_though_they_hold_pictures(films: Path, tmp_path: Path) -> None:
+def test_results_within_the_data_go_on_though_they_hold_pictures(images: Path, tmp_path: Path) -> None:
     for name in ("run.yaml", "study.yaml", "audit.json", "metrics.json"):
         place = tmp_path / "data" / name.replace(".", "-")
         (place / "figures").mkdir(parents=True)
         Image.new("L", (8, 8)).save(place / "figures" / "x.png")
-        with pytest.raises(UserError, match="holds the films"):
-            tested.refuse_films(place, tmp_path / "data")
+        with pytest.raises(UserError, match="holds the images"):
+            tested.check_out(place, tmp_path / "data")
         (place / name).write_text("{}")
-        tested.refuse_films(place, tmp_path / "data")
+        tested.check_out(place, tmp_path / "data")
 
 
-def test_no_results_go_among_films(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_no_results_go_among_images(trained: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
-    said = complaint("study", tmp_path / "study.yml", "--data", films, "--out", films, "--no-check")
-    assert "holds the films; choose another --out" in said
-    part = films / "Lung Segmentation Data"
-    assert "holds the films" in complaint("train", "--data", films, *TRAIN, "--out", part)
-    assert "holds the films" in complaint("evaluate", trained, "--data", films, "--attack", "fgsm", "--out", part)
-    assert not [path for path in films.rglob("*") if path.suffix in (".json", ".yaml", ".html", ".parquet", ".lock")]
-    inside = films / "results"  # a folder of its own beside them is none of theirs
-    run_folder.evaluate(trained, films, attacks=["fgsm"], out=inside)
-    run_folder.evaluate(trained, films, attacks=["pgd"], steps=1, out=inside)
-    assert attacked(inside) == [("fgsm", 0.02), ("pgd", 0.02)]
+    said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", images, "--no-check")
+    assert "holds the images; choose another --out" in said
+    part = images / "Lung Segmentation Data"
+    assert "holds the images" in complaint("train", "--data", images, *TRAIN, "--out", part)
+    assert "holds the images" in complaint("evaluate", trained, "--data", images, "--attack", "fgsm", "--out", part)
+    assert not [path for path in images.rglob("*") if path.suffix in (".json", ".yaml", ".html", ".parquet", ".lock")]
+    inside = images / "results"  # a folder of its own beside them is none of theirs
+    run_folder.evaluate(trained, images, attacks=["fgsm"], out=inside)
+    run_folder.evaluate(trained, images, attacks=["fgsm"], out=inside)
+    assert attacked(inside) == [("fgsm", 0.02)]
     shutil.rmtree(inside)
 
 
-@pytest.mark.slow
-def test_of_a_run_that_may_only_be_read_results_are_made_elsewhere(
-    trained: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.access  # whoever runs the tests may be allowed everything
-    monkeypatch.setattr(os, "access", lambda path, how, **more: Path(path) != trained and real(path, how, **more))
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    document, _ = run_folder.evaluate(trained, films, attacks=["fgsm"], out=tmp_path / "out")
-    assert document.calibration is not None
-    assert (tmp_path / "out" / "validation.parquet").is_file()
-    run_folder.explain(trained, films, out=tmp_path / "maps", options={"methods": ["gradcam"]})
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+# --- which images -----------------------------------------------------------------------------------------------------
 
 
-def test_a_study_refuses_figures_that_are_not_of_its_recipe(
-    films: Path, study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, folder = runs_of(study), study / "runs" / "test_resnet-standard-s0"
-    run_folder.evaluate(folder, films, attacks=["pgd"], steps=2)
-    assert attacked(folder) == [("fgsm", 0.02), ("pgd", 0.02)]
-    again(study, films)
-    assert "metrics.json: not of the study's recipe, so written again" in capsys.readouterr().err
-    assert runs_of(study) == first
-    assert attacked(folder) == [("fgsm", 0.02)]
-    kept = set(files.read_table(folder / "predictions.parquet")["attack"])
-    assert {"fgsm", "pgd"} <= kept, "nothing measured is lost"
-
-
-# --- which films -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_another_folder_of_the_same_name_is_kept_apart(
-    trained: Path, films: Path, others: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
-    own = (trained / "predictions.parquet").read_bytes()
-    _, place = run_folder.evaluate(trained, others, attacks=["fgsm"])
-    assert place == trained / "evaluations" / "phantom-Test"
-    assert "but holds other Test films" in capsys.readouterr().err
-    assert (trained / "predictions.parquet").read_bytes() == own
-    Image.new("L", (32, 32), 78).save(sorted(others.rglob("Test/Normal/images/*.png"))[0])
-    _, second = run_folder.evaluate(trained, others, attacks=["fgsm"])
-    assert second != place
-    assert second.name.startswith("phantom-Test-")
-
-
-def test_the_fingerprint_stands_in_every_document(trained: Path, films: Path, studied: Path) -> None:
-    run_folder.evaluate(trained, films, attacks=["fgsm"])
-    known = files.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
-    assert set(files.read_table(trained / "predictions.parquet")["data"]) == {known}
-    assert files.read_json(trained / "metrics.json")["films"] == known
-    document = files.read_json(studied / "study.json")
+def test_the_fingerprint_stands_in_every_document(trained: Path, images: Path, studied: Path) -> None:
+    _, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
+    known = atomic.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
+    assert set(atomic.read_table(place / "predictions.parquet")["data"]) == {known}
+    assert atomic.read_json(place / "metrics.json")["images"] == known
+    document = atomic.read_json(studied / "study.json")
     assert document["data"]["fingerprints"]["Test"] == known
-    assert files.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
+    assert atomic.read_yaml(studied / "study.yaml")["fingerprint"] == document["data"]["fingerprint"]
 
 
-def test_a_study_does_not_go_on_with_other_films(films: Path, others: Path, study: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds a study of other films than"):
+def test_a_study_does_not_go_on_with_other_images(images: Path, others: Path, study: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds a study of other images than"):
         again(study, others)
-    moved = Path(shutil.copytree(films, tmp_path / "moved"))
-    assert len(again(study, moved).plain()["runs"]) == 1, "the same films under another name are the same study"
+    moved = Path(shutil.copytree(images, tmp_path / "moved"))
+    assert len(again(study, moved).plain()["runs"]) == 1, "the same images under another name are the same study"
 
 
-def test_a_finished_run_asks_for_its_films_too(trained: Path, films: Path, others: Path, tmp_path: Path) -> None:
+def test_a_finished_run_asks_for_its_images_too(trained: Path, images: Path, others: Path, tmp_path: Path) -> None:
     assert "no such" in complaint("train", "--data", tmp_path / "nowhere", *TRAIN, "--out", trained)
-    run("train", "--data", films, *TRAIN, "--out", trained)
+    run("train", "--data", images, *TRAIN, "--out", trained)
     Image.new("L", (32, 32), 79).save(sorted(others.rglob("Train/Normal/images/*.png"))[0])
-    assert "was trained on other films" in complaint("train", "--data", others, *TRAIN, "--out", trained)
+    assert "was trained on other images" in complaint("train", "--data", others, *TRAIN, "--out", trained)
 
 
-def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, films: Path, tmp_path: Path) -> None:
-    read_manifest(films).write(tmp_path / "clean.csv")
-    document, place = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
+def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, images: Path, tmp_path: Path) -> None:
+    read_manifest(images).write(tmp_path / "clean.csv")
+    document, _ = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
     assert document.plain()["clean"]["n"] == 12
     assert document.plain()["split"] == "Test"
     assert document.plain()["notes"] == []
-    assert place == trained, "the very films that are its own"
+    assert document.plain()["calibration"]["split"] == "Val", "the very images that are its own"
 
 
-def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Path, tmp_path: Path) -> None:
+def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere"
     for name in ("COVID-19", "Normal"):
         (foreign / name).mkdir(parents=True)
         for split in ("Train", "Test"):
-            for film in sorted(films.glob(f"Lung*/Lung*/{split}/{name}/images/*"))[:3]:
-                shutil.copy(film, foreign / name / f"{split}-{film.name}")
+            for image in sorted(images.glob(f"Lung*/Lung*/{split}/{name}/images/*"))[:3]:
+                shutil.copy(image, foreign / name / f"{split}-{image.name}")
     done = run("evaluate", trained, "--data", foreign, "--attack", "fgsm")
-    note = "was trained on 6 of these 12 films: what is measured there flatters it"
+    note = "was trained on 6 of these 12 images: what is measured there flatters it"
     assert note in done.stdout.splitlines()[0]
-    document = files.read_json(trained / "evaluations" / "elsewhere-all" / "metrics.json")
+    document = atomic.read_json(newest(trained) / "metrics.json")
     assert note in document["notes"][0]
     assert document["alarms"][0]["kind"] == "trained_on"
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
@@ -381,12 +481,12 @@ def test_films_that_were_trained_on_are_said_at_the_top(trained: Path, films: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
 def test_what_a_list_lacks_is_said_of_it_once(
-    command: tuple[str, ...], trained: Path, films: Path, tmp_path: Path
+    command: tuple[str, ...], trained: Path, images: Path, tmp_path: Path
 ) -> None:
-    table = read_manifest(films).table[["class", "split", "path", "infection_mask"]]
+    table = read_manifest(images).table[["class", "split", "path", "infection_mask"]]
     table = pd.concat([table, table[-1:].assign(path="gone.png")])
     for name in ("path", "infection_mask"):
-        table[name] = [None if path is None else films / path for path in table[name]]
+        table[name] = [None if path is None else images / path for path in table[name]]
     table.to_csv(tmp_path / "list.csv", index=False)
     names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
     done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
@@ -397,14 +497,14 @@ def test_what_a_list_lacks_is_said_of_it_once(
 def test_one_split_in_two_roles_is_refused() -> None:
     content = STUDY | {"data": {"size": 32, "splits": {"train": "Train", "test": "Train"}}}
     with pytest.raises(UserError, match="train and test are both Train"):
-        validation.validate(StudyRecipe, content, "test")
+        parsing.validate(StudyRecipe, content, "test")
     asked = ["train", "--data", "nowhere", *TRAIN, "--out", "nowhere", "--set", "data.splits.val=Test"]
     assert "val and test are both Test" in complaint(*asked)
 
 
-def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path) -> None:
+def test_the_second_command_is_told_who_holds_the_run(trained: Path, images: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from trustcxr.results.locks import holding\n"
+        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
         "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)
@@ -412,14 +512,16 @@ def test_the_second_command_is_told_who_holds_the_run(trained: Path, films: Path
         assert first.stdout is not None
         first.stdout.readline()
         for command in (["evaluate", trained], ["explain", trained], ["train", *TRAIN, "--out", trained]):
-            assert f"in use by process {first.pid} on" in complaint(*command, "--data", films)
+            assert f"in use by process {first.pid} on" in complaint(*command, "--data", images)
+        out = ["--data", images, "--attack", "fgsm", "--out", trained.parent / "out"]
+        run("evaluate", trained, *out)  # into a folder that nobody holds
     finally:
         first.kill()
         first.wait()
     assert (trained / locks.LOCK_FILE).exists()
 
 
-def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films: Path) -> None:
+def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, images: Path) -> None:
     from trustcxr.data import load_dataset
 
     whole = load_run(made)
@@ -429,26 +531,17 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, films
 
         model, classes, name, size, device = whole.model, whole.classes, "theirs", 32, whole.device
 
-    data = load_dataset(films, split="Test", size=32)
+    data = load_dataset(images, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
-    document = summary.describe(Theirs(), table, resamples=100)
+    document = run_figures.describe(Theirs(), table, resamples=100)
     assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (
         "theirs",
         "theirs",
         "given",
     )
     assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
-    assert summary.describe(whole, table, resamples=100).plain()["origin"] == "trained"
+    assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
     given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):
         _ = given.trained_by
-
-
-def test_columns_that_one_table_alone_has_are_kept() -> None:
-    rows = {"steps": 1, "severity": 0, "epsilon": 0.02}
-    before = pd.DataFrame([rows | {"attack": "worst-case", "broken_by": "fab"}])
-    after = pd.DataFrame([rows | {"attack": "clean", "epsilon": 0.0}, rows | {"attack": "fgsm"}])
-    table = merged(before, after)
-    assert table["attack"].tolist() == ["clean", "worst-case", "fgsm"]
-    assert table.loc[1, "broken_by"] == "fab"

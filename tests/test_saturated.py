@@ -15,12 +15,12 @@ from pack import Pack
 from small_networks import accuracy, images_and_labels, trained
 from small_runs import recipe, seal
 from trustcxr import attacks
-from trustcxr.attacks import contract
+from trustcxr.attacks import base
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions, summary
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import one_image
-from trustcxr.training import loop, monitor
+from trustcxr.evaluation import predictions, run_figures
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.explain import predict
+from trustcxr.training import fit_run, monitor
 
 
 class Louder(nn.Module):
@@ -59,7 +59,7 @@ def test_the_loss_of_what_is_not_saturated_is_the_cross_entropy_to_the_last_bit(
         logits[0] = torch.tensor([900.0, 0.0, -3.0])
         labels[0] = 0
     found = []
-    for loss in (contract.cross_entropy, lambda z, y: F.cross_entropy(z, y, reduction="none")):
+    for loss in (base.cross_entropy, lambda z, y: F.cross_entropy(z, y, reduction="none")):
         values = loss(logits, labels)
         found.append((values.detach(), torch.autograd.grad(values.sum(), logits)[0]))
     (ours, our_slope), (theirs, their_slope) = found
@@ -72,14 +72,14 @@ def test_the_loss_of_what_is_not_saturated_is_the_cross_entropy_to_the_last_bit(
 def test_the_loss_falls_without_a_step_where_it_is_gone_on_with() -> None:
     lead = torch.linspace(0, 60, 601, dtype=torch.float64)
     logits = torch.stack([lead, torch.zeros_like(lead)], 1)
-    values = contract.cross_entropy(logits, torch.zeros(601, dtype=torch.long))
+    values = base.cross_entropy(logits, torch.zeros(601, dtype=torch.long))
     assert (values.diff() < 0).all()
-    at = math.ceil(contract.SATURATED * 10)
+    at = math.ceil(base.SATURATED * 10)
     assert values[at + 1] - values[at] == pytest.approx(float(values[at] - values[at - 1]), rel=0.2)
 
 
 class Root(nn.Module):
-    """A network whose gradient is infinite wherever the film is black."""
+    """A network whose gradient is infinite wherever the image is black."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_an_infinite_gradient_is_the_largest_of_its_image() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return Sloped.apply(images)
 
-    gradient, _ = contract.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
+    gradient, _ = base.input_gradient(Model(), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))
     wanted = [[3.0, -3.0, 0.0, -0.5], [1.0, 0.0, 0.0, 0.0], [1.0, 2.0, -3.0, 0.0]]
     assert gradient.flatten(1).tolist() == wanted
 
@@ -144,7 +144,7 @@ def test_a_gradient_that_is_no_number_leaves_an_image_of_numbers() -> None:
 # --- what evaluate says of it ---------------------------------------------------------------------------------------
 
 
-def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, films: tuple[Any, Any]) -> None:
+def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, radiographs: tuple[Any, Any]) -> None:
     """Weights times many: attacks break it all the same, and that the plain cross-entropy has no gradient is seen."""
     run, found = load_run(made), {}
     plan = predictions.conditions(["fgsm", "pgd", "worst-case"], [0.02], steps=3, queries=20)
@@ -152,8 +152,8 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
         with torch.no_grad():
             for values in (run.model.net.fc.weight, run.model.net.fc.bias):
                 values.mul_(factor)
-        table = predictions.predict(run, films[1], plan, views=False)
-        found[factor] = summary.describe(run, table, resamples=100)
+        table = predictions.predict(run, radiographs[1], plan, views=False)
+        found[factor] = run_figures.describe(run, table, resamples=100)
         clean = table[table["attack"] == "clean"]
         assert clean["gradient"].notna().all()
         assert table.loc[table["attack"] != "clean", "moved"].between(0, 0.02 + 1e-6).all()
@@ -173,14 +173,14 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, f
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def radiographs(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
 @pytest.fixture(scope="module")
-def made(films: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(radiographs: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    loop.fit(recipe(epochs=1), *films, folder)
+    fit_run.fit(recipe(epochs=1), *radiographs, folder)
     return folder
 
 
@@ -198,14 +198,14 @@ def test_weights_that_are_no_numbers_are_refused(made: Path, tmp_path: Path, val
     assert "\n" not in str(problem.value)
 
 
-def test_answers_that_are_no_numbers_are_refused(made: Path, films: tuple[Any, Any]) -> None:
+def test_answers_that_are_no_numbers_are_refused(made: Path, radiographs: tuple[Any, Any]) -> None:
     run = load_run(made)
     with torch.no_grad():
         run.model.net.fc.bias[0] = math.nan
     with pytest.raises(UserError, match="with NaN or infinity, so nothing can be measured"):
-        predictions.predict(run, films[1])
+        predictions.predict(run, radiographs[1])
     with pytest.raises(UserError, match="with NaN or infinity"):
-        one_image.answer(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
+        predict.answer(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
     images, labels = images_and_labels(4, seed=5)
     for name in ("fgsm", "pgd", "worst-case", "square"):
         with pytest.raises(UserError, match="with NaN or infinity"):
@@ -214,7 +214,7 @@ def test_answers_that_are_no_numbers_are_refused(made: Path, films: tuple[Any, A
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_network_that_answers_nan_is_never_kept_as_the_best(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     """The loss is a number to the end, and only the weights that are validated are not."""
     real, epochs = monitor.validate, iter(range(9))
@@ -228,8 +228,8 @@ def test_a_network_that_answers_nan_is_never_kept_as_the_best(
     monkeypatch.setattr(monitor, "validate", breaks)
     if first == 0:
         with pytest.raises(UserError, match="24 images with NaN or infinity, in the first epoch"):
-            loop.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
         return
-    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
     assert (summary.best_epoch, summary.stopped.startswith("numbers: the model answers")) == (0, True)
     load_run(tmp_path)

@@ -12,22 +12,31 @@ from PIL import Image
 from torch import Tensor
 
 from trustcxr import attacks, corruptions, explain
-from trustcxr.catalogue import HIT_RATE, REFERENCES, TOLD_OF_MAPS
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.data.lesions import Films
-from trustcxr.data.phantom import anatomy, writing
+from trustcxr.data.lesion_edits import EditInputs
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run
-from trustcxr.explain import examples, faithfulness, lesions, measures, methods, randomisation, scores, stability
-from trustcxr.explain.references import SHARPENED
-from trustcxr.explain.summary import summarise
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.explain import (
+    evaluate,
+    examples,
+    faithfulness,
+    lesion_effect,
+    measures,
+    methods,
+    randomisation,
+    stability,
+)
+from trustcxr.explain.baseline_scores import SHARPENED
+from trustcxr.explain.saliency_summary import summarise
 from trustcxr.models import factory, feature_maps, zoo
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
+from trustcxr.storage import atomic
 
 SIZE = 64
 METHODS = ("gradcam", "layercam@-2")
@@ -36,10 +45,12 @@ OPTIONS = ExplanationRecipe(methods=METHODS, corruptions=("jpeg", "letters"), sa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE)
+    return write_files.write(
+        tmp_path_factory.mktemp("scoring") / "phantom", {"Train": 1, "Val": 2, "Test": 3}, size=SIZE
+    )
 
 
-def films(folder: Path, split: str = "Test") -> Any:
+def radiographs(folder: Path, split: str = "Test") -> Any:
     return load_dataset(folder, split=split, size=SIZE, workers=1)
 
 
@@ -53,23 +64,23 @@ def run() -> Run:
 
 @pytest.fixture(scope="module")
 def held_out(folder: Path) -> Any:
-    return films(folder)
+    return radiographs(folder)
 
 
 @pytest.fixture(scope="module")
 def levels(run: Run, folder: Path) -> dict[str, float]:
-    return scores.tune(run, films(folder, "Val"), METHODS)
+    return evaluate.tune(run, radiographs(folder, "Val"), METHODS)
 
 
 @pytest.fixture(scope="module")
 def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
-    return scores.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
+    return evaluate.score(run, held_out, OPTIONS, thresholds=levels, batch_size=4)
 
 
 @pytest.fixture
 def batch(held_out: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
-    """Images, labels, infection and lung masks of all annotated films, and their ids."""
-    rows = scores.annotated(held_out)
+    """Images, labels, infection and lung masks of all annotated images, and their ids."""
+    rows = evaluate.annotated(held_out)
     infection, lung = (torch.from_numpy(np.array(held_out.masks(kind)[rows])) for kind in ("infection", "lung"))
     images = to_pixels(torch.from_numpy(held_out.batch(rows)))
     return images, torch.from_numpy(held_out.labels[rows]), infection, lung, held_out.sample_ids[rows]
@@ -132,7 +143,7 @@ def test_the_lung_mask_as_the_map_is_no_better_than_the_infections_share_of_the_
 
 def test_the_random_map_is_always_scored_and_scores_chance_whatever_the_model(table: pd.DataFrame) -> None:
     assert list(dict.fromkeys(table["method"])) == [*METHODS, "random"]
-    assert scores.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
+    assert evaluate.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
     # The random map is no method with something to be stable: once, under FGSM, to see what that scores.
     assert set(table[table["method"] == "random"]["condition"]) == {"clean", "fgsm"}
 
@@ -147,8 +158,8 @@ def test_a_perturbed_image_is_measured_against_the_masks_too(table: pd.DataFrame
 
 
 def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, folder: Path, levels: Any) -> None:
-    val = films(folder, "Val")
-    rows = scores.annotated(val)
+    val = radiographs(folder, "Val")
+    rows = evaluate.annotated(val)
     images, labels = to_pixels(torch.from_numpy(val.batch(rows))), torch.from_numpy(val.labels[rows])
     infection = np.array(val.masks("infection")[rows]) > 0
     maps = explain.grad_cam(run.model, images, labels).numpy()
@@ -163,7 +174,7 @@ def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, f
 
 
 def test_the_time_that_is_left_of_tuning_is_said(run: Run, folder: Path, bars: list) -> None:
-    scores.tune(run, films(folder, "Val"), METHODS[:1], batch_size=2)
+    evaluate.tune(run, radiographs(folder, "Val"), METHODS[:1], batch_size=2)
     assert bars[-1] == (f"thresholds for the maps of {run.name}", 3, 3)
 
 
@@ -197,13 +208,13 @@ def test_a_map_that_goes_with_the_artefact_is_caught_and_one_that_vanishes_has_m
     before = torch.zeros(2, 16, 16)
     before[:, 8:, 8:] = 1
     after = torch.stack([drawn[0].float(), torch.zeros(16, 16)])
-    found, beside = scores._moved(before, after, drawn)
+    found, beside = evaluate._moved(before, after, drawn)
     assert found["artefact_gain"][0] == 1
     assert found["artefact_gain"][1].isnan()
     assert beside["chance"]["artefact_energy"].tolist() == [1 / 16, 1 / 16]
 
 
-def test_a_turned_film_is_no_test_of_stability() -> None:
+def test_a_turned_image_is_no_test_of_stability() -> None:
     assert "rotation" not in stability.UNDER
     assert len(stability.UNDER) == len(corruptions.CORRUPTIONS) - 1
     assert set(corruptions.ARTEFACTS) <= set(stability.UNDER)
@@ -218,7 +229,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
     assert len(sampled) == OPTIONS.sample
     assert sampled == set(table[table["condition"] == "pgd"]["sample_id"])
     assert sampled == set(table[table["measure"] == "randomised_ssim"]["sample_id"])
-    again = scores.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
+    again = evaluate.score(run, held_out, OPTIONS.model_copy(update={"methods": ("hirescam",), "corruptions": ()}))
     assert sampled == set(again[again["measure"] == "road"]["sample_id"])
     chosen = np.isin(ids, list(sampled))
     some, labelled = images[chosen], labels[chosen]
@@ -247,11 +258,11 @@ def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
     assert set(rows["method"]) == {*METHODS, "random"}
     chosen = np.isin(ids, list(set(rows["sample_id"])))
     some, inside = images[chosen], lung[chosen] != 0
-    falls = lesions.causes(run.model, Films(some, inside, infection[chosen] != 0), labels[chosen])
-    own = lesions.ranked_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
+    falls = lesion_effect.causes(run.model, EditInputs(some, inside, infection[chosen] != 0), labels[chosen])
+    own = lesion_effect.ranked_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
     same(column(table, ids[chosen], "ranked_by_cause"), torch.from_numpy(own))
     told = rows[rows["method"] == "gradcam"].set_index("sample_id")["brightness"].reindex(ids[chosen])
-    assert told.to_numpy() == pytest.approx(lesions.ranked_by_cause(some[:, 0] * inside, falls), nan_ok=True)
+    assert told.to_numpy() == pytest.approx(lesion_effect.ranked_by_cause(some[:, 0] * inside, falls), nan_ok=True)
     part = summarise(table, images=9, resamples=100)["gradcam"].faithfulness
     assert part is not None
     assert part.figures["ranked_by_cause"].value == pytest.approx(np.nanmean(own))
@@ -260,7 +271,7 @@ def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
 
 def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
     options = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
-    found = scores.score(run, held_out, options)
+    found = evaluate.score(run, held_out, options)
     assert set(found["condition"]) == {"clean", "fgsm"}
     document = summarise(found, images=len(held_out), resamples=100)["gradcam"]
     assert document.faithfulness is None
@@ -273,7 +284,7 @@ def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
 
 @pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
-    whole = scores.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
+    whole = evaluate.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
     keys = ["sample_id", "method", "condition", "measure"]
     first, second = (t.sort_values(keys).reset_index(drop=True) for t in (table, whole))
     assert first[keys].equals(second[keys])
@@ -294,7 +305,7 @@ def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monk
 
     monkeypatch.setattr(methods, "maps", watched)
     options = ExplanationRecipe(methods=("gradcam",), corruptions=("jpeg",), sample=2)
-    for number, _ in enumerate(scores.batches(run, held_out, options, batch_size=2)):
+    for number, _ in enumerate(evaluate.batches(run, held_out, options, batch_size=2)):
         assert sum(reference() is not None for reference in made) == 0, number
     assert len(made) > 10
 
@@ -304,13 +315,13 @@ def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    files.write_batches(path, scores.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
-    read = files.read_table(path)
+    atomic.write_batches(path, evaluate.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
+    read = atomic.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
     assert read["method"].tolist() == table["method"].tolist()
     with pytest.raises(ValueError, match="no table"):
-        files.write_batches(tmp_path / "none.parquet", [])
+        atomic.write_batches(tmp_path / "none.parquet", [])
     assert [p.name for p in tmp_path.iterdir()] == ["saliency.parquet"]
 
 
@@ -318,7 +329,7 @@ def test_the_table_is_written_a_batch_at_a_time(
 def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
-    scores.score(run, held_out, OPTIONS)
+    evaluate.score(run, held_out, OPTIONS)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
@@ -388,7 +399,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     assert {"part", "ssim", "rank_correlation", "null"} <= set(part["sanity"][0].keys())
     assert part["perturbed"]["attack"] == "fgsm"
     assert document["random"].faithfulness is not None
-    files.to_json(document)
+    atomic.to_json(document)
 
 
 def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
@@ -398,7 +409,7 @@ def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
     infection[0, :, :5] = True  # the whole lung
     infection[1, :5] = True  # half of it, and as much beside it
     infection[3, 0] = True  # no lung is known
-    found = scores.Masks(infection, lung).lesion.tolist()
+    found = evaluate.Masks(infection, lung).lesion.tolist()
     assert found[:2] == [1.0, 0.5]
     assert np.isnan(found[2:]).all()
 
@@ -490,24 +501,24 @@ def test_a_method_or_layer_that_is_not_there_is_named_before_any_work(
     name: str, words: str, run: Run, held_out: Any
 ) -> None:
     with pytest.raises(UserError, match=".*".join(part for part in [words.replace("'", ".")])):
-        scores.score(run, held_out, ExplanationRecipe(methods=(name,)))
+        evaluate.score(run, held_out, ExplanationRecipe(methods=(name,)))
 
 
 def test_a_recipe_names_methods_and_corruptions_that_are_there() -> None:
     with pytest.raises(UserError, match="unknown corruption 'jpg': did you mean jpeg"):
-        scores.check_options(ExplanationRecipe(corruptions=("jpg",)))
+        evaluate.check_options(ExplanationRecipe(corruptions=("jpg",)))
     with pytest.raises(UserError, match="explanation"):
         validate(StudyRecipe, {"name": "x", "models": ["vgg16"], "explanation": {"methods": []}}, "test")
 
 
 def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = writing.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
+    data = write_files.write(tmp_path / "odd", {"Train": 1, "Val": 1, "Test": 2}, size=SIZE)
     mask = next(data.rglob("Test/COVID-19/infection masks/*.png"))
     with Image.open(mask) as image:
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
-    dataset = films(data)
-    assert scores.masks_of_other_size(dataset) >= 1
-    scores.say_masks(dataset, len(scores.annotated(dataset)))
+    dataset = radiographs(data)
+    assert evaluate.masks_of_other_size(dataset) >= 1
+    evaluate.log_masks(dataset, len(evaluate.annotated(dataset)))
     said = capsys.readouterr().err
     assert "not of their image's size: resized by nearest neighbour" in said
     assert "images have no mask to measure against and are left out" in said
@@ -519,7 +530,7 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
         Image.fromarray(np.full((SIZE, SIZE), 90, np.uint8)).save(tmp_path / "bare" / name / "a.png")
     bare = load_dataset(tmp_path / "bare", size=SIZE, classes=anatomy.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
-        scores.score(run, bare)
+        evaluate.score(run, bare)
 
 
 # What the report shows
@@ -528,7 +539,7 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
 def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:
     chosen = examples.choose(held_out, [table, table], count=2, method="gradcam")
     at_random = [row for row, why in chosen.items() if examples.AT_RANDOM in why]
-    rows = scores.annotated(held_out)
+    rows = evaluate.annotated(held_out)
     assert at_random == sorted(np.random.default_rng(0).permutation(rows)[:2].tolist())
     ids = held_out.sample_ids
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
@@ -542,7 +553,7 @@ def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(tabl
 
 
 def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) -> None:
-    ids = held_out.sample_ids[scores.annotated(held_out)]
+    ids = held_out.sample_ids[evaluate.annotated(held_out)]
 
     def made_up(values: list[float]) -> pd.DataFrame:
         rows = {"sample_id": ids[:3], "measure": "infection_energy", "condition": "clean", "method": "gradcam"}
@@ -556,7 +567,7 @@ def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) 
 
 
 def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
-    rows = scores.annotated(held_out)
+    rows = evaluate.annotated(held_out)
     chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
     arrays = examples.panels(run, held_out, chosen, method="layercam@-2")
     assert arrays["sample_id"].tolist() == held_out.sample_ids[rows[[3, 0]]].tolist()
@@ -576,7 +587,7 @@ def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
 ) -> None:
     assert "activation" not in set(table["method"])
     asked = ExplanationRecipe(methods=(*METHODS, "activation"), corruptions=(), sample=0)
-    own = pd.concat(scores.batches(run, held_out, asked))
+    own = pd.concat(evaluate.batches(run, held_out, asked))
     own = own[(own["method"] == "activation") & (own["condition"] == "clean")]
     beside = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     for measure in ("infection_energy", HIT_RATE):
@@ -592,13 +603,13 @@ def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
 
 
 def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder: Path, held_out: Any) -> None:
-    from trustcxr.explain.controls import mean_mask
+    from trustcxr.explain.baselines import mean_mask
 
     options = OPTIONS.model_copy(update={"methods": ("layercam",), "corruptions": (), "sample": 0})
-    mean = mean_mask(films(folder, "Train").masks("infection"))
-    table = pd.concat(scores.batches(run, held_out, options, mean_mask=mean))
+    mean = mean_mask(radiographs(folder, "Train").masks("infection"))
+    table = pd.concat(evaluate.batches(run, held_out, options, mean_mask=mean))
     clean = table[(table["method"] == "layercam") & (table["condition"] == "clean")]
-    rows = scores.annotated(held_out)
+    rows = evaluate.annotated(held_out)
     inside = torch.from_numpy(np.array(held_out.masks("lung")[rows])) > 0
     lesion = torch.from_numpy(np.array(held_out.masks("infection")[rows])) > 0
     lungs = inside.flatten(1).any(1)
@@ -608,7 +619,7 @@ def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder
     assert clean[clean["measure"] == "infection_energy"]["mean_mask_as_sharp"].notna().any()
     part = summarise(table, images=len(held_out), resamples=100)["layercam"]
     assert part.figure("infection_energy").mean_mask == pytest.approx(np.nanmean(found))
-    without = pd.concat(scores.batches(run, held_out, options))
+    without = pd.concat(evaluate.batches(run, held_out, options))
     assert without["mean_mask"].isna().all()
     part = summarise(without, images=len(held_out), resamples=100)["layercam"]
     assert part.figure("infection_energy").mean_mask is None

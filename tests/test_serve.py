@@ -1,4 +1,4 @@
-"""The API behind the page: one film in, an answer out; who may ask, how much, and what is never said."""
+"""The API behind the page: one image in, an answer out; who may ask, how much, and what is never said."""
 
 import asyncio
 import base64
@@ -18,17 +18,17 @@ from PIL import Image
 
 import served
 from test_cli import complaint
-from trustcxr.about import NOTICE
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import one_image
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.explain import predict
+from trustcxr.version import NOTICE
 
 fastapi = pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
-from trustcxr.serve import app as application  # noqa: E402
-from trustcxr.serve import doors, server  # noqa: E402
-from trustcxr.serve.worker import Limits  # noqa: E402
+from trustcxr.apps.serve import app as application  # noqa: E402
+from trustcxr.apps.serve import middleware, server  # noqa: E402
+from trustcxr.apps.serve.worker import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 
@@ -44,7 +44,7 @@ def pool(run: Path) -> served.Here:
 
 
 def client(pool: served.Here, *, token: str | None = None, local: bool = True, **limits: object) -> TestClient:
-    hosts = doors.local_names("127.0.0.1") if local else None
+    hosts = middleware.local_names("127.0.0.1") if local else None
     built = application.build(pool, Limits(**limits), token=token, hosts=hosts)  # type: ignore[arg-type]
     return TestClient(built, base_url=LOCAL, raise_server_exceptions=False)
 
@@ -55,7 +55,7 @@ def api(pool: served.Here) -> Iterator[TestClient]:
         yield found
 
 
-def send(api: TestClient, data: bytes, kind: str = "predict", name: str = "film.png", **fields: object):
+def send(api: TestClient, data: bytes, kind: str = "predict", name: str = "image.png", **fields: object):
     return api.post(f"/api/v1/{kind}", files={"file": (name, data)}, data=fields)
 
 
@@ -65,9 +65,9 @@ def code(response) -> str:
 
 
 def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "film.png").write_bytes(served.film(3))
-    (told,) = one_image.predict(run, [tmp_path / "film.png"], epsilon=0.01)
-    found = send(api, served.film(3), epsilon="0.01").json()
+    (tmp_path / "image.png").write_bytes(served.image(3))
+    (told,) = predict.predict(run, [tmp_path / "image.png"], epsilon=0.01)
+    found = send(api, served.image(3), epsilon="0.01").json()
     assert {row["name"]: row["probability"] for row in found["classes"]} == pytest.approx(told.probabilities)
     assert found["classes"][0]["name"] == found["predicted"] == told.predicted
     assert {row["attack"]: row["survives"] for row in found["survives"]} == told.survives
@@ -80,17 +80,17 @@ def test_the_answer_is_that_of_predict(api: TestClient, run: Path, tmp_path: Pat
 
 
 def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: TestClient, run: Path) -> None:
-    found = send(api, served.film(1), "examine").json()
+    found = send(api, served.image(1), "examine").json()
     assert found["maps"][0]["method"] == "gradcam"
     for row in found["maps"]:
-        assert row["controls"][0]["label"] == "the film's own brightness"
+        assert row["controls"][0]["label"] == "the image's own brightness"
         assert all(-1 <= c["likeness"] <= 1 for c in row["controls"] if c["likeness"] is not None)
         assert picture(row["png"]).shape == (32, 32, 3)
-    seen, changed = (picture(found[part]) for part in ("network_film", "film"))
+    seen, changed = (picture(found[part]) for part in ("network_image", "image"))
     assert seen.shape == (32, 32)
     assert changed.shape == (found["height"], found["width"]) == (128, 128)
     flip = found["perturbation"]
-    moved = np.abs(picture(flip["film"]).astype(int) - seen).max()
+    moved = np.abs(picture(flip["image"]).astype(int) - seen).max()
     assert moved <= np.ceil(flip["grey_levels"]) + 1
     assert flip["becomes"] != found["predicted"]
     assert {row["name"] for row in found["corruptions"]} >= {"gaussian_noise", "rotation"}
@@ -98,32 +98,32 @@ def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: Test
 
 
 def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
-    from trustcxr.explain import closer_look
+    from trustcxr.explain import counterfactual_view
 
     loaded = load_run(run)
-    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read_source(served.image(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    found = closer_look.flip(loaded, pixels, predicted, steps=10)
+    found = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
     assert found is not None
-    assert int(loaded.model(found.film[None, None]).argmax(1)) == found.predicted != predicted
-    assert float((found.film - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
-    assert bool(((found.film - pixels[0, 0]) == found.change).all())
+    assert int(loaded.model(found.image[None, None]).argmax(1)) == found.predicted != predicted
+    assert float((found.image - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
+    assert bool(((found.image - pixels[0, 0]) == found.change).all())
 
 
 def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(run: Path) -> None:
     import torch
 
-    from trustcxr.explain import closer_look
+    from trustcxr.explain import counterfactual_view
 
     class Turned(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return loaded.model(x).roll(1, 1)
 
     loaded = load_run(run)
-    pixels = one_image.as_input(one_image.read(served.film(1)).pixels, loaded.size)
+    pixels = predict.as_input(predict.read_source(served.image(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
-    own = closer_look.flip(loaded, pixels, predicted, steps=10)
-    found = closer_look.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
+    own = counterfactual_view.flip(loaded, pixels, predicted, steps=10)
+    found = counterfactual_view.flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
     assert own is not None
     assert found is not None
     assert found.epsilon == own.epsilon
@@ -135,15 +135,15 @@ def picture(text: str) -> np.ndarray:
 
 
 def test_a_heatmap_is_a_png_with_its_notice(api: TestClient) -> None:
-    found = send(api, served.film(1), "heatmap", method="layercam@-2")
+    found = send(api, served.image(1), "heatmap", method="layercam@-2")
     assert found.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(found.content)) as image:
         assert image.size == (128, 128)
         assert NOTICE in image.info.values()
-    assert code(send(api, served.film(1), "heatmap", method="gradcm")) == "invalid"
+    assert code(send(api, served.image(1), "heatmap", method="gradcm")) == "invalid"
 
 
-def test_a_dicom_film_is_answered_and_nothing_it_says_of_a_patient_comes_back(api: TestClient) -> None:
+def test_a_dicom_image_is_answered_and_nothing_it_says_of_a_patient_comes_back(api: TestClient) -> None:
     found = send(api, served.dicom(), "examine", name="DOE_JANE.dcm")
     assert found.status_code == 200
     refused = send(api, served.dicom(Modality="DOE", PatientName="DOE^JANE"))
@@ -152,10 +152,10 @@ def test_a_dicom_film_is_answered_and_nothing_it_says_of_a_patient_comes_back(ap
         assert not any(word in text.upper().replace("DOES", "") for word in ("DOE", "JANE", "IDENTIFIER"))
 
 
-def test_what_is_no_film_is_refused_or_doubted_in_words(api: TestClient) -> None:
+def test_what_is_no_image_is_refused_or_doubted_in_words(api: TestClient) -> None:
     assert code(send(api, b"")) == "unreadable"
     assert code(send(api, b"PK\x03\x04 a zip")) == "unreadable"
-    broken = send(api, served.film(1)[:300] + b"JANE DOE")
+    broken = send(api, served.image(1)[:300] + b"JANE DOE")
     assert code(broken) == "unreadable"
     assert "JANE" not in broken.text
     colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -166,10 +166,10 @@ def test_a_form_that_is_none_is_refused_by_what_is_wrong(api: TestClient) -> Non
     assert api.post("/api/v1/predict", json={}).status_code == 415
     assert code(api.post("/api/v1/predict", data={"run": "x"}, files={})) == "no-form"
     assert code(api.post("/api/v1/predict", files={"other": b"x"})) == "unknown-field"
-    assert code(send(api, served.film(1), extra="1")) == "unknown-field"
-    assert code(send(api, served.film(1), run="no such")) == "unknown-run"
+    assert code(send(api, served.image(1), extra="1")) == "unknown-field"
+    assert code(send(api, served.image(1), run="no such")) == "unknown-run"
     for epsilon in ("nan", "-1", "0.5", "much"):
-        assert code(send(api, served.film(1), epsilon=epsilon)) == "invalid"
+        assert code(send(api, served.image(1), epsilon=epsilon)) == "invalid"
     headers = {"content-type": "multipart/form-data"}
     assert code(api.post("/api/v1/predict", content=b"x", headers=headers)) == "broken-form"
     assert code(api.get("/api/v1/predict")) == "wrong-method"
@@ -179,7 +179,7 @@ def test_a_form_that_is_none_is_refused_by_what_is_wrong(api: TestClient) -> Non
 def test_two_runs_of_one_name_are_told_apart(api: TestClient) -> None:
     names = [row["name"] for row in api.get("/api/v1/runs").json()["runs"]]
     assert len(set(names)) == 2
-    assert send(api, served.film(1), run=names[1]).json()["run"] == names[1]
+    assert send(api, served.image(1), run=names[1]).json()["run"] == names[1]
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_read(pool: served.Here) -> None:
@@ -218,7 +218,7 @@ def test_a_fault_is_counted_and_says_nothing(pool: served.Here, monkeypatch: pyt
 
     monkeypatch.setattr(pool, "ask", broken)
     with client(pool) as api:
-        answer = send(api, served.film(1))
+        answer = send(api, served.image(1))
         assert (answer.status_code, code(answer)) == (500, "fault")
         assert "JANE" not in answer.text
         assert 'trustcxr_requests_total{route="predict",status="500"} 1.0' in api.get("/metrics").text
@@ -238,32 +238,32 @@ def test_no_upload_touches_the_disk(pool: served.Here, monkeypatch: pytest.Monke
 def test_who_comes_when_the_house_is_full_is_told_when_to_come_again(pool: served.Here) -> None:
     with client(pool, workers=1, waiting=1) as api:
         pool.hold = True
-        held = [threading.Thread(target=send, args=(api, served.film(1))) for _ in range(2)]
+        held = [threading.Thread(target=send, args=(api, served.image(1))) for _ in range(2)]
         try:
             for thread in held:
                 thread.start()
             deadline = time.monotonic() + 10
             while "trustcxr_inside 2.0" not in api.get("/metrics").text and time.monotonic() < deadline:
                 time.sleep(0.02)
-            refused = send(api, served.film(1))
+            refused = send(api, served.image(1))
         finally:
             pool.hold = False
             for thread in held:
                 thread.join()
         assert (refused.status_code, code(refused)) == (503, "busy")
         assert int(refused.headers["retry-after"]) > 0
-        assert send(api, served.film(1)).status_code == 200
+        assert send(api, served.image(1)).status_code == 200
 
 
 def test_beyond_this_machine_a_token_is_demanded(pool: served.Here) -> None:
     with client(pool, token="secret-of-the-test", local=False) as api:
         for path in ("/api/v1/runs", "/metrics"):
             assert code(api.get(path)) == "no-token"
-        assert code(send(api, served.film(1))) == "no-token"
+        assert code(send(api, served.image(1))) == "no-token"
         for said in ("Bearer wrong", "Basic secret-of-the-test", "Bearer é".encode()):
             assert api.get("/api/v1/runs", headers={"authorization": said}).status_code == 401
         api.headers["authorization"] = "Bearer secret-of-the-test"
-        assert send(api, served.film(1)).status_code == 200
+        assert send(api, served.image(1)).status_code == 200
         assert api.get("/metrics").status_code == 200
         del api.headers["authorization"]
         assert api.get("/healthz").json()["status"] == "ok"
@@ -272,8 +272,8 @@ def test_beyond_this_machine_a_token_is_demanded(pool: served.Here) -> None:
 
 
 def test_addresses_and_links() -> None:
-    assert [doors.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
-    assert [doors.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "films.example")] == [False] * 4
+    assert [middleware.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost")] == [True] * 3
+    assert [middleware.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.7", "images.example")] == [False] * 4
     assert server.Address("127.0.0.1", 80, None).link == "http://127.0.0.1:80/"
     everywhere = f"http://{socket.gethostname()}:80/#token=x"  # where nobody else could open 0.0.0.0
     assert [server.Address(host, 80, "x").link for host in ("::", "0.0.0.0")] == [everywhere] * 2
@@ -291,12 +291,12 @@ def test_a_token_that_no_header_can_bring_is_refused_at_the_start(
         server.serve([run], port=0)
 
 
-def test_an_answer_that_was_written_here_is_no_film(api: TestClient, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(served.film(1))
-    (answer,) = one_image.predict(run, [tmp_path / "x.png"])
+def test_an_answer_that_was_written_here_is_no_image(api: TestClient, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(served.image(1))
+    (answer,) = predict.predict(run, [tmp_path / "x.png"])
     said = send(api, Path(answer.heatmap).read_bytes())
     assert code(said) == "unreadable"
-    assert "a heatmap that predict wrote, and no film" in said.text
+    assert "a heatmap that predict wrote, and no image" in said.text
 
 
 def test_other_sites_are_not_answered(api: TestClient) -> None:
@@ -345,7 +345,7 @@ def test_the_schema_says_what_is_asked_and_answered(api: TestClient) -> None:
 
 def test_metrics_count_requests_by_route_and_status(pool: served.Here) -> None:
     with client(pool) as api:
-        send(api, served.film(1))
+        send(api, served.image(1))
         send(api, b"")
         text = api.get("/metrics").text
     assert 'trustcxr_requests_total{route="predict",status="200"} 1.0' in text

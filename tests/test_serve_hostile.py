@@ -86,8 +86,8 @@ def test_the_schema_holds_for_what_schemathesis_thinks_of(server: bench.Served) 
 
 @pytest.mark.full
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    from trustcxr.serve.pool import Pool
-    from trustcxr.serve.worker import Asked, Limits
+    from trustcxr.apps.serve.pool import Pool
+    from trustcxr.apps.serve.worker import Limits, WorkItem
 
     async def scene() -> None:
         pool = Pool([small.untrained_run(tmp_path)], Limits(workers=1))
@@ -96,19 +96,19 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
             (worker,) = pool._all
             os.kill(worker.process.pid, signal.SIGSTOP)
             pool.limits.__dict__["reading"] = 1.0
-            slow = await pool.ask(Asked("predict", small.film(1)))
+            slow = await pool.ask(WorkItem("predict", small.image(1)))
             assert (slow.status, slow.code) == (422, "too-slow")
             await asyncio.sleep(0.3)
             assert pool.alive == 0  # the next one loads its runs, and says nothing yet
             pool.limits.__dict__["reading"] = 60.0
-            again = await pool.ask(Asked("predict", small.film(1)))
+            again = await pool.ask(WorkItem("predict", small.image(1)))
             assert again.status == 200
             assert pool.restarts == 1
             (worker,) = pool._all
             os.kill(worker.process.pid, signal.SIGKILL)
-            broken = await pool.ask(Asked("predict", small.film(1)))
+            broken = await pool.ask(WorkItem("predict", small.image(1)))
             assert (broken.status, broken.code) == (422, "unreadable")
-            assert (await pool.ask(Asked("predict", small.film(1)))).status == 200
+            assert (await pool.ask(WorkItem("predict", small.image(1)))).status == 200
         finally:
             await pool.stop()
         assert pool.alive == 0

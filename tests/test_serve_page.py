@@ -1,4 +1,7 @@
-"""The page in a real browser: a film dropped, the slider moved, two films and two runs side by side; nothing amiss."""
+"""The page in a real browser:
+
+An image dropped, the slider moved, two images and two runs side by side; nothing amiss.
+"""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +29,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with served.running(runs, log=place / "log") as found:
         yield found
     said = (place / "log").read_text()
-    assert not any(word in said for word in ("DOE", "JANE", "Traceback", "film.png"))
+    assert not any(word in said for word in ("DOE", "JANE", "Traceback", "image.png"))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,10 @@ def wait(page: Any, panels: int) -> None:
 @pytest.mark.sample("desktop-False")
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "dark"), [("desktop", False), ("tablet", True), ("phone", False), ("desktop", True)])
-def test_a_film_is_answered_on_every_screen(url: str, browser: Any, size: str, dark: bool, tmp_path: Path) -> None:
+def test_a_image_is_answered_on_every_screen(url: str, browser: Any, size: str, dark: bool, tmp_path: Path) -> None:
     with browsers.opened(browser, url, size=size, dark=dark) as found:
         page = found.page
-        choose(page, served.film(1))
+        choose(page, served.image(1))
         assert page.locator(".notice").is_visible()
         page.mouse.wheel(0, 4000)
         assert page.locator(".notice").is_visible()  # always in sight
@@ -70,7 +73,7 @@ def test_a_film_is_answered_on_every_screen(url: str, browser: Any, size: str, d
 def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
         page = found.page
-        choose(page, served.film(1))
+        choose(page, served.image(1))
         panel = page.locator(".panel").first
         slider, map_ = panel.locator(".opacity"), panel.locator(".map").first
         slider.focus()
@@ -95,10 +98,10 @@ def test_dicom_and_png_are_dropped_side_by_side_and_cleared(url: str, browser: A
         page = found.page
         page.evaluate(DROP, [0, "DOE^JANE.dcm", list(served.dicom())])
         wait(page, 2)
-        page.evaluate(DROP, [1, "film.png", list(served.film(2))])
+        page.evaluate(DROP, [1, "image.png", list(served.image(2))])
         wait(page, 4)
         titles = page.locator(".panel h2").all_inner_texts()
-        assert [title[:6] for title in titles] == ["Film 1", "Film 1", "Film 2", "Film 2"]
+        assert [title[:6] for title in titles] == ["Image 1", "Image 1", "Image 2", "Image 2"]
         assert len({title.partition(", ")[2] for title in titles}) == 2  # two runs
         assert "IDENTIFIER" not in page.content()
         page.locator("#clear").click()
@@ -109,7 +112,7 @@ def test_dicom_and_png_are_dropped_side_by_side_and_cleared(url: str, browser: A
 @pytest.mark.full
 def test_what_cannot_be_read_is_said_in_the_panel(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
-        choose(found.page, b"no film", name="<img src=x onerror=alert(1)>.png")
+        choose(found.page, b"no image", name="<img src=x onerror=alert(1)>.png")
         said = found.page.locator(".panel .problem").first.inner_text()
         assert said == "No answer: damaged, or not an image format that is read here."
         assert browsers.violations(found.page) == []
@@ -119,7 +122,7 @@ def test_what_cannot_be_read_is_said_in_the_panel(url: str, browser: Any) -> Non
 def test_everything_can_be_reached_by_keyboard(url: str, browser: Any) -> None:
     with browsers.opened(browser, url) as found:
         page = found.page
-        choose(page, served.film(1))
+        choose(page, served.image(1))
         page.evaluate("document.activeElement.blur()")
         reached = set()
         for _ in range(16):
@@ -137,13 +140,13 @@ def test_a_page_without_its_token_asks_for_it(tmp_path: Path, browser: Any, monk
             page = found.page
             page.locator("#token").fill("secret-of-the-test")
             page.locator("#key button").click()
-            choose(page, served.film(1), panels=1)
+            choose(page, served.image(1), panels=1)
         with browsers.opened(browser, f"{url}/#token=secret-of-the-test") as found:
-            choose(found.page, served.film(1), panels=1)
+            choose(found.page, served.image(1), panels=1)
             assert "secret" not in found.page.url
             assert json.dumps(found.asked).count("secret") <= 1  # the address that was typed, and no request after it
         with browsers.opened(browser, f"{url}/#token=another") as found:
             found.page.locator("#status", has_text="This token is not the server's.").wait_for()
             found.page.goto(f"{url}/#token=secret-of-the-test")  # the right link, in the same tab
             found.page.locator("#served", has_text="Network: ").wait_for()
-            choose(found.page, served.film(1), panels=1)
+            choose(found.page, served.image(1), panels=1)

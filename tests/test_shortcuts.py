@@ -1,4 +1,4 @@
-"""Planted shortcuts: films drawn again without them or with them elsewhere, and what a model then answers."""
+"""Planted shortcuts: images drawn again without them or with them elsewhere, and what a model then answers."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from PIL import Image
 from torch import nn
 
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.shortcuts import HOW, _answers, _marks, _planted, audit
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
+from trustcxr.evaluation.planted_shortcuts import HOW, _answers, _marks, _planted, audit
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import terminal
-from trustcxr.results import files
-from trustcxr.study import run_folder
-from trustcxr.training import loop
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic
+from trustcxr.training import fit_run
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +27,8 @@ SIZE = 32
 
 
 def trained(folder: Path, shortcuts: list[str]) -> Run:
-    """A run of a moment on films whose disease is hardly to be seen."""
-    data = writing.write(
+    """A run of a moment on images whose disease is hardly to be seen."""
+    data = write_files.write(
         folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
     )
     parts = [load_dataset(data, split=s, size=SIZE, cache=folder / "cache", workers=1) for s in ("Train", "Val")]
@@ -37,7 +37,7 @@ def trained(folder: Path, shortcuts: list[str]) -> Run:
         "data": {"size": SIZE},
         "training": {"epochs": 30, "patience": 30, "batch_size": 24, "learning_rate": 1e-2, "augment": STILL},
     }
-    loop.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
+    fit_run.fit(validate(RunRecipe, content, "test"), *parts, folder / "run")
     return load_run(folder / "run", on="cpu")
 
 
@@ -82,7 +82,7 @@ def test_a_model_that_never_saw_the_marker_does_not(marked: Run, unmarked: Run) 
 
 
 class Watching(nn.Module):
-    """Keeps the films that it is shown."""
+    """Keeps the images that it is shown."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,50 +93,49 @@ class Watching(nn.Module):
         return torch.zeros(len(images), 3) + images.mean()
 
 
-def test_the_films_are_the_same_but_for_the_marker(marked: Run) -> None:
+def test_the_images_are_the_same_but_for_the_marker(marked: Run) -> None:
     table, (shortcut,) = _planted(home(marked), marked.classes)
-    films = table[table["split"] == "Test"].reset_index(drop=True)
+    images = table[table["split"] == "Test"].reset_index(drop=True)
     shown = {}
     for how in HOW:
         watching = Watching()
         run = Run(marked.folder, watching, marked.classes, marked.recipe)  # type: ignore[arg-type]
         run.model.weight = nn.Parameter(torch.zeros(1))
-        _answers(run, films, 64, _marks(films, shortcut, how), 16)
+        _answers(run, images, 64, _marks(images, shortcut, how), 16)
         shown[how] = torch.cat(watching.seen)[:, 0]
     data = load_dataset(home(marked), split="Test", size=SIZE, cache=marked.folder.parent / "cache", workers=1)
-    order = [data.table["path"].tolist().index(path) for path in films["path"].str.replace("Infection", "Lung")]
+    order = [data.table["path"].tolist().index(path) for path in images["path"].str.replace("Infection", "Lung")]
     on_disk = torch.from_numpy(np.array(data.images))[order, 0].float().div(255)
-    assert torch.equal(shown["as_is"], on_disk), "drawn again, the films are those on disk"
+    assert torch.equal(shown["as_is"], on_disk), "drawn again, the images are those on disk"
     differs = {how: (shown[how] != shown["removed"]).flatten(1).any(1).numpy() for how in HOW}
-    assert differs["as_is"].tolist() == (films["class"] == "COVID-19").tolist()
-    assert differs["moved"].tolist() == (films["class"] == "Non-COVID").tolist()
-    corner = (shown["moved"] != shown["removed"])[films["class"] == "Non-COVID"].any(0)
+    assert differs["as_is"].tolist() == (images["class"] == "COVID-19").tolist()
+    assert differs["moved"].tolist() == (images["class"] == "Non-COVID").tolist()
+    corner = (shown["moved"] != shown["removed"])[images["class"] == "Non-COVID"].any(0)
     assert not corner[16:].any()
     assert not corner[:, 16:].any()
 
 
 def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     document, place = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
-    assert files.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
+    assert atomic.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
     (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
-    again, _ = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
-    assert again.plain()["planted_shortcuts"] == document.plain()["planted_shortcuts"], (
-        "what was measured before is kept"
-    )
+    again, other = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
+    assert other != place
+    assert "planted_shortcuts" not in again.plain()
 
 
 def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1"):
         audit(unmarked, home(unmarked), split="Test")
     for name in unmarked.classes:
-        (tmp_path / "films" / name).mkdir(parents=True)
-        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "films" / name / "a.png")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "images" / name / "a.png")
     with pytest.raises(UserError, match="not synthetic X-rays"):
-        audit(unmarked, tmp_path / "films", split="Test")
-    pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "films" / "manifest.csv")
+        audit(unmarked, tmp_path / "images", split="Test")
+    pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "images" / "manifest.csv")
     with pytest.raises(UserError, match="not synthetic X-rays"):
-        audit(unmarked, tmp_path / "films", split="Test")
+        audit(unmarked, tmp_path / "images", split="Test")
 
 
 def test_a_split_that_is_not_there(marked: Run) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from test_audit_command import CLASSES, Brightness, greys  # noqa: F401
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
-from trustcxr.evaluation import predictions, side_by_side
-from trustcxr.evaluation.given import Examined
-from trustcxr.recipes.testing import CorruptionsRecipe
+from trustcxr.evaluation import parallel, predictions
+from trustcxr.evaluation.model_protocol import ModelUnderTest
+from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ class Seen(Brightness):
         return super().forward(images)
 
 
-def table(model: nn.Module, films: Path, **options: object) -> pd.DataFrame:
-    dataset = load_dataset(films, size=16, classes=CLASSES)
+def table(model: nn.Module, images: Path, **options: object) -> pd.DataFrame:
+    dataset = load_dataset(images, size=16, classes=CLASSES)
     asked = predictions.conditions(["fgsm", "pgd", "square", "worst-case"], [0.05], steps=2, queries=2)
-    examined = Examined("brightness", model.eval(), CLASSES, torch.device("cpu"))
+    examined = ModelUnderTest("brightness", model.eval(), CLASSES, torch.device("cpu"))
     corruptions = CorruptionsRecipe(names=("gaussian_noise",), severities=(3,))
     return predictions.predict(examined, dataset, asked, corruptions=corruptions, batch_size=12, **options)  # type: ignore[arg-type]
 
@@ -70,12 +70,12 @@ def test_what_cannot_share_is_worked_on_one_by_one(two_cores: None) -> None:
             return super().forward(images + 0.1 * torch.rand_like(images))
 
     images = torch.full((8, 1, 16, 16), 0.5)
-    assert side_by_side.threads_for(Brightness(), images, 5) == 2
-    assert side_by_side.threads_for(Brightness(), images, 1) == 1
-    assert side_by_side.threads_for(Random(), images, 5) == 1
-    assert side_by_side.threads_for(Brightness(), torch.zeros(1).expand(64, 1, 224, 224), 5) == 1, "memory"
+    assert parallel.threads_for(Brightness(), images, 5) == 2
+    assert parallel.threads_for(Brightness(), images, 1) == 1
+    assert parallel.threads_for(Random(), images, 5) == 1
+    assert parallel.threads_for(Brightness(), torch.zeros(1).expand(64, 1, 224, 224), 5) == 1, "memory"
     torch.set_num_threads(1)
-    assert side_by_side.threads_for(Brightness(), images, 5) == 1
+    assert parallel.threads_for(Brightness(), images, 5) == 1
 
 
 def test_a_batch_that_fails_ends_the_others_at_their_next_pass(two_cores: None) -> None:
@@ -91,7 +91,7 @@ def test_a_batch_that_fails_ends_the_others_at_their_next_pass(two_cores: None) 
         return number
 
     with pytest.raises(KeyboardInterrupt):
-        list(side_by_side.mapped(work, [1, 0, 2, 3], threads=2, model=model))
+        list(parallel.parallel_map(work, [1, 0, 2, 3], threads=2, model=model))
     assert len(passes) < 900
     assert not model._forward_pre_hooks
     assert torch.get_num_threads() == 2

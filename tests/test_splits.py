@@ -9,13 +9,13 @@ from PIL import Image
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.manifest import SHARES, Manifest, from_records
 from trustcxr.errors import UserError
-from trustcxr.recipes import study, validation
-from trustcxr.results import files
+from trustcxr.recipes import parsing, study_recipe
+from trustcxr.storage import atomic
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 
-def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("films")) -> Manifest:
+def manifest(counts: dict[str, int], *, group: int = 1, root: Path = Path("images")) -> Manifest:
     """A manifest without splits; `group` neighbouring samples are one patient."""
     records = [
         {"sample_id": f"{name}/{i}.png", "path": f"{name}/{i}.png", "class": name, "split": "All",
@@ -86,7 +86,7 @@ def test_load_dataset_divides_only_what_has_no_splits(folders: Path, tmp_path: P
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) -> None:
     """The recipe `ct` as it ships, with a smaller network for a moment on few slices."""
-    shipped = study.load_study("ct").model_dump(mode="json")
+    shipped = study_recipe.load_study("ct").model_dump(mode="json")
     small = {
         "data": {"size": 32},
         "models": [{"name": "test_resnet", "weights": "none"}],
@@ -100,7 +100,7 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
     }
     slices = read_manifest(real_data / "ct-mini")
     slices.select(np.arange(len(slices.table)) % 4 == 0).write(tmp_path / "slices.csv")
-    recipe = validation.validate(study.StudyRecipe, shipped | small, "test")
+    recipe = parsing.validate(study_recipe.StudyRecipe, shipped | small, "test")
     document = Study(recipe, tmp_path / "slices.csv", tmp_path / "out", engines.get("local")).run()
     assert document.plain()["classes"] == ["COVID", "NonCOVID"]
     assert [run["defence"] for run in document.plain()["runs"]] == ["standard", "fgsm"]
@@ -119,4 +119,4 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
 
     page = report.write(tmp_path / "out").read_text()
     assert "divided by seed 0" in page
-    assert files.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]
+    assert atomic.read_json(tmp_path / "out" / "study.json")["classes"] == ["COVID", "NonCOVID"]

@@ -14,12 +14,12 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.recipes.study import StudyRecipe, load_study, tracked, with_seeds
-from trustcxr.results import files, folders, locks
-from trustcxr.results.documents import CostDocument, WayCost
-from trustcxr.study import costs, engines, standing, steps
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, tracked, with_seeds
+from trustcxr.storage import atomic, layout, locks
+from trustcxr.storage.schemas import CostDocument, WayCost
+from trustcxr.study import cost, engines, status, steps
 from trustcxr.study.engines import Task, failures
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
 STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
 
@@ -29,9 +29,9 @@ def begun(tmp_path: Path) -> Path:
     """A study with one run that is done, and one that is trained and tested."""
     study = tmp_path / "study"
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], training={"epochs": 2, "batch_size": 12})
-    files.write_yaml(study / folders.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})  # type: ignore[attr-defined]
+    atomic.write_yaml(study / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})  # type: ignore[attr-defined]
     for name, done in ((STANDARD, 5), (ROBUST, 3)):
-        for file in list(folders.STEP_FILES.values())[:done]:
+        for file in list(layout.STEP_FILES.values())[:done]:
             (study / "runs" / name).mkdir(parents=True, exist_ok=True)
             (study / "runs" / name / file).touch()
     return study
@@ -39,25 +39,25 @@ def begun(tmp_path: Path) -> Path:
 
 def held_by(folder: Path, process: object, host: str = "") -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    files.write_json(folder / locks.HOLDER_FILE, {"pid": process, "host": host or platform.node(), "since": since})
+    atomic.write_json(folder / locks.HOLDER_FILE, {"pid": process, "host": host or platform.node(), "since": since})
 
 
 def states(study: Path) -> dict[str, str]:
-    return {one.run: one.state for one in standing.status(study).runs}
+    return {one.run: one.state for one in status.status(study).runs}
 
 
 def test_each_run_is_where_its_files_say(begun: Path) -> None:
     robust = begun / "runs" / ROBUST
     assert states(begun) == {STANDARD: "done", ROBUST: "waiting"}
     held_by(robust, os.getpid())
-    (found,) = [one for one in standing.status(begun).runs if one.run == ROBUST]
+    (found,) = [one for one in status.status(begun).runs if one.run == ROBUST]
     assert (found.state, found.step) == ("running", "explain")
     assert f"process {os.getpid()} on {platform.node()}" in found.holder
     (robust / locks.HOLDER_FILE).unlink()
-    files.write_json(robust / folders.FAILURE_FILE, {"run": ROBUST, "reason": "train: no memory", "when": "now"})
+    atomic.write_json(robust / layout.FAILURE_FILE, {"run": ROBUST, "reason": "train: no memory", "when": "now"})
     assert states(begun)[ROBUST] == "failed"
     assert f"FAILED {ROBUST}: train: no memory" in run("status", begun).stdout
-    files.write_json(robust / folders.METRICS_FILE, {})
+    atomic.write_json(robust / layout.METRICS_FILE, {})
     assert "2 done, 0 running, 0 failed, 0 waiting" in run("status", begun).stdout
 
 
@@ -82,7 +82,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
 ) -> None:
     done: list[str] = []
     monkeypatch.setitem(steps.STEPS, "explain", lambda study, run, folder: done.append(run.name))
-    files.write_yaml(begun / ".data.yaml", {"path": "films"})
+    atomic.write_yaml(begun / "data.yaml", {"path": "images"})
     held_by(begun / "runs" / ROBUST, gone)
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
@@ -99,10 +99,10 @@ def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_o
 
 def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: Path) -> None:
     robust = begun / "runs" / ROBUST
-    for name in folders.STEP_FILES.values():
+    for name in layout.STEP_FILES.values():
         (robust / name).unlink(missing_ok=True)
-    (robust / folders.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
-    files.write_json(robust / costs.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
+    (robust / layout.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
+    atomic.write_json(robust / cost.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
     held_by(robust, os.getpid())
     document = json.loads(run("status", begun, "--json").stdout)
     (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
@@ -111,38 +111,40 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
     (robust / locks.HOLDER_FILE).unlink()
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
-    for path in (robust / costs.STEPS_FILE, begun / costs.COST_FILE, robust / folders.HISTORY_FILE):
+    for path in (robust / cost.STEPS_FILE, begun / cost.COST_FILE, robust / layout.HISTORY_FILE):
         path.write_text("damaged")
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
     assert f"--out {begun}` estimates it" in " ".join(printed.split())
-    with costs.taken(robust, "explain"):
+    with cost.taken(robust, "explain"):
         pass
-    assert list(costs.steps_of(robust)) == ["explain"]
+    assert list(cost.steps_of(robust)) == ["explain"]
 
 
 def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(standing, "EVERY", 0.01)
-    monkeypatch.setattr(standing, "say", said.append)
+    monkeypatch.setattr(status, "EVERY", 0.01)
+    monkeypatch.setattr(status, "log", said.append)
     held_by(begun / "runs" / ROBUST, os.getpid())
-    files.write_json(begun / "runs" / ROBUST / costs.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
-    with standing.watched(standing.read_recipe(begun), begun):
+    atomic.write_json(begun / "runs" / ROBUST / cost.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
+    with status.watched(status.read_recipe(begun), begun):
         patience = time.monotonic() + 20
         while not said and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(0.2)
     there = f"tiny: 1 of 2 runs done; {ROBUST}: explain"
     assert said == [f"{there}; at most 3 min 20 s left"], "once, while nothing changes"
-    plan = standing.plan(load_study("twenty-one"), None)
-    assert standing.line(plan) == "twenty-one: 0 of 21 runs done, before validation chooses 6 networks"
+    plan = status.plan(load_study("twenty-one"), None)
+    assert status.line(plan) == "twenty-one: 0 of 21 runs done, before validation chooses 6 networks"
 
 
 def test_time_worked_before_counts_as_none_if_its_file_is_damaged(tmp_path: Path) -> None:
     study = Study(small(), tmp_path, tmp_path, engines.get("local"))  # type: ignore[arg-type]
     study._clock = time.monotonic() - 5
-    (tmp_path / ".seconds").write_text("")
+    (tmp_path / "timings.json").write_text("")
+    study._count_time()
     assert 5 <= study._seconds() < 60
+    study._count_time()
     assert 5 <= study._seconds() < 60, "and goes on from there"
 
 
@@ -150,7 +152,7 @@ def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
     assert "no study.yaml here" in complaint("status", begun / "runs")
     assert "no such study folder" in complaint("status", begun / "gone")
     assert "there is study in it" in complaint("status", begun.parent)
-    (begun / folders.STUDY_FILE).write_text("")
+    (begun / layout.STUDY_FILE).write_text("")
     said = complaint("status", begun)
     assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
 
@@ -159,20 +161,20 @@ def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None
     one = small_run("fgsm", epochs=3, refit=True)
     for folder, rows in ((tmp_path / "validated", 3), (tmp_path, 1)):
         folder.mkdir(exist_ok=True)
-        (folder / folders.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
-    found = standing.read_state(one, tmp_path)
+        (folder / layout.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
+    found = status.read_state(one, tmp_path)
     assert (found.epoch, found.epochs) == (4, 6)
 
 
 def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheapest_and_the_most_expensive() -> None:
     networks = [{"name": name, "weights": "none"} for name in ("test_resnet", "resnet10t")]
     recipe: StudyRecipe = small(models=networks)  # type: ignore[assignment]
-    found = standing.plan_runs(recipe, None)
+    found = status.plan_runs(recipe, None)
     ways = {
-        costs.kind(one): WayCost(step=seconds, batch=12, forward=1.0, gradient=1.0)
+        cost.kind(one): WayCost(step=seconds, batch=12, forward=1.0, gradient=1.0)
         for one, seconds in zip((*found.certain, *found.open), (1.0, 2.0, 10.0, 40.0), strict=True)
     }
-    plan = standing.plan(recipe, None, CostDocument(ways=ways, counts={"train": 24, "val": 0, "test": 6}))
+    plan = status.plan(recipe, None, CostDocument(ways=ways, counts={"train": 24, "val": 0, "test": 6}))
     # Two steps an epoch and one epoch. Of a test image: clean and three attacks; their gradients, and one beside.
     assert [one.seconds["train"] for one in plan.runs] == [2.0, 4.0, 20.0, 80.0]
     assert {one.seconds["test"] for one in plan.runs} == {6 * ((1 + 3) + (1 + 2 + 2))}
@@ -182,15 +184,15 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 
 
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
-    content, asked = files.read_yaml(begun / folders.STUDY_FILE), begun.parent / "recipe.yaml"
-    files.write_yaml(asked, files.part(content, "recipe"))
-    followed = tracked(standing.read_recipe(begun), "mlflow", "http://lab:5000")
-    files.write_yaml(begun / folders.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
+    content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
+    atomic.write_yaml(asked, atomic.section(content, "recipe"))
+    followed = tracked(status.read_recipe(begun), "mlflow", "http://lab:5000")
+    atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
     assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
-    files.write_yaml(asked, files.part(content, "recipe") | {"seeds": [5]})
+    atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 
 
@@ -209,8 +211,8 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
     assert "--no-measure is an option of --dry-run" in complaint("study", "paper", "--no-measure")
-    assert "s3://bucket/films: a dry run downloads nothing" in complaint(
-        "study", "demo", "--dry-run", "--data", "s3://bucket/films"
+    assert "s3://bucket/images: a dry run downloads nothing" in complaint(
+        "study", "demo", "--dry-run", "--data", "s3://bucket/images"
     )
 
 
@@ -229,7 +231,7 @@ def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path, key
 
 @pytest.mark.slow
 def test_a_dry_run_times_each_network_and_logs_each_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = standing.dry_run(small(), None, None)  # type: ignore[arg-type]
+    plan = status.dry_run(small(), None, None)  # type: ignore[arg-type]
     assert plan.costs is not None
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 + len(plan.costs.ways) == 1 + 4

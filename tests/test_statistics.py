@@ -218,10 +218,10 @@ def test_a_difference_that_is_not_known_proves_nothing(known: list[float]) -> No
 
 
 @pytest.mark.parametrize("kind", ["right or wrong", "energy"])
-def test_the_test_alarms_falsely_in_one_case_of_twenty_with_ten_films_a_patient(
+def test_the_test_alarms_falsely_in_one_case_of_twenty_with_ten_images_a_patient(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither is better; a patient's films go the same way. McNemar's and Wilcoxon's tests alarm far more often."""
+    """Neither is better; a patient's images go the same way. McNemar's and Wilcoxon's tests alarm far more often."""
     monkeypatch.setattr(statistics, "FLIPS", 1999)
     random, patients = np.random.default_rng(0), np.repeat(np.arange(40), 10)
     alarms, trials = 0, 1200
@@ -267,7 +267,7 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
 
 @pytest.mark.slow
 def test_statistics_and_results_need_no_torch() -> None:
-    modules = "trustcxr.statistics, trustcxr.results.files, trustcxr.evaluation.metrics"
+    modules = "trustcxr.statistics, trustcxr.storage.atomic, trustcxr.evaluation.metrics"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -335,7 +335,7 @@ def area(scores: Any, positive: Any, groups: Any = None, resamples: int = 300) -
 
 
 def test_an_area_of_none_or_all_has_an_interval_too() -> None:
-    """Four films against eight that all lie higher: the end is where z standard errors reach the area of 1."""
+    """Four images against eight that all lie higher: the end is where z standard errors reach the area of 1."""
     positive = np.arange(12) >= 8
     found, (low, high) = area(np.arange(12), positive)
     assert (found, high) == (1, 1)
@@ -358,9 +358,9 @@ def test_an_area_far_from_both_ends_has_the_bootstraps_interval() -> None:
     assert np.isnan(area(scores, np.zeros(120, bool))[1]).all()
 
 
-def test_films_of_one_patient_make_no_area_surer() -> None:
-    """Each film five times: as many patients, the same end."""
-    for beside in (0, 1):  # one negative film above the positive ones, too: there the resamples say how much varies
+def test_images_of_one_patient_make_no_area_surer() -> None:
+    """Each image five times: as many patients, the same end."""
+    for beside in (0, 1):  # one negative image above the positive ones, too: there the resamples say how much varies
         scores = np.r_[np.arange(12), np.full(beside, 20)]
         positive = (np.arange(12 + beside) >= 8) & (scores < 20)
         _, once = area(scores, positive, resamples=2000)
@@ -370,7 +370,7 @@ def test_films_of_one_patient_make_no_area_surer() -> None:
 
 
 def test_an_area_that_hangs_on_one_patient_is_less_sure_than_patients_are_many() -> None:
-    """Thirty of 39 films with a finding are of one patient of ten: without that one the area is 1."""
+    """Thirty of 39 images with a finding are of one patient of ten: without that one the area is 1."""
     scores = np.r_[np.arange(20), np.full(9, 100), np.full(30, 4.5)]
     groups = np.r_[np.arange(29), np.full(30, 29)]
     found, (low, high) = area(scores, np.arange(59) >= 20, groups, resamples=2000)
@@ -381,7 +381,7 @@ def test_an_area_that_hangs_on_one_patient_is_less_sure_than_patients_are_many()
 
 @pytest.mark.parametrize("truth", [0.95, 0.995])
 def test_intervals_of_areas_near_one_cover_the_truth(truth: float) -> None:
-    """Ten films against twenty, where the resamples alone hold it too seldom."""
+    """Ten images against twenty, where the resamples alone hold it too seldom."""
     positive = np.arange(30) < 10
     covered: dict[str, list[bool]] = {"resamples": [], "ours": []}
     bootstrap = statistics.Bootstrap.over(np.arange(30), resamples=200)
@@ -431,4 +431,4 @@ def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> 
 def test_a_probability_is_said_in_as_many_digits_as_tell_it_from_one() -> None:
     values = {0.5: "0.5", 0.12345: "0.123", 0.999999: "0.999999", 0.9996: "0.9996", 1 - 1e-12: "0.999999999999"}
     for value, said in (values | {1e-7: "1e-07", 0.0: "0", 1.0: "1"}).items():
-        assert statistics.probability_said(value) == said
+        assert statistics.format_probability(value) == said

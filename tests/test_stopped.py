@@ -12,8 +12,8 @@ import pytest
 
 from small_runs import MODEL
 from trustcxr import cli
-from trustcxr.cli import stopping
-from trustcxr.data.phantom import writing
+from trustcxr.cli import signals
+from trustcxr.data.phantom import write_files
 
 GOES_ON = "the same command goes on from here"
 # The command as it is typed, with Typer around it: it waits where it would look at its run.
@@ -27,7 +27,7 @@ def wait(_):
         time.sleep(0.01)
 
 cli.runs.is_given = wait
-sys.argv = ["trustcxr", "evaluate", "run", "--data", "films"]
+sys.argv = ["trustcxr", "evaluate", "run", "--data", "images"]
 cli.main()
 """
 
@@ -44,7 +44,7 @@ cli.main()
         ("explain", "the results from before are kept"),
         ("report", "nothing was overwritten"),
         ("data", "files are written whole or not at all"),
-        ("serve", "nothing of any film was kept"),
+        ("serve", "nothing of any image was kept"),
         ("reader", "what the readers saved is kept"),
     ],
 )
@@ -69,7 +69,7 @@ def test_what_was_stopped_says_what_is_kept(
 
 
 def test_a_download_that_is_stopped_goes_on() -> None:
-    assert stopping.kept(["data", "download", "covidqu"]).startswith(GOES_ON)
+    assert signals.restart_command(["data", "download", "covidqu"]).startswith(GOES_ON)
 
 
 def started(*words: str) -> subprocess.Popen[str]:
@@ -93,7 +93,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert said == f"trustcxr: stopped; {stopping.kept(['evaluate'])}\n"
+    assert said == f"trustcxr: stopped; {signals.restart_command(['evaluate'])}\n"
     assert process.returncode == 130
 
 
@@ -102,10 +102,10 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, tmp_path: Path) -> None:
-    films, out = writing.write(tmp_path / "films", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
+    images, out = write_files.write(tmp_path / "images", {"Train": 16, "Val": 8, "Test": 2}, size=32), tmp_path / "out"
     options = {"model": MODEL, "weights": "none", "size": "32", "epochs": "100000", "patience": "100000"}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    process = started("-m", "trustcxr", "train", "--data", str(films), "--out", str(out), *words)
+    process = started("-m", "trustcxr", "train", "--data", str(images), "--out", str(out), *words)
     try:
         until = time.monotonic() + 300
         while process.poll() is None and not (out / "checkpoint" / "last.ckpt").exists() and time.monotonic() < until:
@@ -126,7 +126,7 @@ def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, 
 
 def test_the_second_of_two_signals_disturbs_no_end() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.heeded(["evaluate"]):
+    with signals.heeded(["evaluate"]):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -139,21 +139,21 @@ def test_the_second_of_two_signals_disturbs_no_end() -> None:
     ids=lambda words: words[0],
 )
 def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: list[str]) -> None:
-    with stopping.heeded(words):
+    with signals.heeded(words):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with stopping.heeded(["evaluate"]):
+        with signals.heeded(["evaluate"]):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen: list[object] = []
 
     def within() -> None:
-        with stopping.heeded(["evaluate"]):
+        with signals.heeded(["evaluate"]):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=within)
@@ -164,7 +164,7 @@ def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_was_forked_ends_by_the_signal_as_ever() -> None:
-    with stopping.heeded(["evaluate"]):
+    with signals.heeded(["evaluate"]):
         child = os.fork()
         if child == 0:
             signal.raise_signal(signal.SIGTERM)

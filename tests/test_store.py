@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trustcxr.data import load_dataset, read_image, read_manifest, read_mask, store
+from trustcxr.data import cache as store
+from trustcxr.data import load_dataset, read_image, read_manifest, read_mask
 from trustcxr.errors import UserError
-from trustcxr.study.films import report_skipped
-from trustcxr.study.provenance import describe_data
+from trustcxr.runs.test_data import report_skipped
+from trustcxr.study.run_study import describe_data
 
 ROLES = {"train": "Train", "test": "Test"}
 
 
 @pytest.fixture
-def films(tmp_path: Path) -> Path:
+def radiographs(tmp_path: Path) -> Path:
     """12 images of two classes and two splits, with lung masks for one class."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "films"
+    root = tmp_path / "images"
     for split in ("Test", "Train"):
         for name in ("a", "b"):
             for i in range(3):
@@ -40,18 +41,18 @@ def films(tmp_path: Path) -> Path:
     return root
 
 
-def test_pixels_and_masks_are_those_of_the_files(films: Path, tmp_path: Path) -> None:
-    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+def test_pixels_and_masks_are_those_of_the_files(radiographs: Path, tmp_path: Path) -> None:
+    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert data.images.shape == (6, 1, 32, 32)
     assert isinstance(data.images, np.memmap)
     assert data.images.dtype == np.uint8
     for i, row in data.table.iterrows():
-        with Image.open(films / row["path"]) as image:
+        with Image.open(radiographs / row["path"]) as image:
             expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
         assert np.array_equal(data.images[i, 0], expected)
     assert data.has_mask("lung").tolist() == [True] * 3 + [False] * 3
     assert set(np.unique(data.masks("lung"))) == {0, 1}
-    with Image.open(films / data.table["lung_mask"][0]) as mask:
+    with Image.open(radiographs / data.table["lung_mask"][0]) as mask:
         expected = np.asarray(mask.resize((32, 32), Image.Resampling.NEAREST)) > 127
     assert np.array_equal(data.masks("lung")[0], expected)
     assert not data.masks("lung")[3:].any()
@@ -61,8 +62,8 @@ def test_pixels_and_masks_are_those_of_the_files(films: Path, tmp_path: Path) ->
     assert not data.has_mask("infection").any()
 
 
-def test_a_batch_is_what_the_map_holds_and_a_pickle_is_small(films: Path, tmp_path: Path) -> None:
-    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+def test_a_batch_is_what_the_map_holds_and_a_pickle_is_small(radiographs: Path, tmp_path: Path) -> None:
+    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert np.array_equal(data.batch([5, 0]), data.images[[5, 0]])
     copy = pickle.loads(pickle.dumps(data))
     assert np.array_equal(copy.images, data.images)
@@ -71,51 +72,53 @@ def test_a_batch_is_what_the_map_holds_and_a_pickle_is_small(films: Path, tmp_pa
         data.batch([6])
 
 
-def test_aspect_ratio_is_squeezed_or_padded(films: Path, tmp_path: Path) -> None:
+def test_aspect_ratio_is_squeezed_or_padded(radiographs: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    squeezed = load_dataset(films, "Train", 40, cache=cache)
-    padded = load_dataset(films, "Train", 40, cache=cache, resize="pad")
+    squeezed = load_dataset(radiographs, "Train", 40, cache=cache)
+    padded = load_dataset(radiographs, "Train", 40, cache=cache, resize="pad")
     assert padded.images[:, :, :, :5].max() == 0
-    assert np.array_equal(padded.images[0, 0, :, 5:35], read_image(films / padded.table["path"][0]))
-    assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(films / padded.table["lung_mask"][0]))
+    assert np.array_equal(padded.images[0, 0, :, 5:35], read_image(radiographs / padded.table["path"][0]))
+    assert np.array_equal(padded.masks("lung")[0, :, 5:35], read_mask(radiographs / padded.table["lung_mask"][0]))
     assert squeezed.images[:, :, :, :5].max() > 0
-    mask = Image.open(films / padded.table["lung_mask"][0]).resize((40, 40), Image.Resampling.NEAREST)
-    mask.save(films / padded.table["lung_mask"][0])  # of the same field, itself squeezed to a square
-    again = load_dataset(films, "Train", 40, cache=cache, resize="pad")
+    mask = Image.open(radiographs / padded.table["lung_mask"][0]).resize((40, 40), Image.Resampling.NEAREST)
+    mask.save(radiographs / padded.table["lung_mask"][0])  # of the same field, itself squeezed to a square
+    again = load_dataset(radiographs, "Train", 40, cache=cache, resize="pad")
     assert np.array_equal(again.masks("lung")[0, :, :5], np.zeros((40, 5)))
     assert (again.masks("lung")[0] == padded.masks("lung")[0]).mean() > 0.85
     with pytest.raises(UserError, match="unknown resize 'stretch'"):
-        load_dataset(films, "Train", 40, cache=cache, resize="stretch")
+        load_dataset(radiographs, "Train", 40, cache=cache, resize="stretch")
 
 
-def test_the_middle_of_a_film_and_of_its_mask_is_cropped(films: Path, tmp_path: Path) -> None:
+def test_the_middle_of_a_image_and_of_its_mask_is_cropped(radiographs: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    cropped = load_dataset(films, "Train", 30, cache=cache, resize="crop")
+    cropped = load_dataset(radiographs, "Train", 30, cache=cache, resize="crop")
     assert cropped.resize == "crop"
-    film, file = read_image(films / cropped.table["path"][0]), films / cropped.table["lung_mask"][0]
-    assert film.shape == (40, 30)
-    assert np.array_equal(cropped.images[0, 0], film[5:35])
+    radiograph, file = read_image(radiographs / cropped.table["path"][0]), radiographs / cropped.table["lung_mask"][0]
+    assert radiograph.shape == (40, 30)
+    assert np.array_equal(cropped.images[0, 0], radiograph[5:35])
     assert np.array_equal(cropped.masks("lung")[0], read_mask(file)[5:35])
     Image.open(file).resize((40, 40), Image.Resampling.NEAREST).save(file)  # of the same field, itself a square
-    again = load_dataset(films, "Train", 30, cache=cache, resize="crop")
+    again = load_dataset(radiographs, "Train", 30, cache=cache, resize="crop")
     assert (again.masks("lung")[0] == cropped.masks("lung")[0]).mean() > 0.85
 
 
-def test_a_changed_file_never_meets_the_old_store(films: Path, tmp_path: Path) -> None:
+def test_a_changed_file_never_meets_the_old_store(radiographs: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    before = load_dataset(films, "Train", 32, cache=cache)
+    before = load_dataset(radiographs, "Train", 32, cache=cache)
     old = np.array(before.images)
-    file = films / before.table["path"][2]
+    file = radiographs / before.table["path"][2]
     stamp = file.stat().st_mtime_ns
     Image.new("L", (30, 40), 200).save(file)
     os.utime(file, ns=(stamp, stamp + 1))
-    after = load_dataset(films, "Train", 32, cache=cache)
+    after = load_dataset(radiographs, "Train", 32, cache=cache)
     assert (after.images[2] == 200).all()
     assert np.array_equal(before.images, old)  # a reader of the old store is not disturbed
 
 
-def test_another_data_set_of_the_same_names_sizes_and_dates_never_meets_the_store(films: Path, tmp_path: Path) -> None:
-    """As uncompressed films of two hospitals, unpacked from archives that keep one date for all."""
+def test_another_data_set_of_the_same_names_sizes_and_dates_never_meets_the_store(
+    radiographs: Path, tmp_path: Path
+) -> None:
+    """As uncompressed images of two hospitals, unpacked from archives that keep one date for all."""
     cache = tmp_path / "cache"
     means = []
     for hospital, level in (("A", 40), ("B", 200)):
@@ -129,9 +132,9 @@ def test_another_data_set_of_the_same_names_sizes_and_dates_never_meets_the_stor
 
 
 def test_what_was_not_read_for_want_of_a_package_is_read_once_it_is_there(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest(films)
+    manifest = read_manifest(radiographs)
     keys = []
     for there in (False, True):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: there or None)
@@ -139,46 +142,49 @@ def test_what_was_not_read_for_want_of_a_package_is_read_once_it_is_there(
     assert keys[0] != keys[1]
 
 
-def test_nothing_is_decoded_twice(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+def test_nothing_is_decoded_twice(radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     monkeypatch.setattr(store, "read_image_at", lambda *_: pytest.fail("decoded again"))
-    assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache")) == 6
+    assert len(load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache")) == 6
 
 
-def test_a_broken_image_is_reported_and_left_out(films: Path, tmp_path: Path) -> None:
-    broken = films / "Train/a/1.png"
+def test_a_broken_image_is_reported_and_left_out(radiographs: Path, tmp_path: Path) -> None:
+    broken = radiographs / "Train/a/1.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    (films / "Train/masks/lung/a/2.png").write_bytes(b"")
-    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    (radiographs / "Train/masks/lung/a/2.png").write_bytes(b"")
+    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert len(data) == 5
     assert data.sample_ids.tolist() == [f"Train/{n}.png" for n in ("a/0", "a/2", "b/0", "b/1", "b/2")]
     assert data.skipped["path"].tolist() == ["Train/a/1.png"]
     assert data.skipped["reason"].str.len().gt(5).all()
     for i, path in enumerate(data.table["path"]):
-        expected = Image.fromarray(read_image(films / path)).resize((32, 32), Image.Resampling.BILINEAR)
+        expected = Image.fromarray(read_image(radiographs / path)).resize((32, 32), Image.Resampling.BILINEAR)
         assert np.array_equal(data.images[i, 0], expected)
     assert data.bad_masks["path"].tolist() == ["Train/masks/lung/a/2.png"]
     assert data.has_mask("lung").tolist() == [True, False, False, False, False]
     assert data.masks("lung")[0].any()
     assert not data.masks("lung")[1:].any()
-    assert len(load_dataset(films, "Test", 32, cache=tmp_path / "cache").skipped) == 0
+    assert len(load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache").skipped) == 0
 
 
 def test_what_cannot_be_read_is_said_of_every_split_images_and_masks(
-    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else the radiologists' masks of a class are fewer than they were drawn, and nobody knows."""
-    splits = {role: load_dataset(films, name, 32, cache=tmp_path / "a") for role, name in ROLES.items()}
-    numbered, broken = films / splits["train"].table["lung_mask"][0], films / splits["test"].table["path"][0]
+    splits = {role: load_dataset(radiographs, name, 32, cache=tmp_path / "a") for role, name in ROLES.items()}
+    numbered, broken = (
+        radiographs / splits["train"].table["lung_mask"][0],
+        radiographs / splits["test"].table["path"][0],
+    )
     Image.new("L", (30, 40), 2).save(numbered)
     broken.write_bytes(broken.read_bytes()[:60])
-    splits = {role: load_dataset(films, name, 32, cache=tmp_path / "b") for role, name in ROLES.items()}
+    splits = {role: load_dataset(radiographs, name, 32, cache=tmp_path / "b") for role, name in ROLES.items()}
     report_skipped(*splits.values())
     images, masks = sorted(line for line in capsys.readouterr().err.splitlines() if "unreadable" in line)
     assert images.startswith("1 unreadable images of Test are left out; the first: Test/")
     assert masks.startswith("1 unreadable masks of Train count as absent; the first: Train/masks/lung/")
     assert masks.endswith("a mask whose brightest level is 2: expected black and white, or 0 and 1")
-    assert describe_data(films, splits).skipped == 1
+    assert describe_data(radiographs, splits).skipped == 1
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
@@ -188,20 +194,20 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         load_dataset(tmp_path / "d", size=32, cache=tmp_path / "cache")
 
 
-def test_an_unknown_split_names_those_there_are(films: Path) -> None:
+def test_an_unknown_split_names_those_there_are(radiographs: Path) -> None:
     with pytest.raises(UserError, match="no split 'Val'; there is Test, Train"):
-        load_dataset(films, "Val", 32)
+        load_dataset(radiographs, "Val", 32)
     with pytest.raises(UserError, match=r"no split 'Tset'; did you mean Test\? there is Test, Train"):
-        load_dataset(films, "Tset", 32)
+        load_dataset(radiographs, "Tset", 32)
 
 
 @pytest.mark.parametrize("moment", ["replace", "rename"])
 def test_a_build_that_was_killed_is_removed_by_the_next_one(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    (films / "Train/a/0.png").write_bytes(b"")  # so that rows move
-    (films / "Train/masks/lung/a/1.png").write_bytes((films / "Train/masks/lung/a/2.png").read_bytes())
-    Image.new("L", (30, 40)).save(films / "Train/masks/lung/a/2.png")  # an empty mask, which stays a hole
+    (radiographs / "Train/a/0.png").write_bytes(b"")  # so that rows move
+    (radiographs / "Train/masks/lung/a/1.png").write_bytes((radiographs / "Train/masks/lung/a/2.png").read_bytes())
+    Image.new("L", (30, 40)).save(radiographs / "Train/masks/lung/a/2.png")  # an empty mask, which stays a hole
 
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
@@ -210,12 +216,12 @@ def test_a_build_that_was_killed_is_removed_by_the_next_one(
         patch.setattr(Path, moment, cut)
         patch.setattr("shutil.rmtree", lambda *_, **__: None)  # as where the process is killed
         with pytest.raises(KeyboardInterrupt):
-            load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+            load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     (left,) = (f for f in (tmp_path / "cache/stores").iterdir() if f.is_dir())
     assert left.suffix == ".building"
     (left / "images.u8").write_bytes(b"half")
-    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    fresh = load_dataset(films, "Train", 32, cache=tmp_path / "other")
+    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+    fresh = load_dataset(radiographs, "Train", 32, cache=tmp_path / "other")
     assert not left.exists()
     assert np.array_equal(data.images, fresh.images)
     assert np.array_equal(data.masks("lung"), fresh.masks("lung"))
@@ -235,21 +241,21 @@ def test_rows_without_pixels_take_no_room(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_store(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    old = load_dataset(films, "Train", 32, cache=cache)
+    old = load_dataset(radiographs, "Train", 32, cache=cache)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store, "_write_rows", full)
     with pytest.raises(UserError, match=r"no space left.*TRUSTCXR_CACHE") as caught:
-        load_dataset(films, "Train", 24, cache=cache, workers=1)
+        load_dataset(radiographs, "Train", 24, cache=cache, workers=1)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert np.array_equal(load_dataset(films, "Train", 32, cache=cache).images, old.images)
-    assert len(load_dataset(films, "Train", 24, cache=cache)) == 6
+    assert np.array_equal(load_dataset(radiographs, "Train", 32, cache=cache).images, old.images)
+    assert len(load_dataset(radiographs, "Train", 24, cache=cache)) == 6
 
 
 SCRIPT = """
@@ -275,77 +281,79 @@ def cut_short(file: Path) -> None:
 @pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
 @pytest.mark.parametrize("damage", [cut_short, Path.unlink])
 def test_a_damaged_store_is_said_to_be_and_built_again(
-    damage: Any, name: str, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Any, name: str, radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    before = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     pixels, masks = np.array(before.images), np.array(before.masks("lung"))
     file = next((tmp_path / "cache").rglob(name))
     damage(file)
-    again = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    again = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
     assert np.array_equal(again.images, pixels)
     assert np.array_equal(again.masks("lung"), masks)
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert "damaged" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8"])
 def test_a_bit_that_the_disk_changed_by_itself_is_found_where_every_byte_is_asked_for(
-    name: str, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     file = next((tmp_path / "cache").rglob(name))
     flip(file)
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache")
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert "damaged" not in capsys.readouterr().err, "by its size alone"
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache", every=True)
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
-    load_dataset(films, "Train", 32, cache=tmp_path / "cache", every=True)
+    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_hashes_are_of_the_pixels_alone(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (films / "Test/a/0.png").write_bytes(b"")
+def test_hashes_are_of_the_pixels_alone(radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (radiographs / "Test/a/0.png").write_bytes(b"")
     monkeypatch.setattr(store, "_HASHED_AT_ONCE", 3 * 32**2 + 1)  # three rows a part, and a part of two
-    data = load_dataset(films, size=32, cache=tmp_path / "cache")
-    assert data.film_sums.tolist() == [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in data.images]
+    data = load_dataset(radiographs, size=32, cache=tmp_path / "cache")
+    assert data.image_sums.tolist() == [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in data.images]
     for name, hashes in zip(data._store.names, data._store.hashes, strict=True):
         assert store._hash_file(data._store.folder / f"{name}.u8", 32**2) == hashes.tobytes()
 
 
-def test_a_fingerprint_is_of_what_the_films_are_and_not_of_where_they_lie(films: Path, tmp_path: Path) -> None:
-    data = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    copy = Path(shutil.copytree(films, tmp_path / "elsewhere"))
+def test_a_fingerprint_is_of_what_the_images_are_and_not_of_where_they_lie(radiographs: Path, tmp_path: Path) -> None:
+    data = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+    copy = Path(shutil.copytree(radiographs, tmp_path / "elsewhere"))
     moved = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
     assert moved.fingerprint == data.fingerprint == data.fingerprints()["Train"]
-    assert load_dataset(films, "Test", 32, cache=tmp_path / "cache").fingerprint == data.fingerprints()["Test"]
+    assert load_dataset(radiographs, "Test", 32, cache=tmp_path / "cache").fingerprint == data.fingerprints()["Test"]
     Image.new("L", (30, 40), 200).save(copy / data.table["path"][2])
     changed = load_dataset(copy, "Train", 32, cache=tmp_path / "cache")
     assert changed.fingerprint != data.fingerprint
     assert changed.fingerprints()["Test"] == data.fingerprints()["Test"]
-    assert [a == b for a, b in zip(changed.film_sums, data.film_sums, strict=True)].count(False) == 1
-    relabelled = load_dataset(films, "Train", 32, cache=tmp_path / "cache", labels={"a": "b", "b": "a"})
+    assert [a == b for a, b in zip(changed.image_sums, data.image_sums, strict=True)].count(False) == 1
+    relabelled = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", labels={"a": "b", "b": "a"})
     assert relabelled.fingerprint != data.fingerprint
 
 
-def test_a_script_without_a_main_guard_builds_in_processes(films: Path, tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_builds_in_processes(radiographs: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     two = [
-        subprocess.Popen([sys.executable, script, films, tmp_path / "cache"], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, script, radiographs, tmp_path / "cache"], stdout=subprocess.PIPE, text=True)
         for _ in range(2)  # and both at once
     ]
     sums = [p.communicate(timeout=120)[0].split() for p in two]
-    expected = int(load_dataset(films, "Train", 32, cache=tmp_path / "other").images.sum())
+    expected = int(load_dataset(radiographs, "Train", 32, cache=tmp_path / "other").images.sum())
     assert sums == [[str(expected)]] * 2
 
 
 @pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
-def test_a_bit_changed_anywhere_in_a_store_changes_nothing_that_is_read(name: str, films: Path, tmp_path: Path) -> None:
-    before = load_dataset(films, "Train", 32, cache=tmp_path / "cache")
-    pixels, masks, known = np.array(before.images), np.array(before.masks("lung")), list(before.film_sums)
+def test_a_bit_changed_anywhere_in_a_store_changes_nothing_that_is_read(
+    name: str, radiographs: Path, tmp_path: Path
+) -> None:
+    before = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+    pixels, masks, known = np.array(before.images), np.array(before.masks("lung")), list(before.image_sums)
     flip(next((tmp_path / "cache").rglob(name)))
-    again = load_dataset(films, "Train", 32, cache=tmp_path / "cache", every=True)
+    again = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert np.array_equal(again.images, pixels)
     assert np.array_equal(again.masks("lung"), masks)
-    assert list(again.film_sums) == known
+    assert list(again.image_sums) == known

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.results import files, stretches
+from trustcxr.storage import atomic, segments
 
 HERE, THERE = "Processor A", "Processor B"
 
@@ -14,7 +14,7 @@ def trained(run: Path, processor: str, commit: str, *more: str, accelerator: str
     hardware = {"processor": processor, "accelerator": accelerator}
     about = {"versions": {"trustcxr": "1"}, "hardware": hardware, "source": {"commit": commit}}
     later = [about | {"from_epoch": 2, "hardware": hardware | {"processor": name}} for name in more]
-    files.write_yaml(run / "run.yaml", {"name": run.name, "segments": [about | {"from_epoch": 0}, *later]})
+    atomic.write_yaml(run / "run.yaml", {"name": run.name, "segments": [about | {"from_epoch": 0}, *later]})
 
 
 def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -> None:
@@ -24,13 +24,13 @@ def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -
     (tmp_path / "damaged" / "run.yaml").write_text("[")
     runs = [tmp_path / name for name in ("a", "b", "damaged")]
     here, commit = {"processor": HERE, "accelerator": "none"}, {"commit": "abcdef0123"}
-    assert stretches.elsewhere(runs, here, {"commit": "fedcba0123"}) == {"from": "abcdef0 (1)"}
-    assert stretches.elsewhere(runs, here, commit) == {}
-    assert stretches.elsewhere(runs, here | {"accelerator": "a card"}, commit) == {"on": f"{HERE} (1)"}
-    files.write_yaml(tmp_path / "b" / "run.yaml", {"name": "never trained"})
-    assert stretches.elsewhere(runs, here, commit) == {}, "nothing is known of it"
+    assert segments.elsewhere(runs, here, {"commit": "fedcba0123"}) == {"from": "abcdef0 (1)"}
+    assert segments.elsewhere(runs, here, commit) == {}
+    assert segments.elsewhere(runs, here | {"accelerator": "a card"}, commit) == {"on": f"{HERE} (1)"}
+    atomic.write_yaml(tmp_path / "b" / "run.yaml", {"name": "never trained"})
+    assert segments.elsewhere(runs, here, commit) == {}, "nothing is known of it"
     trained(tmp_path / "a" / "validated", THERE, "abcdef0123")  # before its refit
-    assert stretches.elsewhere(runs, here, commit) == {"on": f"{THERE}, then {HERE} (1), not noted (1)"}
+    assert segments.elsewhere(runs, here, commit) == {"on": f"{THERE}, then {HERE} (1), not noted (1)"}
 
 
 def test_the_page_says_where_its_runs_were_trained(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The protocol end to end, on synthetic films: what it writes, that it goes on, that it chooses on validation alone."""
+"""The protocol end to end, on synthetic images:
+
+What it writes, that it goes on, that it chooses on validation alone.
+"""
 
 import json
 import shutil
@@ -13,24 +16,24 @@ import torch
 import yaml
 
 from test_cli import run as command
-from trustcxr import catalogue, cli, report
-from trustcxr.data.phantom import writing
+from trustcxr import cli, registry, report
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
 from trustcxr.evaluation import metrics
-from trustcxr.evaluation.run import load_run
-from trustcxr.explain import familiarity
-from trustcxr.recipes import validation
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files
-from trustcxr.results.documents import Ranked
-from trustcxr.results.tables import logits_of
-from trustcxr.study import choice, engines, protocol, standing, steps
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.explain import ood
+from trustcxr.recipes import parsing
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.storage import atomic
+from trustcxr.storage.prediction_table import logits_of
+from trustcxr.storage.schemas import Ranked
+from trustcxr.study import engines, run_study, selection, status, steps
 from trustcxr.study.engines import Failure, Task
-from trustcxr.study.engines.contract import Outcomes, Work
-from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import verify
-from trustcxr.training import loop
+from trustcxr.study.engines.base import Outcomes, Work
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import verify
+from trustcxr.training import fit_run as loop
 from trustcxr.training.step import TrainingStep
 
 RECIPE = {
@@ -57,23 +60,23 @@ FIRST, SECOND = "test_efficientnet-standard-s0", "test_resnet-standard-s0"
 
 
 def tiny(**changes: object) -> StudyRecipe:
-    return validation.validate(StudyRecipe, RECIPE | changes, "test")
+    return parsing.validate(StudyRecipe, RECIPE | changes, "test")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return writing.write(tmp_path_factory.mktemp("films") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files.write(tmp_path_factory.mktemp("images") / "phantom", {"Train": 12, "Val": 4, "Test": 5}, size=48)
 
 
 @pytest.fixture(scope="module")
-def done(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "tiny"
-    Study(tiny(), films, out, engines.get("local")).run()
+    Study(tiny(), radiographs, out, engines.get("local")).run()
     return out
 
 
 def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
-    document = files.read_json(done / "study.json")
+    document = atomic.read_json(done / "study.json")
     names = [run["run"] for run in document["runs"]]
     assert len(names) == 3
     assert sum(run["defence"] == "fgsm" for run in document["runs"]) == 1
@@ -91,7 +94,7 @@ def test_a_study_holds_every_run_and_every_number(done: Path) -> None:
         assert run["split"] == "Test"
         assert [(a["attack"], a["epsilon"]) for a in run["attacks"]] == [("fgsm", 0.01), ("fgsm", 0.02), ("pgd", 0.02)]
         again = metrics.from_predictions(
-            files.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
+            atomic.read_table(folder / "predictions.parquet"), tuple(document["classes"]), resamples=100
         )
         assert again.plain()["clean"]["accuracy"]["ci"] == pytest.approx(run["clean"]["accuracy"]["ci"])
         assert [a["accuracy"]["value"] for a in again.plain()["attacks"]] == pytest.approx(
@@ -110,9 +113,9 @@ def test_a_run_is_whole_before_the_next_begins(done: Path) -> None:
     assert ended[FIRST] <= began[SECOND]
 
 
-def test_every_run_of_a_study_knows_what_its_films_are_like(done: Path) -> None:
+def test_every_run_of_a_study_knows_what_its_images_are_like(done: Path) -> None:
     for folder in (done / "runs").iterdir():
-        known, run = familiarity.load(folder), load_run(folder, on="cpu")
+        known, run = ood.load(folder), load_run(folder, on="cpu")
         assert known is not None
         assert len(known.scores) == int((known.scores <= known.threshold).sum()) == 12  # 95 % of them, rounded up
         torch.manual_seed(0)
@@ -121,57 +124,57 @@ def test_every_run_of_a_study_knows_what_its_films_are_like(done: Path) -> None:
 
 
 def test_the_best_are_chosen_on_validation(done: Path) -> None:
-    document = files.read_json(done / "study.json")
+    document = atomic.read_json(done / "study.json")
     selection = document["selection"]
     assert selection["split"] == "Val"
     values = [row["value"] for row in selection["ranking"]]
     assert values == sorted(values, reverse=True)
     assert [row["chosen"] for row in selection["ranking"]] == [True, False]
     for row in selection["ranking"]:
-        table = files.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
+        table = atomic.read_table(done / "runs" / f"{row['model']}-standard-s0" / "validation.parquet")
         assert set(table["split"]) == {"Val"}
         assert (logits_of(table).argmax(1) == table["label"]).mean() == pytest.approx(row["value"])
     robust = next(run for run in document["runs"] if run["defence"] == "fgsm")
     assert robust["model"] == selection["ranking"][0]["model"]
 
 
-def test_started_again_it_repeats_nothing(done: Path, films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_started_again_it_repeats_nothing(done: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(loop, "fit", never)
     stamps = {p: p.stat().st_mtime_ns for p in done.glob("runs/*/*") if p.is_file()}
-    before = files.read_json(done / "study.json")
-    after = Study(tiny(), films, done, engines.get("local")).run()
+    before = atomic.read_json(done / "study.json")
+    after = Study(tiny(), radiographs, done, engines.get("local")).run()
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert after.plain()["runs"] == before["runs"]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
-def test_the_command_prints_study_json_and_nothing_else(done: Path, films: Path, tmp_path: Path) -> None:
-    files.write_yaml(tmp_path / "tiny.yaml", RECIPE)
-    printed = command("study", tmp_path / "tiny.yaml", "--data", films, "--out", done, "--no-check", "--json")
-    assert json.loads(printed.stdout) == files.read_json(done / "study.json")
+def test_the_command_prints_study_json_and_nothing_else(done: Path, radiographs: Path, tmp_path: Path) -> None:
+    atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE)
+    printed = command("study", tmp_path / "tiny.yaml", "--data", radiographs, "--out", done, "--no-check", "--json")
+    assert json.loads(printed.stdout) == atomic.read_json(done / "study.json")
     assert "3 runs" in printed.stderr
     assert f"report: {done / 'report.html'}" in printed.stderr
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_a_study_with_failures_is_printed_too_and_ends_with_1(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = [{"name": "test_resnet", "weights": "none"}], tmp_path / "out"
-    files.write_yaml(tmp_path / "tiny.yaml", RECIPE | {"models": models})
+    atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE | {"models": models})
     no_network_of(monkeypatch, "test_resnet")
-    options = ["--data", films, "--out", out, "--no-check", "--json"]
+    options = ["--data", radiographs, "--out", out, "--no-check", "--json"]
     printed = command("study", tmp_path / "tiny.yaml", *options, expect=1)
     assert SECOND in [failure["run"] for failure in json.loads(printed.stdout)["failures"]]
     assert f"missing: {SECOND}" in printed.stderr
 
 
 @pytest.mark.slow
-def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_it_goes_on(radiographs: Path, tmp_path: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = loop.fit, []
 
     def cut_off(recipe: RunRecipe, *rest: object, **options: object) -> object:
@@ -181,26 +184,26 @@ def test_cut_off_it_goes_on(films: Path, tmp_path: Path, done: Path, monkeypatch
         return real(recipe, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "fit", cut_off)
-    study = Study(tiny(), films, tmp_path / "tiny", engines.get("local"))
+    study = Study(tiny(), radiographs, tmp_path / "tiny", engines.get("local"))
     with pytest.raises(KeyboardInterrupt):
         study.run()
     assert not (tmp_path / "tiny" / "study.json").exists()
-    document = Study(tiny(), films, tmp_path / "tiny", engines.get("local")).run()
+    document = Study(tiny(), radiographs, tmp_path / "tiny", engines.get("local")).run()
     assert calls[0] not in calls[1:]
-    finished = files.read_json(done / "study.json")
+    finished = atomic.read_json(done / "study.json")
     assert [r["clean"]["accuracy"]["value"] for r in document.plain()["runs"]] == [
         r["clean"]["accuracy"]["value"] for r in finished["runs"]
     ]
 
 
-def test_another_recipe_in_the_same_folder_is_refused(done: Path, films: Path) -> None:
+def test_another_recipe_in_the_same_folder_is_refused(done: Path, radiographs: Path) -> None:
     with pytest.raises(UserError, match=r"another study: recipe\.training\.epochs was \d+, is \d+"):
-        Study(tiny(training={"epochs": 2, "batch_size": 12}), films, done, engines.get("local")).run()
+        Study(tiny(training={"epochs": 2, "batch_size": 12}), radiographs, done, engines.get("local")).run()
 
 
 @pytest.mark.slow
 def test_a_study_grows_by_seeds_in_its_own_folder(
-    done: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(done, tmp_path / "tiny"))
     before = {path: path.read_bytes() for path in out.glob("runs/*/*.*") if path.suffix in (".safetensors", ".parquet")}
@@ -215,45 +218,45 @@ def test_a_study_grows_by_seeds_in_its_own_folder(
 
     monkeypatch.setattr(loop, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        Study(tiny(seeds=[0, 1]), films, out, local).run()
+        Study(tiny(seeds=[0, 1]), radiographs, out, local).run()
     said = capsys.readouterr().err
     assert "it has grown from 1 seed (0) to 2 seeds (0, 1): runs that are finished stay" in said
     assert said.count("no map of test_efficientnet, test_resnet by gradcam, layercam: at 32") == 1
-    states = {one.run: one.state for one in standing.status(out).runs}
+    states = {one.run: one.state for one in status.status(out).runs}
     assert (states[FIRST], states["test_resnet-standard-s1"]) == ("done", "waiting")
     assert "if chosen" in states.values(), "what was chosen by one seed is open again"
-    document = Study(tiny(seeds=[0, 1]), films, out, local).run()
+    document = Study(tiny(seeds=[0, 1]), radiographs, out, local).run()
     assert "it has grown" not in capsys.readouterr().err
     assert all(name.endswith("-s1") or "fgsm" in name for name in trained), "what is finished stays"
     assert {path: path.read_bytes() for path in before} == before
     assert {run.run for run in document.runs} >= {FIRST, SECOND, FIRST[:-1] + "1", SECOND[:-1] + "1"}
     assert sorted(row.n or 0 for row in document.over_seeds[0].figures)[0] == 2
-    assert {one.state for one in standing.status(out).runs} == {"done"}
+    assert {one.state for one in status.status(out).runs} == {"done"}
     assert "Over seeds" in report.write(out).read_text(encoding="utf-8")
     found = verify(out)
     assert (found.differences, found.unchecked) == ([], [])
     study_yaml = (out / "study.yaml").read_bytes()
     with pytest.raises(UserError, match=r"with 2 seeds \(0, 1\), and 1 seed \(0\) would be fewer: ask for as many"):
-        Study(tiny(), films, out, local).run()
+        Study(tiny(), radiographs, out, local).run()
     for keys in ({"seeds": [1, 2]}, {"seeds": [0, 1, 2], "training": {"epochs": 2, "batch_size": 12}}):
         with pytest.raises(UserError, match="holds another study: recipe"):
-            Study(tiny(**keys), films, out, local).run()
+            Study(tiny(**keys), radiographs, out, local).run()
     assert (out / "study.yaml").read_bytes() == study_yaml
 
 
 @pytest.mark.slow
 def test_robust_runs_that_more_seeds_no_longer_choose_are_named_and_left_out(
-    done: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Path, radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(done, tmp_path / "tiny"))
     (was,) = [run.parent.name for run in out.glob("runs/*-fgsm-*/metrics.json")]
-    real = choice.ranked
+    real = selection.ranked
 
     def other(*given: Any) -> list[Ranked]:
         return [row.model_copy(update={"chosen": not row.chosen}) for row in real(*given)]
 
-    monkeypatch.setattr(protocol, "ranked", other)
-    document = Study(tiny(seeds=[0, 1]), films, out, engines.get("local")).run()
+    monkeypatch.setattr(run_study, "ranked", other)
+    document = Study(tiny(seeds=[0, 1]), radiographs, out, engines.get("local")).run()
     assert f"no longer chosen, by all seeds together: {was}; kept, and out of" in capsys.readouterr().err
     assert was not in {run.run for run in document.runs}
     assert (out / "runs" / was / "metrics.json").is_file()
@@ -274,20 +277,20 @@ def no_network_of(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_one_run_that_fails_does_not_lose_the_study(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, out = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")], tmp_path / "out"
     with monkeypatch.context() as patch:
         no_network_of(patch, "test_resnet")
-        document = Study(tiny(models=models), films, out, engines.get("local")).run()
+        document = Study(tiny(models=models), radiographs, out, engines.get("local")).run()
     assert [f["run"] for f in document.plain()["failures"]] == ["test_resnet-standard-s0"]
     assert document.plain()["failures"][0]["reason"] == "train: a loss that is no number"
-    assert "no number" in files.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
+    assert "no number" in atomic.read_json(out / "runs" / "test_resnet-standard-s0" / "failure.json")["reason"]
     assert [run["run"] for run in document.plain()["runs"]] == ["test_efficientnet-standard-s0"]
     assert document.plain()["selection"]["ranking"] == [], "a network that is missing might have been the best"
     report.write(out)
     left = shutil.copytree(out, tmp_path / "left")
-    without = Study(tiny(models=models[:1]), films, left, engines.get("local")).run()
+    without = Study(tiny(models=models[:1]), radiographs, left, engines.get("local")).run()
     assert [row["model"] for row in without.plain()["selection"]["ranking"]] == ["test_efficientnet"]
     assert [(one["run"], one["reason"]) for one in without.plain()["selection"]["left_out"]] == [
         ("test_resnet-standard-s0", "train: a loss that is no number")
@@ -298,11 +301,11 @@ def test_one_run_that_fails_does_not_lose_the_study(
     )
     assert told in report.write(left).read_text(encoding="utf-8")
     with pytest.raises(UserError, match="test_efficientnet-standard-s0: trained, and so counted in this study"):
-        Study(tiny(models=models[1:]), films, out, engines.get("local")).run()
-    shown = ("panels.npz", ".made.json")  # X-rays are chosen by all runs, and what they show is noted
+        Study(tiny(models=models[1:]), radiographs, out, engines.get("local")).run()
+    shown = ("panels.npz",)  # images are chosen by all runs
     done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name not in shown]
     stamps = {p: p.stat().st_mtime_ns for p in done}
-    again = Study(tiny(models=models), films, out, engines.get("local")).run()
+    again = Study(tiny(models=models), radiographs, out, engines.get("local")).run()
     assert again.plain()["failures"] == []
     assert len(again.plain()["runs"]) == 3
     assert not list(out.glob("runs/*/failure.json"))
@@ -312,7 +315,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
 @pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     causes = {"test_efficientnet": MemoryError("8 EB"), "test_resnet": NotFiniteError("the loss is no number")}
     tried: list[str] = []
@@ -325,7 +328,7 @@ def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     models = [{"name": name, "weights": "none"} for name in causes]
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"models": models}))
     out = tmp_path / "out"
-    words = ["trustcxr", "study", tmp_path / "tiny.yaml", "--data", films, "--out", out]
+    words = ["trustcxr", "study", tmp_path / "tiny.yaml", "--data", radiographs, "--out", out]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
@@ -339,7 +342,7 @@ def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     assert "missing: test_efficientnet-standard-s0, test_resnet-standard-s0, every robust run" in flat
     assert tried == ["test_efficientnet-standard-s0", "test_resnet-standard-s0"] * 2
     for name in tried:
-        assert files.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
+        assert atomic.read_json(out / "runs" / name / "failure.json")["reason"].startswith("train: ")
         assert name in (out / "report.html").read_text()
 
 
@@ -360,7 +363,7 @@ def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
 
 @pytest.mark.slow
 def test_a_network_whose_loss_is_no_number_fails_alone(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = TrainingStep._on
 
@@ -370,7 +373,9 @@ def test_a_network_whose_loss_is_no_number_fails_alone(
 
     monkeypatch.setattr(TrainingStep, "_on", diverging)
     models = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")]
-    document = Study(tiny(models=models, selection={"count": 2}), films, tmp_path / "out", engines.get("local")).run()
+    document = Study(
+        tiny(models=models, selection={"count": 2}), radiographs, tmp_path / "out", engines.get("local")
+    ).run()
     assert [run["run"] for run in document.plain()["runs"]] == [
         "test_efficientnet-standard-s0",
         "test_efficientnet-fgsm-s0",
@@ -391,7 +396,7 @@ def test_a_disk_that_refuses_is_recorded_before_the_study_stops(
     monkeypatch.setitem(steps.STEPS, "test", full)
     with pytest.raises(CannotWrite):
         steps.carry_out(Task(out, "test_efficientnet-standard-s0", "test"))
-    reason = files.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
+    reason = atomic.read_json(out / "runs" / "test_efficientnet-standard-s0" / "failure.json")["reason"]
     assert reason == "test: model.safetensors: no space left on the disk (79.0 MB are needed)"
 
 
@@ -408,7 +413,7 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
     monkeypatch.setitem(steps.STEPS, "test", faulty)
     with pytest.raises(ZeroDivisionError):
         steps.carry_out(Task(out, FIRST, "test"))
-    assert files.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
+    assert atomic.read_json(failure)["reason"] == "test: ZeroDivisionError: of nothing"
     steps.carry_out(Task(out, FIRST, "train"))
     assert failure.is_file(), "an earlier step that is done says nothing of a later one"
     asked["fails"] = False
@@ -417,12 +422,12 @@ def test_whatever_a_step_raises_is_recorded_as_it_does_and_taken_away_once_that_
     (out / "study.yaml").rename(out / "elsewhere.yaml")
     with pytest.raises(UserError):
         steps.carry_out(Task(out, FIRST, "test"))
-    assert "study.yaml" in files.read_json(failure)["reason"], "before the step has begun too"
+    assert "study.yaml" in atomic.read_json(failure)["reason"], "before the step has begun too"
 
 
 @pytest.mark.slow
 def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed_keeps_its_cause(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`status` reads files alone, so that another terminal sees what is seen here."""
     real, out, seen = loop.fit, tmp_path / "out", dict[str, tuple[str, str]]()
@@ -431,7 +436,7 @@ def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed
         if recipe.name == FIRST and not seen:
             raise NotFiniteError("a loss that is no number")
         if recipe.name == SECOND:
-            found = {one.run: (one.state, one.reason) for one in standing.status(out).runs}
+            found = {one.run: (one.state, one.reason) for one in status.status(out).runs}
             seen[FIRST] = found[FIRST]
             if found[FIRST][0] == "failed":
                 raise KeyboardInterrupt  # as good as killed: nothing is done after it
@@ -439,22 +444,22 @@ def test_a_run_that_failed_says_so_while_others_go_on_and_a_study_that_is_killed
 
     monkeypatch.setattr(loop, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        Study(tiny(), films, out, engines.get("local")).run()
+        Study(tiny(), radiographs, out, engines.get("local")).run()
     assert seen == {FIRST: ("failed", "train: a loss that is no number")}
-    (kept,) = [one for one in standing.status(out).runs if one.run == FIRST]
+    (kept,) = [one for one in status.status(out).runs if one.run == FIRST]
     assert (kept.state, kept.reason) == seen[FIRST]
-    assert Study(tiny(), films, out, engines.get("local")).run().failures == []
+    assert Study(tiny(), radiographs, out, engines.get("local")).run().failures == []
     assert seen == {FIRST: ("done", "")}, "it is tried again, and then its failure is no longer there"
 
 
 @pytest.mark.slow
 def test_where_all_networks_go_on_one_that_is_missing_changes_no_choice(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_network_of(monkeypatch, "test_resnet")
     models = [{"name": name, "weights": "none"} for name in ("test_efficientnet", "test_resnet")]
     recipe = tiny(models=models, selection={"count": 2})
-    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    document = Study(recipe, radiographs, tmp_path / "out", engines.get("local")).run()
     assert [run["run"] for run in document.plain()["runs"]] == [
         "test_efficientnet-standard-s0",
         "test_efficientnet-fgsm-s0",
@@ -480,16 +485,16 @@ class Placing:
 
 
 def test_a_robust_run_that_is_done_counts_though_its_standard_run_failed_and_one_not_begun_is_named(
-    done: Path, films: Path, tmp_path: Path
+    done: Path, radiographs: Path, tmp_path: Path
 ) -> None:
     (robust,) = [path.name for path in done.glob("runs/*-fgsm-s0")]
     standard = robust.replace("fgsm", "standard")
     (other,) = {FIRST, SECOND} - {standard}
     other_robust = other.replace("standard", "fgsm")
     recipe = tiny(selection={"count": 2}, defences=[{"name": "fgsm", "epsilon": 0.02}])
-    document = Study(recipe, films, tmp_path / "out", Placing(done, {standard, other_robust})).run()
+    document = Study(recipe, radiographs, tmp_path / "out", Placing(done, {standard, other_robust})).run()
     assert {run.run for run in document.runs} == {other, robust}
-    assert protocol.missing(document) == f"{standard}, {other_robust}"
+    assert run_study.missing(document) == f"{standard}, {other_robust}"
 
 
 class Refusing:
@@ -510,12 +515,12 @@ class Refusing:
 
 @pytest.mark.parametrize(("count", "together"), [(2, True), (1, False)])
 def test_robust_runs_wait_for_the_standard_ones_only_where_they_need_them(
-    count: int, together: bool, films: Path, tmp_path: Path
+    count: int, together: bool, radiographs: Path, tmp_path: Path
 ) -> None:
     models = [{"name": name, "weights": "none"} for name in ("resnet10t", "test_resnet")]
     defences = [{"name": "fgsm", "epsilon": 0.02}]
     recipe, engine = tiny(models=models, selection={"count": count}, defences=defences), Refusing()
-    document = Study(recipe, films, tmp_path / "out", engine).run()
+    document = Study(recipe, radiographs, tmp_path / "out", engine).run()
     first = {"resnet10t-standard-s0", "test_resnet-standard-s0"}
     assert engine.asked[0] == (first | {"resnet10t-fgsm-s0", "test_resnet-fgsm-s0"} if together else first)
     assert not document.runs
@@ -532,40 +537,40 @@ def test_robust_runs_wait_for_the_standard_ones_only_where_they_need_them(
     ],
 )
 def test_what_a_recipe_asks_for_in_vain_is_said_before_any_work(
-    changes: dict[str, object], words: str, films: Path, tmp_path: Path
+    changes: dict[str, object], words: str, radiographs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=words):
-        Study(tiny(**changes), films, tmp_path / "out", engines.get("local")).run()
+        Study(tiny(**changes), radiographs, tmp_path / "out", engines.get("local")).run()
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_a_broken_image_is_reported_counted_and_skipped(tmp_path: Path) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
-    victims = sorted(films.rglob("Train/Normal/images/*.png"))
+    radiographs = write_files.write(tmp_path / "images", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    victims = sorted(radiographs.rglob("Train/Normal/images/*.png"))
     for victim in [p for p in victims if p.name == victims[0].name]:
         victim.write_bytes(victim.read_bytes()[:100])
     recipe = tiny(models=[{"name": "test_efficientnet", "weights": "none"}], defences=[])
-    document = Study(recipe, films, tmp_path / "out", engines.get("local")).run()
+    document = Study(recipe, radiographs, tmp_path / "out", engines.get("local")).run()
     assert document.plain()["data"]["skipped"] == 1
     assert document.plain()["data"]["counts"]["Train"]["Normal"] == 8
 
 
 @pytest.mark.slow
 def test_two_classes_go_through_the_same_protocol(tmp_path: Path) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 9, "Val": 4, "Test": 4}, size=48)
+    radiographs = write_files.write(tmp_path / "images", {"Train": 9, "Val": 4, "Test": 4}, size=48)
     import shutil
 
-    for folder in films.rglob("Non-COVID"):
+    for folder in radiographs.rglob("Non-COVID"):
         shutil.rmtree(folder)
     document = Study(
-        tiny(models=[{"name": "test_resnet", "weights": "none"}]), films, tmp_path / "out", engines.get("local")
+        tiny(models=[{"name": "test_resnet", "weights": "none"}]), radiographs, tmp_path / "out", engines.get("local")
     ).run()
     assert document.plain()["classes"] == ["COVID-19", "Normal"]
     assert all(len(run["clean"]["confusion"]) == 2 for run in document.plain()["runs"])
 
 
-def test_training_saw_no_test_image(done: Path, films: Path) -> None:
+def test_training_saw_no_test_image(done: Path, radiographs: Path) -> None:
     tables = [pd.read_parquet(p) for p in done.glob("runs/*/validation.parquet")]
     assert {split for t in tables for split in t["split"]} == {"Val"}
     tested = pd.read_parquet(next(done.glob("runs/*/predictions.parquet")))
@@ -573,15 +578,15 @@ def test_training_saw_no_test_image(done: Path, films: Path) -> None:
     assert not set(tested["sample_id"]) & {s for t in tables for s in t["sample_id"]}
 
 
-def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, films: Path) -> None:
+def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.views import _views
+    from trustcxr.evaluation.masked_views import _views
 
-    for run in files.read_json(done / "study.json")["runs"]:
-        assert set(run["shortcuts"]) == set(catalogue.VIEWS)
+    for run in atomic.read_json(done / "study.json")["runs"]:
+        assert set(run["shortcuts"]) == set(registry.VIEWS)
         assert all(part["n"] == 15 and 0 <= part["accuracy"]["value"] <= 1 for part in run["shortcuts"].values())
         assert {a["attack"] for a in run["attacks"]} == {"fgsm", "pgd"}
-    data = load_dataset(films, split="Test", size=32)
+    data = load_dataset(radiographs, split="Test", size=32)
     rows = np.arange(4)
     images = torch.ones(4, 1, 32, 32)
     views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in _views(data, rows, images)}

@@ -10,29 +10,29 @@ from PIL import Image
 
 from test_engines import small
 from trustcxr.data import load_dataset
-from trustcxr.data.phantom import writing
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files, folders
+from trustcxr.data.phantom import write_files
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.storage import atomic, layout
 from trustcxr.study import data_check
 
 
 def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
-    monkeypatch.setattr("trustcxr.data.auditing.audit.audit", lambda *_, **__: made)
-    (tmp_path / folders.DATA_CHECK_FILE).write_text("")
+    monkeypatch.setattr("trustcxr.data.checks.check.audit", lambda *_, **__: made)
+    (tmp_path / layout.DATA_CHECK_FILE).write_text("")
     written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
-    assert files.read_json(written)["verdict"] == "none"
+    assert atomic.read_json(written)["verdict"] == "none"
 
 
 def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path) -> None:
     for number, name in enumerate(("Train/a", "Train/A", "Test/a", "Test/b")):
-        (tmp_path / "films" / name).mkdir(parents=True)
-        Image.fromarray(np.full((32, 32), 60 * number, np.uint8)).save(tmp_path / "films" / name / f"{number}.png")
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), 60 * number, np.uint8)).save(tmp_path / "images" / name / f"{number}.png")
     for labels, alike in (({}, True), ({"A": "a", "b": "b"}, False)):
         data = {"size": 32, "labels": labels}
         recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": data})
         (tmp_path / f"{alike}").mkdir()
-        found = files.read_json(data_check.write(recipe, tmp_path / "films", tmp_path / f"{alike}", []))
+        found = atomic.read_json(data_check.write(recipe, tmp_path / "images", tmp_path / f"{alike}", []))
         assert ("differ only in capitals or blanks: 'a' (2 images) and 'A' (1 image)" in found["verdict"]) == alike
         assert found["classes"] == (["A", "a", "b"] if alike else ["a", "b"])
 
@@ -40,22 +40,22 @@ def test_the_check_of_the_data_looks_at_the_classes_of_the_study(tmp_path: Path)
 def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    films = writing.write(tmp_path / "films", {"Train": 4, "Val": 4, "Test": 4}, size=32)
+    images = write_files.write(tmp_path / "images", {"Train": 4, "Val": 4, "Test": 4}, size=32)
     recipe = StudyRecipe.model_validate({"name": "s", "models": ["test_resnet"], "data": {"size": 32}})
 
     def check() -> tuple[dict[str, Any], str]:
         capsys.readouterr()
-        parts = [load_dataset(films, split=split, size=32) for split in ("Train", "Val", "Test")]
-        path = data_check.write(recipe, films, tmp_path, parts)
-        return files.read_json(path), capsys.readouterr().err
+        parts = [load_dataset(images, split=split, size=32) for split in ("Train", "Val", "Test")]
+        path = data_check.write(recipe, images, tmp_path, parts)
+        return atomic.read_json(path), capsys.readouterr().err
 
     first, said = check()
     assert "data check:" in said
     assert check() == (first, "")
-    gone = sorted(films.rglob("Test/**/infection masks/*.png"))
+    gone = sorted(images.rglob("Test/**/infection masks/*.png"))
     for mask in gone:
         mask.unlink()
     then, said = check()
-    assert "data-check.json: the films or their masks are others since: looked through again" in said
+    assert "data-check.json: the images or their masks are others since: looked through again" in said
     count, left = (found["files"]["masks"]["infection"]["n"] for found in (first, then))
     assert count - left == len(gone) > 0

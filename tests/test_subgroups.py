@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from trustcxr.audit import subgroups
 from trustcxr.data import read_manifest
-from trustcxr.evaluation import subgroups
-from trustcxr.results.documents import Division
 from trustcxr.statistics import inside_against_outside
+from trustcxr.storage.schemas import Division
 
 
 def table(count: int = 200) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def table(count: int = 200) -> pd.DataFrame:
     )
 
 
-def test_columns_that_divide_the_films_are_found_and_numbers_become_bands() -> None:
+def test_columns_that_divide_the_images_are_found_and_numbers_become_bands() -> None:
     found = subgroups.columns_of(table())
     assert set(found) == {"by_sex", "by_Patient Age", "by_dose", "by_hospital"}
     ages = pd.to_numeric(table()["Patient Age"].str.rstrip("Y"))
@@ -53,8 +53,8 @@ def test_bands_have_no_more_digits_than_tell_them_apart() -> None:
 
 
 def test_whole_numbers_that_are_names_divide_nothing() -> None:
-    films = table().assign(seed=[str(20_000_001 + i) for i in range(len(table()))])
-    assert "by_seed" not in subgroups.columns_of(films)
+    images = table().assign(seed=[str(20_000_001 + i) for i in range(len(table()))])
+    assert "by_seed" not in subgroups.columns_of(images)
 
 
 def clean(count: int = 200) -> pd.DataFrame:
@@ -92,39 +92,39 @@ def test_the_worst_group_and_its_gap() -> None:
     assert not any(group["settled"] for group in found["dose"]["groups"])
 
 
-def divided(groups: list[str], right: list[bool], films: list[str] | None = None) -> dict[str, object]:
+def divided(groups: list[str], right: list[bool], images: list[str] | None = None) -> dict[str, object]:
     """What is said of one column, by its groups and whether each answer is right."""
     logits = [np.array([1.0, 0.0]) if hit else np.array([0.0, 1.0]) for hit in right]
     names = [str(i) for i in range(len(groups))]
-    rows = pd.DataFrame({"sample_id": names, "group": films or names, "label": 0, "logits": logits, "by_view": groups})
-    rows = rows if films is None else rows.assign(film=films)
+    rows = pd.DataFrame({"sample_id": names, "group": images or names, "label": 0, "logits": logits, "by_view": groups})
+    rows = rows if images is None else rows.assign(image=images)
     return dict(subgroups.describe(rows, ("a", "b"), resamples=50)[0].plain())
 
 
 def test_a_group_is_the_worst_only_of_two_and_where_it_is_below_the_rest() -> None:
     alone = divided(["AP"] * 40 + ["PA"] * 10, [True] * 38 + [False] * 2 + [False] * 10)
-    assert (alone["worst"], alone["text"]) == ("", "by view: no two groups have 20 films")
+    assert (alone["worst"], alone["text"]) == ("", "by view: no two groups have 20 images")
     few_bad = ["AP"] * 30 + ["PA"] * 30 + [f"odd {i}" for i in range(10)]
     above = divided(few_bad, [True] * 60 + [False] * 10)
     assert above["worst"] == ""
-    assert "no group of 20 films is below all others" in str(above["text"])
+    assert "no group of 20 images is below all others" in str(above["text"])
     assert divided(["AP"] * 30 + ["PA"] * 30, [True] * 45 + [False] * 15)["worst"] == "PA"
 
 
-def test_answers_about_one_film_are_one_film() -> None:
-    groups, films = ["AP"] * 60 + ["PA"] * 30, [str(i // 3) for i in range(90)]
+def test_answers_about_one_image_are_one_image() -> None:
+    groups, images = ["AP"] * 60 + ["PA"] * 30, [str(i // 3) for i in range(90)]
     right = [True] * 60 + [False] * 30
-    found = divided(groups, right, films)
-    assert found["worst"] == "", "30 answers are of 10 films"
-    more = divided(groups * 2, right * 2, films + [f"{name}b" for name in films])
+    found = divided(groups, right, images)
+    assert found["worst"] == "", "30 answers are of 10 images"
+    more = divided(groups * 2, right * 2, images + [f"{name}b" for name in images])
     assert more["worst"] == "PA"
-    assert "0.0% of 60 decisions on 20 films" in str(more["text"])
+    assert "0.0% of 60 decisions on 20 images" in str(more["text"])
 
 
 def test_the_column_of_a_finding_is_no_group() -> None:
-    films = table().assign(edema=["0", "1"] * 100)
-    assert "by_edema" in subgroups.columns_of(films)
-    assert "by_edema" not in subgroups.columns_of(films, ("Edema", "Mass"))
+    images = table().assign(edema=["0", "1"] * 100)
+    assert "by_edema" in subgroups.columns_of(images)
+    assert "by_edema" not in subgroups.columns_of(images, ("Edema", "Mass"))
 
 
 def test_small_groups_are_merged_and_that_is_said() -> None:
@@ -138,16 +138,16 @@ def test_small_groups_are_merged_and_that_is_said() -> None:
     few = subgroups.describe(clean(24), ("a", "b"), resamples=100)
     sex = next(part.plain() for part in few if part.column == "sex")
     assert (sex["groups"], sex["worst"]) == ([], "")
-    assert "no two groups have 20 films" in sex["text"]
+    assert "no two groups have 20 images" in sex["text"]
 
 
-def judged(films: pd.DataFrame, wrong: Any) -> dict[str, Division]:
-    """What is said of each column of a data set's table, of a model that is wrong on these films alone."""
-    names, labels = [str(i) for i in range(len(films))], pd.factorize(films["class"])[0]
+def judged(images: pd.DataFrame, wrong: Any) -> dict[str, Division]:
+    """What is said of each column of a data set's table, of a model that is wrong on these images alone."""
+    names, labels = [str(i) for i in range(len(images))], pd.factorize(images["class"])[0]
     said = np.where(wrong, labels + 1, labels) % 3
     rows = pd.DataFrame({"sample_id": names, "group": names, "label": labels, "logits": list(np.eye(3)[said])})
-    rows = pd.concat([rows, subgroups.columns_of(films.reset_index(drop=True))], axis=1)
-    found = subgroups.describe(rows, ("a", "b", "c"), without=subgroups.left_out(films), resamples=50)
+    rows = pd.concat([rows, subgroups.columns_of(images.reset_index(drop=True))], axis=1)
+    found = subgroups.describe(rows, ("a", "b", "c"), without=subgroups.left_out(images), resamples=50)
     return {division.column: division for division in found}
 
 
@@ -157,71 +157,71 @@ def test_a_column_whose_groups_are_all_too_small_is_named_with_the_reason() -> N
     found = judged(few, few["sex"] == "M")
     assert set(found) == {"sex", "age", "scanner", "hospital"}
     sizes = "F (18), M (18)"
-    assert found["sex"].text == f"by sex: no two groups have 20 films; too small to stand alone: {sizes}"
-    assert all(found[name].text.startswith(f"by {name}: no two groups have 20 films") for name in found)
+    assert found["sex"].text == f"by sex: no two groups have 20 images; too small to stand alone: {sizes}"
+    assert all(found[name].text.startswith(f"by {name}: no two groups have 20 images") for name in found)
     many = pd.DataFrame({"class": ["a", "b", "c"] * 40, "scanner": [f"s{i}" for i in range(12) for _ in range(10)]})
     many.loc[:4, "scanner"] = "s1"
     scanner = judged(many, many["scanner"] == "s1")["scanner"]
     assert scanner.merged["s1"] == 15
     assert (scanner.groups, scanner.worst) == ([], "")
-    assert "by scanner: no two groups have 20 films; too small to stand alone: s1 (15)" in scanner.text
+    assert "by scanner: no two groups have 20 images; too small to stand alone: s1 (15)" in scanner.text
     assert scanner.text.endswith(" and 6 more")
 
 
-def test_a_column_of_more_values_than_half_the_films_is_named_and_names_of_films_are_not() -> None:
-    films = pd.DataFrame({"class": ["a", "b", "c"] * 12, "scanner": [f"s{i % 20}" for i in range(36)]})
-    films["series"] = [str(1_000 + i % 24) for i in range(36)]
-    films = films.assign(file=[f"{i}.png" for i in range(36)], seed=[str(i * 7) for i in range(36)])
-    films["nearly"] = [f"n{i // 2 if i < 4 else i}" for i in range(36)]
-    found = judged(films, films.index > 30)
+def test_a_column_of_more_values_than_half_the_images_is_named_and_names_of_images_are_not() -> None:
+    images = pd.DataFrame({"class": ["a", "b", "c"] * 12, "scanner": [f"s{i % 20}" for i in range(36)]})
+    images["series"] = [str(1_000 + i % 24) for i in range(36)]
+    images = images.assign(file=[f"{i}.png" for i in range(36)], seed=[str(i * 7) for i in range(36)])
+    images["nearly"] = [f"n{i // 2 if i < 4 else i}" for i in range(36)]
+    found = judged(images, images.index > 30)
     assert {name: division.text for name, division in found.items()} == {
-        "scanner": "by scanner: not judged, since it has 20 values on 36 films",
-        "series": "by series: not judged, since it has 24 values on 36 films",
+        "scanner": "by scanner: not judged, since it has 20 values on 36 images",
+        "series": "by series: not judged, since it has 24 values on 36 images",
     }
-    assert not len(subgroups.columns_of(films).columns)
+    assert not len(subgroups.columns_of(images).columns)
 
 
 def test_groups_of_which_none_can_stand_alone_correct_no_other_groups_test() -> None:
-    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "sex": ["F", "M"] * 60})
-    small = films.assign(scanner=[f"s{i // 10}" if i < 60 else "" for i in range(120)])
+    images = pd.DataFrame({"class": ["a", "b", "c"] * 40, "sex": ["F", "M"] * 60})
+    small = images.assign(scanner=[f"s{i // 10}" if i < 60 else "" for i in range(120)])
     wrong = pd.Series(np.arange(120) % 8 == 1)
-    alone, beside = judged(films, wrong)["sex"], judged(small, wrong)
+    alone, beside = judged(images, wrong)["sex"], judged(small, wrong)
     assert [group.p_corrected for group in beside["sex"].groups] == [group.p_corrected for group in alone.groups]
     assert beside["scanner"].groups == []
 
 
 def test_the_class_under_another_name_is_no_group_and_that_is_said() -> None:
     classes = ["COVID", "Pneumonia", "Normal"]
-    films = pd.DataFrame({"class": classes * 40, "sex": ["F", "M"] * 60})
+    images = pd.DataFrame({"class": classes * 40, "sex": ["F", "M"] * 60})
     finer = {"COVID": ["COVID-19"], "Pneumonia": ["SARS", "Klebsiella"], "Normal": ["No finding", "none"]}
-    films["diagnosis"] = [finer[name][i % len(finer[name])] for i, name in enumerate(films["class"])]
-    films["written"] = films["diagnosis"].where(films.index > 5, "")  # of some films nobody wrote it
-    films["severity"] = np.where(films["class"] == "COVID", np.where(films.index % 2, "mild", "severe"), "")
-    films["ward"] = films["diagnosis"].where(films.index != 0, "SARS")
-    found = judged(films, films["class"] == "COVID")
+    images["diagnosis"] = [finer[name][i % len(finer[name])] for i, name in enumerate(images["class"])]
+    images["written"] = images["diagnosis"].where(images.index > 5, "")  # of some images nobody wrote it
+    images["severity"] = np.where(images["class"] == "COVID", np.where(images.index % 2, "mild", "severe"), "")
+    images["ward"] = images["diagnosis"].where(images.index != 0, "SARS")
+    found = judged(images, images["class"] == "COVID")
     assert set(found) == {"sex", "diagnosis", "written", "severity", "ward"}
     for name in ("diagnosis", "written"):
         assert (found[name].groups, found[name].worst) == ([], "")
         why = "not judged, since each of its values belongs to one class: a gap would be one between classes"
         assert found[name].text == f"by {name}: {why}"
-        assert f"by_{name}" not in subgroups.columns_of(films)
+        assert f"by_{name}" not in subgroups.columns_of(images)
     assert found["severity"].groups, "it says more than the class"
     assert found["ward"].worst == "COVID-19", "one value is of two classes"
-    # A few films in each of many groups are of one class by chance: what is said is that they are few.
-    films = pd.DataFrame({"class": np.repeat(classes, 40), "scanner": [f"s{i // 10}" for i in range(120)]})
-    assert "no two groups have 20 films" in judged(films, films["class"] == "COVID")["scanner"].text
-    # As many as there are classes are the classes, however few films there are.
-    films = films[::4].reset_index(drop=True).assign(code=lambda t: t["class"].str[0])
-    assert "a gap would be one between classes" in judged(films, films["class"] == "COVID")["code"].text
+    # A few images in each of many groups are of one class by chance: what is said is that they are few.
+    images = pd.DataFrame({"class": np.repeat(classes, 40), "scanner": [f"s{i // 10}" for i in range(120)]})
+    assert "no two groups have 20 images" in judged(images, images["class"] == "COVID")["scanner"].text
+    # As many as there are classes are the classes, however few images there are.
+    images = images[::4].reset_index(drop=True).assign(code=lambda t: t["class"].str[0])
+    assert "a gap would be one between classes" in judged(images, images["class"] == "COVID")["code"].text
 
 
-def test_columns_that_divide_the_films_alike_are_judged_once() -> None:
-    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
-    alone = judged(films, films["source"] == "Y")["source"]
+def test_columns_that_divide_the_images_alike_are_judged_once() -> None:
+    images = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
+    alone = judged(images, images["source"] == "Y")["source"]
     assert (alone.worst, alone.alike) == ("Y", [])
     licences = {"X": "free", "Y": "not stated", "Z": ""}
-    films = films.assign(licence=films["source"].map(licences), maker=films["source"].str.lower() + " and sons")
-    found = judged(films, films["source"] == "Y")
+    images = images.assign(licence=images["source"].map(licences), maker=images["source"].str.lower() + " and sons")
+    found = judged(images, images["source"] == "Y")
     assert set(found) == {"source"}
     assert found["source"].alike == ["licence", "maker"]
     assert found["source"].text.startswith("by source, and exactly alike by licence and maker: worst is Y with 0.0% ")
@@ -229,46 +229,46 @@ def test_columns_that_divide_the_films_alike_are_judged_once() -> None:
     assert [g.p_corrected for g in found["source"].groups] == [g.p_corrected for g in alone.groups]
 
 
-def test_a_group_of_the_same_films_is_corrected_for_once_and_said_to_be_the_same() -> None:
-    films = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
-    films["licence"] = ["free"] * 20 + ["paid"] * 20 + ["none"] * 50 + ["free"] * 30
-    found = judged(films, films["source"] == "Y")
+def test_a_group_of_the_same_images_is_corrected_for_once_and_said_to_be_the_same() -> None:
+    images = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
+    images["licence"] = ["free"] * 20 + ["paid"] * 20 + ["none"] * 50 + ["free"] * 30
+    found = judged(images, images["source"] == "Y")
     assert "corrected for 5 groups" in found["source"].text
-    assert "these are the films of" not in found["source"].text
+    assert "these are the images of" not in found["source"].text
     assert found["licence"].worst == "none"
-    assert "; these are the films of Y by source" in found["licence"].text
+    assert "; these are the images of Y by source" in found["licence"].text
     same = [next(g for g in found[c].groups if g.name == n) for c, n in (("source", "Y"), ("licence", "none"))]
     assert same[0].p_corrected == same[1].p_corrected == pytest.approx(5 * (same[0].p_value or 0))
 
 
-def test_the_columns_of_external_films(real_data: Path) -> None:
+def test_the_columns_of_external_images(real_data: Path) -> None:
     """`finding` is the class in more words; one source is one licence, and all that its masks' makers are."""
-    films = read_manifest(real_data / "external-cxr").table.reset_index(drop=True)
-    openist = films["source"] == "pi-null-mezon/OpenIST"
-    found = judged(films, openist)
+    images = read_manifest(real_data / "external-cxr").table.reset_index(drop=True)
+    openist = images["source"] == "pi-null-mezon/OpenIST"
+    found = judged(images, openist)
     assert found["finding"].groups == []
     assert "a gap would be one between classes" in found["finding"].text
     assert found["source"].worst == "pi-null-mezon/OpenIST"
     for name in ("licence", "lung_mask_origin"):
-        assert "; these are the films of pi-null-mezon/OpenIST by source" in found[name].text
-    distinct = {frozenset(part.index) for name in found for part in parts(films, found[name])}
+        assert "; these are the images of pi-null-mezon/OpenIST by source" in found[name].text
+    distinct = {frozenset(part.index) for name in found for part in parts(images, found[name])}
     assert f"corrected for {len(distinct)} groups" in found["source"].text
     assert len(distinct) < sum(len(division.groups) for division in found.values())
-    assert found["original_height"].text == "by original_height: not judged, since it has 197 values on 325 films"
-    assert not {"sha256", "original_file"} & set(found), "names of films"
+    assert found["original_height"].text == "by original_height: not judged, since it has 197 values on 325 images"
+    assert not {"sha256", "original_file"} & set(found), "names of images"
     for name in ("doi", "location", "url"):
-        assert found[name].text.startswith(f"by {name}: no two groups have 20 films")
+        assert found[name].text.startswith(f"by {name}: no two groups have 20 images")
 
 
-def parts(films: pd.DataFrame, division: Division) -> list[pd.DataFrame]:
-    """The films of each group of a column of words, from the data set's own table."""
+def parts(images: pd.DataFrame, division: Division) -> list[pd.DataFrame]:
+    """The images of each group of a column of words, from the data set's own table."""
     if not division.groups:
         return []
-    values = films[division.column].fillna("").astype(str).replace("", subgroups.UNKNOWN)
-    return [part for _, part in films.groupby(values.replace(dict.fromkeys(division.merged, subgroups.OTHERS)))]
+    values = images[division.column].fillna("").astype(str).replace("", subgroups.UNKNOWN)
+    return [part for _, part in images.groupby(values.replace(dict.fromkeys(division.merged, subgroups.OTHERS)))]
 
 
-def test_the_test_of_a_gap_holds_its_level_where_patients_have_several_films() -> None:
+def test_the_test_of_a_gap_holds_its_level_where_patients_have_several_images() -> None:
     random, values = np.random.default_rng(3), []
     for _ in range(150):
         patient = np.repeat(np.arange(60), 3)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
 from test_cli import complaint
-from trustcxr.attacks.stand_ins import look
+from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
-from trustcxr.models.adapters import load
 
 DECLARED = "it does not take images of 1 channel and 32 pixels"
 
@@ -61,10 +61,10 @@ def test_a_trace_of_one_size_of_batch_takes_any(count: int, tmp_path: Path) -> N
     given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
     assert given.model is not None
     assert given.model.batch == count
-    films = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
-    answers = given.model(films)
-    assert torch.allclose(answers, net(films), atol=1e-5)
-    (slope,) = torch.autograd.grad(answers[:, 0].sum(), films)
+    images = torch.rand(7, 1, SIDE, SIDE).requires_grad_(True)
+    answers = given.model(images)
+    assert torch.allclose(answers, net(images), atol=1e-5)
+    (slope,) = torch.autograd.grad(answers[:, 0].sum(), images)
     assert torch.allclose(slope, net.layer.weight[0].reshape(1, 1, SIDE, SIDE).expand_as(slope), atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_gradients_that_stop_inside_stay_stopped_and_that_is_said(tmp_path: Path
     scripted(Rounds(), tmp_path / "m.pt")
     given = load(tmp_path / "m.pt", classes=CLASSES, size=SIDE, trust_code=True)
     assert "no BPDA is tried" in given.origin.notes[0]
-    traits = look(given.model, images)
+    traits = probe_gradients(given.model, images)
     assert (traits.zero_gradients, traits.healed, traits.stopped) == (1.0, 1.0, {})
-    seen = look(load(Rounds(), classes=CLASSES, size=SIDE).model, images)
+    seen = probe_gradients(load(Rounds(), classes=CLASSES, size=SIDE).model, images)
     assert seen.healed == 0.0, "of a module that torch can see into, BPDA lets gradients through"

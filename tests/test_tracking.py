@@ -12,15 +12,15 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.errors import UserError
-from trustcxr.recipes.study import load_study, tracked, untracked
-from trustcxr.results import documents, files
-from trustcxr.results.documents import TrainingDocument
-from trustcxr.study.run_folder import RunFolder
-from trustcxr.training import loop, provenance, tracking
+from trustcxr.recipes.study_recipe import load_study, tracked, untracked
+from trustcxr.runs.run_folder import RunFolder
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.schemas import TrainingDocument
+from trustcxr.training import environment, fit_run, tracking
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
+def images(pack: Pack) -> tuple[Any, Any]:
     return pack.training_images()
 
 
@@ -29,7 +29,7 @@ def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert one != other
     assert one.same_as(other)
     assert not one.same_as(recipe(epochs=3))
-    files.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
+    atomic.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
     RunFolder(tmp_path).refuse_another(one)
     with pytest.raises(UserError, match="holds another run"):
         RunFolder(tmp_path).refuse_another(recipe(epochs=3))
@@ -61,20 +61,20 @@ def test_a_package_that_is_missing_is_said_with_how_to_install_it(
 def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
     run_folder = tmp_path / "study" / "runs" / "a"
     assert tracking.home(run_folder) == run_folder
-    files.write_yaml(tmp_path / "study" / "study.yaml", {})
+    atomic.write_yaml(tmp_path / "study" / "study.yaml", {})
     assert tracking.home(run_folder) == tracking.home(run_folder / "validated") == tmp_path / "study"
 
 
 @pytest.mark.slow
-def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_tensorboard_has_every_epoch_and_the_run_is_the_same(images: tuple[Any, Any], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    loop.fit(recipe(), *films, tmp_path / "alone")
-    loop.fit(recipe(track="tensorboard"), *films, tmp_path / "tracked")
+    fit_run.fit(recipe(), *images, tmp_path / "alone")
+    fit_run.fit(recipe(track="tensorboard"), *images, tmp_path / "tracked")
     assert same(weights(tmp_path / "alone"), weights(tmp_path / "tracked"))
     events = EventAccumulator(str(next((tmp_path / "tracked" / "tensorboard").glob("*"))))
     events.Reload()
-    history = files.read_table(tmp_path / "tracked" / "history.csv")
+    history = atomic.read_table(tmp_path / "tracked" / "history.csv")
     seen = [point.value for point in events.Scalars("val_accuracy")]
     assert seen == pytest.approx(history["val_accuracy"].tolist())
 
@@ -82,7 +82,7 @@ def test_tensorboard_has_every_epoch_and_the_run_is_the_same(films: tuple[Any, A
 @pytest.mark.full
 def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path) -> None:
     folders = [tmp_path / "runs" / name for name in "ab"]
-    files.write_yaml(tmp_path / "study.yaml", {})
+    atomic.write_yaml(tmp_path / "study.yaml", {})
     begin = (
         "import sys; from pathlib import Path; from small_runs import recipe; from trustcxr.training import tracking\n"
     )
@@ -95,12 +95,12 @@ def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path)
     ]
     said = [each.communicate()[1] for each in begun]
     assert [each.returncode for each in begun] == [0, 0], said
-    assert len({files.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
+    assert len({atomic.read_json(folder / tracking.TRACKED_FILE)["run"] for folder in folders}) == 2
 
 
 @pytest.mark.full
 def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -108,26 +108,26 @@ def test_mlflow_keeps_runs_in_sqlite_and_one_that_was_cut_off_is_gone_on_with(
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            loop.fit(asked, *films, folder)
-    loop.fit(asked, *films, folder)
+            fit_run.fit(asked, *images, folder)
+    fit_run.fit(asked, *images, folder)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = [one for one in client.search_experiments() if one.name == "run"]
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.data.params["defence/name"] == "fgsm"
-    history = files.read_table(folder / "history.csv")
+    history = atomic.read_table(folder / "history.csv")
     points = {point.step: point.value for point in client.get_metric_history(found.info.run_id, "val_pgd_accuracy")}
     assert points == pytest.approx(dict(enumerate(history["val_pgd_accuracy"])))
 
 
 @pytest.mark.full
 def test_a_server_that_does_not_answer_is_one_line(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(name, "1")
     asked = recipe(track="mlflow", tracking_uri="http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"tracking with mlflow at http://127\.0\.0\.1:9 failed"):
-        loop.fit(asked, *films, tmp_path / "run")
+        fit_run.fit(asked, *images, tmp_path / "run")
 
 
 def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,30 +163,30 @@ def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.Captur
 def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = provenance.source.__wrapped__()
+    found = environment.source.__wrapped__()
     assert found is None or len(str(found["commit"])) == 40
     elsewhere = tmp_path / "site-packages" / "provenance.py"
     elsewhere.parent.mkdir()
     elsewhere.touch()
-    monkeypatch.setattr(provenance, "__file__", str(elsewhere))
-    assert provenance.source.__wrapped__() is None
+    monkeypatch.setattr(environment, "__file__", str(elsewhere))
+    assert environment.source.__wrapped__() is None
 
 
 @pytest.mark.full
 def test_a_run_says_what_it_took_also_over_a_cut(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as cut:
         cut_at(cut, 4)
         with pytest.raises(PowerCut):
-            loop.fit(recipe(), *films, tmp_path)
-    first = files.read_yaml(tmp_path / "run.yaml")
+            fit_run.fit(recipe(), *images, tmp_path)
+    first = atomic.read_yaml(tmp_path / "run.yaml")
     assert {"segments", "recipe", "data"} <= set(first)
-    loop.fit(recipe(), *films, tmp_path)
-    content = files.read_yaml(tmp_path / "run.yaml")
-    training = documents.read(TrainingDocument, tmp_path / "training.json")
+    fit_run.fit(recipe(), *images, tmp_path)
+    content = atomic.read_yaml(tmp_path / "run.yaml")
+    training = schemas.read_schema(TrainingDocument, tmp_path / "training.json")
     assert content["took"] == {"seconds": training.seconds, "processor_seconds": training.processor_seconds}
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert training.seconds == pytest.approx(history["seconds"].iloc[-1])
     assert (training.processor_seconds or 0) > 0
     assert sys.platform == "win32" or content["segments"][-1]["hardware"]["system"]  # type: ignore[index]

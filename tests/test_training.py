@@ -1,4 +1,4 @@
-"""Training on a handful of synthetic films: the same seed is the same run, whether or not it was cut off."""
+"""Training on a handful of synthetic images: the same seed is the same run, whether or not it was cut off."""
 
 import math
 import re
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
-from trustcxr.data import batches
-from trustcxr.data.batches import to_pixels
-from trustcxr.defences import adversarial, contract
+from trustcxr.data import loader
+from trustcxr.data.loader import to_pixels
+from trustcxr.defences import adversarial, base
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import classifier, factory
 from trustcxr.models.weights import load_weights, save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.report import cards
-from trustcxr.results import files, folders, stretches
-from trustcxr.results.documents import Hardware
-from trustcxr.training import loop, monitor
-from trustcxr.training import provenance as origins
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.report import model_card
+from trustcxr.storage import atomic, layout, segments
+from trustcxr.storage.schemas import Hardware
+from trustcxr.training import environment as origins
+from trustcxr.training import fit_run, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
-    """48 films to train on and 24 to validate, 32 pixels."""
+def radiographs(pack: Pack) -> tuple[Any, Any]:
+    """48 images to train on and 24 to validate, 32 pixels."""
     return pack.training_images()
 
 
@@ -57,17 +57,17 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
-def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = loop.fit(recipe(defence), *films, tmp_path)
+def test_a_run_leaves_what_the_design_says(defence: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = fit_run.fit(recipe(defence), *radiographs, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "films.parquet",
+        "training_images.parquet",
         "history.csv",
         "model.safetensors",
         "run.yaml",
         "training.json",
     ]
-    assert files.read_json(tmp_path / "training.json") == summary.plain()
-    history = files.read_table(tmp_path / "history.csv")
+    assert atomic.read_json(tmp_path / "training.json") == summary.plain()
+    history = atomic.read_table(tmp_path / "history.csv")
     common = ["epoch", "train_loss", "learning_rate", "epsilon", "train_accuracy", "val_accuracy"]
     robust = ["val_fgsm_accuracy", "val_pgd_accuracy"] if defence == "fgsm" else []
     assert list(history) == [*common, *robust, "seconds"]
@@ -78,30 +78,30 @@ def test_a_run_leaves_what_the_design_says(defence: str, films: tuple[Any, Any],
     assert summary.epochs == 2
     assert summary.stopped == "epochs"
     assert summary.monitor == ("val_accuracy" if defence == "standard" else "val_pgd_accuracy")
-    assert summary.plain().get("watched_images") == (None if defence == "standard" else len(films[1]))
+    assert summary.plain().get("watched_images") == (None if defence == "standard" else len(radiographs[1]))
     assert summary.precision == summary.precision_asked == "32-true"
     best = history.set_index("epoch").loc[summary.best_epoch]
     assert summary.best_value == pytest.approx(best[summary.monitor])
-    about = files.read_yaml(tmp_path / "run.yaml")
+    about = atomic.read_yaml(tmp_path / "run.yaml")
     assert about["classes"] == ["COVID-19", "Non-COVID", "Normal"]
     assert about["name"] == f"{MODEL}-{defence}-s0"
     said = {"root_name": "phantom", "split": "Train", "images": 48}
     assert {key: about["data"][key] for key in said} == said
-    assert about["data"]["fingerprint"] == about["data"]["fingerprints"]["Train"] == films[0].fingerprint
-    assert about["data"]["fingerprints"]["Val"] == films[1].fingerprint
-    assert about["checksums"]["model.safetensors"] == files.checksum(tmp_path / "model.safetensors")
-    known = files.read_table(tmp_path / "films.parquet")
-    assert known["film"].tolist() == films[0].film_sums.tolist()
-    assert known["sample_id"].tolist() == films[0].sample_ids.tolist()
+    assert about["data"]["fingerprint"] == about["data"]["fingerprints"]["Train"] == radiographs[0].fingerprint
+    assert about["data"]["fingerprints"]["Val"] == radiographs[1].fingerprint
+    assert about["checksums"]["model.safetensors"] == atomic.checksum(tmp_path / "model.safetensors")
+    known = atomic.read_table(tmp_path / "training_images.parquet")
+    assert known["image"].tolist() == radiographs[0].image_sums.tolist()
+    assert known["sample_id"].tolist() == radiographs[0].sample_ids.tolist()
     assert validate(RunRecipe, about["recipe"], "run.yaml") == recipe(defence)
-    assert set(stretches.last(about)["versions"]) >= {"trustcxr", "torch", "timm"}
+    assert set(segments.last_segment(about)["versions"]) >= {"trustcxr", "torch", "timm"}
 
 
 def test_what_was_computed_in_is_kept_beside_what_was_asked_for(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
-    summary = loop.fit(recipe(epochs=1, precision="bf16-mixed"), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=1, precision="bf16-mixed"), *radiographs, tmp_path)
     assert (summary.precision, summary.precision_asked) == ("32-true", "bf16-mixed")
 
 
@@ -112,21 +112,21 @@ def test_the_watch_takes_an_even_slice_of_a_large_validation_split() -> None:
     assert monitor.attacked_rows(range(7)).tolist() == list(range(7))  # type: ignore[arg-type]
 
 
-def test_training_learns_what_the_films_show(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_training_learns_what_the_images_show(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     """Loss falls and training accuracy rises: a gradient, a schedule or a label that is wrong would show here."""
     flat = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
-    loop.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *films, tmp_path)
-    history = files.read_table(tmp_path / "history.csv")
+    fit_run.fit(recipe(epochs=12, learning_rate=5e-3, augment=flat), *radiographs, tmp_path)
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["train_loss"].iloc[-1] < 0.6 * history["train_loss"].iloc[0]
     assert history["train_accuracy"].iloc[-1] > 0.75
 
 
 def test_kept_weights_are_those_of_the_best_epoch(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Tensor] = []
     real = save_weights
-    pixels = to_pixels(torch.from_numpy(np.array(films[1].images)))
+    pixels = to_pixels(torch.from_numpy(np.array(radiographs[1].images)))
 
     def spy(model: nn.Module, path: Path) -> None:
         model_mode = model.training
@@ -137,21 +137,21 @@ def test_kept_weights_are_those_of_the_best_epoch(
 
     monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.4,), (0.7,), (0.5,), (0.7,)])
-    summary = loop.fit(recipe(epochs=4), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=4), *radiographs, tmp_path)
     assert (summary.best_epoch, summary.best_value) == (1, 0.7)
     assert len(kept) == 2, "only epochs that are better than all before"
     run = load_run(tmp_path, on="cpu")
     with torch.inference_mode():
         assert torch.equal(run.model(pixels), kept[1]), "load_run gives back the very logits"
     assert not run.model.training
-    assert run.classes == films[0].classes
+    assert run.classes == radiographs[0].classes
     assert (run.size, run.name) == (32, f"{MODEL}-standard-s0")
     assert run.training == summary
 
 
-def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    run, val = load_run(tmp_path, on="cpu"), films[1]
+def test_best_value_is_the_accuracy_of_the_kept_weights(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
+    run, val = load_run(tmp_path, on="cpu"), radiographs[1]
     with torch.inference_mode():
         predicted = run.model(to_pixels(torch.from_numpy(np.array(val.images)))).argmax(1).numpy()
     assert float((predicted == val.labels).mean()) == pytest.approx(summary.best_value)
@@ -161,11 +161,11 @@ def test_best_value_is_the_accuracy_of_the_kept_weights(films: tuple[Any, Any], 
 
 
 @pytest.mark.usefixtures("rising")
-def test_same_seed_same_weights(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_same_seed_same_weights(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for name, seed, noise in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
         torch.manual_seed(noise)
         np.random.seed(noise)  # noqa: NPY002
-        loop.fit(recipe("fgsm", seed=seed), *films, tmp_path / name)
+        fit_run.fit(recipe("fgsm", seed=seed), *radiographs, tmp_path / name)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
@@ -181,23 +181,25 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.sample("standard", "fgsm with a ramp")
 @pytest.mark.usefixtures("rising", "bfloat16")
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == "bf16" else []) for c in CASES])
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(case: str, films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
+    case: str, radiographs: tuple[Any, Any], tmp_path: Path
+) -> None:
     defence, options = CASES[case]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    loop.fit(recipe(defence, epochs=3, **options), *films, whole)
+    fit_run.fit(recipe(defence, epochs=3, **options), *radiographs, whole)
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, 4)  # three steps an epoch: in the middle of the second
         with pytest.raises(PowerCut):
-            loop.fit(recipe(defence, epochs=3, **options), *films, parts)
+            fit_run.fit(recipe(defence, epochs=3, **options), *radiographs, parts)
         assert done == [0, 1, 2, 3]
     assert not (parts / "training.json").exists()
     assert not (parts / "model.safetensors").exists()
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
-        summary = loop.fit(recipe(defence, epochs=3, **options), *films, parts)
+        summary = fit_run.fit(recipe(defence, epochs=3, **options), *radiographs, parts)
         assert done == [3, 4, 5, 6, 7, 8], "the first epoch is not trained again"
     assert same(weights(whole), weights(parts))
-    histories = [files.read_table(folder / "history.csv") for folder in (whole, parts)]
+    histories = [atomic.read_table(folder / "history.csv") for folder in (whole, parts)]
     assert histories[0].drop(columns=["seconds", *VALIDATED]).equals(histories[1].drop(columns=["seconds", *VALIDATED]))
     assert histories[1]["seconds"].is_monotonic_increasing
     assert summary.epochs == 3
@@ -208,7 +210,7 @@ VALIDATED = ["val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"]  # made up
 
 @pytest.mark.usefixtures("rising")
 def test_dropout_is_the_same_in_a_run_that_was_cut_off(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The random state of a step depends on seed and step alone, whatever was drawn before."""
 
@@ -217,23 +219,23 @@ def test_dropout_is_the_same_in_a_run_that_was_cut_off(
         return classifier.Classifier(net, mean=0.5, std=0.25)
 
     monkeypatch.setattr(factory, "build", build)
-    loop.fit(recipe(epochs=2), *films, tmp_path / "whole")
+    fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            loop.fit(recipe(epochs=2), *films, tmp_path / "parts")
+            fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "parts")
     torch.rand(17)
-    loop.fit(recipe(epochs=2), *films, tmp_path / "parts")
+    fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "parts")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 @pytest.mark.usefixtures("rising")
 def test_augmentation_depends_on_seed_and_step(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
     asked: list[dict[str, float]] = []
-    real = batches.augment
+    real = loader.augment
 
     def spy(images: Tensor, generator: torch.Generator, **options: float) -> Tensor:
         seen.append(generator.initial_seed())
@@ -242,34 +244,34 @@ def test_augmentation_depends_on_seed_and_step(
 
     monkeypatch.setattr(fitting, "augment", spy)
     for seed in (0, 0, 1):
-        loop.fit(recipe(seed=seed, augment={"rotation": 3.0}), *films, tmp_path / str(len(seen)))
+        fit_run.fit(recipe(seed=seed, augment={"rotation": 3.0}), *radiographs, tmp_path / str(len(seen)))
     first, again, other = seen[:6], seen[6:12], seen[12:]
     assert first == again
     assert len({*first, *other}) == 12
     assert all(options == recipe(augment={"rotation": 3.0}).training.augment.model_dump() for options in asked)
 
 
-def test_resuming_takes_up_the_best_epoch(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_resuming_takes_up_the_best_epoch(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         made_up(patch, [(0.9,), (0.2,)])
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            loop.fit(recipe(epochs=3), *films, tmp_path)
+            fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
         first = load_file(tmp_path / "checkpoint" / "best.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         made_up(patch, [(0.3,), (0.4,)])
-        summary = loop.fit(recipe(epochs=3), *films, tmp_path)
+        summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
     assert (summary.best_epoch, summary.best_value) == (0, 0.9)
     assert same(weights(tmp_path), first)
 
 
-def test_control_c_says_so_and_the_run_goes_on_later(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_control_c_says_so_and_the_run_goes_on_later(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            loop.fit(recipe(), *films, tmp_path)
+            fit_run.fit(recipe(), *radiographs, tmp_path)
     assert not (tmp_path / "training.json").exists(), "a run that was stopped is not taken for done"
-    assert loop.fit(recipe(), *films, tmp_path).epochs == 2
+    assert fit_run.fit(recipe(), *radiographs, tmp_path).epochs == 2
 
 
 class Trap:
@@ -281,16 +283,16 @@ class Trap:
 
 
 def test_nothing_is_unpickled_when_a_run_goes_on(
-    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    radiographs: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            loop.fit(recipe(), *films, tmp_path / "run")
+            fit_run.fit(recipe(), *radiographs, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
-    assert loop.fit(recipe(), *films, tmp_path / "run").epochs == 2
+    assert fit_run.fit(recipe(), *radiographs, tmp_path / "run").epochs == 2
     assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
@@ -299,127 +301,127 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
 
 
 def on_another_machine(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(folders, "versions", lambda: {"trustcxr": "1", "torch": "2.10"})
+    patch.setattr(layout, "versions", lambda: {"trustcxr": "1", "torch": "2.10"})
     patch.setattr(origins, "hardware", lambda: Hardware(processor="Another", cores=64, accelerator="none"))
     patch.setattr(origins, "source", lambda: {"commit": "abcdef0123", "changed": False})
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
-    films: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    radiographs: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
         cut_at(patch, 4)
         with pytest.raises(PowerCut):
-            loop.fit(recipe(epochs=3), *films, tmp_path)
-        assert len(files.read_yaml(tmp_path / "run.yaml")["segments"]) == 1
+            fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
+        assert len(atomic.read_yaml(tmp_path / "run.yaml")["segments"]) == 1
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, 7)  # once more, in the third epoch, and gone on with on the same: no stretch of its own
         with pytest.raises(PowerCut):
-            loop.fit(recipe(epochs=3), *films, tmp_path)
-    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
-    about = files.read_yaml(tmp_path / "run.yaml")
-    first, second = stretches.of(about)
+            fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
+    about = atomic.read_yaml(tmp_path / "run.yaml")
+    first, second = segments.read_segments(about)
     assert (first["from_epoch"], second["from_epoch"]) == (0, 1)
     assert first["versions"] == {"trustcxr": "1", "torch": "2.10"}
-    assert files.part(first, "hardware")["processor"] == "Another"
-    assert files.part(first, "source")["commit"] == "abcdef0123"
-    assert files.part(second, "versions") == folders.versions()
+    assert atomic.section(first, "hardware")["processor"] == "Another"
+    assert atomic.section(first, "source")["commit"] == "abcdef0123"
+    assert atomic.section(second, "versions") == layout.versions()
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "resumed on another machine or version" in line)
     told = re.search(r"from epoch 1 with (.*); from epoch 2 with (.*)", line)
     assert told is not None
     assert "torch 2.10" in told[1]
     assert "processor Another" in told[1]
     assert "commit abcdef0" in told[1]
-    assert f"torch {folders.versions()['torch']}" in told[2]
+    assert f"torch {layout.versions()['torch']}" in told[2]
     assert "batches" not in line, "what is alike is not said"
-    card = cards.card(tmp_path)
+    card = model_card.card(tmp_path)
     assert f"- Not trained on one and the same: {told[0]}" in card
     assert f"of training on Another, then {origins.processor()}" in card
     assert load_run(tmp_path).training == summary
 
 
-def test_a_run_of_one_stretch_says_nothing_of_stretches(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_run_of_one_stretch_says_nothing_of_stretches(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for place, cut in (("whole", -1), ("parts", 4)):
         with pytest.MonkeyPatch.context() as patch:
             cut_at(patch, cut)
             if cut > 0:
                 with pytest.raises(PowerCut):
-                    loop.fit(recipe(), *films, tmp_path / place)
-        loop.fit(recipe(), *films, tmp_path / place)
-        about = files.read_yaml(tmp_path / place / "run.yaml")
+                    fit_run.fit(recipe(), *radiographs, tmp_path / place)
+        fit_run.fit(recipe(), *radiographs, tmp_path / place)
+        about = atomic.read_yaml(tmp_path / place / "run.yaml")
         assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
-        assert "one and the same" not in cards.card(tmp_path / place)
+        assert "one and the same" not in model_card.card(tmp_path / place)
 
 
-def test_epochs_that_are_trained_anew_are_of_who_trained_them(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_epochs_that_are_trained_anew_are_of_who_trained_them(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
         cut_at(patch, 2)  # no checkpoint yet
         with pytest.raises(PowerCut):
-            loop.fit(recipe(), *films, tmp_path)
-    loop.fit(recipe(), *films, tmp_path)
-    (alone,) = stretches.of(files.read_yaml(tmp_path / "run.yaml"))
-    assert files.part(alone, "versions") == folders.versions()
+            fit_run.fit(recipe(), *radiographs, tmp_path)
+    fit_run.fit(recipe(), *radiographs, tmp_path)
+    (alone,) = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
+    assert atomic.section(alone, "versions") == layout.versions()
 
 
 def test_who_only_ends_a_training_has_not_trained_it(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
-        patch.setattr(loop, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(fit_run, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            loop.fit(recipe(), *films, tmp_path)
-    loop.fit(recipe(), *films, tmp_path)
-    about = files.read_yaml(tmp_path / "run.yaml")
-    (alone,) = stretches.of(about)
-    assert files.part(alone, "hardware")["processor"] == "Another"
+            fit_run.fit(recipe(), *radiographs, tmp_path)
+    fit_run.fit(recipe(), *radiographs, tmp_path)
+    about = atomic.read_yaml(tmp_path / "run.yaml")
+    (alone,) = segments.read_segments(about)
+    assert atomic.section(alone, "hardware")["processor"] == "Another"
 
 
-def test_of_a_refit_both_trainings_say_what_they_were_on(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_of_a_refit_both_trainings_say_what_they_were_on(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
-        patch.setattr(loop, "RefitMonitor", lambda *_: (_ for _ in ()).throw(PowerCut))
+        patch.setattr(fit_run, "RefitMonitor", lambda *_: (_ for _ in ()).throw(PowerCut))
         with pytest.raises(PowerCut):
-            loop.fit(recipe(refit=True), *films, tmp_path)
-    loop.fit(recipe(refit=True), *films, tmp_path)
-    assert len(stretches.of(files.read_yaml(tmp_path / "run.yaml"))) == 1
-    said = stretches.told(tmp_path)
+            fit_run.fit(recipe(refit=True), *radiographs, tmp_path)
+    fit_run.fit(recipe(refit=True), *radiographs, tmp_path)
+    assert len(segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))) == 1
+    said = segments.describe_segments(tmp_path)
     assert re.search(r"^for validation from epoch 1 with .*torch 2\.10.*; once more from epoch 1 with ", said)
 
 
 # --- when training stops ---------------------------------------------------------------------------------------------
 
 
-def test_training_stops_early(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stops_early(radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up(monkeypatch, [(0.5,), (0.6,), (0.6,), (0.4,), (0.9,)])
-    summary = loop.fit(recipe(epochs=5, patience=2), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=5, patience=2), *radiographs, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("early", 4, 1)
 
 
 def test_patience_starts_when_the_ramp_is_over(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up(monkeypatch, [(0.6, 0.5, 0.5), *[(0.6, 0.45, 0.45)] * 5])
     defence = {"name": "fgsm", "ramp": 0.5}
-    summary = loop.fit(recipe(defence, epochs=6, patience=1), *films, tmp_path)
+    summary = fit_run.fit(recipe(defence, epochs=6, patience=1), *radiographs, tmp_path)
     assert (summary.stopped, summary.epochs) == ("early", 5)  # the ramp ends with epoch 3
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["epsilon"].tolist() == pytest.approx([0.02 / 3, 0.04 / 3, 0.02, 0.02, 0.02])
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1000))
 
     def breaks(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        loss, logits = contract.standard(model, images, labels, **options)
+        loss, logits = base.standard(model, images, labels, **options)
         return (loss * math.nan if next(calls) == 4 else loss), logits
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
-    summary = loop.fit(recipe(epochs=3), *films, tmp_path)
+    summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
     assert summary.stopped.startswith("numbers: the loss is nan at step 4")
     assert (summary.epochs, summary.best_epoch) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
@@ -427,7 +429,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(
 
 
 def test_a_loss_that_is_no_number_at_once_is_one_line(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(model: nn.Module, images: Tensor, labels: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         logits = model(images)
@@ -435,7 +437,7 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 
     monkeypatch.setitem(defences.DEFENCES, "standard", breaks)
     with pytest.raises(UserError, match=r"in the first epoch; lower training\.learning_rate") as problem:
-        loop.fit(recipe(), *films, tmp_path)
+        fit_run.fit(recipe(), *radiographs, tmp_path)
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "training.json").exists()
 
@@ -443,16 +445,16 @@ def test_a_loss_that_is_no_number_at_once_is_one_line(
 # --- robust runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(films: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> monitor.Monitor:
-    return monitor.Monitor(folder, films[1], recipe(defence, **options))
+def watch(radiographs: tuple[Any, Any], folder: Path, defence: str = "fgsm", **options: Any) -> monitor.Monitor:
+    return monitor.Monitor(folder, radiographs[1], recipe(defence, **options))
 
 
 def test_catastrophic_overfitting_stops_training_and_is_said(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 8: FGSM accuracy stays while PGD accuracy falls to nothing."""
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
-    summary = loop.fit(recipe("fgsm", epochs=6), *films, tmp_path)
+    summary = fit_run.fit(recipe("fgsm", epochs=6), *radiographs, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
     for part in ("catastrophic overfitting at epoch 3", "from 55.0% to 2.0%", "90.0%", "epoch 2 are kept"):
         assert part in summary.alarm
@@ -472,16 +474,16 @@ def test_catastrophic_overfitting_stops_training_and_is_said(
     ],
 )
 def test_what_is_catastrophic(
-    best_pgd: float, fgsm: float, pgd: float, overfits: bool, films: tuple[Any, Any], tmp_path: Path
+    best_pgd: float, fgsm: float, pgd: float, overfits: bool, radiographs: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    seen = watch(films, tmp_path)
+    seen = watch(radiographs, tmp_path)
     seen.best["best_pgd"] = best_pgd
     row = {"val_accuracy": 0.8, "val_fgsm_accuracy": fgsm, "val_pgd_accuracy": pgd}
     assert seen._overfits(row) is overfits
 
 
-def test_chance_depends_on_the_number_of_classes(films: tuple[Any, Any], tmp_path: Path) -> None:
-    seen = watch(films, tmp_path)
+def test_chance_depends_on_the_number_of_classes(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    seen = watch(radiographs, tmp_path)
     row = {"val_accuracy": 0.8, "val_fgsm_accuracy": 0.9, "val_pgd_accuracy": 0.0}
     seen.best["best_pgd"] = 0.5
     with pytest.MonkeyPatch.context() as patch:
@@ -494,21 +496,21 @@ def test_chance_depends_on_the_number_of_classes(films: tuple[Any, Any], tmp_pat
 
 
 class ByHeart(nn.Module):
-    """Knows films by heart: the answer is that of the nearest."""
+    """Knows images by heart: the answer is that of the nearest."""
 
-    def __init__(self, films: Tensor, answers: Tensor) -> None:
+    def __init__(self, radiographs: Tensor, answers: Tensor) -> None:
         super().__init__()
-        self.films, self.answers = films.flatten(1), answers
+        self.images, self.answers = radiographs.flatten(1), answers
 
     def forward(self, images: Tensor) -> Tensor:
-        distance = torch.cdist(images.flatten(1), self.films)
+        distance = torch.cdist(images.flatten(1), self.images)
         return torch.stack([-distance.masked_fill(self.answers != k, 9.0).amin(1) for k in range(3)], 1)
 
 
-def test_one_answer_to_all_is_not_kept_where_most_films_are_of_one_class(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_answer_to_all_is_not_kept_where_most_images_are_of_one_class(
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    val = films[1]
+    val = radiographs[1]
     labels = np.asarray(val.labels)
     rows = np.sort(np.concatenate([np.flatnonzero(labels == k)[:few] for k, few in enumerate((8, 1, 1))]))
     monkeypatch.setattr(monitor, "attacked_rows", lambda _: rows)
@@ -531,9 +533,9 @@ def test_one_answer_to_all_is_not_kept_where_most_films_are_of_one_class(
     assert scores[1] > 0.5
 
 
-def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_robust_run_is_judged_by_pgd(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     """FGSM accuracy only breaks ties: it rewards masked gradients."""
-    seen = watch(films, tmp_path)
+    seen = watch(radiographs, tmp_path)
 
     def score(fgsm: float, pgd: float) -> float:
         return seen._score({"val_accuracy": 0.9, "val_fgsm_accuracy": fgsm, "val_pgd_accuracy": pgd}, 3)
@@ -541,7 +543,7 @@ def test_a_robust_run_is_judged_by_pgd(films: tuple[Any, Any], tmp_path: Path) -
     assert score(0.5, 0.50) > score(0.9, 0.45)
     assert score(0.6, 0.50) > score(0.5, 0.50)
     assert score(0.6, 0.10) > score(0.5, 0.20), "below chance PGD accuracy tells nothing"
-    assert watch(films, tmp_path, "standard")._score({"val_accuracy": 0.7}, 3) == 0.7
+    assert watch(radiographs, tmp_path, "standard")._score({"val_accuracy": 0.7}, 3) == 0.7
 
 
 def test_epsilon_grows_over_the_ramp() -> None:
@@ -554,7 +556,9 @@ def test_epsilon_grows_over_the_ramp() -> None:
     assert epsilons(0.5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, *[0.1] * 5])
 
 
-def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fgsm_training_uses_the_recipe(
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, Any]] = []
 
     def spy(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -563,7 +567,7 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
     defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
-    loop.fit(recipe(defence, epochs=1, label_smoothing=0.1), *films, tmp_path)
+    fit_run.fit(recipe(defence, epochs=1, label_smoothing=0.1), *radiographs, tmp_path)
     assert len(seen) == 3
     for step in seen:
         asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
@@ -571,18 +575,18 @@ def test_fgsm_training_uses_the_recipe(films: tuple[Any, Any], tmp_path: Path, m
         assert 0 <= step["range"][0] < step["range"][1] <= 1
 
 
-def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
+def test_validation_leaves_the_model_alone(radiographs: tuple[Any, Any]) -> None:
     torch.manual_seed(0)
     model = factory.build(MODEL, classes=3).train()
     model.net.bn1.eval()
     before = {name: module.training for name, module in model.named_modules()}
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    figures = monitor.validate(model, films[1], recipe("fgsm"), torch.device("cpu"))
+    figures = monitor.validate(model, radiographs[1], recipe("fgsm"), torch.device("cpu"))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert same(state, model.state_dict())
     assert set(figures) == {"val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"}
     assert figures["val_pgd_accuracy"] <= figures["val_fgsm_accuracy"] + 0.05
-    assert list(monitor.validate(model, films[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
+    assert list(monitor.validate(model, radiographs[1], recipe(), torch.device("cpu"))) == ["val_accuracy"]
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -590,7 +594,7 @@ def test_validation_leaves_the_model_alone(films: tuple[Any, Any]) -> None:
 
 @pytest.mark.usefixtures("rising")
 def test_kept_weights_are_the_moving_average(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[dict[str, Tensor]] = []
     real = TrainingStep.on_train_batch_end
@@ -600,7 +604,7 @@ def test_kept_weights_are_the_moving_average(
         real(self, *inputs)
 
     monkeypatch.setattr(TrainingStep, "on_train_batch_end", spy)
-    loop.fit(recipe(averaging=0.8, epochs=2), *films, tmp_path)
+    fit_run.fit(recipe(averaging=0.8, epochs=2), *radiographs, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
     for step in steps[1:]:
@@ -613,20 +617,20 @@ def test_kept_weights_are_the_moving_average(
     assert not torch.allclose(kept["net.fc.weight"], steps[-1]["net.fc.weight"], atol=1e-5)
 
 
-def lr_of(films: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
-    loop.fit(recipe(epochs=2, **options), *films, folder)
-    return files.read_table(folder / "history.csv")["learning_rate"].tolist()
+def lr_of(radiographs: tuple[Any, Any], folder: Path, **options: Any) -> list[float]:
+    fit_run.fit(recipe(epochs=2, **options), *radiographs, folder)
+    return atomic.read_table(folder / "history.csv")["learning_rate"].tolist()
 
 
 @pytest.mark.usefixtures("rising")
 def test_batches_are_as_the_recipe_says(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    real = batches.loader
-    monkeypatch.setattr(loop, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
+    real = loader.loader
+    monkeypatch.setattr(fit_run, "loader", lambda *a, **options: asked.append(options) or real(*a, **options))
     for balanced in (True, False):
-        loop.fit(recipe(seed=3, epochs=1, balanced=balanced), *films, tmp_path / str(balanced))
+        fit_run.fit(recipe(seed=3, epochs=1, balanced=balanced), *radiographs, tmp_path / str(balanced))
     assert [(o["shuffle"], o["seed"], o["balanced"], o["drop_last"]) for o in asked] == [
         (True, 3, True, True),
         (True, 3, False, True),
@@ -634,18 +638,18 @@ def test_batches_are_as_the_recipe_says(
 
 
 @pytest.mark.usefixtures("rising")
-def test_schedules(films: tuple[Any, Any], tmp_path: Path) -> None:
-    assert lr_of(films, tmp_path / "a", schedule="constant") == pytest.approx([2e-3, 2e-3])
-    middle, last = lr_of(films, tmp_path / "b", schedule="cosine")
+def test_schedules(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    assert lr_of(radiographs, tmp_path / "a", schedule="constant") == pytest.approx([2e-3, 2e-3])
+    middle, last = lr_of(radiographs, tmp_path / "b", schedule="cosine")
     assert 2e-4 < middle < 2e-3
     assert last < 2e-5
-    warm = lr_of(films, tmp_path / "c", schedule="constant", warmup_epochs=2)
+    warm = lr_of(radiographs, tmp_path / "c", schedule="constant", warmup_epochs=2)
     assert warm[0] == pytest.approx(2e-3 * 4 / 7)
 
 
 @pytest.mark.usefixtures("rising")
-def test_a_data_set_smaller_than_a_batch(films: tuple[Any, Any], tmp_path: Path) -> None:
-    assert loop.fit(recipe(epochs=1, batch_size=64), *films, tmp_path).epochs == 1
+def test_a_data_set_smaller_than_a_batch(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    assert fit_run.fit(recipe(epochs=1, batch_size=64), *radiographs, tmp_path).epochs == 1
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

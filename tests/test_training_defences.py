@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
-from trustcxr import catalogue, defences
-from trustcxr.data.batches import to_pixels
+from trustcxr import defences, registry
+from trustcxr.data.loader import to_pixels
 from trustcxr.defences import adversarial
 from trustcxr.errors import UserError
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.results import files
-from trustcxr.training import loop, monitor
+from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.storage import atomic
+from trustcxr.training import fit_run, monitor
 from trustcxr.training import step as fitting
 from trustcxr.training.step import TrainingStep
 
-DEFENCE_OPTIONS = {name: entry.options for name, entry in catalogue.DEFENCES.items()}
+DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
 ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
@@ -38,8 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def films(pack: Pack) -> tuple[Any, Any]:
-    """48 films to train on and 24 to validate, 32 pixels."""
+def radiographs(pack: Pack) -> tuple[Any, Any]:
+    """48 images to train on and 24 to validate, 32 pixels."""
     return pack.training_images()
 
 
@@ -59,19 +59,19 @@ def defence(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("averaging", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
-    name: str, averaging: float, films: tuple[Any, Any], tmp_path: Path
+    name: str, averaging: float, radiographs: tuple[Any, Any], tmp_path: Path
 ) -> None:
     run = recipe(defence(name), averaging=averaging)
     per_epoch = 6 if name == "free" else 3
-    loop.fit(run, *films, tmp_path / "whole")
+    fit_run.fit(run, *radiographs, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
         cut_at(patch, per_epoch + 1)
         with pytest.raises(PowerCut):
-            loop.fit(run, *films, tmp_path / "parts")
+            fit_run.fit(run, *radiographs, tmp_path / "parts")
     torch.rand(7)
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
-        summary = loop.fit(run, *films, tmp_path / "parts")
+        summary = fit_run.fit(run, *radiographs, tmp_path / "parts")
     assert done == list(range(per_epoch, 2 * per_epoch)), "the first epoch is not trained again"
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert (summary.epochs, summary.steps) == (2, 2 * per_epoch)
@@ -82,9 +82,9 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 
 @pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
-def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, Any], tmp_path: Path) -> None:
-    summary = loop.fit(recipe(defence(name), epochs=1), *films, tmp_path)
-    history = files.read_table(tmp_path / "history.csv")
+def test_a_defence_is_judged_by_what_it_trains_for(name: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+    summary = fit_run.fit(recipe(defence(name), epochs=1), *radiographs, tmp_path)
+    history = atomic.read_table(tmp_path / "history.csv")
     assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
     assert summary.monitor == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
     assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
@@ -93,7 +93,7 @@ def test_a_defence_is_judged_by_what_it_trains_for(name: str, films: tuple[Any, 
 @pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", ATTACKED)
 def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
-    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trap 8: the epoch before it is kept, and the run says so."""
     kept: list[dict[str, Tensor]] = []
@@ -105,14 +105,14 @@ def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
 
     monkeypatch.setattr(monitor, "save_weights", spy)
     made_up(monkeypatch, [(0.7, 0.55, 0.5), (0.7, 0.6, 0.55), (0.75, 0.9, 0.02), (0.8, 0.95, 0.0)])
-    summary = loop.fit(recipe({"name": name}, epochs=6, batch_size=24), *films, tmp_path)
+    summary = fit_run.fit(recipe({"name": name}, epochs=6, batch_size=24), *radiographs, tmp_path)
     assert (summary.stopped, summary.epochs, summary.best_epoch) == ("overfitting", 3, 1)
     assert "catastrophic overfitting at epoch 3" in summary.alarm
     assert same(weights(tmp_path), kept[1])
 
 
 def test_free_shows_each_batch_so_many_times_and_counts_them(
-    films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Tensor, Tensor, float]] = []
 
@@ -121,7 +121,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
         return adversarial.free(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "free", spy)
-    summary = loop.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *films, tmp_path)
+    summary = fit_run.fit(recipe({"name": "free", "replays": 3, "ramp": 0.5}), *radiographs, tmp_path)
     assert summary.steps == len(seen) == 2 * 3 * 3, "epochs, batches, replays"
     for first in range(0, 18, 3):
         assert torch.equal(seen[first][0], seen[first + 2][0]), "replays are of the same augmented images"
@@ -130,14 +130,14 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
     moved = [float(perturbation.abs().max()) for _, perturbation, _ in seen]
     assert all(m > 0 for m in moved[2:]), "kept between batches and epochs"
     assert [e for _, _, e in seen] == pytest.approx([min(0.02, 0.02 * step / 9) for step in range(18)])
-    history = files.read_table(tmp_path / "history.csv")
+    history = atomic.read_table(tmp_path / "history.csv")
     assert history["learning_rate"].iloc[-1] < 1e-4, "the schedule ends with the last replay"
 
 
 @pytest.mark.sample("standard", "fgsm", "trades")
 @pytest.mark.parametrize("name", ["standard", *ATTACKED, *CHANGED])
 def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
-    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
 
@@ -150,7 +150,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     monkeypatch.setattr(fitting, "to_pixels", broken)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
-    summary = loop.fit(run, *films, tmp_path)
+    summary = fit_run.fit(run, *radiographs, tmp_path)
     assert summary.stopped == "numbers: a pixel is not a number at step 4"
     assert (summary.epochs, summary.best_epoch, summary.steps) == (1, 0, 4)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
@@ -159,7 +159,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
 @pytest.mark.sample("fgsm", "trades")
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_weights_that_are_no_numbers_stop_the_run(
-    name: str, films: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack meets the broken weights before the loss does."""
     real = TrainingStep.training_step
@@ -173,7 +173,7 @@ def test_weights_that_are_no_numbers_stop_the_run(
     monkeypatch.setattr(TrainingStep, "training_step", spoil)
     made_up(monkeypatch, [(0.5, 0.5, 0.5)] * 3)
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
-    summary = loop.fit(run, *films, tmp_path)
+    summary = fit_run.fit(run, *radiographs, tmp_path)
     # An attack that looks at the logits meets them first; else the loss does. Either stops the run at that step.
     said = ("numbers: the loss is nan at step 4", "numbers: the model answers 16 of 16 images with NaN or infinity")
     assert summary.stopped.startswith(said)
@@ -181,10 +181,10 @@ def test_weights_that_are_no_numbers_stop_the_run(
 
 
 @pytest.mark.usefixtures("rising")
-def test_adamw_decouples_the_decay(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_adamw_decouples_the_decay(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for kind in ("adam", "adamw"):
-        loop.fit(recipe(optimiser=kind, epochs=1), *films, tmp_path / kind)
-        loop.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *films, tmp_path / f"{kind} decay")
+        fit_run.fit(recipe(optimiser=kind, epochs=1), *radiographs, tmp_path / kind)
+        fit_run.fit(recipe(optimiser=kind, epochs=1, weight_decay=0.5), *radiographs, tmp_path / f"{kind} decay")
     assert same(weights(tmp_path / "adam"), weights(tmp_path / "adamw"))
     assert not same(weights(tmp_path / "adam decay"), weights(tmp_path / "adamw decay"))
 
@@ -222,8 +222,8 @@ def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], c
     ("training", "complaint"),
     [
         ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_share too"),
-        ({"background": "emptied"}, "background: emptied shows films"),
-        ({"background": "gate-emptied"}, "background: gate-emptied shows films"),
+        ({"background": "emptied"}, "background: emptied shows images"),
+        ({"background": "gate-emptied"}, "background: gate-emptied shows images"),
     ],
 )
 def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
@@ -234,10 +234,10 @@ def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
     assert "\n" not in str(problem.value)
 
 
-def test_films_shown_beside_bounds_can_be_guided(films: tuple[Any, Any], tmp_path: Path) -> None:
+def test_images_shown_beside_bounds_can_be_guided(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
         defence = {"name": "ibp", "clean_share": 0.5}
-        loop.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *films, tmp_path / name)
+        fit_run.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *radiographs, tmp_path / name)
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "guided"))
 
 

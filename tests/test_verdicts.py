@@ -13,29 +13,29 @@ from torch import Tensor, nn
 
 import known_cause
 from trustcxr import explain
-from trustcxr.catalogue import REFERENCES, SALIENCY, Saliency
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.data.phantom import anatomy, writing
-from trustcxr.evaluation.run import Run
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
-    controls,
+    baseline_scores,
+    baselines,
+    evaluate,
     measures,
     methods,
     randomisation,
-    references,
-    scores,
-    summary,
+    saliency_summary,
     verdicts,
 )
-from trustcxr.explain.summary import summarise
+from trustcxr.explain.saliency_summary import summarise
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import ExplanationRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files
-from trustcxr.results.documents import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
-from trustcxr.study import beside
+from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.registry import REFERENCES, SALIENCY, Saliency
+from trustcxr.runs import describe
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
 
 SIZE = 48
 PLAIN = ExplanationRecipe(methods=("gradcam",), corruptions=(), sample=0)
@@ -60,10 +60,10 @@ class Tiny(nn.Module):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = {"Train": 80, "Val": 2, "Test": 24}
-    return writing.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
+    return write_files.write(tmp_path_factory.mktemp("verdicts") / "phantom", count, size=SIZE, conspicuity=2.5)
 
 
-def films(folder: Path, split: str) -> Any:
+def radiographs(folder: Path, split: str) -> Any:
     return load_dataset(folder, split=split, size=SIZE, workers=1)
 
 
@@ -73,12 +73,12 @@ def as_run(model: nn.Module) -> Run:
 
 
 def trained(folder: Path, network: nn.Module | None = None, *, epochs: int = 20) -> Run:
-    """A network that was trained on films whose lesions are plain to see."""
-    train = films(folder, "Train")
+    """A network that was trained on images whose lesions are plain to see."""
+    train = radiographs(folder, "Train")
     images = to_pixels(torch.from_numpy(train.batch(np.arange(len(train)))))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = known_cause.Films(images, torch.from_numpy(np.asarray(train.labels)))
+        known = known_cause.Images(images, torch.from_numpy(np.asarray(train.labels)))
         model = known_cause.fit(network or Tiny(), known, epochs=epochs, learning_rate=1e-2)
     assert known_cause.accuracy(model, known) > 0.9
     return as_run(model)
@@ -91,14 +91,14 @@ def reader(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def table(reader: Run, folder: Path) -> pd.DataFrame:
-    return scores.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+    return evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
 
 
-def of_film(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
-    """The film's brightness where a gate lets it through, whatever the network behind it."""
-    test = films(folder, "Test")
+def of_image(folder: Path, _model: nn.Module, x: Tensor, _target: Any = None) -> Tensor:
+    """The image's brightness where a gate lets it through, whatever the network behind it."""
+    test = radiographs(folder, "Test")
     known = to_pixels(torch.from_numpy(test.batch(np.arange(len(test)))))
-    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)  # an attacked film has the lungs of the film
+    nearest = torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)  # an attacked image has the lungs of the image
     lung = torch.from_numpy(np.array(test.masks("lung")))[nearest] != 0
     bright = x[:, 0] * lung
     return bright / bright.amax((1, 2), keepdim=True)
@@ -111,7 +111,7 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         run = trained(folder, Tiny(halved=(1,)), epochs=30)
-    table = scores.score(run, films(folder, "Test"), PLAIN, batch_size=16)
+    table = evaluate.score(run, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(table, images=72, resamples=300)["gradcam"]
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
@@ -124,12 +124,12 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
 def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it_voids(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SALIENCY, "of-film", Saliency("of-film", "brightness behind the gate", "", "nowhere:at_all"))
-    monkeypatch.setitem(methods.METHODS, "of-film", partial(of_film, folder))
+    monkeypatch.setitem(SALIENCY, "of-image", Saliency("of-image", "brightness behind the gate", "", "nowhere:at_all"))
+    monkeypatch.setitem(methods.METHODS, "of-image", partial(of_image, folder))
     run = as_run(factory.build("test_resnet", classes=3, lung_gate=True).eval())
-    options = ExplanationRecipe(methods=("of-film",), corruptions=(), sample=0)
-    found = scores.score(run, films(folder, "Test"), options, batch_size=16)
-    part = summarise(found, images=72, resamples=300)["of-film"]
+    options = ExplanationRecipe(methods=("of-image",), corruptions=(), sample=0)
+    found = evaluate.score(run, radiographs(folder, "Test"), options, batch_size=16)
+    part = summarise(found, images=72, resamples=300)["of-image"]
     hit = part.figure("pointing_hit_rate")
     assert hit.against_chance == "above"
     assert hit.randomised == pytest.approx(hit.value)
@@ -139,13 +139,13 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
     assert {lead.measure: lead.control for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
     assert "over brightness in the lungs, as sharp as the map" in part.verdict
-    (alarm,) = verdicts.alarms({"of-film": part})
+    (alarm,) = verdicts.alarms({"of-image": part})
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
-    files.write_table(tmp_path / "saliency.parquet", found)
+    atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    beside.describe(document, tmp_path, images=len(films(folder, "Test")), resamples=300)
+    describe.describe(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 
@@ -159,7 +159,7 @@ def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
         ),
     )
     part.with_figures({"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)})
-    verdicts.judge("layercam", part)
+    verdicts.set_verdict("layercam", part)
     return part
 
 
@@ -191,11 +191,11 @@ def test_a_map_shows_something_only_above_both_controls() -> None:
 def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networks(
     table: pd.DataFrame, reader: Run, folder: Path
 ) -> None:
-    test = films(folder, "Test")
-    rows = scores.annotated(test)
+    test = radiographs(folder, "Test")
+    rows = evaluate.annotated(test)
     images, labels = to_pixels(torch.from_numpy(test.batch(rows))), torch.from_numpy(np.asarray(test.labels[rows]))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
-    networks = [randomisation.random_network(reader.model, seed=seed) for seed in references.DRAWS]
+    networks = [randomisation.random_network(reader.model, seed=seed) for seed in baseline_scores.DRAWS]
     assert len(networks) >= 3
     drawn = [explain.grad_cam(network, images, labels) for network in networks]
     energies = [measures.energy_inside(m, infection).masked_fill(measures.null_map(m), torch.nan) for m in drawn]
@@ -207,7 +207,7 @@ def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networ
     np.testing.assert_allclose(found, wanted, atol=1e-5, equal_nan=True)
     part = summarise(table, images=72, resamples=100)["gradcam"]
     assert part.figure("infection_energy").randomised == pytest.approx(np.nanmean(wanted))
-    assert (part.random_weights.n, part.random_weights.draws) == (len(rows), len(references.DRAWS))
+    assert (part.random_weights.n, part.random_weights.draws) == (len(rows), len(baseline_scores.DRAWS))
     assert "randomised" in REFERENCES
     assert table[table["method"] == "random"]["randomised"].isna().all(), "what looks at no model has no such control"
 
@@ -215,20 +215,22 @@ def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networ
 def test_one_more_network_with_random_weights_is_not_above_random_weights() -> None:
     random, above = np.random.default_rng(0), []
     for _ in range(2000):
-        own, *draws = random.normal(0.3, 0.05, 1 + len(references.DRAWS))  # images are many: the draws are what varies
+        own, *draws = random.normal(
+            0.3, 0.05, 1 + len(baseline_scores.DRAWS)
+        )  # images are many: the draws are what varies
         difference = own - np.mean(draws)
-        low, high = summary.over_draws(
+        low, high = saliency_summary.over_draws(
             difference, [difference - 0.005, difference + 0.005], float(np.std(draws, ddof=1))
         )
         above.append(low > 0)
         assert low < difference < high
     assert 0.01 < np.mean(above) < 0.035, "by the interval over images it is nearly every second one"
-    assert summary.over_draws(0.2, [0.1, 0.4], 0.0) == pytest.approx([0.1, 0.4])
+    assert saliency_summary.over_draws(0.2, [0.1, 0.4], 0.0) == pytest.approx([0.1, 0.4])
 
 
 def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table: pd.DataFrame) -> None:
     def over(spread: float) -> tuple[float, float]:
-        rows = table.assign(**{references.SPREAD: table["randomised"].where(table["randomised"].isna(), spread)})
+        rows = table.assign(**{baseline_scores.SPREAD: table["randomised"].where(table["randomised"].isna(), spread)})
         part = summarise(rows, images=72, resamples=300)["gradcam"]
         (lead,) = [lead for lead in part.random_weights.leads if lead.measure == "infection_energy"]
         low, high = lead.difference.interval
@@ -240,11 +242,11 @@ def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table
 
 
 def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, folder: Path) -> None:
-    test = films(folder, "Test")
-    rows = scores.annotated(test)
+    test = radiographs(folder, "Test")
+    rows = evaluate.annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection, lung = (torch.from_numpy(np.array(test.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
-    smoothed = controls.film_baselines(images, lung)["brightness"]
+    smoothed = baselines.image_baselines(images, lung)["brightness"]
     wanted, plain = (measures.pointing_hit(maps, infection) for maps in (smoothed, images[:, 0] * lung))
     assert not torch.equal(wanted, plain)
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
@@ -256,8 +258,8 @@ def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, fo
 def test_random_weights_are_tried_on_a_bounded_number_of_images(
     reader: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(references, "CONTROLLED", 7)
-    found = scores.score(reader, films(folder, "Test"), PLAIN, batch_size=16)
+    monkeypatch.setattr(baseline_scores, "CONTROLLED", 7)
+    found = evaluate.score(reader, radiographs(folder, "Test"), PLAIN, batch_size=16)
     part = summarise(found, images=72, resamples=100)["gradcam"]
     assert part.random_weights.n == 7
     assert part.n > 7
@@ -285,17 +287,17 @@ def test_the_ceiling_is_what_the_best_cell_hits() -> None:
 def test_cells_are_those_of_the_layer_that_is_read(reader: Run) -> None:
     x = torch.rand(1, 1, SIZE, SIZE)
     names = ("gradcam", "layercam@body.2", "random")
-    assert [methods.cells(reader.model, x, name) for name in names] == [(6, 6), (48, 48), controls.CELLS]
+    assert [methods.cells(reader.model, x, name) for name in names] == [(6, 6), (48, 48), baselines.CELLS]
     assert methods.cells(factory.build("test_resnet", classes=3), torch.rand(1, 1, 64, 64), "gradcam") is not None
     assert not any(module._forward_hooks for module in reader.model.modules())
 
 
 def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: Path) -> None:
-    test = films(folder, "Test")
-    rows = scores.annotated(test)
+    test = radiographs(folder, "Test")
+    rows = evaluate.annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
-    wanted = measures.energy_inside(controls.random_maps(images, (6, 6)), infection)
+    wanted = measures.energy_inside(baselines.random_maps(images, (6, 6)), infection)
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     assert set(clean["cells"]) == {"6 x 6"}
     energy = clean[clean["measure"] == "infection_energy"].set_index("sample_id").loc[test.sample_ids[rows]]
@@ -335,16 +337,16 @@ def test_a_map_whose_best_cell_hits_less_than_chance_has_no_hit_rate(table: pd.D
     assert "pointing hit rate" not in part.verdict
 
 
-def test_edges_are_where_the_film_is_steep_and_even_films_have_none() -> None:
+def test_edges_are_where_the_image_is_steep_and_even_images_have_none() -> None:
     images = torch.zeros(1, 1, 9, 9)
     images[..., 5:] = 1
-    found = controls.edges(images)[0]
+    found = baselines.edges(images)[0]
     assert found[4, 4] == found[4, 5] == found.max()
     assert found[:, :3].max() == 0
-    assert controls.edges(torch.full((1, 1, 9, 9), 0.7)).abs().max() < 1e-6
+    assert baselines.edges(torch.full((1, 1, 9, 9), 0.7)).abs().max() < 1e-6
 
 
-def test_the_mean_mask_is_of_the_films_that_have_one() -> None:
+def test_the_mean_mask_is_of_the_images_that_have_one() -> None:
     masks = np.zeros((4, 2, 2), np.uint8)
     masks[0, 0, 0] = masks[1, 0] = 1
-    assert controls.mean_mask(masks).tolist() == [[1.0, 0.5], [0.0, 0.0]]
+    assert baselines.mean_mask(masks).tolist() == [[1.0, 0.5], [0.0, 0.0]]

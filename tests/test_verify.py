@@ -11,12 +11,12 @@ import pytest
 
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.data.phantom import writing
-from trustcxr.results import files
-from trustcxr.results.documents import VerifiedDocument
+from trustcxr.data.phantom import write_files
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import VerifiedDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
-from trustcxr.study.verifying import count_figures, differences, verify
+from trustcxr.study.run_study import Study
+from trustcxr.study.verify_study import count_figures, differences, verify
 
 NAME, OTHER = "test_resnet-fgsm-s0", "test_resnet-standard-s0"
 ROBUST = f"runs/{NAME}"
@@ -64,9 +64,9 @@ def test_what_is_no_finished_study_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("verified")
-    films = writing.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
+    images = write_files.write(base / "phantom", {"Train": 9, "Val": 4, "Test": 4}, size=32)
     recipe = small(models=[{"name": "test_resnet", "weights": "none"}], seeds=[0, 1])
-    Study(recipe, films, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
+    Study(recipe, images, base / "out", engines.get("local")).run()  # type: ignore[arg-type]
     return base / "out"
 
 
@@ -114,7 +114,7 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
         (study / ROBUST / name).unlink()
     path = study / ROBUST / "metrics.json"
-    files.write_json(path, files.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
+    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
     document = verify(study)
     assert found(document) == set()
     for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
@@ -146,14 +146,14 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
 
 
 def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    files.write_table(path, how(files.read_table(path)))
+    atomic.write_table(path, how(atomic.read_table(path)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        ("predictions.parquet", lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 films without a row"),
+        ("predictions.parquet", lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 images without a row"),
         ("predictions.parquet", lambda t: t.assign(label=[99, *t["label"].iloc[1:]]), "the label 99, of 3 classes"),
         ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
         ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),

@@ -10,11 +10,12 @@ import pytest
 
 from study_fixture import make_study
 from test_cli import complaint, run
-from trustcxr.report import board, cards, page
-from trustcxr.report.study_folder import read
-from trustcxr.report.tables import cells, provenance
-from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import AuditDocument, AuditedModel, Classification, Share
+from trustcxr.report import leaderboard, model_card, study_html
+from trustcxr.report.load import load_report
+from trustcxr.report.tables import provenance
+from trustcxr.report.tables import table as cells
+from trustcxr.report.tables.table import Cell, Table
+from trustcxr.storage.schemas import AuditDocument, AuditedModel, Classification, Share
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def tables(study: Path) -> Path:
 
 
 def test_every_table_of_the_page_is_there_as_csv_latex_and_markdown(study: Path, tables: Path) -> None:
-    found = {table.name: table for table in cells.find_tables(page.gather(read(study)))}
+    found = {table.name: table for table in cells.find_tables(study_html.gather(load_report(study)))}
     assert {"leaderboard", "accuracy-at-each-epsilon", "training", "per-class-resnet18-fgsm"} <= set(found)
     names = [f"{name}.{ending}" for name in found for ending in ("csv", "tex")]
     assert sorted(path.name for path in tables.iterdir()) == sorted([*names, "tables.md"])
@@ -85,8 +86,8 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
     assert [line[0] for line in lines] == [*(f"'{text}" for text in bad), *figures]
     assert {line[1] for line in lines} == {"'=B()"}
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
-    whole = board.Board("", "=data", 1, (), (("=f", audit),), ())
-    line = next(csv.DictReader(io.StringIO(board.table(whole).csv())))
+    whole = leaderboard.Board("", "=data", 1, (), (("=f", audit),), ())
+    line = next(csv.DictReader(io.StringIO(leaderboard.table(whole).csv())))
     assert (line["model"], line["folder"], line["clean, %"], line["paper"]) == ("'@SUM(1)", "'=f", "−50.0", "–")
 
 
@@ -103,10 +104,10 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     assert "created" not in text, "nobody knows when"
     assert "run.yaml could not be read" in text
     (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
-    (one / "data-check.json").write_text('{"verdict": "3 films are in two splits."}')
+    (one / "data-check.json").write_text('{"verdict": "3 images are in two splits."}')
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
-    assert "3 films are in two splits." in text, "where the page says that it will be looked for"
+    assert "3 images are in two splits." in text, "where the page says that it will be looked for"
     assert "comes from metrics.json, data-check.json and the tables beside it" in text
     (one / "metrics.json").unlink()
     assert f"not tested yet: `trustcxr evaluate {one} --data PATH` comes first" in complaint("report", one)
@@ -122,13 +123,13 @@ def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) ->
     }.items():
         (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "recipe": {"defence": {"name": name} | options}}))
         (tmp_path / "model.safetensors").touch()
-        assert f"- Defence: {said} background" in cards.card(tmp_path)
+        assert f"- Defence: {said} background" in model_card.card(tmp_path)
 
 
 def test_the_card_of_a_run_lets_no_html_through(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(json.dumps({"name": "m", "classes": ["A<script>alert(1)</script>", "B & C"]}))
     (tmp_path / "model.safetensors").touch()
-    assert "logits of A&lt;script>alert(1)&lt;/script>, B & C\n" in cards.card(tmp_path)
+    assert "logits of A&lt;script>alert(1)&lt;/script>, B & C\n" in model_card.card(tmp_path)
 
 
 def run_and_read(folder: Path) -> str:
@@ -141,7 +142,7 @@ def test_the_command_says_where_the_tables_lie(study: Path) -> None:
 
 
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
-    found = read(study).runs
+    found = load_report(study).runs
     column = provenance.training(found).header.index("Best epoch")
     for each, row in zip(found, provenance.training(found).rows, strict=True):
         assert row[column].value == (each.metrics.training.best_epoch or 0) + 1

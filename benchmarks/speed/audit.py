@@ -1,9 +1,9 @@
-"""What an audit costs: covidqu-mini, then synthetic films in growing numbers, each in a process of its own.
+"""What an audit costs: covidqu-mini, then synthetic images in growing numbers, each in a process of its own.
 
-python benchmarks/speed/audit.py [--real ../shared/data/covidqu-mini] [--films 34000] [--out out/audit-films]
+python benchmarks/speed/audit.py [--real ../shared/data/covidqu-mini] [--images 34000] [--out out/audit-images]
                                  [--workers 2]
 
-Writes the synthetic films to --out once (about 8 GB for 34,000 of 256 pixels) and audits the first 1/16, 1/4 and all
+Writes the synthetic images to --out once (about 8 GB for 34,000 of 256 pixels) and audits the first 1/16, 1/4 and all
 of them.
 """
 
@@ -47,8 +47,8 @@ def measure(root: Path, limit: int, workers: int) -> None:
     import numpy as np
     from joblib.externals.loky import get_reusable_executor
 
-    from trustcxr.data.auditing import confounds, duplicates, findings
-    from trustcxr.data.auditing import scan as audit_scan
+    from trustcxr.data.checks import confounds, duplicates, issues
+    from trustcxr.data.checks import scan as audit_scan
     from trustcxr.data.layouts import read_manifest
 
     clock = _Clock()
@@ -66,7 +66,7 @@ def measure(root: Path, limit: int, workers: int) -> None:
     clock.lap("duplicates")
     probes = confounds.run_probes(manifest, scan)
     clock.lap("confounds")
-    findings.leak_findings(manifest, pairs)
+    issues.leak_issues(manifest, pairs)
     clock.lap("findings")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     workers_peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -79,9 +79,9 @@ def measure(root: Path, limit: int, workers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, default=Path("../shared/data/covidqu-mini"))
-    parser.add_argument("--films", type=int, default=34_000)
+    parser.add_argument("--images", type=int, default=34_000)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("out/audit-films"))
+    parser.add_argument("--out", type=Path, default=Path("out/audit-images"))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "LIMIT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -89,15 +89,19 @@ def main() -> None:
         measure(Path(given.measure[0]), int(given.measure[1]), given.workers)
         return
     jobs: list[tuple[Path, int]] = [(given.real, 10**9)] if given.real.is_dir() else []
-    if given.films:
+    if given.images:
         if not given.out.exists():
-            from trustcxr.data.phantom import writing
+            from trustcxr.data.phantom import write_files
 
-            each = {"Train": given.films * 64 // 300, "Val": given.films * 16 // 300, "Test": given.films * 20 // 300}
+            each = {
+                "Train": given.images * 64 // 300,
+                "Val": given.images * 16 // 300,
+                "Test": given.images * 20 // 300,
+            }
             started = time.perf_counter()
-            writing.write(given.out, each, size=given.size, workers=given.workers)
-            print(f"wrote the films in {time.perf_counter() - started:.0f} s", flush=True)
-        jobs += [(given.out, given.films // 16), (given.out, given.films // 4), (given.out, given.films)]
+            write_files.write(given.out, each, size=given.size, workers=given.workers)
+            print(f"wrote the images in {time.perf_counter() - started:.0f} s", flush=True)
+        jobs += [(given.out, given.images // 16), (given.out, given.images // 4), (given.out, given.images)]
     for folder, limit in jobs:
         command = [sys.executable, __file__, "--workers", str(given.workers), "--measure", str(folder), str(limit)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

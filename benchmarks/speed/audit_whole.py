@@ -3,7 +3,7 @@
     python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH [--images N] > results/audit-times.md
 
 Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts
-film by film: what it takes for so many more is in proportion, and is printed beside.
+image by image: what it takes for so many more is in proportion, and is printed beside.
 `python -m benchmarks.speed.examination` says which part takes what.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from benchmarks.formats import first_images
 from benchmarks.speed import serve
-from trustcxr.about import NOTICE
-from trustcxr.evaluation.run import load_run
-from trustcxr.report import words
-from trustcxr.report.tables.cells import markdown_rows
-from trustcxr.study.audit import audit
+from trustcxr.audit.run_audit import audit
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.report import formatting
+from trustcxr.report.tables.table import markdown_rows
+from trustcxr.version import NOTICE
 
 TEST = 570  # images of covidqu-mini's Test
-HEAD = ["network", "trained", "films", "clean", "worst case", "minutes", "processor, min", f"for {TEST} films, min"]
+HEAD = ["network", "trained", "images", "clean", "worst case", "minutes", "processor, min", f"for {TEST} images, min"]
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         f"`python -m benchmarks.speed.audit_whole RUN --data {given.data.name}{asked}`; {serve.machine()} `trustcxr "
         f"audit` by exam-1 on {which} validation images of {given.data.name}; accuracies in percent, under attack at "
         "epsilon 0.02. "
-        f"The last column is in proportion to the films. {NOTICE}\n"
+        f"The last column is in proportion to the images. {NOTICE}\n"
     )
     print(markdown_rows(HEAD, rows))
 
@@ -49,9 +49,9 @@ def measured(run: Path, data: Path, images: int | None) -> list[str]:
     loaded = load_run(run, on="cpu")
     recipe, split = loaded.trained_by, loaded.trained_by.data.splits.val
     with tempfile.TemporaryDirectory() as folder:
-        films = first_images(data, Path(folder) / "films", loaded, images, split=split)
+        radiographs = first_images(data, Path(folder) / "images", loaded, images, split=split)
         before, spent = time.perf_counter(), processor()
-        found = audit(run, films, Path(folder) / "audit")
+        found = audit(run, radiographs, Path(folder) / "audit")
         minutes, worked = (time.perf_counter() - before) / 60, (processor() - spent) / 60
     count = found.clean.n or 0
     worst = next((one.accuracy for one in found.attacks if one.attack == "worst-case"), None)
@@ -59,8 +59,8 @@ def measured(run: Path, data: Path, images: int | None) -> list[str]:
         f"{recipe.model.called} at {loaded.size} pixels",
         recipe.defence.called,
         f"{count}",
-        words.measured(found.clean.accuracy),
-        "-" if worst is None else words.measured(worst),
+        formatting.measured(found.clean.accuracy),
+        "-" if worst is None else formatting.measured(worst),
         f"{minutes:.1f}",
         f"{worked:.1f}",
         f"{minutes * TEST / max(count, 1):.1f}",

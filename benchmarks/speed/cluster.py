@@ -18,16 +18,16 @@ from typing import Any
 GOAL = 1.7
 _PAGE = """# Two Ray nodes against one
 
-`python -m benchmarks.speed.cluster {typed}`: `resnet10t` at 64 pixels on synthetic films, a node a core of this
+`python -m benchmarks.speed.cluster {typed}`: `resnet10t` at 64 pixels on synthetic images, a node a core of this
 machine, nothing else running. Research software. Not for diagnosis."""
 
 
-def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
+def runs_of(images: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
     """A study's folder with `runs` equal runs but for the seed, and their training tasks."""
-    from trustcxr.recipes.study import StudyRecipe, run_recipe
-    from trustcxr.recipes.training import DefenceRecipe
-    from trustcxr.recipes.validation import validate
-    from trustcxr.results import files, folders
+    from trustcxr.recipes.parsing import validate
+    from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+    from trustcxr.recipes.training_recipe import DefenceRecipe
+    from trustcxr.storage import atomic, layout
     from trustcxr.study.engines import Task
 
     content = {
@@ -39,17 +39,17 @@ def runs_of(films: Path, folder: Path, given: argparse.Namespace) -> list[Any]:
     }
     recipe = validate(StudyRecipe, content, "equal")
     folder.mkdir()
-    files.write_yaml(folder / folders.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
-    files.write_yaml(folder / folders.DATA_FILE, {"path": str(films)})
+    atomic.write_yaml(folder / layout.STUDY_FILE, {"recipe": recipe.model_dump(mode="json")})
+    atomic.write_yaml(folder / layout.DATA_FILE, {"path": str(images)})
     names = [run_recipe(recipe, recipe.models[0], DefenceRecipe(), seed).name for seed in recipe.seeds]
     return [Task(folder, name, "train") for name in names]
 
 
-def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> tuple[float, list[bytes]]:
+def measure(nodes: int, images: Path, work: Path, given: argparse.Namespace) -> tuple[float, list[bytes]]:
     """Seconds that a cluster of so many nodes takes for the runs, after one to warm each node; the weights."""
     from ray.cluster_utils import Cluster
 
-    from trustcxr.study.engines import Asked, get
+    from trustcxr.study.engines import EngineOptions, get
     from trustcxr.study.steps import carry_out
 
     options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -60,9 +60,9 @@ def measure(nodes: int, films: Path, work: Path, given: argparse.Namespace) -> t
         import ray
 
         ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        engine = get("ray", asked=Asked(address=cluster.address))
-        engine.map(carry_out, runs_of(films, work / f"warm{nodes}", given)[:nodes])  # imports torch, opens the films
-        tasks, began = runs_of(films, work / f"study{nodes}", given), time.perf_counter()
+        engine = get("ray", asked=EngineOptions(address=cluster.address))
+        engine.map(carry_out, runs_of(images, work / f"warm{nodes}", given)[:nodes])  # imports torch, opens the images
+        tasks, began = runs_of(images, work / f"study{nodes}", given), time.perf_counter()
         if failed := [outcome for outcome in engine.map(carry_out, tasks) if outcome is not None]:
             raise SystemExit(f"not done: {failed[0]}")
         taken = time.perf_counter() - began
@@ -80,13 +80,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file for what is printed")
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    from trustcxr.data.phantom import writing
+    from trustcxr.data.phantom import write_files
 
     with tempfile.TemporaryDirectory() as work:
         os.environ["TRUSTCXR_CACHE"] = f"{work}/cache"
-        films = writing.write(Path(work) / "films", {"Train": -(-given.images // 3), "Val": 8, "Test": 2}, size=64)
+        images = write_files.write(
+            Path(work) / "images", {"Train": -(-given.images // 3), "Val": 8, "Test": 2}, size=64
+        )
         before = os.getloadavg()[0]
-        (one, first), (two, second) = (measure(nodes, films, Path(work), given) for nodes in (1, 2))
+        (one, first), (two, second) = (measure(nodes, images, Path(work), given) for nodes in (1, 2))
     said = [
         f"{given.runs} equal runs, {os.cpu_count()} cores, load {before:.1f} before and {os.getloadavg()[0]:.1f} after",
         f"one node {one:.1f} s, two nodes {two:.1f} s; {'the same weights' if first == second else 'OTHER WEIGHTS'}",

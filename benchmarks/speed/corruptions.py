@@ -24,7 +24,7 @@ from PIL import Image
 
 from trustcxr import corruptions
 from trustcxr.data.phantom import anatomy
-from trustcxr.data.phantom.film import render
+from trustcxr.data.phantom.render_image import render
 
 # Ours -> theirs: the names of their table for chest X-rays, or of another table where that has none. Their defocus_blur
 # takes three channels only, so their Gaussian blur stands for it.
@@ -61,7 +61,7 @@ def theirs(table: dict[str, dict[str, Any]], name: str, pictures: list[Image.Ima
     try:
         found[0].apply(pictures[0], 0)
     except Exception as problem:  # theirs alone: written for colour, or without ImageMagick
-        print(f"{name}: medmnistc's does not run on a grey film here ({type(problem).__name__}: {problem})")
+        print(f"{name}: medmnistc's does not run on a grey image here ({type(problem).__name__}: {problem})")
         return None
 
     def work() -> None:
@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--theirs", type=Path, help="folder into which medmnistc was installed")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    films = [render(anatomy.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
-    pixels = torch.from_numpy(np.stack(films)).float().div(255)[:, None]
-    pictures, table = [Image.fromarray(film) for film in films], registry(given.theirs)
+    images = [render(anatomy.CLASSES[i % 3], i, given.size).image for i in range(given.batch)]
+    pixels = torch.from_numpy(np.stack(images)).float().div(255)[:, None]
+    pictures, table = [Image.fromarray(image) for image in images], registry(given.theirs)
     count = 5 * given.batch
     spent: dict[str, np.ndarray] = {}
     print(f"{given.size} pixels, batch {given.batch}, {given.threads} thread(s), torch {torch.__version__}")

@@ -37,9 +37,9 @@ def source_images(data: Path | None, folder: Path, count: int) -> list[Path]:
     if data is not None:
         found = [f for f in sorted(data.rglob("*.png")) if "mask" not in str(f.parent)]
         return found[:: max(len(found) // count, 1)][:count]
-    from trustcxr.data.phantom import writing
+    from trustcxr.data.phantom import write_files
 
-    writing.write(folder, {"Train": -(-count // 3)}, size=256)
+    write_files.write(folder, {"Train": -(-count // 3)}, size=256)
     return [f for f in sorted(folder.rglob("*.png")) if "mask" not in str(f.parent)][:count]
 
 
@@ -77,7 +77,7 @@ def compare_batches(folder: Path, cache: Path, workers: int) -> tuple[float, flo
     from torchvision.transforms import Compose, Grayscale, Resize, ToTensor
 
     from trustcxr.data import load_dataset
-    from trustcxr.data.batches import loader
+    from trustcxr.data.loader import loader
 
     torch.set_num_threads(1)
     steps = Compose([Grayscale(), Resize((SIZE, SIZE)), ToTensor()])
@@ -123,7 +123,7 @@ def resident() -> float:
 def epoch_growth(folder: Path, cache: Path) -> tuple[float, float]:
     """(MB by which an epoch of shuffled batches grows resident memory at most, its images a second)."""
     from trustcxr.data import load_dataset
-    from trustcxr.data.batches import loader
+    from trustcxr.data.loader import loader
 
     batches = loader(load_dataset(folder, size=SIZE, cache=cache), BATCH, shuffle=True)
     before = highest = resident()

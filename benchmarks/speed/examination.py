@@ -1,11 +1,11 @@
 """What `exam-1` costs: seconds of each part of an audit, and the minutes of the whole.
 
-    python -m benchmarks.speed.examination RUN --data PATH [--films 12] [--split Val] [--size 96] [--cores 2]
+    python -m benchmarks.speed.examination RUN --data PATH [--images 12] [--split Val] [--size 96] [--cores 2]
     python -m benchmarks.speed.examination [--model resnet18] [--size 96] [--images 570] [--cores 2]
 
-With a run, the audit itself is carried out on the first `--films` validation images of each class (Test is not opened)
-on one core, part by part in processor time, and reckoned up to `--images`: what films cost hangs on what attacks break,
-so such a network costs what a real one does. `--size` takes the run's weights at another side.
+With a run, the audit itself is carried out on the first `--images` validation images of each class (Test is not opened)
+on one core, part by part in processor time, and reckoned up to `--images`: what images cost hangs on what attacks
+break, so such a network costs what a real one does. `--size` takes the run's weights at another side.
 
 Without a run nothing is trained and no data are needed: the labels are the network's own answers, and the radius is so
 small that no image ever breaks, which is what costs the most: every attack then spends all of its steps and queries on
@@ -31,17 +31,17 @@ from torch import Tensor, nn
 
 from benchmarks.formats import as_weights, first_images
 from trustcxr import attacks
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.carried_out import CarriedOut
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.models.folding import faster
-from trustcxr.recipes.exam import ExamRecipe, load_exam
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.study import audit as audits
+from trustcxr.models.fuse_batchnorm import fused
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.protocol import ExamRecipe, load_exam
 
 RADIUS = 1e-7
-DOOR, FIGURES, REST = "the gate at the door", "figures with intervals", "films as they are and gone wrong, judging"
+DOOR, FIGURES, REST = "the gate at the door", "figures with intervals", "images as they are and gone wrong, judging"
 
 
 def attacked(model: nn.Module, recipe: AttackRecipe, images: Tensor, labels: Tensor, start: list[Tensor]) -> Tensor:
@@ -55,7 +55,7 @@ def attacked(model: nn.Module, recipe: AttackRecipe, images: Tensor, labels: Ten
 
 
 def by_attack(model: nn.Module, exam: ExamRecipe, images: Tensor) -> dict[str, float]:
-    """Processor seconds an image of each attack, at all of its radii, and of the films that went wrong."""
+    """Processor seconds an image of each attack, at all of its radii, and of the images that went wrong."""
     with torch.no_grad():
         labels = model(images).argmax(1)
     found, start = {}, list[Tensor]()
@@ -87,19 +87,19 @@ def clocked(spent: dict[str, float]) -> Iterator[None]:
         return mock.patch.object(owner, place, lambda *given, **options: timed(name, function, *given, **options))
 
     with (
-        watched(audits, "examine_at_the_door", lambda *_: DOOR),
-        watched(CarriedOut, "__call__", lambda _, attack, *rest: f"{attack.name} {rest[2]:g}"),
+        watched(audits, "run_entry_checks", lambda *_: DOOR),
+        watched(AttackRunner, "__call__", lambda _, attack, *rest: f"{attack.name} {rest[2]:g}"),
         watched(predictions, "predict", lambda *_: REST),
     ):
         yield
 
 
-def of_an_audit(run: Path, data: Path, films: int, split: str, size: int | None) -> tuple[dict[str, float], int, Any]:
-    """Processor seconds of each part of an audit of a run on some films, how many these were, and the audit."""
+def of_an_audit(run: Path, data: Path, images: int, split: str, size: int | None) -> tuple[dict[str, float], int, Any]:
+    """Processor seconds of each part of an audit of a run on some images, how many these were, and the audit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         loaded = load_run(run, on="cpu")
-        shown = first_images(data, out / "films", loaded, films, split=split)
+        shown = first_images(data, out / "images", loaded, images, split=split)
         model = run if size in (None, loaded.size) else as_weights(loaded, out / "models", size=size)
         spent, before = defaultdict[str, float](float), time.process_time()
         with clocked(spent):
@@ -123,20 +123,20 @@ def whole_of(parts: dict[str, float], count: int, images: int, batch: int, cores
 def say(parts: dict[str, float], count: int, asked: argparse.Namespace, batch: int) -> None:
     """Print what was measured, and what it comes to."""
     for name, seconds in parts.items():
-        per_film = "" if name == DOOR else f", {seconds / count:6.3f} s a film"
-        print(f"  {name:42} {seconds:7.1f} s{per_film}")
+        per_image = "" if name == DOOR else f", {seconds / count:6.3f} s an image"
+        print(f"  {name:42} {seconds:7.1f} s{per_image}")
     one, several = whole_of(parts, count, asked.images, batch, asked.cores)
-    print(f"  the whole, of {asked.images} films: {one / 60:.1f} min of one core; on {asked.cores} cores "
+    print(f"  the whole, of {asked.images} images: {one / 60:.1f} min of one core; on {asked.cores} cores "
           f"{several / 60:.1f} min")  # fmt: skip
 
 
 def measure_a_run(asked: argparse.Namespace) -> None:
-    """An audit of a run on some films, part by part."""
+    """An audit of a run on some images, part by part."""
     torch.set_num_threads(1)
-    parts, count, document = of_an_audit(asked.run, asked.data, asked.films, asked.split, asked.size)
+    parts, count, document = of_an_audit(asked.run, asked.data, asked.images, asked.split, asked.size)
     left = {f"{row.attack} {row.epsilon:g}": f"{row.accuracy.value or 0:.1%}" for row in document.attacks}
     clean = f"{document.clean.accuracy.value or 0:.1%}"
-    print(f"{document.model.name} on {count} films of {asked.split}: clean {clean}, left under attack {left}")
+    print(f"{document.model.name} on {count} images of {asked.split}: clean {clean}, left under attack {left}")
     say(parts, count, asked, load_exam().batch_size)
 
 
@@ -149,8 +149,8 @@ def measure_the_worst(asked: argparse.Namespace) -> None:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(batch, 1, side, side).contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(1)
-    print(f"{asked.model}, {side} pixels, batches of {batch}, torch {torch.__version__}; films that never break:")
-    found = {name: seconds * batch for name, seconds in by_attack(faster(model, images), exam, images).items()}
+    print(f"{asked.model}, {side} pixels, batches of {batch}, torch {torch.__version__}; images that never break:")
+    found = {name: seconds * batch for name, seconds in by_attack(fused(model, images), exam, images).items()}
     say(found, batch, asked, batch)
 
 
@@ -158,8 +158,8 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
-    parser.add_argument("--data", type=Path, help="with a run: the films")
-    parser.add_argument("--films", type=int, default=12, help="of each class, of --split, that the audit is timed on")
+    parser.add_argument("--data", type=Path, help="with a run: the images")
+    parser.add_argument("--images", type=int, default=12, help="of each class, of --split, that the audit is timed on")
     parser.add_argument("--split", default="Val")
     parser.add_argument("--model", default="resnet18", help="without a run: a network with random weights")
     parser.add_argument("--size", type=int, help="side in pixels; the run's, or 96")

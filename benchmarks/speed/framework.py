@@ -8,7 +8,7 @@ and schedule, and the same validation, without Lightning, checkpoints, tables or
 does the same step, in the same process, so that both have the same machine whatever else it does; both ends must agree:
 the last loss is printed. The bare attacks are FGSM and PGD-20 on every image, with the clean and the perturbed answers;
 they, `evaluate`'s table of them and the whole command, which describes everything with intervals and writes it, take
-turns; so does the command on the same films with lung masks, where it also hides the lungs in eleven ways. Both the
+turns; so does the command on the same images with lung masks, where it also hides the lungs in eleven ways. Both the
 network of the first part and one trained with FGSM are evaluated: PGD stops at an image that is answered wrongly, so
 that what is fixed weighs more where a network holds out less. Medians of processor time. What an epoch has beside its
 steps (checkpoint, best weights, their checksums, tables) is the same for a small epoch and a large one, so it is
@@ -32,21 +32,21 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks, console
-from trustcxr.attacks import undisturbed
+from trustcxr.attacks import preserve_state
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import Batch, augment, loader, to_pixels
 from trustcxr.data.dataset import Dataset
-from trustcxr.data.phantom import writing
-from trustcxr.defences import contract
+from trustcxr.data.loader import Batch, augment, loader, to_pixels
+from trustcxr.data.phantom import write_files
+from trustcxr.defences import base
 from trustcxr.evaluation import predictions
-from trustcxr.evaluation.run import load_run
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.testing import AttackRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files
-from trustcxr.study import run_folder
-from trustcxr.training import loop
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.runs import run_folder
+from trustcxr.storage import atomic
+from trustcxr.training import fit_run
 from trustcxr.training.step import TrainingStep
 
 EPSILON, STEPS = 0.02, 20
@@ -55,7 +55,7 @@ _SAID: list[str] = []
 MOST_TRAINING, MOST_EVALUATION = 1.05, 1.1
 _PAGE = """# What the framework costs
 
-`python -m benchmarks.speed.framework {typed}`, on synthetic films, one thread, processor time.
+`python -m benchmarks.speed.framework {typed}`, on synthetic images, one thread, processor time.
 What is compared takes turns on one machine, whatever else that does: its load stands in the first line. Research
 software. Not for diagnosis."""
 REAL = {"covidqu-midi": 3616, "COVID-QU-Ex": 21_709}
@@ -118,7 +118,7 @@ class Bare:
         images, labels, _ = next(self.left)
         generator = torch.Generator().manual_seed((self.how.seed + 1) * 1_000_003 + self.at)
         changed = augment(to_pixels(images), generator, **self.how.training.augment.model_dump())
-        loss, _ = contract.standard(self.model, changed.contiguous(memory_format=torch.channels_last), labels)
+        loss, _ = base.standard(self.model, changed.contiguous(memory_format=torch.channels_last), labels)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -128,7 +128,7 @@ class Bare:
 
     def validate(self) -> None:
         """All validation images."""
-        with torch.no_grad(), undisturbed(self.model):
+        with torch.no_grad(), preserve_state(self.model):
             sum(float((self.model(pixels(x)).argmax(1) == labels).sum()) for x, labels, _ in loader(self.val, 64))
 
 
@@ -163,11 +163,11 @@ def paired(how: RunRecipe, train: Dataset, val: Dataset, folder: Path) -> list[E
     TrainingStep.on_train_epoch_start = on_train_epoch_start  # type: ignore[method-assign]
     TrainingStep.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     try:
-        loop.fit(how, train, val, folder)
+        fit_run.fit(how, train, val, folder)
     finally:
         TrainingStep.on_train_epoch_start, TrainingStep.on_train_batch_end = begin, end  # type: ignore[method-assign]
     close()
-    loss = files.read_table(folder / "history.csv")["train_loss"].iloc[-1]
+    loss = atomic.read_table(folder / "history.csv")["train_loss"].iloc[-1]
     tell(f"  loss of the last epoch: trustcxr {loss:.6f}, bare {statistics.fmean(bare.losses):.6f}")
     return epochs
 
@@ -212,17 +212,17 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def without_masks(films: Dataset) -> Path:
-    """The same films as a folder for each class: there are no views without the lungs to judge then."""
-    folder = films.root.parent / "without-masks"
-    for number, (path, label) in enumerate(zip(films.table["path"], films.labels, strict=True)):
-        place = folder / films.classes[label]
+def without_masks(images: Dataset) -> Path:
+    """The same images as a folder for each class: there are no views without the lungs to judge then."""
+    folder = images.root.parent / "without-masks"
+    for number, (path, label) in enumerate(zip(images.table["path"], images.labels, strict=True)):
+        place = folder / images.classes[label]
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(films.root / path, place / f"{number:04d}.png")
+        shutil.copy(images.root / path, place / f"{number:04d}.png")
     return folder
 
 
-def evaluation(folder: Path, films: Dataset, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def evaluation(folder: Path, radiographs: Dataset, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """FGSM and PGD-20 on every image, with all answers: bare, `evaluate`'s table of them, and the whole command."""
     run = load_run(folder)
     run.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -232,12 +232,12 @@ def evaluation(folder: Path, films: Dataset, rounds: int) -> dict[str, list[tupl
     ]
 
     def bare() -> None:
-        for number, (images, labels, _) in enumerate(loader(films, 64)):
+        for number, (images, labels, _) in enumerate(loader(radiographs, 64)):
             clean = pixels(images)
             options = {"epsilon": EPSILON, "steps": STEPS, "seed": number, "stop_when_wrong": True}
             found = [clean, attacks.fgsm(run.model, clean, labels, epsilon=EPSILON)]
             found.append(attacks.pgd(run.model, clean, labels, **options))  # type: ignore[arg-type]
-            with torch.inference_mode(), undisturbed(run.model):
+            with torch.inference_mode(), preserve_state(run.model):
                 for version in found:
                     run.model(version)
 
@@ -248,12 +248,12 @@ def evaluation(folder: Path, films: Dataset, rounds: int) -> dict[str, list[tupl
 
     found = list[pd.DataFrame]()
     turns: dict[str, list[tuple[float, float]]] = {"bare": [], "table": [], "whole": [], "beside": []}
-    plain = without_masks(films)
+    plain = without_masks(radiographs)
     for _ in range(rounds):
         turns["bare"].append(timed(bare))
-        turns["table"].append(timed(lambda: found.append(predictions.predict(run, films, asked, views=False))))
+        turns["table"].append(timed(lambda: found.append(predictions.predict(run, radiographs, asked, views=False))))
         turns["whole"].append(timed(lambda: whole(plain)))
-        turns["beside"].append(timed(lambda: whole(films.root)))
+        turns["beside"].append(timed(lambda: whole(radiographs.root)))
     right = found[-1].assign(right=np.stack(found[-1]["logits"].to_list()).argmax(1) == found[-1]["label"])
     shares = right.groupby("attack", sort=False)["right"].mean()
     tell("  right: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()))
@@ -274,10 +274,10 @@ def main() -> None:
     if given.epochs < 2:
         parser.error("--epochs: at least 2, as the first warms up what both have and is left out")
     torch.set_num_threads(1)
-    console.tell(lambda _: None)
+    console.redirect(lambda _: None)
     with tempfile.TemporaryDirectory() as work:
         counts = {"Train": -(-given.images // 3), "Val": -(-given.images // 12), "Test": -(-given.test // 3)}
-        data = writing.write(Path(work) / "films", counts, size=given.size, conspicuity=EASY)
+        data = write_files.write(Path(work) / "images", counts, size=given.size, conspicuity=EASY)
         train, val, test = (
             load_dataset(data, split=split, size=given.size, cache=Path(work) / "cache", workers=1) for split in counts
         )
@@ -287,7 +287,7 @@ def main() -> None:
             f"{given.epochs} epochs, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
         )
         report_training(paired(how, train, val, Path(work) / "run")[1:], given.batch)
-        loop.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
+        fit_run.fit(recipe(given, epochs=given.epochs, defence="fgsm"), train, val, Path(work) / "robust")
         for folder, kind in (("run", "standard"), ("robust", "trained with FGSM")):
             tell(f"evaluate, FGSM and PGD-20 of {len(test)} images, in processor time; {kind}")
             report_evaluation(evaluation(Path(work) / folder, test, given.rounds), len(test))

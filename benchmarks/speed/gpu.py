@@ -3,7 +3,7 @@
 python -m benchmarks.speed.gpu [--data FOLDER] [--batch 64] [--seconds 20] [--dry-run]
 
 ResNet50 and EfficientNetV2S at 224 pixels in bf16, off the pixel store, as `trustcxr train` makes its steps. Without
-`--data` synthetic films are drawn. Goals: waiting for data under 5 %; `paper` under 3 hours on an H100.
+`--data` synthetic images are drawn. Goals: waiting for data under 5 %; `paper` under 3 hours on an H100.
 `--dry-run` does a handful of small steps on the processor, to show that all of it works; its figures are of nothing.
 The hours are counted from the steps that were measured: every network by the faster of the two that are timed, scaled
 by its work in a forward pass, for as many epochs as the recipe says at most, and every attack of its tests by the
@@ -23,13 +23,13 @@ from torch import nn
 
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import augment, loader, to_pixels
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.layouts.covidqu import PUBLISHED
-from trustcxr.data.phantom import writing
-from trustcxr.defences import adversarial, contract
+from trustcxr.data.loader import augment, loader, to_pixels
+from trustcxr.data.phantom import write_files
+from trustcxr.defences import adversarial, base
 from trustcxr.models import factory
-from trustcxr.recipes.study import StudyRecipe, load_study
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study
 
 TIMED = ("ResNet50", "EfficientNetV2S")
 EPSILON, PGD_STEPS = 0.02, 20
@@ -45,12 +45,12 @@ def forever(batches: Any) -> Iterator[Any]:
         epoch += 1
 
 
-def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: str) -> tuple[float, float]:
+def speed(model: nn.Module, radiographs: Dataset, given: argparse.Namespace, defence: str) -> tuple[float, float]:
     """Images a second of training steps, and the share of the time spent waiting for the next batch."""
     device = next(model.parameters()).device
     optimiser = torch.optim.Adam(model.train().parameters(), lr=1e-4)
-    batches = forever(loader(films, given.batch, shuffle=True, drop_last=True))
-    loss_of = partial(adversarial.fgsm, epsilon=EPSILON) if defence == "fgsm" else contract.standard
+    batches = forever(loader(radiographs, given.batch, shuffle=True, drop_last=True))
+    loss_of = partial(adversarial.fgsm, epsilon=EPSILON) if defence == "fgsm" else base.standard
     done, waited, began, number = 0, 0.0, 0.0, 0
     while number < 3 or time.perf_counter() - began < given.seconds:
         if number == 3:  # what is compiled and cached is there by now
@@ -74,10 +74,10 @@ def speed(model: nn.Module, films: Dataset, given: argparse.Namespace, defence: 
     return done / taken, waited / taken
 
 
-def pgd_speed(model: nn.Module, films: Dataset, given: argparse.Namespace) -> float:
+def pgd_speed(model: nn.Module, radiographs: Dataset, given: argparse.Namespace) -> float:
     """Images a second of PGD-20 in full precision, as tests are."""
     device = next(model.parameters()).device
-    images, labels, _ = next(iter(loader(films, given.batch)))
+    images, labels, _ = next(iter(loader(radiographs, given.batch)))
     x, y = to_pixels(images.to(device)).contiguous(memory_format=torch.channels_last), labels.to(device)
     attacks.pgd(model, x, y, epsilon=EPSILON, steps=2)
     synchronise(device)
@@ -123,21 +123,21 @@ def hours(study: StudyRecipe, rates: dict[str, dict[str, float]], works: dict[st
     return seconds * len(study.seeds) / 3600
 
 
-def measure(films: Dataset, given: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
+def measure(images: Dataset, given: argparse.Namespace, device: torch.device) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in TIMED:
-        model: nn.Module = factory.build(name, classes=len(films.classes), weights="none").to(device)
+        model: nn.Module = factory.build(name, classes=len(images.classes), weights="none").to(device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         found[name] = {}
         for defence in ("standard", "fgsm"):
-            found[name][defence], waiting = speed(model, films, given, defence)
+            found[name][defence], waiting = speed(model, images, given, defence)
             verdict = "met" if waiting < WAITING else "MISSED"
             print(
                 f"{name:18} {defence:9} {found[name][defence]:9.1f} images/s, waiting for data {waiting:.1%} "
                 f"({verdict}: < {WAITING:.0%})",
                 flush=True,
             )
-        found[name]["pgd"] = pgd_speed(model.eval(), films, given)
+        found[name]["pgd"] = pgd_speed(model.eval(), images, given)
         print(f"{name:18} PGD-20    {found[name]['pgd']:9.1f} images/s", flush=True)
     return found
 
@@ -157,13 +157,15 @@ def main() -> None:
     study = load_study("paper")
     works = {name: work(name, study.data.size) for name in {*TIMED, *(model.name for model in study.models)}}
     with tempfile.TemporaryDirectory() as folder:
-        data = given.data or writing.write(Path(folder) / "films", {"Train": 4 if given.dry_run else 700}, size=size)
-        films = load_dataset(data, split="Train", size=size, cache=Path(folder) / "cache")
+        data = given.data or write_files.write(
+            Path(folder) / "images", {"Train": 4 if given.dry_run else 700}, size=size
+        )
+        images = load_dataset(data, split="Train", size=size, cache=Path(folder) / "cache")
         where = (
             torch.cuda.get_device_name() if device.type == "cuda" else "DRY RUN on the processor, figures of nothing"
         )
         print(f"{where}; {size} pixels, bf16, batches of {given.batch}, torch {torch.__version__}")
-        rates = measure(films, given, device)
+        rates = measure(images, given, device)
     took = hours(study, rates, works)
     verdict = "" if given.dry_run else f" ({'met' if took < HOURS else 'MISSED'}: < {HOURS:g})"
     counts = f"{len(study.models)} networks and {study.selection.count} trained by FGSM"

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from trustcxr import attacks
 from trustcxr.data import load_dataset
-from trustcxr.data.batches import to_pixels
-from trustcxr.defences import adversarial, contract
-from trustcxr.evaluation.run import load_run
+from trustcxr.data.loader import to_pixels
+from trustcxr.defences import adversarial, base
+from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory
 
 EPSILON = 0.02
@@ -51,7 +51,7 @@ def losses(model: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """The loss of one training step, by the way that the images are perturbed."""
     fgsm = adversarial.fgsm
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "standard": lambda x, y: contract.standard(model, x, y)[0],
+        "standard": lambda x, y: base.standard(model, x, y)[0],
         "trustcxr fgsm": lambda x, y: fgsm(model, x, y, epsilon=EPSILON)[0],
         "trustcxr fgsm, attack in bf16": lambda x, y: fgsm(model, x, y, epsilon=EPSILON, attack_precision="bf16")[0],
         "plain backward()": lambda x, y: F.cross_entropy(model(plain_fgsm(model, x, y)), y),
@@ -118,7 +118,7 @@ def quickly_trained(model: nn.Module, size: int, batch: int) -> None:
     for number in range(25):
         images, labels = patterns(batch, size, seed=number)
         optimiser.zero_grad()
-        contract.standard(model, images, labels)[0].backward()
+        base.standard(model, images, labels)[0].backward()
         optimiser.step()
     model.eval()
 
@@ -185,10 +185,10 @@ def main() -> None:
         evaluation(model, *patterns(2 * given.batch, given.size, seed=1000), rounds)
     else:
         run = load_run(given.run)
-        films = load_dataset(given.data, split=run.trained_by.data.splits.test, **run.trained_by.data.reading())
-        rows = torch.linspace(0, len(films) - 1, min(len(films), 4 * given.batch)).long().numpy()
-        pixels = to_pixels(torch.from_numpy(films.images[rows])).contiguous(memory_format=torch.channels_last)
-        evaluation(run.model.eval(), pixels, torch.as_tensor(films.labels[rows]), rounds)
+        radiographs = load_dataset(given.data, split=run.trained_by.data.splits.test, **run.trained_by.data.reading())
+        rows = torch.linspace(0, len(radiographs) - 1, min(len(radiographs), 4 * given.batch)).long().numpy()
+        pixels = to_pixels(torch.from_numpy(radiographs.images[rows])).contiguous(memory_format=torch.channels_last)
+        evaluation(run.model.eval(), pixels, torch.as_tensor(radiographs.labels[rows]), rounds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.serve RUN [--seconds 60] [--requests 2000] [--hostile 1000] > results/serve-load.md
 
-Starts `trustcxr serve RUN`, then: 32 clients at once for a minute; many films one after the other, with the memory of
+Starts `trustcxr serve RUN`, then: 32 clients at once for a minute; many images one after the other, with the memory of
 all its processes before and after; a thousand hostile uploads. Prints what came back.
 """
 
@@ -31,17 +31,17 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trustcxr.about import NOTICE
-from trustcxr.data.phantom.film import render
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
-from trustcxr.training import provenance
+from trustcxr.data.phantom.render_image import render
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.storage import atomic, layout
+from trustcxr.training import environment
+from trustcxr.version import NOTICE
 
 MARK = "JANE-DOE-77"  # stands for an identifier: in names, metadata and pixels' headers of what is sent
 NEVER = (MARK, "DOE", "JANE", "<script", "Traceback", "/tmp", "/proc", "/home", "passwd", ".py")
 CLIENTS, PATH, BOUNDARY = 32, "/api/v1/predict", "trustcxr-boundary"
-FIRST = 200  # films, after which the memory is looked at; or half of them
+FIRST = 200  # images, after which the memory is looked at; or half of them
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ def send(
 
 
 def load(url: str, *, clients: int, seconds: float) -> Answers:
-    """Clients that send a film, and at once the next; who is turned away waits as long as it is told."""
+    """Clients that send an image, and at once the next; who is turned away waits as long as it is told."""
     answers, lock, end = Answers(), threading.Lock(), time.monotonic() + seconds
-    upload = form(film(1), "film")
+    upload = form(image(1), "image")
 
     def client() -> None:
         while time.monotonic() < end:
@@ -191,24 +191,24 @@ def load(url: str, *, clients: int, seconds: float) -> Answers:
 
 
 def many(server: Served, requests: int, *, first: int = FIRST) -> tuple[Answers, list[int], list[int]]:
-    """Films one after the other: the answers, and the memory after the `first` and after all."""
-    answers, films, early = Answers(), [form(film(seed), "film") for seed in range(8)], list[int]()
+    """Images one after the other: the answers, and the memory after the `first` and after all."""
+    answers, images, early = Answers(), [form(image(seed), "image") for seed in range(8)], list[int]()
     for number in range(requests):
         if number == min(first, requests // 2):
             early = server.memory
-        send(server.url, films[number % len(films)], answers)
+        send(server.url, images[number % len(images)], answers)
     return answers, early, server.memory
 
 
 # --- what means harm --------------------------------------------------------------------------------------------------
 
 
-def film(seed: int, side: int = 128, form: str = "PNG") -> bytes:
-    """A synthetic film as a file."""
+def image(seed: int, side: int = 128, form: str = "PNG") -> bytes:
+    """A synthetic image as a file."""
     return _packed(Image.fromarray(render("Normal", seed, side).image), form)
 
 
-def form(data: bytes, what: str, name: bytes = b"film.png") -> Upload:
+def form(data: bytes, what: str, name: bytes = b"image.png") -> Upload:
     """A form with a file of that name."""
     head = b'--%s\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n' % (BOUNDARY.encode(), name)
     body = head + b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n--%s--\r\n" % BOUNDARY.encode()
@@ -216,12 +216,17 @@ def form(data: bytes, what: str, name: bytes = b"film.png") -> Upload:
 
 
 def hostile(count: int, seed: int = 0) -> Iterator[Upload]:
-    """Bombs, cut and damaged films, other kinds of file, names that are paths, scripts in metadata, broken forms."""
+    """Bombs, cut and damaged images, other kinds of file, names that are paths, scripts in metadata, broken forms."""
     random = np.random.default_rng(seed)
     fixed = [*_bombs(), *_others(), *_names(), *_forms()]
     yield from fixed[:count]
-    sound = {"PNG": film(1), "JPEG": film(2, form="JPEG"), "TIFF": film(3, form="TIFF"), "WEBP": film(4, form="WEBP")}
-    sound |= {"GIF": film(5, form="GIF"), "JPEG2000": film(6, form="JPEG2000"), "marked PNG": _marked()}
+    sound = {
+        "PNG": image(1),
+        "JPEG": image(2, form="JPEG"),
+        "TIFF": image(3, form="TIFF"),
+        "WEBP": image(4, form="WEBP"),
+    }
+    sound |= {"GIF": image(5, form="GIF"), "JPEG2000": image(6, form="JPEG2000"), "marked PNG": _marked()}
     sound |= {"DICOM": _dicom(), "DICOM without length": _dicom(undefined=True)}
     names = list(sound)
     for number in range(max(count - len(fixed), 0)):
@@ -282,11 +287,11 @@ def _others() -> Iterator[Upload]:
 def _names() -> Iterator[Upload]:
     for name in (
         b"../../../../etc/passwd", b"/etc/passwd", b"C:\\Windows\\win.ini", b"a" * 5000, b"\xff\xfe\x00", b"",
-        b"..%2f..%2fJANE-DOE-77.png", b"<script>alert(1)</script>.png", b"film.png\r\nX-Injected: 1", b"NUL",
+        b"..%2f..%2fJANE-DOE-77.png", b"<script>alert(1)</script>.png", b"image.png\r\nX-Injected: 1", b"NUL",
         b"|id", b"$(id)",
         "\u202egnp.mlif".encode(), b"JANE-DOE-77.dcm", b"file:///etc/passwd", b"%n%n%n%s", b"' OR 1=1 --",
     ):  # fmt: skip
-        yield form(film(1), f"named {name[:20]!r}", name)
+        yield form(image(1), f"named {name[:20]!r}", name)
     yield form(_marked(), "scripts in a PNG's text")
     yield form(_exif(), "a script in EXIF")
     for part in ("<script>alert(1)</script>", "JANE-DOE-77", "../../etc/passwd", "\\\\server\\share", "A" * 60):
@@ -295,7 +300,7 @@ def _names() -> Iterator[Upload]:
 
 
 def _forms() -> Iterator[Upload]:
-    sound = form(film(1), "").body
+    sound = form(image(1), "").body
     yield Upload("a form cut short", sound[:300])
     yield Upload("a form without an end", sound[:-8])
     yield Upload("a form of another boundary", sound, "multipart/form-data; boundary=other")
@@ -303,7 +308,7 @@ def _forms() -> Iterator[Upload]:
     yield Upload("a form that is JSON", b'{"file": "JANE-DOE-77"}', "application/json")
     yield Upload("no form", sound, "text/plain")
     yield Upload("an odd kind", sound, "multipart/form-data; boundary=" + "b" * 300)
-    yield Upload("a second film", sound[: -len(BOUNDARY) - 6] + sound)
+    yield Upload("a second image", sound[: -len(BOUNDARY) - 6] + sound)
     yield Upload("another field", sound.replace(b'name="file"', b'name="JANE-DOE-77"'))
     yield Upload("no name", sound.replace(b'name="file"; ', b""))
     yield Upload("a long header", sound.replace(b"octet-stream", b"x" * 20_000))
@@ -348,7 +353,7 @@ def _dicom(
     *, rows: int = 64, columns: int = 64, frames: str = "", patient: str = MARK, modality: str = "DX",
     deflated: bytes = b"", undefined: bool = False,
 ) -> bytes:  # fmt: skip
-    """A DICOM film, written by hand: what is wrong with it pydicom would not write."""
+    """A DICOM image, written by hand: what is wrong with it pydicom would not write."""
     syntax = b"1.2.840.10008.1.2.1.99" if deflated else b"1.2.840.10008.1.2.1"
     meta = _element(2, 0x10, b"UI", syntax + b"\0" * (len(syntax) % 2))
     pixels = render("Normal", 1, 64).image.tobytes()
@@ -387,7 +392,7 @@ def main() -> None:
         under_load = load(server.url, clients=CLIENTS, seconds=given.seconds)
         lines = [_line(f"{CLIENTS} clients at once for {time.monotonic() - start:.0f} s", under_load)]
         answered, early, late = many(server, given.requests)
-        lines.append(_line(f"{given.requests} films one after the other", answered))
+        lines.append(_line(f"{given.requests} images one after the other", answered))
         attacked = Answers()
         for upload in hostile(given.hostile):
             send(server.url, upload, attacked)
@@ -396,7 +401,7 @@ def main() -> None:
     restarts = next(line.split()[-1] for line in after.splitlines() if line.startswith("trustcxr_worker_restarts"))
     print("# The page's server under load and under attack\n")
     print(
-        f"`python -m benchmarks.speed.serve RUN`; RUN: {network(given.run)}. {machine()} The films are synthetic. "
+        f"`python -m benchmarks.speed.serve RUN`; RUN: {network(given.run)}. {machine()} The images are synthetic. "
         "No row may have a 500, a 503 without Retry-After, an error that is no JSON, a broken connection, or "
         f"a word of a path, a program or an identifier that was sent: that is what `faults` counts. {NOTICE}\n"
     )
@@ -404,7 +409,7 @@ def main() -> None:
     print("\n".join(lines))
     print(
         f"\nMemory of the server's processes, MB: {', '.join(map(str, early))} after the first "
-        f"{min(FIRST, given.requests // 2)} films, {', '.join(map(str, late))} after all. "
+        f"{min(FIRST, given.requests // 2)} images, {', '.join(map(str, late))} after all. "
         f"Workers replaced over all of it: {float(restarts):.0f}."
     )
     for fault in (under_load.faults + answered.faults + attacked.faults)[:20]:
@@ -412,15 +417,15 @@ def main() -> None:
 
 
 def network(folder: Path) -> str:
-    """What answers: a film costs what its network and its size cost."""
-    run = validate(RunRecipe, files.read_yaml(folder / folders.RUN_FILE)["recipe"], str(folder))
-    known = "with" if (folder / folders.FAMILIARITY_FILE).is_file() else "without"
+    """What answers: an image costs what its network and its size cost."""
+    run = validate(RunRecipe, atomic.read_yaml(folder / layout.RUN_FILE)["recipe"], str(folder))
+    known = "with" if (folder / layout.FAMILIARITY_FILE).is_file() else "without"
     return f"{run.model.name} at {run.data.size} pixels, {known} its familiarity"
 
 
 def machine() -> str:
     """What it was measured on, and how busy that was."""
-    hardware, share = provenance.hardware(), os.getloadavg()[0]
+    hardware, share = environment.hardware(), os.getloadavg()[0]
     return f"{hardware.cores} cores ({hardware.processor}), load average {share:.0f}, its own work counted."
 
 

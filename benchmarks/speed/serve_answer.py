@@ -1,6 +1,6 @@
-"""How long the page's answer takes: films one after the other through `trustcxr serve`, each with all its pictures.
+"""How long the page's answer takes: images one after the other through `trustcxr serve`, each with all its pictures.
 
-python -m benchmarks.speed.serve_answer RUN [RUN...] [--films 10] > results/serve-answer.md
+python -m benchmarks.speed.serve_answer RUN [RUN...] [--images 10] > results/serve-answer.md
 
 Beside the time that a clock shows, the processor seconds of the server and its workers, which other work on the machine
 does not lengthen: on 2 cores an answer takes no longer than those, if it has the cores to itself.
@@ -14,40 +14,41 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import serve
-from trustcxr.about import NOTICE
+from trustcxr.version import NOTICE
 
-FILM = 1024  # pixels of a side of what is sent
+IMAGE = 1024  # pixels of a side of what is sent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--films", type=int, default=10)
+    parser.add_argument("--images", type=int, default=10)
     given = parser.parse_args()
-    rows = [row for run in given.runs for row in measured(run, given.films)]
+    rows = [row for run in given.runs for row in measured(run, given.images)]
     print("# How long the answer of the page takes\n")
     print(
-        f"`python -m benchmarks.speed.serve_answer RUN`; {serve.machine()} Synthetic films of {FILM} x {FILM} pixels, "
-        "PNG, one after the other, all answered with 200. `processor`: seconds of the server and its workers a film. "
+        f"`python -m benchmarks.speed.serve_answer RUN`; {serve.machine()} "
+        f"Synthetic images of {IMAGE} x {IMAGE} pixels, "
+        "PNG, one after the other, all answered with 200. `processor`: seconds of the server and its workers an image. "
         f"{NOTICE}\n"
     )
-    print("| network | asked | films | processor, s | median, s | slowest, s |\n| --- | --- | --- | --- | --- | --- |")
+    print("| network | asked | images | processor, s | median, s | slowest, s |\n| --- | --- | --- | --- | --- | --- |")
     print("\n".join(rows))
 
 
-def measured(run: Path, films: int) -> list[str]:
-    """A row for each kind of answer. RuntimeError where a film is not answered."""
+def measured(run: Path, images: int) -> list[str]:
+    """A row for each kind of answer. RuntimeError where an image is not answered."""
     rows = []
     with serve.served(run, Path(os.devnull)) as server:
         for kind in ("predict", "examine"):
-            uploads = [serve.form(serve.film(seed, FILM), "film") for seed in range(films + 2)]
-            for upload in uploads[:2]:  # a worker's first film waits for what is done once
+            uploads = [serve.form(serve.image(seed, IMAGE), "image") for seed in range(images + 2)]
+            for upload in uploads[:2]:  # a worker's first image waits for what is done once
                 _asked(server.url, kind, upload)
             began = _processor(server.process.pid)
             seconds = [_asked(server.url, kind, upload) for upload in uploads[2:]]
-            spent = (_processor(server.process.pid) - began) / films
+            spent = (_processor(server.process.pid) - began) / images
             values = f"{spent:.2f} | {np.median(seconds):.2f} | {max(seconds):.2f}"
-            rows.append(f"| {run.name}: {serve.network(run)} | {kind} | {films} | {values} |")
+            rows.append(f"| {run.name}: {serve.network(run)} | {kind} | {images} | {values} |")
     return rows
 
 

@@ -17,14 +17,14 @@ _LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a
 _listener: Callable[[str], object] | None = None
 
 
-def tell(listener: Callable[[str], object] | None) -> Callable[[str], object] | None:
+def redirect(listener: Callable[[str], object] | None) -> Callable[[str], object] | None:
     """Give every line to `listener` from now on, and draw no bars: for work for another; who listened before."""
     global _listener
     before, _listener = _listener, listener
     return before
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line on stderr, at once."""
 
     if _listener is not None:
@@ -88,7 +88,7 @@ class Progress:
             self._spoke = now
             left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
             time_left = f", about {duration(left)} left" if self.timed else ""
-            say(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
+            log(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
 
 
 def _columns(*, timed: bool) -> "list[ProgressColumn]":

@@ -355,7 +355,7 @@ def holm(p_values: ArrayLike) -> Floats:
     return corrected
 
 
-def probability_said(value: float) -> str:
+def format_probability(value: float) -> str:
     """A probability in three digits, or as many as tell it from 0 and 1 where it is neither."""
     texts = (f"{value:.{digits}g}" for digits in range(3, 18))
     return next((text for text in texts if float(text) not in (0.0, 1.0)), f"{value:g}")

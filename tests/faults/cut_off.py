@@ -30,11 +30,17 @@ from fault_runner import LIMIT, LINES, Ended, call
 
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds")
-_IMPORTED = ("trustcxr.cli", "trustcxr.study.protocol", "trustcxr.study.data_check", "trustcxr.explain.examples")
-_IMPORTED += ("trustcxr.report.page", "trustcxr.report.cards", "trustcxr.training.loop", "trustcxr.study.steps", "timm")
+_IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
 _IMPORTED += (
-    "trustcxr.data.auditing.audit",
-    "trustcxr.data.phantom.writing",
+    "trustcxr.report.study_html",
+    "trustcxr.report.model_card",
+    "trustcxr.training.fit_run",
+    "trustcxr.study.steps",
+    "timm",
+)
+_IMPORTED += (
+    "trustcxr.data.checks.check",
+    "trustcxr.data.phantom.write_files",
     "joblib",
     "jinja2",
 )
@@ -129,15 +135,15 @@ def fills(journal: Journal) -> None:
 
     sys.addaudithook(hear)
     with suppress(ImportError):  # versions from before it had a name
-        from trustcxr.results import files
+        from trustcxr.storage import atomic
 
-        real = files.writing
+        real = atomic.writing
 
         def writing(path: Path, **options: Any) -> Any:
             limit_where_new("write", path)
             return real(path, **options)
 
-        files.writing = writing  # type: ignore[assignment]
+        atomic.writing = writing  # type: ignore[assignment]
 
 
 def waits(journal: Journal) -> None:
@@ -162,16 +168,16 @@ def waiting_at(journal: Journal) -> Path:
 
 def noted(journal: Journal) -> None:
     """The steps of a study stand in the journal as they are begun."""
-    from trustcxr.study import protocol
+    from trustcxr.study import run_study
 
-    real = protocol.carry_out
+    real = run_study.carry_out
 
     def carry_out(task: Any) -> None:
         with open(journal.path, "a") as file:
             file.write(f"{task.step}\n")
         real(task)
 
-    protocol.carry_out = carry_out
+    run_study.carry_out = carry_out
 
 
 def _written(event: str, given: tuple[Any, ...]) -> Any:
@@ -187,7 +193,7 @@ Cut = Callable[[Journal], None]
 
 
 class Starts:
-    """Starts one command again and again, with films and results in `base` and TMPDIR elsewhere."""
+    """Starts one command again and again, with images and results in `base` and TMPDIR elsewhere."""
 
     def __init__(self, base: Path, temporary: Path) -> None:
         self.base, self.temporary = base, temporary
@@ -293,7 +299,7 @@ def bits(folder: Path) -> dict[str, str]:
     """Checksum of every file that a command wrote, without the times in its documents and pages."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith(".") and path.name != "timings.json":
             content = path.read_bytes()
             if path.suffix == ".json":
                 content = json.dumps(_timeless(json.loads(content))).encode()

@@ -1,4 +1,4 @@
-"""What the fault list works on: sound films, a run and a study, made once; damaged copies, made as they are named."""
+"""What the fault list works on: sound images, a run and a study, made once; damaged copies, made as they are named."""
 
 import os
 import shutil
@@ -33,21 +33,21 @@ class Artefacts:
         (base / "here").mkdir(parents=True, exist_ok=True)
         os.chdir(base / "here")  # an empty --out is the folder that one is in
         os.environ["TRUSTCXR_CACHE"] = str(base / "cache")
-        self.films, self.run, self.study = base / "films", base / "run", base / "study"
+        self.images, self.run, self.study = base / "images", base / "run", base / "study"
         (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
         if (base / "ready").is_file():
             return
-        main("data", "phantom", self.films, "--per-class", 12, "--size", 64)
-        main("train", "--data", self.films, *SMALL, "--out", self.run)
-        main("evaluate", self.run, "--data", self.films, "--attack", "fgsm")
-        shutil.copy(next(self.films.rglob("Test/COVID-19/images/*.png")), base / "film.png")
+        main("data", "phantom", self.images, "--per-class", 12, "--size", 64)
+        main("train", "--data", self.images, *SMALL, "--out", self.run)
+        main("evaluate", self.run, "--data", self.images, "--attack", "fgsm")
+        shutil.copy(next(self.images.rglob("Test/COVID-19/images/*.png")), base / "image.png")
         (base / "ready").touch()
 
     def fresh(self, kind: str, damage: str = "") -> Path:
         """A copy of the run or the study of its own, damaged as `damage` says ("file:how")."""
         self._count += 1
         if kind == "study" and not (self.study / "study.json").is_file():
-            self._main("study", self.base / "tiny.yaml", "--data", self.films, "--out", self.study)
+            self._main("study", self.base / "tiny.yaml", "--data", self.images, "--out", self.study)
         to = self.base / "copies" / f"{kind}-{self._count}"
         shutil.copytree(self.run if kind == "run" else self.study, to)
         if damage:
@@ -75,11 +75,11 @@ class Artefacts:
         place = self.base / "data" / kind
         if not place.exists() and not place.is_symlink():
             place.mkdir(parents=True)
-            DATA[kind](place, self.films)
+            DATA[kind](place, self.images)
         return place / "list.csv" if (place / "list.csv").exists() else place
 
     def image(self, kind: str) -> Path:
-        """One file given as a film."""
+        """One file given as an image."""
         place = self.base / "images" / kind
         if not (place.exists() or place.is_symlink()):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _class_folders(place: Path, names: tuple[str, ...] = ("a", "b"), count: int 
 
 
 def _with(add: Callable[[Path], None]) -> Callable[[Path, Path], None]:
-    def make(place: Path, _films: Path) -> None:
+    def make(place: Path, _images: Path) -> None:
         _class_folders(place)
         add(place / "Train" / "a" / "odd.png")
 
@@ -169,8 +169,8 @@ def _control_characters(path: Path) -> None:
 
 
 def _list(text: str | bytes) -> Callable[[Path, Path], None]:
-    def make(place: Path, films: Path) -> None:
-        images = [str(p) for p in sorted(films.rglob("Lung Segmentation Data/*/*/images/*.png"))]
+    def make(place: Path, radiographs: Path) -> None:
+        images = [str(p) for p in sorted(radiographs.rglob("Lung Segmentation Data/*/*/images/*.png"))]
         filled = text if isinstance(text, bytes) else text.format(*images).encode()
         (place / "list.csv").write_bytes(filled)
 
@@ -182,15 +182,15 @@ def _one(names: tuple[str, ...], **options: int) -> Callable[[Path, Path], None]
 
 
 def _without_class(split: str) -> Callable[[Path, Path], None]:
-    def make(place: Path, _films: Path) -> None:
+    def make(place: Path, _images: Path) -> None:
         _class_folders(place)
         shutil.rmtree(place / split / "b")
 
     return make
 
 
-def _mask_fifo(place: Path, films: Path) -> None:
-    shutil.copytree(films, place, dirs_exist_ok=True)
+def _mask_fifo(place: Path, radiographs: Path) -> None:
+    shutil.copytree(radiographs, place, dirs_exist_ok=True)
     mask = next(place.rglob("Train/COVID-19/lung masks/*.png"))
     mask.unlink()
     os.mkfifo(mask)
@@ -247,7 +247,7 @@ _RANDOM = np.random.default_rng(3)
 IMAGES: dict[str, Callable[[Path], None]] = {
     "empty.png": lambda path: path.touch(),
     "noise.png": lambda path: path.write_bytes(np.random.default_rng(1).bytes(4000)) and None,
-    "text.png": lambda path: path.write_text("not a film") and None,
+    "text.png": lambda path: path.write_text("not an image") and None,
     "black.png": _save(np.zeros((64, 64), np.uint8)),
     "white.png": _save(np.full((64, 64), 255, np.uint8)),
     "one.png": _save(np.zeros((1, 1), np.uint8)),

@@ -1,6 +1,7 @@
 """The fault list: command lines with wrong types, values, names, files, folders and damaged artefacts.
 
-A command line is a list of words. In braces: `{films}` sound films, `{film}` one of them, `{run}` and `{study}` a copy
+A command line is a list of words. In braces: `{images}` sound images, `{image}` one of them, `{run}` and `{study}` a
+copy
 of its own each time, `{run/FILE:HOW}` one that is damaged, `{data/KIND}`, `{image/KIND}`, `{recipe/KEYS}`, `{out}` a
 new path. `full`: every file that is written may have so many bytes and no more, as on a disk that fills.
 """
@@ -24,16 +25,16 @@ class Case:
 
 
 NUMBERS = ("abc", "nan", "inf", "-1", "99999999999999999999")
-TRAIN = ("train", "--data", "{films}", *SMALL, "--out", "{out}")
-EVALUATE = ("evaluate", "{run}", "--data", "{films}", "--attack", "fgsm")
-EXPLAIN = ("explain", "{run}", "--data", "{films}", "--sample", "0", "--corruption", "jpeg", "--method", "gradcam")
-PREDICT = ("predict", "{run}", "{film}", "--out", "{out}")
-STUDY = ("study", "{recipe/{}}", "--data", "{films}", "--out", "{out}")
+TRAIN = ("train", "--data", "{images}", *SMALL, "--out", "{out}")
+EVALUATE = ("evaluate", "{run}", "--data", "{images}", "--attack", "fgsm")
+EXPLAIN = ("explain", "{run}", "--data", "{images}", "--sample", "0", "--corruption", "jpeg", "--method", "gradcam")
+PREDICT = ("predict", "{run}", "{image}", "--out", "{out}")
+STUDY = ("study", "{recipe/{}}", "--data", "{images}", "--out", "{out}")
 RUN_FILES = ("run.yaml", "model.safetensors", "training.json", "history.csv", "predictions.parquet", "metrics.json")
 RUN_FILES += ("validation.parquet",)
 HOW = ("gone", "empty", "cut", "noise", "text", "list", "folder", "loop", "closed", "fifo")
-NOWHERE = ("{base}/nowhere", "{film}", "/dev/null", "", "{data/empty}", "a\x01\n" * 2000)
-BAD_OUT = ("/dev/null", "/dev/full/x", "/proc/out", "/sys/out", "{film}", "{film}/x", "{closed}/x", "x" * 5000, "")
+NOWHERE = ("{base}/nowhere", "{image}", "/dev/null", "", "{data/empty}", "a\x01\n" * 2000)
+BAD_OUT = ("/dev/null", "/dev/full/x", "/proc/out", "/sys/out", "{image}", "{image}/x", "{closed}/x", "x" * 5000, "")
 
 
 def cases() -> list[Case]:
@@ -68,10 +69,10 @@ def _numbers() -> Iterator[tuple[str, ...]]:
 
 def _names() -> Iterator[tuple[str, ...]]:
     """Names that nobody knows, keys that are not there, options that are missing or twice."""
-    for model in ("ResNet5", "", "test_resnet+", "+", "test_resnet+nobody", "../etc", "a\nb", "{film}"):
-        yield ("train", "--data", "{films}", "--model", model, "--weights", "none", "--out", "{out}")
+    for model in ("ResNet5", "", "test_resnet+", "+", "test_resnet+nobody", "../etc", "a\nb", "{image}"):
+        yield ("train", "--data", "{images}", "--model", model, "--weights", "none", "--out", "{out}")
     for option in ("--defence", "--weights", "--precision", "--background"):
-        for value in ("nobody", "", "{film}", "{base}/gone.safetensors", "/dev/zero", "ÿ\ud800x"):
+        for value in ("nobody", "", "{image}", "{base}/gone.safetensors", "/dev/zero", "ÿ\ud800x"):
             yield (*TRAIN, option, value)
     for value in ("a", "=", "a=", "=b", "model=3", "training.epochs=[1", "training.epochs=two", "defence.name=x"):
         yield (*TRAIN, "--set", value)
@@ -97,17 +98,17 @@ def _names() -> Iterator[tuple[str, ...]]:
         yield ("data", "check", "{data/list-columns}", "--column", value)
         yield (*EVALUATE, "--column", value)
     for value in ("pdg", "", "worst", "transfer", "pgd-l2 "):
-        yield ("evaluate", "{run}", "--data", "{films}", "--attack", value)
+        yield ("evaluate", "{run}", "--data", "{images}", "--attack", value)
     for value in ("fog", "", "all,jpeg"):
         yield (*EVALUATE, "--corruption", value)
         yield (*EXPLAIN, "--corruption", value)
     for value in ("gradcm", "", "layercam@", "layercam@layer9", "layercam@-99", "@", "activation@x", "gradcam@@"):
-        yield ("explain", "{run}", "--data", "{films}", "--sample", "0", "--corruption", "jpeg", "--method", value)
+        yield ("explain", "{run}", "--data", "{images}", "--sample", "0", "--corruption", "jpeg", "--method", value)
     for value in ("Tset", "", "train", "All", "../Test"):
         yield (*EVALUATE, "--split", value)
         yield (*EXPLAIN, "--split", value)
     for value in NOWHERE:
-        yield ("evaluate", "{run}", "--data", "{films}", "--attack", "transfer", "--surrogate", value)
+        yield ("evaluate", "{run}", "--data", "{images}", "--attack", "transfer", "--surrogate", value)
     for value in ("marker", "marker=", "marker=2", "marker=nan", "moon=0.5", "=0.5", "marker=0.5=1", ""):
         yield ("data", "phantom", "{out}", "--per-class", "2", "--size", "32", "--shortcut", value)
     for words in (("train",), ("evaluate",), ("explain", "{run}"), ("study",), ("predict", "{run}"), ("report",)):
@@ -116,10 +117,10 @@ def _names() -> Iterator[tuple[str, ...]]:
         yield words
     for name in ("covidqu2", "", "nih"):
         yield ("data", "download", name)
-    for recipe in ("quik", "", "quick.yml", "{base}/gone.yaml", "../quick", "{film}", "{data/empty}"):
-        yield ("study", recipe, "--data", "{films}", "--out", "{out}")
+    for recipe in ("quik", "", "quick.yml", "{base}/gone.yaml", "../quick", "{image}", "{data/empty}"):
+        yield ("study", recipe, "--data", "{images}", "--out", "{out}")
     for engine in ("ray2", "", "Local"):
-        yield ("study", "{recipe/{}}", "--data", "{films}", "--out", "{out}", "--engine", engine)
+        yield ("study", "{recipe/{}}", "--data", "{images}", "--out", "{out}", "--engine", engine)
 
 
 def _places() -> Iterator[tuple[str, ...]]:
@@ -129,9 +130,9 @@ def _places() -> Iterator[tuple[str, ...]]:
         yield ("train", "--data", place, *SMALL, "--out", "{out}")
         yield ("evaluate", "{run}", "--data", place, "--attack", "fgsm")
         yield ("explain", "{run}", "--data", place)
-        yield ("evaluate", place, "--data", "{films}")
-        yield ("explain", place, "--data", "{films}")
-        yield ("predict", place, "{film}")
+        yield ("evaluate", place, "--data", "{images}")
+        yield ("explain", place, "--data", "{images}")
+        yield ("predict", place, "{image}")
         yield ("report", place)
         yield ("study", "{recipe/{}}", "--data", place, "--out", "{out}")
     for kind in DATA:
@@ -147,15 +148,15 @@ def _places() -> Iterator[tuple[str, ...]]:
     for kind in IMAGES:
         yield ("predict", "{run}", f"{{image/{kind}}}", "--out", "{out}")
     for kind in ("empty.png", "fifo.png", "zero.png", "loop.png", "folder.png", "closed.png", "claims.png"):
-        yield ("data", "corruptions", "{out}.png", "--size", "32", "--film", f"{{image/{kind}}}")
+        yield ("data", "corruptions", "{out}.png", "--size", "32", "--image", f"{{image/{kind}}}")
     for out in BAD_OUT:
-        yield ("train", "--data", "{films}", *SMALL, "--out", out)
-        yield ("study", "{recipe/{}}", "--data", "{films}", "--out", out)
-        yield ("predict", "{run}", "{film}", "--out", out)
+        yield ("train", "--data", "{images}", *SMALL, "--out", out)
+        yield ("study", "{recipe/{}}", "--data", "{images}", "--out", out)
+        yield ("predict", "{run}", "{image}", "--out", out)
         yield ("data", "phantom", out, "--per-class", "2", "--size", "32")
         yield ("data", "corruptions", f"{out}/x.png", "--size", "32")
-        yield ("data", "check", "{films}", "--no-probes", "--html", f"{out}/x.html")
-        yield ("data", "check", "{films}", "--no-probes", "--clean", f"{out}/x.csv")
+        yield ("data", "check", "{images}", "--no-probes", "--html", f"{out}/x.html")
+        yield ("data", "check", "{images}", "--no-probes", "--clean", f"{out}/x.csv")
 
 
 def _recipes() -> Iterator[tuple[str, ...]]:
@@ -247,7 +248,7 @@ def _recipes() -> Iterator[tuple[str, ...]]:
         "{nobody: 3}",
     )
     for text in texts:
-        yield ("study", "{recipe/" + text + "}", "--data", "{films}", "--out", "{out}")
+        yield ("study", "{recipe/" + text + "}", "--data", "{images}", "--out", "{out}")
 
 
 def _damaged() -> Iterator[tuple[str, ...]]:
@@ -255,10 +256,10 @@ def _damaged() -> Iterator[tuple[str, ...]]:
     for file in RUN_FILES:
         for how in HOW:
             run = f"{{run/{file}:{how}}}"
-            yield ("evaluate", run, "--data", "{films}", "--attack", "fgsm")
+            yield ("evaluate", run, "--data", "{images}", "--attack", "fgsm")
     for file in ("run.yaml", "model.safetensors", "training.json", "metrics.json"):
         for how in ("cut", "noise", "list", "loop", "closed", "folder"):
-            yield ("predict", f"{{run/{file}:{how}}}", "{film}", "--out", "{out}")
+            yield ("predict", f"{{run/{file}:{how}}}", "{image}", "--out", "{out}")
     for file in ("model.safetensors", "metrics.json", "saliency.parquet"):
         for how in ("cut", "closed", "list", "folder"):
             yield ("explain", f"{{run/{file}:{how}}}", *EXPLAIN[2:])
@@ -268,24 +269,24 @@ def _damaged() -> Iterator[tuple[str, ...]]:
             yield ("report", f"{{study/{file}:{how}}}")
     for file in ("study.yaml", "study.json", *runs):
         for how in ("gone", "cut", "closed"):
-            yield ("study", "{base}/tiny.yaml", "--data", "{films}", "--out", f"{{study/{file}:{how}}}")
+            yield ("study", "{base}/tiny.yaml", "--data", "{images}", "--out", f"{{study/{file}:{how}}}")
 
 
 def _full() -> Iterator[Case]:
     """A disk that fills at every write of every command that writes."""
     commands: tuple[tuple[str, ...], ...] = (
-        ("train", "--data", "{films}", *SMALL, "--out", "{out}"),
-        ("evaluate", "{run}", "--data", "{films}", "--attack", "fgsm"),
+        ("train", "--data", "{images}", *SMALL, "--out", "{out}"),
+        ("evaluate", "{run}", "--data", "{images}", "--attack", "fgsm"),
         ("explain", "{run}", *EXPLAIN[2:]),
-        ("predict", "{run}", "{film}", "--out", "{out}"),
-        ("study", "{base}/tiny.yaml", "--data", "{films}", "--out", "{study/metrics.json:gone}"),
-        ("study", "{base}/tiny.yaml", "--data", "{films}", "--out", "{out}"),
+        ("predict", "{run}", "{image}", "--out", "{out}"),
+        ("study", "{base}/tiny.yaml", "--data", "{images}", "--out", "{study/metrics.json:gone}"),
+        ("study", "{base}/tiny.yaml", "--data", "{images}", "--out", "{out}"),
         ("report", "{study}"),
         ("data", "phantom", "{out}", "--per-class", "2", "--size", "64"),
         ("data", "corruptions", "{out}.png", "--size", "32"),
-        ("data", "check", "{films}", "--no-probes", "--html", "{out}.html"),
-        ("data", "check", "{films}", "--no-probes", "--clean", "{out}.csv"),
-        ("data", "check", "{films}", "--no-probes", "--clean", "{out}.parquet"),
+        ("data", "check", "{images}", "--no-probes", "--html", "{out}.html"),
+        ("data", "check", "{images}", "--no-probes", "--clean", "{out}.csv"),
+        ("data", "check", "{images}", "--no-probes", "--clean", "{out}.parquet"),
     )
     for words in commands:
         for size in (0, 300, 3_000, 30_000):

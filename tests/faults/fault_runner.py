@@ -78,7 +78,7 @@ def fill(word: str, artefacts: Artefacts) -> str:
             closed.mkdir(exist_ok=True)
             closed.chmod(0o500)
             return str(closed)
-        places = {"films": artefacts.films, "film": artefacts.base / "film.png", "base": artefacts.base}
+        places = {"images": artefacts.images, "image": artefacts.base / "image.png", "base": artefacts.base}
         return str(places[kind] if kind in places else artefacts.out())
 
     return re.sub(r"\{([a-z]+(?:/[^{}]*)?)\}", found, word)

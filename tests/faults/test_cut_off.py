@@ -26,13 +26,13 @@ from cut_off import (
 )
 from fault_artefacts import RECIPE
 
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 60
 # One in each step: decoding, training, testing and explaining the first run, training the second.
 SOME_COMMITS = (
-    r"^before first replace .*films\.b2"
+    r"^before first replace .*images\.b2"
     r"|^after first replace .*(standard.*(training\.json|predictions\.parquet|saliency\.parquet)|fgsm.*last\.ckpt)"
 )
 # Every place but those of the second run that the first has too: of that its checkpoints, training and figures.
@@ -41,9 +41,9 @@ ALL_KINDS = r"^(?!.*-fgsm-)|-fgsm-.*(last\.ckpt|training\.json|predictions\.parq
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films and a recipe: two networks of two epochs each, in seconds."""
+    """Images and a recipe: two networks of two epochs each, in seconds."""
     base = tmp_path_factory.mktemp("cut-off")
-    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"training": {"epochs": 2, "batch_size": 8}}))
     return base
 
@@ -56,7 +56,7 @@ def whole(base: Path) -> dict[str, str]:
 
 @pytest.fixture
 def other(base: Path) -> Iterator[Path]:
-    """A folder on another file system than the films and, where a test does not say otherwise, the results."""
+    """A folder on another file system than the images and, where a test does not say otherwise, the results."""
     with elsewhere(base) as other:
         if other is None:
             pytest.skip("this machine has one file system only")
@@ -64,7 +64,7 @@ def other(base: Path) -> Iterator[Path]:
 
 
 def study(base: Path, place: Path) -> list[str]:
-    return ["study", str(base / "tiny.yaml"), "--data", str(base / "films"), "--out", str(place / "out")]
+    return ["study", str(base / "tiny.yaml"), "--data", str(base / "images"), "--out", str(place / "out")]
 
 
 def cut_off_everywhere(cut: Cut, base: Path, place: Path, temporary: Path, only: str = "") -> list[str]:

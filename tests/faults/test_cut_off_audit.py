@@ -9,7 +9,7 @@ import pytest
 from cut_off import Starts, bits, broken, everywhere, killed, left_over, uncut
 
 from foreign_models import CLASSES, MEAN, SIDE, STD, exported, small
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 20
@@ -18,9 +18,9 @@ ONE = r"^after first replace .*\.parts/"  # a batch's rows are kept, and no more
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films in several batches, and somebody else's network."""
+    """Images in several batches, and somebody else's network."""
     base = tmp_path_factory.mktemp("cut-off")
-    writing.write(base / "films", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
+    write_files.write(base / "images", {"Train": 4, "Val": 4, "Test": 12}, size=SIDE)
     exported(small(), base / "m.pt2")
     (base / "m.yaml").write_text(
         f"source: m.pt2\ninput: {{size: {SIDE}, channels: 3, mean: {list(MEAN)}, std: {list(STD)}}}\n"
@@ -38,7 +38,7 @@ def whole(base: Path) -> dict[str, str]:
 
 
 def audit(base: Path, place: Path) -> list[str]:
-    return ["audit", str(base / "m.yaml"), "--data", str(base / "films"), "--out", str(place / "out"), "--trust-code"]
+    return ["audit", str(base / "m.yaml"), "--data", str(base / "images"), "--out", str(place / "out"), "--trust-code"]
 
 
 @pytest.mark.slow

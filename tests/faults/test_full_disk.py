@@ -15,7 +15,7 @@ from fault_artefacts import SMALL
 from fault_runner import LINES
 from PIL import Image
 
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 PLAIN = ("--model", "plain3", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "8")
@@ -24,13 +24,13 @@ REFUSED = r"cannot be written: .* \(.*are needed, .* are free\); .*what was ther
 NOT_DECODED = r"^(?!.*cache/)"  # decoding is cut off in the tests of a study
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "--data", "{films}", *SMALL, "--out", "{place}/out"),
-    "evaluate": ("evaluate", "{place}/run", "--data", "{films}", "--attack", "pgd", "--steps", "2"),
-    "explain": ("explain", "{place}/run", "--data", "{films}", "--sample", "0", "--method", "gradcam"),
-    "certify": ("certify", "{place}/plain", "--data", "{films}", "--epsilon", "0.01"),
-    "predict": ("predict", "{place}/run", "{film}", "--out", "{place}/out"),
+    "train": ("train", "--data", "{images}", *SMALL, "--out", "{place}/out"),
+    "evaluate": ("evaluate", "{place}/run", "--data", "{images}", "--attack", "pgd", "--steps", "2"),
+    "explain": ("explain", "{place}/run", "--data", "{images}", "--sample", "0", "--method", "gradcam"),
+    "certify": ("certify", "{place}/plain", "--data", "{images}", "--epsilon", "0.01"),
+    "predict": ("predict", "{place}/run", "{image}", "--out", "{place}/out"),
     "report": ("report", "{place}/run", "--tables"),
-    "audit": ("audit", "{place}/run", "--data", "{films}", "--attack", "fgsm", "--out", "{place}/out"),
+    "audit": ("audit", "{place}/run", "--data", "{images}", "--attack", "fgsm", "--out", "{place}/out"),
     "audit of scores": ("audit", "{base}/b.yaml", "--data", "{greys}", "--out", "{place}/out"),
     "compare": ("compare", "{place}/audits/a", "{place}/audits/b"),
     "leaderboard": ("leaderboard", "{place}/audits", "--out", "{place}/out"),
@@ -49,12 +49,12 @@ class Things:
     starts: Starts
 
     def words(self, name: str, place: Path) -> list[str]:
-        film = next(self.base.rglob("Test/COVID-19/images/*.png"))
-        paths = {"films": self.base / "films", "greys": self.base / "greys", "film": film, "base": self.base}
+        image = next(self.base.rglob("Test/COVID-19/images/*.png"))
+        paths = {"images": self.base / "images", "greys": self.base / "greys", "image": image, "base": self.base}
         return [word.format(place=place, **paths) for word in COMMANDS[name]]
 
     def place(self, to: Path) -> Path:
-        """A copy of what commands write to, and of the decoded films."""
+        """A copy of what commands write to, and of the decoded images."""
         for name in ("run", "plain", "audits", "cache"):
             if (self.base / name).is_dir():
                 shutil.copytree(self.base / name, to / name)
@@ -67,7 +67,7 @@ class Things:
 
 
 def greys(root: Path) -> None:
-    """Three classes of four noisy films, and two tables of scores for them."""
+    """Three classes of four noisy images, and two tables of scores for them."""
     random, names = np.random.default_rng(0), ("dark", "grey", "bright")
     rows = ["image,dark,grey,bright"]
     for place, name in enumerate(names):
@@ -86,7 +86,7 @@ def cheap(tmp_path_factory: pytest.TempPathFactory) -> Things:
     """Audits of scores, which need no network."""
     base = tmp_path_factory.mktemp("full-disk")
     things = Things(base, Starts(base, base / "temporary"))
-    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     greys(base)
     for name in ("a", "b"):
         things.make("audit", base / f"{name}.yaml", "--data", base / "greys", "--out", base / "audits" / name)
@@ -97,10 +97,10 @@ def cheap(tmp_path_factory: pytest.TempPathFactory) -> Things:
 def things(cheap: Things) -> Things:
     """And runs: one tested, one that can be certified."""
     base = cheap.base
-    cheap.make("train", "--data", base / "films", *SMALL, "--out", base / "run")
-    cheap.make("evaluate", base / "run", "--data", base / "films", "--attack", "fgsm")
+    cheap.make("train", "--data", base / "images", *SMALL, "--out", base / "run")
+    cheap.make("evaluate", base / "run", "--data", base / "images", "--attack", "fgsm")
     defence = ("--defence", "ibp", "--epsilon", "0.01")
-    cheap.make("train", "--data", base / "films", *PLAIN, *defence, "--out", base / "plain")
+    cheap.make("train", "--data", base / "images", *PLAIN, *defence, "--out", base / "plain")
     return cheap
 
 

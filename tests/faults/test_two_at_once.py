@@ -12,21 +12,21 @@ import yaml
 from cut_off import Journal, Starts, bits, waiting_at, waits
 from fault_artefacts import RECIPE, SMALL
 
-from trustcxr.data.phantom import writing
+from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.study import demo
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "study": ("study", "{base}/tiny.yaml", "--data", "{base}/films", "--out", "{place}/study"),
-    "train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/new"),
-    "evaluate": ("evaluate", "{place}/run", "--data", "{base}/films", "--attack", "fgsm"),
-    "explain": ("explain", "{place}/run", "--data", "{base}/films", "--sample", "0", "--method", "gradcam"),
-    "audit": ("audit", "{place}/run", "--data", "{base}/films", "--attack", "fgsm", "--out", "{place}/audit"),
+    "study": ("study", "{base}/tiny.yaml", "--data", "{base}/images", "--out", "{place}/study"),
+    "train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/new"),
+    "evaluate": ("evaluate", "{place}/run", "--data", "{base}/images", "--attack", "fgsm"),
+    "explain": ("explain", "{place}/run", "--data", "{base}/images", "--sample", "0", "--method", "gradcam"),
+    "audit": ("audit", "{place}/run", "--data", "{base}/images", "--attack", "fgsm", "--out", "{place}/audit"),
 }
 # The second of each pair on the folder of the first.
 NEW = {"evaluate": ("evaluate", "{place}/new", *COMMANDS["evaluate"][2:])}
-OLD = {"train": ("train", "--data", "{base}/films", *SMALL, "--out", "{place}/run")}
+OLD = {"train": ("train", "--data", "{base}/images", *SMALL, "--out", "{place}/run")}
 PAIRS = {
     "two studies": (COMMANDS["study"], COMMANDS["study"], "study"),
     "two trainings": (COMMANDS["train"], COMMANDS["train"], "new"),
@@ -39,9 +39,9 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Films, a recipe and a trained run."""
+    """Images, a recipe and a trained run."""
     base = tmp_path_factory.mktemp("two")
-    writing.write(base / "films", {"Train": 8, "Val": 4, "Test": 4}, size=48)
+    write_files.write(base / "images", {"Train": 8, "Val": 4, "Test": 4}, size=48)
     (base / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     words = [word.format(base=base, place=base) for word in OLD["train"]]
     ended = Starts(base, base / "temporary").start(words).ended()
@@ -83,7 +83,7 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
 def test_a_second_demo_leaves_what_the_first_is_drawing(tmp_path: Path) -> None:
     drawing = tmp_path / ".phantom-unfinished"
     drawing.mkdir()
-    hold = "import sys, pathlib; from trustcxr.results.locks import holding\n"
+    hold = "import sys, pathlib; from trustcxr.storage.locks import holding\n"
     hold += "with holding(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     first = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -11,9 +11,9 @@ from functools import partial
 
 from torch import Tensor
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Attack,
     Loss,
     Precision,
@@ -25,21 +25,21 @@ from trustcxr.attacks.contract import (
 )
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.fgsm import fgsm, fgsm_rs
+from trustcxr.attacks.minimal_perturbation import minimal_perturbation, nearest
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
-from trustcxr.attacks.smallest_epsilon import nearest, smallest_epsilon
 from trustcxr.attacks.square import square
 from trustcxr.attacks.transfer import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import lookup
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, preserve_state
 
 
-def _found(entry: catalogue.Attack) -> Callable[..., Tensor]:
-    function = catalogue.function_of("attacks", entry.function)
+def _found(entry: registry.Attack) -> Callable[..., Tensor]:
+    function = registry.load_function("attacks", entry.function)
     return partial(function, **entry.fixed) if entry.fixed else function
 
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry in catalogue.ATTACKS.items()}
+ATTACKS: dict[str, Callable[..., Tensor]] = {name: _found(entry) for name, entry in registry.ATTACKS.items()}
 
 
 def get(name: str) -> Callable[..., Tensor]:

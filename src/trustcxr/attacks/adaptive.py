@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import check_input, logits_of, radii
+from trustcxr.attacks.base import check_input, logits_of, radii
+from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
-from trustcxr.attacks.stand_ins import Attackable, Traits, look
-from trustcxr.catalogue import JUDGED
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
+from trustcxr.registry import JUDGED
 
 LONGER, CLIMBS = 10, 6  # times the steps of a climb through stand-ins on what a first one left; so many while they help
 
@@ -26,7 +26,7 @@ def adaptive(
     labels: Tensor,
     *,
     epsilon: float | Tensor,
-    traits: Traits | None = None,
+    traits: GradientTraits | None = None,
     surrogate: nn.Module | None = None,
     gradients: bool = True,
     start: Sequence[Tensor] = (),
@@ -43,7 +43,7 @@ def adaptive(
     """
     check_input(images, labels, epsilon)
     images = images.detach()
-    traits = traits or look(model, images[:32])
+    traits = traits or probe_gradients(model, images[:32])
     worst = _Worst(model, images, labels, random=traits.random)
     for found in start:
         worst.try_all(found.detach())
@@ -57,9 +57,9 @@ def adaptive(
             if torch.equal(worst.wrong, before):
                 break
     if surrogate is not None:
-        worst.climb(Attackable(surrogate), epsilon, steps, seed, stop=False)
+        worst.climb(AttackView(surrogate), epsilon, steps, seed, stop=False)
     if queries and len(rows := worst.standing()):
-        seen = Attackable(model, draws=traits.draws, scale=traits.scale)
+        seen = AttackView(model, draws=traits.draws, scale=traits.scale)
         radius = radii(epsilon, images)[rows]
         worst.try_some(rows, square(seen, images[rows], labels[rows], epsilon=radius, queries=queries, seed=seed))
     return worst.images
@@ -72,7 +72,7 @@ def wrong_share(model: nn.Module, images: Tensor, labels: Tensor, *, draws: int 
 
 def _over_draws(model: nn.Module, images: Tensor, labels: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """How often the model is wrong on each image, and the mean lead of its label over the next class, both (B,)."""
-    with undisturbed(model):
+    with preserve_state(model):
         torch.manual_seed(seed)
         wrong, lead = (torch.zeros(len(images), device=images.device) for _ in range(2))
         for _ in range(draws):

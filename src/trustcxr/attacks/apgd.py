@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Precision,
     ball,
     between,
@@ -17,14 +17,14 @@ from trustcxr.attacks.contract import (
     checked_logits,
     cross_entropy,
     input_gradient,
+    is_misclassified,
     logits_of,
     lowered,
-    misled,
     radii,
     uniform_start,
 )
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 MAX_TARGETS = 9  # wrong classes that a targeted attack tries, the likeliest first
 _GAINING = 0.75  # share of the steps between two checkpoints that must raise the loss
@@ -68,7 +68,7 @@ def apgd(
     images = images.detach()
     radius = radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model):
+    with preserve_state(model):
         logits = checked_logits(model, images, labels)
         if target is not None and _highest(target) >= logits.shape[1]:
             raise UserError(f"apgd: target {_highest(target)}, but the model has {logits.shape[1]} classes")
@@ -103,7 +103,7 @@ def margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass
-class Found:
+class APGDResult:
     """What a search ended with: images (B, 1, H, W), whether each misleads (B,), and the loss of each (B,)."""
 
     images: Tensor
@@ -145,12 +145,12 @@ def climb(
     radius: Tensor,
     steps: int,
     precision: Precision | None,
-) -> Found:
+) -> APGDResult:
     """One climb from `start`, toward `target` (B,) on the margin, or up the cross-entropy where it is None."""
     on_margin = target is not None
     low, high = ball(images, radius)
     c = _begun(start, labels, labels if target is None else target, low, high, 2 * radius)
-    found = Found(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
+    found = APGDResult(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
     checkpoints = _checkpoints(steps)
     since = 0
     for number in range(steps + 1):
@@ -164,7 +164,7 @@ def climb(
             else:
                 gradient, logits = c.best_gradient, logits_of(model, c.now)
         value = loss(logits.float(), c.labels.long())
-        wrong = misled(model, c.now, c.labels, precision=precision, logits=logits)
+        wrong = is_misclassified(model, c.now, c.labels, precision=precision, logits=logits)
         _note(c, value, gradient)
         if bool(wrong.any()):
             out = c.places[wrong]

@@ -4,19 +4,19 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import margin, wrong_classes
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ball,
     between,
     check_counts,
     check_input,
     checked_logits,
     input_gradient,
+    is_misclassified,
     logits_of,
-    misled,
     radii,
     uniform_start,
 )
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 _OVERSHOOT = 1.05  # how far beyond the linearised boundary a move goes
 _PULL = 0.1  # the most that a move leans toward the original image
@@ -54,7 +54,7 @@ def fab(
     images = images.detach()
     radius = radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model):
+    with preserve_state(model):
         logits = checked_logits(model, images, labels)
         result, distance = images.clone(), images.new_full((len(images),), torch.inf)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
@@ -114,7 +114,7 @@ def _approach(
         now = _move(point, now, original, gradient, gap)
     nearest = between(nearest, low, high)
     if len(rows):
-        within[rows] = misled(model, nearest[rows], labels[rows])
+        within[rows] = is_misclassified(model, nearest[rows], labels[rows])
     return nearest, distance, within
 
 

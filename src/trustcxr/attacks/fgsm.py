@@ -3,17 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
-    Precision,
-    ball,
-    between,
-    check_input,
-    input_gradient,
-    lowered,
-    radii,
-    uniform_start,
-)
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.attacks.base import Precision, ball, between, check_input, input_gradient, lowered, radii, uniform_start
+from trustcxr.models.preserve_state import Mode, preserve_state
 
 
 def fgsm(
@@ -41,7 +32,7 @@ def fgsm(
     """
     check_input(images, labels, epsilon)
     images = images.detach()
-    with undisturbed(model, mode), lowered(precision, images):
+    with preserve_state(model, mode), lowered(precision, images):
         gradient, _ = input_gradient(model, images, labels, check=True)
     radius = radii(epsilon, images)
     return between(images + radius * gradient.sign(), *ball(images, radius))
@@ -70,6 +61,6 @@ def fgsm_rs(
     images = images.detach()
     radius = radii(epsilon, images)
     start = uniform_start(images, radius, torch.Generator().manual_seed(seed))
-    with undisturbed(model, mode), lowered(precision, images):
+    with preserve_state(model, mode), lowered(precision, images):
         gradient, _ = input_gradient(model, start, labels, check=True)
     return between(start + 1.25 * radius * gradient.sign(), *ball(images, radius))

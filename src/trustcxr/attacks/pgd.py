@@ -6,20 +6,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ball,
     between,
     check_counts,
     check_input,
     input_gradient,
-    misled,
+    is_misclassified,
     radii,
-    towards,
+    round_toward,
     uniform_start,
     wide,
 )
 from trustcxr.errors import UserError, unknown
-from trustcxr.models.untouched import Mode, undisturbed
+from trustcxr.models.preserve_state import Mode, preserve_state
 
 Norm = Literal["linf", "l2"]
 
@@ -64,7 +64,7 @@ def pgd(
     step = radii(2.5 * epsilon / steps if step_size is None else step_size, images)
     draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
     result, todo = images.clone(), torch.arange(len(images), device=images.device)
-    with undisturbed(model, mode):
+    with preserve_state(model, mode):
         for restart in range(restarts):
             start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
             found = _climb(
@@ -80,7 +80,7 @@ def pgd(
             )
             result[todo] = found
             if restart + 1 < restarts:
-                todo = todo[~misled(model, found, labels[todo])]
+                todo = todo[~is_misclassified(model, found, labels[todo])]
                 if len(todo) == 0:
                     break
     return result
@@ -137,7 +137,7 @@ def momentum(
         raise UserError("momentum: stop_when_wrong needs mode 'eval'")
     images = images.detach()
     radius = radii(epsilon, images)
-    with undisturbed(model, mode):
+    with preserve_state(model, mode):
         return _climb(
             model,
             images,
@@ -213,14 +213,14 @@ def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
     change = moved - originals
     shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
     # Clamping to [0, 1] only shortens the change, since the original lies inside.
-    return towards((originals + shrink * change).clamp(0, 1), originals)
+    return round_toward((originals + shrink * change).clamp(0, 1), originals)
 
 
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
     """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
     share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
-    return towards((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
+    return round_toward((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
 
 
 def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:

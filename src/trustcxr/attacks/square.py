@@ -6,19 +6,19 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     Precision,
     ball,
     between,
     check_counts,
     check_input,
     checked_logits,
+    is_misclassified,
     logits_of,
     lowered,
-    misled,
     radii,
 )
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 _FIRST_SHARE = 0.8  # of the image that the first squares cover
 # Where in a search of 10,000 queries the share is halved; shorter searches are stretched to it.
@@ -55,7 +55,7 @@ def square(
     images = images.detach()
     radius = radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
-    with undisturbed(model):
+    with preserve_state(model):
         logits = checked_logits(model, images, labels)
         result = images.clone()
         rows = (logits.argmax(1) == labels).nonzero()[:, 0]
@@ -72,7 +72,7 @@ def square(
                 tried = _move(now, original, size, low, high, side, generator)
             with lowered(precision, images):
                 logits = logits_of(model, tried)
-            wrong = misled(model, tried, own, precision=precision, logits=logits)
+            wrong = is_misclassified(model, tried, own, precision=precision, logits=logits)
             ahead = _lead(logits, own)
             better = (ahead < lead) | wrong
             now, lead = torch.where(better[:, None, None, None], tried, now), torch.where(better, ahead, lead)

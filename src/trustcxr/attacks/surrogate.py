@@ -1,14 +1,14 @@
 """A surrogate: a small network that is taught to answer as a model does, for models whose gradients do not lead on.
 
 Papernot et al. 2017 ("Practical black-box attacks against machine learning"): adversarial images of the surrogate are
-tried on the model. The model is asked about films and about films with noise within epsilon, and nothing else.
+tried on the model. The model is asked about images and about images with noise within epsilon, and nothing else.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 _WIDTHS = (16, 32, 64, 96)
 
@@ -34,7 +34,7 @@ class SurrogateNet(nn.Module):
 
 def distil(
     model: nn.Module,
-    films: Tensor,
+    images: Tensor,
     *,
     scale: float = 1.0,
     epsilon: float = 0.02,
@@ -42,22 +42,22 @@ def distil(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SurrogateNet:
-    """A surrogate of `model`, taught on `films` (N, 1, H, W) in [0, 1], in evaluation mode.
+    """A surrogate of `model`, taught on `images` (N, 1, H, W) in [0, 1], in evaluation mode.
 
-    Half of each batch has noise of up to `epsilon`, so that it learns how the model answers near its films. `scale`
+    Half of each batch has noise of up to `epsilon`, so that it learns how the model answers near its images. `scale`
     divides the model's logits (`stand_ins.Traits.scale`). The model is asked steps * batch_size times and left as it
     was.
     """
     random = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         with torch.no_grad():
-            classes = model(films[:1]).shape[1]
-        net = SurrogateNet(classes).to(films.device).train()
+            classes = model(images[:1]).shape[1]
+        net = SurrogateNet(classes).to(images.device).train()
         optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
         for _ in range(steps):
-            batch = films[torch.randint(len(films), (batch_size,), generator=random)].clone()
+            batch = images[torch.randint(len(images), (batch_size,), generator=random)].clone()
             half = batch_size // 2
             noise = (torch.rand(batch[:half].shape, generator=random) * 2 - 1).sign() * epsilon
             batch[:half] = (batch[:half] + noise.to(batch)).clamp(0, 1)

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.attacks.contract import check_input, checked_logits
+from trustcxr.attacks.base import check_input, checked_logits
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 
 def transfer(
@@ -34,7 +34,7 @@ def transfer(
     from trustcxr.attacks import get
 
     check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
-    with undisturbed(model), undisturbed(surrogate):
+    with preserve_state(model), preserve_state(surrogate):
         counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, surrogate)]
     if counts[0] != counts[1]:
         raise UserError(f"transfer: the model has {counts[0]} classes and the surrogate {counts[1]}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.apgd import apgd
-from trustcxr.attacks.contract import (
+from trustcxr.attacks.base import (
     ROUNDING,
     Precision,
     ball,
@@ -27,7 +27,7 @@ from trustcxr.attacks.contract import (
 from trustcxr.attacks.fab import fab
 from trustcxr.attacks.square import square
 from trustcxr.errors import UserError
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def worst_case_report(
     for given in known:
         _check_start(given, images, radii(epsilon, images))
     size = radii(epsilon, images)
-    with undisturbed(model):
+    with preserve_state(model):
         logits = checked_logits(model, images, labels)
         search = _Search(model, images.clone(), labels, logits)
         search.strike("clean", torch.arange(len(images), device=images.device), images, logits)

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.certify import contract, crown, ibp
+from trustcxr._lazy import attach
+from trustcxr.certify import affine_graph, crown, ibp
 from trustcxr.certify.ibp import Interval
-from trustcxr.certify.proofs import Effort, effort, least_margins
-from trustcxr.lazily import attach
+from trustcxr.certify.verify import Effort, effort, least_margins
 
 if TYPE_CHECKING:
-    from trustcxr.certify import contract, crown, ibp
+    from trustcxr.certify import affine_graph, crown, ibp
     from trustcxr.certify.ibp import Interval
-    from trustcxr.certify.proofs import Effort, effort, least_margins
+    from trustcxr.certify.verify import Effort, effort, least_margins
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

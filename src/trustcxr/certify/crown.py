@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trustcxr.certify.contract import Affine, Layer, ReLU, margins
+from trustcxr.certify.affine_graph import Affine, Layer, ReLU, margins
 from trustcxr.certify.ibp import Interval, last_margins, pulled
 
 Slopes = dict[int, Tensor]  # place of a ReLU -> a in [0, 1] for each of its inputs (B, R or 1, ...)

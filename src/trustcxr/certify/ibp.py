@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trustcxr.certify.contract import UNIT, Affine, Layer, margins
+from trustcxr.certify.affine_graph import UNIT, Affine, Layer, margins
 
 
 @dataclass(frozen=True)

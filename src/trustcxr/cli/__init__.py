@@ -15,15 +15,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from trustcxr.about import NOTICE, __version__
-from trustcxr.cli import stopping
-from trustcxr.cli.audits import audits_app
-from trustcxr.cli.data import data_app
-from trustcxr.cli.recipes import recipes_app
-from trustcxr.cli.runs import runs_app
-from trustcxr.cli.serving import serving_app
-from trustcxr.cli.studies import studies_app
+from trustcxr.cli import signals
+from trustcxr.cli.audit_commands import audits_app
+from trustcxr.cli.data_commands import data_app
+from trustcxr.cli.recipe_commands import recipes_app
+from trustcxr.cli.run_commands import runs_app
+from trustcxr.cli.serve_commands import serving_app
+from trustcxr.cli.study_commands import studies_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
+from trustcxr.version import NOTICE, __version__
 
 app = typer.Typer(
     name="trustcxr",
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 for commands in (studies_app, recipes_app, runs_app, audits_app, serving_app):
     app.add_typer(commands)
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data_commands")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name that is no text is shown escaped
             stream.reconfigure(errors="backslashreplace")
-    with stopping.heeded(sys.argv[1:]):
+    with signals.heeded(sys.argv[1:]):
         _answered()
 
 
@@ -52,7 +52,7 @@ def _answered() -> NoReturn:
     try:
         _refuse_empty(sys.argv[1:])
         code = app(standalone_mode=False)
-        if code == stopping.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
+        if code == signals.CODE:  # so Typer says that it was stopped, and keeps the KeyboardInterrupt to itself
             raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(code)
@@ -77,8 +77,8 @@ def _answered() -> NoReturn:
         hint = f"; see {at.command_path} --help" if at else ""
         _refuse((problem.format_message() or "no command is given: say which") + hint)
     except KeyboardInterrupt:
-        print(f"trustcxr: stopped; {stopping.kept(sys.argv[1:])}", file=sys.stderr)
-        sys.exit(stopping.CODE)
+        print(f"trustcxr: stopped; {signals.restart_command(sys.argv[1:])}", file=sys.stderr)
+        sys.exit(signals.CODE)
 
 
 def _refuse_empty(words: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def _refuse_empty(words: Sequence[str]) -> None:
             raise UserError(f"{what} is empty: is a variable of the shell not set?")
 
 
-_PLACES = ("--data", "--out", "--images", "--surrogate", "--source", "--weights")
+_PLACES = ("--data", "--out", "--images", "--surrogate", "--weights")
 
 
 def _print_no_more() -> None:
@@ -109,7 +109,7 @@ def _refuse(text: str) -> NoReturn:
 
 def _of_the_disk(problem: OSError) -> str:
     """What nothing else has caught: a file or folder that cannot be read or written."""
-    from trustcxr.results.disk import escaped
+    from trustcxr.storage.os_errors import escaped
 
     where = f"{escaped(str(problem.filename))}: " if problem.filename is not None else ""
     return f"{where}{problem.strerror or problem}: it can be neither read nor written; check the path and the disk"

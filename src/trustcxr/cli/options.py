@@ -7,30 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trustcxr.catalogue import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, steps_said
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
+from trustcxr.registry import ATTACKS, BACKGROUNDS, CONTROLS, CORRUPTIONS, DEFENCES, SALIENCY, format_steps
 
 if TYPE_CHECKING:
-    from trustcxr.recipes.run import Listing
+    from trustcxr.recipes.run_recipe import Listing
 
 
 def _run_there(run: Path) -> Path:
     """The folder of a run: refused at once where it is none, and not after the seconds that torch takes to load."""
-    from trustcxr.results import folders
+    from trustcxr.storage import layout
 
-    return run if run.is_dir() or is_address(run) else folders.check_run(run)
+    return run if run.is_dir() or is_address(run) else layout.check_run(run)
 
 
-def is_given(model: str) -> bool:
+def is_set(model: str) -> bool:
     """Whether this is a file or code, as `trustcxr audit` takes them, and no run; UserError where nothing is there."""
-    from trustcxr.results import folders
+    from trustcxr.storage import layout
 
-    path, described = Path(model), Path(model).suffix in folders.MODEL_FILES
+    path, described = Path(model), Path(model).suffix in layout.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or described or ":" in model):
         _run_there(path)
         return False
-    folders.check_model(model)
+    layout.check_model(model)
     return True
 
 
@@ -98,17 +98,17 @@ Epsilons = Annotated[
     list[float] | None,
     typer.Option(help="L-infinity radius in [0, 1] (of pgd-l2 the L2 radius); repeatable. 0.02 unless said."),
 ]
-Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({steps_said()}).")]
+Steps = Annotated[int | None, typer.Option(help=f"Attack steps ({format_steps()}).")]
 Surrogate = Annotated[
     Path | None,
-    typer.Option("--surrogate", "--source", help="Run whose adversarial images the attack transfer tries on this one."),
+    typer.Option("--surrogate", help="Run whose adversarial images the attack transfer tries on this one."),
 ]
 Corruptions = Annotated[list[str] | None, typer.Option(help=f"all, or of {', '.join(CORRUPTIONS)}; repeatable.")]
 Severities = Annotated[
     list[int] | None, typer.Option(help="Of the corruptions, 1 to 5; repeatable. All five unless said.")
 ]
 PlantedShortcuts = Annotated[
-    bool, typer.Option("--shortcuts", help="Synthetic films again, planted shortcuts removed and moved.")
+    bool, typer.Option("--shortcuts", help="Synthetic images again, planted shortcuts removed and moved.")
 ]
 
 
@@ -204,6 +204,6 @@ def listing(columns: list[str] | None, images: Path | None) -> "Listing":
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout, and nothing else there."""
-    from trustcxr.results.files import to_json
+    from trustcxr.storage.atomic import to_json
 
     sys.stdout.write(to_json(document))

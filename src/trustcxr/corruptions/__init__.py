@@ -1,8 +1,9 @@
 """What goes wrong with real X-rays, on a batch in pixel space, at severities 1 to 5.
 
-Severity 1 is just visible; at 5 a radiologist could still read the film. The tables are written for films of 224 pixels
-and scaled by the side, so that a severity means much the same film at every size: a blurred film made smaller looks
-like a small film blurred. Light ones, of `resolution` above all, take more from a small film: figures of one severity
+Severity 1 is just visible; at 5 a radiologist could still read the image. The tables are written for images of 224
+pixels
+and scaled by the side, so that a severity means much the same image at every size: a blurred image made smaller looks
+like a small image blurred. Light ones, of `resolution` above all, take more from a small image: figures of one severity
 compare at one size alone.
 
 Every random number of an image comes from (seed, name, the image's key) alone: neither its neighbours, nor its place in
@@ -16,9 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.corruptions import artefacts
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 from trustcxr.errors import UserError, lookup, not_pixels, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -35,8 +36,8 @@ class Corruption:
     is_artefact: bool = False
 
 
-def _found(entry: catalogue.Corruption) -> Corruption:
-    function = catalogue.function_of("corruptions", entry.where)
+def _found(entry: registry.Corruption) -> Corruption:
+    function = registry.load_function("corruptions", entry.where)
     if entry.artefact:
         return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
     return Corruption(entry.name, entry.about, partial(_without_place, function))
@@ -48,7 +49,7 @@ def _without_place(
     return function(images, severity, draws), None
 
 
-CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in catalogue.CORRUPTIONS.items()}
+CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in registry.CORRUPTIONS.items()}
 ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
 
 

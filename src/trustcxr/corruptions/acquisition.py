@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 
 WRITTEN_FOR = 224  # pixels of a side
 
@@ -33,14 +33,14 @@ def scale(images: Tensor) -> float:
 
 
 def gaussian_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
-    """The same noise in every pixel, whatever its brightness. Fewer pixels on the same film have less of it each."""
+    """The same noise in every pixel, whatever its brightness. Fewer pixels on the same image have less of it each."""
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.add(images, noise, alpha=NOISE[severity - 1] * scale(images))
 
 
 def poisson_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Counts of quanta in their normal approximation: mean x, variance x over the quanta of a white pixel."""
-    quanta = QUANTA[severity - 1] / scale(images) ** 2  # a pixel of a smaller film is larger, and collects more
+    quanta = QUANTA[severity - 1] / scale(images) ** 2  # a pixel of a smaller image is larger, and collects more
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.addcmul(images, images.sqrt(), noise, value=quanta**-0.5)
 
@@ -67,7 +67,7 @@ def resolution(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
 def jpeg(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """JPEG's loss (ITU-T T.81), on any device: the cosines of 8 x 8 pixels, rounded to the steps of a quality.
 
-    What follows in a file loses nothing, so the result is that of writing and reading one. A smaller film has more of
+    What follows in a file loses nothing, so the result is that of writing and reading one. A smaller image has more of
     its content in each block, and its steps are finer in proportion.
     """
     steps = quantisation(QUALITY[severity - 1], scale(images)).to(images.device).flatten()

@@ -1,4 +1,4 @@
-"""What lies on real films beside the patient: letters, arrows, the collimator's border, leads and tubes, a device.
+"""What lies on real images beside the patient: letters, arrows, the collimator's border, leads and tubes, a device.
 
 Each is a function (layer, random, severity) -> tone: it draws onto a layer of opacity, in shares of the side, and
 returns the brightness [0, 1] of what it drew. `random` gives the same draws at every severity.
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trustcxr.corruptions.draws import ImageRandom
+from trustcxr.corruptions.rng import ImageRandom
 
 Point = tuple[float, float]  # across and down, shares of the side
 DRAWN = 0.05  # opacity from which a pixel belongs to the artefact
-_FINE = 448  # a layer has at least so many pixels a side, and is reduced to the film's
+_FINE = 448  # a layer has at least so many pixels a side, and is reduced to the image's
 
 WORDS = (("PORTABLE", "ICU", "SITTING"), ("AP SUPINE", "AP ERECT", "AP"), ("08:15", "14:20", "22:40"))
 LETTER = (0.055, 0.065, 0.08, 0.095, 0.115)  # height of a side marker
@@ -34,7 +34,7 @@ DEVICE_LEADS = (1, 1, 2, 2, 3)
 
 
 class Layer:
-    """A sheet of opacity, drawn larger than the film; coordinates and widths are shares of the side."""
+    """A sheet of opacity, drawn larger than the image; coordinates and widths are shares of the side."""
 
     def __init__(self, height: int, width: int) -> None:
         self.enlarged = max(2, ceil(_FINE / min(height, width)))
@@ -64,7 +64,7 @@ class Layer:
         self.pen.polygon(self.at(points), round(255 * opacity))
 
     def write(self, text: str, middle: Point, height: float, angle: float = 0.0) -> None:
-        """Opaque text about a point, which is moved inwards where the text would leave the film; degrees."""
+        """Opaque text about a point, which is moved inwards where the text would leave the image; degrees."""
         font = _font(max(round(self.length(height)), 4))
         left, top, right, bottom = font.getbbox(text)
         tile = Image.new("L", (ceil(right - left) + 2, ceil(bottom - top) + 2))
@@ -77,13 +77,13 @@ class Layer:
         self.sheet.paste(255, (corner[0], corner[1]), tile)
 
     def opacity(self) -> Tensor:
-        """The layer in the film's size, (H, W) in [0, 1]."""
+        """The layer in the image's size, (H, W) in [0, 1]."""
         return torch.from_numpy(np.array(self.sheet.reduce(self.enlarged), dtype=np.float32)).div_(255)
 
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # comes with Pillow, so that a film is the same on every machine
+    return ImageFont.load_default(size)  # comes with Pillow, so that an image is the same on every machine
 
 
 Drawing = Callable[[Layer, np.random.Generator, int], float]
@@ -106,7 +106,7 @@ def letters(layer: Layer, random: np.random.Generator, severity: int) -> float:
     """L or R in an upper corner, and words along the edges."""
     tone, left = random.uniform(0.88, 1.0), random.random() < 0.5
     x, y, angle = random.uniform(0.05, 0.14), random.uniform(0.05, 0.16), random.normal(0, 6)
-    # The patient's right is on the left of the film.
+    # The patient's right is on the left of the image.
     layer.write("R" if left else "L", (x if left else 1 - x, y), LETTER[severity - 1], angle)
     chosen = [str(random.choice(words)) for words in WORDS]
     places = [(1 - x if left else x, random.uniform(0.04, 0.1)), (random.uniform(0.1, 0.3), 0.95), (0.82, 0.95)]
@@ -131,7 +131,7 @@ def arrows(layer: Layer, random: np.random.Generator, severity: int) -> float:
 
 
 def collimation_border(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """Black outside a window whose edges are not quite straight to the film's."""
+    """Black outside a window whose edges are not quite straight to the image's."""
     mean, tone = BORDER[severity - 1], random.uniform(0.0, 0.03)
     left, top, right, bottom = mean * random.uniform(0.5, 1.5, 4)
     tilt = random.uniform(-0.35, 0.35) * mean
@@ -142,7 +142,7 @@ def collimation_border(layer: Layer, random: np.random.Generator, severity: int)
 
 
 def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """Wires from electrodes on the skin out of the film; tubes from the neck down."""
+    """Wires from electrodes on the skin out of the image; tubes from the neck down."""
     opacity = LEAD_OPACITY[severity - 1]
     # On the shoulders and along the ribs, and the edge that each wire leaves by.
     spots = [(0.22, 0.22), (0.78, 0.22), (0.2, 0.78), (0.8, 0.76), (0.56, 0.62)]
@@ -168,7 +168,7 @@ def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) ->
 def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
     """A pacemaker below a collar bone, most often the left, and its leads down to the heart."""
     wide = DEVICE[severity - 1]
-    side = 1 if random.random() < 0.8 else -1  # the patient's left is on the right of the film
+    side = 1 if random.random() < 0.8 else -1  # the patient's left is on the right of the image
     x, y = 0.5 + side * random.uniform(0.24, 0.3), random.uniform(0.2, 0.27)
     turn, tone = random.uniform(-0.4, 0.4), random.uniform(0.93, 1.0)
     for number in range(DEVICE_LEADS[severity - 1]):

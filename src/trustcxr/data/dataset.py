@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, alike_said
-from trustcxr.data.store import Store, open_store
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_alike_classes
 from trustcxr.errors import UserError, nearest, unknown
-from trustcxr.results.disk import open_regular
+from trustcxr.storage.os_errors import open_regular
 
 _CHEAP = 2**36  # bytes of files that are read a second time to know them again: a few minutes of a disk
 
@@ -117,14 +117,14 @@ class Dataset:
         return self.table["split"].to_numpy(dtype=str)
 
     @cached_property
-    def film_sums(self) -> np.ndarray:
-        """(N,) array of str: a checksum of each film's pixels, by which it is known again in other data."""
-        return self._store.film_sums()[self._start : self._stop]
+    def image_sums(self) -> np.ndarray:
+        """(N,) array of str: a checksum of each image's pixels, by which it is known again in other data."""
+        return self._store.image_sums()[self._start : self._stop]
 
     @cached_property
     def fingerprint(self) -> str:
         """What these samples are: their names, classes and pixels at this size, as 16 hexadecimal digits."""
-        return _fingerprint(self.table, self.film_sums)
+        return _fingerprint(self.table, self.image_sums)
 
     @cached_property
     def files_fingerprint(self) -> str:
@@ -151,7 +151,7 @@ class Dataset:
 
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of every split of the data set, whichever of them this is."""
-        splits, pixels = self._kept["split"].to_numpy(), self._store.film_sums()
+        splits, pixels = self._kept["split"].to_numpy(), self._store.image_sums()
         return {str(s): _fingerprint(self._kept[splits == s], pixels[splits == s]) for s in sorted(set(splits))}
 
     @property
@@ -179,16 +179,16 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
-def filled(films: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
+def filled(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
     """bool (B,): which of these rows of a data set, or of a part of one, have a mask of that kind that is not empty."""
-    has, masks = films.has_mask(kind)[rows], films.masks(kind)
+    has, masks = images.has_mask(kind)[rows], images.masks(kind)
     has[has] = [bool(masks[row].any()) for row in rows[has]]
     return np.asarray(has)
 
 
 def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
     rows = zip(table["sample_id"], table["class"], pixels, strict=True)
-    lines = "\n".join(f"{name}\t{label}\t{film}" for name, label, film in rows)
+    lines = "\n".join(f"{name}\t{label}\t{image}" for name, label, image in rows)
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -220,7 +220,7 @@ class Joined:
         self.labels = np.concatenate([part.labels for part in self.parts])
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)
         self.sample_ids = np.concatenate([part.sample_ids for part in self.parts])
-        self.film_sums = np.concatenate([part.film_sums for part in self.parts])
+        self.image_sums = np.concatenate([part.image_sums for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -253,19 +253,19 @@ class Joined:
         return np.concatenate([part.masks(kind) for part in self.parts])
 
 
-def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
-    """What each film has in a column of its data, "" for nothing: (N,); None where no column is named.
+def sources_of(images: Dataset | Joined, column: str) -> np.ndarray | None:
+    """What each image has in a column of its data, "" for nothing: (N,); None where no column is named.
 
     Raises UserError where there is no such column, or nothing in it.
     """
     if not column:
         return None
-    if column not in films.table:
-        raise unknown("column (training.balanced_by)", column, films.table.columns)
-    found = films.table[column].fillna("").astype(str).to_numpy(dtype=str)
+    if column not in images.table:
+        raise unknown("column (training.balanced_by)", column, images.table.columns)
+    found = images.table[column].fillna("").astype(str).to_numpy(dtype=str)
     if not (found != "").any():
         raise UserError(
-            f"{films.where}: no film of {films.split} has anything in column {column}: leave out training.balanced_by"
+            f"{images.where}: no image of {images.split} has a value in column {column}. Leave out training.balanced_by"
         )
     return found
 
@@ -273,7 +273,7 @@ def sources_of(films: Dataset | Joined, column: str) -> np.ndarray | None:
 def _alike_note(names: Mapping[str, int]) -> str:
     first, other, *_ = names
     return (
-        f"classes that differ only in capitals or blanks are taken for different ones: {alike_said(names)}; "
+        f"classes that differ only in capitals or blanks are taken for different ones: {format_alike_classes(names)}; "
         f"--label {shlex.quote(f'{other}={first}')} makes them one, beside a --label for each other class"
     )
 
@@ -308,8 +308,8 @@ def load_dataset(
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
     >>> folder = tempfile.TemporaryDirectory()
-    >>> films = write(f"{folder.name}/films", {"Train": 2, "Test": 1}, size=32)
-    >>> data = tx.load_dataset(films, split="Train", size=32, cache=folder.name)
+    >>> images = write(f"{folder.name}/images", {"Train": 2, "Test": 1}, size=32)
+    >>> data = tx.load_dataset(images, split="Train", size=32, cache=folder.name)
     >>> data.images.shape, data.classes
     ((6, 1, 32, 32), ('COVID-19', 'Non-COVID', 'Normal'))
     """

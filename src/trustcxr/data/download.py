@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.data.layouts import covidqu
 from trustcxr.errors import UserError
 
@@ -17,7 +17,7 @@ _ROOM = 3 << 30  # the archive and its content stand side by side while it is un
 _BY_HAND = f"or fetch it by hand from {PAGE}, unpack it, and give that folder"
 
 
-def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[str], None] = say) -> Path:
+def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[str], None] = log) -> Path:
     """Bring COVID-QU-Ex and return its folder, which `load_dataset` takes as it is.
 
     `destination` is the folder to keep it in (default: kagglehub's own cache). `tell` is given a line at a time. What

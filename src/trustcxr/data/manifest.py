@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tables import called_like, read_table, refuse_alike, row_number, says_nothing
+from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
 from trustcxr.errors import UserError, nearest
-from trustcxr.results.files import replacing
+from trustcxr.storage.atomic import atomic_write
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
 NO_SPLIT = "All"  # the split of data that come without one
@@ -36,7 +36,7 @@ _SPLITS = {"train": "Train", "training": "Train", "val": "Val", "valid": "Val", 
 _SPLITS |= {"test": "Test", "testing": "Test"}
 
 
-def place_of(split: str) -> tuple[int, str]:
+def split_rank(split: str) -> tuple[int, str]:
     """What splits are sorted by: Train, Val, Test, then others by name."""
     known = list(SHARES)
     return known.index(split) if split in known else len(known), split
@@ -110,7 +110,7 @@ class Manifest:
             table[column] = [
                 None if p is None else Path(os.path.normpath(f"{start}/{p}")).as_posix() for p in table[column]
             ]
-        with replacing(file) as part:
+        with atomic_write(file) as part:
             if file.suffix.lower() == ".csv":
                 table.to_csv(part, index=False)
             else:
@@ -151,7 +151,7 @@ class Manifest:
                 f"recipe under data.splits), --split {such} where it is tested"
             )
         if split in SHARES and self.split_column is not None:
-            said += f": no row has it in the column '{self.split_column}'; give it to some films"
+            said += f": no row has it in the column '{self.split_column}'; give it to some images"
         return UserError(said)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -226,7 +226,7 @@ class Manifest:
         return made
 
 
-def alike_said(names: Mapping[str, int]) -> str:
+def format_alike_classes(names: Mapping[str, int]) -> str:
     """Classes that are called alike in words: 'COVID-19' (40 images) and 'covid-19' (3 images)."""
     return " and ".join(f"'{name}' ({count:,} image{'' if count == 1 else 's'})" for name, count in names.items())
 
@@ -283,7 +283,7 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
         raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}")
     for name in map(str, table.columns):
         if name in (*COLUMNS, *OPTIONAL, "dropped") or name.endswith(MASK_SUFFIX):
-            refuse_alike(table, file, called_like(table, name, exactly=True))
+            check_distinct_columns(table, file, called_like(table, name, exactly=True))
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_known).notna()

@@ -1,13 +1,13 @@
-"""Films at an address that fsspec knows (s3://, gs://, https://, file://): brought once into this machine's cache."""
+"""Images at an address that fsspec knows (s3://, gs://, https://, file://): brought once into this machine's cache."""
 
 import re
 import shutil
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
-from trustcxr.results.disk import is_full, writing
+from trustcxr.storage.os_errors import is_full, writing
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")  # a path takes one of the two strokes away
 
@@ -17,7 +17,7 @@ def is_address(data: str | Path) -> bool:
     return _ADDRESS.fullmatch(str(data)) is not None and not Path(data).exists()
 
 
-def refuse_nowhere(data: str | Path) -> None:
+def check_exists(data: str | Path) -> None:
     """UserError where this is no address, and no file or folder of this machine: asked before what takes seconds."""
     try:
         if not is_address(data):
@@ -29,14 +29,14 @@ def refuse_nowhere(data: str | Path) -> None:
 
 
 def absolute(data: str | Path) -> str:
-    """An address in full, or the whole path of a folder: what another process finds the films by."""
+    """An address in full, or the whole path of a folder: what another process finds the images by."""
     found = _ADDRESS.fullmatch(str(data))
     if found is None or not is_address(data):
         return str(Path(data).resolve())
     return f"{found[1]}://{'/' if found[1] == 'file' else ''}{found[2]}"
 
 
-def here(data: str | Path) -> Path:
+def fetch(data: str | Path) -> Path:
     """The folder or file on this machine: what is at an address is copied into the cache first, once, whole.
 
     UserError where nothing is there, it cannot be reached, or fsspec needs a further package for it.
@@ -45,16 +45,16 @@ def here(data: str | Path) -> Path:
         return Path(data)
     from filelock import FileLock
 
-    from trustcxr.data.store import cache_folder
+    from trustcxr.data.cache import cache_folder
 
     address = absolute(data)
-    folder = cache_folder() / "films" / sha256(address.encode()).hexdigest()[:16]
-    copy = folder / (PurePosixPath(address).name or "films")
+    folder = cache_folder() / "images" / sha256(address.encode()).hexdigest()[:16]
+    copy = folder / (PurePosixPath(address).name or "images")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not copy.exists():
-                say(f"{address}: brought to {copy}, once; delete that folder to have it brought anew")
+                log(f"{address}: brought to {copy}, once; delete that folder to have it brought anew")
                 _bring(address, copy)
     return copy
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.defences.adversarial import fgsm, fgsm_rs, free, n_fgsm, pgd, trades
-from trustcxr.defences.certified import crown_ibp, ibp
-from trustcxr.defences.contract import Defence, standard
+from trustcxr.defences.base import Defence, standard
+from trustcxr.defences.bound_training import crown_ibp, ibp
 from trustcxr.defences.noise import cutout, gaussian, mixup
 from trustcxr.errors import lookup
 
 DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    name: catalogue.function_of("defences", entry.function) for name, entry in catalogue.DEFENCES.items()
+    name: registry.load_function("defences", entry.function) for name, entry in registry.DEFENCES.items()
 }
 
 

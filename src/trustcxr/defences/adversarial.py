@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trustcxr import attacks
-from trustcxr.attacks.contract import lowered, radii, uniform_start
-from trustcxr.defences.contract import Precision, Radius, smoothed_cross_entropy
-from trustcxr.models.folding import folded
-from trustcxr.models.untouched import uncached
+from trustcxr.attacks.base import lowered, radii, uniform_start
+from trustcxr.defences.base import Precision, Radius, smoothed_cross_entropy
+from trustcxr.models.fuse_batchnorm import folded
+from trustcxr.models.preserve_state import uncached
 
 NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
 
@@ -54,7 +54,7 @@ def fgsm_rs(
     The start is even over the ball, the one step 1.25 epsilon long, the result brought back into the ball.
     """
     start = _random_start(images, epsilon)
-    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
+    with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
     return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
@@ -78,7 +78,7 @@ def n_fgsm(
     """
     noise = _as(epsilon, images) * NOISE * (2 * torch.rand_like(images) - 1)
     start = (images.detach() + noise).clamp(0, 1)
-    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
+    with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
     return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
@@ -120,7 +120,7 @@ def trades(
     ball, not within 0.001 of the image as the paper does: a single step from there would have no slope to go by.
     """
     adversarial = _random_start(images, epsilon)
-    with _attacking(model, images, attack_precision), attacks.undisturbed(model):
+    with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         with torch.no_grad(), uncached():
             answer = model(images).float().softmax(1)
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""What a model sees outside the lungs in training: another film's background, black, or nothing at all.
+"""What a model sees outside the lungs in training: another image's background, black, or nothing at all.
 
 A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). These change training images
 alone: validation and test images, and those of a hospital, come as they are and without masks. That is why a share of
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustcxr.data.lungs import has_lungs, soften
+from trustcxr.data.lung_masks import has_lungs, soften
 
 SHARE = 0.85  # of training images whose background is changed
 MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side

@@ -1,7 +1,7 @@
 """Guidance: what explains an answer is held to the lesion masks while a network learns (Rao et al., ICCV 2023).
 
 What explains it is one of ON: the evidence of an evidence network, which is the answer's own arithmetic; Grad-CAM of a
-layer of any network; or its pixels times the gradient in them. Masks are needed in training alone. A class whose films
+layer of any network; or its pixels times the gradient in them. Masks are needed in training alone. A class whose images
 have none (Non-COVID here) is unguided: nothing tells its explanation where to lie, but of evidence that it must be in
 the lungs. Maps are of the label's class.
 """
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.data.lungs import has_lungs
-from trustcxr.defences.lesion_losses import Known
-from trustcxr.models.evidence import EvidenceNet
+from trustcxr.data.lung_masks import has_lungs
+from trustcxr.defences.counterfactual_loss import LesionBatch
+from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.models.feature_maps import arrangement, find_layer
 
 DEPTH = 1.0  # weight in training of how far below 0 a map lies at the lesion that is not above it anywhere
@@ -74,15 +74,15 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
             hook.remove()
 
 
-def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
+def guidance(found: Pass, known: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
     """How far what explains the answers of a pass is from the lesions; a scalar, with a gradient in the weights.
 
     Rows of the pass beyond the batch are left out. The positive part of each map is held to the mask, by "energy": one
     less its share inside, or by "l1": the mean distance of the map, its peak at 1, from the mask (both Rao et al.
-    2023). Of evidence, on films with lungs, the places that count are held to the lungs too, by cross-entropy.
+    2023). Of evidence, on images with lungs, the places that count are held to the lungs too, by cross-entropy.
     `depth` is the weight of how far below 0 maps without a positive part lie at the lesion: of these the two losses of
-    Rao et al. have no gradient, and on real films guided CAMs went out one by one and none came back.
-    It is a mean over the films with a lesion (with lungs); of a part of a batch, its part of the whole batch's mean.
+    Rao et al. have no gradient, and on real images guided CAMs went out one by one and none came back.
+    It is a mean over the images with a lesion (with lungs); of a part of a batch, its part of the whole batch's mean.
     """
     ill, breathing = (None, None) if known.shares is None else known.shares
     if found.on == "evidence":
@@ -100,8 +100,8 @@ def guidance(found: Pass, known: Known, *, loss: str = "energy", depth: float = 
     return _mean_over(apart, known.ill(), ill) + placed
 
 
-def explained(found: Pass, known: Known) -> Tensor:
-    """The map of each film's label (B, 1, h, w), of any sign: Grad-CAM of the features, or pixels times gradient.
+def explained(found: Pass, known: LesionBatch) -> Tensor:
+    """The map of each image's label (B, 1, h, w), of any sign: Grad-CAM of the features, or pixels times gradient.
 
     One backward pass, whose graph is kept, so that what is asked of the map reaches the weights.
     """

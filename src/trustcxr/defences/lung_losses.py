@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from trustcxr.data.lungs import has_lungs
+from trustcxr.data.lung_masks import has_lungs
 
 EMPTIED_SHARE = 0.25  # images with emptied lungs beside a batch, as a share of it
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from trustcxr.defences.contract import smoothed_cross_entropy, standard
+from trustcxr.defences.base import smoothed_cross_entropy, standard
 
 
 def mixup(

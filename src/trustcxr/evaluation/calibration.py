@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from trustcxr import catalogue, statistics
-from trustcxr.results import tables
-from trustcxr.results.documents import Bin, Calibrated, Calibration, Share
+from trustcxr import registry, statistics
 from trustcxr.statistics import LEVEL, Bootstrap, Bootstraps, Floats
+from trustcxr.storage import prediction_table
+from trustcxr.storage.schemas import Bin, Calibrated, Calibration, Share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +30,18 @@ def describe(
     that of the network before says nothing of this one: temperature and all that is scaled stay empty. So they do where
     there is no unperturbed validation image.
     """
-    fitted = validation[validation["attack"] == tables.CLEAN]
-    temperature = None if refit or fitted.empty else fit_temperature(tables.logits_of(fitted), fitted["label"])
+    fitted = validation[validation["attack"] == prediction_table.CLEAN]
+    temperature = (
+        None if refit or fitted.empty else fit_temperature(prediction_table.logits_of(fitted), fitted["label"])
+    )
     samples = Bootstraps(resamples=resamples)
-    plain = predictions[(tables.severities(predictions) == 0) & ~predictions["attack"].isin(catalogue.VIEWS)]
-    clean = plain["attack"] == tables.CLEAN
+    plain = predictions[(prediction_table.severities(predictions) == 0) & ~predictions["attack"].isin(registry.VIEWS)]
+    clean = plain["attack"] == prediction_table.CLEAN
     attacked = []
     for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
         found = _condition(rows, temperature, samples)
         found.attack, found.epsilon = str(attack), float(epsilon)
-        if attack not in catalogue.ONE_STEP:
+        if attack not in registry.ONE_STEP:
             found.steps = int(steps)
         attacked.append(found)
     return Calibration(
@@ -52,11 +54,11 @@ def describe(
 
 
 def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
-    logits, labels = tables.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
+    logits, labels = prediction_table.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
     own = _figures(logits, labels, bootstrap)
     found = Calibrated(
-        accuracy=Share(value=tables.right(rows).mean()),
+        accuracy=Share(value=prediction_table.right(rows).mean()),
         ece=own.ece,
         ece_plug_in=own.plug_in,
         log_loss=own.log_loss,

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.certify import contract
-from trustcxr.certify.proofs import Effort, least_margins
+from trustcxr.certify import affine_graph
+from trustcxr.certify.verify import Effort, least_margins
 from trustcxr.console import Progress
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
-from trustcxr.evaluation.run import Run
-from trustcxr.models.untouched import undisturbed
-from trustcxr.results.documents import CertifiedResult, Share
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.statistics import Bootstraps, share_interval
+from trustcxr.storage.schemas import CertifiedResult, Share
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -37,13 +37,13 @@ def prove(
     above 0; `certified`, whether the answer is right too; `method`, how: crown, or ibp alone.
     Raises UserError, naming the layer, where the model cannot be bounded.
     """
-    layers, known, pieces = contract.exact(run.model), about_images(dataset), []
+    layers, known, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
         for raw, _, places in batches:
             images, rows = to_pixels(raw.to(run.device)), known.iloc[places.numpy()]
-            with torch.no_grad(), undisturbed(run.model):
+            with torch.no_grad(), preserve_state(run.model):
                 said = run.model(images).argmax(1)
             for epsilon in epsilons:
                 margin = least_margins(layers, images, said, epsilon, effort).cpu().numpy()
@@ -51,12 +51,6 @@ def prove(
                 bar.advance(note=f"epsilon {epsilon:g}")
     table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
     return table.assign(method="crown" if effort.crown else "ibp")
-
-
-def merged(before: pd.DataFrame | None, after: pd.DataFrame) -> pd.DataFrame:
-    """What was proved before at radii that were not tried again, with what is proved now, by rising epsilon."""
-    kept = [] if before is None else [before[~before["epsilon"].isin(after["epsilon"])]]
-    return pd.concat([*kept, after]).sort_values("epsilon", kind="stable", ignore_index=True)
 
 
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:

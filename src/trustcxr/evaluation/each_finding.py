@@ -1,8 +1,8 @@
 """Figures of models with one sigmoid a finding: of each finding by itself, then their mean.
 
-How far a score is above one finding's threshold ranks no film of another finding, and findings are not equally common:
+How far a score is above one finding's threshold ranks no image of another finding, and findings are not equally common:
 pooled over findings an AUROC, an F1 or a balanced accuracy is of none of them. Predictions of such models have the
-columns `finding` and `threshold`; films whose label of a finding is not known have no row of it.
+columns `finding` and `threshold`; images whose label of a finding is not known have no row of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from scipy import special
 from trustcxr import statistics
 from trustcxr.evaluation import calibration
 from trustcxr.evaluation.operating_points import cut
-from trustcxr.results.tables import logits_of
 from trustcxr.statistics import Bootstrap, Floats
+from trustcxr.storage.prediction_table import logits_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,22 +36,25 @@ def _parts(table: "pd.DataFrame") -> Iterator[Rows]:
     yield from (names == name for name in np.unique(names))
 
 
-def told_apart(table: "pd.DataFrame") -> list[Rows]:
-    """The rows of each finding that some of the films have and some have not: of no other can more be said than counts.
+def has_both_labels(table: "pd.DataFrame") -> list[Rows]:
+    """The rows of each finding that some of the images have and some have not: of no other can more be said than
+    counts.
 
-    A finding that none of a group's films has is "told" by saying so of every film.
+    A finding that none of a group's images has is "told" by saying so of every image.
     """
     labels = table["label"].to_numpy()
     return [rows for rows in _parts(table) if len(np.unique(labels[rows])) > 1]
 
 
-def mean_of(table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()) -> Floats:
+def mean_over_findings(
+    table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()
+) -> Floats:
     """The mean over findings of what `measure` says of the rows of each, (R + 1, *shape); NaN where there are none.
 
-    All findings are of the same resamples of patients. In a resample that has not both kinds of films of a finding the
+    All findings are of the same resamples of patients. In a resample that has not both kinds of images of a finding the
     mean is over the others: of rare findings hardly any resample has them all.
     """
-    found = [measure(rows, bootstrap.of(rows)) for rows in told_apart(table)]
+    found = [measure(rows, bootstrap.of(rows)) for rows in has_both_labels(table)]
     values = np.array(found) if found else np.full((1, len(bootstrap.weights), *shape), np.nan)
     known = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -65,7 +68,7 @@ def auroc(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     def area(rows: Rows, part: Bootstrap) -> Floats:
         return statistics.auroc(scores[rows], present[rows], part.row_weights())
 
-    return mean_of(table, bootstrap, area)
+    return mean_over_findings(table, bootstrap, area)
 
 
 def constant_answer(table: "pd.DataFrame") -> float:
@@ -85,7 +88,7 @@ def calibration_totals(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     for rows in _parts(table):
         sums = bootstrap.of(rows).totals(shares[rows])
         counts = sums[..., 2].sum(-1)[:, None, None]
-        # A resample without a film of which this finding is known says of it what the sample does.
+        # A resample without an image of which this finding is known says of it what the sample does.
         weighed = np.divide(sums, counts, out=np.broadcast_to(sums[0] / counts[0], sums.shape).copy(), where=counts > 0)
         found.append(weighed[:, sums[0, :, 2] > 0])
     return np.concatenate(found, axis=1)

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
-from trustcxr.results.disk import is_full, writing
+from trustcxr.storage import atomic, evaluations, layout
+from trustcxr.storage.os_errors import is_full, writing
 
 PREFIX = "hf://"
 CARD_FILE = "README.md"  # what a hub shows of a repository
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\s]+))?/?")
 _SENT = (
-    folders.RUN_FILE,
-    folders.WEIGHTS_FILE,
-    folders.TRAINING_FILE,
-    folders.HISTORY_FILE,
-    folders.METRICS_FILE,
-    folders.FAMILIARITY_FILE,
-    folders.FILMS_FILE,
+    layout.RUN_FILE,
+    layout.WEIGHTS_FILE,
+    layout.TRAINING_FILE,
+    layout.HISTORY_FILE,
+    layout.METRICS_FILE,
+    layout.FAMILIARITY_FILE,
+    layout.IMAGES_FILE,
     # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
-    *(f"{folders.BEFORE_REFIT}/{name}" for name in (folders.RUN_FILE, folders.WEIGHTS_FILE, folders.TRAINING_FILE)),
+    *(f"{layout.BEFORE_REFIT}/{name}" for name in (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)),
 )
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
     weights. Of the images that the run was trained on their checksums go along and not their names, since a name may be
     a patient's.
     """
-    folders.check_run(run)
+    layout.check_run(run)
     if not is_address(place):
         return _into_folder(run, Path(place), card)
     repository, _ = _parsed(place)
@@ -96,9 +96,12 @@ def _into_folder(run: Path, place: Path, card: str) -> str:
 
 def _stage(run: Path, folder: Path, card: str) -> None:
     """Copy what is sent into a folder."""
+    own = evaluations.own_figures(run)
     for name in _SENT:
-        if name == folders.FILMS_FILE and (run / name).is_file():
-            files.write_table(folder / name, files.read_table(run / name)[["film"]])
+        if name == layout.METRICS_FILE and own is not None:
+            atomic.write_json(folder / name, own.document)
+        elif name == layout.IMAGES_FILE and (run / name).is_file():
+            atomic.write_table(folder / name, atomic.read_table(run / name)[["image"]])
         elif (run / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, folder / name)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trustcxr.models.untouched import undisturbed
+from trustcxr.models.preserve_state import preserve_state
 
 
 def sizes(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:
@@ -19,7 +19,7 @@ def sizes(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> N
     if not bool(chosen.any()):
         return found
     some = chosen.to(images.device)
-    with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+    with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
         leaf = images[some].detach().clone().requires_grad_(True)
         losses = F.cross_entropy(model(leaf).float(), labels.to(images.device)[some].long(), reduction="sum")
         gradient = torch.autograd.grad(losses, leaf, allow_unused=True)[0] if losses.requires_grad else None

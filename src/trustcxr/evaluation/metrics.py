@@ -7,10 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr import statistics
-from trustcxr.catalogue import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration, each_finding
-from trustcxr.results.documents import (
+from trustcxr.registry import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
+from trustcxr.statistics import (
+    Bootstrap,
+    Bootstraps,
+    Floats,
+    area_interval,
+    interval,
+    mean_share_interval,
+    share_interval,
+)
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
+from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
     Classification,
@@ -21,16 +31,6 @@ from trustcxr.results.documents import (
     InputGradients,
     RunDocument,
     Share,
-)
-from trustcxr.results.tables import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
-from trustcxr.statistics import (
-    Bootstrap,
-    Bootstraps,
-    Floats,
-    area_interval,
-    interval,
-    mean_share_interval,
-    share_interval,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def of_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: in
         found = _from_confusion(part.totals(cells[rows]))
         return np.stack([found[name] for name in _OF_CLASSES], axis=1)
 
-    means = each_finding.mean_of(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
+    means = each_finding.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
     area = each_finding.auroc(clean, bootstrap)  # the same of both states
     told = _Told(
         cells.sum(0),
@@ -86,7 +86,7 @@ def of_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: in
         | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
         each_finding.calibration_totals(clean, bootstrap),
         each_finding.constant_answer(clean),
-        len(each_finding.told_apart(clean)),
+        len(each_finding.has_both_labels(clean)),
     )
     return _classified(bootstrap, told, cells, states)
 
@@ -272,7 +272,7 @@ def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(among.totals(hits[part]) / among.totals(of_state[part]))
 
-    return _mean_share(bootstrap, each_finding.mean_of(rows, bootstrap, recall, (2,)), of_state)
+    return _mean_share(bootstrap, each_finding.mean_over_findings(rows, bootstrap, recall, (2,)), of_state)
 
 
 def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Floats:

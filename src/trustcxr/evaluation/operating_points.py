@@ -1,7 +1,7 @@
 """What a model is worth at the point where it is used: a threshold, the errors of both kinds, and the curves around it.
 
 Of each class against the rest, or of each finding: sensitivity, specificity and likelihood ratios at a threshold that
-is given or was chosen on validation images, ROC and precision-recall, on films as they are and under attack.
+is given or was chosen on validation images, ROC and precision-recall, on images as they are and under attack.
 """
 
 import math
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 from trustcxr import statistics
-from trustcxr.catalogue import ONE_STEP, VIEWS, WORST_CASE, is_linf
-from trustcxr.evaluation import curves
-from trustcxr.results.documents import OperatingPoint
-from trustcxr.results.tables import CLEAN, logits_of, severities
+from trustcxr.evaluation import roc
+from trustcxr.registry import ONE_STEP, VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
+from trustcxr.storage.prediction_table import CLEAN, logits_of, severities
+from trustcxr.storage.schemas import OperatingPoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +104,9 @@ def of_classes(
     aimed: "pd.DataFrame | None" = None,
     resamples: int = 2000,
 ) -> list[OperatingPoint]:
-    """Each class against the rest, on films as they are and under every attack: rows of `operating_points`.
+    """Each class against the rest, on images as they are and under every attack: rows of `operating_points`.
 
-    Attacks are made against the answer. Under worst-case a film counts with its worst score for the class under any
+    Attacks are made against the answer. Under worst-case an image counts with its worst score for the class under any
     attack within the radius, `aimed` among them: predictions under attacks that were made against the thresholds.
     """
     import pandas as pd
@@ -135,7 +135,7 @@ def _said(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floats
 
 
 def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
-    """The rows of films as they are and under every attack within an L-infinity radius."""
+    """The rows of images as they are and under every attack within an L-infinity radius."""
     rows = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
     return rows[rows["attack"].map(is_linf) & (rows["epsilon"] <= epsilon + 1e-9)]
 
@@ -143,10 +143,13 @@ def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
 def _worst(
     within: "pd.DataFrame", rows: "pd.DataFrame", k: int, threshold: float | None
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """For the films of `rows` what `_said` gives at worst `within` the radius: too low for class `k`, else too high."""
+    """For the images of `rows` what `_said` gives at worst `within` the radius:
+
+    Too low for class `k`, else too high.
+    """
     scores, said = _said(within, k, threshold)
-    films = within.assign(score=scores, said=said).groupby("sample_id")[["score", "said"]]
-    low, high = (ends.loc[rows["sample_id"]] for ends in (films.min(), films.max()))
+    images = within.assign(score=scores, said=said).groupby("sample_id")[["score", "said"]]
+    low, high = (ends.loc[rows["sample_id"]] for ends in (images.min(), images.max()))
     positive = rows["label"].to_numpy() == k
     return tuple(np.where(positive, low[name], high[name]) for name in ("score", "said"))  # type: ignore[return-value]
 
@@ -166,7 +169,7 @@ def of_finding(
 
 
 def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
-    """The films as they are, then under every attack, by sample: what each condition is, and its rows."""
+    """The images as they are, then under every attack, by sample: what each condition is, and its rows."""
     plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
     found = []
     for (attack, epsilon, steps), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
@@ -177,7 +180,7 @@ def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.Da
 
 
 class _Judge:
-    """One class or finding under several conditions of the same films, whose resamples are made once."""
+    """One class or finding under several conditions of the same images, whose resamples are made once."""
 
     def __init__(self, name: str, threshold: Threshold, resamples: int) -> None:
         self.name, self.threshold, self.resamples = name, threshold, resamples
@@ -221,9 +224,9 @@ class _Judge:
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
         bootstrap = self._over("all", groups)
         weights = bootstrap.row_weights()
-        made = curves.curves(scores, positive, weights)
+        made = roc.curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        found_there = made.sensitivity[:, curves.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        found_there = made.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
@@ -232,8 +235,8 @@ class _Judge:
                 "value": float(found_there[0]),
                 "ci": share_interval(bootstrap, found_there, of=positive),
             },
-            "roc": _curve(curves.FALSE_POSITIVES, made.sensitivity),
-            "precision_recall": _curve(curves.RECALLS, made.precision),
+            "roc": _curve(roc.FALSE_POSITIVES, made.sensitivity),
+            "precision_recall": _curve(roc.RECALLS, made.precision),
         }
 
     def _rate(self, name: str, groups: Any, kept: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
@@ -242,7 +245,7 @@ class _Judge:
             return totals[:, 0] / totals[:, 1]
 
     def _over(self, name: str, groups: Any) -> Bootstrap:
-        key = (name, len(groups))  # conditions are of the same films in the same order
+        key = (name, len(groups))  # conditions are of the same images in the same order
         if key not in self._made:
             self._made[key] = Bootstrap.over(groups, resamples=self.resamples)
         return self._made[key]

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.results.documents import AttackResult
-from trustcxr.results.gradient_masking import Gap, from_intervals
-from trustcxr.results.tables import CLEAN, right
+from trustcxr.evaluation.gradient_masking import Gap, from_intervals
 from trustcxr.statistics import Bootstraps, interval
+from trustcxr.storage.prediction_table import CLEAN, right
+from trustcxr.storage.schemas import AttackResult
 
 if TYPE_CHECKING:
     import pandas as pd

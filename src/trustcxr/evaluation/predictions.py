@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from trustcxr import attacks
-from trustcxr.attacks import contract
-from trustcxr.catalogue import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
-from trustcxr.console import Progress, say
+from trustcxr.attacks import base
+from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import draws, input_gradients, side_by_side
-from trustcxr.evaluation.given import Examined
-from trustcxr.evaluation.run import Run, load_run
-from trustcxr.evaluation.views import _views
-from trustcxr.models.untouched import is_randomised
-from trustcxr.recipes.testing import AttackRecipe, CorruptionsRecipe, refuse_repeats
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders
-from trustcxr.results.tables import CLEAN, RIGHT_SHARE, Condition
+from trustcxr.evaluation import input_gradients, parallel, stochastic
+from trustcxr.evaluation.masked_views import _views
+from trustcxr.evaluation.model_protocol import ModelUnderTest
+from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.models.preserve_state import is_randomised
+from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
+from trustcxr.recipes.parsing import validate
+from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, VIEWS, WORST_CASE
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -65,7 +65,7 @@ class Version:
 class _Asked:
     """What is asked of each batch: attacks, corruptions at their severities, views."""
 
-    run: Run | Examined
+    run: Run | ModelUnderTest
     dataset: "Dataset"
     about: pd.DataFrame
     attacks: Sequence[AttackRecipe]
@@ -102,7 +102,7 @@ class _Asked:
         if not self.random:
             yield
             return
-        with attacks.undisturbed(self.run.model):
+        with attacks.preserve_state(self.run.model):
             torch.manual_seed(_DRAWN + number)
             yield
 
@@ -125,7 +125,7 @@ class _Asked:
 
 
 def predict(
-    run: Run | Examined,
+    run: Run | ModelUnderTest,
     dataset: "Dataset",
     conditions: Sequence[AttackRecipe] = (),
     *,
@@ -147,25 +147,25 @@ def predict(
     mean, but under worst-case those of the worst draw of each image.
 
     `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
-    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the film's
-    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on a film of another
-    class, whose lungs they do not quite cover. For `lungs_on_another_film` the label is that of the lungs: a model that
-    relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
+    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the image's
+    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on an image of another
+    class, whose lungs they do not quite cover. For `lungs_on_another_image` the label is that of the lungs: a model
+    that relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
 
     `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
     not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
     Batches are worked on side by side, one a core, unless `at_once` is off: for a model whose code may not run twice at
     a time. `title` stands before the progress. UserError where a condition is there twice.
     """
-    refuse_repeats(conditions)
+    check_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
     asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
     batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
     first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     asked = replace(asked, random=is_randomised(run.model, first[:1]))
-    if asked.random and conditions and not isinstance(run.model, draws.OverDraws):  # whose judge draws anew
-        say(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
-    threads = side_by_side.threads_for(run.model, first, len(batches)) if at_once else 1
+    if asked.random and conditions and not isinstance(run.model, stochastic.OverDraws):  # whose judge draws anew
+        log(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
+    threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
     with Progress(title, len(batches) * asked.steps) as bar:
 
@@ -174,17 +174,17 @@ def predict(
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
                 bar.skip(asked.steps)
-                return files.read_table(path)
+                return atomic.read_table(path)
             whole = asked.predicted(number, raw, labels, places.numpy(), bar)
             if path is not None:
-                files.write_table(path, whole)
+                atomic.write_table(path, whole)
             return whole
 
-        for whole in side_by_side.mapped(work, enumerate(batches), threads=threads, model=run.model):
+        for whole in parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model):
             _sort_in(whole, pieces)
     table = pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
     if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):
-        say(f"{empty} of {len(dataset)} images have an empty lung mask: left out where the lungs are hidden or alone")
+        log(f"{empty} of {len(dataset)} images have an empty lung mask: left out where the lungs are hidden or alone")
     return table
 
 
@@ -199,7 +199,7 @@ def _sort_in(table: pd.DataFrame, pieces: dict[Condition, list[pd.DataFrame]]) -
         pieces.setdefault((str(name), float(epsilon), int(steps), int(severity)), []).append(rows)
 
 
-def _as_it_stands(run: Run | Examined) -> CarryOut:
+def _as_it_stands(run: Run | ModelUnderTest) -> CarryOut:
     def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
         return attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
 
@@ -233,7 +233,7 @@ def _corrupted(
 
 
 def _attacked(
-    run: Run | Examined,
+    run: Run | ModelUnderTest,
     rows: np.ndarray,
     images: Tensor,
     labels: Tensor,
@@ -273,7 +273,7 @@ def _attacked(
                 known.append((epsilon, perturbed))
 
 
-def _surrogate(run: Run | Examined, folder: str) -> Run:
+def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
     """The run that transfer attacks; UserError unless it knows the classes of `run`."""
     found = _loaded(folder, str(run.device))
     if found.classes != run.classes:
@@ -289,17 +289,17 @@ def _loaded(folder: str, on: str) -> Run:
 
 
 def _judged(
-    run: Run | Examined, images: Tensor, labels: Tensor, *, at_worst: bool
+    run: Run | ModelUnderTest, images: Tensor, labels: Tensor, *, at_worst: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Logits (B, C) in float32, and of a model at random how often it is right, as `draws.judge` has it.
 
     UserError where the model answers with NaN or infinity.
     """
     # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
-    with torch.no_grad(), attacks.undisturbed(run.model):
-        logits, right_share = draws.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
+    with torch.no_grad(), attacks.preserve_state(run.model):
+        logits, right_share = stochastic.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
-        contract.check_finite(logits)
+        base.check_finite(logits)
     except NotFiniteError as problem:
         raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured of it; train it again") from None
     return logits.cpu().numpy(), right_share
@@ -321,13 +321,13 @@ def conditions(
     if surrogate is not None and "transfer" not in names:
         raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
     if surrogate is not None:
-        folders.check_run(Path(surrogate))
+        layout.check_run(Path(surrogate))
     for name in names:
         attacks.get(name)
     for option in ("steps", "queries"):
         if given[option] is not None and not any(option in ATTACKS[name].options for name in names):
             takers = ", ".join(name for name, entry in ATTACKS.items() if option in entry.options)
-            say(f"{option} {given[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
+            log(f"{option} {given[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
     found = []
     for name in dict.fromkeys(names):
         radii = [e if ATTACKS[name].norm == "l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]

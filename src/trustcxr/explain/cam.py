@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
-from trustcxr.models.adapters.adapted import Adapted
+from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import evaluate_on
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
@@ -91,7 +90,7 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
     """The layer's positive activations, summed over its channels: a control for LayerCAM, without the gradient.
 
     The same map whichever class is explained and whatever the model makes of the layer. What a CAM shows beyond it is
-    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the film is there.
+    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the image is there.
     All else as `grad_cam`; `target` is checked and changes nothing.
 
     >>> import torch, trustcxr as tx
@@ -169,10 +168,10 @@ def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
 def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
     """Saliency (B, H, W) in [0, 1] by any combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
     check_images(x)
-    return saliency_of(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
+    return saliency_from(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
 
 
-def saliency_of(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
+def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
     """The map that a combination makes of a layer's features and gradient, as saliency (B, H, W) in [0, 1]."""
     height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -187,12 +186,13 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     that only what comes after the layer is differentiated. A model that takes one size of batch alone is asked for one
     batch at a time.
     """
-    if not isinstance(model, Adapted) or model.batch is None:
+    external: Any = model
+    if getattr(external, "batch", None) is None:
         return _in_one_pass(model, x, target, layer)
-    batches = x.split(model.batch)
+    batches = x.split(external.batch)
     targets: Sequence[Target] = [None] * len(batches)
     if target is not None:
-        targets = target_classes(target, x.new_empty(len(x), len(model.given.classes))).split(model.batch)
+        targets = target_classes(target, x.new_empty(len(x), len(external.given.classes))).split(external.batch)
     # What the model fills its last batch up with has no map.
     parts = [
         [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]
@@ -219,7 +219,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         # A copy, because what follows may work in place.
         return leaf.to(output.dtype, copy=True)
 
-    with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
             # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
@@ -256,7 +256,7 @@ def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
         seen[:] = [output]
 
-    with as_found(model, x.device), torch.no_grad():
+    with evaluate_on(model, x.device), torch.no_grad():
         handle = layer.register_forward_hook(note)
         try:
             model(x[:1].clone())

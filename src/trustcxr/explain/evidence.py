@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes, to_saliency
-from trustcxr.models import evidence
-from trustcxr.models.untouched import as_found
+from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
+from trustcxr.models import evidence_networks
+from trustcxr.models.preserve_state import evaluate_on
 
 
 def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
@@ -43,7 +43,7 @@ def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     heads = [one.head for one in getattr(net, "nets", [net])]
     with ExitStack() as hooked:
         seen = [hooked.enter_context(_what_enters(head)) for head in heads]
-        with as_found(model, x.device), torch.no_grad():
+        with evaluate_on(model, x.device), torch.no_grad():
             target_classes(target, model(x))
     features = torch.cat([found[-1] for found in seen], 1).float()
     return to_saliency(features.clamp(min=0).sum(1), x.shape[-2], x.shape[-1])
@@ -74,7 +74,7 @@ def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
 
 def check_evidence(model: nn.Module) -> None:
     """Raises UserError unless the model's answer is a sum of evidence."""
-    if not evidence.reads_evidence(model) or not hasattr(model, "cam_layer"):
+    if not evidence_networks.reads_evidence(model) or not hasattr(model, "cam_layer"):
         raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")
 
 
@@ -82,6 +82,6 @@ def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]
     check_images(x)
     check_evidence(model)
     place: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
-    with _what_enters(place) as seen, as_found(model, x.device), torch.no_grad():
+    with _what_enters(place) as seen, evaluate_on(model, x.device), torch.no_grad():
         logits = model(x)
-    return evidence.per_class(model, seen[-1]).float(), target_classes(target, logits)
+    return evidence_networks.per_class(model, seen[-1]).float(), target_classes(target, logits)

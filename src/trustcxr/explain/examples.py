@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from trustcxr.data.batches import to_pixels
+from trustcxr.data.loader import to_pixels
 from trustcxr.explain import measures, methods
-from trustcxr.explain.scores import annotated, predicted
+from trustcxr.explain.evaluate import annotated, predicted
 from trustcxr.explain.stability import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.trained_run import Run
 
 # Above chance, so that the best is not just the image with the largest lesion.
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")

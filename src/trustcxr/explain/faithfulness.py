@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
-from trustcxr.explain.contract import Target, check_images, target_classes
-from trustcxr.models.untouched import as_found
+from trustcxr.explain.base import Target, check_images, target_classes
+from trustcxr.models.preserve_state import evaluate_on
 
 
 class Curve(NamedTuple):
@@ -47,7 +47,7 @@ def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | No
     sigma = shorter / 10 if blur is None else blur
     if not (sigma > 0 and round(2 * sigma) < shorter):
         raise UserError(f"blur must be above 0 and below half the shorter side of {shorter} pixels; got {blur}")
-    with as_found(model, x.device), torch.no_grad():
+    with evaluate_on(model, x.device), torch.no_grad():
         logits = model(x.clone())
         classes = target_classes(target, logits)
         blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
@@ -116,7 +116,7 @@ def road(
     _check(x, saliency)
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise UserError(f"shares of pixels removed lie between 0 and 1; got {shares}")
-    with as_found(model, x.device), torch.no_grad():
+    with evaluate_on(model, x.device), torch.no_grad():
         classes = known.classes if known else target_classes(target, model(x))
         order = _most_salient_first(saliency)
         falls = []
@@ -185,7 +185,7 @@ def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, known: End
     _check(x, saliency)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    with as_found(model, x.device), torch.no_grad():
+    with evaluate_on(model, x.device), torch.no_grad():
         before, after = (known.blurred, x) if show else (x, known.blurred)
         first, last = (known.of_blurred, known.of_whole) if show else (known.of_whole, known.of_blurred)
         place = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.errors import UserError, unknown
 
 # Differences smaller than this say nothing about place (saliency has its maximum at 1).
@@ -166,14 +166,16 @@ def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
     return value.masked_fill(~inside.any(dim=1), torch.nan)
 
 
-def of(entry: catalogue.Measure) -> Callable[..., Tensor]:
+def measure_function(entry: registry.Measure) -> Callable[..., Tensor]:
     """The function of a measure of the catalogue."""
-    return catalogue.function_of("explain", str(entry.function))
+    return registry.load_function("explain", str(entry.function))
 
 
 # By the function's name; a measure of the catalogue that has another mask or field shares it.
-MEASURES: dict[str, Callable[..., Tensor]] = {of(m).__name__: of(m) for m in catalogue.MEASURES.values() if m.function}
-_CHANCE = {of(m).__name__: m.chance for m in catalogue.MEASURES.values() if m.function}
+MEASURES: dict[str, Callable[..., Tensor]] = {
+    measure_function(m).__name__: measure_function(m) for m in registry.MEASURES.values() if m.function
+}
+_CHANCE = {measure_function(m).__name__: m.chance for m in registry.MEASURES.values() if m.function}
 
 
 def chance(

@@ -5,18 +5,18 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from trustcxr import catalogue
-from trustcxr.catalogue import SALIENCY, Method
+from trustcxr import registry
 from trustcxr.errors import UserError, unknown
-from trustcxr.explain import controls
-from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_of, smoothed
-from trustcxr.explain.contract import SaliencyMethod, Target, check_images
+from trustcxr.explain import baselines
+from trustcxr.explain.base import SaliencyMethod, Target, check_images
+from trustcxr.explain.cam import Combine, cam_of, cells_of, feature_map_and_gradient, saliency_from, smoothed
 from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
+from trustcxr.registry import SALIENCY, Method
 
 # The CAMs by name: what makes a map of a layer's features and their gradient.
 COMBINE: dict[str, Combine] = {
-    name: catalogue.function_of("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
+    name: registry.load_function("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
 
 
@@ -26,7 +26,7 @@ def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = N
 
 
 METHODS: dict[str, SaliencyMethod] = {
-    name: catalogue.function_of("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
+    name: registry.load_function("explain", entry.function) if entry.function else partial(_plain_cam, COMBINE[name])
     for name, entry in SALIENCY.items()
 }
 
@@ -68,7 +68,7 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             module = find_layer(model, layer)
             if module not in shared:
                 shared[module] = feature_map_and_gradient(model, x, target, module)
-            saliency = saliency_of(COMBINE[base], model, x, *shared[module])
+            saliency = saliency_from(COMBINE[base], model, x, *shared[module])
             found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
             found[name] = METHODS[base](model, x, target)
@@ -78,8 +78,8 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
 def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
     """Rows and columns of a method's map before it is brought to the images' size; None where it has every pixel."""
     base, layer = parse(name)
-    if base == catalogue.CONTROL:
-        return controls.CELLS
+    if base == registry.CONTROL:
+        return baselines.CELLS
     if METHODS[base] is evidence_map:
         check_evidence(model)
         return cells_of(model, x, model.cam_layer)  # type: ignore[arg-type]

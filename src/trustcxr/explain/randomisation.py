@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain import measures, methods
-from trustcxr.explain.contract import SaliencyMethod, Target, target_classes
+from trustcxr.explain.base import SaliencyMethod, Target, target_classes
 from trustcxr.models.ensemble import Ensemble
 from trustcxr.models.lung_gate import LungGate
-from trustcxr.models.untouched import as_found
+from trustcxr.models.preserve_state import evaluate_on
 
 
 class Stage(NamedTuple):
@@ -89,7 +89,7 @@ def _cascade(
     depth: int,
     seed: int,
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]:
-    with as_found(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
         network = _copied(model)
         with _order_of_calls(network) as called:
             classes = target_classes(target, network(x.clone()))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.catalogue import ATTACKED, USUAL_ATTACKS
+from trustcxr.registry import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.given import Examined
-    from trustcxr.evaluation.run import Run
+    from trustcxr.evaluation.model_protocol import ModelUnderTest
+    from trustcxr.evaluation.trained_run import Run
 
 CLEAN = "clean"
 PGD_STEPS = 10
-# A turned film has its map turned too, rightly: there is nothing in it to be stable.
+# A turned image has its map turned too, rightly: there is nothing in it to be stable.
 MOVING = ("rotation",)
 UNDER: tuple[str, ...] = tuple(name for name in corruptions.CORRUPTIONS if name not in MOVING)
 
@@ -40,7 +40,7 @@ class Change:
         return self.condition in USUAL_ATTACKS
 
 
-def changes(run: "Run | Examined", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
+def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
     """FGSM and PGD at `epsilon`, then the corruptions and artefacts of these names ("all" for UNDER) at `severity`.
 
     Raises UserError for a name that is no corruption.

@@ -1,20 +1,20 @@
 """What a map may be said to show of the network: it is above its controls and above random weights, or it says nothing.
 
-A map that stays when the network's weights are random (Adebayo et al. 2018) is of the film, or of the method: what it
+A map that stays when the network's weights are random (Adebayo et al. 2018) is of the image, or of the method: what it
 hits, the network has not found.
 """
 
 from collections.abc import Mapping
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, control_said
-from trustcxr.explain.references import SIMILARITY
-from trustcxr.results.documents import Alarm, Lead, SaliencyDocument
+from trustcxr.explain.baseline_scores import SIMILARITY
+from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, format_control
+from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
 ALIKE = 0.9  # mean SSIM with the maps of random weights, from which on it is the same map
 
 
-def judge(method: str, part: SaliencyDocument) -> None:
+def set_verdict(method: str, part: SaliencyDocument) -> None:
     """Fill in `shows`, `verdict` and `survives` of a method that looks at the network; controls have none.
 
     By each measure of TOLD_OF_MAPS a map shows something where the whole interval of its lead over the closest of its
@@ -80,7 +80,7 @@ def _above(lead: Lead) -> bool:
 
 def _led(leads: tuple[Lead, ...]) -> str:
     return ", ".join(
-        f"{lead.difference.value:+.3f}{_ends(lead.difference.interval)} over {control_said(lead.control)}"
+        f"{lead.difference.value:+.3f}{_ends(lead.difference.interval)} over {format_control(lead.control)}"
         for lead in leads
     )
 

@@ -5,11 +5,11 @@ The names below are loaded on first use.
 
 from typing import TYPE_CHECKING
 
-from trustcxr.lazily import attach
+from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
     from trustcxr.models.classifier import Classifier
-    from trustcxr.models.factory import build, check
+    from trustcxr.models.factory import build, check_network
     from trustcxr.models.zoo import (
         PAPER_MODELS,
         architecture,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import ensemble, evidence, layers
+from trustcxr.models import ensemble, evidence_networks, layers
 from trustcxr.models.classifier import Classifier
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
@@ -45,7 +45,7 @@ def build(
     nets = [_network(arch, classes, str(weights)) for arch in archs]
     for net, arch in zip(nets, archs, strict=True):
         if normalisation == "group" and getattr(net, "field", None) is not None:
-            raise UserError(f"normalisation: group would let each cell of {arch} see the whole film: choose batch")
+            raise UserError(f"normalisation: group would let each cell of {arch} see the whole image: choose batch")
         layers.apply(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
@@ -56,10 +56,10 @@ def build(
 
 
 def _network(arch: str, classes: int, weights: str) -> nn.Module:
-    if evidence.known(arch):
+    if evidence_networks.is_evidence_network(arch):
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
-        return evidence.named(arch, classes)
+        return evidence_networks.named(arch, classes)
     if arch in PLAIN_MODELS:
         return _plain(arch, classes, weights)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
@@ -81,7 +81,7 @@ def _plain(arch: str, classes: int, weights: str) -> nn.Module:
     return net
 
 
-def check(name: str, *, size: int, **options: Any) -> None:
+def check_network(name: str, *, size: int, **options: Any) -> None:
     """UserError where `build` would refuse the name or the options, or the model images of that size.
 
     No weights are made unless something is wrong; `size` is the side of the images in pixels.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # What background becomes: mid-grey. An attack that moves the edge of the lungs by a fraction of a pixel changes what is
-# seen there by the step from film to background, which to black would be many times its epsilon.
+# seen there by the step from image to background, which to black would be many times its epsilon.
 LEVEL = 0.5
 WIDTHS = (16, 32, 64, 96)  # of the levels, each half the side of the one before; the first is half the image's
 

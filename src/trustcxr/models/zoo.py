@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from trustcxr.catalogue import networks
 from trustcxr.errors import UserError, unknown
-from trustcxr.models import evidence
+from trustcxr.models import evidence_networks
 from trustcxr.models.plain import PLAIN_MODELS
+from trustcxr.registry import networks
 
 # Published name -> the timm architecture that carries it (arXiv 2311.14227 trains these 21).
 PAPER_MODELS: dict[str, str] = {
@@ -52,7 +52,7 @@ def architecture(name: str) -> str:
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
         return by_lower[name.lower()]
-    if name.lower() in PLAIN_MODELS or evidence.known(name.lower()):
+    if name.lower() in PLAIN_MODELS or evidence_networks.is_evidence_network(name.lower()):
         return name.lower()
     if timm.is_model(name.lower()):
         try:
@@ -65,7 +65,7 @@ def architecture(name: str) -> str:
         *PAPER_MODELS,
         *PLAIN_MODELS,
         *timm.list_models(),
-        *(f"evidence-{field}" for field in evidence.KINDS),
+        *(f"evidence-{field}" for field in evidence_networks.KINDS),
     ]
     complaint = str(unknown("model", name, every)).split("valid: ")[0]
     ours = ", ".join([*PAPER_MODELS, *PLAIN_MODELS])

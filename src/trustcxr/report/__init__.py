@@ -5,10 +5,10 @@ The names below are loaded on first use.
 
 from typing import TYPE_CHECKING
 
-from trustcxr.lazily import attach
+from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
-    from trustcxr.report.page import write
+    from trustcxr.report.study_html import write
     from trustcxr.report.terminal import print_rows, print_study, print_table
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

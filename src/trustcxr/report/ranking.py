@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.catalogue import DEFENCES, HEADLINE_ATTACKS, is_linf
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
-from trustcxr.results import alarms
-from trustcxr.results.documents import StudyDocument
+from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.storage.schemas import StudyDocument
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 _USUAL_EPSILON = 0.02  # arXiv 2311.14227; taken where the recipe names none
 
@@ -27,7 +27,7 @@ class Headline:
 
     def grey_levels(self) -> str:
         """Epsilon in the 255 grey levels of an image file."""
-        return words.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
+        return formatting.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
 
 
 def headline(study: StudyDocument, runs: list[Run]) -> Headline:
@@ -42,7 +42,7 @@ def headline(study: StudyDocument, runs: list[Run]) -> Headline:
         epsilon=chosen,
         attacks=tuple(names),
         names=names,
-        split=Counter(splits).most_common(1)[0][0] if splits else words.DASH,
+        split=Counter(splits).most_common(1)[0][0] if splits else formatting.DASH,
         classes=tuple(classes),
         strongest=_strongest(runs, list(names), chosen),
     )
@@ -59,7 +59,7 @@ def attacks_at(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
 
 def _name(attack: str, steps: list[int]) -> str:
     """PGD-20, or PGD-10/40 where the lowest of several is shown."""
-    return words.attack(attack, steps[0] if steps else None) + "".join(f"/{more}" for more in steps[1:])
+    return formatting.attack(attack, steps[0] if steps else None) + "".join(f"/{more}" for more in steps[1:])
 
 
 def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str | None:
@@ -85,7 +85,7 @@ def _recipe_epsilon(recipe: Any) -> float | None:
     named = str(recipe.get("name"))
     if named in DEFENCES and not DEFENCES[named].attacks:
         return None
-    direct = words.finite(recipe.get("epsilon"))
+    direct = formatting.finite(recipe.get("epsilon"))
     if direct:
         return direct
     deeper = sorted(recipe.items(), key=lambda item: not str(item[0]).startswith(("defence", "robust", "train")))
@@ -138,12 +138,12 @@ def _place(defence: str) -> int:
 
 def constant_answer(run: Run) -> float | None:
     """Accuracy of always answering with the commonest class of the test images."""
-    return alarms.constant_answer(run.metrics)
+    return run.metrics.clean.constant_answer
 
 
 def better_than_constant(run: Run) -> bool:
     """Whether its clean accuracy is not in question; a network that answers always the same resists every attack."""
-    return not run.alarmed(alarms.CONSTANT)
+    return not run.alarmed(CONSTANT)
 
 
 def shared_constant_answer(runs: list[Run]) -> float | None:

@@ -4,21 +4,20 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.catalogue import ONE_CELL, control_said
-from trustcxr.report import words
+from trustcxr.registry import ONE_CELL, format_control
+from trustcxr.report import formatting
+from trustcxr.report.load import Run, label, least
 from trustcxr.report.ranking import headline, ordered
-from trustcxr.report.study_folder import Run, label, least
-from trustcxr.report.tables import certified, models, seeds
-from trustcxr.report.tables.cells import Table
-from trustcxr.results import gradient_masking
-from trustcxr.results.disk import as_typed
-from trustcxr.results.documents import (
+from trustcxr.report.tables import certified, networks, seeds
+from trustcxr.report.tables.table import Table
+from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
     Drop,
     ExportDocument,
     FamiliarityDocument,
-    FilmAnswer,
+    ImageAnswer,
     Lead,
     RunDocument,
     SaliencyDocument,
@@ -64,7 +63,7 @@ def print_study(study: StudyDocument) -> None:
     label(runs)
     head = headline(study, runs)
     runs = ordered(runs, head)
-    for table in (models.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
+    for table in (networks.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
 
@@ -75,18 +74,18 @@ def exported(found: ExportDocument) -> list[str]:
     trust = " --trust-code" if found.format == "torch-export" else ""
     lines = [
         f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
-        f"answers as the run to within {found.largest:.1e} on {found.films} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {as_typed(found.model_file)} --data PATH --out DIR{trust}",
+        f"answers as the run to within {found.largest:.1e} on {found.images} ({found.allowed:.0e} is let pass)",
+        f"to audit it: trustcxr audit {shell_quote(found.model_file)} --data PATH --out DIR{trust}",
     ]
     return lines + ([f"note: {found.note}"] if found.note else [])
 
 
-CALIBRATED = "probabilities are calibrated on the run's validation images; on films from elsewhere they may not be"
+CALIBRATED = "probabilities are calibrated on the run's validation images; on images from elsewhere they may not be"
 NOT_CALIBRATED = "probabilities are not calibrated: `trustcxr evaluate` on the run's own data fits a temperature"
 SURVIVES = "to survive is to keep the class, whatever the attack changed within that radius; it is no proof"
 
 
-def sentences(answer: FilmAnswer) -> list[str]:
+def sentences(answer: ImageAnswer) -> list[str]:
     """An answer in words."""
     if answer.error is not None and not answer.predicted:
         return [f"{answer.image}: {_fault(answer)}"]
@@ -96,7 +95,7 @@ def sentences(answer: FilmAnswer) -> list[str]:
     lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
     if answer.warnings:
         doubts = "; ".join(answer.warnings)
-        lines.append(f"  DOUBTFUL: {doubts}. The answer means nothing unless this is a frontal chest film")
+        lines.append(f"  DOUBTFUL: {doubts}. The answer means nothing unless this is a frontal chest image")
     if answer.calibrated is not None:
         lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
     if answer.border:
@@ -119,29 +118,29 @@ def sentences(answer: FilmAnswer) -> list[str]:
     return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
 
 
-def not_answered(answers: Sequence[FilmAnswer]) -> str:
+def not_answered(answers: Sequence[ImageAnswer]) -> str:
     """Which images could not be read, or their answers not be written, why the first could not, and what to do.
 
     Empty where all have their answers.
     """
     failed, said = [answer for answer in answers if answer.error is not None], []
-    for unwritten, advice in ((False, "; give chest films as PNG, JPEG, TIFF or DICOM files"), (True, "")):
+    for unwritten, advice in ((False, "; give chest images as PNG, JPEG, TIFF or DICOM files"), (True, "")):
         if alike := [answer for answer in failed if answer.unwritten == unwritten]:
             others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
             said.append(f"{alike[0].image}{others}: {_fault(alike[0])}{advice}")
     return "; ".join(said)
 
 
-def _fault(answer: FilmAnswer) -> str:
+def _fault(answer: ImageAnswer) -> str:
     return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
 def familiarity_sentence(found: FamiliarityDocument) -> str:
-    """How a run's threshold for foreign films was set, and how many of its own test films it calls foreign."""
+    """How a run's threshold for foreign images was set, and how many of its own test images it calls foreign."""
     return (
-        f"{found.run}: fitted on {found.trained} training films; the threshold accepts {percent(found.accepted)} of "
-        f"{found.validated} validation films; false alarms: {with_interval(found.false_alarms)} of {found.tested} "
-        "test films"
+        f"{found.run}: fitted on {found.trained} training images; the threshold accepts {percent(found.accepted)} of "
+        f"{found.validated} validation images; false alarms: {with_interval(found.false_alarms)} of {found.tested} "
+        "test images"
     )
 
 
@@ -179,7 +178,7 @@ def _attack(row: AttackResult | Drop) -> str:
 
 def remarks(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
-    lines = [gradient_masking.sentence(document.masking)] if document.masking else []
+    lines = [document.masking.sentence] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
         worst = least(document.corruptions)
         at_worst = f"; worst {worst.corruption} at {worst.severity}: {percent(worst.accuracy.value)}" if worst else ""
@@ -192,7 +191,7 @@ def remarks(document: RunDocument) -> list[str]:
         ends = f"{percent(row.internal)} internal, {percent(row.external)} here"
         lines.append(f"Drop from internal, {_attack(row)}{at}: {with_interval(row.drop)} ({ends})")
     if worst_view := document.without_lungs:
-        name = words.measure(worst_view.view)
+        name = formatting.measure(worst_view.view)
         lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
     for column, parts in (document.by_group or {"source": document.by_source}).items():
         lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]
@@ -239,7 +238,7 @@ def _over(lead: Lead | None) -> str:
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
-    return f"{lead.difference.value:+.3f} [{ends}] {control_said(lead.control)}"
+    return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
 
 
 def saliency_remarks(part: SaliencyDocument) -> list[str]:
@@ -269,7 +268,7 @@ def _number(value: float | None) -> str:
 
 
 def _error(share: Share) -> str:
-    """A calibration error with its 95 % interval: where films are few, 0.000 alone would say too much."""
+    """A calibration error with its 95 % interval: where images are few, 0.000 alone would say too much."""
     ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
     return _number(share.value) + ends
 

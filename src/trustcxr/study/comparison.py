@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trustcxr.catalogue import (
+from trustcxr.explain.saliency_summary import cannot_hit, cells_of, means_over_severities, over_changes
+from trustcxr.registry import (
     ACTIVATION,
     AGAINST_MASKS,
     ATTACKED,
@@ -22,14 +23,11 @@ from trustcxr.catalogue import (
     Method,
     direction,
 )
-from trustcxr.explain.scores import rows_of
-from trustcxr.explain.summary import cannot_hit, cells_of, means_over_severities, over_changes
-from trustcxr.recipes.study import StudyRecipe
-from trustcxr.results import files
-from trustcxr.results.documents import BeyondControl, Comparison, RunDocument, Share, read
-from trustcxr.results.folders import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
-from trustcxr.results.tables import CLEAN, logits_of, under
 from trustcxr.statistics import holm, paired
+from trustcxr.storage import atomic
+from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
+from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.schemas import BeyondControl, Comparison, RunDocument, Share, read_schema
 
 
 class Key(NamedTuple):
@@ -39,31 +37,26 @@ class Key(NamedTuple):
     method: str = ""
 
 
-def standard_against_robust(
-    folders: list[Path], *, resamples: int = 2000, asked: StudyRecipe | None = None
-) -> list[Comparison]:
+def standard_against_robust(folders: list[Path], *, resamples: int = 2000) -> list[Comparison]:
     """Every other run of a study against the standard run of its model and seed, measure by measure.
 
     A row says the means, their difference with its bootstrap interval over groups, the share of images improved, the
     test's p-value and the same corrected (Holm 1979) for all comparisons of its kind (accuracy, or saliency) in the
     study, and the verdict in words. Standard is the run without a defence and with the full background; where there is
     none, that with the run's own background. Maps at a lung gate are compared between gated runs alone: without one
-    they are of the film itself. A hit rate is not compared where a map's cells are too few to hit. Of the tables what
-    is `asked` for counts, or all.
+    they are of the image itself. A hit rate is not compared where a map's cells are too few to hit.
     """
-    about = {folder: read(RunDocument, folder / METRICS_FILE) for folder in folders}
-    return compared(about, resamples=resamples, asked=asked)
+    about = {folder: read_schema(RunDocument, folder / METRICS_FILE) for folder in folders}
+    return compared(about, resamples=resamples)
 
 
-def compared(
-    about: Mapping[Path, RunDocument], *, resamples: int = 2000, asked: StudyRecipe | None = None
-) -> list[Comparison]:
+def compared(about: Mapping[Path, RunDocument], *, resamples: int = 2000) -> list[Comparison]:
     """The same of folders with the documents of their runs."""
     standard: dict[tuple[str, int | None, str], Path] = {}
     for folder, document in about.items():
         if document.defence == "standard":
             standard.setdefault((document.model, document.seed, document.background), folder)
-    found, known = [], {folder: figures(folder, asked) for folder in about}
+    found, known = [], {folder: figures(folder) for folder in about}
     for folder, document in about.items():
         model, background = (document.model, document.seed), document.background
         base = standard.get((*model, "full")) or standard.get((*model, background))
@@ -92,7 +85,7 @@ def beyond_activation(folder: Path, *, resamples: int = 2000) -> list[BeyondCont
     over groups, the test's p-value corrected (Holm 1979) for all rows, n. Empty where no such control was measured.
     """
     found: list[BeyondControl] = []
-    table = files.read_table(folder / SALIENCY_FILE)
+    table = atomic.read_table(folder / SALIENCY_FILE)
     for method, rows in _maps(table):
         known = rows[rows["condition"] == CLEAN].dropna(subset=[ACTIVATION])
         for measure in [name for name in AGAINST_MASKS if (known["measure"] == name).any()]:
@@ -178,16 +171,11 @@ def sentence(row: Comparison) -> str:
     return f"{answer}: {name} {verb} by {abs(change):.3f} {numbers}."
 
 
-def figures(folder: Path, asked: StudyRecipe | None = None) -> dict[Key, pd.DataFrame]:
-    """Per-image figures of a run: for each measure (and saliency method) a table of value and group, by sample.
-
-    Of all that its tables hold, or of what a study's recipe `asked` for.
-    """
-    predicted = files.read_table(folder / PREDICTIONS_FILE)
-    tables = _accuracies(predicted if asked is None else under(predicted, asked.evaluation.conditions()))
+def figures(folder: Path) -> dict[Key, pd.DataFrame]:
+    """Per-image figures of a run: for each measure (and saliency method) a table of value and group, by sample."""
+    tables = _accuracies(atomic.read_table(folder / PREDICTIONS_FILE))
     if (folder / SALIENCY_FILE).is_file():
-        measured = files.read_table(folder / SALIENCY_FILE)
-        tables |= _saliency(rows_of(measured, None if asked is None else asked.explanation.methods))
+        tables |= _saliency(atomic.read_table(folder / SALIENCY_FILE))
     return tables
 
 

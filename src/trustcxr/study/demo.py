@@ -3,27 +3,27 @@
 import shutil
 from pathlib import Path
 
-from trustcxr.console import say
-from trustcxr.data.phantom import anatomy, writing
-from trustcxr.recipes import study
-from trustcxr.results.documents import StudyDocument
-from trustcxr.results.locks import holding
+from trustcxr.console import log
+from trustcxr.data.phantom import anatomy, write_files
+from trustcxr.recipes import study_recipe
+from trustcxr.storage.locks import folder_lock
+from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
-from trustcxr.study.protocol import Study
+from trustcxr.study.run_study import Study
 
-FILMS_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
+IMAGES_PER_CLASS = {"Train": 240, "Val": 40, "Test": 60}
 CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
 def run(out: Path, jobs: int = 1) -> StudyDocument:
     """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
     data, engine = out / "phantom", engines.get("local", jobs)
-    with holding(out):
+    with folder_lock(out):
         if not data.is_dir():
             classes = len(anatomy.CLASSES)
-            say(f"drawing {classes * sum(FILMS_PER_CLASS.values())} synthetic X-rays into {data}")
+            log(f"drawing {classes * sum(IMAGES_PER_CLASS.values())} synthetic X-rays into {data}")
             partial = out / ".phantom-unfinished"
             shutil.rmtree(partial, ignore_errors=True)  # left by a demo that was cut off
-            writing.write(partial, FILMS_PER_CLASS, size=128, conspicuity=CONSPICUITY)
+            write_files.write(partial, IMAGES_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
-        return Study(study.load_study("demo"), data, out, engine, check_data=True).run()
+        return Study(study_recipe.load_study("demo"), data, out, engine, check_data=True).run()

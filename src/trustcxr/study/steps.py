@@ -1,26 +1,28 @@
 """One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trustcxr.console import say
-from trustcxr.data import load_dataset, provenance
+from trustcxr.console import log
+from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.explain import familiarity
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.study import StudyRecipe, run_recipe
-from trustcxr.recipes.training import DefenceRecipe
-from trustcxr.recipes.validation import validate
-from trustcxr.results import files, folders, locks
-from trustcxr.results.folders import DATA_FILE, STUDY_FILE
-from trustcxr.results.locks import holding
-from trustcxr.study import costs, finished, mending
+from trustcxr.explain import ood
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
+from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.runs import repair
+from trustcxr.runs.run_folder import RunFolder
+from trustcxr.storage import atomic, layout, locks
+from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
+from trustcxr.storage.locks import folder_lock
+from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
-from trustcxr.study.run_folder import RunFolder
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Devices
 from trustcxr.training.threads import use_threads
 
 if TYPE_CHECKING:
@@ -42,10 +44,10 @@ class StudyFolder:
 
     @classmethod
     def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
-        """From study.yaml and where the films are."""
-        content = folders.read_study(folder)
+        """From study.yaml and where the images are."""
+        content = layout.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
-        data = str(files.read_yaml(folder / DATA_FILE)["path"])
+        data = str(atomic.read_yaml(folder / DATA_FILE)["path"])
         threads = content.get("threads")
         fixed = threads if isinstance(threads, int) else None
         return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices, fixed)
@@ -64,30 +66,30 @@ class StudyFolder:
                         return run
         raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 
-    def films(self, role: str) -> "Dataset":
-        """The films of a role, train, val or test; UserError where they are no longer those of the study."""
-        return _films(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
+    def images(self, role: str) -> "Dataset":
+        """The images of a role, train, val or test; UserError where they are no longer those of the study."""
+        return _images(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
 
 
 @lru_cache(maxsize=3)
-def _films(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
+def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
     """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
     found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
-    if fingerprint and provenance.whole(found) != fingerprint:
-        raise UserError(f"{data}: the films are not those that the study began with")
+    if fingerprint and fingerprints.hash_training_data(found) != fingerprint:
+        raise UserError(f"{data}: the images are not those that the study began with")
     return found
 
 
 def carry_out(task: Task) -> None:
-    """Do one step of one run; nothing where an earlier start has done it, or the run was finished elsewhere.
+    """Do one step of one run; nothing if its file is current.
 
     Whatever it raises is in the run's failure.json by then, CannotWrite too if there is room for that.
     """
     try:
         _carry_out(task)
     except Exception as problem:
-        failures.record(failures.folder_of(task), Failure.of(task, problem))
+        failures.record(failures.failure_folder(task), Failure.of(task, problem))
         raise
     failures.over(task)
 
@@ -96,56 +98,50 @@ def _carry_out(task: Task) -> None:
     study = StudyFolder.read(task.study, task.devices)
     run = study.run(task.run)
     folder = study.run_folder(run)
-    if finished.is_finished(folder):
-        return finished.check(folder, run)
     if locks.was_killed(folder):
-        say(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
-    with use_threads(study.threads), holding(folder, patience=_PATIENCE), costs.taken(folder, task.step):
+        log(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
+    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), cost.taken(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
-    return None
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    mending.mend(steps.folder)
-    steps.train(run, study.films("train"), study.films("val"), cards=Cards(study.devices))
+    repair.mend(steps.folder)
+    steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    steps.validate(study.films("val"), batch_size=study.recipe.evaluation.batch_size)
+    steps.validate(study.images("val"), batch_size=study.recipe.evaluation.batch_size)
 
 
 def _test(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test, options = study.films("test"), study.recipe.evaluation
-    steps.test(test, options, once=True)
+    test, options = study.images("test"), study.recipe.evaluation
+    steps.test(test, options)
     if run.defence.certifies:
-        steps.prove(test, options.radii(), once=True)
+        steps.prove(test, options.radii())
 
 
 def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test = study.films("test")
+    test = study.images("test")
     if test.has_mask("infection").any() or test.has_mask("lung").any():
-        train = study.films("train")
-        steps.explain(test, study.recipe.explanation, study.films("val"), train=train, once=True)
+        steps.explain(test, study.recipe.explanation, study.images("val"), train=study.images("train"))
 
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    test, options = study.films("test"), study.recipe.evaluation
-    _know_films(study, steps)
-    validation = steps.validation(test, None)
-    methods = study.recipe.explanation.methods
-    steps.describe(test, validation=validation, resamples=options.bootstrap, only=options, methods=methods)
+    _know_images(study, steps)
+    steps.describe(study.images("test"), resamples=study.recipe.evaluation.bootstrap)
 
 
-def _know_films(study: StudyFolder, steps: RunFolder) -> None:
-    """familiarity.safetensors, made once: `predict` and `serve` then warn of films unlike those of the training."""
-    if (steps.folder / folders.FAMILIARITY_FILE).is_file():
-        return
+def _know_images(study: StudyFolder, steps: RunFolder) -> None:
+    """familiarity.safetensors, made once: `predict` and `serve` then warn of images unlike those of the training."""
+    with suppress(UserError):  # damaged, or of other weights
+        if ood.load(steps.folder) is not None:
+            return
     try:
-        familiarity.save(familiarity.fit(steps.run, study.films("train"), study.films("val")), steps.folder)
+        ood.save(ood.fit(steps.run, study.images("train"), study.images("val")), steps.folder)
     except CannotWrite:
         raise
     except UserError as problem:  # a network that has no maps to read: its results are as good without
-        say(f"{steps.folder.name}: nothing will warn of unlike films: {problem}")
+        log(f"{steps.folder.name}: nothing will warn of unlike images: {problem}")
 
 
 STEPS: dict[str, Callable[[StudyFolder, RunRecipe, RunFolder], None]] = {

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError, out_of_memory
-from trustcxr.results import files
-from trustcxr.results.disk import writing
+from trustcxr.storage import atomic
+from trustcxr.storage.os_errors import writing
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
 NEXT = "next.safetensors"  # better weights that the last checkpoint does not know of yet
@@ -31,11 +31,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write `checkpoint` to `path`, whole or not at all."""
         content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
         torch.save(checkpoint, content)
-        with files.replacing(Path(path), needed=content.getbuffer().nbytes) as temporary:
+        with atomic.atomic_write(Path(path), needed=content.getbuffer().nbytes) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 
-def read(run: Path) -> dict[str, Any] | None:
+def load_checkpoint(run: Path) -> dict[str, Any] | None:
     """The last checkpoint of a run; None where there is none, or it cannot be read, which is said, and it is removed.
 
     Nothing is unpickled, and every byte is held against the checksums within the file. UserError where it may be whole
@@ -58,7 +58,7 @@ def read(run: Path) -> dict[str, Any] | None:
             ) from None
         remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
-        say(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
+        log(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
         return None
 
 
@@ -82,7 +82,7 @@ def settle(run: Path, best_sum: str) -> None:
     later = run / FOLDER / NEXT
     if later.is_file():
         with writing(run / FOLDER / BEST):
-            if files.checksum(later) == best_sum:
+            if atomic.checksum(later) == best_sum:
                 later.replace(run / FOLDER / BEST)
             else:
                 later.unlink()

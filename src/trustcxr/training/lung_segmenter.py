@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trustcxr.attacks.contract import radii, uniform_start
-from trustcxr.console import Progress, say
-from trustcxr.data.batches import augment, to_pixels
+from trustcxr.attacks.base import radii, uniform_start
+from trustcxr.console import Progress, log
+from trustcxr.data.loader import augment, to_pixels
 from trustcxr.models.lung_gate import LungGate
-from trustcxr.recipes.run import RunRecipe
+from trustcxr.recipes.run_recipe import RunRecipe
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 
@@ -52,7 +52,7 @@ def fit(
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    say(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
+    log(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
     return found
 
 

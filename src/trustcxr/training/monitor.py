@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trustcxr import attacks
-from trustcxr.attacks.contract import check_finite
-from trustcxr.catalogue import USUAL_ATTACKS
-from trustcxr.certify import contract, ibp
+from trustcxr.attacks.base import check_finite
+from trustcxr.certify import affine_graph, ibp
 from trustcxr.console import Progress, duration
-from trustcxr.data.batches import loader, to_pixels
+from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.recipes.training import MONITOR_IMAGES, MONITOR_STEPS
-from trustcxr.results import files, folders
-from trustcxr.results.documents import VERSION, Refit, TrainingDocument
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
+from trustcxr.registry import USUAL_ATTACKS
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
 from trustcxr.training import checkpoint, precision
-from trustcxr.training.cards import Cards
+from trustcxr.training.devices import Devices
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-ALONE = Cards()
+ALONE = Devices()
 _STATE = ("history", "best", "stopped", "seconds", "best_sum", "processor_seconds")  # kept in checkpoints
 OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
@@ -47,7 +47,7 @@ class Monitor(pl.Callback):
 
     measured_on = "validation"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Cards = ALONE) -> None:
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Devices = ALONE) -> None:
         self.folder, self.val, self.recipe, self.cards = folder, val, recipe, cards
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
@@ -104,7 +104,7 @@ class Monitor(pl.Callback):
         row["seconds"] = self.seconds
         self.history.append(row)
         if self.cards.rank == 0:
-            files.write_table(self.folder / folders.HISTORY_FILE, self.table())
+            atomic.write_table(self.folder / layout.HISTORY_FILE, self.table())
         judged = row | balanced
         if self._overfits(judged):
             self.stopped = "overfitting"
@@ -118,7 +118,7 @@ class Monitor(pl.Callback):
             if self.cards.rank == 0:
                 better = self.folder / checkpoint.FOLDER / checkpoint.NEXT
                 save_weights(module.candidate(), better)
-                self.best_sum = files.checksum(better)
+                self.best_sum = atomic.checksum(better)
         elif row["epoch"] - max(self.best["epoch"], ramp_ends) >= self.recipe.training.patience:
             self.stopped = "early"
             trainer.should_stop = True
@@ -179,7 +179,7 @@ class RefitMonitor(Monitor):
     measured_on = "validation images that it was trained on"
 
     def __init__(
-        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Cards = ALONE
+        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Devices = ALONE
     ) -> None:
         super().__init__(folder, val, recipe, cards)
         self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
@@ -249,7 +249,7 @@ def validate(
     val: "Dataset",
     recipe: RunRecipe,
     device: torch.device,
-    cards: Cards = ALONE,
+    cards: Devices = ALONE,
     balanced: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
@@ -266,7 +266,7 @@ def validate(
         return float(cards.summed(torch.tensor(right, device=device))) / of
 
     right, epsilon = 0.0, recipe.defence.epsilon
-    with attacks.undisturbed(model):
+    with attacks.preserve_state(model):
         for images, labels, _ in _batches(val, cards):
             logits = model(_pixels(images, device))
             if cards.world == 1:
@@ -295,7 +295,7 @@ def validate(
                 attacks.fgsm(model, images, labels, epsilon=epsilon),
                 attacks.pgd(model, images, labels, epsilon=epsilon, steps=MONITOR_STEPS, stop_when_wrong=True),
             )
-        with attacks.undisturbed(model):
+        with attacks.preserve_state(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
                 found = labels[model(perturbed).argmax(1) == labels]
                 hits[name] += torch.bincount(found, minlength=len(of_class))
@@ -306,18 +306,18 @@ def validate(
     return figures
 
 
-def _batches(val: "Dataset", cards: Cards) -> DataLoader:
+def _batches(val: "Dataset", cards: Devices) -> DataLoader:
     """This process's part of the validation images, 64 at a time; every image is in the part of one."""
     return loader(val, 64 * cards.world, part=(cards.rank, cards.world))
 
 
-def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Cards) -> float:
+def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Devices) -> float:
     """How many validation images of this process are right, and proved to stay so by interval bounds."""
     proved = 0.0
-    with attacks.undisturbed(model):
-        layers = contract.layers(model)
+    with attacks.preserve_state(model):
+        layers = affine_graph.layers(model)
         for images, labels, _ in _batches(val, cards):
-            truth, box = labels.to(device), ibp.Interval.of(*contract.box(_pixels(images, device), epsilon))
+            truth, box = labels.to(device), ibp.Interval.of(*affine_graph.box(_pixels(images, device), epsilon))
             least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved

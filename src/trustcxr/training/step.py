@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import defences
-from trustcxr.catalogue import DEFENCES
-from trustcxr.data.batches import Batch, augment, to_pixels
-from trustcxr.data.lungs import has_lungs
-from trustcxr.defences import backgrounds, guidance, lesion_losses, lung_losses
-from trustcxr.defences.lesion_losses import Known
+from trustcxr.data.loader import Batch, augment, to_pixels
+from trustcxr.data.lung_masks import has_lungs
+from trustcxr.defences import backgrounds, counterfactual_loss, guidance, lung_losses
+from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.models import classifier
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.training.cards import Cards
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.registry import DEFENCES
+from trustcxr.training.devices import Devices
 
-ALONE = Cards()
+ALONE = Devices()
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class TrainingStep(pl.LightningModule):
         lungs: np.ndarray | None = None,
         lesions: np.ndarray | None = None,
         healthy: int | None = None,
-        cards: Cards = ALONE,
+        cards: Devices = ALONE,
         batch_images: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
         self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
-        self.healthy = healthy  # the class of a film without its lesion
+        self.healthy = healthy  # the class of an image without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
@@ -107,7 +107,7 @@ class TrainingStep(pl.LightningModule):
         pixels, lungs, lesions = self._pixels(images, rows)
         if self.cards.parts > 1:
             self.trainer.optimizers[0].zero_grad()
-        known = None if lungs is None or lesions is None else Known(pixels, labels, lungs, lesions)
+        known = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
         if known is not None and self.healthy is not None:
             known = self._counterfactual(known, self.healthy)
             pixels, labels = known.pixels, known.labels
@@ -137,7 +137,7 @@ class TrainingStep(pl.LightningModule):
         part: slice,
         pixels: Tensor,
         labels: Tensor,
-        known: Known | None,
+        known: LesionBatch | None,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class TrainingStep(pl.LightningModule):
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
 
-    def _whole(self, labels: Tensor, known: Known | None, emptied: int) -> tuple[Whole, Known | None]:
+    def _whole(self, labels: Tensor, known: LesionBatch | None, emptied: int) -> tuple[Whole, LesionBatch | None]:
         """What is to be known of the whole batch, of which this process has these; and what is known, with its shares.
 
         A batch in one part on one card is its own whole.
@@ -178,7 +178,7 @@ class TrainingStep(pl.LightningModule):
         learner: nn.Module,
         pixels: Tensor,
         labels: Tensor,
-        known: Known | None,
+        known: LesionBatch | None,
         part: slice,
         emptied: Tensor,
         whole: Whole,
@@ -193,17 +193,17 @@ class TrainingStep(pl.LightningModule):
             options = self.defence_options(part, None if known is None else known.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)
         if beside is not None:
-            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied films
+            counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
             loss = loss + counts_for * beside.confusion_loss()
         if seen and known is not None:
             apart = guidance.guidance(seen[-1], known, loss=training.guidance_loss, depth=guidance.DEPTH)
             loss = loss + training.guidance * apart
         return loss, logits
 
-    def _counterfactual(self, known: Known, healthy: int) -> Known:
+    def _counterfactual(self, known: LesionBatch, healthy: int) -> LesionBatch:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
         training = self.recipe.training
-        known = lesion_losses.counterfactual(
+        known = counterfactual_loss.counterfactual(
             known,
             healthy=healthy,
             share=training.counterfactuals,

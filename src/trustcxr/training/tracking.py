@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 from filelock import FileLock
 from pytorch_lightning import loggers
 
-from trustcxr.console import say
+from trustcxr.console import log
 from trustcxr.errors import UserError
-from trustcxr.recipes.run import RunRecipe
-from trustcxr.results import files, folders
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.storage import atomic, layout
 from trustcxr.training.monitor import Monitor
 
 TRACKED_FILE = ".tracked.json"  # in a run's folder: the run of MLflow that a resumed training continues
@@ -28,7 +28,7 @@ def logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
     Raises UserError if a package is missing, or the server does not answer.
     """
     track, uri = recipe.training.track, recipe.training.tracking_uri
-    name = recipe.name if folder.name != folders.BEFORE_REFIT else f"{recipe.name}-{folders.BEFORE_REFIT}"
+    name = recipe.name if folder.name != layout.BEFORE_REFIT else f"{recipe.name}-{layout.BEFORE_REFIT}"
     try:
         if track == "tensorboard":
             made: loggers.Logger = loggers.TensorBoardLogger(home(folder), name="tensorboard", version=name)
@@ -44,9 +44,9 @@ def logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
 
 def home(folder: Path) -> Path:
     """Return where runs are tracked together: the folder of the study, or the run's own."""
-    run = folder.parent if folder.name == folders.BEFORE_REFIT else folder
+    run = folder.parent if folder.name == layout.BEFORE_REFIT else folder
     study = run.parent.parent
-    return study if run.parent.name == "runs" and (study / folders.STUDY_FILE).is_file() else run
+    return study if run.parent.name == "runs" and (study / layout.STUDY_FILE).is_file() else run
 
 
 class Tracked(pl.Callback):
@@ -71,14 +71,14 @@ class Tracked(pl.Callback):
                 send()
             except Exception as problem:  # of a tracker's own client: said once
                 self.lost = True
-                say(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
+                log(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
 
 
 def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
     place = home(folder).resolve()
     place.mkdir(parents=True, exist_ok=True)
     address = uri or f"sqlite:///{place / 'mlflow.db'}"
-    before = files.read_document(folder / TRACKED_FILE) if (folder / TRACKED_FILE).is_file() else {}
+    before = atomic.read_document(folder / TRACKED_FILE) if (folder / TRACKED_FILE).is_file() else {}
     # One at a time: two would both make the tables of a new database.
     with nullcontext() if uri else FileLock(place / ".mlflow.lock", timeout=120):
         made = loggers.MLFlowLogger(
@@ -88,7 +88,7 @@ def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
             artifact_location=None if uri else (place / "mlflow").as_uri(),
             run_id=str(before["run"]) if before.get("uri") == address else None,
         )
-        files.write_json(folder / TRACKED_FILE, {"uri": address, "run": made.run_id})
+        atomic.write_json(folder / TRACKED_FILE, {"uri": address, "run": made.run_id})
     return made
 
 

@@ -1,7 +1,7 @@
-"""Could this be a frontal chest film? Simple signs, each with its reason; no network, and no proof of the contrary.
+"""Could this be a frontal chest image? Simple signs, each with its reason; no network, and no proof of the contrary.
 
-The thresholds leave about one real film in a hundred under suspicion (COVID-QU-Ex and films of other hospitals; a test
-measures it), so that they are warnings and never refusals. Only what a DICOM file says of itself is refused.
+The thresholds leave about one real image in a hundred under suspicion (COVID-QU-Ex and images of other hospitals; a
+test measures it), so that they are warnings and never refusals. Only what a DICOM file says of itself is refused.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from trustcxr.data.images.grey import quiet
-from trustcxr.data.images.reading import FORMATS, is_dicom
-from trustcxr.results.disk import Source, open_source
+from trustcxr.data.images.greyscale import quiet
+from trustcxr.data.images.read import FORMATS, is_dicom
+from trustcxr.storage.os_errors import Source, open_source
 
 SIDE = 64  # pixels of the thumbnail that is judged
 FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels
 LAYOUT, UPSIDE = 0.6, -1.2  # see Signs
-_FILMS = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that a film may be stored as
+_IMAGES = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that an image may be stored as
 _OTHERS = {"CT", "MR", "US", "MG", "PT", "NM", "XA", "ECG", "OPT", "OP", "ES", "GM", "SM", "IO", "BMD", "SEG", "SR"}
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TORSO", "TRUNK", "STERN")
 
@@ -41,7 +41,7 @@ class Signs:
 
     @property
     def layout(self) -> float:
-        """High where it is laid out as a chest film is: alike left and right, dark lungs, bright middle and below."""
+        """High where it is laid out as a chest image is: alike left and right, dark lungs, bright middle and below."""
         return self.symmetry + self.middle + self.below
 
 
@@ -60,7 +60,7 @@ def measure(thumb: np.ndarray) -> Signs:
 
 
 def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
-    """What speaks against a chest film: a fixed word -> the reason. Empty where nothing does.
+    """What speaks against a chest image: a fixed word -> the reason. Empty where nothing does.
 
     thumb: (64, 64) uint8, the picture squeezed. colour: mean distance of the colour channels in grey levels.
     """
@@ -73,15 +73,15 @@ def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
     if signs.smoothness < NOISY:
         found["noise"] = "its pixels have little to do with their neighbours, as in noise"
     elif signs.middle + signs.below < UPSIDE and signs.symmetry > 0:
-        found["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest film"
+        found["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest image"
     elif signs.layout < LAYOUT:
-        found["unlike"] = "it is not laid out as a frontal chest film is"
+        found["unlike"] = "it is not laid out as a frontal chest image is"
     return found
 
 
-def thumbnail(film: np.ndarray) -> np.ndarray:
-    """A film (H, W) uint8 squeezed to (64, 64)."""
-    return np.asarray(Image.fromarray(film).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """An image (H, W) uint8 squeezed to (64, 64)."""
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def colourfulness(path: Source) -> float:
@@ -104,24 +104,24 @@ def colour_of(image: Image.Image) -> float:
 
 
 def another_kind(path: Source) -> str | None:
-    """Why a DICOM file is not a film of the chest, by what it says of itself; None for all else.
+    """Why a DICOM file is not an image of the chest, by what it says of itself; None for all else.
 
     What the file says is not quoted, but for a known modality's code.
     """
     if not is_dicom(path):
         return None
     try:
-        from trustcxr.data.images.dicom import header_of
+        from trustcxr.data.images.dicom_files import read_header
 
         tags = ["Modality", "BodyPartExamined"]
         with quiet():
-            header = header_of(path, tags)
+            header = read_header(path, tags)
         modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
     except Exception:  # damaged, or no pydicom: said where it is read
         return None
-    if modality and modality not in _FILMS:
+    if modality and modality not in _IMAGES:
         code = modality if modality in _OTHERS else "another modality"
-        return f"a DICOM file of {code}: expected a chest film (CR or DX)"
+        return f"a DICOM file of {code}: expected a chest image (CR or DX)"
     if part and not any(word in part for word in _CHEST):
         return "a DICOM file of another body part: expected the chest"
     return None

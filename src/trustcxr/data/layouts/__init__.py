@@ -5,15 +5,15 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trustcxr import catalogue
+from trustcxr import registry
 from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
-from trustcxr.data.layouts.files import _folders, noting
+from trustcxr.data.layouts.csv_lists import PUBLISHED, read_list
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.lists import PUBLISHED, read_list
+from trustcxr.data.layouts.listing import _folders, noting
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
-from trustcxr.results.disk import escaped, kind_of, open_regular
+from trustcxr.storage.os_errors import escaped, file_kind, open_regular
 
 EXPECTED = (
     "expected COVID-QU-Ex ('Lung Segmentation Data' or 'Infection Segmentation Data' with "
@@ -31,7 +31,7 @@ def read_manifest(
 ) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
-    `path` is a folder, a list, or an address that fsspec knows, whose films are then brought here once (data.remote).
+    `path` is a folder, a list, or an address that fsspec knows, whose images are then brought here once (data.remote).
     `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders` (the catalogue's). `columns` and `images` are for
     a list: see `lists.read_list`. Raises UserError where the folder or file is not understood.
     """
@@ -44,7 +44,7 @@ def read_manifest(
         manifest = _read(root, layout, columns, images)
     if manifest is not None:
         if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
-            manifest.notes.append("columns and a folder of images are for a list, which these films are not")
+            manifest.notes.append("columns and a folder of images are for a list, which these images are not")
         manifest.passed_over = passed_over
         if passed_over:
             first, why = next(iter(passed_over.items()))
@@ -60,16 +60,16 @@ def _root(path: str | Path) -> Path:
     """The folder or file itself. UserError where there is none, or it is neither."""
     if not str(path):
         raise UserError("no data named: give a folder of X-rays or a list")
-    remote.refuse_nowhere(path)
+    remote.check_exists(path)
     try:
-        root = remote.here(path).expanduser().absolute()
+        root = remote.fetch(path).expanduser().absolute()
         mode = root.stat().st_mode
     except (OSError, ValueError, RuntimeError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
         raise UserError(
             f"{escaped(str(path))[:200]}: cannot be read: {why}; give a folder of X-rays or a list"
         ) from None
-    if not stat.S_ISDIR(mode) and (what := kind_of(mode)) is not None:
+    if not stat.S_ISDIR(mode) and (what := file_kind(mode)) is not None:
         raise UserError(f"{path}: {what}: give a folder of X-rays or a list")
     return root
 
@@ -110,5 +110,5 @@ def what_is_there(folder: Path) -> str:
 
 
 LAYOUTS: dict[str, Callable[[Path], Manifest | None]] = {
-    name: catalogue.function_of("data.layouts", entry.function) for name, entry in catalogue.LAYOUTS.items()
+    name: registry.load_function("data.layouts", entry.function) for name, entry in registry.LAYOUTS.items()
 }

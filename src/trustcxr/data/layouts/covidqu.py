@@ -4,8 +4,8 @@ import filecmp
 from collections.abc import Iterator
 from pathlib import Path
 
-from trustcxr.data.layouts.files import Record, _files, _folders, _Masks
-from trustcxr.data.layouts.side_car import _join_side_car
+from trustcxr.data.layouts.listing import Record, _files, _folders, _Masks
+from trustcxr.data.layouts.sidecar import _join_side_car
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
 
 # Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.

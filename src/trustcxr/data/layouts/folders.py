@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from trustcxr.data.layouts.files import Record, _files, _folders, _Masks
-from trustcxr.data.layouts.side_car import _join_side_car
+from trustcxr.data.layouts.listing import Record, _files, _folders, _Masks
+from trustcxr.data.layouts.sidecar import _join_side_car
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
 
 _NOT_CLASSES = {"images", "masks", "lung masks", "lung_masks", "infection masks"}

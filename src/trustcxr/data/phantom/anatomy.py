@@ -1,7 +1,7 @@
 """The thorax behind a synthetic X-ray: where its parts are, and how much of the beam each one stops.
 
-Lengths are in patient units: the film is about 2 wide and 2 high, (0, 0) is its middle, u grows to the image's right
-(the patient's left), v grows downwards. Attenuation is in units of the film's range before exposure: air 0, lung 0.3,
+Lengths are in patient units: the image is about 2 wide and 2 high, (0, 0) is its middle, u grows to the image's right
+(the patient's left), v grows downwards. Attenuation is in units of the image's range before exposure: air 0, lung 0.3,
 heart 0.75. Everything here is a sum of line integrals, as in a radiograph, so ribs show through lung and heart.
 """
 
@@ -62,7 +62,7 @@ def draw_patient(random: np.random.Generator) -> Patient:
     def between(index: int, low: float, high: float) -> float:
         return float(low + (high - low) * r[index])
 
-    bedside = r[0] < 0.35  # an AP film taken in bed: larger heart, shallower breath, less straight
+    bedside = r[0] < 0.35  # an AP image taken in bed: larger heart, shallower breath, less straight
     dome = between(1, 0.24, 0.46) if bedside else between(1, 0.34, 0.60)
     return Patient(
         width=between(2, 0.86, 1.2),
@@ -101,7 +101,7 @@ def draw_patient(random: np.random.Generator) -> Patient:
 
 @dataclass(frozen=True)
 class Thorax:
-    """A patient laid out on a film of (H, W) pixels. Every array is (H, W) float32."""
+    """A patient laid out on an image of (H, W) pixels. Every array is (H, W) float32."""
 
     u: Array  # patient's coordinate to the image's right
     v: Array  # patient's coordinate downwards
@@ -129,14 +129,14 @@ def enlarge(grid: Array, size: int) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _film_grid(size: int) -> tuple[Array, Array]:
+def _image_grid(size: int) -> tuple[Array, Array]:
     line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
     return np.broadcast_to(line, (size, size)).copy(), np.broadcast_to(line[:, None], (size, size)).copy()
 
 
 def coordinates(patient: Patient, size: int) -> tuple[Array, Array]:
-    """The patient's (u, v) at each pixel of a film of size x size."""
-    x, y = _film_grid(size)
+    """The patient's (u, v) at each pixel of an image of size x size."""
+    x, y = _image_grid(size)
     angle = np.deg2rad(patient.rotation)
     c, s = float(np.cos(angle)), float(np.sin(angle))
     u = x * (c / patient.width) + (y * (s / patient.width) - patient.shift_x)
@@ -205,7 +205,7 @@ def lung_borders(p: Patient) -> Borders:
 
 
 def lay_out(p: Patient, size: int) -> Thorax:
-    """Place the patient's parts on a film and sum what they stop of the beam."""
+    """Place the patient's parts on an image and sum what they stop of the beam."""
     u, v = coordinates(p, size)
     across, iu, iv = np.abs(u), _index(u), _index(v)
     is_left = u > 0

@@ -14,7 +14,7 @@ SHORTCUTS = ("marker", "border", "brightness", "scanner_noise", "tube")
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Plant `kind` on `share` (0..1) of the films of one class, and on none of the others."""
+    """Plant `kind` on `share` (0..1) of the images of one class, and on none of the others."""
 
     kind: str
     share: float
@@ -45,40 +45,40 @@ _GLYPHS = {
 Planted = tuple[Array, NDArray[np.bool_]]
 
 
-def _marker(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    size = film.shape[0]
+def _marker(image: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    size = image.shape[0]
     glyph = np.array([[int(c) for c in row] for row in _GLYPHS["R" if random.random() < 0.5 else "L"]], np.float32)
     height = max(int(size * random.uniform(0.065, 0.09)), 7)
     width = max(height * 5 // 7, 5)
     letter = enlarger(height, 7) @ glyph @ enlarger(width, 5).T > 0.5
     top = int(size * random.uniform(0.03, 0.08))
     left = int(size * random.uniform(0.03, 0.08))
-    mark = np.zeros(film.shape, bool)
+    mark = np.zeros(image.shape, bool)
     mark[top : top + height, left : left + width] = letter
-    return np.where(mark, np.float32(random.uniform(0.92, 1.0)), film), mark
+    return np.where(mark, np.float32(random.uniform(0.92, 1.0)), image), mark
 
 
-def _border(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    size = film.shape[0]
-    mark = np.ones(film.shape, bool)
+def _border(image: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    size = image.shape[0]
+    mark = np.ones(image.shape, bool)
     top, bottom, left, right = (max(int(size * random.uniform(0.02, 0.06)), 1) for _ in range(4))
     mark[top : size - bottom, left : size - right] = False
-    return np.where(mark, np.float32(0.0), film), mark
+    return np.where(mark, np.float32(0.0), image), mark
 
 
-def _brightness(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    return film + np.float32(random.uniform(0.12, 0.18)), np.ones(film.shape, bool)
+def _brightness(image: Array, random: np.random.Generator, _: Thorax) -> Planted:
+    return image + np.float32(random.uniform(0.12, 0.18)), np.ones(image.shape, bool)
 
 
-def _scanner_noise(film: Array, random: np.random.Generator, _: Thorax) -> Planted:
+def _scanner_noise(image: Array, random: np.random.Generator, _: Thorax) -> Planted:
     """Grain is added in _expose; here the scanner's line pattern."""
-    lines = random.normal(0, 0.012, (1, film.shape[1])).astype(np.float32)
-    return film + lines, np.ones(film.shape, bool)
+    lines = random.normal(0, 0.012, (1, image.shape[1])).astype(np.float32)
+    return image + lines, np.ones(image.shape, bool)
 
 
-def _tube(film: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
+def _tube(image: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
     """A catheter from the neck down beside the spine, turning at its tip."""
-    size = film.shape[0]
+    size = image.shape[0]
     side = 1 if random.random() < 0.5 else -1
     end, bend = random.uniform(-0.1, 0.5), random.uniform(-0.25, 0.25)
     height = np.clip(thorax.v + 1.0, 0, None)
@@ -87,7 +87,7 @@ def _tube(film: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
     width = max(0.013, 1.2 / size)
     mark = (off < width) & (thorax.v < end)
     strength = np.where(off < width * 0.45, np.float32(0.05), np.float32(0.12))  # denser walls, lighter lumen
-    return film + strength * mark, mark
+    return image + strength * mark, mark
 
 
 PLANT: dict[str, Callable[[Array, np.random.Generator, Thorax], Planted]] = {

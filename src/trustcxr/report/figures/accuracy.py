@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trustcxr.report import words
+from trustcxr.report import formatting
 from trustcxr.report.figures.svg import (
     CLEAN_STYLE,
     INK,
@@ -13,17 +13,17 @@ from trustcxr.report.figures.svg import (
     SIDES,
     Drawing,
     Key,
+    add_titles,
     attack_style,
     defence_colour,
     error_bars,
     label_rows,
     percent_axis,
-    say,
     titled,
 )
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline, constant_answer, defences
-from trustcxr.report.study_folder import Run
-from trustcxr.results.documents import AttackResult, Classification, Comparison
+from trustcxr.storage.schemas import AttackResult, Classification, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
                 y = row + shift * (place - (len(series) - 1) / 2)
                 error = error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
-                say(drawn, f"{run.label}, {name}: {words.measured(entry.accuracy, entry.n)}")
+                add_titles(drawn, f"{run.label}, {name}: {formatting.measured(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -57,9 +57,9 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[head.names[a] for a in head.attacks]]
-    at = f"at epsilon {words.epsilon(head.epsilon)}"
+    at = f"at epsilon {formatting.epsilon(head.epsilon)}"
     keys = (Key("clean", *CLEAN_STYLE), *(Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks))
-    alt = f"Dot plot of {words.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
+    alt = f"Dot plot of {formatting.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
     return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, keys)
 
 
@@ -87,7 +87,7 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
     keys = [Key(name, defence_colour(name)) for name in defences(runs)]
     for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
         _, mark, dash = attack_style(name)
-        keys.append(Key(words.attack(name, steps), INK, mark, dash=dash))
+        keys.append(Key(formatting.attack(name, steps), INK, mark, dash=dash))
     alt = f"Accuracy against epsilon, {model}; the numbers stand in the table below."
     return Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
 
@@ -107,9 +107,9 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
         points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
-    name = f"{run.way}, {words.attack(attack, steps)}"
-    told = [words.percent(a) + words.interval(ends, 1, scale=100) for _, a, ends in points]
-    say(line, *(f"{name}, epsilon {words.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
+    name = f"{run.way}, {formatting.attack(attack, steps)}"
+    told = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
+    add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
@@ -135,7 +135,7 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     for value in epsilons:
         if position((value, 0))[0] - position((shown[-1], 0))[0] > room:
             shown.append(value)
-    axes.set_xticks(shown, [words.epsilon(v) for v in shown])
+    axes.set_xticks(shown, [formatting.epsilon(v) for v in shown])
     axes.set_xticks([], minor=True)
 
 
@@ -148,20 +148,23 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(axes, [f"{row.model or words.DASH} · {row.label or row.defence or words.DASH}" for row, _ in known])
+        label_rows(
+            axes,
+            [f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}" for row, _ in known],
+        )
         axes.axvline(0, color=INK, lw=1)
         for place, (row, difference) in enumerate(known):
             value, pair = scale * difference, row.difference.interval
             error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
             drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
-            inside = words.interval(pair, scale=scale, reveal=True)
-            say(drawn, f"{row.model} · {row.defence}: {words.signed(value)}{inside}, {row.outcome}")
+            inside = formatting.interval(pair, scale=scale, reveal=True)
+            add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)
         unit = ", points" if scale == 100 else ""
-        titled(axes, words.measure(measure))
+        titled(axes, formatting.measure(measure))
         axes.set_xlabel(f"robust minus standard{unit}")
 
-    alt = f"Forest plot of {words.measure(measure)}, robust minus standard; the numbers stand in the table."
+    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; the numbers stand in the table."
     return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, OUTCOMES)

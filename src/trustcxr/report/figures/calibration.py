@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import USUAL_ATTACKS
-from trustcxr.report import words
+from trustcxr.registry import USUAL_ATTACKS
+from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
-from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.robustness import _conditions
-from trustcxr.results.documents import Calibrated
+from trustcxr.storage.schemas import Calibrated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,8 +45,11 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
             sizes = 6 + 90 * counts / max(counts.sum(), 1)
             axes.plot(x, y, color=key.colour, ls=key.dash, lw=1.3, alpha=0.8)
             marks = axes.scatter(x, y, s=sizes, color=key.colour, marker=key.mark, lw=0, clip_on=False)
-            told = (f"says {words.percent(c, 0)}, is right {words.percent(a, 0)} (n = {n:.0f})" for c, a, n in known)
-            svg.say(marks, *(f"{key.text}: {text}" for text in told))
+            told = (
+                f"says {formatting.percent(c, 0)}, is right {formatting.percent(a, 0)} (n = {n:.0f})"
+                for c, a, n in known
+            )
+            svg.add_titles(marks, *(f"{key.text}: {text}" for text in told))
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
         svg.percent_axis(axes.xaxis)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import CERTIFIED_COLOUR
-from trustcxr.report import words
-from trustcxr.report.figures.svg import INK, Drawing, Key, label_rows, percent_axis, say
-from trustcxr.report.study_folder import Run
+from trustcxr.registry import CERTIFIED_COLOUR
+from trustcxr.report import formatting
+from trustcxr.report.figures.svg import INK, Drawing, Key, add_titles, label_rows, percent_axis
+from trustcxr.report.load import Run
 from trustcxr.report.tables.certified import Gap, gaps
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def bars(runs: list[Run]) -> Drawing | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(axes, [f"{gap.run.label}, {words.epsilon(gap.epsilon)}" for gap in found])
+        label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in found])
         for row, gap in enumerate(found):
             for (start, end, colour), key in zip(parts(gap), LEGEND, strict=True):
                 drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
-                say(list(drawn), f"{gap.run.label}: {key.text}: {words.percent(end - start)}")
+                add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
             axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.1)
         axes.set_xlim(0, 1)
         percent_axis(axes.xaxis)

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.catalogue import MEASURES
-from trustcxr.report import words
+from trustcxr.registry import MEASURES
+from trustcxr.report import formatting
 from trustcxr.report.figures import svg
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import defences, main_method
-from trustcxr.report.study_folder import Run
 from trustcxr.report.tables.saliency import documents
-from trustcxr.results.documents import Comparison, SaliencyDocument
+from trustcxr.storage.schemas import Comparison, SaliencyDocument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
         panels = figure.subplots(*shape, sharey=True)
         for axes, name in zip(panels, names, strict=True):
             svg.label_rows(axes, [run.label for run, _ in measured])
-            axes.set_title(words.measure(name), fontsize="medium", loc="left")
+            axes.set_title(formatting.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
                 found = document.figure(name)
                 if found.chance is not None:
@@ -37,8 +37,8 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
                 if found.value is not None:
                     error, colour = svg.error_bars(found.value, found.interval), svg.defence_colour(run.defence)
                     drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
-                    beside = words.decimal(found.value) + words.interval(found.interval)
-                    svg.say(drawn, f"{run.label}: {beside}, chance {words.decimal(found.chance)}")
+                    beside = formatting.decimal(found.value) + formatting.interval(found.interval)
+                    svg.add_titles(drawn, f"{run.label}: {beside}, chance {formatting.decimal(found.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
@@ -60,7 +60,7 @@ def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.
         mine = [row for row in rows if row.method == method and row.difference.value is not None]
         drawn = forest(method, mine, columns)
         if drawn:
-            found.append((words.method(method), drawn))
+            found.append((formatting.method(method), drawn))
     return found
 
 
@@ -81,25 +81,23 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
                 value, place = row.difference.value or 0.0, labels.index(_label(row))
                 error = svg.error_bars(value, row.difference.interval)
                 drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
-                inside = words.interval(row.difference.interval, reveal=True)
-                svg.say(drawn, f"{_label(row)}: {words.signed(value)}{inside}, {row.side or row.outcome}")
+                inside = formatting.interval(row.difference.interval, reveal=True)
+                svg.add_titles(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
             axes.set_xlim(-reach, reach)
             axes.locator_params(axis="x", nbins=3)
-            axes.set_title(words.measure(name), fontsize="small", loc="left")
+            axes.set_title(formatting.measure(name), fontsize="small", loc="left")
         for axes in grid[len(names) :]:
             axes.set_axis_off()
 
-    alt = (
-        f"Forest plot of {words.method(method)}, robust minus standard, over models and measures; numbers in the table."
-    )
+    alt = f"Forest plot of {formatting.method(method)}, robust minus standard, over models and measures."
     height = lines * (70 + 24 * len(labels))
     return svg.Drawing(f"comparison-{method}", 760, height, plot, alt, svg.OUTCOMES)
 
 
 def _label(row: Comparison) -> str:
     background = row.background or "full"
-    parts = [row.model or words.DASH, row.defence or words.DASH]
+    parts = [row.model or formatting.DASH, row.defence or formatting.DASH]
     return " · ".join([*parts, *([row.label] if row.label else []), *([background] if background != "full" else [])])
 
 
@@ -116,7 +114,7 @@ def sanity(runs: list[Run]) -> list[svg.Drawing]:
 def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawing:
     dashes = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
     main = main_method(dict(methods))
-    parts = [words.part(stage.part) for stage in dict(methods)[main].sanity]
+    parts = [formatting.part(stage.part) for stage in dict(methods)[main].sanity]
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
@@ -124,7 +122,7 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawi
             values = [stage.figure("ssim").value for stage in document.sanity]
             heights = [1.0, *(float("nan") if v is None else v for v in values)]
             axes.plot(range(len(heights)), heights, color=svg.defence_colour(run.defence), ls=dash, marker="o", ms=3.5)
-            axes.annotate(words.method(name), (len(heights) - 1, heights[-1]), fontsize="small", color=svg.INK)
+            axes.annotate(formatting.method(name), (len(heights) - 1, heights[-1]), fontsize="small", color=svg.INK)
         axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize="small")
         axes.axhline(0, color=svg.RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.catalogue import ATTACKS, DEFENCES
+from trustcxr.registry import ATTACKS, DEFENCES
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -97,11 +97,11 @@ def page_colour(style: str) -> str:
     return _COLOUR.sub(lambda match: f"var(--c{match[1].lower()})", style)
 
 
-def say(artists: Any, *texts: str) -> None:
+def add_titles(artists: Any, *texts: str) -> None:
     """Give a mark, or each mark of a line, the words that stand under the pointer: its values."""
     if isinstance(artists, list | tuple):  # an error bar is several, in tuples
         for artist in artists:
-            say(artist, *texts)
+            add_titles(artist, *texts)
     else:
         artists.set_gid(_SAID + "\n".join(texts))
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, run_cells, share, whole
-from trustcxr.results.documents import AttackResult, CertifiedResult
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.report.tables.table import Cell, Table, run_cells, share, whole
+from trustcxr.storage.schemas import AttackResult, CertifiedResult
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def gaps(runs: list[Run]) -> list[Gap]:
 def by_intervals(runs: list[Run]) -> str:
     """Where intervals alone were tried, in words; nothing where CROWN was tried everywhere, or nobody noted it."""
     found = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
-    return words.listed(f"epsilon {words.epsilon(gap.epsilon)} of {gap.run.name}" for gap in found)
+    return formatting.listed(f"epsilon {formatting.epsilon(gap.epsilon)} of {gap.run.name}" for gap in found)
 
 
 def proved(runs: list[Run]) -> Table | None:
@@ -49,13 +49,13 @@ def proved(runs: list[Run]) -> Table | None:
         rows.append(
             [
                 *run_cells(gap.run),
-                Cell(words.epsilon(gap.epsilon)),
+                Cell(formatting.epsilon(gap.epsilon)),
                 share(gap.entry.accuracy),
                 share(gap.entry.balanced_accuracy),
                 share(gap.lowest.accuracy),
-                Cell(words.attack(gap.lowest.attack) if gap.attacked is not None else words.DASH),
+                Cell(formatting.attack(gap.lowest.attack) if gap.attacked is not None else formatting.DASH),
                 # A bound of another bound: no number of study.json that it could be checked against.
-                Cell(words.hundred(between), value=None),
+                Cell(formatting.hundred(between), value=None),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),
             ]

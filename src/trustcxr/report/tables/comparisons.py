@@ -1,8 +1,8 @@
 """Standard against robust, image by image, as a table."""
 
-from trustcxr.report import words
-from trustcxr.report.tables.cells import Cell, Table, plain, share, whole
-from trustcxr.results.documents import Comparison, StudyDocument
+from trustcxr.report import formatting
+from trustcxr.report.tables.table import Cell, Table, plain, share, whole
+from trustcxr.storage.schemas import Comparison, StudyDocument
 
 _NOTES = {"better": "good", "worse": "bad", None: "quiet"}
 
@@ -25,7 +25,7 @@ def comparisons(study: StudyDocument) -> Table:
     seeds = {c.seed for c in study.comparisons}
     for c in study.comparisons:
         seed = f"seed {c.seed}" if len(seeds) > 1 and c.seed is not None else ""
-        name = c.measure or words.DASH
+        name = c.measure or formatting.DASH
         out_of_hundred = "accuracy" in name
         cell = share if out_of_hundred else plain
         scale, digits = (100, 1) if out_of_hundred else (1, 3)
@@ -33,14 +33,14 @@ def comparisons(study: StudyDocument) -> Table:
         found = "the same" if ends == (0.0, 0.0) else c.outcome
         rows.append(
             [
-                Cell(c.model or words.DASH),
-                Cell(c.defence or words.DASH, words.apart(c.background, c.label, seed)),
-                Cell(words.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
+                Cell(c.model or formatting.DASH),
+                Cell(c.defence or formatting.DASH, formatting.apart(c.background, c.label, seed)),
+                Cell(formatting.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
                 cell(c.standard),
                 cell(c.robust),
-                Cell(words.signed(None if difference is None else scale * difference, digits), value=difference),
-                Cell(words.between(ends, digits, scale=scale, reveal=True) or words.DASH),
-                Cell(words.p_value(c.p_value), _corrected(c), value=c.p_value),
+                Cell(formatting.signed(None if difference is None else scale * difference, digits), value=difference),
+                Cell(formatting.between(ends, digits, scale=scale, reveal=True) or formatting.DASH),
+                Cell(formatting.p_value(c.p_value), _corrected(c), value=c.p_value),
                 whole(c.n),
                 Cell(found, note=_NOTES[c.side]),
             ]
@@ -49,9 +49,9 @@ def comparisons(study: StudyDocument) -> Table:
 
 
 def _method(comparison: Comparison) -> str:
-    return words.method(comparison.method) if comparison.method else ""
+    return formatting.method(comparison.method) if comparison.method else ""
 
 
 def _corrected(comparison: Comparison) -> str:
     corrected = comparison.p_corrected
-    return "" if corrected is None else f"corrected {words.p_value(corrected)}"
+    return "" if corrected is None else f"corrected {formatting.p_value(corrected)}"

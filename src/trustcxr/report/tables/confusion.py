@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table
+from trustcxr.report.tables.table import Cell, Table
 
 SHADE = 0.7  # the strongest: black on it can still be read
 RIGHT, WRONG = "31,78,121", "179,38,30"
@@ -24,8 +24,8 @@ def matrices(run: Run, head: Headline) -> list[Table]:
     if classes and [len(row) for row in clean] == [len(classes)] * len(classes):
         tables.append(_matrix(run, "clean", classes, clean))
     if attacked := under_attack(run, head, len(classes)):
-        name = words.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).steps)
-        tables.append(_matrix(run, f"{name} at {words.epsilon(head.epsilon)}", classes, attacked))
+        name = formatting.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).steps)
+        tables.append(_matrix(run, f"{name} at {formatting.epsilon(head.epsilon)}", classes, attacked))
     return tables
 
 
@@ -57,9 +57,9 @@ def _matrix(run: Run, condition: str, classes: list[str], counts: Sequence[Seque
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         shares = [value / (sum(row) or 1) for value in row]
         cells = [
-            Cell(words.count(value), words.percent(share, 0), shade=shaded(RIGHT if i == j else WRONG, share))
+            Cell(formatting.count(value), formatting.percent(share, 0), shade=shaded(RIGHT if i == j else WRONG, share))
             for j, (value, share) in enumerate(zip(row, shares, strict=True))
         ]
         rows.append([Cell(name), *cells])
-    caption = f"{condition}, n = {words.count(sum(map(sum, counts)))}"
+    caption = f"{condition}, n = {formatting.count(sum(map(sum, counts)))}"
     return Table(f"Confusion matrix, {run.label}, {condition}", ["", *classes], rows, caption=caption)

@@ -1,13 +1,13 @@
 """The table of what the lesion does to the answer, beside what as much healthy lung or background does."""
 
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
-from trustcxr.results.documents import LesionDocument, Share
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.report.tables.table import Cell, Table, gained, plain, run_cells, whole
+from trustcxr.storage.schemas import LesionDocument, Share
 
 FILLS = {"grey": "healthy grey", "mirror": "mirrored lung", "inpaint": "inpainted", "drawn": "healthy greys, drawn"}
 TRANSPLANT = "transplant"
-FILLS |= {TRANSPLANT: "put into a healthy film"}
+FILLS |= {TRANSPLANT: "put into a healthy image"}
 CONTROLS = {"lung": "healthy lung", "background": "background", "healthy patch": "healthy patch"}
 
 
@@ -18,7 +18,7 @@ def effects(runs: list[Run]) -> Table:
         "Defence",
         "Filled with",
         "Control",
-        "Film as it is",
+        "Image as it is",
         "Lesion gone",
         "Control gone",
         "Whole gone",
@@ -43,18 +43,18 @@ def by_size(runs: list[Run]) -> Table:
             if (row.fill, row.control, row.condition) != ("grey", "lung", "clean"):
                 continue
             for part in row.by_size:
-                ends = [words.percent(end, 0) for end in (part.above, part.up_to)]
+                ends = [formatting.percent(end, 0) for end in (part.above, part.up_to)]
                 effect = plain(Share(value=part.effect, ci=(part.low, part.high)))
-                rows.append([*run_cells(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.films)])
+                rows.append([*run_cells(run), Cell(f"{ends[0]} to {ends[1]}"), effect, whole(part.images)])
     header = ["Model", "Defence", "Of the lungs", "Lesion effect", "n"]
     return Table("Lesion effect by the size of the lesion", header, rows, heads=3)
 
 
 def _under(row: LesionDocument) -> str:
-    """The attack that the films were under before; empty for films as they are."""
+    """The attack that the images were under before; empty for images as they are."""
     if row.condition == "clean":
         return ""
-    return f"under {words.attack(row.condition)}, epsilon {words.epsilon(row.epsilon)}"
+    return f"under {formatting.attack(row.condition)}, epsilon {formatting.epsilon(row.epsilon)}"
 
 
 def _cells(row: LesionDocument) -> list[Cell]:
@@ -62,13 +62,13 @@ def _cells(row: LesionDocument) -> list[Cell]:
     note = "good" if low > 0 else "bad" if high < 0 else ""
     if row.control == "background":  # whoever reads the texture of lungs has an effect beside it
         note = ""
-    flips = f"control {words.percent(row.flipped_control, 0)}"
+    flips = f"control {formatting.percent(row.flipped_control, 0)}"
     return [
-        Cell(FILLS.get(row.fill, words.DASH), _under(row)),
-        Cell(CONTROLS.get(row.control, words.DASH)),
+        Cell(FILLS.get(row.fill, formatting.DASH), _under(row)),
+        Cell(CONTROLS.get(row.control, formatting.DASH)),
         *[plain(value) for value in (row.before, row.without, row.beside, row.whole)],
         gained(row.effect, note=note),
-        Cell(words.percent(row.flipped.value, 0), flips, value=row.flipped.value),
+        Cell(formatting.percent(row.flipped.value, 0), flips, value=row.flipped.value),
         whole(row.left_out),
-        whole(row.films),
+        whole(row.images),
     ]

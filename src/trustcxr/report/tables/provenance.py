@@ -1,9 +1,9 @@
 """Where the figures come from: counts, selection, training."""
 
-from trustcxr.report import words
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
-from trustcxr.results.documents import DataCheck, StudyDocument
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
+from trustcxr.storage.schemas import DataCheck, StudyDocument
 
 _SEVERE = ("fault", "leak")
 
@@ -23,12 +23,12 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
 
 
-def check(found: DataCheck | None) -> Table | None:
+def data_check_table(found: DataCheck | None) -> Table | None:
     """What was found wrong with the data, worst first; None where nothing was, or nobody looked."""
     rows = [
         [
-            Cell(each.severity or words.DASH, note="bad" if each.severity in _SEVERE else ""),
-            Cell(words.capital(each.text), note="prose"),
+            Cell(each.severity or formatting.DASH, note="bad" if each.severity in _SEVERE else ""),
+            Cell(formatting.capital(each.text), note="prose"),
             whole(each.count),
         ]
         for each in (found.findings if found else [])
@@ -40,10 +40,10 @@ def probes(found: DataCheck | None) -> Table | None:
     """How much of the class a linear model reads off parts of the picture that a network should not need."""
     rows = [
         [
-            Cell(words.capital(each.view)),
+            Cell(formatting.capital(each.view)),
             share(each.accuracy),
             share(each.chance),
-            Cell(each.how or words.DASH, note="prose"),
+            Cell(each.how or formatting.DASH, note="prose"),
             whole(each.tested_on),
         ]
         for each in (found.probes if found else [])
@@ -62,9 +62,11 @@ def selection(study: StudyDocument) -> Table | None:
     for place, entry in enumerate(ranking, start=1):
         value = share(entry.value) if _is_share(entry.value) else plain(entry.value)
         chosen = Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet")
-        rows.append([Cell(str(place)), Cell(entry.model or words.DASH), value, chosen])
+        rows.append([Cell(str(place)), Cell(entry.model or formatting.DASH), value, chosen])
     unit = ", %" if all(_is_share(entry.value) for entry in ranking) else ""
-    return Table("Ranking on validation", ["Rank", "Model", f"{words.capital(words.measure(by))}{unit}", ""], rows)
+    return Table(
+        "Ranking on validation", ["Rank", "Model", f"{formatting.capital(formatting.measure(by))}{unit}", ""], rows
+    )
 
 
 def _is_share(value: float | None) -> bool:
@@ -93,10 +95,10 @@ def training(runs: list[Run]) -> Table:
             [
                 *run_cells(run),
                 *map(whole, (document.parameters, document.epochs, _counted(document.best_epoch))),
-                Cell(words.measure(document.monitor or words.DASH) + _at(document.epsilon)),
+                Cell(formatting.measure(document.monitor or formatting.DASH) + _at(document.epsilon)),
                 share(document.best_value),
-                Cell(document.stopped or words.DASH),
-                Cell(words.seconds(document.seconds), value=document.seconds),
+                Cell(document.stopped or formatting.DASH),
+                Cell(formatting.seconds(document.seconds), value=document.seconds),
                 *([whole(_refit_epochs(run))] if again else []),
             ]
         )
@@ -104,7 +106,7 @@ def training(runs: list[Run]) -> Table:
 
 
 def _at(epsilon: float | None) -> str:
-    return "" if epsilon is None else f" at {words.epsilon(epsilon)}"
+    return "" if epsilon is None else f" at {formatting.epsilon(epsilon)}"
 
 
 def _counted(epoch: int | None) -> int | None:

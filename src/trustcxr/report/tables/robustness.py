@@ -1,13 +1,13 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
-from trustcxr.report import words
+from trustcxr.report import formatting
+from trustcxr.report.load import Run, least
 from trustcxr.report.ranking import Headline
-from trustcxr.report.study_folder import Run, least
-from trustcxr.report.tables.cells import Cell, Table, plain, run_cells, share, whole
 from trustcxr.report.tables.confusion import WRONG, shaded
-from trustcxr.results.documents import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
-from trustcxr.results.gradient_masking import FGSM_OVERSTATES
-from trustcxr.results.tables import CLEAN
+from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
+from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
 
 def corrupted(runs: list[Run]) -> Table | None:
@@ -18,7 +18,11 @@ def corrupted(runs: list[Run]) -> Table | None:
         if not entries:
             continue
         worst = least(entries)
-        name = f"{words.corruption(worst.corruption)}, severity {words.count(worst.severity)}" if worst else words.DASH
+        name = (
+            f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
+            if worst
+            else formatting.DASH
+        )
         rows.append(
             [
                 *run_cells(run),
@@ -46,15 +50,15 @@ def heats(runs: list[Run]) -> list[Table]:
         rows = []
         for name in dict.fromkeys(entry.corruption for entry in entries):
             cells = [_heat(accuracies.get((name, severity)), clean) for severity in severities]
-            rows.append([Cell(words.corruption(name)), *cells])
-        caption = f"clean {words.percent(clean)}, n = {words.count(entries[0].n)}; accuracy in %, by severity"
+            rows.append([Cell(formatting.corruption(name)), *cells])
+        caption = f"clean {formatting.percent(clean)}, n = {formatting.count(entries[0].n)}; accuracy in %, by severity"
         tables.append(Table(f"Corruptions, {run.label}", ["", *map(str, severities)], rows, caption=caption))
     return tables
 
 
 def _heat(accuracy: float | None, clean: float | None) -> Cell:
     lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
-    return Cell(words.hundred(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
+    return Cell(formatting.hundred(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
 def _corruptions(run: Run) -> list[CorruptionResult]:
@@ -79,8 +83,8 @@ def masking(runs: list[Run]) -> Table | None:
             [
                 *run_cells(run),
                 _OVERSTATES if verdict.masked is False and run.alarmed(FGSM_OVERSTATES) else cell,
-                Cell(words.capital(verdict.because or words.DASH), note="prose"),
-                Cell(words.listed(verdict.looked_for), note="prose"),
+                Cell(formatting.capital(verdict.because or formatting.DASH), note="prose"),
+                Cell(formatting.listed(verdict.looked_for), note="prose"),
             ]
         )
     header = ["Model", "Defence", "Failing gradients", "Because", "What these attacks allowed to look for"]
@@ -115,7 +119,7 @@ def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibr
     found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
     for part in document.attacks:
         if part.at(head.epsilon):
-            found.append((f"{words.attack(part.attack, part.steps)} {words.epsilon(part.epsilon)}", part))
+            found.append((f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}", part))
     return found
 
 
@@ -124,7 +128,7 @@ def planted(runs: list[Run]) -> Table | None:
     rows = []
     for run in runs:
         for kind, part in run.metrics.planted_shortcuts.items():
-            where = f"{words.measure(kind)} of {part.carrier}, moved to {part.moved_to}"
+            where = f"{formatting.measure(kind)} of {part.carrier}, moved to {part.moved_to}"
             cells = [share(how.accuracy) for how in (part.as_is, part.removed, part.moved)]
             follows = [share(part.follows_before), share(part.follows)]
             rows.append([*run_cells(run), Cell(where), *cells, *follows, whole(part.n)])
@@ -151,7 +155,7 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
             for column in ("strict_external", "source"):
                 for value, part in document.by_group.get(column, {}).items():
                     cells = [share(part.accuracy), share(part.balanced_accuracy), share(part.constant_answer)]
-                    what = Cell(f"{words.measure(column)}: {value}")
+                    what = Cell(f"{formatting.measure(column)}: {value}")
                     rows.append([*run_cells(run), Cell(name), what, *cells, whole(part.n)])
     header = ["Model", "Defence", "Data", "Part", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"]
     return Table("Other data, part by part", header, rows, heads=4) if rows else None
@@ -160,11 +164,13 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
 def _drops(document: RunDocument) -> list[list[Cell]]:
     found = []
     for part in document.drop_from_internal:
-        attack = f"{words.attack(part.attack, part.steps)} {words.epsilon(part.epsilon)}"
+        attack = f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}"
         lost = share(part.drop)
         sides = [share(part.internal), share(part.external)]
         found.append([Cell(CLEAN if part.attack == CLEAN else attack), *sides, lost, whole(part.n_external)])
     if not found:
         clean = document.clean
-        found = [[Cell(CLEAN), Cell(words.DASH), share(clean.accuracy.value), Cell(words.DASH), whole(clean.n)]]
+        found = [
+            [Cell(CLEAN), Cell(formatting.DASH), share(clean.accuracy.value), Cell(formatting.DASH), whole(clean.n)]
+        ]
     return found

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.catalogue import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, control_said
-from trustcxr.report import words
+from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, format_control
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
 from trustcxr.report.ranking import main_method
-from trustcxr.report.study_folder import Run
-from trustcxr.report.tables.cells import Cell, Table, gained, plain, run_cells, whole
-from trustcxr.results.documents import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
+from trustcxr.report.tables.table import Cell, Table, gained, plain, run_cells, whole
+from trustcxr.storage.schemas import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
 
 _NOTES = {"above": "good", "below": "bad"}
 _BY_CAUSE = "ranked_by_cause"
@@ -30,13 +30,13 @@ def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, s
 
 def names(run: Run, method: str) -> list[Cell]:
     """Model, defence and method; the random map is nobody's."""
-    own = [Cell("any", note="quiet"), Cell(words.DASH)] if method == CONTROL else run_cells(run)
-    return [*own, Cell(words.method(method))]
+    own = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
+    return [*own, Cell(formatting.method(method))]
 
 
 def measures(runs: list[Run]) -> Table:
     """A row for each run, method and measure: the value, beside maps that look at no model, and its lead."""
-    beside_it = [words.capital(name) for name in REFERENCES.values()]
+    beside_it = [formatting.capital(name) for name in REFERENCES.values()]
     header = ["Model", "Defence", "Method", "Measure", "Value", *beside_it]
     header += ["Over the closest", "Over random weights", "Answered right", "n"]
     rows = []
@@ -48,17 +48,17 @@ def measures(runs: list[Run]) -> Table:
                     rows.append(_withheld(run, method, document, len(header)))
                 continue
             threshold = document.threshold if name == "infection_iou_tuned" else None
-            tuned = "" if threshold is None else f"threshold {words.decimal(threshold, 2)}, tuned on validation"
-            right, of = document.correct.figure(name).value, f"n = {words.count(document.correct.n)}"
+            tuned = "" if threshold is None else f"threshold {formatting.decimal(threshold, 2)}, tuned on validation"
+            right, of = document.correct.figure(name).value, f"n = {formatting.count(document.correct.n)}"
             rows.append(
                 [
                     *names(run, method),
-                    Cell(words.measure(name), tuned),
+                    Cell(formatting.measure(name), tuned),
                     _void(figure) if name in document.void else _noted(figure),
                     *[plain(figure.beside(reference)) for reference in REFERENCES],
                     _led(document.beyond, name),
                     _led(document.random_weights.leads if document.random_weights else [], name, named=False),
-                    Cell(words.decimal(right), of, value=right),
+                    Cell(formatting.decimal(right), of, value=right),
                     whole(document.n),
                 ]
             )
@@ -77,9 +77,9 @@ def _void(figure: Figure) -> Cell:
 
 def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -> list[Cell]:
     """A dash in the place of a hit rate, or of all figures of a map of one cell, with its reason."""
-    measure = "every measure" if document.cells == ONE_CELL else words.measure(HIT_RATE)
-    row = [*names(run, method), Cell(measure), Cell(words.DASH, document.withheld, note="quiet")]
-    return [*row, *[Cell(words.DASH) for _ in range(columns - len(row) - 1)], whole(document.n)]
+    measure = "every measure" if document.cells == ONE_CELL else formatting.measure(HIT_RATE)
+    row = [*names(run, method), Cell(measure), Cell(formatting.DASH, document.withheld, note="quiet")]
+    return [*row, *[Cell(formatting.DASH) for _ in range(columns - len(row) - 1)], whole(document.n)]
 
 
 def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
@@ -87,9 +87,9 @@ def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
     row = next((row for row in leads if row.measure == name), Lead())
     ends = row.difference.interval
     if row.difference.value is None or ends is None:
-        return Cell(words.DASH)
+        return Cell(formatting.DASH)
     note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, control_said(row.control) if named else "", note)
+    return gained(row.difference, format_control(row.control) if named else "", note)
 
 
 def shown(runs: list[Run]) -> Table:
@@ -100,17 +100,17 @@ def shown(runs: list[Run]) -> Table:
         if not (document.verdict or document.withheld or document.cells):
             continue
         ceiling, alike = document.figure("pointing_ceiling"), document.figure("random_network_ssim")
-        chance = "" if ceiling.chance is None else f"chance {words.decimal(ceiling.chance)}"
+        chance = "" if ceiling.chance is None else f"chance {formatting.decimal(ceiling.chance)}"
         note = "" if document.shows is None else "good" if document.shows and not document.survives else "bad"
         # A verdict that names every measure is long: what voids it stands first.
-        says = document.survives or document.verdict or words.DASH
+        says = document.survives or document.verdict or formatting.DASH
         rows.append(
             [
                 *names(run, method),
                 Cell(document.cells or "every pixel"),
-                Cell(words.decimal(ceiling.value), words.between(ceiling.interval), chance, ceiling.value),
+                Cell(formatting.decimal(ceiling.value), formatting.between(ceiling.interval), chance, ceiling.value),
                 plain(alike),
-                Cell(words.capital(says), document.withheld, note=note),
+                Cell(formatting.capital(says), document.withheld, note=note),
             ]
         )
     return Table("What each map may be said to show", header, rows, heads=3)
@@ -127,22 +127,36 @@ def over_controls(runs: list[Run]) -> Table:
                 continue
             leads = {lead.control: [lead] for lead in part.over_controls if lead.measure == measure}
             cells = [_led(leads.get(control, []), measure, named=False) for control in controls]
-            rows.append([*names(run, method), Cell(words.measure(measure)), *cells, whole(part.n)])
-    header = ["Model", "Defence", "Method", "Measure", *[words.capital(control_said(name)) for name in controls], "n"]
+            rows.append([*names(run, method), Cell(formatting.measure(measure)), *cells, whole(part.n)])
+    header = [
+        "Model",
+        "Defence",
+        "Method",
+        "Measure",
+        *[formatting.capital(format_control(name)) for name in controls],
+        "n",
+    ]
     return Table("What each map has over every control", header, rows, heads=4)
 
 
 def by_lesion(runs: list[Run]) -> Table:
     """The main measures by how much of the lungs the lesion covers, each beside chance."""
-    header = ["Model", "Defence", "Method", "Lesion", *[words.capital(words.measure(name)) for name in _MAIN], "n"]
+    header = [
+        "Model",
+        "Defence",
+        "Method",
+        "Lesion",
+        *[formatting.capital(formatting.measure(name)) for name in _MAIN],
+        "n",
+    ]
     rows = []
     for run, method, document in documents(runs):
         for stratum in document.by_lesion:
             if not stratum.n:
                 continue
-            ends = [words.percent(end, 0) for end in (stratum.start, stratum.end)]
+            ends = [formatting.percent(end, 0) for end in (stratum.start, stratum.end)]
             figures = [stratum.figure(name) for name in _MAIN]
-            cells = [replace(_noted(f), beside=f"chance {words.decimal(f.chance)}") for f in figures]
+            cells = [replace(_noted(f), beside=f"chance {formatting.decimal(f.chance)}") for f in figures]
             about = Cell(stratum.stratum, f"{ends[0]} to {ends[1]} of the lungs")
             rows.append([*names(run, method), about, *cells, whole(stratum.n)])
     return Table("Explanations by size of the lesion", header, rows, heads=4)
@@ -153,7 +167,7 @@ def stability(runs: list[Run]) -> Table:
 
     Where maps were not all measured under the same changes, under which stands with each.
     """
-    header = ["Model", "Defence", "Method", *map(words.attack, USUAL_ATTACKS)]
+    header = ["Model", "Defence", "Method", *map(formatting.attack, USUAL_ATTACKS)]
     header += ["Corruptions", "Artefacts", "Moves onto artefacts"]
     rows, under = [], []
     for run, method, document in documents(runs):
@@ -164,7 +178,7 @@ def stability(runs: list[Run]) -> Table:
         found = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
         found += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
         gain = document.figure("artefact_gain")
-        beside = "" if gain.value is None else f"their area {words.decimal(_area(document))}"
+        beside = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
         rows.append([*names(run, method), *map(plain, found), gained(gain, beside)])
     if len(set(under)) > 1:
         rows = [[*row[:2], replace(row[2], beside=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
@@ -174,10 +188,10 @@ def stability(runs: list[Run]) -> Table:
 def _strengths(document: SaliencyDocument) -> str:
     """Under which changes a map's stability was measured: epsilon 0.02; 15 corruptions at severity 3."""
     radii = sorted({entry.epsilon for entry in document.stability if entry.epsilon is not None and not entry.severity})
-    said = [f"epsilon {words.epsilon(radius)}" for radius in radii]
+    said = [f"epsilon {formatting.epsilon(radius)}" for radius in radii]
     for severity in sorted({entry.severity for entry in document.stability if entry.severity}):
-        changed = [words.corruption(e.condition) for e in document.stability if e.severity == severity]
-        some = words.listed(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
+        changed = [formatting.corruption(e.condition) for e in document.stability if e.severity == severity]
+        some = formatting.listed(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
         said.append(f"{some} at severity {severity}")
     return "; ".join(said)
 
@@ -206,11 +220,13 @@ def changes(runs: list[Run]) -> Table:
         methods = run.saliency_methods()
         document = methods.get(main_method(methods), SaliencyDocument())
         for entry in document.stability:
-            strength = f"severity {entry.severity}" if entry.severity else f"epsilon {words.epsilon(entry.epsilon)}"
+            strength = (
+                f"severity {entry.severity}" if entry.severity else f"epsilon {formatting.epsilon(entry.epsilon)}"
+            )
             found = [entry.figure(f"stability_{name}") for name in ("ssim", "rank_correlation", "top_tenth")]
             gain = entry.figure("artefact_gain")
-            moved = Cell(words.signed(gain.value), words.between(gain.interval), value=gain.value)
-            about = Cell(words.measure(words.attack(entry.condition)), strength)
+            moved = Cell(formatting.signed(gain.value), formatting.between(gain.interval), value=gain.value)
+            about = Cell(formatting.measure(formatting.attack(entry.condition)), strength)
             rows.append([*run_cells(run), about, *map(plain, found), moved, plain(_area(entry)), whole(entry.n)])
     return Table("Stability under each change", header, rows, heads=3)
 
@@ -228,11 +244,11 @@ def faithfulness(runs: list[Run]) -> Table:
         random = (control.faithfulness if control else None) or Measured()
         cells = []
         for name in ("insertion", "deletion", "road"):
-            beside = f"random {words.decimal(random.figure(name).value)}"
+            beside = f"random {formatting.decimal(random.figure(name).value)}"
             cells.append(replace(plain(found.figure(name)), beside=beside))
         cause = found.figure(_BY_CAUSE)
         over = _led(document.over_controls, _BY_CAUSE, named=False)
-        beside = f"brightness {words.decimal(cause.brightness)}"
+        beside = f"brightness {formatting.decimal(cause.brightness)}"
         if over.value is not None:
             beside += f"; over it {over.text} ({over.small})"
         cells.append(replace(plain(cause), beside=beside, note=over.note))
@@ -243,12 +259,12 @@ def faithfulness(runs: list[Run]) -> Table:
 def _randomised(document: SaliencyDocument) -> Cell:
     """SSIM with the trained model's map once the last part is random, and once all of them are."""
     if not document.sanity:
-        return Cell(words.DASH)
+        return Cell(formatting.DASH)
     first, last = document.sanity[0], document.sanity[-1]
     return Cell(
-        words.decimal(last.figure("ssim").value),
-        f"all random, rank correlation {words.decimal(last.figure('rank_correlation').value)}",
-        f"{words.part(first.part)} alone random: {words.decimal(first.figure('ssim').value)}",
+        formatting.decimal(last.figure("ssim").value),
+        f"all random, rank correlation {formatting.decimal(last.figure('rank_correlation').value)}",
+        f"{formatting.part(first.part)} alone random: {formatting.decimal(first.figure('ssim').value)}",
         last.figure("ssim").value,
     )
 
@@ -258,6 +274,6 @@ def verdicts(study: StudyDocument) -> list[str]:
     lines = []
     for row in study.comparisons:
         if row.method and row.verdict:
-            where = words.apart(row.background, row.label)
+            where = formatting.apart(row.background, row.label)
             lines.append(f"{row.model} · {row.defence}{', ' if where else ''}{where}: {row.verdict}")
     return lines

@@ -1,8 +1,8 @@
 """The table of what another seed does to each figure: mean, standard deviation and range over seeds."""
 
-from trustcxr.report import words
-from trustcxr.report.tables.cells import Cell, Table
-from trustcxr.results.documents import SeedFigure, StudyDocument
+from trustcxr.report import formatting
+from trustcxr.report.tables.table import Cell, Table
+from trustcxr.storage.schemas import SeedFigure, StudyDocument
 
 _HEADER = ["Model", "Defence", "Figure", "Mean", "Standard deviation", "Lowest", "Highest", "Seeds"]
 
@@ -12,10 +12,10 @@ def over_seeds(study: StudyDocument) -> Table | None:
     rows = [
         [
             Cell(group.model),
-            Cell(group.defence, words.apart(group.background, group.label)),
+            Cell(group.defence, formatting.apart(group.background, group.label)),
             Cell(_named(figure)),
             *(Cell(_number(figure, value), value=value) for value in _values(figure)),
-            Cell(words.count(figure.n), words.listed(map(str, group.seeds)), value=figure.n),
+            Cell(formatting.count(figure.n), formatting.listed(map(str, group.seeds)), value=figure.n),
         ]
         for group in study.over_seeds
         for figure in group.figures
@@ -25,13 +25,13 @@ def over_seeds(study: StudyDocument) -> Table | None:
 
 def _named(figure: SeedFigure) -> str:
     """What a figure is, and of which saliency method: clean accuracy, %."""
-    of = f", {words.method(figure.method)}" if figure.method else ""
-    return words.measure(figure.measure) + of + (", %" if _is_share(figure) else "")
+    of = f", {formatting.method(figure.method)}" if figure.method else ""
+    return formatting.measure(figure.measure) + of + (", %" if _is_share(figure) else "")
 
 
 def _number(figure: SeedFigure, value: float | None) -> str:
     """A value of that figure: accuracies out of a hundred, others as they are."""
-    return words.hundred(value) if _is_share(figure) else words.decimal(value)
+    return formatting.hundred(value) if _is_share(figure) else formatting.decimal(value)
 
 
 def _values(figure: SeedFigure) -> tuple[float | None, ...]:

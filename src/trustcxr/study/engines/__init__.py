@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trustcxr.errors import UserError, lookup
-from trustcxr.study.engines.contract import Engine, Failure, Needs, Task
+from trustcxr.study.engines.base import Engine, Failure, Needs, Task
 from trustcxr.study.engines.local import LocalEngine
-from trustcxr.study.engines.processes import ProcessesEngine
+from trustcxr.study.engines.multiprocess import ProcessesEngine
 from trustcxr.study.engines.ray import RayEngine
 from trustcxr.study.engines.slurm import SlurmEngine
 
-__all__ = ["ENGINES", "Asked", "Engine", "Failure", "LocalEngine", "Needs", "Task", "get"]
+__all__ = ["ENGINES", "Engine", "EngineOptions", "Failure", "LocalEngine", "Needs", "Task", "get"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineOptions:
     """What a person may ask of an engine: runs at once, what each needs, where the cluster is, sbatch's options.
 
     `devices`: cards that share each training, here and one run at a time.
@@ -27,12 +27,12 @@ class Asked:
     devices: int = 1
 
 
-def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engine:
+def get(name: str, jobs: int | None = None, asked: EngineOptions | None = None) -> Engine:
     """Return the engine of that name with so many runs at once, or all that was `asked`; UserError for an unknown name.
 
     An engine for a cluster imports its package when it is used.
     """
-    engine, asked = lookup(ENGINES, "engine", name), asked or Asked(jobs)
+    engine, asked = lookup(ENGINES, "engine", name), asked or EngineOptions(jobs)
     if asked.jobs is not None and asked.jobs < 1:
         raise UserError(f"--jobs {asked.jobs}: expected 1 or more")
     if asked.needs.cpus < 1:
@@ -51,11 +51,11 @@ def get(name: str, jobs: int | None = None, asked: Asked | None = None) -> Engin
     return engine(asked)
 
 
-def _local(asked: Asked) -> Engine:
+def _local(asked: EngineOptions) -> Engine:
     return LocalEngine() if asked.jobs in (None, 1) else ProcessesEngine(asked.jobs or 1)
 
 
-ENGINES: dict[str, Callable[[Asked], Engine]] = {
+ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {
     "local": _local,
     "ray": lambda asked: RayEngine(asked.needs, jobs=asked.jobs, address=asked.address),
     "slurm": lambda asked: SlurmEngine(asked.needs, jobs=asked.jobs, options=asked.slurm),

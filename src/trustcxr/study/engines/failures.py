@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.results import files, locks
-from trustcxr.results.folders import FAILURE_FILE
-from trustcxr.study.engines.contract import Failure, Task
+from trustcxr.storage import atomic, locks
+from trustcxr.storage.layout import FAILURE_FILE
+from trustcxr.study.engines.base import Failure, Task
 
 
-def folder_of(task: Task) -> Path:
+def failure_folder(task: Task) -> Path:
     """Where a task's run is."""
     return task.study / "runs" / task.run
 
@@ -19,7 +19,7 @@ def record(folder: Path, failure: Failure) -> None:
     """Write a failure into the folder of its run, where there is room for that."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with suppress(CannotWrite):  # a disk that refuses says so by itself, and stops the study
-        files.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
+        atomic.write_json(folder / FAILURE_FILE, {"run": failure.name, "reason": failure.reason, "when": when})
 
 
 def lost(task: Task, how: str) -> Failure:
@@ -28,8 +28,8 @@ def lost(task: Task, how: str) -> Failure:
     Nor could it take its name from the run's folder, where it would be said to work on.
     """
     failure = Failure(task.run, f"{task.step}: {how}")
-    record(folder_of(task), failure)
-    locks.abandoned(folder_of(task))
+    record(failure_folder(task), failure)
+    locks.abandoned(failure_folder(task))
     return failure
 
 
@@ -38,14 +38,14 @@ def reason(folder: Path) -> str | None:
     if not (folder / FAILURE_FILE).is_file():
         return None
     with suppress(UserError):  # damaged: it failed, and why is not known
-        return str(files.read_document(folder / FAILURE_FILE).get("reason", ""))
+        return str(atomic.read_document(folder / FAILURE_FILE).get("reason", ""))
     return ""
 
 
 def over(task: Task) -> None:
     """A step is done: that it failed before is no longer so. What is said of a later step stays, until that is done."""
-    if (reason(folder_of(task)) or "").startswith(f"{task.step}: "):
-        forget(folder_of(task))
+    if (reason(failure_folder(task)) or "").startswith(f"{task.step}: "):
+        forget(failure_folder(task))
 
 
 def forget(folder: Path) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trustcxr.console import say
-from trustcxr.study.engines.contract import Failure, Outcomes, Task, Work, attempt
+from trustcxr.console import log
+from trustcxr.study.engines.base import Failure, Outcomes, Task, Work, attempt
 
 
 class LocalEngine:
@@ -26,7 +26,7 @@ class LocalEngine:
         found: Outcomes = []
         for number, task in enumerate(tasks, 1):
             if task.run not in failed:
-                say(f"[{number}/{len(tasks)}] {task.step} {task.run}")
+                log(f"[{number}/{len(tasks)}] {task.step} {task.run}")
                 outcome = attempt(work, task)
                 after()
                 if outcome is not None:

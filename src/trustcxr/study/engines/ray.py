@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr import console
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, log
 from trustcxr.data import remote
 from trustcxr.errors import UserError
-from trustcxr.results import files, folders
+from trustcxr.storage import atomic, layout
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, run_task
 
 RETRIES = 3  # of a task whose process or node was lost; what it had written is kept, so it goes on there
 _WAIT = 10.0  # seconds that an address has to answer
@@ -82,8 +82,8 @@ def _outcome(ray: Any, ready: Any, task: Task) -> Outcome:
 
 def _do(work: Work, task: Task) -> Outcome:
     """Do a task on a node. Lines go to stderr, which Ray brings to whoever started the study; no bars."""
-    console.tell(lambda text: print(text, file=sys.stderr, flush=True))
-    return told(work, task)
+    console.redirect(lambda text: print(text, file=sys.stderr, flush=True))
+    return run_task(work, task)
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _fit(ray: Any, needs: Needs) -> Needs:
 def _check_nodes(ray: Any, study: Path) -> None:
     """Raise UserError if a node does not see the study or its images; log the nodes with other versions."""
     mark, nodes = secrets.token_hex(8), [node for node in ray.nodes() if node["Alive"]]
-    with files.replacing(study / _MARK) as temporary:
+    with atomic.atomic_write(study / _MARK) as temporary:
         temporary.write_text(mark)
     on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
@@ -162,9 +162,9 @@ def _check_nodes(ray: Any, study: Path) -> None:
             ) from None
         if fault:
             raise UserError(f"{name}: {fault}")
-        for package, here in folders.versions().items():
+        for package, here in layout.versions().items():
             if versions.get(package) != here:
-                say(f"{name} has {package} {versions.get(package)}, this machine {here}: bits may differ")
+                log(f"{name} has {package} {versions.get(package)}, this machine {here}: bits may differ")
 
 
 def _look(study: Path, mark: str) -> tuple[str, dict[str, str]]:
@@ -174,10 +174,10 @@ def _look(study: Path, mark: str) -> tuple[str, dict[str, str]]:
         time.sleep(0.2)
     if not path.is_file() or path.read_text() != mark:
         return f"cannot see {study}; choose an --out on a disk that every node has at the same path", {}
-    data = str(files.read_yaml(study / folders.DATA_FILE)["path"]) if (study / folders.DATA_FILE).is_file() else ""
+    data = str(atomic.read_yaml(study / layout.DATA_FILE)["path"]) if (study / layout.DATA_FILE).is_file() else ""
     if data and not remote.is_address(data) and not Path(data).exists():
         return f"cannot see the images in {data}; put them where every node sees them, or give --data an address", {}
-    return "", folders.versions()
+    return "", layout.versions()
 
 
 def _first_line(problem: BaseException) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trustcxr.console import Progress, say
+from trustcxr.console import Progress, log
 from trustcxr.errors import UserError
 from trustcxr.study.engines import failures
-from trustcxr.study.engines.contract import Needs, Order, Outcome, Outcomes, Task, Work, told
+from trustcxr.study.engines.base import Needs, Order, Outcome, Outcomes, Task, Work, run_task
 
 FOLDER = ".slurm"  # in the study's: what each job was given, what it said, and its outcome
 _GPU_OPTIONS = {"gpus_per_node", "gpus_per_task", "num_gpus", "gres", "additional_parameters"}
@@ -28,7 +28,7 @@ class SlurmEngine:
         """Raise UserError if SLURM cannot be used as asked; log if no GPU is asked for."""
         self.executor(study, "preflight")
         if self.needs.gpus is None and not _GPU_OPTIONS & {*self.options}:
-            say("SLURM is asked for no GPU: --gpus 1 asks for one a run, --gpus 0 for none")
+            log("SLURM is asked for no GPU: --gpus 1 asks for one a run, --gpus 0 for none")
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""
@@ -74,7 +74,7 @@ class _Step:
         self.work = work
 
     def __call__(self, task: Task) -> Outcome:
-        return told(self.work, task)
+        return run_task(self.work, task)
 
     def checkpoint(self, task: Task) -> Any:
         """Queue the task again; submitit calls this if SLURM takes the machine away."""

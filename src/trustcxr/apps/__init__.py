@@ -1,0 +1,1 @@
+"""Serve images, run reader studies, read and write DICOM studies."""

@@ -1,0 +1,135 @@
+"""Check hosts, origins and tokens, add security headers, show the files of a page (`serve` and `reader`)."""
+
+import hmac
+import ipaddress
+from collections.abc import Callable, Collection, Mapping
+from importlib.resources import files
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trustcxr.apps.serve.api_models import Fault, Problem
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+    "cache-control": "no-store",
+}
+Page = Mapping[str, tuple[str, str, str]]  # by route: a package, a file in its folder `page`, the media type
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_BEHIND_TOKEN = ("/api/", "/metrics")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def problem(status: int, code: str, message: str, **headers: str) -> JSONResponse:
+    """An answer that says what went wrong."""
+    content = Problem(error=Fault(code=code, message=message)).model_dump()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return JSONResponse(content, status_code=status, headers=named)
+
+
+def bearer(headers: Headers) -> str:
+    """The token that a request brings (RFC 6750 2.1); empty where it brings none."""
+    said = headers.get("authorization", "")
+    return said[7:].strip() if said[:7].lower() == "bearer " else ""
+
+
+class SecurityMiddleware:
+    """Refuses requests by another name of this machine, from another site, or without the token."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None, hosts: Collection[str] | None) -> None:
+        self.app, self.token, self.hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI says."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (refusal or self.app)(scope, receive, with_headers)
+
+    def _refusal(self, headers: Headers, path: str) -> JSONResponse | None:
+        host, origin = _name(f"//{headers.get('host', '')}"), headers.get("origin")
+        if self.hosts is not None and host not in self.hosts:  # another site's name for this machine (DNS rebinding)
+            return problem(421, "wrong-host", "this server answers to localhost only")
+        if origin is not None and _name(origin) != host:
+            return problem(403, "cross-site", "requests from other sites are not answered")
+        if self.token is not None and path.startswith(_BEHIND_TOKEN) and not self._knows(headers):
+            return problem(401, "no-token", "send the token: Authorization: Bearer TOKEN", www_authenticate="Bearer")
+        return None
+
+    def _knows(self, headers: Headers) -> bool:
+        return hmac.compare_digest(bearer(headers).encode(), (self.token or "").encode())
+
+
+def local_names(host: str) -> tuple[str, ...]:
+    """By what names a server on a loopback address may be called."""
+    return (*_LOCAL, host)
+
+
+def _name(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def show(app: FastAPI, page: Page) -> None:
+    """Add the files of a page, read once; no path of a request ever touches the disk."""
+
+    def route(content: bytes, media: str) -> Callable[[], Response]:
+        def shown() -> Response:
+            return Response(content, media_type=media)
+
+        return shown
+
+    for path, (package, name, media) in page.items():
+        content = (files(package) / "page" / name).read_bytes()
+        app.add_api_route(path, route(content, media), include_in_schema=False)
+
+
+def add_fault_handlers(app: FastAPI) -> None:
+    """Answer what is not as the schema says, and faults of the program, as `problem` does."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+
+
+async def _invalid(_: Request, __: Exception) -> Response:
+    return problem(422, "invalid", "the request is not as /openapi.json says")
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return problem(500, "fault", "a fault of the program")

@@ -1,0 +1,273 @@
+"use strict";
+// The page is the API's first client: it sends an image, and shows what comes back. Everything a server says is set as
+// text, never as markup. A file's name stays in the browser's own file field.
+
+const byId = (id) => document.getElementById(id);
+const images = [null, null];
+const links = new Set();
+let served = null;
+let token = readToken();
+let round = 0;
+
+function readToken() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (found) {
+    history.replaceState(null, "", location.pathname);
+    try { sessionStorage.setItem("token", found); } catch { /* kept for this page only */ }
+    return found;
+  }
+  try { return sessionStorage.getItem("token") || ""; } catch { return ""; }
+}
+
+// A link with another token, opened in this tab, changes only what stands behind the #.
+window.addEventListener("hashchange", () => location.reload());
+
+function headers() {
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+async function start() {
+  const response = await fetch("api/v1/runs", { headers: headers() });
+  byId("key").hidden = response.status !== 401;
+  if (response.status === 401) {
+    byId("status").textContent = token ? "This token is not the server's." : "This server asks for its token.";
+    return;
+  }
+  served = await response.json();
+  byId("status").textContent = "";
+  byId("version").textContent = served.version;
+  const names = served.runs.map((run) => run.name);
+  byId("served").textContent = names.length > 1 ? `Compared: ${names.join(" and ")}` : `Network: ${names[0]}`;
+  if (images.some(Boolean)) show();
+}
+
+byId("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = byId("token").value.trim();
+  byId("token").value = "";
+  try { sessionStorage.setItem("token", token); } catch { /* kept for this page only */ }
+  start().catch(lost);
+});
+
+for (const zone of document.querySelectorAll(".drop")) {
+  const slot = Number(zone.dataset.slot);
+  const input = zone.querySelector("input");
+  input.addEventListener("change", () => { if (input.files.length) take(slot, [...input.files]); });
+  for (const kind of ["dragenter", "dragover"]) {
+    zone.addEventListener(kind, (event) => { event.preventDefault(); zone.classList.add("over"); });
+  }
+  zone.addEventListener("dragleave", () => zone.classList.remove("over"));
+  zone.addEventListener("drop", (event) => {
+    event.preventDefault();
+    zone.classList.remove("over");
+    if (event.dataTransfer.files.length) { input.value = ""; take(slot, [...event.dataTransfer.files]); }
+  });
+}
+// An image dropped beside the fields must not replace the page.
+for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
+
+byId("clear").addEventListener("click", () => {
+  images.fill(null);
+  for (const input of document.querySelectorAll("input[type=file]")) input.value = "";
+  round += 1;
+  empty();
+  byId("clear").hidden = true;
+  byId("status").textContent = "Cleared.";
+  byId("file-0").focus();
+});
+
+function take(slot, files) {
+  images[slot] = files[0];
+  if (files.length > 1 && slot === 0) images[1] = files[1];
+  show();
+}
+
+function empty() {
+  byId("panels").replaceChildren();
+  for (const link of links) URL.revokeObjectURL(link);
+  links.clear();
+}
+
+function show() {
+  if (!served) return;
+  round += 1;
+  const now = round;
+  empty();
+  byId("clear").hidden = false;
+  const asked = [];
+  images.forEach((image, slot) => {
+    if (!image) return;
+    for (const run of served.runs) asked.push({ image, slot, run });
+  });
+  const both = images.every(Boolean);
+  byId("status").textContent = asked.length > 1 ? `Looking at ${asked.length} pairs of image and network…` : "Looking at the image…";
+  const done = asked.map(({ image, slot, run }) => {
+    const panel = byId("panel").content.firstElementChild.cloneNode(true);
+    panel.setAttribute("aria-busy", "true");
+    panel.querySelector(".title").textContent = `${both ? `Image ${slot + 1}` : "The image"}, ${run.name}`;
+    byId("panels").append(panel);
+    return examine(panel, image, run, now).finally(() => panel.removeAttribute("aria-busy"));
+  });
+  Promise.all(done).then(() => { if (now === round) byId("status").textContent = "Done."; });
+}
+
+async function examine(panel, image, run, now) {
+  try {
+    if (image.size > served.most_bytes) throw new Error(`larger than the ${Math.floor(served.most_bytes / 2 ** 20)} MB that are taken`);
+    const found = await ask(image, run, now);
+    if (now === round && found) fill(panel, found);
+  } catch (problem) {
+    const place = panel.querySelector(".problem");
+    place.textContent = `No answer: ${problem.message}.`;
+    place.hidden = false;
+  } finally {
+    panel.querySelector(".wait").hidden = true;
+  }
+}
+
+async function ask(image, run, now) {
+  for (let attempt = 0; now === round; attempt += 1) {
+    const form = new FormData();
+    form.append("file", image, "image");
+    form.append("run", run.name);
+    const response = await fetch("api/v1/examine", { method: "POST", body: form, headers: headers() });
+    if (response.ok) return response.json();
+    if (response.status === 503 && attempt < 10) {
+      const wait = Number(response.headers.get("Retry-After")) || 2;
+      await new Promise((resume) => { setTimeout(resume, 1000 * wait); });
+      continue;
+    }
+    const said = await response.json().catch(() => null);
+    throw new Error(said ? said.error.message : `the server said ${response.status}`);
+  }
+  return null;
+}
+
+function png(data) {
+  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+  const link = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  links.add(link);
+  return link;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+function element(name, text, kind) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (kind) made.className = kind;
+  return made;
+}
+
+function fill(panel, found) {
+  const at = (what) => panel.querySelector(what);
+  fillWarnings(at(".warnings"), found.warnings);
+  fillClasses(at(".classes"), found);
+  at(".calibration").textContent = sentence(found.calibration);
+  fillMaps(panel, found);
+  fillFlip(panel, found);
+  at(".corruptions").replaceChildren(...found.corruptions.map((row) => corrupted(row, found.predicted)));
+  const known = found.familiarity;
+  const like = known ? `More unusual than ${percent(known.rarer_than)} of the ${known.validated} images on which the network was validated, of which ${percent(known.accepted)} are accepted. ` : "";
+  at(".took").textContent = `${like}The network sees ${found.size} x ${found.size} pixels of the image's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
+  at(".found").hidden = false;
+}
+
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+
+function fillWarnings(place, warnings) {
+  place.classList.toggle("none", warnings.length === 0);
+  const rows = warnings.length ? warnings : ["Nothing was found. That is no proof that the answer is right."];
+  place.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text.replace(/\.$/, "")))));
+}
+
+function fillClasses(place, found) {
+  place.replaceChildren(...found.classes.map((row) => {
+    const item = element("li");
+    const bar = element("span", undefined, "bar");
+    const part = element("i");
+    part.style.width = `${100 * row.probability}%`;
+    bar.setAttribute("aria-hidden", "true");
+    bar.append(part);
+    item.append(element("span", row.name), bar, element("b", percent(row.probability)));
+    return item;
+  }));
+}
+
+function fillMaps(panel, found) {
+  const at = (what) => panel.querySelector(what);
+  const image = png(found.image);
+  for (const image of panel.querySelectorAll(".stack .image")) {
+    image.src = image;
+    image.alt = "The image";
+  }
+  const pictures = found.maps.map((map) => ({ own: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
+  const method = at(".method");
+  const control = at(".control");
+  method.replaceChildren(...found.maps.map((map, i) => new Option(map.label, String(i))));
+  const fillControls = () => {
+    const map = found.maps[Number(method.value)];
+    control.replaceChildren(...map.controls.map((c, i) => new Option(c.label, String(i))));
+    draw();
+  };
+  const draw = () => {
+    const map = found.maps[Number(method.value)];
+    const other = map.controls[Number(control.value)];
+    const cells = map.cells ? `, made of ${map.cells} cells` : "";
+    at(".map").src = pictures[Number(method.value)].own;
+    at(".map").alt = `${map.label} for ${found.predicted}: bright where the network sees evidence`;
+    at(".other").src = pictures[Number(method.value)].controls[Number(control.value)];
+    at(".other").alt = `Control: ${other.label}`;
+    at(".of-map").textContent = `${map.label} for ${found.predicted}${cells}`;
+    at(".of-control").textContent = `Control: ${other.label}${cells}. It does not know the answer.`;
+    at(".likeness").textContent = other.likeness === null ? "One of the two maps is even, so they cannot be compared."
+      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than its control).`;
+    at(".verdict").textContent = map.verdict ? `On the run's own test images: ${map.verdict}` : "";
+  };
+  method.addEventListener("change", fillControls);
+  control.addEventListener("change", draw);
+  const opacity = at(".opacity");
+  opacity.addEventListener("input", () => {
+    for (const image of panel.querySelectorAll(".map")) image.style.opacity = opacity.value / 100;
+    at(".controls output").textContent = `${opacity.value} %`;
+  });
+  fillControls();
+}
+
+function fillFlip(panel, found) {
+  const at = (what) => panel.querySelector(what);
+  const flip = found.perturbation;
+  at(".seen").src = png(found.network_image);
+  at(".seen").alt = `The image in ${found.size} x ${found.size} pixels`;
+  for (const figure of panel.querySelectorAll(".only")) figure.hidden = !flip;
+  if (flip) {
+    at(".flip .said").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${found.predicted} becomes ${flip.becomes}. Found by FAB, then PGD of ${flip.steps} steps; a smaller change may exist.`;
+    at(".difference").src = png(flip.difference);
+    at(".difference").alt = "The change around mid-grey, magnified";
+    at(".magnified").textContent = `The change, magnified ${flip.magnified.toFixed(0)} times`;
+    at(".flipped").src = png(flip.image);
+    at(".flipped").alt = `The changed image, answered as ${flip.becomes}`;
+    at(".becomes").textContent = `The changed image: ${flip.becomes}, ${percent(flip.probability)}`;
+  } else {
+    at(".flip .said").textContent = `No change up to epsilon ${found.tried_up_to} was found that flips the answer. That may be a network that hides its gradients: see its report.`;
+  }
+  const said = found.survives.map((row) => `${row.attack.toUpperCase()} ${row.survives ? "does not change it" : "changes it"}`);
+  at(".survives").textContent = `At epsilon ${found.epsilon} (${(255 * found.epsilon).toFixed(1)} grey levels): ${said.join("; ")}. To survive is no proof.`;
+}
+
+function corrupted(row, predicted) {
+  const item = element("li");
+  const image = element("img");
+  image.src = png(row.png);
+  image.alt = `The image with ${row.label}: ${row.about}`;
+  const answer = `${row.predicted}, ${percent(row.probability)}`;
+  item.append(image, element("b", `${row.label}, ${row.severity} of 5`));
+  item.append(element("span", row.changed ? `now ${answer}, not ${predicted}` : answer, row.changed ? "changed" : ""));
+  return item;
+}
+
+function lost() {
+  byId("status").textContent = "The server does not answer: is it still running?";
+}
+
+start().catch(lost);

@@ -1,0 +1,80 @@
+"""The workers, each asked by one request at a time; one that ended is replaced."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from trustcxr.apps.serve.worker import OVERLOADED, Limits, ModelInfo, Reply, Worker, WorkItem
+from trustcxr.errors import UserError
+
+_AGAIN = 5.0  # seconds until a worker that could not be started is tried again
+
+
+class Pool:
+    """Processes with the runs in memory. `restarts`: how many were replaced since the start."""
+
+    def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
+        self.folders, self.limits, self.restarts = list(folders), limits, 0
+        self.runs: list[ModelInfo] = []
+        self._free: asyncio.Queue[Worker] = asyncio.Queue()
+        self._all: set[Worker] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+
+    @property
+    def alive(self) -> int:
+        """Workers that can answer, or are at it."""
+        return sum(worker.alive for worker in self._all)
+
+    async def start(self) -> None:
+        """Start the workers, one after the other, so that a fault is said once. UserError where a run does not load."""
+        for _ in range(self.limits.workers):
+            await self._start_one()
+
+    async def ask(self, asked: WorkItem) -> Reply:
+        """Wait for a worker, and for what it says."""
+        try:
+            worker = await asyncio.wait_for(self._free.get(), self.limits.queue)
+        except TimeoutError:
+            return OVERLOADED
+        try:
+            return await asyncio.to_thread(worker.ask, asked)
+        finally:
+            self._back(worker)
+
+    async def stop(self) -> None:
+        """End every worker."""
+        for task in self._starting:
+            task.cancel()
+        for worker in self._all:
+            worker.kill()
+        self._all.clear()
+
+    def _back(self, worker: Worker) -> None:
+        if worker.alive:
+            self._free.put_nowait(worker)
+            return
+        self._all.discard(worker)
+        self.restarts += 1
+        task = asyncio.create_task(self._replace())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _replace(self) -> None:
+        """Start a worker in the place of one that ended, and try until it stands: without one nothing is answered."""
+        while True:
+            try:
+                return await self._start_one()
+            except (UserError, OSError):
+                await asyncio.sleep(_AGAIN)
+
+    async def _start_one(self) -> None:
+        threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
+        worker = Worker(self.folders, self.limits, threads)
+        self._all.add(worker)
+        found = await asyncio.to_thread(worker.ready)
+        if isinstance(found, str):
+            self._all.discard(worker)
+            raise UserError(found)
+        self.runs = found
+        self._free.put_nowait(worker)

@@ -1,0 +1,99 @@
+"""A form with one image, read into memory and nowhere else."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from trustcxr.apps.serve.worker import Limits
+
+_FIELD_BYTES = 1024
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells the log what a broken form holds
+
+
+class Refused(Exception):
+    """A request that is not answered: the status, a word for programs, a line for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+@dataclass(frozen=True)
+class Form:
+    """The image's bytes, and what else was filled in."""
+
+    image: bytes
+    fields: dict[str, str]
+
+
+class _InMemory(MultiPartParser):
+    """Starlette's parser, which would write a file of more than 1 MB to a temporary one on disk."""
+
+    spool_max_size = 1 << 40
+
+
+async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
+    """The form of a request: a file in the field `file`, and text in fields of these names. Refused for all else."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.most_bytes + 4 * _FIELD_BYTES:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.upload):
+            parser = _InMemory(
+                request.headers, _bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
+            )
+            form = await parser.parse()
+            return await _understood(form.multi_items(), known)
+    except TimeoutError:
+        raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
+    except ClientDisconnect:
+        raise Refused(400, "cut-off", "the image was cut off on its way: send it again") from None
+    except (MultiPartException, KeyError, ValueError, AssertionError):
+        raise Refused(400, "broken-form", "the form cannot be read: send one image in the field 'file'") from None
+
+
+async def drain(request: Request, limits: Limits) -> None:
+    """Take what a client sends who is turned away, so that the connection stays sound; nothing of it is held."""
+    try:
+        async with asyncio.timeout(limits.upload):
+            async for _ in _bounded(request, limits):
+                pass
+    except (TimeoutError, Refused, ClientDisconnect):
+        return
+
+
+async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limits.most_bytes + 4 * _FIELD_BYTES:
+            raise _too_large(limits)
+        yield piece
+
+
+async def _understood(items: list[tuple[str, UploadFile | str]], known: tuple[str, ...]) -> Form:
+    images, fields = [], {}
+    for name, value in items:
+        if name == "file" and isinstance(value, UploadFile):
+            images.append(await value.read())
+            await value.close()
+        elif name in known and isinstance(value, str) and name not in fields:
+            fields[name] = value
+        else:
+            allowed = ", ".join(known)
+            raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
+    if len(images) != 1:
+        raise Refused(422, "no-image", "no image: send one in the field 'file'")
+    return Form(images[0], fields)
+
+
+def _too_large(limits: Limits) -> Refused:
+    return Refused(413, "too-large", f"more than {limits.most_bytes >> 20} MB: send a smaller file")

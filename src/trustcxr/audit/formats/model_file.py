@@ -1,0 +1,204 @@
+"""The model file: what is given, how it wants its images, and what its answers are.
+
+A model file is YAML of a few lines. Its three parts are the types below; `read_model_file` reads one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.storage.atomic import read_yaml
+
+Kind = Literal["logits", "probabilities", "sigmoid"]
+Resize = Literal["squeeze", "pad", "crop"]
+_SHOWN = 200  # letters of a wrong value that an error repeats
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("one line of letters that can be printed: it stands in reports")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_one_line)]
+Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], BeforeValidator(_listed)]
+
+
+class Declared(BaseModel):
+    """A part of a model file: keys that it does not have are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSpec(Declared):
+    """How the model wants its images.
+
+    Of an image x in [0, 1] it is given `low + x * (high - low)` where neither mean nor std is said. `mean` and `std`
+    are of the image scaled to [0, 1], one number or one a channel: they are taken to the units of `range`, the mean is
+    subtracted, and the rest divided by std, so that with both said the range cancels out.
+    """
+
+    size: int = Field(224, ge=8, le=4096, description="side of the square image in pixels")
+    channels: Literal[1, 3] = Field(1, description="1, or 3: the grey channel three times")
+    range: tuple[float, float] = Field((0.0, 1.0), description="what black and white are")
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    resize: Resize = Field("squeeze", description="to a square: squeeze, pad with black, or crop the middle")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        low, high = self.range
+        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+            raise ValueError(f"range [{low:g}, {high:g}]: two different numbers, what black and what white are")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) not in (1, self.channels):
+                raise ValueError(
+                    f"{name} has {len(numbers)} numbers: give 1, or one for each of {self.channels} channels"
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be above 0")
+        return self
+
+
+class OutputSpec(Declared):
+    """What the model answers: logits, probabilities that sum to 1, or one sigmoid a finding."""
+
+    kind: Kind = "logits"
+    classes: tuple[Words, ...] = Field(min_length=1, description="names, in the order of the outputs")
+    thresholds: Numbers | None = Field(None, description="the operating point of each class or finding")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(f"class '{twice[0]}' is there twice")
+        if self.kind != "sigmoid" and len(self.classes) < 2:
+            raise ValueError(f"kind {self.kind} needs two classes or more; one finding is of kind sigmoid")
+        if self.thresholds is not None:
+            if len(self.thresholds) not in (1, len(self.classes)):
+                raise ValueError(
+                    f"{len(self.thresholds)} thresholds for {len(self.classes)} classes: give 1 or as many"
+                )
+            if not all(0 < t < 1 for t in self.thresholds):
+                raise ValueError("thresholds are probabilities between 0 and 1")
+        return self
+
+    @property
+    def operating_points(self) -> tuple[float, ...] | None:
+        """The threshold of each finding, 0.5 unless said; None where the answer is the highest class."""
+        if self.kind != "sigmoid":
+            return None
+        given = self.thresholds or (0.5,)
+        return given * len(self.classes) if len(given) == 1 else given
+
+
+class Reported(Declared):
+    """What its makers say of a model: it stands beside what is measured, and changes nothing."""
+
+    clean: float | None = Field(None, ge=0, le=1, description="accuracy on images as they are")
+    attacked: float | None = Field(None, ge=0, le=1, description="accuracy under the strongest attack that they tried")
+    threat_model: Words = Field("", description="what it is meant to withstand, such as L-infinity 0.02")
+    training_data: Words = Field("", description="what it was trained on")
+    paper: Words = Field("", description="where that is said")
+
+
+class ModelFile(Declared):
+    """A whole model file. One of `source`, `python`, `predictions` is given; `timm` names the network of weights."""
+
+    source: str | None = Field(None, description=".onnx, weights (.safetensors, .pth), .pt2 or TorchScript .pt")
+    timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
+    python: str | None = Field(None, description="module:function that returns the model; it runs code")
+    predictions: str | None = Field(None, description="a table of scores, .csv or .parquet; then nothing is attacked")
+    name: Words | None = None
+    input: InputSpec = InputSpec()
+    output: OutputSpec
+    reported: Reported = Reported()
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the model file lies; None of what was said otherwise."""
+        return self._folder
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("source", "python", "predictions") if getattr(self, key)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"give one of source, python and predictions, not {found}")
+        if self.timm and not self.source:
+            raise ValueError(f"timm names the network of a weight file: give the file as source, not {given[0]}")
+        if self.python and ":" not in self.python:
+            raise ValueError(f"python '{self.python}': write module:function")
+        return self
+
+
+Part = TypeVar("Part", bound=Declared)
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """The model file at `path`, paths in it taken from its folder; UserError, with file and key, where it is wrong."""
+    declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
+    moved = {
+        key: str(path.parent / value)
+        for key in ("source", "predictions")
+        if (value := getattr(declared, key)) and not Path(value).is_absolute()
+    }
+    declared = declared.model_copy(update=moved)
+    declared._folder = path.parent
+    return declared
+
+
+def validate_part(kind: type[Part], content: Any, where: str) -> Part:
+    """`content` as a part of a model file; UserError naming file, key and the nearest valid word otherwise."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            error = str(unknown("key", first["loc"][-1], _keys(kind, first["loc"])))
+            raise UserError(f"{where}: {error.replace(str(first['loc'][-1]), key, 1)}") from None
+        if first["type"] == "literal_error" and (words := _words(kind, first["loc"])):
+            raise UserError(f"{where}: {unknown(key, first['input'], words)}") from None
+        given = repr(first["input"])
+        given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
+        said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {given}"
+        raise UserError(f"{where}: " + (f"key '{key}': {said}" if key else said)) from None
+
+
+def _part(kind: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
+    """The type that holds the last key of `location`."""
+    for key in location[:-1]:
+        inner = kind.model_fields[str(key)].annotation if str(key) in kind.model_fields else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kind = inner
+    return kind
+
+
+def _keys(kind: type[BaseModel], location: Sequence[int | str]) -> Iterable[str]:
+    return _part(kind, location).model_fields
+
+
+def _words(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[object, ...]:
+    field = _part(kind, location).model_fields.get(str(location[-1]))
+    return get_args(field.annotation) if field is not None else ()

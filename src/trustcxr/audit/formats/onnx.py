@@ -1,0 +1,265 @@
+"""ONNX files: checked, run by onnxruntime, and converted to torch where the converter says the same.
+
+onnxruntime's answers are what the file means. Gradients come from running the graph in torch (`onnx_operators`), and
+only where that gives onnxruntime's answers to within 1e-4; otherwise the net answers without gradients, and says so.
+Noise is a first sieve when a file is loaded; `loading.held_on` compares both again on images.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trustcxr.audit.formats.onnx_operators import OPERATORS, Attributes, Operator, Unknown
+from trustcxr.audit.formats.outputs import in_a_line
+from trustcxr.errors import UserError
+
+AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
+Values = dict[str, Any]  # of a graph that runs, by the names that it has for them
+_MOST = 2**31  # bytes that one tensor made from constants may take
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file as onnxruntime runs it: images as it wants them (B, C, H, W) -> its first answer. No gradients."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.where = str(path)
+        model = read_onnx(path)
+        runtime = _needs("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session = runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as problem:
+            raise UserError(f"{path}: onnxruntime does not take it ({in_a_line(problem)})") from None
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
+        self.input, self.shape = inputs[0].name, list(inputs[0].shape)
+        if len(self.shape) == 4 and self.shape[3] in (1, 3) and self.shape[1] not in (1, 3):
+            raise UserError(
+                f"{path}: it takes images as ({', '.join(map(str, self.shape))}), channels last; export it with "
+                "channels before height and width, as tf2onnx does with --inputs-as-nchw"
+            )
+        self.dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(inputs[0].type, np.float32)
+        self.output, self.outputs = self.session.get_outputs()[0].name, len(self.session.get_outputs())
+
+    @property
+    def batch(self) -> int | None:
+        """The one size of batch that it takes; None for any."""
+        return self.shape[0] if isinstance(self.shape[0], int) else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the file wants them -> its first answer, without a gradient. UserError where it does not run."""
+        given = images.detach().cpu().numpy().astype(self.dtype)
+        try:
+            (answer,) = self.session.run([self.output], {self.input: given})
+        except Exception as problem:
+            raise UserError(
+                f"{self.where}: onnxruntime fails on images {given.shape} ({in_a_line(problem)}): see input.size and "
+                "input.channels of the model file"
+            ) from None
+        return torch.from_numpy(np.asarray(answer)).to(images.device)
+
+
+def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet, ConvertedNet | None, str]":
+    """Load a file, with its conversion to torch if that answers alike on `images` (as it wants them), else why not."""
+    original = OnnxNet(path)
+    probe = images if original.batch is None else images[:1].expand(original.batch, -1, -1, -1)
+    with torch.no_grad():
+        wanted = original(probe)
+    try:
+        net = ConvertedNet(path).eval()
+        with torch.no_grad():
+            differ = apart(net(probe), wanted)
+    except Exception as problem:  # an operator that is not known, or is used in a way that is not
+        return original, None, f"it cannot be converted to torch ({in_a_line(problem)})"
+    return (original, net, "") if differ <= AGREE else (original, None, describe_difference(differ))
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """By how much answers differ from those that are wanted at most, of the largest of these or of 1."""
+    return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+
+
+def describe_difference(differ: float) -> str:
+    """Why a conversion whose answers are that far apart is not used."""
+    return f"its conversion to torch answers otherwise (by {differ:.1e}, where {AGREE:.0e} is let pass)"
+
+
+def read_onnx(path: Path) -> Any:
+    """The model of an ONNX file with its external data, as `onnx` has it; UserError for a file that is not sound.
+
+    External data must lie in the file's own folder, tensors must be as large as they say, operators must be ONNX's.
+    """
+    onnx = _needs("onnx")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        graphs = list(_graphs(model.graph))
+    except Exception as problem:
+        raise UserError(f"{path}: not readable as ONNX ({in_a_line(problem)})") from None
+    if not model.graph.node:
+        raise UserError(f"{path}: not readable as ONNX (no operator in it)")
+    for opset in model.opset_import:
+        if opset.domain not in _DOMAINS:
+            raise UserError(
+                f"{path}: operators of '{opset.domain}' are not ONNX's own: they are code, and were not run"
+            )
+    constants = {}
+    for graph in graphs:
+        for tensor in _tensors(graph):
+            _check_tensor(tensor, path, onnx)
+            constants[tensor.name] = tensor
+        for node in graph.node:
+            _check_filled(node, constants, path, onnx)
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except Exception as problem:
+        raise UserError(f"{path}: its external data cannot be read ({in_a_line(problem)})") from None
+    return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold tensors of it, by name; `read_onnx` says whether they may."""
+    onnx = _needs("onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    held = (t for graph in _graphs(model.graph) for t in _tensors(graph))
+    named = (entry for t in held if t.data_location == onnx.TensorProto.EXTERNAL for entry in t.external_data)
+    return [path.parent / name for name in sorted({entry.value for entry in named if entry.key == "location"})]
+
+
+class ConvertedNet(nn.Module):
+    """An ONNX graph run by torch, operator by operator: images as it wants them -> its first answer, with gradients."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        graph, onnx = read_onnx(path), _needs("onnx")
+        opset = max([o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")], default=1)
+        graph = graph.graph
+        self._stored = {}
+        for number, tensor in enumerate(graph.initializer):
+            self._stored[tensor.name] = f"t{number}"
+            self.register_buffer(f"t{number}", torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()))
+        self._input = next(i.name for i in graph.input if i.name not in self._stored)
+        self._output, self.outputs = graph.output[0].name, len(graph.output)
+        self._steps = [
+            (_operator(node), list(node.input), list(node.output), _attributes(node, opset, onnx))
+            for node in graph.node
+        ]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as the file wants them -> its first answer."""
+        values: Values = {name: getattr(self, own) for name, own in self._stored.items()}
+        values |= {"": None, self._input: images}
+        for run, inputs, outputs, attributes in self._steps:
+            result = run([values[name] for name in inputs], attributes)
+            values.update(zip(outputs, result if isinstance(result, tuple) else (result,), strict=False))
+        return values[self._output]
+
+
+def _operator(node: Any) -> Operator:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+        raise Unknown(f"operator {node.op_type}")
+    return OPERATORS[node.op_type]
+
+
+def _attributes(node: Any, opset: int, onnx: Any) -> Attributes:
+    found: Attributes = {"opset": opset, "outputs": len(node.output)}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            value = torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
+        elif isinstance(value, bytes):
+            value = value.decode()
+        found[attribute.name] = value if isinstance(value, Tensor | str | int | float) else list(value)
+    return found
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph, and those inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                if node.output and node.op_type == "Constant":
+                    attribute.t.name = attribute.t.name or node.output[0]
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _check_tensor(tensor: Any, path: Path, onnx: Any) -> None:
+    """UserError where the tensor's data are elsewhere than in the file's folder, or fewer than its shape says."""
+    bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return
+    try:
+        item = bits / 8 if bits else np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    except KeyError:
+        raise UserError(f"{path}: tensor '{tensor.name}' is of a kind that is not known") from None
+    claimed = math.prod(tensor.dims)
+    if min(tensor.dims, default=0) < 0:
+        raise UserError(f"{path}: tensor '{tensor.name}' has a negative side")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        held = _external(tensor, path)
+    elif tensor.HasField("raw_data"):
+        held = len(tensor.raw_data)
+    else:
+        fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+        held = int(item * max(len(getattr(tensor, field)) for field in fields))
+    if claimed * item > held:
+        raise UserError(f"{path}: tensor '{tensor.name}' claims {int(claimed * item)} bytes where {held} are")
+
+
+def _external(tensor: Any, path: Path) -> int:
+    """Bytes that the tensor's file holds for it; UserError for a file outside the model's folder."""
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    location, folder = said.get("location", ""), path.parent.resolve()
+    try:
+        inside = (folder / location).resolve()
+        length = inside.stat().st_size if inside.is_relative_to(folder) else -1
+        offset, claimed = int(said.get("offset", 0)), int(said.get("length", 0))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: external data '{location}' of '{tensor.name}' cannot be found beside it") from None
+    if length < 0 or Path(location).is_absolute():
+        raise UserError(f"{path}: external data '{location}' lies outside the model's own folder: it was not opened")
+    return min(claimed or length - offset, length - offset)
+
+
+def _check_filled(node: Any, constants: Mapping[str, Any], path: Path, onnx: Any) -> None:
+    """UserError where a few bytes of the file would fill memory: ConstantOfShape, Expand or Tile by constants."""
+    place = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}.get(node.op_type)
+    if place is None or len(node.input) <= place or node.input[place] not in constants:
+        return
+    tensor = constants[node.input[place]]
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        sides = [int(n) for n in onnx.numpy_helper.to_array(tensor).flatten()]
+        if math.prod(max(n, 1) for n in sides) * 4 > _MOST:
+            raise UserError(f"{path}: {node.op_type} of {sides} would fill {math.prod(sides) * 4 >> 30} GB of memory")
+
+
+def _needs(package: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(package)
+    except ImportError:
+        raise UserError(f"ONNX files need {package}: pip install '.[onnx]'") from None

@@ -1,0 +1,398 @@
+"""Cache every image of a data set, decoded once, in one memory-mapped uint8 file.
+
+A store is a folder named by its key, the SHA-256 of what the files are (path, size, times, which file it is on its
+disk) and how they are decoded, so a changed file, another data set or another option never meets a stale store. In it:
+`images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse if samples have none;
+`hashes.bin`, 16 bytes of BLAKE2b for each image and mask; `index.json`. A store is built in `<key>.building` by one
+process while others wait, and gets its name when it is whole. The next build removes what a killed one left.
+
+Worker processes import this module, so it imports no pandas: they start faster.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import numpy as np
+from PIL import Image
+
+from trustcxr.console import Progress, log
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import DECODER, read_image_at, read_mask_at
+from trustcxr.data.worker_pool import call, pool
+from trustcxr.errors import CannotWrite, UserError, unknown
+from trustcxr.storage.os_errors import megabytes
+
+if TYPE_CHECKING:
+    from trustcxr.data.manifest import Manifest
+
+RESIZES = ("squeeze", "pad", "crop")
+IMAGES, INDEX, HASHES = "images", "index.json", "hashes.bin"
+_CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
+_HASH_BYTES = 16
+_WRITE_BYTES, _HASHED_AT_ONCE = 2**20, 2**24
+_PILLOW_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+
+
+class Unread(TypedDict):
+    """Describe a file that cannot be read: its row in the manifest; `file` is `images` or `<kind>_mask`."""
+
+    row: int
+    file: str
+    reason: str
+    sample_id: str
+    path: str
+
+
+@dataclass
+class Store:
+    """Give access to an open store. Rows are the manifest's, in its order, without those in `skipped`.
+
+    `names` are `images` and `<kind>_mask` of each kind of mask; `hashes` (names, count, 16) uint8.
+    """
+
+    folder: Path
+    size: int
+    count: int
+    resize: str
+    names: list[str]
+    skipped: list[Unread]
+    bad_masks: list[Unread]
+    hashes: np.ndarray
+
+    def map(self, name: str = IMAGES) -> np.ndarray:
+        """Map one of `names` read-only: uint8 (count, size, size)."""
+        return np.memmap(self.folder / f"{name}.u8", np.uint8, "r", shape=(self.count, self.size, self.size))
+
+    def image_sums(self) -> np.ndarray:
+        """Return the hash of every image's pixels, (count,) array of str: equal pixels have equal hashes."""
+        return np.array([row.tobytes().hex() for row in self.hashes[0]], dtype=str)
+
+
+def open_store(
+    manifest: "Manifest",
+    size: int,
+    *,
+    cache: str | Path | None = None,
+    workers: int | None = None,
+    resize: str = "squeeze",
+    every: bool = False,
+) -> Store:
+    """Open the store of a manifest's images at `size` x `size` pixels, and build it first if there is none.
+
+    `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
+    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, `pad`
+    to one with black, or `crop` to the largest in the middle. `every`: read each byte and compare it with its hash,
+    not only the sizes of files. A damaged store is reported and built again. Raises UserError if a file is gone, the
+    disk is full, or no image is readable.
+    """
+    if resize not in RESIZES:
+        raise unknown("resize", resize, RESIZES)
+    if not 8 <= size <= 4096:
+        raise UserError(f"image size {size}: expected 8 to 4096 pixels")
+    folder = cache_folder(cache) / "stores" / key(manifest, size, resize)
+    if store := _read(folder, every=every):
+        return store
+    with _cache_errors(folder, len(manifest.table) * size**2 * len(manifest.files)), _build_lock(folder):
+        # Another process may have built it in the meantime.
+        return _read(folder, every=every) or _build(folder, manifest, size, resize, workers)
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Return the cache folder: the one given, else TRUSTCXR_CACHE, else the user's cache folder."""
+    import platformdirs
+
+    given = cache or os.environ.get("TRUSTCXR_CACHE")
+    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
+
+
+def _read(folder: Path, *, every: bool = False) -> Store | None:
+    """Read the store in `folder` and note that it was used now; None if there is none, or, with a message, if damaged.
+
+    `every`: compare each byte with its hash, not only the sizes of files.
+    """
+    if not folder.exists():
+        return None
+    file = INDEX
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        file = HASHES
+        content = (folder / HASHES).read_bytes()
+        if index.pop("checksum") != _checksum(index, content):
+            raise ValueError
+        shape = (len(index["names"]), index["count"], _HASH_BYTES)
+        store = Store(folder, **index, hashes=np.frombuffer(content, np.uint8).reshape(shape))
+        for name, hashes in zip(store.names, store.hashes, strict=True):
+            file = f"{name}.u8"
+            same = (folder / file).stat().st_size == store.count * store.size**2
+            if not same or (every and _hash_file(folder / file, store.size**2) != hashes.tobytes()):
+                raise ValueError
+    except (OSError, ValueError, TypeError, KeyError):
+        log(f"{folder}: damaged store ({file} is not what was written): the images are decoded again")
+        return None
+    with suppress(OSError):
+        os.utime(folder / INDEX)
+    return store
+
+
+def key(manifest: "Manifest", size: int, resize: str) -> str:
+    """Return the SHA-256 over every file, its path and what the system says of it, in order, and how it is decoded."""
+    from importlib.util import find_spec
+
+    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # with one more, more is read
+    digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
+    root = str(manifest.root)
+    for name, paths in manifest.files.items():
+        lines = ["-" if path is None else f"{path}\t{_facts(f'{root}/{path}')}" for path in paths]
+        digest.update("\n".join([f"|{name}", *lines]).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:40]
+
+
+def _facts(file: str) -> str:
+    """Return size, times and inode of a file, since files of two data sets may have one size and one date.
+
+    Of a broken link, or a file that may not be looked at, return the error number. UserError if the file is gone.
+    """
+    try:
+        facts = os.stat(file)
+    except OSError as fault:
+        if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
+            raise UserError(f"{file}: {fault.strerror}; the data changed since it was listed") from None
+        return f"!{fault.errno}"
+    return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
+
+
+@contextmanager
+def _build_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time build a store; a second one says so and waits."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log("another process is decoding these images: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _cache_errors(folder: Path, most: int) -> Iterator[None]:
+    """Turn a full disk or a cache that cannot be written into one line."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno in _FULL:
+            free = megabytes(shutil.disk_usage(folder.parent).free)
+            raise CannotWrite(
+                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} are needed, {free} are "
+                "free): free some space or set TRUSTCXR_CACHE to another disk"
+            ) from None
+        raise CannotWrite(
+            f"{folder.parent}: decoded images cannot be written there ({str(fault.strerror or fault).lower()}); set "
+            "TRUSTCXR_CACHE to another folder"
+        ) from None
+
+
+# Building ------------------------------------------------------------------------------------------------------------
+
+
+Fault = tuple[int, str, str]  # a file that cannot be read: its row, `images` or `<kind>_mask`, and why
+
+
+class _Decoded(NamedTuple):
+    """Hold what a worker returns of its rows; `hashes` (columns, rows, 16).
+
+    `failure` is the error number if the pixels could not be written, else 0.
+    """
+
+    first: int
+    hashes: np.ndarray
+    faults: list[Fault]
+    failure: int
+
+
+def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: int | None) -> Store:
+    """Decode every image, drop the rows of unreadable ones, and give the store its name."""
+    work = folder.with_name(folder.name + ".building")
+    for left in (work, folder):
+        shutil.rmtree(left, ignore_errors=True)
+    work.mkdir()
+    try:
+        columns, samples = manifest.files, manifest.table["sample_id"]
+        hashes, faults = _decode(work, str(manifest.root), columns, size, resize, workers)
+        good = np.ones(len(samples), dtype=bool)
+        good[[row for row, name, _ in faults if name == IMAGES]] = False
+        if not good.any():
+            raise UserError(f"{manifest.where}: none of the {len(good)} images is readable ({faults[0][2]})")
+        if not good.all():
+            _keep_rows(work, list(columns), size, np.flatnonzero(good))
+            hashes = np.ascontiguousarray(hashes[:, good])
+        unread = [
+            Unread(row=row, file=name, reason=reason, sample_id=samples.iloc[row], path=str(columns[name][row]))
+            for row, name, reason in faults
+        ]
+        index: dict[str, Any] = {
+            "size": size,
+            "count": int(good.sum()),
+            "resize": resize,
+            "names": list(columns),
+            "skipped": [u for u in unread if u["file"] == IMAGES],
+            "bad_masks": [u for u in unread if u["file"] != IMAGES and good[u["row"]]],
+        }
+        (work / HASHES).write_bytes(hashes.tobytes())
+        (work / INDEX).write_text(json.dumps(index | {"checksum": _checksum(index, hashes.tobytes())}, indent=1))
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Store(folder, **index, hashes=hashes)
+
+
+def _decode(
+    work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
+) -> tuple[np.ndarray, list[Fault]]:
+    """Decode every row in parallel; the hashes (columns, rows, 16), and the unreadable files by row and column."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    count = len(columns[IMAGES])
+    if shutil.disk_usage(work).free < count * size**2:  # masks need more, but mostly little
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for name in columns:
+        with open(work / f"{name}.u8", "wb") as file:
+            file.truncate(count * size**2)  # a hole: blocks are taken as rows are written
+    crew = pool(workers, files=count * len(columns), ordered=False)
+    hashes = np.zeros((len(columns), count, _HASH_BYTES), np.uint8)
+    faults: list[Fault] = []
+    failures: list[int] = []
+    jobs = (
+        call(decode_rows, f"{work}", root, first, {n: p[first:stop] for n, p in columns.items()}, size, resize)
+        for first, stop in _chunks(count, crew.n_jobs)
+        if not failures  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
+    )
+    try:
+        with Progress("Decoding images", count) as bar:
+            for done in crew(jobs):
+                failures += [done.failure] if done.failure else []
+                faults += done.faults
+                rows = done.hashes.shape[1]
+                hashes[:, done.first : done.first + rows] = done.hashes
+                bar.advance(rows)
+    except TerminatedWorkerError:
+        raise UserError("a process that decodes images was killed (out of memory?): try fewer workers") from None
+    if failures:
+        raise OSError(failures[0], os.strerror(failures[0]), str(work))
+    return hashes, sorted(faults)
+
+
+def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
+    """Yield spans of rows that become smaller: few to hand out, and no worker ends long after the others."""
+    first = 0
+    while first < count:
+        stop = min(first + min(max((count - first) // (workers * 4), _LAST_CHUNK), _CHUNK), count)
+        yield first, stop
+        first = stop
+
+
+def decode_rows(
+    work: str, root: str, first: int, paths: dict[str, list[str | None]], size: int, resize: str
+) -> _Decoded:
+    """Decode the rows from `first` on of every column into the store being built. Runs in a worker."""
+    Image.core.set_blocks_max(_PILLOW_BLOCKS)
+    hashes = np.empty((len(paths), len(paths[IMAGES]), _HASH_BYTES), np.uint8)
+    hashes[:] = np.frombuffer(_hash(bytes(size**2)), np.uint8)  # of what has no file or cannot be read
+    faults: list[Fault] = []
+    step = max(1, _WRITE_BYTES // size**2)
+    try:
+        for name, of_name in zip(paths, hashes, strict=True):
+            # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
+            with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
+                for start in range(0, len(of_name), step):
+                    part = {n: p[start : start + step] for n, p in paths.items()}
+                    pixels, bad = _decode_column(root, name, part, size, resize, of_name[start : start + step])
+                    faults += [(first + start + row, name, reason) for row, reason in bad]
+                    _write_rows(file, pixels, first + start)
+    except OSError as fault:
+        return _Decoded(first, hashes, faults, fault.errno or errno.EIO)
+    return _Decoded(first, hashes, faults, 0)
+
+
+def _decode_column(
+    root: str, name: str, paths: dict[str, list[str | None]], size: int, resize: str, hashes: np.ndarray
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Decode a few rows of a column, (n, size, size), and write their hashes; rows that cannot be read, and why."""
+    pixels = np.zeros((len(hashes), size, size), np.uint8)
+    bad = []
+    for row, (path, image) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
+        if path is None:
+            continue
+        try:
+            if name == IMAGES:
+                pixels[row] = read_image_at(f"{root}/{path}", size, resize)
+            else:
+                pixels[row] = read_mask_at(f"{root}/{path}", size, resize, image=f"{root}/{image}")
+            hashes[row] = np.frombuffer(_hash(pixels[row].data), np.uint8)
+        except UnreadableImage as fault:
+            bad.append((row, str(fault)))
+    return pixels, bad
+
+
+def _write_rows(file: FileIO, pixels: np.ndarray, first: int) -> None:
+    """Write rows (n, size, size) from row `first` on; runs of black ones stay a hole in the file."""
+    filled = np.asarray(pixels.reshape(len(pixels), -1).any(axis=1))
+    borders = [0, *(np.flatnonzero(np.diff(filled)) + 1), len(pixels)]
+    for start, stop in pairwise(borders):
+        if filled[start]:
+            file.seek((first + start) * pixels[0].nbytes)
+            data = memoryview(np.ascontiguousarray(pixels[start:stop]).data).cast("B")
+            while data:
+                data = data[file.write(data) :]
+
+
+def _keep_rows(work: Path, names: list[str], size: int, rows: np.ndarray) -> None:
+    """Rewrite the files with these rows alone."""
+    step = max(1, _WRITE_BYTES // size**2)
+    for name in names:
+        pixels = np.memmap(work / f"{name}.u8", np.uint8, "r").reshape(-1, size, size)
+        with open(work / "kept", "wb", buffering=0) as file:
+            file.truncate(len(rows) * size**2)
+            for start in range(0, len(rows), step):
+                _write_rows(file, pixels[rows[start : start + step]], start)
+        (work / "kept").replace(work / f"{name}.u8")
+
+
+def _hash(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=_HASH_BYTES).digest()
+
+
+def _checksum(index: dict[str, Any], hashes: bytes) -> str:
+    return _hash(json.dumps(index, sort_keys=True).encode() + hashes).hex()
+
+
+def _hash_file(path: Path, row_bytes: int) -> bytes:
+    """Hash every row of a file, in threads: BLAKE2b releases Python's lock."""
+    from joblib import cpu_count
+
+    step = max(_HASHED_AT_ONCE // row_bytes, 1) * row_bytes
+
+    def hashed(start: int) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return b"".join(_hash(row) for _ in range(0, step, row_bytes) if (row := file.read(row_bytes)))
+
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        return b"".join(threads.map(hashed, range(0, path.stat().st_size, step)))

@@ -1,0 +1,107 @@
+"""An audit as one self-contained HTML page: the verdict, the classes side by side, a contact sheet of each finding."""
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from trustcxr.console import duration, track
+from trustcxr.data.checks.check import DataAudit
+from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
+from trustcxr.data.checks.issues import Issue
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image
+from trustcxr.data.images.resize import resize_image
+from trustcxr.storage.atomic import atomic_write
+from trustcxr.version import NOTICE
+
+SIDE = 128  # pixels of a picture
+_SHOWN, _IMAGES, _MEAN_OF = 24, 6, 200
+
+
+def write_page(audit: DataAudit, path: str | Path) -> Path:
+    """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
+    from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup
+
+    environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
+    manifest = audit.manifest
+    listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
+    page = environment.get_template("audit.html.j2").render(
+        name=manifest.root.name,
+        images=len(manifest.table),
+        layout=manifest.layout,
+        seconds=duration(audit.seconds),
+        notice=NOTICE,
+        verdict=audit.verdict,
+        good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
+        counts=Markup(audit.count_table().to_html(border=0)),
+        lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
+        probes=audit.probes,
+        views=VIEWS,
+        without=WITHOUT_LUNGS,
+        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
+        mean_of=_MEAN_OF,
+        findings=listed,
+        side=SIDE,
+    )
+    file = Path(path)
+    with atomic_write(file) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return file
+
+
+class _Figure(NamedTuple):
+    images: list[str]
+    caption: str
+
+
+class _Sheet(NamedTuple):
+    """A finding with the pictures of the first files that it is about, and how many more there are."""
+
+    severity: str
+    text: str
+    pictures: list[_Figure]
+    more: int
+
+
+def _with_pictures(finding: Issue, root: Path) -> _Sheet:
+    pictures = []
+    for item in finding.items[:_SHOWN]:
+        paths = [item["path"], item.get("other_path") or item.get("mask")]
+        read = [_picture(root / p) for p in paths if p]
+        images = [_source(p) for p in read if p is not None]
+        names = " and ".join(n for n in (item["sample_id"], item.get("other_id")) if n)
+        pictures.append(_Figure(images, f"{names} {item.get('detail', '')}".strip()))
+    return _Sheet(finding.severity, finding.text, pictures, max(len(finding.items) - _SHOWN, 0))
+
+
+def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:
+    rows = np.flatnonzero((audit.manifest.table["class"] == name).to_numpy() & ~audit.unreadable)
+    if not len(rows):
+        return []
+    chosen = np.random.default_rng(0).permutation(rows)[:_MEAN_OF]
+    table = audit.manifest.table.iloc[chosen]
+    read = [(_picture(audit.manifest.root / p), str(s)) for p, s in zip(table["path"], table["sample_id"], strict=True)]
+    images = [(picture, sample) for picture, sample in read if picture is not None]
+    mean = np.mean([picture for picture, _ in images], axis=0).astype(np.uint8)
+    shown = [(_source(picture), sample) for picture, sample in images[:_IMAGES]]
+    return [(_source(mean), f"mean of {len(images)}"), *shown]
+
+
+def _picture(path: Path) -> np.ndarray | None:
+    """The image squeezed to SIDE x SIDE, None where it cannot be read."""
+    try:
+        return resize_image(read_image(path), SIDE)
+    except UnreadableImage:
+        return None
+
+
+def _source(picture: np.ndarray) -> str:
+    """A picture as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,326 @@
+"""The faults that a scan shows, each as one finding: what, how bad, how many, which."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
+
+from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
+from trustcxr.data.checks.scan import Scan
+from trustcxr.data.images import dicom_files, generated, plausibility
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_alike_classes
+
+SEVERITIES = ("fault", "leak", "warning", "note")
+_STRONG, _WEAK = 0.3, 0.1  # Cramér's V
+_EMPTY_CLASS = 0.95  # from this share of empty masks on, a class is one whose masks are empty
+_USUAL = 0.9  # from this share of images with a mask on, an image without one lacks it
+_OUTSIDE = 0.2  # an infection mask with more than this share outside the lungs
+
+
+class _Sample(TypedDict):
+    sample_id: str
+    path: str
+
+
+class Item(_Sample, total=False):
+    """A file that a finding is about, as it stands in JSON; where it is about a pair, the other one too."""
+
+    detail: str
+    mask: str | None
+    other_id: str
+    other_path: str
+    members: list[str]
+
+
+@dataclass
+class Issue:
+    """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about."""
+
+    kind: str
+    severity: str
+    text: str
+    count: int
+    items: list[Item] = field(default_factory=list)
+
+
+def make_issues(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Issue]:
+    """One finding, or none where there are no items.
+
+    In the text, `#` becomes their number, and of `[image|images]` the one that goes with it stays.
+    """
+    listed = list(items)
+    if not listed:
+        return []
+    told = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
+    return [Issue(kind, severity, told.replace("#", f"{len(listed):,}", 1), len(listed), listed)]
+
+
+def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
+    """Files that cannot be read, and names that lie about the format."""
+    files = scan.files
+    other = files["named"].notna() & files["format"].notna() & (files["named"] != files["format"])
+    broken = _items(manifest.table, files["fault"].notna(), files["fault"])
+    lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
+    all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
+    heatmaps = [item for item in all_passed if item["detail"] in (generated.SAID, dicom_files.ANSWER)]
+    passed_over = [item for item in all_passed if item not in heatmaps]
+    return [
+        *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
+        *make_issues("heatmaps", "note", "# [answer|answers] of predict beside the images [is|are] left out", heatmaps),
+        *make_issues("unreadable", "fault", "# [image|images] cannot be read", broken),
+        *make_issues(
+            "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
+        ),
+    ]
+
+
+def class_findings(manifest: Manifest) -> list[Issue]:
+    """Classes whose names differ only in capitals or blanks, and which are one class, most likely."""
+    return [
+        Issue(
+            "class_spelling",
+            "warning",
+            f"classes differ only in capitals or blanks: {format_alike_classes(names)}",
+            len(names),
+        )
+        for names in manifest.alike_classes()
+    ]
+
+
+_DOUBTS = {
+    "colour": "# [image is|images are] in colour",
+    "constant": "# [image is|images are] nearly one grey level",
+    "noise": "# [image looks|images look] like noise",
+    "inverted": "# [image is|images are] inverted, or no chest image",
+    "unlike": "# [image is|images are] not laid out as a frontal chest image is",
+}
+_CHANCE = 0.03  # up to this share of real images looks unlike one, so that it is a note and not a warning
+
+
+def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
+    """Images that could hardly be frontal chest images."""
+    items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
+    samples = _items(manifest.table, slice(None))
+    for row in np.flatnonzero(scan.readable):
+        colour = float(scan.files["colour"].iloc[row])
+        for kind, reason in plausibility.doubts(scan.thumbs[row], colour).items():
+            items[kind].append(Item(**samples[row] | {"detail": reason}))
+    found_all = []
+    for kind, text in _DOUBTS.items():
+        by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
+        found_all += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
+    return found_all
+
+
+def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[Issue]:
+    """Masks missing, unreadable, of another size, not binary, empty or full, or another image's.
+
+    same_image: (N,) cluster of each sample's duplicates; the same mask on the same image is no fault of the mask.
+    """
+    findings: list[Issue] = []
+    if manifest.layout == "covidqu":
+        text = "# [mask is missing, or has|masks are missing, or have] no image"
+        findings += make_issues("mask_missing", "fault", text, _unpaired(manifest.root))
+    for kind, masks in scan.masks.items():
+        table = manifest.table.join(masks)
+        table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], image=same_image)
+        findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
+    return findings
+
+
+def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Issue]:
+    column = kind + MASK_SUFFIX
+    has = table[column].notna()
+    result = []
+    expected = bool(has.mean() > _USUAL)
+    if layout != "covidqu" and (expected or kind == "lung"):
+        severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
+        text = f"# [image has|images have] no {kind} mask, {said}"
+        result += make_issues("mask_missing", severity, text, _items(table, ~has, mask=column))
+    wrong = _wrong_masks(kind, table, has, readable)
+    for name, severity, text in _MASK_FAULTS:
+        rows, detail = wrong[name]
+        result += make_issues(name, severity, text.format(kind=kind), _items(table, rows, detail, mask=column))
+    return result
+
+
+# What can be wrong with a mask that is there, how bad it is, and in words.
+_MASK_FAULTS = (
+    ("mask_unreadable", "fault", "# {kind} [mask|masks] cannot be read"),
+    ("mask_size", "fault", "# {kind} [mask is|masks are] not of the image's size"),
+    ("mask_not_binary", "fault", "# {kind} [mask holds|masks hold] more than two grey levels"),
+    ("mask_empty", "fault", "# {kind} [mask is|masks are] empty, where others of the class are not"),
+    ("mask_unexpected", "warning", "# {kind} [mask marks|masks mark] something, where others of the class are empty"),
+    ("mask_full", "fault", "# {kind} [mask covers|masks cover] the whole image"),
+    ("mask_shared", "fault", "# {kind} [mask is|masks are] the very mask of another image"),
+    ("mask_outside", "warning", "# {kind} [mask lies|masks lie] to more than a fifth outside the lungs"),
+)
+Rows = Any  # whatever chooses rows of a table: truths, labels, a slice
+
+
+def _wrong_masks(
+    kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
+) -> dict[str, tuple[Rows, pd.Series | None]]:
+    """For each of _MASK_FAULTS the rows that have it, and what to say of each row of the table."""
+    good = has & table["fault"].isna()
+    other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
+    empty = good & (table["share"] == 0)
+    emptiness = empty.groupby(table["class"]).transform("sum") / good.groupby(table["class"]).transform("sum")
+    should_be_empty = (emptiness >= _EMPTY_CLASS) & (kind != "lung")
+    twice = table["digest"].where(good & ~empty).map(lambda d: d if isinstance(d, str) else None)
+    owners = table[twice.notna()].groupby(twice[twice.notna()])["image"].transform("nunique")
+    return {
+        "mask_unreadable": (has & ~good, table["fault"]),
+        "mask_size": (good & readable & other_size, _sizes(table)),
+        "mask_not_binary": (good & (table["binary"] == False), None),  # noqa: E712 - the column holds None too
+        "mask_empty": (empty & ~should_be_empty, None),
+        "mask_unexpected": (good & ~empty & should_be_empty, None),
+        "mask_full": (good & (table["share"] > 0.98), None),
+        "mask_shared": (owners.index[owners > 1], None),
+        "mask_outside": (
+            good & (table["outside"] > _OUTSIDE) & (kind == "infection"),
+            table["outside"].map("{:.0%} outside".format),
+        ),
+    }
+
+
+def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, mask: str | None = None) -> list[Item]:
+    """An item for each of the chosen rows; `mask` is the column with its path."""
+    names = ["sample_id", "path", *([mask] if mask else [])]
+    told = table[names].rename(columns={mask: "mask"})
+    told = told if detail is None else told.assign(detail=detail)
+    listed: list[Any] = told.loc[rows].to_dict("records")
+    return listed
+
+
+def _sizes(table: pd.DataFrame) -> pd.Series:
+    """Of each row: mask 64 x 64, image 96 x 96."""
+    columns = [table[name].map("{:.0f}".format) for name in ("width", "height", "image_width", "image_height")]
+    return "mask " + columns[0] + " x " + columns[1] + ", image " + columns[2] + " x " + columns[3]
+
+
+def _unpaired(root: Path) -> list[Item]:
+    """Images without a mask in a mask folder beside theirs, and masks without an image (COVID-QU-Ex's layout)."""
+    items = []
+    for folder, names, _ in os.walk(root):
+        if "images" not in names:
+            continue
+        images = _stems(f"{folder}/images")
+        for masks_folder in (n for n in names if n.lower().endswith("masks")):
+            masks = _stems(f"{folder}/{masks_folder}")
+            for detail, lost in (
+                (f"no file in '{masks_folder}'", images.keys() - masks.keys()),
+                (f"in '{masks_folder}', but no image", masks.keys() - images.keys()),
+            ):
+                for stem in sorted(lost):
+                    name = images.get(stem) or masks[stem]
+                    sub = "images" if stem in images else masks_folder
+                    path = os.path.relpath(f"{folder}/{sub}/{name}", root).replace(os.sep, "/")
+                    items.append(Item(sample_id=name, path=path, detail=detail))
+    return items
+
+
+def _stems(folder: str) -> dict[str, str]:
+    try:
+        names = os.listdir(folder)
+    except OSError:  # that it cannot be listed is a finding of its own
+        return {}
+    images = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
+    return {os.path.splitext(name)[0]: name for name in images}
+
+
+def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
+    """The same image, patient or group in two splits; the same image twice in one, or under two classes."""
+    table = manifest.table
+    split, label = table["split"].to_numpy(str), table["class"].to_numpy(str)
+    first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
+    across = split[first] != split[second]
+    labels_differ = label[first] != label[second]
+    exact = pairs["exact"].to_numpy(bool)
+
+    def items(rows: np.ndarray) -> list[Item]:
+        chosen = np.flatnonzero(rows)
+        return [_pair(table.iloc[first[i]], table.iloc[second[i]], _alike(pairs.iloc[i])) for i in chosen]
+
+    return [
+        *make_issues("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
+        *make_issues(
+            "leak_near", "leak", "# [pair|pairs] of nearly identical images across splits", items(across & ~exact)
+        ),
+        *make_issues(
+            "label_conflict", "fault", "# [pair|pairs] of the same image under two classes", items(labels_differ)
+        ),
+        *_tied(table, "patient", "leak_patient", "# [patient|patients] with images in several splits"),
+        *_tied(table, "group", "leak_group", "# [group|groups] of tied images in several splits"),
+        *make_issues(
+            "repeated", "note", "# [pair|pairs] of the same image within a split", items(~across & ~labels_differ)
+        ),
+    ]
+
+
+def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
+    path, other_path = one["path"], other["path"]
+    return Item(
+        sample_id=one["sample_id"], path=path, other_id=other["sample_id"], other_path=other_path, detail=detail
+    )
+
+
+def _alike(pair: pd.Series) -> str:
+    """What makes a pair the same image, in words."""
+    if pair["exact"]:
+        return "same pixels"
+    turned = [name for name in ("mirrored", "inverted") if pair[name]]
+    return ", ".join([*turned, f"correlation {pair['correlation']:.3f} once aligned"])
+
+
+def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]:
+    known = table[table[column].notna()]
+    if column == "group":  # a group that is a patient is said once, as the patient
+        known = known[known["group"].to_numpy(str) != known["patient"].fillna("").to_numpy(str)]
+    places = known[[column, "split"]].drop_duplicates()[column].value_counts()
+    items = []
+    for name in sorted(map(str, places.index[places > 1])):
+        members = known[known[column] == name]
+        where = sorted(set(members["split"]))
+        detail = f"{column} {name}: {len(members)} images in {' and '.join(where)}"
+        one = members.iloc[0]
+        other = members[members["split"] != one["split"]].iloc[0]
+        item = _pair(one, other, detail)
+        item["members"] = members["sample_id"].tolist()
+        items.append(item)
+    return make_issues(kind, "leak", text, items)
+
+
+def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Issue]:
+    """What tells the classes apart without the lungs, and what is known of the images that goes with the class."""
+    findings = []
+    for probe in probes:
+        if probe.view in WITHOUT_LUNGS and probe.above_chance:
+            low, high = probe.accuracy_ci
+            text = (
+                f"a linear probe tells the classes from {_PHRASES[probe.view]}: balanced accuracy {probe.accuracy:.2f} "
+                f"[{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
+            )
+            findings.append(Issue("confound", "warning", text, 1))
+    for link in linked:
+        if link.cramers_v < _WEAK or link.p_value > 0.001:
+            continue
+        known = "" if link.known == link.n else f" (known for {link.known:,} of {link.n:,})"
+        strength = "strongly" if link.cramers_v >= _STRONG else "weakly"
+        text = f"the {link.column}{known} goes {strength} with the class: Cramér's V {link.cramers_v:.2f}"
+        severity = "warning" if link.cramers_v >= _STRONG else "note"
+        findings.append(Issue("association", severity, text, 1))
+    return findings
+
+
+_PHRASES = {
+    "lungs blanked": "images with the lungs blanked out",
+    "outer frame": "the outer frame alone",
+    "lung shape": "the shape of the lung mask alone",
+    "grey levels": "global grey levels alone",
+}

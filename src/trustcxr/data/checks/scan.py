@@ -1,0 +1,234 @@
+"""Reading every file of a data set once, and keeping what the audit asks of it: facts and small pictures."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet
+from trustcxr.data.images.plausibility import colour_of
+from trustcxr.data.images.read import read_image, threshold
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest
+from trustcxr.data.worker_pool import call, pool
+from trustcxr.storage.os_errors import open_regular
+
+THUMB, PROBE = 64, 32
+_CHUNK = 64
+_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
+_DARK, _LIGHT = 10, 245
+_EVEN = 3  # grey levels of 255: a row or column at the edge that varies by less is border, padded or collimated
+_FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".png": "PNG", ".tiff": "TIFF"}
+_FORMAT_OF |= {".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".jp2": "JPEG2000", ".pgm": "PPM", ".ppm": "PPM"}
+_FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM"}
+
+
+@dataclass
+class Scan:
+    """What was read. Every array and table has one row a sample, in the manifest's order.
+
+    Attributes:
+        files: DataFrame fault (None, or why the image cannot be read), format, mode, width, height, named (the format
+            that the name promises, None where it promises nothing known), pixels (a digest of the decoded image),
+            colour (mean distance of the colour channels in grey levels).
+        thumbs: (N, 64, 64) uint8, the image squeezed.
+        trimmed: (N, 64, 64) uint8, the image without its even borders, squeezed.
+        blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 where there is no usable lung mask.
+        lungs: (N, 32, 32) uint8, the image with all but the lungs at 0, likewise.
+        shapes: (N, 32, 32) uint8, the lung mask, 0 to 255.
+        grey: (N, 7) float32: mean, standard deviation, quartiles, share of nearly black and of nearly white pixels.
+        masks: kind of mask -> DataFrame fault, width, height, binary, share (0..1), digest, outside (the share of the
+            mask that lies outside the lung mask, NaN where that is unknown); rows of samples without one are NaN.
+    """
+
+    files: pd.DataFrame
+    masks: dict[str, pd.DataFrame]
+    thumbs: np.ndarray
+    trimmed: np.ndarray
+    blanked: np.ndarray
+    lungs: np.ndarray
+    shapes: np.ndarray
+    grey: np.ndarray
+
+    @property
+    def readable(self) -> np.ndarray:
+        """bool (N,): the image could be read."""
+        return self.files["fault"].isna().to_numpy()
+
+    @property
+    def has_lungs(self) -> np.ndarray:
+        """bool (N,): the image and a lung mask of its size could be read, and the mask is not empty."""
+        if "lung" not in self.masks:
+            return np.zeros(len(self.files), bool)
+        lung = self.masks["lung"]
+        same = (lung["width"] == self.files["width"]) & (lung["height"] == self.files["height"])
+        return self.readable & (lung["fault"].isna() & same & (lung["share"] > 0)).to_numpy()
+
+
+def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
+    """Read every image and mask once, in `workers` processes (default: one a core), with progress."""
+    from trustcxr.console import Progress
+
+    kinds = list(manifest.mask_kinds)
+    columns = {"image": manifest.table["path"].tolist()}
+    columns |= {kind: manifest.table[kind + MASK_SUFFIX].tolist() for kind in kinds}
+    count = len(manifest.table)
+    starts = range(0, count, _CHUNK)
+    root = str(manifest.root)
+    jobs = (call(_read_rows, root, {k: v[i : i + _CHUNK] for k, v in columns.items()}) for i in starts)
+    facts: list[_FileFacts] = []
+    masks: dict[str, list[_MaskFacts]] = {kind: [] for kind in kinds}
+    thumbs, small = (count, THUMB, THUMB), (count, PROBE, PROBE)
+    arrays: list[np.ndarray] = [np.zeros(shape, np.uint8) for shape in (thumbs, thumbs, small, small, small)]
+    arrays.append(np.zeros((count, 7), np.float32))
+    with Progress("Reading every file", count) as bar:
+        for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
+            for row, read in enumerate(chunk, start):
+                facts.append(read.facts)
+                for kind, rows in masks.items():
+                    rows.append(read.masks[kind])
+                for array, value in zip(arrays, read.pictures or (), strict=False):
+                    array[row] = value
+            bar.advance(len(chunk))
+    tables = {kind: _table(_MaskFacts, rows) for kind, rows in masks.items()}
+    return Scan(_table(_FileFacts, facts), tables, *arrays)
+
+
+@dataclass
+class _FileFacts:
+    """A row of Scan.files."""
+
+    fault: str | None
+    format: str | None
+    mode: str | None
+    width: int
+    height: int
+    named: str | None
+    pixels: str | None
+    colour: float
+
+
+@dataclass
+class _MaskFacts:
+    """A row of a table of Scan.masks."""
+
+    fault: str | None = None
+    width: float = np.nan
+    height: float = np.nan
+    binary: bool | None = None
+    share: float = np.nan
+    digest: str | None = None
+    outside: float = np.nan
+
+
+@dataclass
+class _Read:
+    """What one sample's files gave."""
+
+    facts: _FileFacts
+    pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in its order
+    masks: dict[str, _MaskFacts]
+
+
+def _table(kind: type, rows: Sequence[_FileFacts | _MaskFacts]) -> pd.DataFrame:
+    """A table in which what is not known of a text or a truth stays None, whatever pandas makes of it otherwise."""
+    numbers = (int, float)
+    columns = {f.name: float if f.type in numbers else object for f in fields(kind)}
+    return pd.DataFrame({n: pd.Series([getattr(r, n) for r in rows], dtype=t) for n, t in columns.items()})
+
+
+def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Read]:
+    """Read a few samples. Runs in a worker."""
+    return [_read_one(root, dict(zip(paths, row, strict=True))) for row in zip(*paths.values(), strict=True)]
+
+
+def _read_one(root: str, paths: dict[str, str | None]) -> _Read:
+    file = Path(root, str(paths["image"]))
+    facts, image = _read_file(file)
+    grey = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
+    lung = next((pixels for kind, (_, pixels) in grey.items() if kind == "lung"), None)
+    for kind, (mask_facts, pixels) in grey.items():
+        known = kind != "lung" and pixels is not None and lung is not None and pixels.shape == lung.shape
+        if known and pixels is not None and pixels.any():
+            mask_facts.outside = float(pixels[lung == 0].sum() / pixels.sum())
+    masks = {kind: mask_facts for kind, (mask_facts, _) in grey.items()}
+    return _Read(facts, None if image is None else _pictures(image, lung), masks)
+
+
+def _read_file(file: Path) -> tuple[_FileFacts, np.ndarray | None]:
+    kind, mode, colour = _what_it_is(file)
+    facts = _FileFacts(None, kind, mode, 0, 0, _FORMAT_OF.get(file.suffix.lower()), None, colour)
+    try:
+        image = read_image(file)
+    except UnreadableImage as fault:
+        facts.fault = str(fault)
+        return facts, None
+    facts.height, facts.width = image.shape
+    facts.pixels = _digest(image)
+    return facts, image
+
+
+def _what_it_is(file: Path) -> tuple[str | None, str | None, float]:
+    """The format, PIL's mode and how much colour it has, told from the content; None where it is not known."""
+    try:
+        with open_regular(file, most=8 * MAX_PIXELS) as opened:
+            data = opened.read()
+        if data[128:132] == b"DICM":
+            return "DICOM", None, 0.0
+        with quiet(), Image.open(io.BytesIO(data)) as image:
+            colour = colour_of(image) if image.mode in _COLOUR_MODES else 0.0
+            return image.format, image.mode, colour
+    except Exception:  # what is wrong with the file is said where it is read
+        return None, None, 0.0
+
+
+def _digest(pixels: np.ndarray) -> str:
+    shape = f"{pixels.shape}".encode()
+    return hashlib.blake2b(shape + np.ascontiguousarray(pixels).tobytes(), digest_size=16).hexdigest()
+
+
+def _read_mask(root: str, path: str | None) -> tuple[_MaskFacts, np.ndarray | None]:
+    facts = _MaskFacts()
+    if path is None:
+        return facts, None
+    try:
+        grey = read_image(Path(root, path))
+    except UnreadableImage as fault:
+        facts.fault = str(fault)
+        return facts, None
+    levels = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+    top = int(levels[-1])
+    mask = (grey >= threshold(top)).astype(np.uint8)
+    facts.height, facts.width = grey.shape
+    facts.binary = bool(np.isin(levels, (0, 255) if top > 1 else (0, 1)).all())
+    facts.share, facts.digest = float(mask.mean()), _digest(mask)
+    return facts, mask
+
+
+def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    thumb, trimmed = _small(image, THUMB), _small(_without_borders(image), THUMB)
+    parts = [np.zeros((PROBE, PROBE), np.uint8)] * 3
+    if lung is not None and lung.shape == image.shape:
+        # Blanked before it is made small: what rounding leaves of a lung would be told apart by a probe.
+        parts = [_small(part, PROBE) for part in (image * (1 - lung), image * lung, lung * 255)]
+    quartiles = np.percentile(image, [25, 50, 75])
+    dark, light = np.mean(image < _DARK), np.mean(image > _LIGHT)
+    grey = np.array([image.mean(), image.std(), *quartiles, dark, light], np.float32)
+    return thumb, trimmed, *parts, grey
+
+
+def _without_borders(image: np.ndarray) -> np.ndarray:
+    """The part within even rows and columns at the edges; the whole image where little would be left."""
+    kept = [np.flatnonzero(image.std(axis=1 - axis) > _EVEN) for axis in (0, 1)]
+    if any(len(lines) < size / 3 for lines, size in zip(kept, image.shape, strict=True)):
+        return image
+    (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) for lines in kept)
+    return image[top:bottom, left:right]
+
+
+def _small(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

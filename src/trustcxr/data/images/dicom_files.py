@@ -1,0 +1,299 @@
+"""Reading one DICOM image: the grey levels a radiologist's viewer would show, and nothing that names a patient.
+
+Reasons given for a refusal never quote the file's own text, so no identifier reaches a message, a log or a report.
+"""
+
+import re
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
+from trustcxr.storage.os_errors import Source, open_source
+
+INSTALL = "pip install '.[dicom]'"
+MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no image
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
+ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
+ANSWER = "an answer that was written here, and no image"
+IMAGES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
+    "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: images that were digitised
+)
+_LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
+_LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
+_FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
+
+
+def read_dicom(path: Source) -> np.ndarray:
+    """Read a single-frame DICOM image as 8-bit grey: uint8 (H, W), air dark and bone bright.
+
+    Applies the modality LUT or rescale, then the first VOI LUT or window; without one, the range the pixels use.
+    MONOCHROME1 is inverted, padding is black, colour becomes luma, overlays are not drawn. Raises UnreadableImage for
+    several frames, lateral views, missing pixels, more than 16 bits, and damage.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
+    with quiet():
+        try:
+            _check(read_header(path))
+            with open_source(path) as file:
+                return _grey(pydicom.dcmread(file))
+        except UnreadableImage:
+            raise
+        except MemoryError:
+            raise UnreadableImage("needs more memory than there is") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read,
+            raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
+
+
+def not_an_image(path: Source) -> str | None:
+    """Why a DICOM file is not one frontal image, by its header alone;
+
+    None for an image, and where it cannot be read.
+    """
+    try:
+        with quiet():
+            header = read_header(path)
+            if _is_ours(header):
+                return ANSWER
+            _check(header)
+    except _CutOff:
+        return None
+    except UnreadableImage as problem:
+        return str(problem)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # damaged, or no pydicom: said where the image is read
+        return None
+    return None
+
+
+def is_answer(source: Source) -> bool:
+    """Whether a file, or its content, is an answer in DICOM that was written here."""
+    try:
+        with quiet():
+            return _is_ours(read_header(source, ["Manufacturer"]))
+    except Exception:  # no DICOM, or none that can be read
+        return False
+
+
+def _is_ours(header: Any) -> bool:
+    return str(header.get("Manufacturer") or "") == MANUFACTURER
+
+
+class _CutOff(UnreadableImage):
+    """Of a kind of image, and without its image: damaged, however well what is left can be read."""
+
+
+def read_header(path: Source, tags: list[str] | None = None) -> Any:
+    """What stands before a file's pixels, or these tags of it. UnreadableImage where it would inflate without end.
+
+    Else what pydicom raises, which is almost anything.
+    """
+    import pydicom
+
+    _refuse_inflating(path)
+    with open_source(path) as file:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+
+
+def _in_words(fault: BaseException) -> str:
+    text = str(fault)
+    if "missing dependencies" in text or "missing required dependencies" in text:
+        return f"a compressed DICOM file: reading it needs {INSTALL}"
+    if "available plugins" in text:
+        return "a DICOM file whose compressed image no decoder can read"
+    return f"damaged DICOM file ({type(fault).__name__})"
+
+
+def _refuse_inflating(path: Source) -> None:
+    """Refuse a deflated file that would inflate beyond any image: pydicom inflates without a limit."""
+    with open_source(path) as file:
+        head = file.read(1 << 20)
+        if _DEFLATED.encode() not in head:
+            return
+        start = 144 + struct.unpack_from("<I", head, 140)[0] if head[132:136] == b"\x02\x00\x00\x00" else 0
+        if _DEFLATED.encode() not in head[144:start]:  # pydicom reads it all the same
+            raise UnreadableImage("a deflated DICOM file that does not say where its content begins: refused")
+        file.seek(start)
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        total = 0
+        while data := inflate.unconsumed_tail or file.read(1 << 16):
+            total += len(inflate.decompress(data, 1 << 22))
+            if total > _MOST_BYTES:
+                raise UnreadableImage(f"inflates to more than {_MOST_BYTES >> 20} MiB: refused")
+            if inflate.eof:
+                return
+
+
+def _check(header: Any) -> None:
+    """Refuse, in words, what is not one frontal image of at most 16 bits."""
+    if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
+        if _kind(header) in IMAGES:
+            raise _CutOff("damaged DICOM file: an image without an image, as if cut off")
+        raise UnreadableImage("a DICOM file without an image")
+    frames = header.get("NumberOfFrames")
+    if frames is not None and str(frames).strip() not in ("", "0", "1"):
+        raise UnreadableImage("a DICOM file with several frames: expected one image")
+    rows, columns = int(header.Rows), int(header.Columns)
+    if rows * columns > MAX_PIXELS:
+        raise UnreadableImage(f"{columns} x {rows} pixels: more than {MAX_PIXELS:,} are refused")
+    if header.get("BitsAllocated") not in (8, 16) or not 1 <= header.get("BitsStored", 0) <= header.BitsAllocated:
+        raise UnreadableImage("a DICOM file whose pixels are not of 8 to 16 bits")
+    if header.get("HighBit") not in (None, header.BitsStored - 1):
+        raise UnreadableImage("a DICOM file whose pixels do not lie in the lowest bits")
+    if header.get("SamplesPerPixel", 1) not in (1, 3):
+        raise UnreadableImage("a DICOM file with neither one nor three samples a pixel")
+    if is_lateral(header):
+        raise UnreadableImage("a lateral view: only frontal images are read")
+
+
+def _kind(header: Any) -> str:
+    """The SOP class, or what the file's own header says of it."""
+    of_file = getattr(header, "file_meta", None)
+    return str(header.get("SOPClassUID") or (of_file.get("MediaStorageSOPClassUID") if of_file else None) or "")
+
+
+def is_lateral(header: Any) -> bool:
+    """Whether a DICOM header says that the image is a lateral view."""
+    view = str(header.get("ViewPosition") or "").strip().upper()
+    if view:
+        return view in _LATERAL_CODES
+    for code in header.get("ViewCodeSequence") or []:
+        return bool(re.search(r"\blateral\b", str(code.get("CodeMeaning") or ""), re.IGNORECASE))
+    orientation = header.get("PatientOrientation")
+    if orientation and len(orientation) == 2:  # rows run toward the front or back of the body: seen from the side
+        return str(orientation[0])[:1] in ("A", "P")
+    words = str(header.get("SeriesDescription") or "")
+    return bool(_LATERAL_WORD.search(words)) and not _FRONTAL_WORD.search(words)
+
+
+def _grey(image: Any) -> np.ndarray:
+    if "PixelData" not in image or not image.PixelData:
+        raise UnreadableImage("a DICOM file without pixel data")
+    if image.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_stream(image)
+    pixels = image.pixel_array
+    if pixels.shape[:2] != (image.Rows, image.Columns):
+        raise UnreadableImage("a DICOM file whose pixels are not of the size it states")
+    kind = str(image.PhotometricInterpretation)
+    if kind == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        colour = apply_color_lut(pixels, image)[..., :3]
+        return _luma(colour, 8 * colour.dtype.itemsize)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
+        return _luma(pixels, int(image.BitsStored))
+    if pixels.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise UnreadableImage("a DICOM file whose pixels are neither grey nor colour")
+    return _shown(pixels, image, inverted=kind == "MONOCHROME1")
+
+
+def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
+    """Colour (H, W, 3) of `bits` bits as 8-bit luma (ITU-R 601)."""
+    luma = colour[..., 0] * np.float32(0.299) + colour[..., 1] * np.float32(0.587) + colour[..., 2] * np.float32(0.114)
+    return np.rint(np.clip(luma * np.float32(255 / (2**bits - 1)), 0, 255)).astype(np.uint8)
+
+
+def _shown(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
+    """Grey as displayed. Worked out once for each level that occurs, not for each pixel."""
+    padding = _is_padding(pixels, image)
+    used = pixels if padding is None or padding.all() else pixels[~padding]
+    low, high = int(used.min()), int(used.max())
+    shades = _shades(np.arange(low, high + 1, dtype=np.int32).astype(pixels.dtype), image)
+    grey = shades[np.clip(pixels.astype(np.int32), low, high) - low]
+    grey = 255 - grey if inverted else grey
+    return grey if padding is None else np.where(padding, np.uint8(0), grey)
+
+
+def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
+    """Where the image is padding, which is no part of the image; None where it states no padding."""
+    value = image.get("PixelPaddingValue")
+    if value is None:
+        return None
+    other = image.get("PixelPaddingRangeLimit")
+    ends = sorted((int(value), int(value if other is None else other)))
+    return (pixels >= ends[0]) & (pixels <= ends[1])
+
+
+def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
+    """The displayed shade, uint8 (N,), of each stored level of a run (N,) from the lowest to the highest."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    values = apply_modality_lut(levels, image)
+    limits = _voi_limits(image)
+    if limits is not None:
+        try:
+            shown = apply_voi_lut(values, image).astype(np.float64)
+        except (ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
+            limits = None  # a window of no width, a table of no length: as if there were none
+    if limits is None:
+        if image.BitsStored <= 8 and image.PixelRepresentation == 0 and np.array_equal(values, levels):
+            return scale_depth(levels[None])[0]  # made for display already
+        shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
+    low, high = limits
+    span = high - low  # below 0 where the rescale's slope is: a window's ends are turned then
+    return np.rint(np.clip((shown - low) / (span or 1e-9), 0, 1) * 255).astype(np.uint8)
+
+
+def _voi_limits(image: Any) -> tuple[float, float] | None:
+    """What black and white are after pydicom's apply_voi_lut; None where the image has neither table nor window.
+
+    Black is the larger where the slope of the rescale is negative.
+    """
+    table = image.get("VOILUTSequence")
+    if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
+        return 0.0, 2.0 ** int(table[0].LUTDescriptor[2]) - 1
+    if image.get("WindowCenter") in (None, "") or image.get("WindowWidth") in (None, ""):
+        return None
+    bits = int(image.BitsStored)
+    low, high = (0, 2**bits - 1) if image.PixelRepresentation == 0 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if image.get("ModalityLUTSequence"):
+        return 0.0, 2.0 ** int(image.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    if image.get("RescaleSlope") is None or image.get("RescaleIntercept") is None:
+        return float(low), float(high)
+    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
+    return low * slope + intercept, high * slope + intercept
+
+
+def _check_stream(image: Any) -> None:
+    """Refuse a compressed image of another size than the header states: its decoder would take what memory it says."""
+    from pydicom.encaps import generate_fragments
+
+    stream = b""
+    for i, fragment in enumerate(generate_fragments(image.PixelData)):
+        if i:  # the first is the offset table
+            stream = fragment
+            break
+    size = stream_size(stream[: 1 << 16])
+    if size is not None and size != (image.Columns, image.Rows):
+        raise UnreadableImage("a DICOM file whose compressed image is not of the size it states")
+
+
+def stream_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG, JPEG-LS or JPEG 2000 stream, from its first markers; None for anything else."""
+    if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
+        right, bottom, left, top = struct.unpack(">4I", data[8:24])
+        return right - left, bottom - top
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            height, width = struct.unpack(">2H", data[at + 5 : at + 9])
+            return width, height
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return None

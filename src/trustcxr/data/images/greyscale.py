@@ -1,0 +1,42 @@
+"""What grey means: 8 bits, whatever the file's depth; and what is too large or broken to be an image."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+MAX_PIXELS = 64_000_000  # detectors give up to 20 million, image digitisers 60; more is a mistake or a bomb
+_ROWS = 512
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+class UnreadableImage(Exception):
+    """A file that cannot be read as one grey image. The message says why, without the file's name."""
+
+
+def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
+    """Scale whole numbers from 0 to 65535, shape (H, W), to uint8 by the smallest usual depth that holds them."""
+    brightest = int(values.max())
+    top = next(2**d - 1 for d in _DEPTHS if brightest < 2**d)
+    shades = np.rint(np.arange(top + 1, dtype=np.float32) * (255 / top)).astype(np.uint8)
+    shades = 255 - shades if invert else shades
+    grey = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _ROWS):  # a large image takes little memory beside itself
+        grey[row : row + _ROWS] = shades[values[row : row + _ROWS]]
+    return grey
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the decoders' warnings to themselves: what matters is raised, and the rest is odd metadata.
+
+    Only in the main thread, since Python's warning filters are not safe to change from several at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

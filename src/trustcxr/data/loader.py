@@ -1,0 +1,203 @@
+"""Batches from the pixel store: the order depends on seed and epoch alone; augmentation works on the whole batch."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset, Joined
+
+_BANDS = 5  # of spatial frequency, in each of which `spectrum` draws a gain
+Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
+
+
+class _Rows(TorchDataset):
+    """A data set that is read a batch at a time, so that no worker process is needed."""
+
+    def __init__(self, dataset: "Dataset | Joined") -> None:
+        self.dataset, self.labels = dataset, torch.as_tensor(np.asarray(dataset.labels), dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        chosen = torch.as_tensor(rows, dtype=torch.long)
+        return torch.from_numpy(self.dataset.batch(rows)), self.labels[chosen], chosen
+
+
+class BatchRows(Sampler[list[int]]):
+    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often.
+
+    `sources` (N,), such as the hospital of each image: balanced, each is drawn equally often within each class too.
+    Each batch comes `repeats` times in a row. `part` (k, n) is the k-th of n even parts of each batch.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        balanced: bool = False,
+        sources: np.ndarray | None = None,
+        drop_last: bool = False,
+        repeats: int = 1,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
+        self.sources = np.zeros(len(labels), dtype=int) if sources is None else np.asarray(sources)
+        self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
+        self.repeats, self.part = repeats, part
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which shuffle comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return (whole + (rest > 0 and not self.drop_last)) * self.repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = self._order().tolist()
+        for i in range(len(self)):
+            first = i // self.repeats * self.batch_size
+            batch = rows[first : first + self.batch_size]
+            number, parts = self.part
+            if mine := batch[len(batch) * number // parts : len(batch) * (number + 1) // parts]:
+                yield mine
+
+    def _order(self) -> np.ndarray:
+        count = len(self.labels)
+        if not (self.shuffle or self.balanced):
+            return np.arange(count)
+        random = np.random.default_rng([self.seed, self.epoch])
+        if not self.balanced:
+            return random.permutation(count)
+        classes = np.unique(self.labels)
+        share = -(-count // len(classes))
+        drawn = [self._draw(random, np.flatnonzero(self.labels == c), share) for c in classes]
+        return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
+
+    def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+        """`count` of the rows, of every source as many; of it every row is drawn once before any is drawn again.
+
+        Where there are more sources than that allows for, others come short in each epoch.
+        """
+        sources = np.unique(self.sources[rows])
+        if len(sources) > 1:
+            sources = random.permutation(sources)
+        each = -(-count // len(sources))
+        drawn = [_rounds(random, rows[self.sources[rows] == source], each) for source in sources]
+        return np.stack(drawn, axis=1).ravel()[:count]
+
+
+def _rounds(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows; every row is drawn once before any is drawn again."""
+    rounds = -(-count // len(rows))
+    return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:count]
+
+
+def loader(
+    dataset: "Dataset | Joined",
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    balanced: bool = False,
+    sources: np.ndarray | None = None,
+    drop_last: bool = False,
+    repeats: int = 1,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+) -> DataLoader:
+    """Batches (images uint8 (B, 1, H, W), labels (B,), rows (B,)) of a data set.
+
+    No worker processes are needed: a batch is one read of the memory map. `sampler.set_epoch(n)` (Lightning calls it)
+    picks the shuffle of epoch n. `part` (k, n): of each batch the k-th of n even parts, where n processes share it.
+    """
+    rows = BatchRows(
+        dataset.labels,
+        batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        balanced=balanced,
+        sources=sources,
+        drop_last=drop_last,
+        repeats=repeats,
+        part=part,
+    )
+    return DataLoader(
+        _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 (B, 1, H, W) -> pixel space: float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    rotation: float = 10.0,
+    shift: float = 0.05,
+    scale: float = 0.1,
+    brightness: float = 0.1,
+    contrast: float = 0.1,
+    flip: float = 0.0,
+    spectrum: float = 0.0,
+    of: tuple[int, int] | None = None,
+) -> Tensor:
+    """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
+
+    `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
+    image's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a
+    side.
+    `spectrum` multiplies the amplitudes of the image's spatial frequencies, band by band, by up to exp(spectrum) or its
+    inverse, and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
+    after the first are masks: they move with their image, and light does not change them. `of` (first,
+    count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
+    """
+    first, count = of or (0, len(images))
+    mine = slice(first, first + len(images))
+
+    def draw(spread: float) -> Tensor:
+        return ((torch.rand(count, generator=generator)[mine] * 2 - 1) * spread).to(images.device)
+
+    angle, zoom = torch.deg2rad(draw(rotation)), 1 + draw(scale)
+    mirror = torch.where(torch.rand(count, generator=generator)[mine] < flip, -1.0, 1.0).to(images.device)
+    cos, sin = angle.cos() / zoom, angle.sin() / zoom
+    across, down = 2 * draw(shift), 2 * draw(shift)
+    transform = torch.stack(
+        [torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)], dim=1
+    )
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    moved, masks = moved[:, :1], moved[:, 1:]
+    gain, offset = (1 + draw(contrast)).to(images.dtype), draw(brightness).to(images.dtype)
+    mean = moved.mean((1, 2, 3), keepdim=True)
+    lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
+    if spectrum:
+        lit = _sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[mine] * 2 - 1))
+    return torch.cat([lit, masks], 1) if masks.shape[1] else lit
+
+
+def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
+    """Images whose amplitudes are multiplied by exp(logs), (B, bands): from one period a side to the finest detail."""
+    height, width = images.shape[-2:]
+    down, across = torch.fft.fftfreq(height, 1 / height), torch.fft.rfftfreq(width, 1 / width)
+    octave = torch.hypot(down[:, None], across).clamp(min=1).log2()
+    place = octave / octave.max() * (logs.shape[1] - 1)
+    before = place.floor().long().clamp(max=logs.shape[1] - 2)
+    rest = place - before
+    gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
+    gain[..., 0, 0] = 1.0  # the image's mean grey
+    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)

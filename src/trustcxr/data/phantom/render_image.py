@@ -1,0 +1,99 @@
+"""Synthetic chest X-rays that know their lesion, their masks and every shortcut planted in them.
+
+COVID-19: several hazy patches, both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
+Normal: neither. Exposure is drawn apart from the class, so no global grey level gives it away. Same seed and another
+class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trustcxr.data.phantom.anatomy import CLASSES, Array, draw_patient, lay_out
+from trustcxr.data.phantom.draw_lesions import cloud, lesion
+from trustcxr.data.phantom.shortcuts import PLANT, SHORTCUTS
+from trustcxr.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """One synthetic X-ray.
+
+    image (H, W) uint8; lung_mask and infection_mask (H, W) uint8, 0 or 1; marks: name of a planted shortcut -> (H, W)
+    uint8, 1 where it changed the image; parameters: what was drawn to make it.
+    """
+
+    image: NDArray[np.uint8]
+    lung_mask: NDArray[np.uint8]
+    infection_mask: NDArray[np.uint8]
+    marks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def render(
+    class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = (), *, conspicuity: float = 1.0
+) -> Phantom:
+    """One image of size x size pixels; every shortcut named is planted.
+
+    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is plain to see. UserError
+    for an unknown class or shortcut.
+    """
+    if class_name not in CLASSES:
+        raise unknown("class", class_name, CLASSES)
+    for name in shortcuts:
+        if name not in SHORTCUTS:
+            raise unknown("shortcut", name, SHORTCUTS)
+    if size < 32:
+        raise UserError(f"a synthetic X-ray of {size} pixels is too small to show anything: choose 32 or more")
+    anatomy, disease, exposure = (np.random.default_rng([seed, part]) for part in range(3))
+    patient = draw_patient(anatomy)
+    thorax = lay_out(patient, size)
+    density, infected = lesion(class_name, thorax, patient, disease, size)
+    attenuation = thorax.attenuation + np.float32(conspicuity) * density
+    radiograph = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
+    marks: dict[str, NDArray[np.uint8]] = {}
+    for name in SHORTCUTS:
+        if name in shortcuts:
+            radiograph, mark = PLANT[name](radiograph, np.random.default_rng([seed, 3, SHORTCUTS.index(name)]), thorax)
+            marks[name] = mark.astype(np.uint8)
+    image = (np.clip(radiograph, 0, 1) * 255 + 0.5).astype(np.uint8)
+    parameters = {"class": class_name, "seed": seed, "shortcuts": list(marks), **asdict(patient)}
+    return Phantom(image, thorax.lung.astype(np.uint8), infected.astype(np.uint8), marks, parameters)
+
+
+def _soften(image: Array, share: float) -> Array:
+    """Blur by the neighbours' share, as a detector does."""
+    out = image * (1 - share)
+    out[1:-1] += (share / 2) * (image[:-2] + image[2:])
+    out[[0, -1]] += share * image[[0, -1]]
+    wide = out * (1 - share)
+    wide[:, 1:-1] += (share / 2) * (out[:, :-2] + out[:, 2:])
+    wide[:, [0, -1]] += share * out[:, [0, -1]]
+    return wide
+
+
+@lru_cache(maxsize=4)
+def _grain(size: int) -> Array:
+    """White noise twice the image's size: each image cuts its own window, which is far cheaper than drawing it anew."""
+    return np.random.default_rng(4).standard_normal((2 * size, 2 * size), np.float32)
+
+
+def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: float) -> Array:
+    """Attenuation -> image in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
+    attenuation = attenuation + random.uniform(0.01, 0.04) * cloud(random, 5, size)
+    attenuation += random.uniform(0.006, 0.016) * cloud(random, max(size // 3, 8), size)
+    attenuation = _soften(attenuation, random.uniform(0.25, 0.5))
+    # Exposure is drawn apart from the disease, and widely: a brighter image must not mean a sicker patient.
+    middle, steepness = random.uniform(0.28, 0.64), random.uniform(3.0, 6.5)
+    black, white = random.uniform(-0.04, 0.08), random.uniform(0.80, 1.05)
+    low, high = 1 / (1 + np.exp(middle * steepness)), 1 / (1 + np.exp((middle - 1) * steepness))
+    gain = (white - black) / (high - low)
+    image = np.float32(gain) / (1 + np.exp((middle - attenuation) * np.float32(steepness)))
+    image += np.float32(black - gain * low)
+    top, left = random.integers(0, size, 2)
+    image += (grain * random.uniform(0.003, 0.010)) * _grain(size)[top : top + size, left : left + size]
+    return image

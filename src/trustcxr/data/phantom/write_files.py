@@ -1,0 +1,201 @@
+"""Synthetic images written to disk in COVID-QU-Ex's layout."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trustcxr.console import track
+from trustcxr.data.phantom.anatomy import CLASSES
+from trustcxr.data.phantom.render_image import Phantom, render
+from trustcxr.data.phantom.shortcuts import SHORTCUTS, Shortcut, parse_shortcut
+from trustcxr.data.worker_pool import call, pool
+from trustcxr.errors import UserError, unknown
+from trustcxr.storage.locks import is_left
+from trustcxr.storage.os_errors import writing
+
+SPLITS = ("Train", "Val", "Test")
+SIZES = (32, 4096)  # pixels of a side; of fewer nothing can be seen
+_MOST_IMAGES = 1_000_000  # of a class in a split
+_FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
+
+
+def write(
+    out: Path | str,
+    counts: Mapping[str, int] | None = None,
+    *,
+    size: int = 256,
+    seed: int = 0,
+    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]] = (),
+    conspicuity: float = 1.0,
+    workers: int = 1,
+) -> Path:
+    """Write a data set of synthetic X-rays in COVID-QU-Ex's layout, with a manifest.csv, and return its folder.
+
+    counts: split -> images of **each** class. shortcuts: for all splits, or split -> shortcuts. Every image is a
+    patient
+    of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
+    masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
+    """
+    folder, counts = Path(out), counts or {"Train": 200, "Val": 50, "Test": 50}
+    _check(counts, size, seed)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
+    jobs = _jobs(counts, seed, shortcuts, conspicuity)
+    # An image lies there twice, with its masks: together more than a byte a pixel, as PNG.
+    with writing(folder, needed=lambda: len(jobs) * size**2), _whole_or_not(folder) as place:
+        _write_all(jobs, place, size, workers)
+    return folder
+
+
+def _check(counts: Mapping[str, int], size: int, seed: int) -> None:
+    for split, count in counts.items():
+        if not 0 <= count <= _MOST_IMAGES:
+            raise UserError(f"{count} images of a class in {split}: choose 1 to {_MOST_IMAGES:,}")
+    if not sum(counts.values()):
+        raise UserError("no image at all: choose at least one of a class")
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise UserError(f"size {size}: a synthetic image has {SIZES[0]} to {SIZES[1]} pixels a side")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
+
+
+@contextmanager
+def _whole_or_not(folder: Path) -> Iterator[Path]:
+    """A folder beside the one wanted, which takes its place when the block ends well, and is gone otherwise.
+
+    One that a killed process left is removed.
+    """
+    building = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.building")
+    try:
+        for left in building.parent.iterdir() if building.parent.is_dir() else ():
+            if (
+                left.name.startswith(f".{folder.absolute().name}.")
+                and left.suffix == ".building"
+                and is_left(left.name)
+            ):
+                shutil.rmtree(left, ignore_errors=True)
+        building.mkdir(parents=True)
+        yield building
+        if folder.is_dir():
+            folder.rmdir()
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> None:
+    import pandas as pd
+
+    for split, class_name in {(job.split, job.class_name) for job in jobs}:
+        for part, kinds in _PARTS.items():
+            for kind in kinds:
+                (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
+    for done in track(_results(chunks, folder, size, workers), "Synthetic X-rays", len(chunks)):
+        rows += done
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+
+
+Row = dict[str, str | int | float]  # of the manifest
+_PARTS = {
+    "Lung Segmentation Data": ("images", "lung masks"),
+    "Infection Segmentation Data": ("images", "lung masks", "infection masks"),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    split: str
+    class_name: str
+    number: int  # within its class, from 1
+    seed: int
+    shortcuts: tuple[str, ...]
+    conspicuity: float
+
+
+def _jobs(
+    counts: Mapping[str, int],
+    seed: int,
+    shortcuts: Sequence[Shortcut | str] | Mapping[str, Sequence[Shortcut | str]],
+    conspicuity: float,
+) -> list[_Job]:
+    for split in [*counts, *(shortcuts if isinstance(shortcuts, Mapping) else ())]:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+    jobs: list[_Job] = []
+    started = dict.fromkeys(CLASSES, 0)
+    for split, count in counts.items():
+        wanted = shortcuts.get(split, ()) if isinstance(shortcuts, Mapping) else shortcuts
+        plan = [parse_shortcut(s) if isinstance(s, str) else s for s in wanted]
+        for place, class_name in enumerate(CLASSES):
+            random = np.random.default_rng([seed, SPLITS.index(split), place])
+            planted: list[list[str]] = [[] for _ in range(count)]
+            for shortcut in plan:
+                if shortcut.class_name == class_name:
+                    for i in random.permutation(count)[: round(shortcut.share * count)]:
+                        planted[i].append(shortcut.kind)
+            for names in planted:
+                started[class_name] += 1
+                image_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
+                jobs.append(_Job(split, class_name, started[class_name], image_seed, tuple(names), conspicuity))
+    return jobs
+
+
+def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[Row]]:
+    if workers <= 1:
+        for chunk in chunks:
+            yield _write_images(chunk, folder, size)
+        return
+    yield from pool(workers)(call(_write_images, chunk, folder, size) for chunk in chunks)
+
+
+def _write_images(jobs: list[_Job], folder: Path, size: int) -> list[Row]:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1):  # the matrix products are small: a second thread only waits
+        return [row for job in jobs for row in _write_image(job, folder, size)]
+
+
+def _write_image(job: _Job, folder: Path, size: int) -> Iterator[Row]:
+    from PIL import Image
+
+    image = render(job.class_name, job.seed, size, job.shortcuts, conspicuity=job.conspicuity)
+    name = _FILE_NAMES[job.class_name].format(job.number)
+    masks = {"lung masks": image.lung_mask * 255, "infection masks": image.infection_mask * 255}
+    pictures = {"images": image.image, **masks}
+    saved: dict[str, Path] = {}
+    for part, kinds in _PARTS.items():
+        base = Path(part, part, job.split, job.class_name)
+        for kind in kinds:
+            path = folder / base / kind / name
+            if kind in saved:
+                path.write_bytes(saved[kind].read_bytes())
+            else:
+                Image.fromarray(pictures[kind]).save(path, compress_level=1)
+                saved[kind] = path
+        yield _row(job, image, (base / "images" / name).as_posix(), part)
+
+
+def _row(job: _Job, image: Phantom, path: str, part: str) -> Row:
+    patient = f"phantom:{job.class_name}-{job.number}"
+    return {
+        "path": path,
+        "set": part.split()[0].lower(),
+        "split": job.split,
+        "class": job.class_name,
+        "source_repo": "phantom",
+        "patient_id": patient,
+        "view": image.parameters["view"],
+        "group_id": patient,
+        "conspicuity": job.conspicuity,
+        "seed": job.seed,  # with it, render() gives this image, its masks and its marks again
+        **{f"shortcut_{name}": int(name in image.marks) for name in SHORTCUTS},
+        "lung_fraction": round(float(image.lung_mask.mean()), 5),
+        "infection_fraction": round(float(image.infection_mask.mean()), 5),
+    }

@@ -1,4 +1,0 @@
-"""Films out of a study folder, answers back as DICOM objects: to a folder, or to the node that sent the film.
-
-pydicom alone reads; highdicom, pynetdicom are imported where they are used (extra `dicom`).
-"""

@@ -1,0 +1,74 @@
+"""The lungs alone, without the lungs, their outline, the border, another image behind them."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trustcxr.data.dataset import filled
+from trustcxr.data.loader import to_pixels
+from trustcxr.data.lung_masks import soften
+from trustcxr.models.lung_gate import LEVEL
+from trustcxr.registry import VIEWS
+from trustcxr.storage.prediction_table import Condition
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+SILHOUETTE = (
+    0.25,
+    0.65,
+)  # grey of the lungs and of all else where only their shape is shown, as dark on grey as an image
+BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
+
+
+def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
+    """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
+    has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
+    if not has.any():
+        return
+    kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
+    lungs = torch.from_numpy(np.array(dataset.masks("lung")[kept])).to(pixels)[:, None]
+    border = torch.ones_like(pixels)
+    width = round(BORDER * pixels.shape[-1])
+    border[..., width:-width, width:-width] = 0
+    shape = torch.where(lungs > 0, *SILHOUETTE)
+    hidden = [torch.lerp(pixels, fill, mask) for mask in (lungs, boxes(lungs)) for fill in _fills(pixels)]
+    shown = [*hidden, pixels * lungs, torch.lerp(torch.full_like(pixels, LEVEL), pixels, lungs), shape, pixels * border]
+    if len(np.unique(dataset.labels)) > 1:
+        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
+        visible = soften(lungs)
+        shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
+    for name, view in zip(VIEWS, shown, strict=False):
+        yield (name, 0.0, 0, 0), kept, view
+
+
+def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What to hide lungs in: black, mid-grey, each image's own mean."""
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
+    return torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
+
+
+def boxes(masks: Tensor) -> Tensor:
+    """The smallest upright box around each mask (B, 1, H, W) of 0 and 1: the same shape; empty stays empty."""
+    inside = torch.ones_like(masks)
+    for across, along in ((2, 3), (3, 2)):
+        line = masks.amax(dim=across, keepdim=True)
+        begun, ended = line.cummax(dim=along).values, line.flip(along).cummax(dim=along).values.flip(along)
+        inside = inside * begun * ended
+    return inside
+
+
+def _of_another_class(labels: np.ndarray) -> np.ndarray:
+    """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
+    drawn, places, chosen = (
+        np.random.default_rng(0).random(len(labels)),
+        np.arange(len(labels)),
+        np.zeros(len(labels), int),
+    )
+    for label in np.unique(labels):
+        own, others = labels == label, places[labels != label]
+        chosen[own] = others[(drawn[own] * len(others)).astype(int)]
+    return chosen

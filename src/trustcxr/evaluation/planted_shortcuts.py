@@ -1,0 +1,142 @@
+"""Synthetic images drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from trustcxr import attacks
+from trustcxr.data.loader import to_pixels
+from trustcxr.errors import UserError
+from trustcxr.statistics import Bootstrap, share_interval
+from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from trustcxr.evaluation.trained_run import Run
+
+_COLUMN = "shortcut_"
+HOW = ("as_is", "removed", "moved")
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A shortcut that was planted on the images of one class, and the class that it is moved to."""
+
+    kind: str
+    carrier: str
+    moved_to: str
+
+
+def audit(
+    run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
+) -> dict[str, PlantedShortcut]:
+    """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
+
+    `data` is a folder that `trustcxr data phantom` wrote. Its images are drawn again from their seeds: "as_is" with
+    what
+    was planted, "removed" without this shortcut, "moved" with it on every image of another class and on none of its
+    own.
+    "follows" is the share of the images that it was moved onto which are then taken for the class that it came from,
+    beside "follows_before", the same share of the same images without it. A model that never learned the shortcut has
+    the same accuracy throughout.
+    Raises UserError for data that are not synthetic, or on which nothing was planted.
+    """
+    table, shortcuts = _planted(data, run.classes)
+    images = table[table["split"] == split]
+    if images.empty:
+        raise UserError(f"{data}: no split '{split}'; there is {', '.join(sorted(set(table['split'])))}")
+    labels = np.array([run.classes.index(name) for name in images["class"]])
+    bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
+    side = _side(data / images["path"].iloc[0])
+    found = {}
+    for shortcut in shortcuts:
+        answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
+        onto = images["class"].to_numpy() == shortcut.moved_to
+        carrier = run.classes.index(shortcut.carrier)
+        means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
+        shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
+        found[shortcut.kind] = PlantedShortcut(
+            carrier=shortcut.carrier,
+            moved_to=shortcut.moved_to,
+            n=len(images),
+            **{how: Accuracy(accuracy=share) for how, share in shares.items()},
+            follows=(answers["moved"][onto] == carrier).mean(),
+            follows_before=(answers["removed"][onto] == carrier).mean(),
+        )
+    return found
+
+
+def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
+    """One row an image, and what was planted on any split:
+
+    A model may have been trained on another than it is tested.
+    """
+    import pandas as pd
+
+    file = data / "manifest.csv"
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    kinds = [str(c).removeprefix(_COLUMN) for c in table.columns if str(c).startswith(_COLUMN)]
+    if not kinds or "seed" not in table:
+        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known; `trustcxr data phantom` writes some")
+    table = table[table["class"].isin(classes)].drop_duplicates(["class", "seed"]).reset_index(drop=True)
+    shortcuts = []
+    for kind in kinds:
+        carriers = list(dict.fromkeys(table["class"][table[_COLUMN + kind] > 0]))
+        free = [name for name in classes if name not in carriers]
+        if carriers and free:
+            after = classes.index(carriers[0]) + 1
+            moved_to = next(name for name in [*classes[after:], *classes] if name in free)
+            shortcuts.append(Shortcut(kind, carriers[0], moved_to))
+    if not shortcuts:
+        raise UserError(f"{data}: no shortcut was planted; `trustcxr data phantom --shortcut marker=1.0` does")
+    return table, shortcuts
+
+
+def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
+    """What each image carries."""
+    kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
+    found = []
+    for row in images.to_dict("records"):
+        planted = [kind for kind in kinds if row[_COLUMN + kind]]
+        if how != "as_is":
+            planted = [kind for kind in planted if kind != shortcut.kind]
+        if how == "moved" and row["class"] == shortcut.moved_to:
+            planted.append(shortcut.kind)
+        found.append(tuple(planted))
+    return found
+
+
+def _answers(
+    run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
+) -> np.ndarray:
+    rows, found = images.to_dict("records"), []
+    for first in range(0, len(rows), batch_size):
+        part = slice(first, first + batch_size)
+        pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
+        # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+        with torch.no_grad(), attacks.preserve_state(run.model):
+            found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def _drawn(
+    rows: Sequence[Mapping[Any, Any]], side: int, marks: Sequence[tuple[str, ...]], run: "Run"
+) -> Iterator[np.ndarray]:
+    from trustcxr.data.images.resize import resize_image
+    from trustcxr.data.phantom.render_image import render
+
+    for row, planted in zip(rows, marks, strict=True):
+        image = render(row["class"], int(row["seed"]), side, planted, conspicuity=float(row["conspicuity"]))
+        yield np.array(resize_image(image.image, run.size))
+
+
+def _side(path: Path) -> int:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.size[0]

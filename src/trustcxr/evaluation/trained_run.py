@@ -1,0 +1,150 @@
+"""A trained run, loaded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from trustcxr.errors import UserError
+from trustcxr.evaluation import hub
+from trustcxr.models import classifier, factory
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.storage import atomic, layout, schemas
+from trustcxr.storage.evaluations import own_figures
+from trustcxr.storage.schemas import RunDocument, TrainingDocument
+
+
+@dataclass(frozen=True)
+class About:
+    """What every document says of a model: what it is, and how it came to be.
+
+    origin: `trained` here, by a recipe; or `given`, and then how it was trained is not known.
+    """
+
+    name: str
+    model: str
+    defence: str = ""
+    background: str = "full"
+    seed: int | None = None
+    label: str = ""
+    origin: Literal["trained", "given"] = "given"
+
+    @classmethod
+    def trained(cls, recipe: RunRecipe) -> "About":
+        """Of a run that was trained here."""
+        defence, background = recipe.defence, recipe.training.background
+        return cls(
+            recipe.name, recipe.model.called, defence.name, background, recipe.seed, defence.label, origin="trained"
+        )
+
+
+@dataclass
+class Run:
+    """A model in a run's folder, and what is known of it; `recipe` if it was trained here.
+
+    `metrics`: its figures on its own test images, by its study or by the newest evaluation.
+    """
+
+    folder: Path
+    model: classifier.Classifier
+    classes: tuple[str, ...]
+    recipe: RunRecipe | None
+    metrics: RunDocument | None = None
+    training: TrainingDocument = field(default_factory=TrainingDocument)
+    origin: About | None = None  # of a model that was given, which has no recipe
+    given_size: int = 224
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
+
+    @property
+    def about(self) -> About:
+        """What it is and how it came to be."""
+        if self.recipe is not None:
+            return About.trained(self.recipe)
+        return self.origin or About(self.folder.name, self.folder.name)
+
+    @property
+    def trained_by(self) -> RunRecipe:
+        """The recipe; UserError where the model was not trained here."""
+        if self.recipe is None:
+            raise UserError(f"{self.name}: was not trained here, so how and on what is not known")
+        return self.recipe
+
+    @property
+    def name(self) -> str:
+        """The run's name: <model>-<defence>-s<seed>, or what a given model is called."""
+        return self.about.name
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images it was trained on."""
+        return self.recipe.data.size if self.recipe is not None else self.given_size
+
+    @property
+    def resize(self) -> str:
+        """How the images it was trained on became squares: squeeze or pad."""
+        return self.recipe.data.resize if self.recipe is not None else "squeeze"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+
+def device() -> torch.device:
+    """The accelerator where there is one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run:
+    """A trained run from its folder, or from a hub's repository `hf://owner/name`, in evaluation mode.
+
+    Nothing is unpickled; the network is used for such an address alone.
+    Raises UserError where the folder is not a run, or its files do not belong together.
+    """
+    from trustcxr.models.weights import load_weights
+
+    path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else Path(folder))
+    content = atomic.read_yaml(path / layout.RUN_FILE)
+    try:
+        recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
+        classes = tuple(str(name) for name in _listed(content["classes"]))
+    except (KeyError, TypeError) as problem:
+        raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
+    layout.check_sums(path, content)
+    model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
+    load_weights(model, path / layout.WEIGHTS_FILE)
+    model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        measured = own_figures(path)
+    except UserError:  # damaged, and measured again by its study; `trustcxr report` says it
+        measured = None
+    training = schemas.read_if_there(TrainingDocument, path / layout.TRAINING_FILE)
+    return Run(
+        path, model, classes, recipe, None if measured is None else measured.document, training or TrainingDocument()
+    )
+
+
+def _listed(classes: object) -> list[object]:
+    if not isinstance(classes, list):
+        raise TypeError("a list of classes")
+    return classes
+
+
+def load_before_refit(run: Run) -> Run:
+    """The run with the weights that validation judged: others where it was trained once more on validation images.
+
+    Raises UserError where those are not there.
+    """
+    folder = layout.before_refit(run.folder)
+    if folder == run.folder and run.trained_by.training.refit:
+        raise UserError(
+            f"{folder / layout.BEFORE_REFIT}: not there: the weights that validation judged; the run's own were "
+            "trained on the validation images too. Restore the folder, or train again"
+        )
+    return run if folder == run.folder else load_run(folder, on=run.device)

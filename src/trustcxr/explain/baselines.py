@@ -1,0 +1,131 @@
+"""Maps that know nothing of the model: what a saliency method has to beat (ANCHORS: infection masks are large)."""
+
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms.functional import gaussian_blur
+
+from trustcxr.explain.base import Target, check_images, to_saliency
+
+CELLS = (7, 7)  # of a random map: those of a CAM of a network of 224 pixels
+_BLUR = 0.03  # of the side: the standard deviation of the smoothed brightness
+
+
+def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int | tuple[int, int] = CELLS) -> Tensor:
+    """Random saliency (count, height, width), float32, in [0, 1], on the CPU.
+
+    Independent uniform values on a grid of `cells` (rows and columns; one number for both), upsampled bilinearly and
+    divided by the maximum: as smooth as a CAM of that grid, so that it is no easier or harder to beat. The same seed
+    gives the same maps, whatever the global random state: give every batch a seed of its own.
+
+    >>> import trustcxr as tx
+    >>> tx.explain.random_map(2, 32, 32, seed=1).shape
+    torch.Size([2, 32, 32])
+    """
+    rows, columns = (cells, cells) if isinstance(cells, int) else cells
+    grid = torch.rand((count, 1, rows, columns), generator=torch.Generator().manual_seed(seed))
+    maps = functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return maps / maps.amax(dim=(1, 2), keepdim=True)
+
+
+def centre_prior(height: int, width: int) -> Tensor:
+    """A Gaussian at the centre of the image, (height, width), float32, in [0, 1], on the CPU.
+
+    Its standard deviation is a quarter of each side: the map of someone who has never seen the image (after Judd et al.
+    2012, who showed how much such a map already scores).
+
+    >>> import trustcxr as tx
+    >>> float(tx.explain.centre_prior(33, 33)[16, 16])
+    1.0
+    """
+    rows = (torch.arange(height) - (height - 1) / 2) / (height / 4)
+    columns = (torch.arange(width) - (width - 1) / 2) / (width / 4)
+    prior = torch.exp(-(rows[:, None] ** 2 + columns[None, :] ** 2) / 2)
+    return prior / prior.amax()
+
+
+def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """`random_map` as a saliency method.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("random")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
+    return random_maps(x)
+
+
+def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
+    """A `random_map` for each image (B, C, H, W), seeded by its pixels, so that batches do not matter: (B, H, W)."""
+    check_images(x)
+    seeds = [crc32(image.detach().float().cpu().numpy().tobytes()) for image in x]
+    maps = [random_map(1, *x.shape[-2:], seed=seed, cells=cells) for seed in seeds]
+    return torch.cat([torch.zeros(0, *x.shape[-2:]), *maps]).to(x.device)
+
+
+def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+    """`centre_prior` as a saliency method: the same map for every image.
+
+    >>> import torch, trustcxr as tx
+    >>> model = tx.models.build("resnet10t", classes=3).eval()
+    >>> tx.explain.method("centre")(model, torch.rand(2, 1, 32, 32)).shape
+    torch.Size([2, 32, 32])
+    """
+    check_images(x)
+    return centre_prior(*x.shape[-2:]).to(x.device).repeat(len(x), 1, 1)
+
+
+def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
+    """What the image's own brightness shows on a grid of `cells`: (B, H, W) in [0, 1], of images (B, 1, H, W).
+
+    As coarse as a CAM of that grid, so that what the two have in common is not their cells.
+
+    >>> import torch
+    >>> from trustcxr.explain.baselines import brightness_map
+    >>> brightness_map(torch.rand(2, 1, 32, 32), (4, 4)).shape
+    torch.Size([2, 32, 32])
+    """
+    check_images(x)
+    return to_saliency(functional.adaptive_avg_pool2d(x.float(), cells).mean(1), *x.shape[-2:])
+
+
+def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Return maps (B, H, W), not negative, of the image, its lungs or nothing, by their names in REFERENCES.
+
+    images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the lesion masks of training, averaged.
+    """
+    inside = lung.to(images.dtype)
+    sigma = _BLUR * images.shape[-1]
+    size = 2 * round(3 * sigma) + 1
+    bright = gaussian_blur((images[:, 0] * inside)[:, None], [size, size], [sigma, sigma])[:, 0]
+    maps = {
+        "centre": centre_prior(*lung.shape[1:]).to(lung.device).expand(lung.shape),
+        "lung": lung.float(),
+        "brightness": bright * inside,
+        "edges": edges(images) * inside,
+    }
+    return maps if mean_mask is None else maps | {"mean_mask": mean_mask.to(images) * inside}
+
+
+def edges(images: Tensor) -> Tensor:
+    """Return how steep the image is at each pixel, (B, H, W): the length of Sobel's gradient, in [0, 1]."""
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(images) / 8
+    kernels = torch.stack([across, across.T])[:, None]
+    slope = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernels)
+    return slope.square().sum(1).sqrt()
+
+
+def mean_mask(masks: np.ndarray) -> Tensor:
+    """Average the lesion masks (N, H, W) of 0 and 1 that are not empty: (H, W) in [0, 1]."""
+    some = masks[masks.reshape(len(masks), -1).any(1)]
+    return torch.from_numpy(some.mean(0) if len(some) else np.zeros(masks.shape[1:])).float()
+
+
+def likeness(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of two maps (B, H, W) over their pixels, (B,), -1 to 1; NaN where one is even."""
+    one, other = (m.flatten(1).double() - m.flatten(1).double().mean(1, keepdim=True) for m in (a, b))
+    scale = one.norm(dim=1) * other.norm(dim=1)
+    return torch.where(scale > 1e-9, (one * other).sum(1) / scale.clamp(min=1e-9), torch.nan)

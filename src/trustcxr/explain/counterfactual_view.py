@@ -1,0 +1,144 @@
+"""One image looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr import attacks, corruptions
+from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.explain import baselines, methods, predict
+from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
+
+MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
+SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation", "letters")
+SEVERITY = 3
+HIGHEST = 0.3  # the largest perturbation that is tried
+_TOWARDS = 10  # steps of FAB toward the border
+_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # of PGD; tries of a radius below; what these may take together
+_CLOSE = 1 / 8  # of what FAB found: how close below what is shown a radius lies where PGD found nothing
+
+
+@dataclass(frozen=True)
+class MapBaseline:
+    """A map that knows less, (H, W) in [0, 1], and how like the method's own map is: -1 to 1, NaN where one is even."""
+
+    label: str
+    pixels: Tensor
+    likeness: float
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where a method sees the evidence, (H, W) in [0, 1]; its cells, where it has fewer than pixels; its controls."""
+
+    method: str
+    pixels: Tensor
+    cells: tuple[int, int] | None
+    beside: Sequence[MapBaseline]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The smallest perturbation found that changes the answer: an upper bound.
+
+    image (H, W) in [0, 1]; change (H, W): what was added. `epsilon`: the largest change of a pixel.
+    """
+
+    epsilon: float
+    image: Tensor
+    change: Tensor
+    predicted: int
+    probability: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """The image under a corruption, (H, W) in [0, 1], and its answer there."""
+
+    name: str
+    image: Tensor
+    predicted: int
+    probability: float
+
+    @property
+    def about(self) -> str:
+        """What goes wrong there."""
+        return CORRUPTIONS[self.name].about
+
+
+def names_of(run: Run) -> list[str]:
+    """The methods that this network has, Grad-CAM first; found once, since it takes a pass for each."""
+    x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
+    return [name for name in MAPS if _has(run, x, name)]
+
+
+def _has(run: Run, x: Tensor, name: str) -> bool:
+    try:
+        methods.maps(run.model, x, 0, [name])
+    except UserError:
+        return False
+    return True
+
+
+def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
+    """The maps of one image (1, 1, H, W) in [0, 1], each beside its controls."""
+    layers = {name: control for name in names if (control := Method.parse(name).control)}
+    found = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
+    return [_beside_its_controls(run, pixels, name, found, layers.get(name)) for name in names]
+
+
+def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
+    cells = methods.cells(run.model, pixels, name)
+    own, brightness = found[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
+    less = {"the image's own brightness": brightness}
+    if control is not None:
+        cam = control.base.startswith("activation")
+        label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
+        less[label] = found[str(control)]
+    beside = [MapBaseline(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
+    return Map(name, own[0].float(), cells, beside)
+
+
+def steps_for(run: Run) -> int:
+    """How many steps PGD may have at each radius, by what this network takes on this machine."""
+    x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
+    label = label.to(run.device)
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    start = time.thread_time()
+    attacks.fgsm(run.model, x, label, epsilon=0.01)
+    taken = (time.thread_time() - start) * _ATTEMPTS
+    return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
+
+
+def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None) -> Flip | None:
+    """The smallest perturbation of an image (1, 1, H, W) found to change its answer; None up to HIGHEST.
+
+    FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
+    what is found there counts where the model itself is misled by it, else the search is the model's own.
+    """
+    label = torch.tensor([predicted], device=run.device)
+    for model in (searched, run.model) if searched is not None else (run.model,):
+        start = attacks.fab(model, pixels, label, epsilon=HIGHEST, steps=_TOWARDS)
+        close = max(5e-4, _CLOSE * float((start - pixels).abs().max()))
+        epsilon, image = attacks.nearest(
+            model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
+        )
+        ((answer, probabilities),) = predict.predict_labels(run, image)
+        if math.isfinite(float(epsilon)) and answer != predicted:
+            return Flip(
+                float(epsilon), image[0, 0], (image - pixels)[0, 0], answer, float(probabilities[answer]), steps
+            )
+    return None
+
+
+def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
+    """An image (1, 1, H, W) under each corruption, and the answers there."""
+    images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
+    answers = zip(names, images, predict.predict_labels(run, images), strict=True)
+    return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]

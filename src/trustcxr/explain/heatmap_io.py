@@ -1,0 +1,108 @@
+"""Heatmap pictures on disk: what they are called, whose they are, and what stands on them."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_maker, read_source
+from trustcxr.version import NOTICE
+
+_ROWS = 512  # of a large image that are coloured at a time
+
+
+def places(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
+    """Where the heatmap of each image, by the run in that folder, goes: beside it, or into `out`.
+
+    `x.heatmap.png`; where that would be the heatmap of another image or by another run, or a file that is not ours,
+    `x.png.heatmap.png`, then with the folder's name, then with a number.
+    """
+    taken: set[Path] = set()
+    found: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):
+        place = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
+        taken.add(place.absolute())
+        found[path] = place
+    return found
+
+
+def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
+    folder, parent = out or path.parent, path.absolute().parent.name
+    stem, name = path.stem[:180], path.name[:180]
+    yield folder / f"{stem}{ENDING}"
+    yield folder / f"{name}{ENDING}"
+    yield folder / f"{parent[:40]}-{name}{ENDING}"
+    for number in range(2, 100_000):
+        yield folder / f"{name}-{number}{ENDING}"
+
+
+def _free_for(place: Path, image: Path, run: Path) -> bool:
+    """Whether nothing stands there but this image's own heatmap from before, by this run or one that is not told."""
+    try:
+        there = place.exists() or place.is_symlink()
+    except OSError:
+        return True  # said where it is written
+    own = read_maker(place) in (None, fingerprint(run.resolve()))
+    return not there or (own and read_source(place) == fingerprint(image))
+
+
+def mark(image: Path, run: Path) -> PngInfo:
+    """What a heatmap's file says of itself: that it is ours, of which image, by which run, and not for diagnosis."""
+    info = PngInfo()
+    info.add_text(MARK, NOTICE)
+    info.add_text(SOURCE, fingerprint(image))
+    info.add_text(MAKER, fingerprint(run.resolve()))
+    return info
+
+
+def fingerprint(path: Path) -> str:
+    """Of the place of an image or a run: heatmaps are told apart by it, and no name is written into them."""
+    place = str(path.absolute()).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(place, digest_size=8).hexdigest()
+
+
+def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
+    """Saliency (h, w) in [0, 1] in the colours of inferno over an image (H, W) uint8, in the image's size.
+
+    Coloured a few rows at a time: beside the image and the picture little memory is taken.
+    """
+    import matplotlib
+
+    height, width = image.shape
+    levels = Image.fromarray(np.rint(np.clip(np.asarray(saliency, np.float64), 0, 1) * 255).astype(np.uint8))
+    enlarged = levels.resize((width, height), Image.Resampling.BILINEAR)
+    colours = (strength * 255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.float32)
+    picture = Image.new("RGB", (width, height))
+    for top in range(0, height, _ROWS):
+        bottom = min(top + _ROWS, height)
+        weight = np.asarray(enlarged.crop((0, top, width, bottom)))
+        mixed = (1 - strength) * image[top:bottom, :, None].astype(np.float32) + colours[weight]
+        picture.paste(Image.fromarray(mixed.round().astype(np.uint8)), (0, top))
+    return picture
+
+
+def write_notice(picture: Image.Image) -> None:
+    """Write that it is not for diagnosis on the picture itself, at the bottom, as large as fits."""
+    pen, (width, height) = ImageDraw.Draw(picture), picture.size
+    for text, size in _sizes(width):
+        font = ImageFont.load_default(size)
+        box = pen.multiline_textbbox((0, 0), text, font=font)
+        if box[2] <= width - 4 or size == _LEAST:
+            break
+    top = max(height - int(box[3]) - 4, 0)
+    pen.rectangle((0, top, min(int(box[2]) + 4, width), height), fill=(0, 0, 0))
+    pen.multiline_text((2, top + 1), text, fill=(255, 255, 255), font=font)
+
+
+_LEAST = 6  # pixels of a letter's height
+
+
+def _sizes(width: int) -> Iterator[tuple[str, int]]:
+    for text in (NOTICE, NOTICE.replace(". ", ".\n")):
+        for size in range(max(width // 30, 12), 9, -1):
+            yield text, size
+    for size in range(9, _LEAST - 1, -1):
+        yield NOTICE.replace(". ", ".\n"), size

@@ -1,0 +1,285 @@
+"""The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from trustcxr.explain import verdicts
+from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
+from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
+from trustcxr.explain.stability import ATTACKED, CLEAN
+from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
+from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
+from trustcxr.storage.schemas import (
+    Change,
+    Figure,
+    Lead,
+    Measures,
+    Perturbed,
+    RandomWeights,
+    SaliencyDocument,
+    Share,
+    Stage,
+    Stratum,
+)
+
+COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
+_SHARES = (NULL_MAPS, "pointing_hit_rate")
+_NAMES = {"null_map": NULL_MAPS}
+_FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
+_STABLE = ("stability_ssim", "stability_rank_correlation", "stability_top_tenth")
+_MOVED = ("artefact_energy", "artefact_gain")
+
+
+class Summary:
+    """Means and intervals over groups; the resamples of one set of images are drawn once."""
+
+    def __init__(self, resamples: int) -> None:
+        self.resamples = resamples
+        self._drawn: dict[bytes, Bootstrap] = {}
+
+    def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
+        """For each measure among the rows its mean, interval, and the means of what stands beside it."""
+        found = {}
+        for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
+            name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
+            means = bootstrap.means(values["value"])
+            # Of the same images as the mean: one without a lung mask, say, has neither.
+            known = ~np.isnan(values.pop("value"))
+            ends = share_interval(bootstrap, means, of=known) if name in _SHARES else interval(means)
+            beside = {name: _mean(column[known]) for name, column in values.items()}
+            kept = {name: mean for name, mean in beside.items() if not np.isnan(mean)}
+            found[name] = Figure(value=means[0], ci=ends, **kept)
+        return found
+
+    def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
+        """By each measure that has controls, what the map has over each that is known, on the same images."""
+        found = []
+        for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
+            bootstrap, own = self._over(groups), values.pop("value")
+            known = {name: column for name, column in values.items() if not np.isnan(column).all()}
+            spread = known.pop(SPREAD, np.zeros(1))
+            for name, column in known.items():
+                over = bootstrap.means(own - column)
+                if np.isnan(over[0]):
+                    continue
+                ends = interval(over)
+                if name == RANDOMISED:
+                    ends = over_draws(float(over[0]), ends, float(np.nanmax(spread)))
+                found.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
+        return found
+
+    def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
+        """One mean and its interval."""
+        means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
+        return Figure(value=means[0], ci=interval(means))
+
+    def _over(self, names: NDArray[np.str_]) -> Bootstrap:
+        key = names.tobytes()
+        if key not in self._drawn:
+            self._drawn[key] = Bootstrap.over(names, resamples=self.resamples)
+        return self._drawn[key]
+
+
+def closest(leads: Sequence[Lead]) -> list[Lead]:
+    """Of each measure the lead over the control that comes closest."""
+    found: dict[str, Lead] = {}
+    for lead in leads:
+        found[lead.measure] = min(found.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0)
+    return list(found.values())
+
+
+def over_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
+    """Interval of what a network has over others with random weights, which are draws themselves.
+
+    `ends` are over images. Were the network one more such draw, its distance from their mean would vary by `spread`
+    (standard deviation between draws) times the root of 1 + 1 / draws: Student's t of draws - 1 degrees of freedom.
+    """
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, draws - 1)) * spread * (1 + 1 / draws) ** 0.5
+    below, above = (float(np.hypot(difference - end, reach)) for end in ends)
+    return [difference - below, difference + above]
+
+
+def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
+    """Each measure among the rows, as they first come: the groups of its rows, and columns: value, what is beside it.
+
+    Arrays, since pandas takes longer to cut out hundreds of small tables than their means take.
+    """
+    if rows.empty:
+        return
+    codes, names = pd.factorize(rows["measure"])
+    groups = rows["group"].to_numpy(dtype=str)
+    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *beside) if name in rows}
+    parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    for name, at in zip(names, parts, strict=True):
+        yield str(name), groups[at], {column: values[at] for column, values in columns.items()}
+
+
+def _mean(values: Floats) -> float:
+    """Of the values that are not NaN; NaN where there is none."""
+    known = int((~np.isnan(values)).sum())
+    return float(np.nansum(values)) / known if known else float("nan")
+
+
+def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
+    """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
+
+    Beside each: REFERENCES; "over_controls": what the map has over each of them, "beyond" over the closest, and
+    "random_weights" over the same network with random weights; "verdict": whether by these it shows anything. Measures
+    are of the clean images; "correct": of those among them that the model gets right; "by_lesion": by how much of the
+    lungs the lesion covers; "perturbed": of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is
+    withheld is null. `images` is how many there were in all; those without a mask are left out and counted. Methods
+    stand as they were asked for, the random map last. A map of one cell has no figures, but how often it is the same
+    everywhere.
+    """
+    counts = Summary(resamples)
+    names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
+    return {str(name): _method(str(name), table[table["method"] == name], counts, images) for name in names}
+
+
+def cells_of(rows: pd.DataFrame) -> str:
+    """Return rows and columns of a method's map, "3 x 3"; empty if it has every pixel."""
+    return str(rows["cells"].fillna("").iloc[0]) if len(rows) else ""
+
+
+def cannot_hit(rows: pd.DataFrame) -> str:
+    """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
+    ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
+    best, chance = (ceiling["value"].mean(), ceiling["chance"].mean()) if len(ceiling) else (np.nan, np.nan)
+    if not best < chance:
+        return ""
+    cells = f"the best of its {ceiling['cells'].iloc[0]} cells"
+    return f"withheld: {cells} would hit {best:.3f} of the masks, chance {chance:.3f}"
+
+
+def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> SaliencyDocument:
+    cells = cells_of(rows)
+    if cells == ONE_CELL:
+        withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
+    elif withheld := cannot_hit(rows):
+        rows = rows[rows["measure"] != HIT_RATE]
+    clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
+    stable = perturbed["measure"].isin(_STABLE)
+    faithful = clean["measure"].isin(_FAITHFUL)
+    faithfulness, clean = clean[faithful], clean[~faithful]
+    right = clean[clean["predicted"] == clean["class"]]
+    over = counts.leads(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED])
+    part = SaliencyDocument(
+        target="label",
+        n=_images(clean),
+        without_mask=images - _images(clean),
+        cells=cells,
+        withheld=withheld,
+        over_controls=[
+            *(lead for lead in over if lead.measure in TOLD_OF_MAPS),
+            *counts.leads(faithfulness, ["brightness"]),
+        ],
+        beyond=closest(over),
+        correct=Measures(n=_images(right)).with_figures(counts.means(right)),
+        by_lesion=list(_by_lesion(clean, counts)),
+        stability=list(_stability(rows, counts)),
+        sanity=list(_sanity(rows, counts)),
+        perturbed=Perturbed(
+            attack=ATTACKED,
+            epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
+            n=_images(clean),
+        ).with_figures(counts.means(perturbed[~stable])),
+    ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
+    if len(tuned := rows["threshold"].dropna()):
+        part.threshold = float(tuned.iloc[0])
+    if len(faithfulness):
+        part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
+    if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
+        drawn = clean[clean[RANDOMISED].notna()]
+        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
+    if withheld:
+        for measured in (part, part.correct, part.perturbed, *part.by_lesion):
+            if measured is not None and measured.figures:
+                measured.figures[HIT_RATE] = Figure(value=None)
+    verdicts.set_verdict(name, part)
+    return part
+
+
+def _images(rows: pd.DataFrame) -> int:
+    return int(rows["sample_id"].nunique())
+
+
+def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
+    """Images whose lesion covers the lungs, and the others; then thirds by how much it covers."""
+    share = clean["lesion"]
+    sizes = clean.drop_duplicates("sample_id")["lesion"].dropna()
+    if not len(sizes):
+        return
+    low, high = np.quantile(sizes, [1 / 3, 2 / 3])
+    strata = {
+        "covers the lungs": (share >= COVERED, COVERED, 1.0),
+        "part of the lungs": (share < COVERED, 0.0, COVERED),
+        "smallest third": (share <= low, 0.0, low),
+        "middle third": ((share > low) & (share <= high), low, high),
+        "largest third": (share > high, high, 1.0),
+    }
+    for name, (chosen, start, end) in strata.items():
+        some = clean[chosen]
+        figures = counts.means(some) if len(some) else {}
+        yield Stratum(stratum=name, start=start, end=end, n=_images(some)).with_figures(figures)
+
+
+def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
+    """A row for each change: how like the clean map the map of the changed image is."""
+    kept = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
+    for condition, some in kept.groupby("condition", sort=False):
+        artefact = some["measure"].isin(_MOVED).any()
+        severity = int(some["severity"].max())
+        kind = "artefact" if artefact else "corruption" if severity else "attack"
+        yield Change(
+            condition=str(condition),
+            kind=kind,
+            epsilon=some["epsilon"].max(),
+            severity=severity,
+            n=_images(some),
+        ).with_figures(counts.means(some))
+
+
+def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
+    """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
+    found = {name: counts.mean(values["value"], values["group"]) for name, values in over_changes(rows).items()}
+    on_artefacts = rows[rows["measure"] == "artefact_energy"]
+    if len(on_artefacts):
+        found["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
+    return found
+
+
+def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
+    """How like the trained model's maps are as the network is made random, from the logits down."""
+    random = rows[rows["condition"].str.startswith(CASCADE)]
+    for condition, some in random.groupby("condition", sort=False):
+        figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
+        yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
+
+
+def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
+
+    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
+    moved onto the artefact, mean over artefacts.
+    """
+    artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
+    drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
+    kinds = {
+        "corruption_ssim": stability & (rows["severity"] > 0) & ~drawn,
+        "artefact_ssim": stability & drawn,
+        "artefact_gain": rows["measure"] == "artefact_gain",
+    }
+    return {name: means_over_severities(rows[chosen]) for name, chosen in kinds.items() if chosen.any()}
+
+
+def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
+    """An image's mean over its rows: value and group, by sample."""
+    rows = rows.assign(value=rows["value"].astype(float))
+    if rows["sample_id"].is_unique:
+        return rows.set_index("sample_id")[["value", "group"]]
+    by_sample = rows.groupby("sample_id", sort=False)
+    return pd.DataFrame({"value": by_sample["value"].mean(), "group": by_sample["group"].first()})

@@ -1,0 +1,176 @@
+"""Networks whose map is their reason: evidence for each class at each place, summed to the logits.
+
+`evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
+Bethge 2019); `evidence-full` sees the whole image from each, and so does `evidence-resnet10t`, whose cells read every
+stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts only
+as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where it is
+the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
+"""
+
+import re
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError
+
+FIELDS = (17, 25, 33, 41, 49)  # pixels of a side that a cell sees
+WHOLE = "full"
+BACKBONES = ("resnet10t", "resnet18", "resnet34", "resnet50")  # whose stages a cell may read
+KINDS = (*map(str, FIELDS), WHOLE, *BACKBONES)  # what stands behind evidence-
+STRIDE = 4  # pixels from cell to cell
+WIDTH = 48  # channels; evidence-33x96 has 96
+_FIRST, _STEP = 9, 8  # the field of the stem, and what each block adds to it
+_WHOLE_BLOCKS, _DEEP_BLOCKS = 2, 3
+SCALE = 16.0  # of the map: many cells are summed
+_NAME = re.compile(rf"evidence-({'|'.join(KINDS)})(?:x([2-9]|[1-9]\d+))?")  # the stem has half of the width
+
+
+def _layer(channels: int, out: int, kernel: int, stride: int = 1, *, act: bool = True) -> list[nn.Module]:
+    """Make a convolution with its norm and its rectifier: (B, channels, h, w) -> (B, out, h / stride, w / stride)."""
+    layers = [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)]
+    return [*layers, nn.ReLU()] if act else layers
+
+
+class Block(nn.Module):
+    """A 3 x 3 and a 1 x 1 convolution beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_layer(width, width, 3), *_layer(width, width, 1, act=False))
+        self.act = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, K, h, w) -> the same shape."""
+        return self.act(features + self.body(features))
+
+
+class EvidenceNet(nn.Module):
+    """Pixels, normalised (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
+
+    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole image, which a branch of a quarter of
+    the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
+    stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole image in training
+    and after.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        field: int | None = 33,
+        width: int = WIDTH,
+        backbone: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.field, self.num_features = None if backbone else field, classes
+        self.stem: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.ReLU() if field is None and not backbone else nn.Identity()
+        self.body: nn.Module
+        self.around: nn.Module | None = None
+        if backbone:
+            self.body = _Pyramid(backbone, width)
+        else:
+            blocks = _WHOLE_BLOCKS if field is None else (field - _FIRST) // _STEP
+            self.stem = nn.Sequential(*_layer(1, width // 2, 5, 2), *_layer(width // 2, width, 3, 2))
+            self.body = nn.Sequential(*[Block(width) for _ in range(blocks)])
+            self.around = _Around(width) if field is None else None
+        self.head = nn.Conv2d(width, classes + 1, 1)
+        assert self.head.bias is not None
+        nn.init.zeros_(self.head.bias)
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 1, H, W) -> evidence (B, C, h, w), whose sum over places is the logits."""
+        if self.around is not None:
+            pixels = _standardised(pixels)
+        features = self.body(self.stem(pixels))
+        if self.around is not None:
+            features = self.act(features + self.around(features))
+        return self.weighed(self.head(features))[0]
+
+    @staticmethod
+    def weighed(found: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head puts out (B, C + 1, h, w) -> evidence (B, C, h, w) and the gate's logits (B, 1, h, w)."""
+        evidence, gate = found[:, :-1], found[:, -1:]
+        # Evidence for all classes alike changes no answer: without it a map shows what decides between them.
+        evidence = evidence - evidence.mean(1, keepdim=True)
+        return evidence * gate.sigmoid() / SCALE, gate
+
+    def forward_head(self, evidence: Tensor) -> Tensor:
+        """Evidence (B, C, h, w) -> logits (B, C)."""
+        return evidence.sum((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 1, H, W) -> logits (B, C)."""
+        return self.forward_head(self.forward_features(pixels))
+
+
+class _Around(nn.Module):
+    """What the whole image adds at each place: blocks on a quarter of the cells, brought back up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(*_layer(width, 2 * width, 3, 2))
+        self.deep = nn.Sequential(*[Block(2 * width) for _ in range(_DEEP_BLOCKS)])
+        self.up = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        found = self.up(self.deep(self.down(features)))
+        return F.interpolate(found, size=features.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class _Pyramid(nn.Module):
+    """The stages of a ResNet from a quarter of the side down, each brought to one width and to the first's cells."""
+
+    def __init__(self, backbone: str, width: int) -> None:
+        super().__init__()
+        self.stages = timm.create_model(
+            backbone, features_only=True, pretrained=False, in_chans=1, out_indices=(1, 2, 3, 4)
+        )
+        channels: list[int] = self.stages.feature_info.channels()  # type: ignore[operator, union-attr]
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.mixed = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        finest, *coarser = [
+            lateral(features) for lateral, features in zip(self.lateral, self.stages(pixels), strict=True)
+        ]
+        for features in coarser:
+            finest = finest + F.interpolate(features, size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        return self.mixed(finest)
+
+
+def _standardised(pixels: Tensor) -> Tensor:
+    centred = pixels - pixels.mean((1, 2, 3), keepdim=True)
+    return centred / (centred.square().mean((1, 2, 3), keepdim=True) + 0.01).sqrt()
+
+
+def is_evidence_network(name: str) -> bool:
+    """Whether this is the name of an evidence network."""
+    return _NAME.fullmatch(name) is not None
+
+
+def named(name: str, classes: int) -> EvidenceNet:
+    """An untrained network by its name, such as evidence-33 or evidence-fullx96; UserError for any other name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"'{name}' is no evidence network: evidence-N with N of {', '.join(KINDS)}")
+    kind, width = found[1], int(found[2] or WIDTH)
+    if kind in BACKBONES:
+        return EvidenceNet(classes, width=width, backbone=kind)
+    return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
+
+
+def reads_evidence(model: nn.Module) -> bool:
+    """Whether a model's answer is a sum of evidence: an evidence network, or an ensemble of several of one shape."""
+    nets = [getattr(model, "net", model)]
+    nets = list(getattr(nets[0], "nets", nets))
+    return all(isinstance(net, EvidenceNet) for net in nets)
+
+
+def per_class(model: nn.Module, features: Tensor) -> Tensor:
+    """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean over an ensemble."""
+    nets = getattr(getattr(model, "net", model), "nets", [None])
+    return torch.stack(features.chunk(len(nets), 1)).mean(0)

@@ -1,0 +1,76 @@
+"""A model written for others to run: ONNX, or a program of torch.export. Any batch, one size of image."""
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trustcxr.errors import UserError, lookup
+
+OPSET = 18  # of ONNX: the newest that every runtime of the last years takes
+FORMATS: Mapping[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}  # and how their files end
+INPUT, OUTPUT = "images", "logits"
+_EXAMPLES = 2  # images that it is traced with; a batch of one would be taken for the only one
+
+
+def check_export(kind: str, out: Path) -> None:
+    """UserError for a format that is none, a file of another ending, or a package that is not there."""
+    ending = lookup(FORMATS, "format", kind)
+    if out.suffix != ending:
+        raise UserError(f"--out {out}: a file of format {kind} ends in {ending}")
+    for package in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        try:
+            import_module(package)
+        except ImportError:
+            raise UserError(f"ONNX files need {package}: pip install '.[onnx]'") from None
+
+
+def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
+    """Write a model from pixel space (B, 1, size, size) to logits (B, C) as a file of that format.
+
+    The model is left as it was. Raises UserError where it cannot be traced; what the disk refuses passes as it is.
+    """
+    # A copy in the plain order of memory, which is what others read; channels_last is of training here.
+    model = deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    example = torch.rand((_EXAMPLES, 1, size, size), generator=torch.Generator().manual_seed(0))
+    example = example.to(next(model.parameters()).device)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own parts, about each other
+            if kind == "onnx":
+                traced = _onnx(model, example)
+            else:
+                traced = torch.export.export(model, (example,), dynamic_shapes=({0: _batch()},))
+    except Exception as problem:
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+        raise UserError(
+            f"this model cannot be written as {kind}: {(lines or [type(problem).__name__])[0][:200]}"
+        ) from None
+    if kind == "onnx":
+        traced.save(str(path), external_data=False)
+    else:
+        torch.export.save(traced, path)
+
+
+def _onnx(model: nn.Module, example: Tensor) -> Any:
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        opset_version=OPSET,
+        dynamic_shapes=({0: _batch()},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _batch() -> object:
+    return torch.export.Dim("batch", min=1, max=2**16)

@@ -1,0 +1,128 @@
+"""A mapping becomes a recipe, or one line that names the wrong key and the nearest right one."""
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.storage.atomic import parse_yaml, read_yaml
+
+_LONGEST = 80  # characters of a wrong value that a message repeats
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Resamples = Annotated[int, Field(ge=100, le=100_000)]  # each holds a number for every patient at once
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def read_recipe(kind: type[Model], path: Path) -> Model:
+    """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
+    advice = "trustcxr recipe quick prints a recipe to start from"
+    return validate(kind, read_yaml(path, what="recipe file", advice=advice), str(path))
+
+
+def validate(kind: type[Model], content: object, where: str) -> Model:
+    """`content` as a recipe; UserError naming the first wrong key, and the nearest right one, otherwise."""
+    try:
+        return kind.model_validate(content)
+    except UserError as problem:  # of several keys together, found by a recipe's own validator
+        raise UserError(f"{where}: {problem}") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            complaint = str(unknown("key", first["loc"][-1], _siblings(kind, first["loc"])))
+            raise UserError(f"{where}: {complaint.replace(str(first['loc'][-1]), key, 1)}") from None
+        if first["type"] == "value_error":  # ours, about several keys together
+            raise UserError(f"{where}: " + (f"key '{key}': " if key else "") + str(first["ctx"]["error"])) from None
+        if first["type"] == "literal_error" and len(words := re.findall(r"'([^']*)'", first["ctx"]["expected"])) > 1:
+            raise UserError(f"{where}: key '{key}': {unknown('value', first['input'], words)}") from None
+        more = f" (and {problem.error_count() - 1} more)" if problem.error_count() > 1 else ""
+        at = f"key '{key}': " if key else ""
+        raise UserError(f"{where}: {at}{_expected(kind, first)}, not {_short(first['input'])}{more}") from None
+
+
+def _short(value: object) -> str:
+    """A value as it was written, or its beginning where that is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:
+    """A copy of `content` with keys set as typed: "defence.beta=3", the value read as YAML.
+
+    Raises UserError for a pair without a key or with a value that is not YAML. Whether it is a key, `validate` says.
+    """
+    result = copy.deepcopy(dict(content))
+    for pair in pairs:
+        dotted, equals, text = pair.partition("=")
+        *parents, last = dotted.split(".")
+        if not equals or not all((*parents, last)):
+            raise UserError(f"--set {pair}: write KEY=VALUE, such as defence.beta=3 or training.augment.flip=0.5")
+        at: Any = result
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise UserError(f"--set {pair}: '{parent}' holds a value, not keys")
+        try:
+            at[last] = parse_yaml(text)
+        except (ValueError, yaml.YAMLError) as problem:
+            raise UserError(f"--set {pair}: not readable as YAML: {' '.join(str(problem).split())}") from None
+    return result
+
+
+def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
+    """What a key may hold, also where pydantic says it in Python's words."""
+    if fault["type"] == "tuple_type":
+        return "expected a list"
+    if fault["type"] != "model_type":
+        said = fault["msg"].split(", unable to parse")[0]
+        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", said).replace(
+            "Input should be", "expected"
+        )
+    if not fault["loc"]:
+        return f"expected keys with values ({', '.join(_siblings(kind, ('',)))})"
+    *parents, last = fault["loc"]
+    field = _recipe_at(kind, parents).model_fields.get(str(last))
+    left_out = "" if field is None or field.is_required() else ", or the key left out"
+    return f"expected keys with values ({', '.join(_siblings(kind, (*fault['loc'], '')))}){left_out}"
+
+
+def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
+    """The valid keys beside the wrong one at `location`."""
+    yield from _recipe_at(kind, location[:-1]).model_fields
+
+
+def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:
+    """The part of a recipe that the key at `location` holds."""
+    at = kind
+    for part in location:
+        if isinstance(part, str) and part in at.model_fields:
+            at = model_in(at.model_fields[part].annotation) or at
+    return at
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The recipe that a key holds, alone or in a list; None where it holds a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in getattr(annotation, "__args__", ()):
+        if found := model_in(part):
+            return found
+    return None

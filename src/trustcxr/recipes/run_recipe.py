@@ -1,0 +1,229 @@
+"""What one trained model is."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypedDict
+
+from pydantic import Field, field_validator, model_validator
+
+from trustcxr.errors import UserError
+from trustcxr.recipes.parsing import Seed, Strict
+from trustcxr.recipes.training_recipe import Background, DefenceRecipe, ModelRecipe, NetworkOptions, TrainingRecipe
+from trustcxr.registry import BACKGROUNDS, networks
+
+
+class Splits(Strict):
+    """The names that the data set gives to the three splits."""
+
+    train: str = "Train"
+    val: str = "Val"
+    test: str = "Test"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _may_be_numbers(cls, name: object) -> object:
+        """Splits that are numbered, as those of cross-validation are, need no quotes."""
+        return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+def check_splits(splits: Splits) -> None:
+    """UserError where one split has two roles: what is trained or chosen on would be tested on."""
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
+        if named[first] == named[second]:
+            raise UserError(
+                f"data.splits: {first} and {second} are both {named[first]}; images that were seen in training or "
+                "chosen by say nothing of others: name three splits"
+            )
+
+
+class Listing(TypedDict, total=False):
+    """How a data set is understood: options that `read_manifest` takes."""
+
+    layout: str
+    columns: str | dict[str, str | int] | None
+    images: str | None
+
+
+class Reading(Listing, total=False):
+    """How images are read: options that `load_dataset` takes."""
+
+    size: int
+    labels: dict[str, str | None]
+    resize: str
+
+
+class DataRecipe(Strict):
+    """How images reach the model."""
+
+    size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
+    splits: Splits = Splits()
+    labels: dict[str, str | None] = Field(
+        default_factory=dict, description="the data set's label -> the class it is; null leaves it out"
+    )
+    resize: Literal["squeeze", "pad"] = Field(
+        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
+    )
+    layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
+    columns: str | dict[str, str | int] | None = Field(
+        None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or place)"
+    )
+    images: str | None = Field(None, description="of a list: the folder of its images; the list's own unless said")
+
+    def reading(self) -> Reading:
+        """The options that `load_dataset` takes."""
+        return Reading(size=self.size, labels=self.labels, resize=self.resize, **self.listing())
+
+    def listing(self) -> Listing:
+        """How the data set itself is understood: the options that `read_manifest` takes."""
+        return Listing(layout=self.layout, columns=self.columns, images=self.images)
+
+
+# A key of training -> whether a run uses it, and what to add if no run does.
+_COUNTERFACTUALS = (
+    lambda training: training.counterfactuals > 0,
+    "counterfactuals, such as training.counterfactuals: 0.3",
+)
+_NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
+    "balanced_by": (lambda training: training.balanced, "training.balanced: true"),
+    "counterfactual_fills": _COUNTERFACTUALS,
+    "counterfactual_epsilon": _COUNTERFACTUALS,
+    "healthy": _COUNTERFACTUALS,
+    "tracking_uri": (lambda training: training.track == "mlflow", "training.track: mlflow, which has a server"),
+}
+
+
+def check_unused(trainings: Sequence[TrainingRecipe]) -> None:
+    """Raise UserError for a key that is set and that none of the trainings of one recipe uses."""
+    for key, (uses, wanted) in _NEEDS.items():
+        default = TrainingRecipe.model_fields[key].default
+        changed = [value for training in trainings if (value := getattr(training, key)) != default]
+        if changed and not any(map(uses, trainings)):
+            raise UserError(f"{key}: {changed[0]} does nothing without {wanted}; add that, or leave {key} out")
+
+
+class RunRecipe(Strict):
+    """Everything that defines one trained model."""
+
+    model: ModelRecipe
+    defence: DefenceRecipe = DefenceRecipe()
+    seed: Seed = 0
+    data: DataRecipe = DataRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+
+    @property
+    def name(self) -> str:
+        """The run's folder: <model>-<defence>-s<seed>, or their labels; before the defence stands what is not usual."""
+        return f"{self.model.called.lower()}-{self.trained_how}-s{self.seed}"
+
+    @property
+    def trained_how(self) -> str:
+        """The defence, after the background where that is not the whole image, and what lesion masks are used for."""
+        reasons = (
+            "guided" if self.training.guidance else "",
+            "counterfactual" if self.training.counterfactuals else "",
+        )
+        background = "" if self.background == "full" else self.background
+        return "-".join(part for part in (background, *reasons, self.defence.called) if part)
+
+    @property
+    def background(self) -> Background:
+        """How much it sees outside the lungs in training."""
+        return self.training.background
+
+    def same_as(self, other: "RunRecipe") -> bool:
+        """Whether both make the same run, wherever it is followed, in however many parts its batches are worked off.
+
+        Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml. Nor
+        does it matter how the folder of a list's images was typed: images are known by their pixels.
+        """
+        trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
+        data = other.data.model_copy(update={"images": self.data.images})
+        rest = other.model_copy(update={"training": self.training, "data": data})
+        return trainings[0] == trainings[1] and self == rest
+
+    def network_options(self) -> NetworkOptions:
+        """Keywords of `models.build` beside name, classes and weights."""
+        options = self.model.options()
+        return NetworkOptions(**options, lung_gate=True) if self.lung_gate else options
+
+    @property
+    def lung_gate(self) -> bool:
+        """Whether a lung gate is part of the model."""
+        return BACKGROUNDS[self.background].gate
+
+    @property
+    def empty_lungs(self) -> bool:
+        """Whether images with emptied lungs stand beside those it is trained on."""
+        return BACKGROUNDS[self.background].emptied
+
+    @property
+    def needs_lungs(self) -> bool:
+        """Whether its training looks at lung masks."""
+        return self.background != "full" or self.training.needs_lesions
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RunRecipe":
+        if self.training.needs_lesions and self.defence.name == "mixup":
+            raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
+        if self.training.needs_lesions and self.background == "crop":
+            raise ValueError("guidance and counterfactuals need lesions where the image has them; crop moves them")
+        self._guidance_fits()
+        self._trains()
+        if self.defence.certifies:
+            self._bounds_fit()
+        if self.model.is_ensemble and self.defence.name == "free":
+            raise ValueError("the members of an ensemble learn each on an attack of its own, which free cannot do")
+        return self
+
+    def _trains(self) -> None:
+        training, defence = self.training, self.defence
+        if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
+            raise ValueError(
+                f"{defence.name} at epsilon 0 attacks nothing; give it a radius, such as 0.02, or choose standard"
+            )
+        if defence.regulariser and not defence.ramp:
+            raise ValueError(
+                f"regulariser: {defence.regulariser:g} does nothing without an epsilon that grows; set defence.ramp, "
+                "such as 0.5, or leave regulariser out"
+            )
+        if training.warmup_epochs > training.epochs:
+            raise ValueError(
+                f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs of training; "
+                f"at most {training.epochs}"
+            )
+        if training.weight_decay * training.learning_rate >= 1:
+            raise ValueError(
+                f"weight_decay: {training.weight_decay:g} at a learning rate of {training.learning_rate:g} takes all "
+                "of the weights away at each step; choose less, such as 0.01"
+            )
+
+    def _bounds_fit(self) -> None:
+        name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
+        if self.training.guidance and not shown:
+            raise ValueError(
+                f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
+                "defence.clean_share too, or leave guidance out"
+            )
+        if self.empty_lungs:
+            raise ValueError(
+                f"background: {self.background} shows images with emptied lungs beside each batch, which {name} cannot "
+                "bound; choose full, swap, mask or crop"
+            )
+
+    def _guidance_fits(self) -> None:
+        asked, name = self.training, self.model.name
+        if not asked.guidance:
+            said = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
+            for key, usual in said.items():
+                if getattr(asked, key) != usual:
+                    raise ValueError(
+                        f"{key}: {getattr(asked, key)} does nothing without a weight, such as guidance: 0.3"
+                    )
+            return
+        if asked.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
+            raise ValueError(
+                f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
+                "network"
+            )
+        if asked.guidance_layer != -1 and asked.guidance_on != "cam":
+            raise ValueError(f"guidance_layer: {asked.guidance_layer} goes with guidance_on: cam")

@@ -1,0 +1,166 @@
+"""What a study is, and the recipes that ship with the package (shipped/)."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from trustcxr.errors import UserError, unknown
+from trustcxr.recipes.evaluation_recipe import EvaluationRecipe, ExplanationRecipe
+from trustcxr.recipes.parsing import Seed, Strict, read_recipe, validate
+from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
+from trustcxr.registry import USUAL_DEFENCE
+from trustcxr.storage.atomic import read_yaml
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+class Selection(Strict):
+    """Which baselines go on to adversarial training; always chosen on the validation split."""
+
+    count: int = Field(6, ge=1)
+    by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
+
+
+def _as_model(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class StudyRecipe(Strict):
+    """A study: models, trained as usual; the best few trained again with each defence; all tested and explained."""
+
+    name: str
+    title: str = ""
+    data: DataRecipe = DataRecipe()
+    models: tuple[Annotated[ModelRecipe, BeforeValidator(_as_model)], ...] = Field(min_length=1)
+    training: TrainingRecipe = TrainingRecipe()
+    selection: Selection = Selection()
+    defences: tuple[Annotated[DefenceRecipe, BeforeValidator(_as_model)], ...] = (DefenceRecipe(name=USUAL_DEFENCE),)
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    explanation: ExplanationRecipe = ExplanationRecipe()
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        _check_study(self)
+        return self
+
+
+def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
+    """The run of one model, defence and seed in a study: the most special training keys win."""
+    merged = {**study.training.model_dump(), **model.training, **defence.training}
+    training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
+    content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
+    return validate(RunRecipe, content, f"{model.called}, {defence.called}")
+
+
+def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
+    """The study with so many seeds: its own first, and then those that come after the last of them."""
+    if count < 1:
+        raise UserError(f"--seeds {count}: expected 1 or more")
+    more = range(max(study.seeds) + 1, max(study.seeds) + 1 + count)
+    seeds = (*study.seeds, *more)[:count]
+    return validate(StudyRecipe, study.model_dump(mode="json") | {"seeds": seeds}, f"--seeds {count}")
+
+
+def tracked(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
+    """The study with every training followed in that tracker too."""
+    training = validate(
+        TrainingRecipe, study.training.model_dump() | {"track": where, "tracking_uri": uri}, f"--track {where}"
+    )
+    return study.model_copy(update={"training": training})
+
+
+def untracked(study: StudyRecipe) -> StudyRecipe:
+    """The same study, followed nowhere."""
+    return study.model_copy(update={"training": study.training.untracked()})
+
+
+def grows(before: StudyRecipe, now: StudyRecipe) -> bool:
+    """Whether `now` is the study of before with more seeds, and alike in everything else."""
+    more = set(before.seeds) < set(now.seeds)
+    return more and untracked(before).model_copy(update={"seeds": now.seeds}) == untracked(now)
+
+
+def drops(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
+    """The networks that `now` leaves out of the study of before; none where they differ in anything else too."""
+    kept = tuple(model for model in before.models if model in now.models)
+    alike = untracked(before).model_copy(update={"models": kept}) == untracked(now)
+    return [model for model in before.models if model not in now.models] if alike else []
+
+
+def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
+    """UserError where `now` is the study of before, in that folder, with fewer seeds."""
+    if grows(now, before):
+        raise UserError(
+            f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
+            "choose another --out"
+        )
+
+
+def growth(before: StudyRecipe, now: StudyRecipe) -> str:
+    """In words, by which seeds a study has grown."""
+    return f"from {_seeds(before)} to {_seeds(now)}"
+
+
+def _seeds(study: StudyRecipe) -> str:
+    count = len(study.seeds)
+    return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, study.seeds))})"
+
+
+def shipped() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+
+
+def load_study(recipe: str | Path) -> StudyRecipe:
+    """The recipe of that name in the package, or the YAML file at that path; UserError where it asks for nothing."""
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SHIPPED / f"{recipe}.yaml"
+        if not path.is_file():
+            error = unknown("recipe", recipe, shipped())
+            raise UserError(f"{error}, or a path that ends in .yaml")
+    try:
+        found = read_recipe(StudyRecipe, path)
+    except UserError as problem:
+        if not _is_kept(path):
+            raise
+        raise UserError(
+            f"{path}: what a study keeps of itself, and no recipe; give the recipe that it was begun with, or write "
+            "what stands under its key 'recipe' into a file of its own"
+        ) from problem
+    return found
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether this is the file in which a study's folder keeps its recipe, beside what it is of."""
+    with suppress(UserError):
+        return {"recipe", "data"} <= set(read_yaml(path))
+    return False
+
+
+def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
+    """One run of a model by each way of training, the usual one first."""
+    return [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
+
+
+def _check_study(recipe: StudyRecipe) -> None:
+    """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    check_splits(recipe.data.splits)
+    runs = [_runs(recipe, model) for model in recipe.models]
+    check_unused([run.training for of_model in runs for run in of_model])
+    listed: dict[str, list[object]] = {
+        "models": [model.called.lower() for model in recipe.models],
+        "defences": [run.trained_how for run in runs[-1]],  # the baselines come first
+        "label": [run.name for of_model in runs for run in of_model],
+        "seeds": list(recipe.seeds),
+    }
+    for key, names in listed.items():
+        if twice := [name for name in names if names.count(name) > 1]:
+            hint = f"; the baselines are {twice[0]} already" if str(twice[0]).endswith("standard") else ""
+            if not hint and key in ("models", "defences"):
+                hint = "; give each a label, which runs and tables then call it by"
+            raise UserError(f"key '{key}': {twice[0]} is there twice{hint}")

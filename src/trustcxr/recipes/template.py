@@ -1,0 +1,84 @@
+"""A shipped recipe with every key written out, and beside each what it means: what one's own starts from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trustcxr.recipes.parsing import model_in
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped
+
+_INDENT = "  "
+
+
+def titles() -> dict[str, str]:
+    """What each recipe of the package is, by its name."""
+    return {name: load_study(name).title for name in shipped()}
+
+
+def recipe(name: str) -> str:
+    """The recipe of that name as commented YAML: read again, it is the same recipe.
+
+    UserError, with the nearest, for a name that is none.
+    """
+    study = load_study(name)
+    head = [
+        f"# The recipe '{name}' of TrustCXR, with every key. A key that is left out has its default.",
+        "# What is written in `training` of a model or a defence takes the place of the study's own.",
+    ]
+    return "\n".join([*head, *_keys(study.model_dump(mode="json"), StudyRecipe, ""), ""])
+
+
+def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
+    """A mapping's lines; `kind` says what its keys mean."""
+    for key, value in content.items():
+        field = kind.model_fields.get(key) if kind is not None else None
+        inner = model_in(field.annotation) if field is not None else None
+        says = f"  # {said}" if (said := _meaning(field, value)) else ""
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:{says}"
+            yield from _keys(value, inner, indent + _INDENT)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield f"{indent}{key}:{says}"
+            yield from _items(value, inner, indent + _INDENT)
+        else:
+            yield f"{indent}{key}: {_inline(value)}{says}"
+
+
+def _items(values: Sequence[Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
+    """A list of mappings; only the first of them says what its keys mean."""
+    for place, value in enumerate(values):
+        lines = list(_keys(value, kind if place == 0 else None, indent + _INDENT))
+        yield f"{indent}- {lines[0].lstrip()}"
+        yield from lines[1:]
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _meaning(field: FieldInfo | None, value: Any) -> str:
+    """What a key means, and its default where the recipe says something else."""
+    if field is None:
+        return ""
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    plain = isinstance(default, str | int | float | bool) and default != value
+    words = [str(word) for word in _choices(field.annotation)]
+    said = field.description or ""
+    parts = [
+        said,
+        f"one of {', '.join(words)}" if any(word not in said for word in words) else "",
+        f"default: {_inline(default)}" if plain and default != "" else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The words that a key may have: of `Literal["a", "b"] | None` a and b; none where it may be something else too."""
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is Literal:
+        return tuple(inner)
+    return _choices(inner[0]) if len(inner) == 1 else ()

@@ -1,0 +1,241 @@
+"""The parts of a recipe that say what is trained and how: network, training, defence."""
+
+from typing import Annotated, Any, Literal, TypedDict, cast
+
+from pydantic import Field, model_validator
+
+from trustcxr.recipes.parsing import Fraction, Strict
+from trustcxr.registry import DEFENCES, networks
+
+# The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
+Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
+Fill = Literal["grey", "mirror", "surroundings"]  # of data.lesions.TAUGHT, written out likewise
+MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
+MONITOR_STEPS = 10
+
+
+class Augment(Strict):
+    """Ranges of the random changes to each training image; what a radiograph survives, so no flips by default."""
+
+    rotation: float = Field(10.0, ge=0, le=45, description="degrees, either way")
+    shift: float = Field(0.05, ge=0, le=0.3, description="share of the side, either way")
+    scale: float = Field(0.1, ge=0, le=0.5, description="share of the size, either way")
+    brightness: float = Field(0.1, ge=0, le=0.5, description="added to the pixels, either way")
+    contrast: float = Field(0.1, ge=0, le=0.9, description="share of the contrast, either way")
+    flip: Fraction = Field(0.0, description="share of images mirrored left to right; the heart has a side")
+    spectrum: float = Field(
+        0.0, ge=0, le=3, description="logarithm of the largest gain of a band of spatial frequencies, either way"
+    )
+
+
+class TrainingRecipe(Strict):
+    """How a model is fitted."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(32, ge=2)
+    optimiser: Literal["adam", "adamw"] = Field("adam", description="the paper's is Adam; adamw decouples the decay")
+    learning_rate: float = Field(5e-4, gt=0, lt=100)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.5, ge=0)
+    patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
+    averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
+    refit: bool = Field(
+        False,
+        description="train once more, on training and validation images together, for as long as validation chose; "
+        "what is fitted or chosen on validation stays with the weights from before",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that each batch is worked off in, their gradients added up: for a batch that does not fit "
+        "in memory (which is noticed, and halved, by itself)",
+    )
+    balanced: bool = Field(False, description="draw every class equally often")
+    balanced_by: str = Field(
+        "",
+        description="with balanced: a column of the data, such as source, each value of which is drawn equally often "
+        "within each class; images without one are a value of their own",
+    )
+    background: Background = Field(
+        "full",
+        description="of training images: full, swap (the lungs on another image's), mask (black), crop (to the lungs); "
+        "emptied: adds to each batch copies with the lungs filled with grey, trained towards equal class "
+        "probabilities; gate: the model contains a lung segmenter and replaces what is outside by mid-grey; "
+        "gate-emptied: both",
+    )
+    guidance: float = Field(
+        0.0, ge=0, description="weight of the loss that holds what explains an answer to the lesion masks"
+    )
+    guidance_on: Literal["evidence", "cam", "gradients"] = Field(
+        "evidence",
+        description="with guidance: what explains it: the evidence of an evidence network, Grad-CAM, or the pixels "
+        "times the gradient in them",
+    )
+    guidance_layer: int = Field(
+        -1, le=-1, description="with guidance_on: cam: whose map; -1 the last, -2 the stage before, of twice the cells"
+    )
+    guidance_loss: Literal["energy", "l1"] = Field(
+        "energy", description="with guidance: the map's energy inside the mask, or its distance from the mask"
+    )
+    counterfactuals: Fraction = Field(
+        0.0, description="share of the images with a lesion, and of the healthy ones, that lose it, or get another's"
+    )
+    counterfactual_fills: tuple[Fill, ...] = Field(
+        ("grey",),
+        min_length=1,
+        description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
+        "(the lung of the other side), surroundings (the healthy lung around it)",
+    )
+    counterfactual_epsilon: Fraction = Field(
+        1.0,
+        description="with counterfactuals: share of the defence's epsilon within which the edited images are attacked; "
+        "0: they are shown as they are",
+    )
+    healthy: str = Field("Normal", description="with counterfactuals: the class of an image whose lesion is removed")
+    augment: Augment = Augment()
+    track: Literal["none", "tensorboard", "mlflow"] = Field(
+        "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"
+    )
+    tracking_uri: str = Field(
+        "", description="with track: mlflow: its server; a SQLite file beside the runs unless said"
+    )
+
+    def untracked(self) -> "TrainingRecipe":
+        """The same training, followed nowhere: what a run is does not depend on who looks on."""
+        return self.model_copy(update={"track": "none", "tracking_uri": ""})
+
+    @property
+    def needs_lesions(self) -> bool:
+        """Whether training looks at lesion masks."""
+        return self.guidance > 0 or self.counterfactuals > 0
+
+    @property
+    def guides_a_layer(self) -> bool:
+        """Whether the map of a layer is held to lesion masks."""
+        return self.guidance > 0 and self.guidance_on == "cam"
+
+
+# A part of a run's folder's name.
+Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,39})?$")]
+
+
+class DefenceRecipe(Strict):
+    """How a model is made robust. Training keys given here replace the study's.
+
+    The catalogue says which keys a defence uses; one that it does not use must stay as it is.
+    """
+
+    name: str = "standard"
+    label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
+    epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
+    clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
+    attack_share: Fraction = Field(
+        0.0,
+        description="ibp and crown-ibp: share of the loss that is on FGSM's images",
+    )
+    regulariser: float = Field(
+        0.0,
+        ge=0,
+        description="ibp and crown-ibp: weight of Shi et al.'s regularisers while epsilon grows (theirs: 0.5)",
+    )
+    ramp: Fraction = Field(0.0, description="share of training over which epsilon grows from 0 to its value")
+    attack_precision: Literal["same", "bf16"] = Field(
+        "same", description="bf16: the attack's passes alone, of which only the gradient's sign is used"
+    )
+    weight_perturbation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each layer's weights that these are moved by against the model in each step (AWP; 0.005)",
+    )
+    steps: int = Field(3, ge=1, le=100, description="pgd and trades: gradients of the attack in each training step")
+    beta: float = Field(6.0, gt=0, description="trades: weight of the divergence beside the clean loss")
+    replays: int = Field(
+        4, ge=1, le=100, description="free: optimiser steps on each batch, so that an epoch has so many times the steps"
+    )
+    alpha: float = Field(0.2, gt=0, description="mixup: of the Beta distribution that shares are drawn from")
+    size: float = Field(0.25, gt=0, le=1, description="cutout: side of the square as a share of the image's")
+    sigma: float = Field(0.05, gt=0, le=1, description="gaussian: standard deviation of the noise in pixel space")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="keys of training that take the place of the study's"
+    )
+
+    @property
+    def called(self) -> str:
+        """What runs call it: its label, or its name."""
+        return self.label or self.name
+
+    @property
+    def attacks(self) -> bool:
+        """Whether training attacks the model, so that it is judged by its accuracy under attack."""
+        entry = DEFENCES.get(self.name)
+        return entry is None or entry.attacks
+
+    @property
+    def at_epsilon(self) -> str:
+        """What stands behind a robust accuracy on validation: its radius; empty where it is judged without attacks."""
+        return f" at epsilon {self.epsilon:g}" if self.attacks or self.certifies else ""
+
+    @property
+    def certifies(self) -> bool:
+        """Whether training is by bounds, so that it is judged by its certified accuracy."""
+        return self.name in DEFENCES and DEFENCES[self.name].certifies
+
+    @model_validator(mode="after")
+    def _used(self) -> "DefenceRecipe":
+        if self.name in DEFENCES:
+            uses = DEFENCES[self.name].options
+            options = {key for entry in DEFENCES.values() for key in entry.options}
+            for key, field in type(self).model_fields.items():
+                if key in options and key not in uses and getattr(self, key) != field.default:
+                    takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
+                    raise ValueError(f"defence {self.name} does not use {key}; {takes}")
+        if self.clean_share + self.attack_share > 1:
+            raise ValueError("clean_share and attack_share are shares of one loss: together at most 1")
+        return self
+
+
+class NetworkOptions(TypedDict, total=False):
+    """Keywords of `models.build` beside name, classes and weights."""
+
+    normalisation: str
+    activation: str
+    members: int
+    lung_gate: bool
+
+
+class ModelRecipe(Strict):
+    """A network, or an ensemble. Training keys given here replace the study's."""
+
+    name: str = Field(description="one of the 21 or a timm architecture; A+B: an ensemble of both, logits averaged")
+    label: Label = Field("", description="what runs and tables call it, where one network stands twice in a study")
+    weights: str = "imagenet"
+    normalisation: Literal["batch", "group"] = Field("batch", description="BatchNorm, or GroupNorm in its place")
+    activation: Literal["own", "silu", "gelu", "softplus"] = Field(
+        "own", description="a smooth one in the place of each ReLU (softplus with beta 10)"
+    )
+    members: int = Field(
+        1, ge=1, le=20, description="networks of this name in an ensemble, each trained for itself, logits averaged"
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="keys of training that take the place of the study's"
+    )
+
+    @property
+    def called(self) -> str:
+        """What runs and tables call it: its label, or its name."""
+        return self.label or self.name
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether it is more than one network."""
+        return self.members > 1 or len(networks(self.name)) > 1
+
+    def options(self) -> NetworkOptions:
+        """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
+        names = ("normalisation", "activation", "members")
+        said = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+        return cast(NetworkOptions, said)

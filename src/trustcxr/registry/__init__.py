@@ -1,0 +1,61 @@
+"""Every name that a recipe, a table or a figure may use, once: what it is called, who described it, what it takes.
+
+An attack, a defence, a corruption, a layout, a saliency method or a measure is a function, its entry here, its test.
+Nothing here imports torch: `function` says where the function is, as "module:name" in its own wing, or with the whole
+path of the module where it stands in another package.
+"""
+
+from trustcxr.registry.attack_entries import (
+    ATTACKED,
+    ATTACKS,
+    AUDITED,
+    BLACK_BOX,
+    HEADLINE_ATTACKS,
+    JUDGED,
+    NEEDS_SURROGATE,
+    ONE_STEP,
+    PLAIN_STEP,
+    USUAL_ATTACKS,
+    WORST_CASE,
+    Attack,
+    Style,
+    format_attack,
+    format_steps,
+    is_linf,
+)
+from trustcxr.registry.base import Named, load_function
+from trustcxr.registry.data_entries import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
+from trustcxr.registry.defence_entries import (
+    BACKGROUNDS,
+    CERTIFIED_COLOUR,
+    DEFENCES,
+    USUAL_DEFENCE,
+    Background,
+    Defence,
+    networks,
+)
+from trustcxr.registry.measure_entries import (
+    AGAINST_MASKS,
+    HIGHER_IS_BETTER,
+    HIT_RATE,
+    LOWER_IS_BETTER,
+    MEASURES,
+    NO_MAP,
+    NULL_MAPS,
+    ONE_CELL,
+    TOLD_OF_MAPS,
+    Measure,
+    direction,
+)
+from trustcxr.registry.saliency_entries import (
+    ACTIVATION,
+    CONTROL,
+    CONTROLS,
+    RANDOMISED,
+    REFERENCES,
+    SALIENCY,
+    SHARP,
+    Method,
+    Saliency,
+    format_control,
+)

@@ -1,0 +1,114 @@
+"""Figures of a study as files for a journal: vector, as wide as one or two columns, in letters that can be read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trustcxr.errors import unknown
+from trustcxr.report import ranking, study_html
+from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, saliency, svg, training_curves
+from trustcxr.report.load import StudyFolder, load_report
+from trustcxr.report.tables import table
+from trustcxr.storage import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOLDER = "figures"
+FORMATS = ("pdf", "svg", "png")
+WIDTHS = {"single": 89, "double": 183}  # millimetres: one and two columns of most journals
+_LETTERS = 7.5  # points; the smallest of a figure are 0.69 of it
+_SCALE = _LETTERS / 11  # of the page's drawings, whose letters have 11
+_BAR = 1.0  # points, of an interval
+_DOTS = 600  # an inch, of a PNG
+
+
+def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
+    """NAME.`kind` of every figure of the page, and its tables as CSV and LaTeX, into `out` (figures/); their paths.
+
+    Raises UserError for another format or width, and where the folder holds no study and no tested run.
+    """
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if width not in WIDTHS:
+        raise unknown("width", width, list(WIDTHS))
+    found = load_report(Path(study_folder))
+    folder, done = Path(out or found.path / FOLDER), []
+    for drawing in drawings(found, narrow=width == "single"):
+        path = folder / f"{_file_name(drawing.name)}.{kind}"
+        with atomic.atomic_write(path) as temporary:
+            save(drawing, temporary, WIDTHS[width])
+        done.append(path)
+    return done + table.write_tables(table.find_tables(study_html.gather(found)), folder / table.FOLDER)
+
+
+def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
+    """Every figure that there is something for, in the order of the page. `narrow`: for one column."""
+    head = ranking.headline(found.study, found.runs)
+    runs = ranking.ordered(found.runs, head)
+    if not runs:
+        return
+    yield accuracy.accuracy_dots(runs, head)
+    for model, group in ranking.by_model([run for run in runs if run.attacks]).items():
+        yield accuracy.epsilon_curves(model, group)
+    drawn = [
+        drawing for run in runs for drawing in (calibration.reliability(run, head), training_curves.training_curve(run))
+    ]
+    drawn += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    drawn.append(heatmaps.sheet(runs, columns=3 if narrow else 6))
+    rows = found.study.comparisons
+    drawn += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
+    for measure in dict.fromkeys(row.measure for row in rows if not row.method):
+        drawn.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
+    yield from filter(None, drawn)
+
+
+def save(drawing: svg.Drawing, path: Path, width: float) -> None:
+    """Draw into a file, by its ending; `width` in millimetres."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings = svg.SETTINGS | {"font.size": _LETTERS, "axes.linewidth": 0.55, "pdf.fonttype": 42}
+    columns = 2 if width < 120 else 4
+    rows = -(-len(drawing.legend) // columns)
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(width / 25.4, (drawing.height * _SCALE + 1.6 * _LETTERS * rows) / 72))
+        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
+        drawing.plot(figure)
+        _thinner(figure)
+        _legend(figure, drawing.legend, columns)
+        # Without the date the same study gives the same file.
+        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:], {})
+        figure.savefig(path, dpi=_DOTS, metadata=dated)
+
+
+def _thinner(figure: "Figure") -> None:
+    """Lines and marks as much smaller as the letters are."""
+    from matplotlib.collections import LineCollection, PathCollection
+    from matplotlib.lines import Line2D
+
+    for line in figure.findobj(Line2D):
+        if isinstance(line, Line2D):
+            line.set_linewidth(line.get_linewidth() * _SCALE)
+            line.set_markersize(line.get_markersize() * _SCALE)
+    for found in figure.findobj(PathCollection):
+        if isinstance(found, PathCollection):
+            found.set_sizes(found.get_sizes() * _SCALE**2)
+    for bars in figure.findobj(LineCollection):
+        if isinstance(bars, LineCollection):
+            bars.set_linewidth(_BAR)
+
+
+def _legend(figure: "Figure", keys: tuple[svg.Key, ...], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    if keys:
+        handles = [
+            Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1) for k in keys
+        ]
+        words = [key.text for key in keys]
+        figure.legend(handles, words, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".")

@@ -1,0 +1,313 @@
+"""X-rays with the radiologists' contours, and heatmaps over them, as PNGs: one colour map, one overlay strength."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from trustcxr.report import formatting
+from trustcxr.report.figures import svg
+from trustcxr.report.load import Run
+from trustcxr.report.ranking import by_model, main_method
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an X-ray without evidence stays grey
+STRENGTH = 0.5  # opacity of the heatmap everywhere; never fitted to an image
+INFECTION, LUNG = "#00e5ff", "#ffd54a"
+_SIDE = 288  # pixels of a panel in the page, shown at about 180, so that it stays sharp on fine screens and in print
+_BUDGET = 2_900_000  # characters of pictures in the page; beyond it whole networks are left out, and it says so
+_SHEET = (370, 760)  # width of a sheet for one and for two columns of a paper, where letters have 11
+_PICTURES = 54  # pictures that one network may take; with many defences there are fewer X-rays
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the page with the lines under it."""
+
+    source: str  # a data: address
+    alt: str
+    title: str
+    lines: tuple[str, ...]
+    new_row: bool = False  # starts a row of networks, under the first heatmap
+
+
+@dataclass(frozen=True)
+class Example:
+    """One X-ray: its own picture and one heatmap for each run."""
+
+    heading: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the page shows of panels.npz, and what it had to leave out."""
+
+    examples: tuple[Example, ...]
+    shown: tuple[str, ...]
+    left_out: tuple[str, ...]
+    columns: int  # pictures in a row: the X-ray and all defences of one network or more
+    split: str
+    infected: bool  # whether the images have infection masks; lung masks alone otherwise
+    extremes: bool = False  # whether the best and worst by a measure are among them
+
+
+def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
+    """Lay a heatmap over an X-ray.
+
+    image: (H, W) uint8; saliency: (H, W) float32 in [0, 1]. Returns (H, W, 3) float in [0, 1].
+    """
+    import matplotlib as mpl
+    import numpy as np
+
+    grey = np.repeat(image.astype(np.float32)[..., None] / 255, 3, axis=2)
+    heat = mpl.colormaps[COLOUR_MAP](np.clip(np.nan_to_num(saliency), 0, 1))[..., :3]
+    return (1 - STRENGTH) * grey + STRENGTH * heat
+
+
+def colour_bar() -> str:
+    """A CSS gradient of the colour map as it is, from 0 to 1."""
+    import matplotlib as mpl
+    from matplotlib.colors import to_hex
+
+    stops = [to_hex(mpl.colormaps[COLOUR_MAP](i / 10)) for i in range(11)]
+    return f"linear-gradient(to right, {', '.join(stops)})"
+
+
+def picture(
+    image: "np.ndarray",
+    *,
+    saliency: "np.ndarray | None" = None,
+    infection: "np.ndarray | None" = None,
+    lung: "np.ndarray | None" = None,
+    side: int = _SIDE,
+    cells: tuple[int, int] | None = None,
+) -> "Image.Image":
+    """An X-ray, with a heatmap and contours where given, as an RGB image of side x side pixels.
+
+    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `cells`: rows and columns of a
+    heatmap that has few, whose borders are drawn.
+    """
+    from PIL import Image
+
+    shown = Image.fromarray(image) if saliency is None else _as_image(overlay(image, saliency))
+    drawn = shown.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    for mask, colour in ((lung, LUNG), (infection, INFECTION)):
+        if mask is not None and mask.shape == image.shape and mask.any():
+            _outline(drawn, mask, colour)
+    if cells:
+        drawn.paste("white", mask=_cell_borders(side, cells))
+    return drawn
+
+
+def _outline(drawn: "Image.Image", mask: "np.ndarray", colour: str) -> None:
+    """Draw the border of a mask over a dark line, at twice the size so that it is smooth."""
+    import numpy as np
+    from PIL import Image
+
+    side, width = drawn.width, max(drawn.width // 144, 1)
+    large = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((2 * side,) * 2, Image.Resampling.BILINEAR)
+    grown = shrunk = np.pad(np.asarray(large) > 127, 2 * width)  # so that a mask at the border closes too
+    rings = []
+    for _ in range(2 * width):
+        grown, shrunk = _grow(grown), ~_grow(~shrunk)
+        rings.append((grown & ~shrunk)[2 * width : -2 * width, 2 * width : -2 * width])
+    for ring, shade, opacity in ((rings[-1], "black", 0.6), (rings[width - 1], colour, 1.0)):
+        alpha = Image.fromarray((255 * opacity * ring).astype(np.uint8)).resize((side, side), Image.Resampling.BOX)
+        drawn.paste(shade, mask=alpha)
+
+
+def _grow(mask: "np.ndarray") -> "np.ndarray":
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
+def _cell_borders(side: int, cells: tuple[int, int]) -> "Image.Image":
+    """Return dotted lines between rows and columns of cells, as a mask."""
+    import numpy as np
+    from PIL import Image
+
+    dots = np.zeros((side, side), np.uint8)
+    for lines, count in zip((dots, dots.T), cells, strict=True):
+        for border in range(1, count):
+            lines[round(border * side / count), ::4] = 204
+    return Image.fromarray(dots)
+
+
+def _as_image(colours: "np.ndarray") -> "Image.Image":
+    """(H, W, 3) in [0, 1] as an image."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.rint(colours * 255).astype(np.uint8))
+
+
+def png(image: "Image.Image", *, step: int = 1) -> bytes:
+    """PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, too little to see, at 60 % of the size."""
+    buffer = io.BytesIO()
+    shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
+    shown.save(buffer, "PNG", compress_level=6)  # 7: 3 % smaller, in 1.6 times the time
+    return buffer.getvalue()
+
+
+def _address(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _text(arrays: "dict[str, np.ndarray]", name: str, index: int) -> str:
+    return str(arrays[name][index]) if name in arrays and index < len(arrays[name]) else formatting.DASH
+
+
+def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarray | None":
+    return arrays[name][index] if name in arrays and index < len(arrays[name]) else None
+
+
+def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+    infection, image = _slice(arrays, "infection", index), _image(arrays, index)
+    name, share = _text(arrays, "class_name", index), _chance(infection)
+    lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the picture")
+    alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
+    return Panel(_address(png(image)), alt, "X-ray", lines)
+
+
+def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+    saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
+    cells, image = _cells(run, _text(arrays, "method", index)), _over_image(run, arrays, index)
+    predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
+    energies = _slice(arrays, "infection_energy", index)
+    right = "" if formatting.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
+    lines = [
+        f"says {predicted}{right}",
+        f"infection energy {formatting.decimal(energies)}",
+        f"by chance {formatting.decimal(_chance(infection))}",
+    ]
+    for name in ("infection_iou_area", "infection_auroc"):
+        if name in arrays:
+            lines.append(f"{formatting.measure(name)} {formatting.decimal(_slice(arrays, name, index))}")
+    if cells:
+        lines.append(f"{cells[0]} × {cells[1]} cells (dotted), smoothed in between")
+    if not saliency.any():
+        lines.append("blank map")
+    alt = f"Heatmap of {run.label} over X-ray {number}; it answers {predicted}"
+    return Panel(_address(png(image, step=4)), alt, run.label, tuple(lines))
+
+
+def _cells(run: Run, method: str) -> tuple[int, int] | None:
+    """Rows and columns of the map as the network gives it; None where it is as fine as the picture, or not known."""
+    methods = run.saliency_methods()
+    document = methods.get(main_method(methods) if method == formatting.DASH else method)
+    sides = document.cells.split(" x ") if document else []
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 and all(map(str.isdigit, sides)) else None
+
+
+def _chance(infection: "np.ndarray | None") -> float | None:
+    return None if infection is None else float((infection > 0).mean())
+
+
+def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
+    """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
+
+    Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
+    None where no run has panels.
+    """
+    groups = by_model([run for run in runs if run.panels is not None])
+    if not groups:
+        return None
+    first = next(iter(groups.values()))[0]
+    arrays = first.panels or {}
+    largest = max(map(len, groups.values()))
+    width = max(largest, 4 // largest * largest)
+    total = max(1, min(len(arrays["image"]), most, _PICTURES // (1 + largest)))
+    columns = [[_xray(arrays, i, i + 1) for i in range(total)]]
+    spent, used = _size(columns), 0
+    shown: list[str] = []
+    for model, group in groups.items():
+        same = [run for run in group if _same_images(arrays, run.panels or {})]
+        new = [[_heatmap(run, run.panels or {}, i, i + 1) for i in range(total)] for run in same]
+        if not new or (shown and spent + _size(new) > _BUDGET):
+            break
+        if used + len(new) > width:
+            new[0] = [replace(panel, new_row=True) for panel in new[0]]
+            used = 0
+        columns += new
+        spent, used = spent + _size(new), used + len(new)
+        shown.append(model)
+    names = [f"{i + 1}. {_text(arrays, 'sample_id', i)}{_why(arrays, i)}" for i in range(total)]
+    return Gallery(
+        examples=tuple(Example(name, tuple(column[i] for column in columns)) for i, name in enumerate(names)),
+        shown=tuple(shown),
+        left_out=tuple(model for model in groups if model not in shown),
+        columns=1 + width,
+        split=first.metrics.split or formatting.DASH,
+        infected="infection" in arrays and bool(arrays["infection"].any()),
+        extremes=any("best" in _why(arrays, i) or "worst" in _why(arrays, i) for i in range(total)),
+    )
+
+
+def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
+    """Why this X-ray is shown: ` – best infection energy above chance`."""
+    reasons = _text(arrays, "why", index)
+    if reasons == formatting.DASH:
+        return ""
+    told = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
+    return f" {formatting.DASH} {'; '.join(told)}"
+
+
+def _size(columns: list[list[Panel]]) -> int:
+    return sum(len(panel.source) for column in columns for panel in column)
+
+
+def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -> bool:
+    import numpy as np
+
+    return one["image"].shape == other.get("image", np.empty(0)).shape and bool((one["image"] == other["image"]).all())
+
+
+def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
+    """X-rays one below the other, each beside the heatmaps of the first runs, for a paper; None without panels.
+
+    `columns` counts the X-ray too.
+    """
+    groups = by_model([run for run in runs if run.panels is not None])
+    every = [run for group in groups.values() for run in group]
+    if not every:
+        return None
+    arrays = every[0].panels or {}
+    shown = [run for run in every if _same_images(arrays, run.panels or {})][: columns - 1]
+    count = min(most, len(arrays["image"]))
+
+    def plot(figure: "Figure") -> None:
+        grid = figure.subplots(count, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for row in range(count):
+            grid[row, 0].imshow(_image(arrays, row))
+            for place, run in enumerate(shown, start=1):
+                grid[row, place].imshow(_over_image(run, run.panels or {}, row))
+        grid[0, 0].set_title("X-ray", fontsize="small")
+        for place, run in enumerate(shown, start=1):
+            grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
+
+    alt = f"{count} X-rays with the outlines of infection and lungs, each beside {len(shown)} heatmaps."
+    wide = _SHEET[columns > 4]
+    return svg.Drawing("heatmaps", wide, count * wide / columns + 40, plot, alt)
+
+
+def _image(arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+    infection, lung = _slice(arrays, "infection", index), _slice(arrays, "lung", index)
+    return picture(arrays["image"][index], infection=infection, lung=lung)
+
+
+def _over_image(run: Run, arrays: "dict[str, np.ndarray]", index: int) -> "Image.Image":
+    cells = _cells(run, _text(arrays, "method", index))
+    saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
+    return picture(arrays["image"][index], saliency=saliency, infection=infection, cells=cells)

@@ -1,0 +1,200 @@
+"""Methods and provenance in sentences for a paper: the recipe as it is written, and what it ran on."""
+
+from collections.abc import Mapping, Sequence
+
+from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
+from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.storage import atomic, segments
+from trustcxr.storage.schemas import StudyDocument
+
+_UNSET = (None, "", False, 0)
+_UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
+_NETWORK = {key: field.default for key, field in ModelRecipe.model_fields.items() if key != "weights"}
+_DEFENCE = {
+    k: field.default for k, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str | None)
+}
+
+
+def paragraphs(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
+    """Return a paragraph for each part of a methods section of which anything is known."""
+    parts = {
+        "Data": _data(study, runs),
+        "Networks and training": _training(study, runs),
+        "Training to resist": _defences(study),
+        "Attacks and corruptions": _attacks(runs),
+        "Heatmaps": _heatmaps(runs),
+        "Statistics": _statistics(study, runs),
+        "Software and hardware": _machine(study, runs),
+    }
+    return {lead: text for lead, text in parts.items() if text}
+
+
+def options(defence: Mapping[str, object]) -> list[str]:
+    """Return what a recipe sets of a defence: only the options that this defence has."""
+    entry = DEFENCES.get(str(defence.get("name")))
+    known = entry.options if entry else ("epsilon",)
+    return _settings({key: value for key, value in defence.items() if key in known}, _DEFENCE)
+
+
+def _data(study: StudyDocument, runs: list[Run]) -> str:
+    data = study.data
+    counts = [f"{split} {formatting.count(sum(numbers.values()))}" for split, numbers in data.counts.items() if numbers]
+    classes = study.classes or next((run.metrics.classes for run in runs), [])
+    if not counts and not classes:
+        return ""
+    text = f"Chest X-rays of {data.root_name or 'the data set'}"
+    text += f" ({', '.join(counts)} images)" if counts else ""
+    text += f", classes {formatting.listed(classes)}" if classes else ""
+    if data.size:
+        text += f"; one grey channel with values from 0 to 1, brought to {data.size} × {data.size} pixels"
+    masks = [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n]
+    text += f". Infection masks: {', '.join(masks)}" if masks else ""
+    text += f". Fingerprint of the images: {data.fingerprint}" if data.fingerprint else ""
+    return text + "."
+
+
+def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> list[str]:
+    """Return the settings of a part of a recipe in words, without those that are usual or switched off."""
+    told = []
+    for key, value in content.items():
+        switches = [content[other] for other in content if key.startswith(f"{other.removesuffix('s')}_")]
+        if key in _UNTOLD:
+            continue
+        if isinstance(value, Mapping):
+            told += _settings(value, atomic.section(usual, key))
+        elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
+            text = formatting.listed(map(str, value)) if isinstance(value, list | tuple) else value
+            told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
+    return told
+
+
+def _network(model: object, training: Mapping[str, object]) -> str:
+    if not isinstance(model, dict):
+        return str(model)
+    told = [*_settings(model, _NETWORK), *_settings(atomic.section(model, "training"), training)]
+    return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(told)})" if told else "")
+
+
+def _training(study: StudyDocument, runs: list[Run]) -> str:
+    training = atomic.section(study.recipe, "training")
+    names = [name for name in (_network(model, training) for model in _list(study.recipe.get("models"))) if name]
+    if not names:
+        return ""
+    text = f"{formatting.capital(formatting.plural(len(names), 'network'))}: {'; '.join(names)}."
+    told = _settings(training, {})
+    text += f" Training: {', '.join(told)}." if told else ""
+    other = [run for run in runs if run.metrics.training.precision != run.metrics.training.precision_asked]
+    if other:
+        used = ", ".join(f"{run.name} in {run.metrics.training.precision}" for run in other)
+        text += f" Computed otherwise than asked for, as the machine could not: {used}."
+    chosen = study.selection
+    if chosen.ranking and chosen.split:
+        by = formatting.measure(chosen.by or "accuracy")
+        text += (
+            f" The best {formatting.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
+        )
+        text += "were trained again to resist."
+    return text
+
+
+def _defences(study: StudyDocument) -> str:
+    training = atomic.section(study.recipe, "training")
+    told = []
+    for defence in _list(study.recipe.get("defences")):
+        if not isinstance(defence, dict):
+            continue
+        entry = DEFENCES.get(str(defence.get("name")))
+        name = (
+            f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or formatting.DASH)
+        )
+        name = "standard training" if name == formatting.STANDARD else name
+        rest = {key: defence[key] for key in ("label", "background") if key in defence}
+        own = [*options(defence), *_settings(rest, {}), *_settings(atomic.section(defence, "training"), training)]
+        told.append(", ".join([name, *own]))
+    each = "Each of the chosen networks" if study.selection.ranking else "Each network"
+    return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
+
+
+def _attacks(runs: list[Run]) -> str:
+    efforts: dict[tuple[str, int | None, str], set[float]] = {}
+    for run in runs:
+        for entry in run.attacks:
+            efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
+    told = []
+    for (name, steps, surrogate), epsilons in efforts.items():
+        cited = _cited(formatting.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
+        cited += f" with images made on {surrogate}" if surrogate else ""
+        told.append(f"{cited} at epsilon {formatting.listed(formatting.epsilon(e) for e in sorted(epsilons))}")
+    text = ""
+    if told:
+        text = f"Accuracy was measured under {'; '.join(told)}. Epsilon is the most that a pixel may change, of 1 "
+        text += "(L-infinity, but for L2 attacks); perturbed images are kept within 0 and 1."
+    corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
+    levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
+    if corrupted:
+        names = formatting.listed(formatting.corruption(name) for name in CORRUPTIONS if name in corrupted)
+        text += f" Corruptions at severity {formatting.listed(map(str, levels))}: {names}."
+    return text.strip()
+
+
+def _cited(label: str, paper: str) -> str:
+    return f"{label} ({paper})" if paper else label
+
+
+def _heatmaps(runs: list[Run]) -> str:
+    told = []
+    for name in dict.fromkeys(m for run in runs for m in run.saliency_methods()):
+        entry = SALIENCY.get(Method.parse(name).base)
+        told.append(_cited(formatting.method(name), entry.paper if entry else ""))
+    if not told:
+        return ""
+    beside = "beside the share that a map without knowledge would have"
+    if any(part.random_weights for run in runs for part in run.saliency_methods().values()):
+        beside += " and beside the same method on the same network with random weights"
+    return (
+        f"Heatmaps of the true class: {'; '.join(told)}. Each was held against the annotated infection and lung masks, "
+        f"{beside}."
+    )
+
+
+def _statistics(study: StudyDocument, runs: list[Run]) -> str:
+    if not runs:
+        return ""
+    resamples = atomic.section(study.recipe, "evaluation").get("bootstrap")
+    drawn = f" ({resamples:,} resamples)" if isinstance(resamples, int) else ""
+    grouped = any(run.clean.groups is not None and run.clean.groups != run.clean.n for run in runs)
+    over = "patients or groups of images" if grouped else "images"
+    text = f"Intervals are 95 %, by bootstrap over {over}{drawn}."
+    if study.comparisons:
+        text += (
+            " Runs were compared on the same images: paired differences with bootstrap intervals, p by flipping the "
+            "sign of each group’s difference at random, corrected for the number of comparisons (Holm)."
+        )
+    seeds = sorted({run.metrics.seed for run in runs if run.metrics.seed is not None})
+    return text + (f" Seeds: {formatting.listed(map(str, seeds))}." if seeds else "")
+
+
+def _machine(study: StudyDocument, runs: list[Run]) -> str:
+    versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
+    hardware = study.hardware
+    on = (hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator)
+    text = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
+    text += f" with {', '.join(versions)}" if text and versions else ""
+    text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))
+    text += f"; {formatting.seconds(study.seconds)} in all" if text and study.seconds else ""
+    others = trained_elsewhere(study, runs)
+    told = ", ".join(f"{name} {where}" for name, where in others.items())
+    text += f"; that is the last start, and runs were trained {told}" if text and told else ""
+    return f"{text}." if text else ""
+
+
+def trained_elsewhere(study: StudyDocument, runs: Sequence[Run]) -> dict[str, str]:
+    """Return on what other hardware or commit runs were trained than the study says."""
+    hardware = study.hardware.model_dump(exclude_unset=True)
+    return dict(segments.elsewhere([run.folder for run in runs], hardware, study.source))
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

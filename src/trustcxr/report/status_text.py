@@ -1,0 +1,116 @@
+"""Describe the state of a study, what it will cost, and what `verify` found, as rows and sentences for the terminal."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from trustcxr.console import duration
+from trustcxr.report import formatting
+from trustcxr.storage.layout import STEP_FILES
+from trustcxr.storage.os_errors import megabytes, shell_quote
+from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, StudyPlan, VerifiedDocument
+
+_UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
+
+
+def rows(plan: StudyPlan) -> list[dict[str, str]]:
+    """Return a row for each run: its state, and the time left if any run has an estimate."""
+    timed = any(one.left for one in plan.runs)
+    return [
+        {"run": one.run, "stands": f"{one.state}: {one.at}" if one.at else str(one.state)}
+        | ({"left": _time_left(one)} if timed else {})
+        for one in plan.runs
+    ]
+
+
+def costs(plan: StudyPlan) -> list[dict[str, str]]:
+    """Return a row for each run: the steps left, or, if they were timed, the time of the training and of the others."""
+    found = []
+    for one in plan.runs:
+        row = {"run": one.run if one.state == "waiting" else f"{one.run} ({one.state})"}
+        if plan.costs is None:
+            every = "every step" if len(one.seconds) == len(STEP_FILES) else ", ".join(one.seconds)
+            found.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
+            continue
+        others = sum(seconds or 0.0 for step, seconds in one.seconds.items() if step != "train")
+        train, judge = _time(one.seconds.get("train")), _time(others or None)
+        found.append(row | {"train": train, "judge": judge, "in all": _time_left(one)})
+    return found
+
+
+def _time_left(one: RunPlan) -> str:
+    return formatting.DASH if one.state == "done" else _time(one.left)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return formatting.DASH
+    return next((f"{seconds / size:.1f} {unit}" for size, unit in _UNITS if seconds >= size), f"{seconds:.0f} s")
+
+
+def sentences(plan: StudyPlan) -> Iterator[str]:
+    """Say how many runs are done, who works on the study, which runs failed and why, and the time left."""
+    states = Counter(str(one.state) for one in plan.runs)
+    yield f"{plan.study}: " + ", ".join(
+        f"{states[state]} {state}" for state in ("done", "running", "failed", "waiting")
+    )
+    if plan.to_choose:
+        yield f"validation will choose {plan.to_choose} networks, which are then trained robustly too"
+    if plan.holder:
+        yield f"worked on by {plan.holder}"
+    for one in plan.runs:
+        if one.state == "running":
+            yield f"{one.run}: {one.at}; held by {one.holder}"
+        if one.state == "failed":
+            yield f"FAILED {one.run}: {one.reason}"
+    if any(one.state not in ("done", "if chosen") for one in plan.runs) or plan.to_choose:
+        yield _left(plan)
+
+
+def _left(plan: StudyPlan) -> str:
+    if plan.least is None or plan.most is None:
+        command = f"trustcxr study RECIPE --data PATH --dry-run --out {shell_quote(plan.folder or 'FOLDER')}"
+        return f"time left: unknown until each network has done an epoch; `{command}` estimates it"
+    at_once = max(plan.at_once, 1)
+    ends = dict.fromkeys(duration(seconds / at_once) for seconds in (plan.least, plan.most))
+    together = f", {at_once} runs at once" if at_once > 1 else ", one run after another"
+    return f"time left, at most: {' to '.join(ends)}{together}" + (", by which are chosen" if len(ends) > 1 else "")
+
+
+def measured(costs: CostDocument) -> Iterator[str]:
+    """Say what the estimates of a dry run are based on."""
+    machine = costs.hardware
+    accelerator = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
+    yield (
+        f"measured {costs.measured} on {machine.processor} ({machine.threads} threads{accelerator}) at {costs.size} "
+        "pixels, with random weights, on noise"
+    )
+    yield "images: " + ", ".join(f"{count:,} {role.replace('_', ' in ')}" for role, count in costs.counts.items())
+    yield from costs.notes
+
+
+def verified(result: VerifiedDocument) -> Iterator[str]:
+    """Say what `verify` found, a line for each figure that differs."""
+    for one in result.differences:
+        yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
+    for line in result.unchecked:
+        yield f"not checked: {line}"
+    if not result.runs and not result.differences:
+        yield f"{result.study}: of no run could the figures be computed again"
+        return
+    count = f"{result.figures:,} figures of {result.files} files computed again"
+    agree = "these agree, and the rest was not checked" if result.unchecked else "all agree"
+    yield f"{result.study}: {count}: " + (f"{len(result.differences)} differ" if result.differences else agree)
+
+
+def prunable(found: PruneDocument) -> list[dict[str, str]]:
+    """A row a store or checkpoint: how large, how old, and why it stays."""
+    return [
+        {
+            "what": f"{one.kind}: {one.what}",
+            "size": megabytes(one.bytes),
+            "days": f"{one.days:.0f}",
+            "": "removed" if one.removed else f"held by {one.held}" if one.held else one.why or "old",
+            "where": one.path,
+        }
+        for one in found.found
+    ]

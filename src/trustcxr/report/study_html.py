@@ -1,0 +1,301 @@
+"""Page of a study: gather what its folder holds, and fill the template."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trustcxr.errors import UserError
+from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
+from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, svg, training_curves
+from trustcxr.report.figures import saliency as saliency_figures
+from trustcxr.report.load import Run, StudyFolder, load_report
+from trustcxr.report.tables import accuracy as leaderboard
+from trustcxr.report.tables import certified as certified_table
+from trustcxr.report.tables import (
+    comparisons,
+    confusion,
+    lesions,
+    networks,
+    provenance,
+    robustness,
+    saliency,
+    seeds,
+    table,
+)
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import DataDescription, StudyDocument
+from trustcxr.version import NOTICE
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+Parts = dict[str, Any]  # what the template shows, by its name there
+
+_SECTIONS = {
+    "summary": "Summary",
+    "alarms": "Alarms",
+    "leaderboard": "Leaderboard",
+    "accuracy": "Clean and perturbed, at a glance",
+    "epsilon": "Accuracy against epsilon",
+    "proved": "What no attack can take",
+    "corruptions": "What real images suffer",
+    "calibration": "Can the stated probability be believed",
+    "confusion": "What is taken for what",
+    "classes": "Class by class",
+    "training": "Training curves",
+    "explanations": "Where the networks look",
+    "panels": "Heatmaps, side by side",
+    "comparisons": "Standard against robust",
+    "shortcuts": "Shortcuts",
+    "other": "Other data",
+    "data": "The data",
+    "methods": "Methods, in words",
+    "made": "How it was made",
+}
+# These are left out if there is nothing for them.
+_OPTIONAL = {
+    "proved": ("proved",),
+    "comparisons": ("several",),
+    "shortcuts": ("shortcuts", "planted"),
+    "other": ("other_data",),
+    "methods": ("methods",),
+}
+
+
+def write(study_folder: Path, *, tables: bool = False) -> Path:
+    """Write report.html into the folder of a study, or of one tested run, and return its path.
+
+    `tables`: also each of its tables, as CSV, LaTeX and Markdown, into report-tables/.
+    Reads study.json, and of each run history.csv, predictions.parquet, saliency.parquet and panels.npz; a part that is
+    missing leaves a dash or a line that says so. The page is one file without outside addresses, whole without its
+    script. Each trained run gets its model card. Raises UserError if the folder holds neither a readable study.json
+    nor a run's metrics.json.
+    """
+    study = load_report(Path(study_folder))
+    parts = gather(study)
+    page = html.filled("report.html.j2", parts)
+    if tables:
+        table.write_tables(table.find_tables(parts), study.path / table.FOLDER)
+    for run in study.runs:
+        _write_card(run.folder)
+    target = study.path / layout.REPORT_FILE
+    with atomic.atomic_write(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def _write_card(folder: Path) -> None:
+    """Write the model card of a trained run, unless its run.yaml cannot be read, which the page names."""
+    if not all((folder / name).is_file() for name in (layout.RUN_FILE, layout.WEIGHTS_FILE)):
+        return
+    try:
+        atomic.read_yaml(folder / layout.RUN_FILE)
+    except UserError:
+        return
+    model_card.write(folder)
+
+
+def render(study: StudyFolder) -> str:
+    """Return the page as text. The same folder gives the same text."""
+    return html.filled("report.html.j2", gather(study))
+
+
+def gather(found: StudyFolder) -> Parts:
+    """Gather all that the page shows."""
+    head = ranking.headline(found.study, found.runs)
+    runs = ranking.ordered(found.runs, head)
+    parts: Parts = {"head": head, "several": len(runs) > 1}
+    parts |= _front(found, runs, head) | _results(found, runs, head) | _robustness(runs, head)
+    parts |= _looks(found, runs) | _provenance(found, runs)
+    sections = {key: title for key, title in _SECTIONS.items() if any(parts[k] for k in _OPTIONAL.get(key, ("head",)))}
+    parts["sections"] = sections if len(runs) > 1 else sections | {"leaderboard": "Figures"}
+    parts["notes"] = found.notes  # last: reading the parts may have added to it
+    return parts
+
+
+def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
+    """A drawing as markup; its texts are escaped as it is drawn."""
+    from markupsafe import Markup
+
+    return None if drawing is None else Markup(svg.inline(drawing, key))
+
+
+def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup]":
+    marks = (_drawn(drawing, f"{key}{place}") for place, drawing in enumerate(drawings))
+    return [mark for mark in marks if mark is not None]
+
+
+def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+    """Title, notice, summary and alarms."""
+    study, findings = found.study, alarm_list.find(found, runs)
+    made = [
+        f"Study “{study.study or found.path.name}”",
+        f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
+        f"TrustCXR {study.trustcxr}" if study.trustcxr else "",
+    ]
+    return {
+        "title": study.title or study.study or "A study of chest X-ray classifiers",
+        "notice": study.notice or NOTICE,
+        "meta": " · ".join(filter(None, made)),
+        "files": _files(found.path),
+        "alarms": findings,
+        "asked": key_findings.describe_question(runs, head),
+        "sentences": key_findings.sentences(study, runs, head),
+        "models": networks.models(runs, head),
+    }
+
+
+def _files(folder: Path) -> str:
+    """What the page's numbers are read from, of a study or of one run."""
+    of_study = (folder / layout.STUDY_RESULTS).is_file()
+    names = (layout.STUDY_RESULTS,) if of_study else (layout.METRICS_FILE, layout.TRAINING_FILE)
+    there = [name for name in (*names, layout.DATA_CHECK_FILE) if (folder / name).is_file()]
+    return f"{', '.join(there)} and the tables {'in runs/ ' if of_study else ''}beside it"
+
+
+def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+    """Leaderboard, accuracy figures, confusion, classes and training curves."""
+    under = "the lowest accuracy under any of these attacks in whole percent, then clean accuracy"
+    order = under if head.strongest else "clean accuracy"
+    attacked = [run for run in runs if run.attacks]
+    epsilons = accuracy.radii(runs)
+    dots = accuracy.accuracy_dots(runs, head) if runs else None
+    curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items()]
+    histories = [training_curves.training_curve(run) for run in runs]
+    return {
+        "leaderboard": leaderboard.leaderboard(runs, head),
+        "over_seeds": seeds.over_seeds(found.study),
+        "order_note": f"Ordered by {order}.",
+        "dots": _drawn(dots, "dots"),
+        "dots_legend": svg.legend([dots]),
+        "curves": _all_drawn(curves, "eps"),
+        "curve_legend": svg.legend(curves),
+        "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
+        "sweeps": leaderboard.sweeps(attacked),
+        "matrices": [matrix for run in runs for matrix in confusion.matrices(run, head)],
+        "per_class": [leaderboard.per_class(run, head.classes) for run in runs if run.clean.per_class],
+        "histories": _all_drawn(histories, "fit"),
+        "history_legend": svg.legend(histories),
+    }
+
+
+def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
+    """What is proved, corruptions, the verdict on masking, calibration, planted shortcuts, other data."""
+    bars = certified.bars(runs)
+    diagrams = [calibration.reliability(run, head) for run in runs]
+    return {
+        "proved": certified_table.proved(runs),
+        "proof_bars": _drawn(bars, "proof"),
+        "proof_legend": svg.legend([bars]),
+        "by_intervals": certified_table.by_intervals(runs),
+        "corrupted": robustness.corrupted(runs),
+        "heats": robustness.heats(runs),
+        "masking": robustness.masking(runs),
+        "calibration": robustness.calibration(runs, head),
+        "reliability": _all_drawn(diagrams, "rel"),
+        "reliability_legend": svg.legend(diagrams),
+        "planted": robustness.planted(runs),
+        "other_data": robustness.other_data(runs),
+        "other_data_by_group": robustness.other_data_by_group(runs),
+    }
+
+
+def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
+    """Explanations, panels, comparisons and shortcuts."""
+    rows = found.study.comparisons
+    accuracies = [row for row in rows if not row.method]
+    measures = list(dict.fromkeys(row.measure for row in accuracies))
+    forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
+    by_method = saliency_figures.forests(rows)
+    dots = saliency_figures.explanation_dots(runs)
+    return {
+        "explanations": leaderboard.explanations(runs),
+        "explanations_perturbed": leaderboard.explanations(runs, perturbed=True),
+        "localisation": _drawn(dots, "localisation"),
+        "localisation_legend": svg.legend([dots]),
+        "maps_show": saliency.shown(runs),
+        "all_measures": saliency.measures(runs),
+        "over_controls": saliency.over_controls(runs),
+        "by_lesion": saliency.by_lesion(runs),
+        "lesion_effects": lesions.effects(runs),
+        "lesions_sampled": lesions.sampled(runs),
+        "lesion_effects_by_size": lesions.by_size(runs),
+        "stability": saliency.stability(runs),
+        "changes": saliency.changes(runs),
+        "faithfulness": saliency.faithfulness(runs),
+        "sanity": _all_drawn(saliency_figures.sanity(runs), "sanity"),
+        "verdicts": saliency.verdicts(found.study),
+        "saliency_forests": [(name, _drawn(one, f"forests{i}")) for i, (name, one) in enumerate(by_method)],
+        "gallery": heatmaps.gallery(runs),
+        "colour_bar": heatmaps.colour_bar(),
+        "comparisons": comparisons.comparisons(found.study),
+        "forests": _all_drawn(forests, "forest"),
+        "shortcuts": leaderboard.shortcuts(runs),
+    }
+
+
+def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
+    """Data, recipe, hardware and times."""
+    import yaml
+
+    study = found.study
+    facts = _facts(study.hardware.model_dump(exclude_unset=True))
+    facts += [("Time in all", formatting.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
+    facts += list(_came_from(study, runs))
+    facts += [fact for fact in _facts(study.versions) if fact[0] != "Trustcxr"]
+    chosen, split = formatting.count(study.selection.count), study.selection.split or formatting.DASH
+    return {
+        "data_line": _data_line(study.data),
+        "check": found.check,
+        "check_findings": provenance.data_check_table(found.check),
+        "check_probes": provenance.probes(found.check),
+        "methods": methods_text.paragraphs(study, runs),
+        "counts": provenance.counts(study, ranking.headline(study, runs).classes),
+        "facts": facts,
+        "training": provenance.training(runs),
+        "refit": any(run.metrics.training.refit for run in runs),
+        "selection": provenance.selection(study),
+        "selection_line": f"The best {chosen} on the split “{split}”, not on the test images.",
+        "left_out": _left_out(study),
+        "recipe": yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True) if study.recipe else "",
+    }
+
+
+def _left_out(study: StudyDocument) -> str:
+    """Networks that were meant to be among them, and could not be trained; empty where there are none."""
+    told = "; ".join(f"{run.run} ({run.reason or 'why is not known'})" for run in study.selection.left_out)
+    return f"Left out of the study, as they could not be trained: {told}." if told else ""
+
+
+def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
+    """The commit, seeds and images, as far as they were noted."""
+    if study.source:
+        changed = ", with changes since" if study.source.get("changed") else ""
+        yield "Source", f"commit {study.source.get('commit')}{changed}"
+    yield from (
+        (f"Runs were trained {name}", said) for name, said in methods_text.trained_elsewhere(study, runs).items()
+    )
+    if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
+        yield "Seeds", ", ".join(map(str, seeds))
+    if study.data.fingerprint:
+        yield "Images, fingerprint", study.data.fingerprint
+
+
+def _data_line(data: DataDescription) -> str:
+    size = formatting.count(data.size)
+    line = (
+        f"“{data.root_name or formatting.DASH}”, layout {data.layout or formatting.DASH}, resized to {size} × {size} "
+        f"pixels. Files that could not be read and were left out: {formatting.count(data.skipped)}."
+    )
+    if data.groups:
+        groups = ", ".join(f"{split} {formatting.count(number)}" for split, number in data.groups.items())
+        line += f" Groups (patients, where known): {groups}."
+    return line + "".join(f" {formatting.capital(note)}." for note in data.notes)
+
+
+def _facts(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " ").capitalize(), _fact(value)) for key, value in values.items()]
+
+
+def _fact(value: object) -> str:
+    return formatting.DASH if value is None or value == "" else str(value)

@@ -1,0 +1,170 @@
+"""Tables of an audit; those that a study has too are the same."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from trustcxr.registry import format_attack
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.report.ranking import Headline
+from trustcxr.report.tables import accuracy, confusion, robustness
+from trustcxr.report.tables.table import Cell, Table, share, whole
+from trustcxr.statistics import format_probability
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
+
+_PASSED = {True: ("passed", "good"), False: ("look", "bad"), None: ("not checked", "quiet")}
+
+
+def tables(document: AuditDocument) -> dict[str, object]:
+    """Return the tables by their names in the template; None, or an empty list, of what was not measured."""
+    run = as_run(document)
+    head = Headline(None, (), {}, document.split, tuple(run.metrics.classes))
+    return {
+        "gate": _checks(document),
+        "clean": None if document.clean.accuracy.value is None else _clean(document),
+        "matrices": confusion.matrices(run, head),
+        "per_class": accuracy.per_class(run, head.classes) if run.clean.per_class else None,
+        "points": operating_points(document.operating_points),
+        "findings": _findings(document) if document.findings else None,
+        "attacks": _attacks(document),
+        "masking": _without_defence(robustness.masking([run])) if document.attacks else None,
+        "corruptions": _corruptions(document),
+        "shortcuts": _shortcuts(run) if accuracy.shown(run) else None,
+        "divisions": [(division, _division(division)) for division in document.subgroups],
+    }
+
+
+def as_run(document: AuditDocument) -> Run:
+    """Return the audited model as the tables of a study take it; a model of findings has the answers as classes."""
+    own = {name: getattr(document, name) for name in document.model_fields_set & RunDocument.model_fields.keys()}
+    classes = list(document.clean.per_class) if document.findings else document.classes
+    metrics = RunDocument(**(own | {"model": document.model.name, "classes": classes}))
+    return Run(metrics, Path(), [], label=document.model.name)
+
+
+def _checks(document: AuditDocument) -> Table:
+    rows = [
+        [Cell(c.check), Cell(_PASSED[c.passed][0], note=_PASSED[c.passed][1]), Cell(c.text, note="prose")]
+        for c in document.gate
+    ]
+    return Table("Checks", ["check", "", "what was seen"], rows)
+
+
+def _clean(document: AuditDocument) -> Table:
+    clean = document.clean
+    groups = "" if clean.groups in (None, clean.n) else f"{formatting.count(clean.groups)} groups"
+    row = [
+        Cell(document.model.name),
+        *(share(part) for part in (clean.accuracy, clean.balanced_accuracy, clean.constant_answer)),
+        *(share(part) for part in (clean.f1_macro, clean.auroc_macro, clean.ece, clean.ece_plug_in)),
+        Cell(formatting.count(clean.n), groups, value=clean.n),
+    ]
+    header = ["Model", "Accuracy, %", "Balanced, %", "Constant answer, %", "Macro F1, %", "AUROC, %"]
+    return Table("Images as they are", [*header, "Calibration error, %", "with chance in it, %", "n"], [row])
+
+
+def _shortcuts(run: Run) -> Table:
+    parts = {"whole picture": run.clean} | {
+        formatting.measure(name): part for name, part in accuracy.shown(run).items()
+    }
+    rows = [
+        [
+            Cell(formatting.capital(name)),
+            *(share(figure) for figure in (part.accuracy, part.balanced_accuracy, part.constant_answer)),
+            whole(part.n),
+        ]
+        for name, part in parts.items()
+    ]
+    return Table("Shortcuts", ["What was shown", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"], rows)
+
+
+def _without_defence(table: Table | None) -> Table | None:
+    if table is None:
+        return None
+    rows = [[row[0], *row[2:]] for row in table.rows]
+    return Table(table.title, [table.header[0], *table.header[2:]], rows, table.heads - 1)
+
+
+def _attacks(document: AuditDocument) -> Table:
+    rows = [
+        [
+            Cell(format_attack(a.attack, a.steps)),
+            Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
+            *(share(part) for part in (a.accuracy, a.balanced_accuracy, a.ece)),
+            Cell(formatting.count(a.n)),
+            Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
+        ]
+        for a in document.attacks
+    ]
+    header = ["attack", "epsilon", "accuracy, %", "balanced, %", "calibration error, %", "n", "broken by"]
+    return Table("Attacks", header, rows)
+
+
+def _corruptions(document: AuditDocument) -> Table:
+    rows = [
+        [Cell(c.corruption.replace("_", " ")), Cell(str(c.severity)), share(c.accuracy), share(c.flip_rate), whole(c.n)]
+        for c in document.corruptions
+    ]
+    return Table("Corruptions", ["corruption", "severity", "accuracy, %", "answers changed, %", "n"], rows)
+
+
+def operating_points(points: Iterable[OperatingPoint]) -> Table:
+    """Return a row for each class or finding, as images are and under each attack."""
+    rows = [
+        [
+            Cell(p.finding),
+            _images(p),
+            Cell(
+                formatting.DASH if p.threshold is None else format_probability(p.threshold), p.origin, value=p.threshold
+            ),
+            *(share(part) for part in (p.sensitivity, p.specificity)),
+            *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
+            *(share(part) for part in (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
+            Cell(f"{p.positives} of {p.n}"),
+        ]
+        for p in points
+    ]
+    header = ["class or finding", "images", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
+    header += ["average precision, %", "sensitivity at 90 % specificity", "positive"]
+    return Table("Operating points", header, rows)
+
+
+def _images(point: OperatingPoint) -> Cell:
+    if point.attack == CLEAN:
+        return Cell("as it is")
+    against = f"against the {point.aimed_at}" if point.aimed_at else ""
+    return Cell(f"{format_attack(point.attack, point.steps)} {point.epsilon:g}", against)
+
+
+def _ratio(figure: Share) -> Cell:
+    low, high = figure.ci or (None, None)
+    ends = "" if low is None else f"{low:.3g} to {'∞' if high is None else f'{high:.3g}'}"
+    return Cell("∞" if figure.value is None else f"{figure.value:.3g}", ends, value=figure.value)
+
+
+def _division(division: Division) -> Table:
+    rows = [
+        [
+            Cell(g.name),
+            *(share(part) for part in (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
+            Cell(formatting.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
+            Cell("yes" if g.settled else "not settled", note="bad" if g.settled else "quiet"),
+            Cell(str(g.n), "" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"),
+        ]
+        for g in division.groups
+    ]
+    header = ["group", "accuracy, %", "balanced, %", "AUROC, %", "calibration error, %", "gap to the rest, points"]
+    return Table(f"By {division.column}", [*header, "p, corrected", "differs", "n"], rows)
+
+
+def _findings(document: AuditDocument) -> Table:
+    rows = [
+        [
+            Cell(f.name),
+            Cell("judged" if f.judged else f.why, note="prose"),
+            *(Cell(str(count)) for count in (f.positives, f.n, f.unknown)),
+        ]
+        for f in document.findings
+    ]
+    return Table("Findings", ["finding", "", "have it", "known", "unknown, left out"], rows)

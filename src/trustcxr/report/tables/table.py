@@ -1,0 +1,207 @@
+"""One table, four writers: HTML, Markdown, CSV and LaTeX."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from trustcxr.report import formatting
+from trustcxr.report.load import Run
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas import Share
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+
+FOLDER = "report-tables"
+_PLAIN = " !$'()*+,-./:;=?@[]_|~"  # needs no escape in an address within quotes
+_FIGURE = re.compile(r"[-+][\d.]*(e[-+]?\d+)?%?( to [-+]?[\d.]+%?)?")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}"}
+_LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
+_LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell. `value` is the exact number of study.json, so that a table can be checked against it."""
+
+    text: str
+    small: str = ""
+    beside: str = ""  # a second line of small print
+    value: float | None = None
+    note: str = ""  # class names of the style sheet: good, bad, quiet; prose, why, text
+    shade: str = ""  # background of a cell of a matrix
+
+    @property
+    def small_print(self) -> str:
+        """Both lines of small print in one."""
+        return "; ".join(part for part in (self.small, self.beside) if part)
+
+
+class Download(NamedTuple):
+    """A table as a file that the page itself holds: its format, its name, its data: address."""
+
+    kind: str
+    name: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title and a header row; the first `heads` columns are row headers."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    heads: int = 1
+    caption: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the title as a file name without an ending."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-.") or "table"
+
+    def html(self, *, tight: bool = False, stack: bool = False, matrix: bool = False) -> "Markup":
+        """Return HTML with a CSV and a LaTeX download.
+
+        tight: smaller letters; stack: a card for each row on a phone; matrix: narrow shaded cells, not sortable.
+        """
+        from markupsafe import Markup
+
+        from trustcxr.report.html import environment
+
+        kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
+        return Markup(environment().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
+
+    def markdown(self) -> str:
+        """Return a Markdown table; small print stands in brackets."""
+        lines = [[f"{c.text} ({c.small_print})" if c.small_print else c.text for c in row] for row in self.rows]
+        return markdown_rows(self.header, lines)
+
+    def csv(self) -> str:
+        """Return CSV as the page prints it; the small print of a column is a column after it."""
+        return self._frame().map(guarded).rename(columns=guarded).to_csv(index=False)
+
+    def latex(self) -> str:
+        """Return a tabular for the package booktabs; the small print of a cell stands behind its figure."""
+        import pandas as pd
+
+        rows = [[escape_latex(c.text) + _scriptsize(c.small_print) for c in row] for row in self.rows]
+        columns = "l" * self.heads + "r" * (len(self.header) - self.heads)
+        frame = pd.DataFrame(rows, columns=[escape_latex(title) for title in self.header])
+        return "% needs \\usepackage{booktabs}\n" + frame.to_latex(index=False, escape=False, column_format=columns)
+
+    def downloads(self) -> list[Download]:
+        """Return the table as CSV and LaTeX in data: addresses, so that no script and no other file is needed."""
+        written = (("CSV", "csv", "text/csv", self.csv()), ("LaTeX", "tex", "text/plain", self.latex()))
+        return [
+            Download(kind, f"{self.name}.{ending}", f"data:{media};charset=utf-8,{quote(text, safe=_PLAIN)}")
+            for kind, ending, media, text in written
+        ]
+
+    def is_text(self, column: int) -> bool:
+        """Return whether a column holds words, which begin at its left."""
+        return bool(self.rows) and any(note in self.rows[0][column].note.split() for note in ("prose", "why", "text"))
+
+    def _frame(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        small = [any(row[k].small_print for row in self.rows) for k in range(len(self.header))]
+        header = [[title, f"{title} (small print)"][: 1 + small[k]] for k, title in enumerate(self.header)]
+        rows = [[[c.text, c.small_print][: 1 + small[k]] for k, c in enumerate(row)] for row in self.rows]
+        flat = [[text for pair in row for text in pair] for row in (header, *rows)]
+        return pd.DataFrame(flat[1:], columns=flat[0])
+
+
+def find_tables(part: object) -> Iterator[Table]:
+    """Yield every table with rows in nested lists, tuples and mappings."""
+    if isinstance(part, Table):
+        if part.rows:
+            yield part
+    elif isinstance(part, Mapping):
+        yield from find_tables(list(part.values()))
+    elif isinstance(part, list | tuple):
+        for one in part:
+            yield from find_tables(one)
+
+
+def write_tables(tables: Iterable[Table], folder: Path, *, page: str = "tables.md", opening: str = "") -> list[Path]:
+    """Write all tables as Markdown into one page, and NAME.csv and NAME.tex of each; return the paths."""
+    contents, parts = {page: ""}, [opening] if opening else []
+    for table in tables:
+        name, number = table.name, 2
+        while f"{name}.csv" in contents:
+            name, number = f"{table.name}-{number}", number + 1
+        contents |= {f"{name}.csv": table.csv(), f"{name}.tex": table.latex()}
+        parts += [f"## {table.title}", table.markdown(), *([table.caption] if table.caption else [])]
+    contents[page] = "\n\n".join(parts) + "\n"
+    for name, text in contents.items():
+        with atomic.atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    return [folder / name for name in contents]
+
+
+def markdown_rows(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return rows as a Markdown table; what would end a cell or begin an HTML tag is escaped."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_escape_markdown, cells))} |" for cells in lines)
+
+
+def _escape_markdown(text: str) -> str:
+    return _TAG.sub("&lt;", text).replace("|", "\\|").replace("\n", " ")
+
+
+def guarded(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula; figures stay figures.
+
+    >>> from trustcxr.report.tables.table import guarded
+    >>> [guarded(text) for text in ("=1+1", "-0.5", "+3.0")]
+    ["'=1+1", '-0.5', '+3.0']
+    """
+    return f"'{text}" if text.startswith(tuple("=+-@\t\r")) and not _FIGURE.fullmatch(text) else text
+
+
+def escape_latex(text: str) -> str:
+    """Return text as LaTeX prints it."""
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def _scriptsize(small: str) -> str:
+    return rf" {{\scriptsize {escape_latex(small)}}}" if small else ""
+
+
+def share(figure: Share | float | None) -> Cell:
+    """Return a share of one as a figure out of a hundred, its interval in small print."""
+    value, ends = _parts(figure)
+    return Cell(formatting.hundred(value), formatting.between(ends, 1, scale=100), value=formatting.finite(value))
+
+
+def plain(figure: Share | float | None, digits: int = 3) -> Cell:
+    """Return a number as it is, its interval in small print."""
+    value, ends = _parts(figure)
+    return Cell(formatting.decimal(value, digits), formatting.between(ends, digits), value=formatting.finite(value))
+
+
+def gained(difference: Share, beside: str = "", note: str = "") -> Cell:
+    """Return a difference with its sign; its interval has enough digits to tell the side of zero."""
+    ends = formatting.between(difference.interval, reveal=True)
+    return Cell(formatting.signed(difference.value), ends, beside, difference.value, note)
+
+
+def _parts(figure: Share | float | None) -> tuple[float | None, tuple[float, float] | None]:
+    return (figure.value, figure.interval) if isinstance(figure, Share) else (figure, None)
+
+
+def whole(value: float | None) -> Cell:
+    """Return a count."""
+    return Cell(formatting.count(value), value=formatting.finite(value))
+
+
+def run_cells(run: Run) -> list[Cell]:
+    """Return the network and the defence of a run, which begin its rows."""
+    return [Cell(run.model), Cell(run.defence, run.qualifier)]

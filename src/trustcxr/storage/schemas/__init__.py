@@ -1,0 +1,132 @@
+"""Define metrics.json, audit.json, training.json, study.json and what commands print, as types; read them from disk."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from trustcxr.errors import UserError
+from trustcxr.storage import atomic
+from trustcxr.storage.schemas.audit_document import (
+    AuditDocument,
+    AuditedData,
+    AuditPair,
+    Curve,
+    Division,
+    EntryCheck,
+    Finding,
+    OperatingPoint,
+    PairRow,
+    Subgroup,
+    Submitted,
+)
+from trustcxr.storage.schemas.command_output import (
+    Difference,
+    ExportDocument,
+    FamiliarityDocument,
+    ImageAnswer,
+    Prunable,
+    PruneDocument,
+    VerifiedDocument,
+)
+from trustcxr.storage.schemas.document import Document, Figure, Measured, Share
+from trustcxr.storage.schemas.run_document import AuditedModel, Refit, RunDocument, TrainingDocument
+from trustcxr.storage.schemas.saliency_figures import (
+    Change,
+    Lead,
+    LesionDocument,
+    LesionSize,
+    Measures,
+    Perturbed,
+    RandomWeights,
+    SaliencyDocument,
+    Stage,
+    Stratum,
+)
+from trustcxr.storage.schemas.study_document import (
+    LEVEL,
+    BeyondControl,
+    Comparison,
+    DataCheck,
+    DataDescription,
+    DataFinding,
+    DataProbe,
+    FailedRun,
+    Hardware,
+    OverSeeds,
+    Ranked,
+    SeedFigure,
+    Selection,
+    StudyDocument,
+)
+from trustcxr.storage.schemas.study_plan import CostDocument, RunPlan, StudyPlan, WayCost
+from trustcxr.storage.schemas.test_figures import (
+    Accuracy,
+    Alarm,
+    AttackResult,
+    Bin,
+    Calibrated,
+    Calibration,
+    CertifiedResult,
+    Classification,
+    ClassResult,
+    CorruptionResult,
+    CorruptionsMean,
+    Draws,
+    Drop,
+    InputGradients,
+    PlantedShortcut,
+    Sign,
+    Verdict,
+)
+
+VERSION = 2  # of the documents' shape: raised when a field changes its name or its meaning
+
+_D = TypeVar("_D", bound=Document)
+
+
+def read_schema(kind: type[_D], path: Path) -> _D:
+    """Read a document from its file. Raises UserError if it is missing, damaged or of another version."""
+    return parse(kind, atomic.read_document(path), path)
+
+
+def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
+    """Validate the content of a document's file, as `read` does."""
+    check_version(content, path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: damaged: {field}: {first['msg']}; {atomic.REMAKE}") from None
+
+
+def check_version(content: dict[str, Any], path: Path) -> None:
+    """Raise UserError if a document's content is not of the version that is read."""
+    version = content.get("version", VERSION)
+    if version != VERSION:
+        raise UserError(
+            f"{path}: it has version {version!r} of the documents' shape, and this TrustCXR reads version {VERSION}. "
+            "Run the command that wrote it again, into a new folder."
+        )
+
+
+def read_audit(path: Path) -> AuditDocument:
+    """Read an audit that is to be compared with others. Raises UserError if a figure that is compared is missing."""
+    document = read_schema(AuditDocument, path)
+    if flaw := document.flaw:
+        raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
+    return document
+
+
+def read_if_whole(kind: type[_D], path: Path) -> _D | None:
+    """Read a document of what can be measured again. Returns None if the file is missing or damaged."""
+    try:
+        return read_if_there(kind, path)
+    except UserError:
+        return None
+
+
+def read_if_there(kind: type[_D], path: Path) -> _D | None:
+    """Read a document from its file. Returns None if there is no such file."""
+    return read_schema(kind, path) if path.is_file() else None

@@ -1,0 +1,379 @@
+"""The protocol: train, select on validation, train adversarially, evaluate and explain on test, report.
+
+It says what to do, not where: an engine does the work. Every step that is done leaves a file, and is not done again.
+"""
+
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from trustcxr.console import duration, log
+from trustcxr.data import load_dataset, remote
+from trustcxr.data.fingerprints import hash_training_data
+from trustcxr.errors import UserError
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, grows, growth, run_recipe, untracked
+from trustcxr.recipes.training_recipe import DefenceRecipe
+from trustcxr.runs import preflight, provenance
+from trustcxr.runs.test_data import check_out, report_skipped
+from trustcxr.storage import atomic, schemas
+from trustcxr.storage.layout import (
+    AUDIT_FILE,
+    DATA_CHECK_FILE,
+    DATA_FILE,
+    METRICS_FILE,
+    PANELS_FILE,
+    RUN_FILE,
+    SALIENCY_FILE,
+    STEP_FILES,
+    STUDY_FILE,
+    STUDY_RESULTS,
+    TRAINING_FILE,
+    VALIDATION_FILE,
+    check_foreign,
+    read_study,
+    versions,
+)
+from trustcxr.storage.locks import folder_lock
+from trustcxr.storage.schemas import (
+    VERSION,
+    DataDescription,
+    FailedRun,
+    Ranked,
+    RunDocument,
+    Selection,
+    StudyDocument,
+    TrainingDocument,
+)
+from trustcxr.study import comparison, data_check, seed_spread, status
+from trustcxr.study.engines import Engine, Failure, Task, failures
+from trustcxr.study.selection import left_out, ranked
+from trustcxr.study.steps import carry_out
+from trustcxr.training.environment import hardware, source
+from trustcxr.training.threads import use_threads
+from trustcxr.version import NOTICE, __version__
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+TIMES_FILE, TIME = "timings.json", "seconds"  # worked on this study so far, all its starts together
+
+
+LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
+
+
+class Study:
+    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put.
+
+    `devices`: cards of this machine that share each training. `threads` of torch, for every run: as the study was begun
+    with, or as the engine has, unless given.
+    """
+
+    def __init__(
+        self,
+        recipe: StudyRecipe,
+        data: Path,
+        folder: Path,
+        engine: Engine,
+        *,
+        check_data: bool = False,
+        devices: int = 1,
+        threads: int | None = None,
+    ) -> None:
+        self.recipe, self.data, self.folder, self.engine = recipe, data, folder.absolute(), engine
+        self.check_data, self.devices, self.threads = check_data, devices, threads
+        self.failures: list[Failure] = []
+
+    def run(self) -> StudyDocument:
+        """Carry out the protocol and return study.json."""
+        check_out(self.folder, self.data)
+        self.engine.preflight(self.folder)
+        preflight.recipe(self.recipe, self.folder, self.devices)
+        with folder_lock(self.folder):
+            self._fix_threads()
+            with use_threads(self.threads):
+                return self._carry_out()
+
+    def _fix_threads(self) -> None:
+        """Set the threads of every run: as asked for, else as the study was begun with, else the engine's own."""
+        begun = (self.folder / STUDY_FILE).is_file()
+        before = read_study(self.folder).get("threads") if begun else None
+        if self.threads is None:
+            self.threads = before if isinstance(before, int) else self.engine.threads
+        elif before not in (None, self.threads):
+            log(f"--threads {self.threads}: the study began with {before}, so from here on bits may differ")
+
+    def _carry_out(self) -> StudyDocument:
+        self._clock = time.monotonic()
+        datasets = self._read_data()
+        self._claim_folder()
+        preflight.maps(self.recipe, self.folder)
+        if self.check_data:
+            data_check.write(self.recipe, self.data, self.folder, datasets.values())
+        recipe = self.recipe
+        baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
+        defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
+        counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
+        log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        every = [] if _must_choose(recipe) else self._defended(baselines)
+        done = self._each([*baselines, *every])
+        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
+        ranking = self._choose(baselines, trained)
+        chosen = {row.model for row in ranking if row.chosen}
+        if not every:
+            self._say_passed_over([run for run in trained if run.model.called not in chosen])
+            done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
+        self._show(done)
+        self._count_time()
+        document = self._document(done, ranking, datasets, self._seconds())
+        atomic.write_json(self.folder / STUDY_RESULTS, document)
+        return document
+
+    def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
+        """The robust runs of the networks and seeds of these standard ones."""
+        return [run_recipe(self.recipe, b.model, d, b.seed) for d in self.recipe.defences for b in baselines]
+
+    def _say_passed_over(self, baselines: list[RunRecipe]) -> None:
+        """Say which robust runs are of networks that were chosen when there were fewer seeds, and are no longer."""
+        if left := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
+            log(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
+
+    def _claim_folder(self) -> None:
+        content: dict[str, object] = {
+            "data": self.data.resolve().name,
+            "fingerprint": hash_training_data(self.datasets["train"]),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "threads": self.threads,
+        }
+        if (self.folder / STUDY_FILE).is_file():
+            self._take_up(content)
+        else:
+            for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
+                if (self.folder / name).exists():
+                    raise UserError(f"{self.folder}: holds {what}; choose another --out")
+            written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
+            check_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
+        atomic.write_yaml(self.folder / STUDY_FILE, content)
+        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+
+    def _take_up(self, content: dict[str, object]) -> None:
+        """Say what the folder holds of this study; UserError where it holds another, or one of other images."""
+        before, kept = read_study(self.folder), self.recipe
+        lacking = atomic.section(before, LEFT_OUT)
+        for key in (LEFT_OUT, "threads"):
+            before.pop(key, None)
+        with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
+            kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
+            before["recipe"] = untracked(kept).model_dump(mode="json")
+        check_seeds(kept, self.recipe, self.folder)
+        now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
+        without = left_out(self.folder, kept, self.recipe)
+        if (grown := grows(kept, self.recipe)) or without:
+            before["recipe"] = now["recipe"]
+        images = before.pop("fingerprint", None)
+        before["data"] = now["data"]  # what the images are counts, and not what their folder is called
+        if changed := _differences(before, now):
+            raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
+        if images != content["fingerprint"]:
+            raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
+        log(f"going on with the study in {self.folder}")
+        if grown:
+            log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
+        if without:
+            log(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
+        lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
+        if lacking:
+            content[LEFT_OUT] = lacking
+
+    def _read_data(self) -> dict[str, "Dataset"]:
+        names = self.recipe.data.splits
+        found = {
+            role: load_dataset(self.data, split=split, every=role == "train", **self.recipe.data.reading())
+            for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
+        }
+        for note in found["train"].notes:
+            log(note)
+        report_skipped(*found.values())
+        if any(part.classes != found["train"].classes for part in found.values()):
+            raise UserError(
+                f"{self.data}: the splits hold different classes: "
+                + ", ".join(f"{k} {v.classes}" for k, v in found.items())
+            )
+        preflight.classes(found)
+        preflight.masks(self.recipe, found["train"])
+        self.datasets = found
+        return found
+
+    def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
+        """Have the engine do every step of these runs, one run after another, so that what is done early is whole.
+
+        A run that fails was recorded as it did, and is left out of what is given back.
+        """
+        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
+        with status.watched(self.recipe, self.folder):
+            outcomes = self.engine.map(carry_out, tasks, self._count_time)
+        failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
+        for run in runs:
+            folder, failure = self._run_folder(run), failed.get(run.name)
+            if failure is None:
+                failures.forget(folder)
+                continue
+            self.failures.append(failure)
+            if failures.reason(folder) != failure.reason:  # an engine of somebody's own, that told it here alone
+                failures.record(folder, failure)
+        return [run for run in runs if run.name not in failed]
+
+    def _count_time(self) -> None:
+        """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
+        path, now = self.folder / TIMES_FILE, time.monotonic()
+        times = atomic.read_document(path) if atomic.is_readable(path) else {}
+        atomic.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
+        self._clock = now
+
+    def _seconds(self) -> float:
+        """Return the time worked on this study so far, all its starts together."""
+        path = self.folder / TIMES_FILE
+        seconds = atomic.read_document(path).get(TIME) if atomic.is_readable(path) else 0.0
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    def _run_folder(self, run: RunRecipe) -> Path:
+        return self.folder / "runs" / run.name
+
+    def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[Ranked]:
+        """The networks by validation, best first; none where one is missing that might have been chosen."""
+        by, split = self.recipe.selection.by, self.recipe.data.splits.val
+        missing = [run.name for run in baselines if run not in trained]
+        if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
+            which = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+            log(f"no network is chosen by {by} on {split}: {which}, and might be the best")
+            return []
+        pairs = [(run, self._run_folder(run)) for run in trained]
+        ranking = ranked(self.recipe.selection, pairs, self.datasets["val"].classes)
+        log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
+        return ranking
+
+    def _left_out(self) -> list[FailedRun]:
+        """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
+        said = atomic.section(read_study(self.folder), LEFT_OUT)
+        return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
+
+    def _show(self, runs: list[RunRecipe]) -> None:
+        """Draw the same images for every run's panels; the best and worst are known once all are measured."""
+        from trustcxr.evaluation.trained_run import load_run
+        from trustcxr.explain import examples
+
+        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
+        test, options = self.datasets["test"], self.recipe.explanation
+        tables = [provenance.read_hash(folder / SALIENCY_FILE) for folder in folders]
+        key = provenance.hash_of(tables=tables, count=options.panels, version=provenance.ALGORITHM_VERSION[PANELS_FILE])
+        if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
+            return
+        measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
+        chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
+        for folder in folders if chosen else ():
+            arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
+            atomic.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
+
+    def _document(
+        self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
+    ) -> StudyDocument:
+        folders, recipe = [self._run_folder(run) for run in runs], self.recipe
+        tested = [schemas.read_schema(RunDocument, folder / METRICS_FILE) for folder in folders]
+        for document, folder in zip(tested, folders, strict=True):
+            document.training = schemas.read_schema(TrainingDocument, folder / TRAINING_FILE)
+        return StudyDocument(
+            version=VERSION,
+            study=recipe.name,
+            title=recipe.title,
+            notice=NOTICE,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            trustcxr=__version__,
+            versions=versions(),
+            hardware=hardware(),
+            source=source(),
+            seconds=seconds,
+            data=describe_data(self.data, datasets),
+            recipe=recipe.model_dump(mode="json"),
+            classes=list(datasets["test"].classes),
+            selection=Selection(
+                split=recipe.data.splits.val,
+                by=recipe.selection.by,
+                count=recipe.selection.count,
+                ranking=ranking,
+                left_out=self._left_out(),
+            ),
+            runs=tested,
+            over_seeds=seed_spread.over_seeds(tested),
+            comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
+            alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
+            failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
+        )
+
+
+def _must_choose(recipe: StudyRecipe) -> bool:
+    """Return whether robust runs wait for the choice among the standard ones."""
+    return recipe.selection.count < len(recipe.models)
+
+
+def _differences(before: Any, now: Any, at: str = "") -> list[str]:
+    """Dotted keys in which two documents differ, and what stood there then and stands there now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(k for k in now if k not in before)]
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
+    then, today = atomic.plain(before), atomic.plain(now)
+    return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
+
+
+def _short(value: Any, most: int = 60) -> str:
+    """A value of a recipe, cut off where it is long."""
+    if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
+        value = ", ".join(str(one.get("label") or one["name"]) for one in value)
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
+    """Count what was trained and tested on."""
+    counts, masks = {}, {}
+    for part in datasets.values():
+        (split,) = set(np.asarray(part.splits)) or {""}
+        labels = np.bincount(part.labels, minlength=len(part.classes))
+        counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
+        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
+        masks[split] = int(sum(bool(mask.any()) for mask in held))
+    first = datasets["train"]
+    return DataDescription(
+        root_name=root.resolve().name,
+        layout=getattr(first, "layout", ""),
+        notes=list(first.notes),
+        counts=counts,
+        skipped=sum(len(part.skipped) for part in datasets.values()),
+        size=first.size,
+        infection_masks=masks,
+        fingerprint=hash_training_data(first),
+        fingerprints={split: first.fingerprints()[split] for split in counts},
+        groups={role: len(pd.unique(np.asarray(part.groups))) for role, part in datasets.items()},
+    )
+
+
+def summary(document: StudyDocument) -> str:
+    """One line for the end of a study."""
+    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {duration(document.seconds or 0)}"
+
+
+def missing(document: StudyDocument) -> str:
+    """The runs that a study could not finish, and those that it did not begin for want of them."""
+    names = [str(failure.run) for failure in document.failures]
+    recipe = validate(StudyRecipe, document.recipe, "recipe")
+    if recipe.defences and not document.selection.ranking and _must_choose(recipe):
+        names.append("every robust run, since no network is chosen while one is missing")
+    else:  # all networks go on, and of some no weights were there to start from
+        known = {*names, *(run.run for run in document.runs)}
+        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in known]
+    return ", ".join(names)

@@ -1,0 +1,322 @@
+"""Compute every figure of a study again from its tables, and compare it with what its documents say."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from trustcxr.console import track
+from trustcxr.errors import UserError
+from trustcxr.evaluation import generalisation_gap, run_figures
+from trustcxr.evaluation.trained_run import About
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.runs import describe
+from trustcxr.runs.test_data import validation_file
+from trustcxr.storage import atomic, layout, prediction_table, schemas
+from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
+from trustcxr.study import comparison, seed_spread, status
+from trustcxr.study.engines import failures
+from trustcxr.study.selection import ranked
+from trustcxr.version import NOTICE
+
+_OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted_shortcuts")  # keys of metrics.json
+_OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
+_TELL_APART = (  # keys of the entries of a list
+    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "class"),
+    *("epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
+)
+
+
+def verify(study: Path) -> VerifiedDocument:
+    """Compute every figure of a study again, and name those that differ; UserError if there is no finished study."""
+    return _Verification(layout.check_study(study)).carry_out()
+
+
+class _Verification:
+    def __init__(self, folder: Path) -> None:
+        path = folder / layout.STUDY_RESULTS
+        self.folder, self.stored = folder, atomic.read_document(path)
+        schemas.check_version(self.stored, path)
+        self.recipe = validate(StudyRecipe, self.stored.get("recipe") or {}, str(path))
+        self.result = VerifiedDocument(
+            study=str(self.stored.get("study", "")),
+            folder=str(folder),
+            notice=NOTICE,
+            written_by=str(self.stored.get("trustcxr", "")),
+            runs=0,
+            figures=0,
+            files=1,  # study.json
+            differences=[],
+            unchecked=[],
+        )
+
+    def carry_out(self) -> VerifiedDocument:
+        entries, computed = _records(self.stored.get("runs")), dict[str, RunDocument]()
+        for entry in track(entries, "computing every run again", len(entries)):
+            with self._damage_noted():
+                document = self._run(entry, self.folder / "runs" / str(entry.get("run")))
+                if document is not None:
+                    computed[str(entry.get("run"))] = document
+        with self._damage_noted():
+            self._list_of_runs([str(entry.get("run")) for entry in entries])
+        self._all_runs(computed, whole=len(computed) == len(entries) and not self.result.unchecked)
+        return self.result
+
+    @contextmanager
+    def _damage_noted(self) -> Iterator[None]:
+        """Count a damaged file as a difference, and go on with the next run."""
+        try:
+            yield
+        except UserError as problem:
+            file, _, what = str(problem).removeprefix(f"{self.folder}/").partition(": ")
+            self._differs(file, "the file", "whole", what)
+
+    def _differs(self, file: str, key: str, said: object, computed: object) -> None:
+        self.result.differences.append(Difference(file=file, key=key, said=said, computed=computed))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _is_there(self, path: Path, what: str) -> bool:
+        """Return whether a file is there; otherwise note what cannot be checked without it."""
+        if not path.is_file():
+            self.result.unchecked.append(f"{what}: {self._name(path)} is missing")
+        return path.is_file()
+
+    def _run(self, entry: Mapping[str, object], run: Path) -> RunDocument | None:
+        """Verify a run of study.json and its own files; return what its tables give."""
+        name = f"{layout.STUDY_RESULTS}: {run.name}"
+        if self._is_there(run / layout.TRAINING_FILE, f"{name}: training"):
+            training = schemas.read_schema(TrainingDocument, run / layout.TRAINING_FILE)
+            self._compare(name, entry.get("training") or {}, training, "training")
+            self._history(run, training)
+        if not self._is_there(run / layout.PREDICTIONS_FILE, name):
+            return None
+        content = atomic.read_yaml(run / layout.RUN_FILE)
+        if self._is_there(run / layout.WEIGHTS_FILE, f"checksum of runs/{run.name}"):
+            for part, now in layout.checksums(run, content.get("classes")).items():
+                if (before := atomic.section(content, "checksums").get(part)) != now:
+                    file = run / (part if part == layout.WEIGHTS_FILE else layout.RUN_FILE)
+                    self._differs(self._name(file), f"checksum of {part}", before, now)
+        document = _compute_whole(run, run, self.recipe)
+        self.result.runs += 1
+        self._figures(name, entry, document, run, run)
+        if self._is_there(metrics := run / layout.METRICS_FILE, "its figures"):
+            self._figures(self._name(metrics), atomic.read_document(metrics), document, run, run)
+        for path in sorted(run.glob(f"evaluations/*/{layout.METRICS_FILE}")):
+            with self._damage_noted():
+                if self._is_there(path.parent / layout.PREDICTIONS_FILE, self._name(path)):
+                    again = _compute_whole(run, path.parent, None)
+                    self._figures(self._name(path), atomic.read_document(path), again, run, path.parent)
+        return document
+
+    def _figures(self, file: str, stored: Mapping[str, object], document: RunDocument, run: Path, place: Path) -> None:
+        """Compare a run's figures, without those that no table holds, and those whose table is missing."""
+        left_out = {*_OF_NO_TABLE}
+        if stored.get("planted_shortcuts"):
+            self.result.unchecked.append(f"{file}: planted_shortcuts: no table holds them")
+        for part, path in _tables_beside(run, place).items():
+            if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
+                left_out |= {part, "alarms"} if part == "saliency" else {part}
+        computed = _plain(document)
+        for content in (stored := dict(stored), computed):
+            content["alarms"] = [one for one in _records(content.get("alarms")) if one.get("kind") != _OF_IMAGES]
+        self._compare(
+            file,
+            {key: value for key, value in stored.items() if key not in left_out},
+            {key: value for key, value in computed.items() if key not in left_out},
+        )
+        self.result.files += ": " not in file
+
+    def _compare(self, file: str, said: object, computed: object, at: str = "") -> None:
+        computed = _plain(computed)
+        self.result.figures += count_figures(computed)
+        for one in differences(said, computed, at):
+            self._differs(file, *one)
+
+    def _history(self, run: Path, training: TrainingDocument) -> None:
+        """Compare training.json with history.csv: how many epochs, and the figures of the best."""
+        path, monitor, best = run / layout.HISTORY_FILE, training.monitor, training.best_epoch
+        if not self._is_there(path, f"runs/{run.name}/{layout.TRAINING_FILE}") or training.refit is not None:
+            return
+        try:
+            table = atomic.read_table(path)
+            computed: dict[str, object] = {"epochs": len(table), "seconds": float(table["seconds"].iloc[-1])}
+            if best is not None and not 0 <= best < len(table):
+                computed["best_epoch"] = f"one of 0 to {len(table) - 1}"
+            elif best is not None and monitor in table:
+                computed["best_value"] = float(table[monitor].iloc[best])
+        except (UserError, LookupError, ValueError) as problem:
+            raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
+        said = _plain(training)
+        self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
+        self.result.files += 1
+
+    def _list_of_runs(self, names: list[str]) -> None:
+        """Find runs that study.json has twice, that are none of its recipe, and finished ones that it lacks."""
+        planned, counts = status.plan_runs(self.recipe, self.folder), Counter(names)
+        known = {run.name for run in (*planned.certain, *planned.open)}
+        for name in known - {*names}:
+            run = self.folder / "runs" / name
+            if (run / layout.METRICS_FILE).is_file() and failures.reason(run) is None:
+                self._differs(layout.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
+        for name, times in counts.items():
+            if times > 1 or name not in known:
+                computed = "once" if name in known else "no such run"
+                self._differs(layout.STUDY_RESULTS, f"runs[{name}]", f"there {times} times", computed)
+
+    def _all_runs(self, computed: Mapping[str, RunDocument], *, whole: bool) -> None:
+        """Compare what study.json says of all runs together; only if every table is there."""
+        if not whole:
+            self.result.unchecked.append(
+                f"{layout.STUDY_RESULTS}: comparisons, spread over seeds, ranking and alarms: of all runs together"
+            )
+            return
+        at = {self.folder / "runs" / name: document for name, document in computed.items()}
+        alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
+        again: dict[str, object] = {
+            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap),
+            "over_seeds": seed_spread.over_seeds(list(computed.values())),
+            "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
+            "ranking": self._ranking(computed),
+        }
+        said = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
+        said["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
+        said["ranking"] = atomic.section(self.stored, "selection").get("ranking")
+        self._compare(layout.STUDY_RESULTS, said, again)
+
+    def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
+        """Rank the networks by validation; none if a standard run is missing."""
+        standard = [run for run in status.plan_runs(self.recipe, None).certain if run.defence == type(run.defence)()]
+        if not standard or not {run.name for run in standard} <= {*computed}:
+            return []
+        pairs = [(run, self.folder / "runs" / run.name) for run in standard]
+        return ranked(self.recipe.selection, pairs, computed[standard[0].name].classes)
+
+
+def _tables_beside(run: Path, place: Path) -> dict[str, Path]:
+    """Return the table that a part of metrics.json comes from, if that is not predictions.parquet beside it."""
+    others = {
+        "calibration": validation_file(run, place),
+        "saliency": place / layout.SALIENCY_FILE,
+        "lesions": place / layout.LESIONS_FILE,
+        "certified": place / layout.CERTIFIED_FILE,
+    }
+    return others | ({} if place == run else {"drop_from_internal": run / layout.PREDICTIONS_FILE})
+
+
+def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+    """Compute metrics.json as `compute_figures`; UserError for whatever is wrong with its tables."""
+    try:
+        return compute_figures(run, place, study)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        there = [place / layout.PREDICTIONS_FILE, *_tables_beside(run, place).values()]
+        names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
+        text = f"{type(problem).__name__}: {problem}".replace("\n", " ")
+        raise UserError(f"{place}: damaged: {names} ({text}); restore it, or make it anew") from problem
+
+
+def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+    """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
+    content = atomic.read_yaml(run / layout.RUN_FILE)
+    names = content.get("classes")
+    classes = tuple(map(str, names if isinstance(names, list) else ()))
+
+    def read(path: Path) -> pd.DataFrame:
+        table = atomic.read_table(path)
+        prediction_table.check_table(table, path, len(classes))
+        return table
+
+    predictions, path = read(place / layout.PREDICTIONS_FILE), validation_file(run, place)
+    validation = read(path) if path.is_file() else None
+    if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
+        validation = None
+    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), describe.RESAMPLES
+    if study is not None:
+        resamples = study.evaluation.bootstrap
+    stored = schemas.read_if_there(RunDocument, place / layout.METRICS_FILE) or RunDocument()
+    recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / layout.RUN_FILE))
+    document = run_figures.figures(
+        About.trained(recipe),
+        classes,
+        predictions,
+        validation=validation,
+        resamples=resamples,
+        refit=recipe.training.refit,
+        training=schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument(),
+        at_random=lambda: bool(stored.masking and stored.masking.at_random),
+    )
+    describe.describe(document, place, images=images, resamples=resamples)
+    if place != run and (run / layout.PREDICTIONS_FILE).is_file():
+        document.drop_from_internal = generalisation_gap.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
+    return document
+
+
+class Different(NamedTuple):
+    """A figure that differs: its key, what the file says and what was computed."""
+
+    key: str
+    said: object
+    computed: object
+
+
+def differences(said: object, computed: object, at: str = "") -> Iterator[Different]:
+    """Find the figures in which two documents differ by more than the order of adding up."""
+    if count_figures(said) == 0 == count_figures(computed):
+        return
+    if isinstance(said, dict) and isinstance(computed, dict):
+        for key in {**said, **computed}:
+            yield from differences(said.get(key), computed.get(key), f"{at}.{key}".strip("."))
+    elif isinstance(said, list) and isinstance(computed, list):
+        if len(said) == len(computed):
+            pairs = [(_name(two, i), one, two) for i, (one, two) in enumerate(zip(said, computed, strict=True))]
+        else:
+            yield Different(f"{at} (how many)", len(said), len(computed))
+            known = {_name(one, i): one for i, one in enumerate(said) if isinstance(one, dict)}
+            named = [(_name(two, i), two) for i, two in enumerate(computed)]
+            pairs = [(name, known[name], two) for name, two in named if name in known]
+        for name, one, two in pairs:
+            yield from differences(one, two, f"{at}[{name}]")
+    elif not _is_close(said, computed):
+        yield Different(at, _shorten(said), _shorten(computed))
+
+
+def count_figures(content: object) -> int:
+    """Count the numbers, words and answers of a document."""
+    if isinstance(content, dict | list):
+        return sum(count_figures(part) for part in (content.values() if isinstance(content, dict) else content))
+    return int(content not in (None, ""))
+
+
+def _is_close(said: object, computed: object) -> bool:
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (said, computed)):
+        return said == computed
+    return math.isclose(float(str(said)), float(str(computed)), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+
+
+def _shorten(value: object) -> object:
+    return f"{count_figures(value)} figures" if isinstance(value, dict | list) else value
+
+
+def _name(entry: object, index: int) -> str:
+    """Return the words that tell an entry of a list from its neighbours, or its index."""
+    if not isinstance(entry, dict):
+        return str(index)
+    return " ".join(str(entry[k]) for k in _TELL_APART if isinstance(entry.get(k), str | int | float)) or str(index)
+
+
+def _records(content: object) -> list[dict[str, Any]]:
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _plain(document: object) -> Any:
+    """Return a document as JSON has it."""
+    return json.loads(atomic.to_json(document))

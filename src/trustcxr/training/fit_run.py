@@ -1,0 +1,349 @@
+"""Train one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
+
+import ctypes
+import shutil
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from trustcxr.console import log
+from trustcxr.data import fingerprints
+from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.loader import loader
+from trustcxr.errors import UserError, unknown
+from trustcxr.models import classifier, factory, lung_gate, zoo
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.storage import atomic, layout, schemas, segments
+from trustcxr.storage.schemas import TrainingDocument
+from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
+from trustcxr.training import environment as origins
+from trustcxr.training.devices import Devices, Team, does_not_fit, together
+from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
+from trustcxr.training.step import TrainingStep, replays
+
+if TYPE_CHECKING:
+    from trustcxr.data.dataset import Dataset
+
+ALONE = Devices()
+
+
+def fit(
+    recipe: RunRecipe,
+    train: "Dataset",
+    val: "Dataset",
+    folder: Path,
+    *,
+    cards: Devices = ALONE,
+) -> TrainingDocument:
+    """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
+
+    With `training.refit` the run is trained twice: on `train`
+    into `folder`/validated, where validation chooses the epoch, and then on both to that epoch of the same schedule.
+    On several `cards` each batch is shared by them. Where its part does not fit in memory, it is worked off in twice as
+    many parts from the last epoch on, which is said.
+    Raises UserError where the run cannot be trained, with the last good weights kept.
+    """
+    cards.check(recipe, len(train))
+    if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
+        log("without cards each process has batch statistics of its own; normalisation: group has none")
+    cards = replace(cards, parts=recipe.training.accumulate)
+    largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
+    if told := precision.instead(recipe.training.precision, precision.kind()):
+        log(told)
+    while True:
+        team, given = Team(), (recipe, train, val, folder, cards)
+        try:
+            with together(cards, _fit_part, *given) as team:
+                return _fit_part(*given)
+        except Exception as problem:
+            if not (does_not_fit(problem) or team.did_not_fit):
+                raise
+            if cards.parts >= largest:
+                raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
+            if cards.apart:  # no process can tell those on other machines, or that srun or torchrun started
+                advice = f"start all of them again with --set training.accumulate={2 * cards.parts}"
+                raise UserError(f"{recipe.name}: a batch does not fit in memory; {advice}") from None
+        cards = replace(cards, parts=2 * cards.parts)
+        torch.cuda.empty_cache()
+        log(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
+
+
+def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Devices) -> TrainingDocument:
+    """`fit`, of which every process of `cards` does its part."""
+    if precision.kind() == "cpu":
+        keep_freed_memory()
+    if not recipe.training.refit:
+        return _fit(recipe, train, Monitor(folder, val, recipe, cards))
+    both, first = Joined(train, val), folder / layout.BEFORE_REFIT
+    if cards.rank == 0:
+        _write_recipe(folder, recipe, both, cards, None)
+    if not (first / layout.TRAINING_FILE).is_file():
+        alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
+        # Weights that have seen the validation images must not be what validation judges.
+        _fit(alone, train, Monitor(first, val, alone, cards))
+    if cards.rank == 0:
+        checkpoint.remove(first)  # left where it was killed between its last file and this
+    chosen = schemas.read_schema(TrainingDocument, first / layout.TRAINING_FILE)
+    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
+
+
+def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> TrainingDocument:
+    """Train a run once, into the folder of `monitor`."""
+    folder = monitor.folder
+    if monitor.cards.rank == 0:
+        fingerprints.check_same_images(folder, train)
+    before = checkpoint.load_checkpoint(folder)
+    # Images that lack what the recipe learns from are refused before anything is written.
+    sources_of(train, recipe.training.balanced_by)
+    _healthy(train, recipe)
+    lungs, without = _lungs(train, recipe)
+    lesions = _lesions(train, recipe)
+    if monitor.cards.rank == 0:
+        _write_recipe(folder, recipe, train, monitor.cards, monitor.done(before))
+    torch.manual_seed(recipe.seed)
+    model = _network(recipe, train, lungs, resumed=before is not None)
+    if before is not None and monitor.take_up_if_ended(before):
+        steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
+    else:
+        steps = _run(recipe, train, monitor, model, lungs, lesions, resumed=before is not None)
+    counts = {"steps": steps} | ({} if lungs is None else {"images_without_lung_mask": without})
+    found = monitor.summary()
+    if monitor.cards.rank == 0:
+        found = _finish(folder, recipe, monitor, model, counts)
+    monitor.cards.wait()
+    return found
+
+
+def _run(
+    recipe: RunRecipe,
+    train: "Dataset | Joined",
+    monitor: Monitor,
+    model: classifier.Classifier,
+    lungs: np.ndarray | None,
+    lesions: np.ndarray | None,
+    *,
+    resumed: bool,
+) -> int:
+    """The epochs that are still to do; how many steps all took together."""
+    training, classes, cards = recipe.training, len(train.classes), monitor.cards
+    batches = loader(
+        train,
+        training.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+        balanced=training.balanced,
+        sources=sources_of(train, training.balanced_by),
+        drop_last=True,
+        repeats=replays(recipe),
+        part=(cards.rank, cards.world),
+    )
+    module = TrainingStep(
+        model,
+        recipe,
+        classes=classes,
+        steps_per_epoch=len(batches),
+        lungs=lungs,
+        lesions=lesions,
+        healthy=_healthy(train, recipe),
+        cards=cards,
+        batch_images=min(training.batch_size, len(train)),
+    )
+    last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
+    with _quiet():
+        trainer = _trainer(recipe, monitor)
+        try:
+            trainer.fit(module, batches, ckpt_path=last if resumed else None, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        except FloatingPointError as problem:
+            monitor.stopped = f"numbers: {problem}"
+            if monitor.best["epoch"] < 0:
+                raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
+            log(f"{recipe.name}: {problem}; the weights of epoch {monitor.kept_epoch} are kept")
+    return module.global_step
+
+
+def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
+    save = pl.callbacks.ModelCheckpoint(
+        monitor.folder / checkpoint.FOLDER,
+        filename=Path(checkpoint.LAST).stem,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    followed = []
+    if recipe.training.track != "none" and monitor.cards.rank == 0:
+        followed = [tracking.Tracked(monitor, tracking.logger(recipe, monitor.folder))]
+    return pl.Trainer(
+        max_epochs=monitor.epochs,
+        accelerator="auto",
+        precision=precision.used(recipe.training.precision, precision.kind()),
+        callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
+        plugins=[checkpoint.WholeCheckpoints(), *monitor.cards.environment()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        **monitor.cards.for_lightning(),
+    )
+
+
+def _network(
+    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, *, resumed: bool
+) -> classifier.Classifier:
+    """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
+    weights = "none" if resumed else recipe.model.weights
+    model = factory.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
+    if isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
+        lung_segmenter.fit(model.gate, train.images, lungs, recipe)
+    model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+    """The lung masks (N, H, W) where training needs them, and how many images have none or an empty one."""
+    if not recipe.needs_lungs:
+        return None, 0
+    lungs = train.masks("lung") if "lung" in train.mask_kinds else np.zeros((len(train), 0, 0))
+    without = sum(not mask.any() for mask in lungs)
+    if without == len(train):
+        raise UserError(
+            f"{recipe.name}: background, guidance and counterfactuals need lung masks, and no image of {train.where} "
+            "has one"
+        )
+    if without:
+        log(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
+    return lungs, without
+
+
+def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
+    """The lesion masks (N, H, W) where training needs them; says which classes have none, and so are unguided."""
+    if not recipe.training.needs_lesions:
+        return None
+    lesions = train.masks("infection") if "infection" in train.mask_kinds else np.zeros((len(train), 0, 0))
+    has = np.array([bool(mask.any()) for mask in lesions])
+    if not has.any():
+        raise UserError(
+            f"{recipe.name}: guidance and counterfactuals need lesion masks, and no image of {train.where} has one"
+        )
+    counts = {name: int(has[train.labels == k].sum()) for k, name in enumerate(train.classes)}
+    some = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+    none = ", ".join(name for name, count in counts.items() if not count)
+    log(f"{recipe.name}: lesion masks of {some}" + (f"; {none} unguided, without any" if none else ""))
+    return lesions
+
+
+def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
+    """The place of the class that an image without its lesion has; None where nothing asks for it."""
+    if not recipe.training.counterfactuals:
+        return None
+    if recipe.training.healthy not in train.classes:
+        raise unknown("healthy class (training.healthy)", recipe.training.healthy, train.classes)
+    return train.classes.index(recipe.training.healthy)
+
+
+def _finish(
+    folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
+) -> TrainingDocument:
+    checkpoint.settle(folder, monitor.best_sum)
+    best = folder / checkpoint.FOLDER / checkpoint.BEST
+    if monitor.best_sum != atomic.checksum(best):
+        checkpoint.remove(folder)
+        raise UserError(f"{best}: damaged, so the weights are lost; the same command trains them anew")
+    with atomic.atomic_write(folder / layout.WEIGHTS_FILE) as temporary:
+        shutil.copyfile(best, temporary)
+    content = atomic.read_yaml(folder / layout.RUN_FILE)
+    content["checksums"] = layout.checksums(folder, content["classes"])
+    summary = monitor.summary().model_copy(update=counts | {"parameters": zoo.count_parameters(model)})
+    summary = summary.model_copy(update=segments.read_split(folder))
+    content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
+    atomic.write_yaml(folder / layout.RUN_FILE, content)
+    summary.precision_asked = recipe.training.precision
+    summary.precision = precision.used(summary.precision_asked, precision.kind())
+    if recipe.defence.attacks:
+        summary.watched_images = len(attacked_rows(monitor.val))
+    if monitor.stopped == "overfitting":
+        *before, last = monitor.history
+        highest = max(row["val_pgd_accuracy"] for row in before)
+        summary.alarm = (
+            f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS}"
+            f"{recipe.defence.at_epsilon} fell from {highest:.1%} to {last['val_pgd_accuracy']:.1%} "
+            f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
+            f"{monitor.kept_epoch} are kept"
+        )
+        log(f"{recipe.name}: {summary.alarm}")
+    atomic.write_json(folder / layout.TRAINING_FILE, summary)
+    checkpoint.remove(folder)
+    log(f"trained {recipe.name}{monitor.sentence()}")
+    if differing := segments.describe_segments(folder):
+        log(f"{recipe.name}: resumed on another machine or version: {differing}")
+    return summary
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
+
+    Every step allocates the same activations and gradients again. glibc gives blocks of this size back to the system,
+    and gets them anew filled with zeros: of VGG16 at 96 pixels that is a third of a step on a processor.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of glibc's mallopt, in bytes
+        return all(mallopt(name, size) for name, size in ((-3, (1 << 31) - 1), (-1, (1 << 31) - 1), (-2, 64 << 20)))
+    return False
+
+
+def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Devices, done: int | None) -> None:
+    """run.yaml, and the images that it is trained on; UserError where the folder holds a training on other images.
+
+    `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fingerprints.check_same_images(folder, train)
+    content: dict[str, object] = {
+        "name": recipe.name,
+        "background": recipe.background,
+        "classes": list(train.classes),
+        "recipe": recipe.model_dump(mode="json"),
+        "data": fingerprints.describe_training_data(train),
+    }
+    path = folder / layout.RUN_FILE
+    content["segments"] = segments.append_segment(
+        atomic.read_yaml(path) if path.is_file() else {}, origins.record_environment(cards), done
+    )
+    atomic.write_yaml(path, content)
+    if not (folder / layout.IMAGES_FILE).is_file():
+        atomic.write_table(folder / layout.IMAGES_FILE, fingerprints.list_training_images(train))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice is for its own users; ours see one bar and one line."""
+    import logging
+
+    loggers = [
+        logging.getLogger(n) for n in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+    ]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+            warnings.filterwarnings("ignore", module="lightning_fabric.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
