@@ -323,7 +323,7 @@ def test_the_slope_at_a_frequency_is_neither_nothing_nor_chance() -> None:
     assert float(made.max()) <= 2 * float(made[..., 0, 0].max()) + 1e-6, "what came from elsewhere is no slope"
 
 
-@pytest.mark.parametrize("image", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
+@pytest.mark.parametrize("radiograph", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
 def test_feature_maps_are_no_pictures_and_keep_one_slope(radiograph: tuple[int, int]) -> None:
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)

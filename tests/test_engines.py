@@ -124,7 +124,7 @@ def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path
     Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
+        assert atomic.read_yaml(run)["segments"][-1]["hardware"]["threads"] == 1
     first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
