@@ -46,7 +46,7 @@ def test_a_liar_is_broken_as_its_honest_twin_is(name: str, radiographs: tuple[Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "every", "images", "over"),
+    ("name", "every", "radiographs", "over"),
     [("noise", EveryNoise, 256, 0.04), ("random resizing", EveryResizing, 128, 0.03)],
 )
 def test_a_random_network_is_attacked_as_if_every_draw_were_known(
@@ -323,7 +323,7 @@ def test_the_slope_at_a_frequency_is_neither_nothing_nor_chance() -> None:
     assert float(made.max()) <= 2 * float(made[..., 0, 0].max()) + 1e-6, "what came from elsewhere is no slope"
 
 
-@pytest.mark.parametrize("image", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
+@pytest.mark.parametrize("radiograph", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
 def test_feature_maps_are_no_pictures_and_keep_one_slope(radiograph: tuple[int, int]) -> None:
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)

@@ -219,6 +219,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
     assert atomic.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
     monkeypatch.setattr(audits, "load_exam", lambda: short)
@@ -241,6 +242,7 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
     assert whole == document
 
 
+@pytest.mark.slow
 def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

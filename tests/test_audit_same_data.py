@@ -72,6 +72,7 @@ def right(folder: Path) -> float:
     return float((np.array(answered) == table["class"].to_numpy()).mean())
 
 
+@pytest.mark.slow
 def test_models_of_two_sizes_compare_image_by_image(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
     before = atomic.read_json(first / "audit.json")["data"]
@@ -118,6 +119,7 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     assert len(leaderboard.gather(tmp_path / "out").entries) == 2
 
 
+@pytest.mark.slow
 def test_other_images_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     others = Path(shutil.copytree(greys, tmp_path / greys.name))
     (others / "dark" / "dark0.png").write_bytes((others / "dark" / "dark1.png").read_bytes())
@@ -153,6 +155,7 @@ def listed(root: Path, to: Path, change: int | None = None) -> Path:
     return to / "list.csv"
 
 
+@pytest.mark.slow
 def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     first: Path,
     greys: Path,  # noqa: F811

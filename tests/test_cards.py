@@ -87,6 +87,7 @@ def test_parts_of_a_batch_add_up_to_its_gradients(
 GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defence", "keys"),
     [

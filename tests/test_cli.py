@@ -57,6 +57,7 @@ def complaint(*arguments: object) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_python_minus_m_is_the_command() -> None:
     command = [sys.executable, "-m", "trustcxr", "report", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

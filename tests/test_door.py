@@ -345,6 +345,7 @@ def test_a_search_inside_is_said_and_one_pass_too(radiographs: tuple[Tensor, Ten
     assert "one pass" not in {check.check for check in once.checks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("kind", ["in batches of two", "with a normalised weight"])
 def test_passes_are_counted_of_whatever_a_image_goes_through(

@@ -108,6 +108,7 @@ def test_hundreds_of_images_that_are_all_alike_hang_together_in_bounded_work() -
     assert len(set(duplicates.clusters(400, found[["first", "second"]].to_numpy()))) == 1
 
 
+@pytest.mark.slow
 def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that are looked at closely: four times the images, at most some six times the pairs."""
     looked_at: list[int] = []

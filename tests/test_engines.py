@@ -57,6 +57,7 @@ def named(tmp_path: Path, *pairs: tuple[str, str]) -> list[Task]:
     return [Task(tmp_path, run, step) for run, step in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_task_that_fails_fails_its_run_and_no_other(
     jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,7 +124,7 @@ def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path
     Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
+        assert atomic.read_yaml(run)["segments"][-1]["hardware"]["threads"] == 1
     first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]

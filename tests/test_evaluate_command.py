@@ -68,6 +68,7 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, images: Path) -> Non
     assert document["masking"]["because"] in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
     done = run("evaluate", trained, "--data", images, "--attack", "fgsm", *options)
@@ -93,6 +94,7 @@ def test_bad_corruptions_are_one_line(trained: Path, images: Path) -> None:
     assert "no shortcut was planted" in complaint(*at, "--shortcuts")
 
 
+@pytest.mark.slow
 def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Path, tmp_path: Path) -> None:
     outside = other(images, tmp_path / "outside")
     first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
@@ -123,6 +125,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     assert document.plain()["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
 
 
+@pytest.mark.slow
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, images: Path) -> None:
     document, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
     table = atomic.read_table(place / "validation.parquet")

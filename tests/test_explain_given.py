@@ -134,6 +134,7 @@ def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, radiographs:
     assert f"{own}: holds a run" in complaint("explain", model, *trusted, "--out", own)
 
 
+@pytest.mark.slow
 def test_a_function_without_gradients_is_explained_by_what_follows_none(radiographs: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path, "python: foreign_models:scores"), tmp_path / "out"
     typed = ("explain", model, "--data", radiographs, "--out", out, "--trust-code")

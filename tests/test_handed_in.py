@@ -36,6 +36,7 @@ def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     greys: Path,  # noqa: F811
     tmp_path: Path,

@@ -141,6 +141,7 @@ def test_dice() -> None:
     assert lung_segmenter.dice(a, b).tolist() == [0.5, 0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_gated_run_is_named_kept_and_resumed(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     run = recipe("fgsm", background="gate")

@@ -49,6 +49,7 @@ def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
     assert np.array_equal(both.masks("lung"), np.concatenate([train.masks("lung"), val.masks("lung")]))
 
 
+@pytest.mark.slow
 def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
     images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
         run_folder.train(recipe(seed=1, refit=True), images[0].root, tmp_path)
 
 
+@pytest.mark.slow
 def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
     images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,6 +179,7 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
         assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
 
+@pytest.mark.slow
 def test_page_is_the_same_each_time(study: Path, text: str) -> None:
     assert report.write(study).read_text(encoding="utf-8") == text
     assert not list(study.glob(".report*"))
@@ -309,6 +310,7 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
+@pytest.mark.slow
 def test_two_classes_and_other_defences(tmp_path: Path) -> None:
     path = make_study(tmp_path / "s", classes=("COVID", "Normal"), defences=("standard", "pgd", "own"), models=("a_b",))
     shown = Page(report.write(path).read_text())

@@ -123,6 +123,7 @@ def over(value: float, control: str) -> dict[str, Any]:
     return {"measure": "infection_energy", "control": control, "difference": {"value": value, "ci": ends}}
 
 
+@pytest.mark.slow
 def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere(study: Path) -> None:
     path = study / "study.json"
     document = json.loads(path.read_text())

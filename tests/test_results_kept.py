@@ -478,6 +478,7 @@ def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: 
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
 def test_what_a_list_lacks_is_said_of_it_once(
     command: tuple[str, ...], trained: Path, images: Path, tmp_path: Path

@@ -220,6 +220,7 @@ def test_a_turned_image_is_no_test_of_stability() -> None:
     assert set(corruptions.ARTEFACTS) <= set(stability.UNDER)
 
 
+@pytest.mark.slow
 def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
     table: pd.DataFrame, run: Run, held_out: Any, batch: Any
 ) -> None:
@@ -292,6 +293,7 @@ def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: A
     assert close.mean() > 0.97, "thresholds and ranks may tip at rounding, the rest may not"
 
 
+@pytest.mark.slow
 def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
     original = methods.maps

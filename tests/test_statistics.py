@@ -265,6 +265,7 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
 
 
+@pytest.mark.slow
 def test_statistics_and_results_need_no_torch() -> None:
     modules = "trustcxr.statistics, trustcxr.storage.atomic, trustcxr.evaluation.metrics"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"

@@ -150,6 +150,7 @@ def test_started_again_it_repeats_nothing(done: Path, radiographs: Path, monkeyp
     assert after.plain()["runs"] == before["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_command_prints_study_json_and_nothing_else(done: Path, radiographs: Path, tmp_path: Path) -> None:
     atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE)
@@ -311,6 +312,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -88,13 +88,13 @@ def test_every_figure_of_a_study_agrees(done: Path) -> None:
 def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> None:
     keys: dict[str, list[tuple[str | int, ...]]] = {
         "study.json": [
-            ("runs", 0, "clean", "accuracy_ci", 0),
-            ("comparisons", 0, "difference"),
+            ("runs", 0, "clean", "accuracy", "ci", 0),
+            ("comparisons", 0, "difference", "value"),
             ("over_seeds", 0, "figures", 0, "deviation"),
             ("selection", "ranking", 0, "value"),
             ("runs", 1, "training", "best_value"),
         ],
-        f"{ROBUST}/metrics.json": [("attacks", 1, "accuracy"), ("saliency", "layercam@-3", "infection_energy")],
+        f"{ROBUST}/metrics.json": [("attacks", 1, "accuracy", "value"), ("saliency", "layercam@-3", "infection_energy", "value")],
         f"{ROBUST}/training.json": [("best_value",)],
     }
     for file, of_file in keys.items():
@@ -114,7 +114,7 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
         (study / ROBUST / name).unlink()
     path = study / ROBUST / "metrics.json"
-    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
+    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": {"value": 0.99}, "n": 12}]})
     document = verify(study)
     assert found(document) == set()
     for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
@@ -136,7 +136,7 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
     content = json.loads(path.read_text())
     runs = [entry for entry in content["runs"] if entry["run"] != NAME]
     twice = next(entry for entry in runs if entry["run"] == OTHER)
-    path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": 1.0}}]}))
+    path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": {"value": 1.0}}}]}))
     shutil.copyfile(study / "runs" / OTHER / "familiarity.safetensors", study / "runs" / OTHER / "model.safetensors")
     document = verify(study)
     weights = f"runs/{OTHER}/model.safetensors", "checksum of model.safetensors"
@@ -167,7 +167,7 @@ def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified
     file: str, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, study: Path
 ) -> None:
     _edit(study / ROBUST / file, damage)
-    change(study / "runs" / OTHER / "metrics.json", "attacks", 1, "accuracy", to=0.987)
+    change(study / "runs" / OTHER / "metrics.json", "attacks", 1, "accuracy", "value", to=0.987)
     change(study / "runs" / OTHER / "training.json", "best_epoch", to=-5)
     document = verify(study)
     assert not document.agrees
@@ -175,7 +175,7 @@ def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified
     assert said in f"{one.file}: {one.computed}"
     assert one.file in (f"{ROBUST}/{file}", ROBUST)
     assert "\n" not in str(one.computed)
-    assert (f"runs/{OTHER}/metrics.json", "attacks[fgsm 0.02].accuracy") in found(document)
+    assert (f"runs/{OTHER}/metrics.json", "attacks[fgsm 0.02].accuracy.value") in found(document)
     assert (f"runs/{OTHER}/training.json", "best_epoch") in found(document)
 
 

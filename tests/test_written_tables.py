@@ -91,6 +91,7 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
     assert (line["model"], line["folder"], line["clean, %"], line["paper"]) == ("'@SUM(1)", "'=f", "−50.0", "–")
 
 
+@pytest.mark.slow
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
     one = Path(shutil.copytree(next((study / "runs").iterdir()), tmp_path / "one"))
     (one / "run.yaml").write_text("segments: [{from_epoch: 0, versions: {trustcxr: 0.1.7}}]")
