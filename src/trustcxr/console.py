@@ -87,7 +87,7 @@ class Progress:
         if now - self._spoke >= _LINE_EVERY:
             self._spoke = now
             left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
-            time_left = f", about {duration(left)} left" if self.timed else ""
+            time_left = f", about {format_duration(left)} left" if self.timed else ""
             log(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
 
 
@@ -128,7 +128,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             bar.advance()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as a person writes them: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = max(round(seconds), 0)
     if whole < 60:

@@ -28,7 +28,7 @@ OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or b
 _ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's say, on CPU and elsewhere
 
 
-def out_of_memory(problem: BaseException) -> bool:
+def is_out_of_memory(problem: BaseException) -> bool:
     """Whether it is for want of memory that something failed, be it Python's, numpy's or torch's."""
     said = str(problem).lower()
     return isinstance(problem, MemoryError) or (
@@ -36,7 +36,7 @@ def out_of_memory(problem: BaseException) -> bool:
     )
 
 
-def not_pixels(what: str, low: float, high: float) -> UserError:
+def pixel_range_error(what: str, low: float, high: float) -> UserError:
     """A UserError for images that are not in [0, 1], with digits enough that what is outside is seen."""
     hint = "; clamp them, as images.clamp(0, 1)" if low >= -0.01 and high <= 1.01 else ""
     return UserError(f"{what}: images must lie in [0, 1] (pixel space), but these span [{low:.9g}, {high:.9g}]{hint}")
@@ -55,10 +55,10 @@ def lookup(table: Mapping[str, Found], what: str, name: str) -> Found:
 def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
     """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
     names = [str(c) for c in choices]
-    return UserError(f"unknown {what} '{given}': {nearest(given, names)}valid: {', '.join(names)}")
+    return UserError(f"unknown {what} '{given}': {suggest_nearest(given, names)}valid: {', '.join(names)}")
 
 
-def nearest(given: object, names: Iterable[str]) -> str:
+def suggest_nearest(given: object, names: Iterable[str]) -> str:
     """`did you mean fgsm? `, to stand before the valid names; empty where none of them is near."""
     lowered = {n.lower(): n for n in names}
     near = [lowered[n] for n in get_close_matches(str(given).lower(), list(lowered), n=3, cutoff=0.5)]

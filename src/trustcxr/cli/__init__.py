@@ -22,7 +22,7 @@ from trustcxr.cli.recipe_commands import recipes_app
 from trustcxr.cli.run_commands import runs_app
 from trustcxr.cli.serve_commands import serving_app
 from trustcxr.cli.study_commands import studies_app
-from trustcxr.errors import OUT_OF_MEMORY, UserError, out_of_memory
+from trustcxr.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
 from trustcxr.version import NOTICE, __version__
 
 app = typer.Typer(
@@ -68,7 +68,7 @@ def _answered() -> NoReturn:
             _print_no_more()
         _refuse(_of_the_disk(problem))
     except Exception as problem:
-        if out_of_memory(problem):
+        if is_out_of_memory(problem):
             _refuse(OUT_OF_MEMORY)
         if not hasattr(problem, "format_message"):
             raise
