@@ -136,7 +136,7 @@ def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[s
 
 @pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--images", 7), ("--reader", "R1"), ("--seed", 1)])
 def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[object, ...]) -> None:
-    assert f"{typed[0]} is of a reading" in complaint("reader", finished, "--results", *typed)
+    assert f"{typed[0]} and --results" in complaint("reader-study", finished, "--results", *typed)
 
 
 def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
@@ -183,7 +183,7 @@ def test_other_images_and_images_without_lesion_masks_are_not_read(
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     pytest.importorskip("fastapi")
-    whole = f"say who: trustcxr reader {finished} --reader NAME"
+    whole = f"say who: trustcxr reader-study {finished} --reader NAME"
     for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
             reader_study.serve(finished, reader_study.ReaderOptions(arms=ARMS), names, host="127.0.0.1", port=0)

@@ -149,4 +149,4 @@ def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
 
 def test_the_help_of_jobs_says_what_equal_bits_need() -> None:
     said = " ".join(word for word in run("study", "--help").stdout.split() if word != "│")
-    assert "Equal bits need equal threads" in said
+    assert "Another number gives other bits" in said

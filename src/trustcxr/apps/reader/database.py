@@ -71,7 +71,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise UserError(f"{path.parent}: no reader study here yet: `trustcxr reader STUDY` makes one")
+            raise UserError(f"{path.parent}: no reader study here yet: `trustcxr reader-study STUDY` makes one")
         self.path = path
         try:
             self.arms: list[str] = json.loads(self._about("arms"))

@@ -15,7 +15,7 @@ from trustcxr.storage.os_errors import shell_quote
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What a new reader study shows: see `trustcxr reader --help`."""
+    """What a new reader study shows: see `trustcxr reader-study --help`."""
 
     arms: Sequence[str] = ()
     data: Path | None = None
@@ -69,7 +69,7 @@ def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str,
     server.check_installed()
     proper, path = [_proper(name) for name in names], place(study)
     if not proper and not (path.exists() and Store(path).readers()):
-        command = f"trustcxr reader {shell_quote(study)} --reader NAME"
+        command = f"trustcxr reader-study {shell_quote(study)} --reader NAME"
         raise UserError(f"{study}: nobody reads yet: say who: {command}, once for each")
     store = open_or_make(study, asked)
     for name in proper:
@@ -87,7 +87,7 @@ def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str,
         server.run(house, listener)
 
 
-def results(study: Path, out: Path | None = None) -> list[Path]:
+def write_results(study: Path, out: Path | None = None) -> list[Path]:
     """Write the tables of what the readers found into the reader study's folder, or `out`; their paths."""
     from trustcxr.apps.reader import reader_results as tables
 

@@ -25,7 +25,7 @@ from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE
 
-UNKNOWN = "not known whether it is like the training images: trustcxr familiarity RUN --data PATH fits that"
+UNKNOWN = "not known whether it is like the training images: trustcxr fit-ood RUN --data PATH fits that"
 
 
 @dataclass(frozen=True)
