@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
 from trustcxr.data.remote import check_exists
@@ -13,31 +13,22 @@ from trustcxr.registry import AUDITED
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
-audit_app = typer.Typer()
+audit_app = Typer()
 
 
 @audit_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run's folder or a model file (.yaml); with --init a model.")
-    ],
-    data: Annotated[Path | None, typer.Option(help="Folder of images, or a list (CSV).")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and predictions.parquet.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split to examine. Default: the test split if there is one.")
-    ] = None,
-    attack: Annotated[
-        list[str] | None, typer.Option(help=f"Instead of the protocol's attacks: {', '.join(AUDITED)}; repeatable.")
-    ] = None,
-    epsilon: Annotated[
-        list[float] | None, typer.Option(help="Instead of the protocol's radii (L-infinity); repeatable.")
-    ] = None,
+    model: Annotated[str, Argument(metavar="MODEL", help="Run folder or model file (.yaml); with --init a model.")],
+    data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
+    out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
+    split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
+    attack: Annotated[list[str] | None, Option(help=f"Not the protocol's: {', '.join(AUDITED)}; repeatable.")] = None,
+    epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
     adversarial: Annotated[
-        Path | None,
-        typer.Option(help="Adversarial images of others (safetensors): the worse of theirs and ours counts."),
+        Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
-    init: Annotated[bool, typer.Option("--init", help="Print a model file for MODEL, with questions.")] = False,
+    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions.")] = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -91,12 +82,9 @@ def _check_options(model: str, data: Path, attacks: Sequence[str], epsilons: Seq
 
 @audit_app.command(epilog="Example: trustcxr compare out/audit-a out/audit-b")
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder of an audit.", callback=layout.check_audit)],
+    first: Annotated[Path, Argument(metavar="A", help="Folder of an audit.", callback=layout.check_audit)],
     second: Annotated[
-        Path,
-        typer.Argument(
-            metavar="B", help="Folder of another audit, with the same protocol and data.", callback=layout.check_audit
-        ),
+        Path, Argument(metavar="B", help="Another, of the same protocol and data.", callback=layout.check_audit)
     ],
     json: Json = False,
 ) -> None:
@@ -117,8 +105,8 @@ def compare(
 
 @audit_app.command(epilog="Example: trustcxr leaderboard out/audits")
 def leaderboard(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that contains folders of audits.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the page and the table. Default: FOLDER.")] = None,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder that contains folders of audits.")],
+    out: Annotated[Path | None, Option(help="Folder for the page and the table. Default: FOLDER.")] = None,
     json: Json = False,
 ) -> None:
     """Rank the audits of one protocol and data set: a sortable page and a table (CSV)."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from trustcxr.cli.options import Columns, Images, Json, parse_listing, print_json
 from trustcxr.storage.os_errors import megabytes, shell_quote
@@ -12,7 +12,7 @@ from trustcxr.version import NOTICE
 if TYPE_CHECKING:
     from trustcxr.storage.schemas import PruneDocument
 
-data_app = typer.Typer(
+data_app = Typer(
     help="Check, download or make data.",
     epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html",
     no_args_is_help=True,
@@ -23,14 +23,10 @@ data_app = typer.Typer(
     "check", epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html --clean out/clean.parquet"
 )
 def data_check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of images, a list (CSV), or a manifest.")],
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures of each problem.")] = None,
-    clean: Annotated[
-        Path | None, typer.Option(help="Write a manifest (.parquet or .csv) without leaking images.")
-    ] = None,
-    probes: Annotated[
-        bool, typer.Option(help="Look for confounds: features other than disease that predict the class.")
-    ] = True,
+    path: Annotated[Path, Argument(metavar="PATH", help="Folder of images, a list (CSV), or a manifest.")],
+    html: Annotated[Path | None, Option(help="Write one page with pictures of each problem.")] = None,
+    clean: Annotated[Path | None, Option(help="Write a manifest (.parquet or .csv) without leaking images.")] = None,
+    probes: Annotated[bool, Option(help="Look for features that wrongly predict the class.")] = True,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
@@ -60,8 +56,8 @@ def data_check(
 
 @data_app.command("download", epilog="Example: trustcxr data download covidqu --to COVID-QU-Ex")
 def data_download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="covidqu.")],
-    to: Annotated[Path | None, typer.Option(help="Folder for it. Default: kagglehub's cache.")] = None,
+    name: Annotated[str, Argument(metavar="NAME", help="covidqu.")],
+    to: Annotated[Path | None, Option(help="Folder for it. Default: kagglehub's cache.")] = None,
 ) -> None:
     """Download a public data set through kagglehub. No other data command uses the network."""
     from trustcxr.data.download import download_covidqu
@@ -75,17 +71,12 @@ def data_download(
 
 @data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")
 def data_phantom(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, in the layout of COVID-QU-Ex.")],
-    per_class: Annotated[
-        int, typer.Option(min=1, help="Training images per class; a quarter as many for validation, a third for test.")
-    ] = 100,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    out: Annotated[Path, Argument(metavar="OUT", help="Folder to write, in the layout of COVID-QU-Ex.")],
+    per_class: Annotated[int, Option(min=1, help="Training images per class; validation 1/4, test 1/3 as many.")] = 100,
+    size: Annotated[int, Option(help="Side in pixels.")] = 256,
+    seed: Annotated[int, Option(help="The same seed gives the same images.")] = 0,
     shortcut: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Shortcut to plant, such as marker=0.9 (also border, brightness, scanner_noise, tube); repeatable."
-        ),
+        list[str] | None, Option(help="marker, border, brightness, scanner_noise or tube=SHARE; repeatable.")
     ] = None,
 ) -> None:
     """Write synthetic chest X-rays with known lesions, exact masks and optional shortcuts."""
@@ -99,10 +90,10 @@ def data_phantom(
 
 @data_app.command("corruptions", epilog="Example: trustcxr data corruptions out/corruptions.png")
 def data_corruptions(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
-    image: Annotated[Path | None, typer.Option(help="Image to corrupt. Default: a synthetic one.")] = None,
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the image in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same sheet.")] = 0,
+    out: Annotated[Path, Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
+    image: Annotated[Path | None, Option(help="Image to corrupt. Default: a synthetic one.")] = None,
+    size: Annotated[int, Option(min=16, max=1024, help="Side of the image in pixels.")] = 224,
+    seed: Annotated[int, Option(help="The same seed gives the same sheet.")] = 0,
 ) -> None:
     """Draw a sheet of every corruption at every severity."""
     from trustcxr.corruptions import preview
@@ -110,15 +101,10 @@ def data_corruptions(
     print(f"{preview.write(out, size=size, image=image, seed=seed)}\n{NOTICE}")
 
 
-cache_app = typer.Typer(
-    help="List or prune decoded images and checkpoints.",
-    epilog="Example: trustcxr cache list",
-    no_args_is_help=True,
+cache_app = Typer(
+    help="List or prune decoded images and checkpoints.", epilog="Example: trustcxr cache list", no_args_is_help=True
 )
-CheckpointFolders = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="[FOLDER...]", help="Runs and studies whose checkpoints are included."),
-]
+CheckpointFolders = Annotated[list[Path] | None, Argument(metavar="[FOLDER...]", help="Also the checkpoints of these.")]
 
 
 @cache_app.command("list", epilog="Example: trustcxr cache list out/quick")
@@ -137,8 +123,8 @@ def cache_list(folders: CheckpointFolders = None, json: Json = False) -> None:
 @cache_app.command("prune", epilog="Example: trustcxr cache prune out/quick --older-than 60; then with --remove")
 def prune_cache(
     folders: CheckpointFolders = None,
-    older_than: Annotated[float, typer.Option(help="Days since the last use.")] = 30.0,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the entries that are listed as old.")] = False,
+    older_than: Annotated[float, Option(help="Days since the last use.")] = 30.0,
+    remove: Annotated[bool, Option("--remove", help="Remove the entries that are listed as old.")] = False,
     json: Json = False,
 ) -> None:
     """List old decoded images and checkpoints; remove them with --remove, if no command uses them."""

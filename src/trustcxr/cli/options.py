@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
@@ -37,41 +37,38 @@ def is_external(model: str) -> bool:
     return True
 
 
-DATA = typer.Option(
+DATA = Option(
     "--data",
     help="Folder of images (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
 )
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.", callback=_check_run)]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.", callback=_check_run)]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
+    Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
 ]
 Columns = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--column",
         help="For a list: covidx, nih, rsna, rsna-boxes or chexpert; or word=column, such as path='Image Index'. "
         "Words: path, class, split, patient, group, source, view, sample_id, lung_mask, infection_mask; repeatable.",
     ),
 ]
-Images = Annotated[
-    Path | None, typer.Option("--images", help="Image folder of a list. Default: the folder of the list.")
-]
+Images = Annotated[Path | None, Option("--images", help="Image folder of a list. Default: the folder of the list.")]
 SALIENCY_METHODS = (
     f"{', '.join(name for name in SALIENCY if name not in CONTROLS)}, or as controls {', '.join(CONTROLS)}; a CAM of "
     "an earlier layer is layercam@-2 or layercam@NAME; repeatable. Default: gradcam and layercam."
 )
 Threads = Annotated[
-    int | None,
-    typer.Option(help="Threads of each run. Another number gives other bits. Default: torch's number here."),
+    int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's number here.")
 ]
 Track = Annotated[
     str | None,
-    typer.Option(help="Log each epoch to tensorboard or mlflow. mlflow:URI is its server; default: an SQLite file."),
+    Option(help="Log each epoch to tensorboard or mlflow. mlflow:URI is its server; default: an SQLite file."),
 ]
-TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow the model file to run code of its author.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+TrustCode = Annotated[bool, Option("--trust-code", help="Allow the model file to run code of its author.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 # Options of `train` that set a key of the recipe.
 _KEYS = {
@@ -90,7 +87,7 @@ _KEYS = {
 }
 
 
-def check_settings(context: typer.Context, settings: list[str] | None) -> list[str]:
+def check_settings(context: Context, settings: list[str] | None) -> list[str]:
     """Return the --set pairs. Raises UserError if two options set the same key of the recipe."""
     typed = [name for name in _KEYS if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
     option_of_key = {_KEYS[name]: f"--{name.replace('_', '-')}" for name in typed}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option, Typer
 
 from trustcxr.cli.options import (
     SALIENCY_METHODS,
@@ -34,7 +34,7 @@ from trustcxr.version import NOTICE
 if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
-run_app = typer.Typer()
+run_app = Typer()
 
 
 @run_app.command(epilog="Example: trustcxr models")
@@ -56,40 +56,30 @@ def models(json: Json = False) -> None:
     epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
 )
 def train(
-    context: typer.Context,
+    context: Context,
     data: Data,
-    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: an ensemble.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    defence: Annotated[str, typer.Option(help=f"Training method: {', '.join(DEFENCES)}.")] = "standard",
-    weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Maximum number of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Learning rate of the optimiser (recipe default: 5e-4).")
-    ] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many epochs without improvement.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    devices: Annotated[int, typer.Option(help="GPUs that share each batch; without a GPU, processes.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines with so many GPUs; start the same command on each.")] = 1,
-    strategy: Annotated[str, typer.Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
+    model: Annotated[str, Option(help="One of `trustcxr models`, or any timm name; A+B: an ensemble.")],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    defence: Annotated[str, Option(help=f"Training method: {', '.join(DEFENCES)}.")] = "standard",
+    weights: Annotated[str, Option(help="imagenet, none, or a weights file.")] = "imagenet",
+    size: Annotated[int, Option(help="Side of the images in pixels.")] = 224,
+    seed: Annotated[int, Option(help="The same seed gives the same run.")] = 0,
+    epochs: Annotated[int | None, Option(help="Maximum number of epochs.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, Option(help="Recipe default: 5e-4.")] = None,
+    patience: Annotated[int | None, Option(help="Epochs without improvement.")] = None,
+    precision: Annotated[str | None, Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    devices: Annotated[int, Option(help="GPUs that share each batch; without a GPU, processes.")] = 1,
+    nodes: Annotated[int, Option(help="Machines with so many GPUs; start the same command on each.")] = 1,
+    strategy: Annotated[str, Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
     threads: Threads = None,
-    epsilon: Annotated[
-        float, typer.Option(help="L-infinity radius of adversarial training; 0.02 is 5.1 grey levels.")
-    ] = 0.02,
-    ramp: Annotated[float, typer.Option(help="Share of the training during which epsilon grows.")] = 0.0,
-    clean_share: Annotated[float, typer.Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
-    background: Annotated[
-        str, typer.Option(help=f"{', '.join(BACKGROUNDS)}; all but full need lung masks to train.")
-    ] = "full",
+    epsilon: Annotated[float, Option(help="L-infinity radius; 0.02 is 5.1 grey levels.")] = 0.02,
+    ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
+    clean_share: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
+    background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other key of the recipe, such as defence.beta=3 or model.normalisation=group; repeatable.",
-        ),
+        Option("--set", metavar="KEY=VALUE", help="Other key of the recipe, such as defence.beta=3; repeatable."),
     ] = None,
     track: Track = None,
     label: Labels = None,
@@ -131,30 +121,19 @@ def train(
     epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
 )
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.")],
     data: Data,
-    split: Annotated[str | None, typer.Option(help="Split to test on. Default: the test split of the run.")] = None,
-    attack: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(ATTACKS)}; repeatable. Default: fgsm and pgd.")
-    ] = None,
-    epsilon: Annotated[
-        list[float] | None,
-        typer.Option(help="L-infinity radius in [0, 1] (L2 for pgd-l2); repeatable. Default: 0.02."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help=f"Attack steps ({format_steps()}).")] = None,
-    queries: Annotated[int | None, typer.Option(help="For square, also in worst-case. Default: 1000.")] = None,
-    surrogate: Annotated[
-        Path | None, typer.Option(help="Run that makes the adversarial images of the attack transfer.")
-    ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Nine epsilons from 0 to 0.3: the whole curve.")] = False,
-    corruption: Annotated[list[str] | None, typer.Option(help=f"all, or {', '.join(CORRUPTIONS)}; repeatable.")] = None,
-    severity: Annotated[
-        list[int] | None, typer.Option(help="Severity of the corruptions, 1 to 5; repeatable. Default: all five.")
-    ] = None,
-    shortcuts: Annotated[
-        bool, typer.Option("--shortcuts", help="Also test synthetic images with shortcuts removed and moved.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: within the run's folder.")] = None,
+    split: Annotated[str | None, Option(help="Split to test on. Default: the test split of the run.")] = None,
+    attack: Annotated[list[str] | None, Option(help=f"Repeatable: {', '.join(ATTACKS)}. Default: fgsm, pgd.")] = None,
+    epsilon: Annotated[list[float] | None, Option(help="Radius in [0, 1]; repeatable. Default: 0.02.")] = None,
+    steps: Annotated[int | None, Option(help=f"Attack steps ({format_steps()}).")] = None,
+    queries: Annotated[int | None, Option(help="For square, also in worst-case. Default: 1000.")] = None,
+    surrogate: Annotated[Path | None, Option(help="Run that the attack transfer uses.")] = None,
+    sweep: Annotated[bool, Option("--sweep", help="Nine epsilons from 0 to 0.3: the whole curve.")] = False,
+    corruption: Annotated[list[str] | None, Option(help=f"all, or {', '.join(CORRUPTIONS)}; repeatable.")] = None,
+    severity: Annotated[list[int] | None, Option(help="Of corruptions, 1 to 5; repeatable. Default: all.")] = None,
+    shortcuts: Annotated[bool, Option("--shortcuts", help="Also move planted shortcuts.")] = False,
+    out: Annotated[Path | None, Option(help="Folder for the results. Default: within the run's folder.")] = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -205,14 +184,12 @@ def certify(
     run: RunFolder,
     data: Data,
     epsilon: Annotated[
-        list[float] | None, typer.Option(help="L-infinity radius; repeatable. Default: 0.005, 0.01 and 0.02.")
+        list[float] | None, Option(help="L-infinity radius; repeatable. Default: 0.005, 0.01, 0.02.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split to certify. Default: the test split of the run.")] = None,
-    method: Annotated[
-        str, typer.Option(help="ibp: intervals alone. crown: also CROWN if intervals prove nothing.")
-    ] = "crown",
-    steps: Annotated[int, typer.Option(help="Gradient steps on CROWN's slopes, for tighter bounds.")] = 10,
-    neurons: Annotated[int, typer.Option(help="CROWN also bounds layers of at most so many ReLUs.")] = 256,
+    split: Annotated[str | None, Option(help="Split to certify. Default: the test split of the run.")] = None,
+    method: Annotated[str, Option(help="ibp, or crown: also CROWN if intervals fail.")] = "crown",
+    steps: Annotated[int, Option(help="Gradient steps on CROWN's slopes, for tighter bounds.")] = 10,
+    neurons: Annotated[int, Option(help="CROWN also bounds layers of at most so many ReLUs.")] = 256,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -247,24 +224,16 @@ def certify(
 
 @run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
     data: Data,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Default: within the folder of a run.")
-    ] = None,
-    method: Annotated[list[str] | None, typer.Option(help=SALIENCY_METHODS)] = None,
-    split: Annotated[str | None, typer.Option(help="Split to explain. Default: the test split.")] = None,
-    epsilon: Annotated[float, typer.Option(help="Radius of FGSM and PGD, for stability.")] = 0.02,
-    corruption: Annotated[
-        list[str] | None, typer.Option(help="Corruption for stability; repeatable. Default: all.")
-    ] = None,
-    severity: Annotated[int, typer.Option(help="Severity of the corruptions, 1 to 5.")] = 3,
-    sample: Annotated[
-        int, typer.Option(help="Random images for faithfulness, sanity and stability under PGD; 0: none.")
-    ] = 32,
-    finding: Annotated[
-        str | None, typer.Option(help="For a model with one sigmoid per finding: the finding to explain.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
+    method: Annotated[list[str] | None, Option(help=SALIENCY_METHODS)] = None,
+    split: Annotated[str | None, Option(help="Split to explain. Default: the test split.")] = None,
+    epsilon: Annotated[float, Option(help="Radius of FGSM and PGD, for stability.")] = 0.02,
+    corruption: Annotated[list[str] | None, Option(help="Corruption for stability; repeatable. Default: all.")] = None,
+    severity: Annotated[int, Option(help="Severity of the corruptions, 1 to 5.")] = 3,
+    sample: Annotated[int, Option(help="Images for faithfulness, sanity and PGD; 0: none.")] = 32,
+    finding: Annotated[str | None, Option(help="The finding to explain, for a model with a sigmoid each.")] = None,
     trust_code: TrustCode = False,
     label: Labels = None,
     column: Columns = None,
@@ -325,15 +294,10 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
-    epsilon: Annotated[float, typer.Option(help="L-infinity radius that the answer must survive.")] = 0.02,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the heatmaps. Default: the folder of each image.")
-    ] = None,
-    dicom: Annotated[
-        bool,
-        typer.Option("--dicom", help="Also write DICOM: heatmap (Secondary Capture), finding (Structured Report)."),
-    ] = False,
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
+    epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
+    out: Annotated[Path | None, Option(help="Folder for the heatmaps. Default: the folder of each image.")] = None,
+    dicom: Annotated[bool, Option("--dicom", help="Also write DICOM: heatmap and structured report.")] = False,
     json: Json = False,
 ) -> None:
     """Classify images: probabilities, a heatmap PNG, and if the answer survives epsilon.
@@ -359,15 +323,10 @@ def predict(
 
 @run_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File, .onnx or .pt2; a model file is written next to it. Default: model.onnx or program.pt2 in RUN."
-        ),
-    ] = None,
-    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
-    data: Annotated[Path | None, typer.Option(help="Images to compare it on. Default: synthetic ones.")] = None,
+    run: Annotated[str, Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
+    out: Annotated[Path | None, Option(help="File, .onnx or .pt2. Default: within the run.")] = None,
+    format: Annotated[str, Option(help="onnx or torch-export.")] = "onnx",
+    data: Annotated[Path | None, Option(help="Images to compare it on. Default: synthetic ones.")] = None,
     json: Json = False,
 ) -> None:
     """Export a run as one file for other programs; the outputs are first compared with those of the run."""
@@ -389,8 +348,8 @@ def export(
 @run_app.command(epilog="Example: trustcxr push out/run hf://owner/name")
 def push(
     run: RunFolder,
-    target: Annotated[str, typer.Argument(metavar="REPO", help="hf://owner/name on a Hugging Face hub, or a folder.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    target: Annotated[str, Argument(metavar="REPO", help="hf://owner/name on a Hugging Face hub, or a folder.")],
+    public: Annotated[bool, Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload weights, run.yaml, figures and model card of a run to a hub. `tx.load_run` loads it from there."""
     from trustcxr.evaluation import hub
@@ -405,12 +364,7 @@ def push(
 
 @run_app.command(epilog="Example: trustcxr fit-ood out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")
 def fit_ood(
-    run: RunFolder,
-    data: Data,
-    label: Labels = None,
-    column: Columns = None,
-    images: Images = None,
-    json: Json = False,
+    run: RunFolder, data: Data, label: Labels = None, column: Columns = None, images: Images = None, json: Json = False
 ) -> None:
     """Fit a detector of images unlike the training images, so that predict and serve warn of them.
 

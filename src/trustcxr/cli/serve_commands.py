@@ -3,34 +3,30 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from trustcxr.errors import UserError
 from trustcxr.version import NOTICE
 
-serve_app = typer.Typer()
+serve_app = Typer()
 
 
 @serve_app.command(epilog="Example: trustcxr serve out/quick/runs/resnet18-fgsm-s0")
 def serve(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of trained runs; two are compared.")],
-    host: Annotated[str, typer.Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
-    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes that answer.")] = None,
-    most_megabytes: Annotated[int, typer.Option(min=1, max=1024, help="Largest file that is accepted.")] = 64,
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of trained runs; two are compared.")],
+    host: Annotated[str, Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
+    workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,
+    most_megabytes: Annotated[int, Option(min=1, max=1024, help="Largest file that is accepted.")] = 64,
     dicom: Annotated[
-        str | None,
-        typer.Option(metavar="TITLE@HOST:PORT", help="Also start a DICOM node (C-STORE); answers go to this peer."),
+        str | None, Option(metavar="TITLE@HOST:PORT", help="Also be a DICOM node; this peer gets answers.")
     ] = None,
     dicom_from: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TITLE", help="AE title that may send images; repeatable. Default: the peer."),
+        list[str] | None, Option(metavar="TITLE", help="Who may send; repeatable. Default: the peer.")
     ] = None,
-    dicom_title: Annotated[str | None, typer.Option(help="AE title of this node.", show_default="TRUSTCXR")] = None,
-    dicom_host: Annotated[str | None, typer.Option(help="Address of this node.", show_default="127.0.0.1")] = None,
-    dicom_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of this node; 0: any free port.", show_default="11112")
-    ] = None,
+    dicom_title: Annotated[str | None, Option(help="AE title of this node.", show_default="TRUSTCXR")] = None,
+    dicom_host: Annotated[str | None, Option(help="Address of this node.", show_default="127.0.0.1")] = None,
+    dicom_port: Annotated[int | None, Option(min=0, max=65535, help="0: any free port.", show_default="11112")] = None,
 ) -> None:
     """Start a page, and its API, that answers for an image: heatmaps, perturbations. No image is stored.
 
@@ -56,20 +52,15 @@ def serve(
     "--arm resnet18-fgsm-s0 --reader R1 --reader R2"
 )
 def reader_study(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RUN[:METHOD]", help="Maps to show; two or three times. Default method: gradcam."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Data of the study, to compute maps. Default: maps that the study has saved.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, max=500, help="Number of random images. Default: 30.")] = None,
-    reader: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Pseudonym of a reader; repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the random images. Default: 0.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
-    results: Annotated[bool, typer.Option("--results", help="Write tables of the answers so far.")] = False,
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study.")],
+    arm: Annotated[list[str] | None, Option(metavar="RUN[:METHOD]", help="Maps to show; two or three times.")] = None,
+    data: Annotated[Path | None, Option(help="Data for new maps. Default: the saved maps.")] = None,
+    images: Annotated[int | None, Option(min=1, max=500, help="Number of random images. Default: 30.")] = None,
+    reader: Annotated[list[str] | None, Option(metavar="NAME", help="Pseudonym of a reader; repeatable.")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of the random images. Default: 0.")] = None,
+    host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8001,
+    results: Annotated[bool, Option("--results", help="Write tables of the answers so far.")] = False,
 ) -> None:
     """Start a blinded reader study: radiologists mark the finding, then rank and rate heatmaps of two or three models.
 

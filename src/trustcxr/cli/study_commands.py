@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from trustcxr.cli.options import DATA, Json, Threads, Track, parse_pairs, parse_tracker, print_json
 from trustcxr.data.remote import check_exists
@@ -18,30 +18,19 @@ if TYPE_CHECKING:
     from trustcxr.recipes.study_recipe import StudyRecipe
     from trustcxr.storage.schemas import StudyDocument
 
-study_app = typer.Typer()
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs",
-        help="Concurrent runs. Default: 1; on a cluster, as many as fit. Several use one thread each (--threads).",
-    ),
-]
-RayAddress = Annotated[
-    str | None, typer.Option(help="For ray: HOST:PORT of a cluster, or auto. Default: start one here.")
-]
-Cpus = Annotated[int, typer.Option(help="For ray and slurm: cores of each run.")]
-Gpus = Annotated[
-    float | None,
-    typer.Option(help="For ray and slurm: GPUs of each run; 0.5: two runs share one. Default on SLURM: none."),
-]
+study_app = Typer()
+Jobs = Annotated[int | None, Option("--jobs", help="Concurrent runs. Default: 1; on a cluster, as many as fit.")]
+RayAddress = Annotated[str | None, Option(help="For ray: HOST:PORT, or auto. Default: start one here.")]
+Cpus = Annotated[int, Option(help="For ray and slurm: cores of each run.")]
+Gpus = Annotated[float | None, Option(help="For ray and slurm: GPUs of each run, such as 0.5.")]
 Slurm = Annotated[
-    list[str] | None, typer.Option("--slurm", help="For slurm: an option of sbatch, such as partition=gpu; repeatable.")
+    list[str] | None, Option("--slurm", help="For slurm: an sbatch option such as partition=gpu; repeatable.")
 ]
 
 
 @study_app.command(epilog="Example: trustcxr demo --out out/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
+    out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
@@ -52,30 +41,22 @@ def demo(
 
 @study_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")
 def study(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name that `trustcxr recipe` lists.")
-    ],
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A YAML file, or a name that `trustcxr recipe` lists.")],
     data: Annotated[Path | None, DATA] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study.")] = None,
-    engine: Annotated[str, typer.Option(help="Where it runs: local, ray or slurm.")] = "local",
+    out: Annotated[Path | None, Option(help="Folder of the study.")] = None,
+    engine: Annotated[str, Option(help="Where it runs: local, ray or slurm.")] = "local",
     jobs: Jobs = None,
     ray_address: RayAddress = None,
     cpus: Cpus = 1,
     gpus: Gpus = None,
     slurm: Slurm = None,
-    devices: Annotated[
-        int, typer.Option(help="GPUs of this machine that share each training; without a GPU, processes.")
-    ] = 1,
+    devices: Annotated[int, Option(help="GPUs (or processes) that share a training.")] = 1,
     threads: Threads = None,
-    check: Annotated[bool, typer.Option(help="First check the data, for the report.")] = True,
-    seeds: Annotated[int | None, typer.Option(help="Number of seeds of every run, counted from the recipe's.")] = None,
+    check: Annotated[bool, Option(help="First check the data, for the report.")] = True,
+    seeds: Annotated[int | None, Option(help="Number of seeds of every run, counted from the recipe's.")] = None,
     track: Track = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs, their state and cost; train nothing.")
-    ] = False,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="For --dry-run: time each network, some seconds each.")
-    ] = True,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the runs, their state and cost; train nothing.")] = False,
+    measure: Annotated[bool, Option("--measure/--no-measure", help="For --dry-run: time each network.")] = True,
     json: Json = False,
 ) -> None:
     """Run a study: train, select on validation, train robustly, test, explain, report. Start it again to resume.
@@ -124,8 +105,7 @@ def _dry_run(
 
 @study_app.command(epilog="Example: trustcxr status out/quick")
 def status(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study; it may be running.")],
-    json: Json = False,
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study; it may be running.")], json: Json = False
 ) -> None:
     """Show which runs of a study are done, running or failed, and the time left."""
     from trustcxr import report
@@ -141,9 +121,7 @@ def status(
 
 @study_app.command(epilog="Example: trustcxr verify out/quick")
 def verify(
-    study: Annotated[
-        Path, typer.Argument(metavar="STUDY", help="Folder of a finished study.", callback=layout.check_study)
-    ],
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a finished study.", callback=layout.check_study)],
     json: Json = False,
 ) -> None:
     """Compute every figure of a study again from its tables. The exit code is 1 if one differs."""
@@ -156,24 +134,16 @@ def verify(
     else:
         _print_lines(status_text.verified(result))
     if not result.agrees:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @study_app.command(epilog="Example: trustcxr report out/quick --tables --figures out/figures --format pdf")
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
-    tables: Annotated[
-        bool, typer.Option("--tables", help="Also write the tables as CSV, LaTeX and Markdown: report-tables/.")
-    ] = False,
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder: also write every figure for a paper, with the tables beside them.")
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option("--format", help="Of the figures: pdf, svg or png (600 dpi). Default: pdf.")
-    ] = None,
-    width: Annotated[
-        str | None, typer.Option(help="Of the figures: single (89 mm) or double (183 mm). Default: single.")
-    ] = None,
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study, or of one tested run.")],
+    tables: Annotated[bool, Option("--tables", help="Also CSV, LaTeX and Markdown tables.")] = False,
+    figures: Annotated[Path | None, Option(help="Also every figure for a paper, into this folder.")] = None,
+    kind: Annotated[str | None, Option("--format", help="pdf, svg or png (600 dpi). Default: pdf.")] = None,
+    width: Annotated[str | None, Option(help="single (89 mm) or double (183 mm).")] = None,
 ) -> None:
     """Write the HTML page of a study, or of a single run, from its tables."""
     from trustcxr import report
@@ -191,7 +161,7 @@ def report(
 
 @study_app.command(epilog="Example: trustcxr recipe quick > my.yaml; then trustcxr study my.yaml")
 def recipe(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of a recipe; without it, all are listed.")] = "",
+    name: Annotated[str, Argument(metavar="[NAME]", help="Name of a recipe; without it, all are listed.")] = "",
 ) -> None:
     """Print a recipe of the package, each key with its meaning, as a start for your own."""
     from trustcxr.recipes import template
@@ -218,7 +188,7 @@ def _finish_study(document: "StudyDocument", out: Path, *, json: bool = False) -
     with redirect_stdout(sys.stderr) if json else nullcontext():
         _print_outcome(document, page)
     if document.failures:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _print_outcome(document: "StudyDocument", page: Path) -> None:

@@ -39,17 +39,19 @@ def content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Meas
     )
 
 
-def coded(name: str, said: str = "{}") -> "CodedConcept":
+def coded(name: str, template: str = "{}") -> "CodedConcept":
     """A code of our own for what is said of a name: the same for the same, whatever the model.
 
     Meanings have 64 characters: of a longer name the middle is left out, since names that differ may do so at the end.
     """
     from highdicom.sr import CodedConcept
 
-    whole, most = said.format(name), _MOST - len(said.format(""))
+    whole, most = template.format(name), _MOST - len(template.format(""))
     end = most // 2
     short = name if len(name) <= most else f"{name[: most - end - 5]} ... {name[-end:]}"
-    return CodedConcept(hashlib.blake2b(whole.encode(), digest_size=6).hexdigest().upper(), SCHEME, said.format(short))
+    return CodedConcept(
+        hashlib.blake2b(whole.encode(), digest_size=6).hexdigest().upper(), SCHEME, template.format(short)
+    )
 
 
 def sr_uid(text: str) -> str:

@@ -38,12 +38,12 @@ def predict(
 
     if objects:
         writer.check_installed()
-    found = expand(paths)
-    given = one_image.predict(run, found.images, epsilon=epsilon, out=out)
-    for answer in given if objects else ():
+    study = expand(paths)
+    answers = one_image.predict(run, study.images, epsilon=epsilon, out=out)
+    for answer in answers if objects else ():
         if answer.heatmap is not None:
             _as_dicom(Path(answer.image), answer)
-    return [*given, *found.left_out]
+    return [*answers, *study.left_out]
 
 
 def _as_dicom(image: Path, answer: ImageAnswer) -> None:
@@ -67,46 +67,46 @@ def expand(paths: Sequence[Path]) -> DicomStudy:
     damaged, or that may not be read, counts as an image: where it is read, it is said what is wrong. UserError where a
     folder holds no image, or one in it may not be read.
     """
-    found = DicomStudy()
+    study = DicomStudy()
     for path in paths:
         folder = path.parent if path.name == INDEX and path.is_file() else path
         if not folder.is_dir():
-            found.images.append(path)
+            study.images.append(path)
             continue
-        within = _of_folder(folder)
-        if not within.images:
-            raise UserError(f"{folder}: no frontal chest image here: {_why(within.left_out)}")
-        found.images += within.images
-        found.left_out += within.left_out
-    return found
+        part = _of_folder(folder)
+        if not part.images:
+            raise UserError(f"{folder}: no frontal chest image here: {_why(part.left_out)}")
+        study.images += part.images
+        study.left_out += part.left_out
+    return study
 
 
 def _of_folder(folder: Path) -> DicomStudy:
-    found, others = DicomStudy(), 0
+    study, others = DicomStudy(), 0
     for path in _files(folder):
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            why = dicom_files.not_an_image(path) or plausibility.another_kind(path)
-            if why is None:
-                found.images.append(path)
+            reason = dicom_files.not_an_image(path) or plausibility.another_kind(path)
+            if reason is None:
+                study.images.append(path)
             else:
-                found.left_out.append(ImageAnswer(image=str(path), left_out=why))
+                study.left_out.append(ImageAnswer(image=str(path), left_out=reason))
     if others:
-        said = "1 file that is" if others == 1 else f"{others} files that are"
-        found.left_out.append(
-            ImageAnswer(image=str(folder), left_out=f"{said} not DICOM (pictures are named one by one)")
+        files = "1 file that is" if others == 1 else f"{others} files that are"
+        study.left_out.append(
+            ImageAnswer(image=str(folder), left_out=f"{files} not DICOM (pictures are named one by one)")
         )
-    return found
+    return study
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """Regular files below a folder, in order; links and pipes are not followed. UserError beyond MOST_FILES."""
     count = 0
-    for place, folders, names in os.walk(folder, onerror=_unreadable):
+    for parent, folders, names in os.walk(folder, onerror=_unreadable):
         folders.sort()
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(parent, name)
             if file_kind(path.lstat().st_mode) is not None:
                 continue
             count += 1
@@ -124,5 +124,5 @@ def _why(left_out: Sequence[ImageAnswer]) -> str:
     """The reasons, each once with its count; no file's name, which may be a patient's."""
     reasons = [answer.left_out or "" for answer in left_out]
     counted = {reason: reasons.count(reason) for reason in reasons}
-    said = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
-    return "; ".join(said) or "it is empty; give the folder of a study, or an image"
+    texts = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
+    return "; ".join(texts) or "it is empty; give the folder of a study, or an image"

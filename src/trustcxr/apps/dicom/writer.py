@@ -90,32 +90,32 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
     answers another image.
     """
     with Image.open(str(answer.heatmap)) as picture:
-        found = make_objects(image, answer, picture)
+        objects = make_objects(image, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
-    places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
-    if any(place.exists() and not is_answer(place) for place in places):
+    paths = [Path(stem + ending) for ending in ANSWER_ENDINGS]
+    if any(path.exists() and not is_answer(path) for path in paths):
         raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
-    source = str(found.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
-    if any(place.exists() and source not in _referenced(place) for place in places):
+    source = str(objects.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
+    if any(path.exists() and source not in _referenced(path) for path in paths):
         raise NoDicomAnswer("where it would stand is the answer of another image: choose another --out")
-    for place, made in zip(places, (found.heatmap, found.finding), strict=True):
-        with atomic_write(place) as temporary:
-            made.save_as(temporary, enforce_file_format=True)
-    return [str(place) for place in places]
+    for path, dataset in zip(paths, (objects.heatmap, objects.finding), strict=True):
+        with atomic_write(path) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+    return [str(path) for path in paths]
 
 
-def _referenced(place: Path) -> set[str]:
+def _referenced(path: Path) -> set[str]:
     """The UIDs of the images that an answer refers to."""
     with quiet():
-        return {str(each.value) for each in read_header(place).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+        return {str(each.value) for each in read_header(path).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
-def packed(found: Objects) -> bytes:
+def packed(objects: Objects) -> bytes:
     """Both objects as DICOM files, one behind the other, as `unpacked` takes them."""
     files = []
-    for each in (found.heatmap, found.finding):
+    for dataset in (objects.heatmap, objects.finding):
         file = BytesIO()
-        each.save_as(file, enforce_file_format=True)
+        dataset.save_as(file, enforce_file_format=True)
         files.append(file.getvalue())
     return struct.pack("<Q", len(files[0])) + b"".join(files)
 
@@ -191,7 +191,7 @@ def _equipment(answer: ImageAnswer, title: str) -> Any:
 def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) -> "Dataset":
     import highdicom
 
-    made: Any = highdicom.sc.SCImage(
+    capture: Any = highdicom.sc.SCImage(
         pixels,
         "RGB",
         8,
@@ -205,19 +205,19 @@ def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswe
         **_equipment(answer, "heatmap"),
     )
     for name in _MAY_BE_EMPTY:
-        setattr(made, name, header[name].value)
-    made.copy_patient_and_study_information(header)
-    made.BodyPartExamined = "CHEST"
-    made.PatientOrientation = header.get("PatientOrientation") or ""
+        setattr(capture, name, header[name].value)
+    capture.copy_patient_and_study_information(header)
+    capture.BodyPartExamined = "CHEST"
+    capture.PatientOrientation = header.get("PatientOrientation") or ""
     for name in _INHERITED:
         if name in header:
-            setattr(made, name, header[name].value)
-    made.DerivationDescription = (
+            setattr(capture, name, header[name].value)
+    capture.DerivationDescription = (
         f"Heatmap (Grad-CAM) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
     )
-    made.ImageComments = NOTICE
-    made.SourceImageSequence = [_reference(header)]
-    return made
+    capture.ImageComments = NOTICE
+    capture.SourceImageSequence = [_reference(header)]
+    return capture
 
 
 def _reference(header: "Dataset") -> "Dataset":

@@ -30,12 +30,12 @@ def fleiss_kappa(ratings: ArrayLike, weights: ArrayLike | None = None) -> Floats
     readers = table.shape[1]
     counts = np.stack([(table == value).sum(axis=1) for value in np.unique(table)], axis=-1).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):  # one reader, or none, agrees with nobody
-        alike = ((counts**2).sum(axis=1) - readers) / (readers * (readers - 1))
-        observed = (weight @ alike) / weight.sum(axis=1)
+        agreeing = ((counts**2).sum(axis=1) - readers) / (readers * (readers - 1))
+        observed = (weight @ agreeing) / weight.sum(axis=1)
         shares = (weight @ counts) / (weight.sum(axis=1, keepdims=True) * readers)
         expected = (shares**2).sum(axis=1)
-        found: Floats = np.where(expected < 1 - 1e-12, (observed - expected) / (1 - expected), np.nan)
-    return found
+        kappa: Floats = np.where(expected < 1 - 1e-12, (observed - expected) / (1 - expected), np.nan)
+    return kappa
 
 
 def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: ArrayLike | None = None) -> Floats:
@@ -64,8 +64,8 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "nominal", weights: Ar
     observed = (coincidences * distance).sum(axis=(1, 2))
     expected = (totals[:, :, None] * totals[:, None, :] * distance).sum(axis=(1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: Floats = np.where(expected > 0, 1 - (totals.sum(axis=1) - 1) * observed / expected, np.nan)
-    return found
+        alpha: Floats = np.where(expected > 0, 1 - (totals.sum(axis=1) - 1) * observed / expected, np.nan)
+    return alpha
 
 
 def _given(ratings: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
@@ -80,5 +80,5 @@ def _distances(values: Floats, totals: Floats, level: Level) -> Floats:
         return apart
     if level == "interval":
         return np.asarray((values[:, None] - values[None, :]) ** 2)[None]
-    places = np.cumsum(totals, axis=1) - totals / 2  # the middle of each value's ratings among all of them
-    return np.asarray((places[:, :, None] - places[:, None, :]) ** 2)
+    middles = np.cumsum(totals, axis=1) - totals / 2  # the middle of each value's ratings among all of them
+    return np.asarray((middles[:, :, None] - middles[:, None, :]) ** 2)

@@ -37,7 +37,7 @@ def pixels(mark: Mark, height: int, width: int) -> np.ndarray:
 
     Of a region in which none lies, the pixels that hold its points.
     """
-    found = np.zeros((height, width), dtype=bool)
+    mask = np.zeros((height, width), dtype=bool)
     for region in mark.regions:
         points = np.array(region.points) * (width, height)
         if region.kind == "box":
@@ -47,8 +47,8 @@ def pixels(mark: Mark, height: int, width: int) -> np.ndarray:
         if not inside.any():
             column, row = np.minimum(points.astype(int), (width - 1, height - 1)).T
             inside[row, column] = True
-        found |= inside
-    return found.astype(np.uint8)
+        mask |= inside
+    return mask.astype(np.uint8)
 
 
 def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:

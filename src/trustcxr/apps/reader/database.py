@@ -97,10 +97,10 @@ class Store:
             with _open(temporary) as base:
                 base.executescript(_TABLES)
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
-                for place, image in enumerate(images):
-                    row = (place, image.sample, image.group, image.picture, image.mask)
+                for index, image in enumerate(images):
+                    row = (index, image.sample, image.group, image.picture, image.mask)
                     base.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
-                    drawn = [(place, arm, png) for arm, png in enumerate(image.maps)]
+                    drawn = [(index, arm, png) for arm, png in enumerate(image.maps)]
                     base.executemany("INSERT INTO maps VALUES (?, ?, ?)", drawn)
         return cls(path)
 
@@ -118,9 +118,9 @@ class Store:
 
     def known(self, token: str) -> Reader | None:
         """Whose token it is; compared in constant time."""
-        given = token.encode()
-        found = [reader for reader in self.readers() if secrets.compare_digest(reader.token.encode(), given)]
-        return found[0] if found else None
+        encoded = token.encode()
+        readers = [reader for reader in self.readers() if secrets.compare_digest(reader.token.encode(), encoded)]
+        return readers[0] if readers else None
 
     # --- the blinding ------------------------------------------------------------------------------------------------
 
@@ -149,8 +149,8 @@ class Store:
 
     def mark(self, reader: Reader, image: int) -> Mark | None:
         """What the reader marked; None where not yet."""
-        found = self._all("SELECT regions FROM marks WHERE reader = ? AND image = ?", reader.place, image)
-        return Mark.model_validate_json(found[0][0]) if found else None
+        rows = self._all("SELECT regions FROM marks WHERE reader = ? AND image = ?", reader.place, image)
+        return Mark.model_validate_json(rows[0][0]) if rows else None
 
     def save_mark(self, reader: Reader, image: int, mark: Mark) -> bool:
         """Keep a mark; False where there is one already: who has seen the maps does not mark anew."""
@@ -163,12 +163,12 @@ class Store:
         rows = self._all(
             "SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND image = ?", reader.place, image
         )
-        found = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
-        return [found.get(arm, Judgement()) for arm in range(len(self.arms))]
+        by_arm = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
+        return [by_arm.get(arm, Judgement()) for arm in range(len(self.arms))]
 
-    def save_judgement(self, reader: Reader, image: int, arm: int, said: Judgement) -> None:
+    def save_judgement(self, reader: Reader, image: int, arm: int, judgement: Judgement) -> None:
         """Keep a rank, a rating or both; what is None stays as it was."""
-        row = (reader.place, image, arm, said.rank, said.rating, _now())
+        row = (reader.place, image, arm, judgement.rank, judgement.rating, _now())
         with _changed(self.path) as base:
             base.execute(
                 "INSERT INTO judgements VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
@@ -197,10 +197,10 @@ class Store:
         return str(self._one("SELECT value FROM study WHERE key = ?", key))
 
     def _one(self, question: str, *values: object) -> Any:
-        found = self._all(question, *values)
-        if not found:
+        rows = self._all(question, *values)
+        if not rows:
             raise LookupError(question)
-        return found[0][0]
+        return rows[0][0]
 
     def _all(self, question: str, *values: object) -> list[Any]:
         with _open(self.path) as base:

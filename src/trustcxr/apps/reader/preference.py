@@ -47,7 +47,7 @@ def wins(ranks: ArrayLike) -> Floats:
     return np.asarray((before + 0.5 * level).sum(axis=1), dtype=float)
 
 
-def bradley_terry(won: ArrayLike) -> Floats:
+def bradley_terry(win_counts: ArrayLike) -> Floats:
     """Log-strengths (B, A), summing to 0, from how often i was preferred to j: (B, A, A), by MM (Hunter 2004).
 
     HALF_A_WIN each way is added to each pair.
@@ -57,7 +57,7 @@ def bradley_terry(won: ArrayLike) -> Floats:
     >>> bradley_terry(np.array([[[0, 29.5], [9.5, 0]]])).round(2)  # log(30 / 10), halved
     array([[ 0.55, -0.55]])
     """
-    table = np.asarray(won, dtype=float)
+    table = np.asarray(win_counts, dtype=float)
     table = table + HALF_A_WIN * (1 - np.eye(table.shape[-1]))
     total, met = table.sum(axis=2), table + table.transpose(0, 2, 1)
     strength = np.ones(total.shape)
@@ -68,25 +68,30 @@ def bradley_terry(won: ArrayLike) -> Floats:
         strength = after
         if done:
             break
-    found: Floats = np.log(strength)
-    return found
+    log_strengths: Floats = np.log(strength)
+    return log_strengths
 
 
 def probabilities(log_strengths: Floats) -> Floats:
     """(B, A) -> how probably i is preferred to j: (B, A, A)."""
-    found: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
-    return found
+    result: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
+    return result
 
 
 def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
     """Of each arm, with 95 % intervals over groups of images. The readers are these readers: others may differ."""
     won = wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
-    found = bradley_terry(bootstrap.totals(won))
-    chances, arms = probabilities(found), won.shape[-1]
-    mean = (chances.sum(axis=2) - 0.5) / (arms - 1)
+    log_strengths = bradley_terry(bootstrap.totals(won))
+    preferred, arms = probabilities(log_strengths), won.shape[-1]
+    mean = (preferred.sum(axis=2) - 0.5) / (arms - 1)
     return [
-        Strength(float(mean[0, i]), share_interval(bootstrap, mean[:, i]), float(found[0, i]), interval(found[:, i]))
+        Strength(
+            float(mean[0, i]),
+            share_interval(bootstrap, mean[:, i]),
+            float(log_strengths[0, i]),
+            interval(log_strengths[:, i]),
+        )
         for i in range(arms)
     ]
 
@@ -100,6 +105,13 @@ def pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: i
     corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
     judged = [won[:, i, j] + won[:, j, i] > 0 for i, j in both]
     return [
-        Pair(i, j, float(chances[0, i, j]), share_interval(bootstrap, chances[:, i, j], of=of), float(p), int(of.sum()))
-        for (i, j), p, of in zip(both, corrected, judged, strict=True)
+        Pair(
+            i,
+            j,
+            float(chances[0, i, j]),
+            share_interval(bootstrap, chances[:, i, j], of=ranked),
+            float(p),
+            int(ranked.sum()),
+        )
+        for (i, j), p, ranked in zip(both, corrected, judged, strict=True)
     ]

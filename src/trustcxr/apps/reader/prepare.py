@@ -51,7 +51,7 @@ class PreparedMap:
     maps: list[np.ndarray]
 
 
-def arms(study: Path, said: Sequence[str]) -> list[Arm]:
+def arms(study: Path, names: Sequence[str]) -> list[Arm]:
     """The arms as typed, RUN or RUN:METHOD; without any, the runs of a study that has two or three.
 
     UserError for other counts and for unknown names.
@@ -59,17 +59,17 @@ def arms(study: Path, said: Sequence[str]) -> list[Arm]:
     from trustcxr.explain import methods
 
     runs = {run.name: run for run in load.load_report(study).runs}
-    given = list(said) or list(runs)
-    if not _FEWEST <= len(given) <= _MOST:
+    chosen = list(names) or list(runs)
+    if not _FEWEST <= len(chosen) <= _MOST:
         raise UserError(f"{study}: say two or three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
-    found = []
-    for text in given:
+    result = []
+    for text in chosen:
         name, _, method = text.partition(":")
         methods.parse(method or _OWN_METHOD)
-        found.append(Arm(lookup(runs, "run", name), method or _OWN_METHOD))
-    if len({arm.name for arm in found}) < len(found):
-        raise UserError(f"{study}: an arm is said twice: {', '.join(arm.name for arm in found)}")
-    return found
+        result.append(Arm(lookup(runs, "run", name), method or _OWN_METHOD))
+    if len({arm.name for arm in result}) < len(result):
+        raise UserError(f"{study}: an arm is said twice: {', '.join(arm.name for arm in result)}")
+    return result
 
 
 def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[StudyImage]:
@@ -91,7 +91,7 @@ def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: i
 def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
     """From panels.npz of each run: only images that all of them have, by the methods asked."""
     needed = "give --data with the study's data, and the maps are made again from the runs"
-    kept = []
+    rows_of = []
     for arm in chosen:
         panels = arm.run.panels
         if panels is None or "infection" not in panels or "sample_id" not in panels:
@@ -99,16 +99,16 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
         by = set(np.asarray(panels.get("method", [_OWN_METHOD])).astype(str))
         if by != {arm.method}:
             raise UserError(f"{arm.name}: the study's saved maps are by {', '.join(sorted(by))}: {needed}")
-        kept.append({str(name): k for k, name in enumerate(panels["sample_id"])})
-    shared = sorted(set.intersection(*map(set, kept)))
+        rows_of.append({str(name): k for k, name in enumerate(panels["sample_id"])})
+    shared = sorted(set.intersection(*map(set, rows_of)))
     if len(shared) < count:
         raise UserError(f"the study has saved the maps of {len(shared)} images, {count} are asked for: {needed}")
     drawn = [shared[k] for k in np.random.default_rng(seed).permutation(len(shared))[:count]]
-    first = [kept[0][name] for name in drawn]
+    first = [rows_of[0][name] for name in drawn]
     panels = chosen[0].run.panels or {}
     maps = [
         (arm.run.panels or {})["saliency"][[rows[name] for name in drawn]]
-        for arm, rows in zip(chosen, kept, strict=True)
+        for arm, rows in zip(chosen, rows_of, strict=True)
     ]
     return PreparedMap(drawn, panels["image"][first], panels["infection"][first], maps)
 
@@ -144,11 +144,11 @@ def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.n
     from trustcxr.explain import examples
 
     parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-    found = [
+    maps = [
         examples.panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
         for part in track(parts, f"maps of {run.name}")
     ]
-    return np.concatenate(found)
+    return np.concatenate(maps)
 
 
 def _groups(run: load.Run) -> dict[str, str]:

@@ -59,10 +59,10 @@ class Desk:
 
     def reader(self, request: Request) -> Reader:
         """Who asks, by the token; 401 for nobody."""
-        found = self.store.known(bearer(request.headers))
-        if found is None:
+        reader = self.store.known(bearer(request.headers))
+        if reader is None:
             raise HTTPException(401, "open the link that you were sent: it holds your token")
-        return found
+        return reader
 
     def image(self, reader: Reader, number: int) -> int:
         """The image in a place of this reader's order; 404 where there is none."""
@@ -70,14 +70,14 @@ class Desk:
             raise HTTPException(404, "there is no such image")
         return self.store.order(reader)[number]
 
-    def arm(self, reader: Reader, image: int, place: int) -> int:
+    def arm(self, reader: Reader, image: int, slot: int) -> int:
         """Whose map stands in a place; 409 until the image is marked."""
         slots = self.store.slots(reader, image)
-        if not 0 <= place < len(slots):
+        if not 0 <= slot < len(slots):
             raise HTTPException(404, "there is no such map")
         if self.store.mark(reader, image) is None:
             raise HTTPException(409, "mark the finding first: the maps are shown after that")
-        return slots[place]
+        return slots[slot]
 
     def state(self, reader: Reader) -> State:
         """Where the reader stands."""
@@ -98,11 +98,11 @@ class Desk:
         """What was said of an image, the maps by place."""
         image = self.image(reader, number)
         by_arm = self.store.judgements(reader, image)
-        said = [
-            ReaderResponse(place=place, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
-            for place, arm in enumerate(self.store.slots(reader, image))
+        responses = [
+            ReaderResponse(place=slot, rank=by_arm[arm].rank, rating=by_arm[arm].rating)
+            for slot, arm in enumerate(self.store.slots(reader, image))
         ]
-        return OneImage(number=number, mark=self.store.mark(reader, image), said=said)
+        return OneImage(number=number, mark=self.store.mark(reader, image), said=responses)
 
     def mark(self, reader: Reader, number: int, mark: Mark) -> OneImage:
         """Save what the reader marked; 409 where the maps have been seen."""
@@ -110,13 +110,13 @@ class Desk:
             raise HTTPException(409, "the image is marked already: whoever has seen the maps does not mark it anew")
         return self.seen(reader, number)
 
-    def judge(self, reader: Reader, number: int, said: ReaderResponse) -> OneImage:
+    def judge(self, reader: Reader, number: int, response: ReaderResponse) -> OneImage:
         """Save a rank or a rating."""
         image = self.image(reader, number)
-        if said.rank is not None and said.rank > len(self.store.arms):
+        if response.rank is not None and response.rank > len(self.store.arms):
             raise HTTPException(422, "a rank is at most the number of maps")
-        arm = self.arm(reader, image, said.place)
-        self.store.save_judgement(reader, image, arm, Judgement(said.rank, said.rating))
+        arm = self.arm(reader, image, response.place)
+        self.store.save_judgement(reader, image, arm, Judgement(response.rank, response.rating))
         return self.seen(reader, number)
 
 
@@ -165,13 +165,13 @@ def _routes(app: FastAPI, desk: Desk) -> None:
 
 async def _body(request: Request, kind: type[_Body]) -> _Body:
     """What was sent, read no further than MOST_BYTES."""
-    held = b""
+    body = b""
     try:
         async for piece in request.stream():
-            held += piece
-            if len(held) > MOST_BYTES:
+            body += piece
+            if len(body) > MOST_BYTES:
                 raise HTTPException(413, "more than a reader's marks can be")
-        return kind.model_validate_json(held)
+        return kind.model_validate_json(body)
     except ClientDisconnect:
         raise HTTPException(400, "it was cut off on its way") from None
     except ValidationError:

@@ -64,53 +64,53 @@ def gather(store: Store) -> Responses:
             if mark is not None:
                 marked[f, r], marks[f, r] = True, pixels(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
-    told = [reader.name for reader in readers]
-    return Responses(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
+    reader_names = [reader.name for reader in readers]
+    return Responses(store.arms, reader_names, names, groups, ranks, ratings, marked, marks, masks)
 
 
 def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], list[float]]:
-    said = store.judgements(reader, image)
-    ranks = [np.nan if each.rank is None else float(each.rank) for each in said]
-    return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
+    responses = store.judgements(reader, image)
+    ranks = [np.nan if each.rank is None else float(each.rank) for each in responses]
+    return ranks, [np.nan if each.rating is None else float(each.rating) for each in responses]
 
 
-def tables(said: Responses, runs: list[load.Run]) -> list[Table]:
+def tables(responses: Responses, runs: list[load.Run]) -> list[Table]:
     """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read an image whole."""
-    if not said.complete.any():
+    if not responses.complete.any():
         raise UserError("no reader has ranked all maps of an image yet: nothing to count")
-    return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
+    return [_preference(responses), _pairs(responses), _agreement(responses), _regions(responses, runs)]
 
 
-def write(said: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
+def write(responses: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
     """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
-    return table.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
+    return table.write_tables(tables(responses, runs), folder, page=f"{NAME}.md", opening=_opening(responses))
 
 
-def _opening(said: Responses) -> str:
-    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
+def _opening(responses: Responses) -> str:
+    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(responses.complete))
     return (
         "# What the readers found\n\n"
-        f"{formatting.plural(len(said.readers), 'reader')}, {formatting.plural(len(said.samples), 'image')}, "
-        f"{len(said.arms)} maps of each, blinded and in random order; images ranked whole: {counts}. 95 % intervals by "
+        f"{formatting.plural(len(responses.readers), 'reader')}, {formatting.plural(len(responses.samples), 'image')}, "
+        f"{len(responses.arms)} maps of each, blinded and in random order; images ranked whole: {counts}. 95 % intervals by "
         f"bootstrap over patients or groups of images: they hold for these readers. "
         f"Where every resample is alike there is none. {NOTICE}"
     )
 
 
-def _preference(said: Responses) -> Table:
-    strengths = preference.strengths(said.ranks, said.groups, resamples=RESAMPLES)
-    first = _first_places(said)
+def _preference(responses: Responses) -> Table:
+    strengths = preference.strengths(responses.ranks, responses.groups, resamples=RESAMPLES)
+    first = _first_places(responses)
     rows = []
-    for k, (arm, found) in enumerate(zip(said.arms, strengths, strict=True)):
-        rating = _mean(said.ratings[:, :, k], said.groups)
+    for k, (arm, strength) in enumerate(zip(responses.arms, strengths, strict=True)):
+        rating = _mean(responses.ratings[:, :, k], responses.groups)
         rows.append(
             [
                 Cell(arm),
-                table.share(Share(value=found.preferred, ci=tuple(found.preferred_ci))),
-                table.plain(Share(value=found.log_strength, ci=_of_width(found.log_strength_ci)), 2),
-                table.share(_mean(first[:, :, k], said.groups, share=True)),
+                table.share(Share(value=strength.preferred, ci=tuple(strength.preferred_ci))),
+                table.plain(Share(value=strength.log_strength, ci=_of_width(strength.log_strength_ci)), 2),
+                table.share(_mean(first[:, :, k], responses.groups, share=True)),
                 table.plain(rating, 2),
-                table.whole(int(np.isfinite(said.ranks[:, :, k]).sum())),
+                table.whole(int(np.isfinite(responses.ranks[:, :, k]).sum())),
             ]
         )
     caption = (
@@ -122,44 +122,47 @@ def _preference(said: Responses) -> Table:
     return Table("Readers: preference", header, rows, caption=caption)
 
 
-def _first_places(said: Responses) -> Floats:
+def _first_places(responses: Responses) -> Floats:
     """(F, R, A): 1 where it was ranked best, shared among those that are level; NaN where not ranked whole."""
-    best = said.ranks == said.ranks.min(axis=2, keepdims=True)
+    best = responses.ranks == responses.ranks.min(axis=2, keepdims=True)
     shared = best / np.maximum(best.sum(axis=2, keepdims=True), 1)
-    return np.where(np.isfinite(said.ranks).all(axis=2, keepdims=True), shared, np.nan)
+    return np.where(np.isfinite(responses.ranks).all(axis=2, keepdims=True), shared, np.nan)
 
 
-def _pairs(said: Responses) -> Table:
+def _pairs(responses: Responses) -> Table:
     rows = [
         [
-            Cell(said.arms[pair.first]),
-            Cell(said.arms[pair.second]),
+            Cell(responses.arms[pair.first]),
+            Cell(responses.arms[pair.second]),
             table.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in preference.pairs(said.ranks, said.groups, resamples=RESAMPLES)
+        for pair in preference.pairs(responses.ranks, responses.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
 
 
-def _agreement(said: Responses) -> Table:
-    bootstrap = Bootstrap.over(said.groups, resamples=RESAMPLES)
+def _agreement(responses: Responses) -> Table:
+    bootstrap = Bootstrap.over(responses.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
-    first = said.ranks == said.ranks.min(axis=2, keepdims=True)
-    best = np.where(np.isfinite(said.ranks).all(axis=2), first @ 2.0 ** np.arange(len(said.arms)), np.nan)
-    flat = (np.concatenate([values[:, :, k] for k in range(len(said.arms))]) for values in (said.ranks, said.ratings))
+    first = responses.ranks == responses.ranks.min(axis=2, keepdims=True)
+    best = np.where(np.isfinite(responses.ranks).all(axis=2), first @ 2.0 ** np.arange(len(responses.arms)), np.nan)
+    flat = (
+        np.concatenate([values[:, :, k] for k in range(len(responses.arms))])
+        for values in (responses.ranks, responses.ratings)
+    )
     ranks, ratings = flat
-    twice = np.tile(weights, (1, len(said.arms)))
-    found = {
+    twice = np.tile(weights, (1, len(responses.arms)))
+    values_of = {
         "which map is best: Fleiss’ kappa": agreement.fleiss_kappa(best, weights),
         "which map is best: Krippendorff’s alpha": agreement.krippendorff_alpha(best, "nominal", weights),
         "ranks: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ranks, "ordinal", twice),
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
-        "regions: mean IoU of two readers": bootstrap.means(_overlap(said)),
+        "regions: mean IoU of two readers": bootstrap.means(_overlap(responses)),
     }
-    rows = [[Cell(name), table.plain(_share(values))] for name, values in found.items()]
+    rows = [[Cell(name), table.plain(_share(values))] for name, values in values_of.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
         "alpha those that two or more did. Maps that share the first place are an answer of their own."
@@ -167,27 +170,29 @@ def _agreement(said: Responses) -> Table:
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
-def _overlap(said: Responses) -> Floats:
+def _overlap(responses: Responses) -> Floats:
     """Mean IoU (F,) of the regions of every two readers that marked the image; NaN where fewer did, or all none."""
-    flat = said.marks.reshape(*said.marks.shape[:2], -1) != 0
+    flat = responses.marks.reshape(*responses.marks.shape[:2], -1) != 0
     values = []
-    for i in range(len(said.readers)):
+    for i in range(len(responses.readers)):
         for j in range(i):
             either = (flat[:, i] | flat[:, j]).sum(axis=1)
-            both = said.marked[:, i] & said.marked[:, j] & (either > 0)
+            both = responses.marked[:, i] & responses.marked[:, j] & (either > 0)
             values.append(np.where(both, (flat[:, i] & flat[:, j]).sum(axis=1) / np.maximum(either, 1), np.nan))
-    return _nanmean(np.array(values)) if values else np.full(len(said.samples), np.nan)
+    return _nanmean(np.array(values)) if values else np.full(len(responses.samples), np.nan)
 
 
-def _regions(said: Responses, runs: list[load.Run]) -> Table:
+def _regions(responses: Responses, runs: list[load.Run]) -> Table:
     """Each reader, all of them, and every run of the study: the same measures on the same images."""
-    own = reader_scores(said)
-    mean = {name: _nanmean(values.T) for name, values in own.items()}
-    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, said)]]
-    for k, _ in enumerate(said.readers):
-        rows.append([Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in own.items()}, None, said)])
-    for label, scores in model_scores(said, runs):
-        rows.append([Cell(label), *_row(scores, mean, said)])
+    by_reader = reader_scores(responses)
+    mean = {name: _nanmean(values.T) for name, values in by_reader.items()}
+    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, responses)]]
+    for k, _ in enumerate(responses.readers):
+        rows.append(
+            [Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in by_reader.items()}, None, responses)]
+        )
+    for label, scores in model_scores(responses, runs):
+        rows.append([Cell(label), *_row(scores, mean, responses)])
     caption = (
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
         "brackets 95 % intervals; behind a run, how far it is from all readers (paired, image by image)."
@@ -195,40 +200,40 @@ def _regions(said: Responses, runs: list[load.Run]) -> Table:
     return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "images"], rows, caption=caption)
 
 
-def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Responses) -> list[Cell]:
-    found = []
+def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, responses: Responses) -> list[Cell]:
+    cells = []
     for name in SCORED:
-        values = scores.get(name, np.full(len(said.samples), np.nan))
-        cell = table.plain(_mean(values, said.groups))
+        values = scores.get(name, np.full(len(responses.samples), np.nan))
+        cell = table.plain(_mean(values, responses.groups))
         if human is not None and np.isfinite(values).any():
-            gap = paired(human[name], values, said.groups, resamples=RESAMPLES)
-            beside = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
-            cell = Cell(cell.text, cell.small, f"{beside.text} {beside.small}", cell.value)
-        found.append(cell)
+            gap = paired(human[name], values, responses.groups, resamples=RESAMPLES)
+            difference = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
+            cell = Cell(cell.text, cell.small, f"{difference.text} {difference.small}", cell.value)
+        cells.append(cell)
     counted = max((int(np.isfinite(values).sum()) for values in scores.values()), default=0)
-    return [*found, table.whole(counted)]
+    return [*cells, table.whole(counted)]
 
 
-def reader_scores(said: Responses) -> dict[str, Floats]:
+def reader_scores(responses: Responses) -> dict[str, Floats]:
     """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the image."""
     import torch
 
     from trustcxr.explain import measures
     from trustcxr.registry import MEASURES
 
-    masks, found = torch.from_numpy(said.masks), {}
+    masks, scores = torch.from_numpy(responses.masks), {}
     for name in SCORED:
         columns = [
             measures.measure_function(MEASURES[name])(
-                torch.from_numpy(said.marks[:, r].astype(np.float32)), masks
+                torch.from_numpy(responses.marks[:, r].astype(np.float32)), masks
             ).numpy()
-            for r in range(len(said.readers))
+            for r in range(len(responses.readers))
         ]
-        found[name] = np.where(said.marked, np.stack(columns, axis=1), np.nan)
-    return found
+        scores[name] = np.where(responses.marked, np.stack(columns, axis=1), np.nan)
+    return scores
 
 
-def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
+def model_scores(responses: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
     """Of every run and method that the study measured, (F,) by measure, of the images that were read."""
     for run in runs:
         table = run.saliency
@@ -236,7 +241,7 @@ def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, d
             continue
         clean = table[(table["condition"] == CLEAN) & table["measure"].isin(SCORED)]
         for method, rows in clean.groupby("method", sort=False):
-            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(said.samples)
+            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(responses.samples)
             if len(wide.columns) and wide.notna().any(axis=None):
                 yield f"{run.name}:{method}", {str(name): wide[name].to_numpy(dtype=float) for name in wide}
 
@@ -245,10 +250,12 @@ def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
     """Mean over images (and readers, where there are some: (F, R)), with its interval over groups of images."""
     by_image = _nanmean(values.T) if values.ndim == 2 else values
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
-    found = bootstrap.means(by_image)
-    if share and np.isfinite(found[0]):
-        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found, of=np.isfinite(by_image))))
-    return _share(found)
+    resampled = bootstrap.means(by_image)
+    if share and np.isfinite(resampled[0]):
+        return Share(
+            value=float(resampled[0]), ci=_of_width(share_interval(bootstrap, resampled, of=np.isfinite(by_image)))
+        )
+    return _share(resampled)
 
 
 def _nanmean(values: Floats) -> Floats:

@@ -31,38 +31,38 @@ def place(study: Path) -> Path:
     return layout.check_study(study) / FOLDER / FILE
 
 
-def open_or_make(study: Path, asked: ReaderOptions) -> Store:
+def open_or_make(study: Path, options: ReaderOptions) -> Store:
     """The reader study as it is, or a new one. UserError where it is there and shows other maps than asked for."""
     path = place(study)
     if path.exists():
-        return _opened(study, path, asked)
-    chosen = prepare.arms(study, asked.arms)
+        return _opened(study, path, options)
+    chosen = prepare.arms(study, options.arms)
     with locks.folder_lock(path.parent):
         if path.exists():  # another process has made it since
-            return _opened(study, path, asked)
-        seed = _SEED if asked.seed is None else asked.seed
-        images = prepare.draw_images(chosen, data=asked.data, count=asked.images or _IMAGES, seed=seed)
+            return _opened(study, path, options)
+        seed = _SEED if options.seed is None else options.seed
+        images = prepare.draw_images(chosen, data=options.data, count=options.images or _IMAGES, seed=seed)
         store = Store.create(path, arms=[arm.name for arm in chosen], images=images, seed=seed)
     log(f"a new reader study: {store.images} images, {len(store.arms)} maps of each, in {path}")
     return store
 
 
-def _opened(study: Path, path: Path, asked: ReaderOptions) -> Store:
+def _opened(study: Path, path: Path, options: ReaderOptions) -> Store:
     store = Store(path)
-    if asked.arms and [arm.name for arm in prepare.arms(study, asked.arms)] != store.arms:
+    if options.arms and [arm.name for arm in prepare.arms(study, options.arms)] != store.arms:
         raise UserError(
             f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
         )
-    if asked.images not in (None, store.images):
+    if options.images not in (None, store.images):
         raise UserError(f"{path}: shows {store.images} images; move that folder away to begin another")
-    if asked.seed is not None and store.seed != asked.seed:
+    if options.seed is not None and store.seed != options.seed:
         raise UserError(f"{path}: its images were drawn by seed {store.seed}; move that folder away to begin another")
-    if asked.data is not None:
+    if options.data is not None:
         log(f"{path}: shows the images and maps that it was made with: --data is not looked at")
     return store
 
 
-def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str, port: int) -> None:
+def serve(study: Path, options: ReaderOptions, names: Sequence[str], *, host: str, port: int) -> None:
     """Say each reader's link, and answer until Ctrl-C. UserError for what cannot be shown, or where to listen."""
     from trustcxr.apps.serve import server
 
@@ -71,7 +71,7 @@ def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str,
     if not proper and not (path.exists() and Store(path).readers()):
         command = f"trustcxr reader-study {shell_quote(study)} --reader NAME"
         raise UserError(f"{study}: nobody reads yet: say who: {command}, once for each")
-    store = open_or_make(study, asked)
+    store = open_or_make(study, options)
     for name in proper:
         store.add(name)
     from trustcxr.apps.reader import reader_page

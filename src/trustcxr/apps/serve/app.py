@@ -33,14 +33,16 @@ class Measures:
 
     def __init__(self) -> None:
         times = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 30)
-        self.registry = own = CollectorRegistry()
-        self.requests = Counter("trustcxr_requests", "Requests by route and status.", ["route", "status"], registry=own)
-        self.seconds = Histogram(
-            "trustcxr_seconds", "Seconds to answer, by route.", ["route"], buckets=times, registry=own
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "trustcxr_requests", "Requests by route and status.", ["route", "status"], registry=registry
         )
-        self.inside = Gauge("trustcxr_inside", "Requests that are answered or wait.", registry=own)
-        self.workers = Gauge("trustcxr_workers", "Workers that can answer.", registry=own)
-        self.restarts = Gauge("trustcxr_worker_restarts", "Workers that were replaced.", registry=own)
+        self.seconds = Histogram(
+            "trustcxr_seconds", "Seconds to answer, by route.", ["route"], buckets=times, registry=registry
+        )
+        self.inside = Gauge("trustcxr_inside", "Requests that are answered or wait.", registry=registry)
+        self.workers = Gauge("trustcxr_workers", "Workers that can answer.", registry=registry)
+        self.restarts = Gauge("trustcxr_worker_restarts", "Workers that were replaced.", registry=registry)
 
     def done(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -76,18 +78,18 @@ class House:
         self.inside += 1
         try:
             form = await uploads.read_form(request, self.limits, _fields(kind))
-            asked = self._asked(kind, form)
-            return _said(await (self._examined(asked) if kind == "examine" else self.pool.ask(asked)))
+            item = self._asked(kind, form)
+            return _said(await (self._examined(item) if kind == "examine" else self.pool.ask(item)))
         except uploads.Refused as refused:
             return problem(refused.status, refused.code, refused.message)
         finally:
             self.inside -= 1
 
-    async def _examined(self, asked: WorkItem) -> Reply:
+    async def _examined(self, item: WorkItem) -> Reply:
         """A closer look, of which two workers do a part each where both are free."""
         start = time.perf_counter()
         kinds: tuple[Part, ...] = get_args(Part)
-        parts = await asyncio.gather(*(self.pool.ask(replace(asked, kind=kind)) for kind in kinds))
+        parts = await asyncio.gather(*(self.pool.ask(replace(item, kind=kind)) for kind in kinds))
         whole: dict[str, object] = {}
         for part in parts:
             if part.status != 200:
@@ -173,12 +175,12 @@ def _about(app: FastAPI, house: House) -> None:
     @app.get("/api/v1/runs", operation_id="runs", dependencies=secured, responses=_problems(401, 403, 421))
     async def runs() -> api_models.Served:
         """What answers here."""
-        known = [
+        runs_ = [
             api_models.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
             for r in house.pool.runs
         ]
         most, needed = house.limits.most_bytes, house.token is not None
-        return api_models.Served(version=__version__, runs=known, most_bytes=most, token_needed=needed)
+        return api_models.Served(version=__version__, runs=runs_, most_bytes=most, token_needed=needed)
 
     @app.get("/healthz", operation_id="health", responses=_problems(403, 421))
     async def health() -> api_models.Health:
@@ -227,13 +229,13 @@ def _epsilon(text: str) -> float:
 
 def _body(kind: Kind) -> dict[str, object]:
     """What a form may hold, for the schema."""
-    known: dict[str, object] = {
+    described: dict[str, object] = {
         "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM image."},
         "run": {"type": "string", "description": "One of /api/v1/runs; the first unless said."},
         "epsilon": {"type": "number", "minimum": 0, "maximum": _HIGHEST, "default": 0.02},
         "method": {"type": "string", "description": "A saliency method.", "default": "gradcam"},
     }
-    properties = {name: known[name] for name in ("file", *_fields(kind))}
+    properties = {name: described[name] for name in ("file", *_fields(kind))}
     schema = {"type": "object", "required": ["file"], "properties": properties, "additionalProperties": False}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 

@@ -66,11 +66,11 @@ class NodeOptions:
     port: int = PORT
 
     @classmethod
-    def from_peer(cls, peer: str, *, callers: tuple[str, ...] = (), **own: Any) -> "NodeOptions":
+    def from_peer(cls, peer: str, *, callers: tuple[str, ...] = (), **options: Any) -> "NodeOptions":
         """As it is typed. Without callers the peer alone may send."""
-        to = Peer.parse(peer)
-        found = cls(to, tuple(checked(caller) for caller in callers) or (to.title,), **own)
-        return replace(found, title=checked(found.title))
+        parsed = Peer.parse(peer)
+        node = cls(parsed, tuple(checked(caller) for caller in callers) or (parsed.title,), **options)
+        return replace(node, title=checked(node.title))
 
 
 def checked(title: str) -> str:
@@ -234,9 +234,9 @@ class Node:
 
     def _new_worker(self) -> Worker:
         worker = Worker([self.run], self.limits, 1)
-        found = worker.ready()
-        if isinstance(found, str):
-            raise UserError(found)
+        models = worker.ready()
+        if isinstance(models, str):
+            raise UserError(models)
         return worker
 
     def _refuse(self, why: str) -> None:

@@ -44,16 +44,18 @@ class ServedModel:
     @classmethod
     def of(cls, name: str, run: Run) -> "ServedModel":
         """A loaded run; a few passes, so that the first image does not wait for what torch does once."""
-        known = ood.load(run.folder)
+        familiarity = ood.load(run.folder)
         images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
         searched = fuse_batchnorm.fused(run.model, images)
-        return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
+        return cls(
+            name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, familiarity
+        )
 
 
 def predict(ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
     """The classes of an image, and whether they stay within epsilon."""
-    found = one_image.answer(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
-    return api_models.Prediction(**_said(ready, image, found, since))
+    answer = one_image.answer(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    return api_models.Prediction(**_said(ready, image, answer, since))
 
 
 def look_at_image(
@@ -61,11 +63,11 @@ def look_at_image(
 ) -> api_models.SeenImage:
     """The same, with the image and its maps: one part of an examination."""
     run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
     pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
-    predicted = run.classes.index(found.predicted)
+    predicted = run.classes.index(answer.predicted)
     height, width = image.pixels.shape
-    looked = {
+    shown = {
         "width": width,
         "height": height,
         "size": run.size,
@@ -73,7 +75,7 @@ def look_at_image(
         "network_image": png.grey(pixels[0, 0]),
         "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
     }
-    return api_models.SeenImage(**looked, **_said(ready, image, found, since))
+    return api_models.SeenImage(**shown, **_said(ready, image, answer, since))
 
 
 def changed(ready: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
@@ -110,16 +112,16 @@ def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, e
     if (why := dicom_files.not_an_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
-    found.run = ready.name
-    one_image.doubt(found, run, ready.known, image)
+    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    answer.run = ready.name
+    one_image.doubt(answer, run, ready.known, image)
     pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
-    predicted = run.classes.index(found.predicted)
+    predicted = run.classes.index(answer.predicted)
     small = Image.fromarray(image.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     picture = _overlay(run, image, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
-        return dicom_answers.packed(dicom_answers.make_objects(data, found, picture))
+        return dicom_answers.packed(dicom_answers.make_objects(data, answer, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
@@ -136,73 +138,77 @@ def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency
     return picture
 
 
-def _said(ready: ServedModel, image: one_image.LoadedImage, found: ImageAnswer, since: float) -> dict[str, object]:
-    one_image.doubt(found, ready.run, ready.known, image)
+def _said(ready: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer, since: float) -> dict[str, object]:
+    one_image.doubt(answer, ready.run, ready.known, image)
     familiar = None
-    if ready.known is not None and found.rarer_than is not None:
+    if ready.known is not None and answer.rarer_than is not None:
         familiar = api_models.Familiar(
-            rarer_than=found.rarer_than, accepted=ood.ACCEPTED, validated=len(ready.known.scores)
+            rarer_than=answer.rarer_than, accepted=ood.ACCEPTED, validated=len(ready.known.scores)
         )
-    ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
+    ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
     return {
         "run": ready.name,
-        "predicted": found.predicted,
+        "predicted": answer.predicted,
         "classes": [api_models.ClassProbability(name=name, probability=p) for name, p in ranked],
-        "calibrated": bool(found.calibrated),
-        "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
-        "warnings": [*found.warnings, *([found.border] if found.border else []), *([] if ready.known else [UNKNOWN])],
+        "calibrated": bool(answer.calibrated),
+        "calibration": terminal.CALIBRATED if answer.calibrated else terminal.NOT_CALIBRATED,
+        "warnings": [
+            *answer.warnings,
+            *([answer.border] if answer.border else []),
+            *([] if ready.known else [UNKNOWN]),
+        ],
         "familiarity": familiar,
-        "epsilon": found.epsilon,
-        "survives": [api_models.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
+        "epsilon": answer.epsilon,
+        "survives": [api_models.Survived(attack=name, survives=survives) for name, survives in answer.survives.items()],
         "seconds": round(time.monotonic() - since, 3),
     }
 
 
-def _map(run: Run, found: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
+def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
     shown = resize.to_original(run.size, image.pixels.shape, run.resize)
-    measured = run.metrics.saliency.get(found.method) if run.metrics else None
-    beside = [
+    measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
+    controls = [
         api_models.ControlMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
             png=png.heat(other.pixels[shown]),
         )
-        for other in found.beside
+        for other in saliency.beside
     ]
     return api_models.SaliencyMap(
-        method=found.method,
-        label=formatting.method(found.method),
-        cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
+        method=saliency.method,
+        label=formatting.method(saliency.method),
+        cells=f"{saliency.cells[0]} x {saliency.cells[1]}" if saliency.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
-        png=png.heat(found.pixels[shown]),
-        controls=beside,
+        png=png.heat(saliency.pixels[shown]),
+        controls=controls,
     )
 
 
-def _flip(run: Run, found: counterfactual_view.Flip | None) -> api_models.SmallestPerturbation | None:
-    if found is None:
+def _flip(run: Run, flip: counterfactual_view.Flip | None) -> api_models.SmallestPerturbation | None:
+    if flip is None:
         return None
-    difference, factor = png.difference(found.change)
+    difference, factor = png.difference(flip.change)
     return api_models.SmallestPerturbation(
-        epsilon=found.epsilon,
-        grey_levels=round(255 * found.epsilon, 2),
-        becomes=run.classes[found.predicted],
-        probability=found.probability,
-        steps=found.steps,
-        image=png.grey(found.image),
+        epsilon=flip.epsilon,
+        grey_levels=round(255 * flip.epsilon, 2),
+        becomes=run.classes[flip.predicted],
+        probability=flip.probability,
+        steps=flip.steps,
+        image=png.grey(flip.image),
         difference=difference,
         magnified=round(factor, 1),
     )
 
 
-def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
+def _spoilt(run: Run, corrupted: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
     return api_models.Corrupted(
-        name=found.name,
-        label=formatting.corruption(found.name),
-        about=found.about,
+        name=corrupted.name,
+        label=formatting.corruption(corrupted.name),
+        about=corrupted.about,
         severity=counterfactual_view.SEVERITY,
-        predicted=run.classes[found.predicted],
-        probability=found.probability,
-        changed=found.predicted != predicted,
-        png=png.grey(found.image),
+        predicted=run.classes[corrupted.predicted],
+        probability=corrupted.probability,
+        changed=corrupted.predicted != predicted,
+        png=png.grey(corrupted.image),
     )

@@ -52,8 +52,8 @@ def problem(status: int, code: str, message: str, **headers: str) -> JSONRespons
 
 def bearer(headers: Headers) -> str:
     """The token that a request brings (RFC 6750 2.1); empty where it brings none."""
-    said = headers.get("authorization", "")
-    return said[7:].strip() if said[:7].lower() == "bearer " else ""
+    value = headers.get("authorization", "")
+    return value[7:].strip() if value[:7].lower() == "bearer " else ""
 
 
 class SecurityMiddleware:

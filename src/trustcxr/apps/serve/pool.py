@@ -31,14 +31,14 @@ class Pool:
         for _ in range(self.limits.workers):
             await self._start_one()
 
-    async def ask(self, asked: WorkItem) -> Reply:
+    async def ask(self, item: WorkItem) -> Reply:
         """Wait for a worker, and for what it says."""
         try:
             worker = await asyncio.wait_for(self._free.get(), self.limits.queue)
         except TimeoutError:
             return OVERLOADED
         try:
-            return await asyncio.to_thread(worker.ask, asked)
+            return await asyncio.to_thread(worker.ask, item)
         finally:
             self._back(worker)
 
@@ -72,9 +72,9 @@ class Pool:
         threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
         worker = Worker(self.folders, self.limits, threads)
         self._all.add(worker)
-        found = await asyncio.to_thread(worker.ready)
-        if isinstance(found, str):
+        models = await asyncio.to_thread(worker.ready)
+        if isinstance(models, str):
             self._all.discard(worker)
-            raise UserError(found)
-        self.runs = found
+            raise UserError(models)
+        self.runs = models
         self._free.put_nowait(worker)

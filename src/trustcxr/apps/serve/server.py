@@ -75,10 +75,10 @@ def serve(
 
 def _chosen() -> str | None:
     """The token that the environment names; UserError for one that no header of HTTP can bring."""
-    found = os.environ.get(TOKEN)
-    if found and not (found.isascii() and found.isprintable() and found == found.strip()):
+    token = os.environ.get(TOKEN)
+    if token and not (token.isascii() and token.isprintable() and token == token.strip()):
         raise UserError(f"{TOKEN}: letters, digits and signs of ASCII alone, without blanks around them")
-    return found
+    return token
 
 
 def run(house: object, listener: socket.socket) -> None:

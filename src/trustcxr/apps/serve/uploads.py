@@ -38,7 +38,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = 1 << 40
 
 
-async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
+async def read_form(request: Request, limits: Limits, allowed_fields: tuple[str, ...]) -> Form:
     """The form of a request: a file in the field `file`, and text in fields of these names. Refused for all else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
@@ -51,7 +51,7 @@ async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) ->
                 request.headers, _bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
             )
             form = await parser.parse()
-            return await _understood(form.multi_items(), known)
+            return await _understood(form.multi_items(), allowed_fields)
     except TimeoutError:
         raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
     except ClientDisconnect:
@@ -79,16 +79,16 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
         yield piece
 
 
-async def _understood(items: list[tuple[str, UploadFile | str]], known: tuple[str, ...]) -> Form:
+async def _understood(items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]) -> Form:
     images, fields = [], {}
     for name, value in items:
         if name == "file" and isinstance(value, UploadFile):
             images.append(await value.read())
             await value.close()
-        elif name in known and isinstance(value, str) and name not in fields:
+        elif name in allowed_fields and isinstance(value, str) and name not in fields:
             fields[name] = value
         else:
-            allowed = ", ".join(known)
+            allowed = ", ".join(allowed_fields)
             raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
     if len(images) != 1:
         raise Refused(422, "no-image", "no image: send one in the field 'file'")

@@ -94,8 +94,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may never end
         self.limits, self.alive = limits, False
         self.connection, other = context.Pipe()
-        given = (other, list(folders), threads, limits.memory)
-        self.process = context.Process(target=_work, args=given, daemon=True, name="trustcxr-image")
+        arguments = (other, list(folders), threads, limits.memory)
+        self.process = context.Process(target=_work, args=arguments, daemon=True, name="trustcxr-image")
         self.process.start()
         other.close()
 
@@ -103,16 +103,16 @@ class Worker:
         """Wait until the runs are loaded: what they are, or why they cannot be."""
         with suppress(EOFError, OSError):
             if self.connection.poll(seconds):
-                found: list[ModelInfo] | str = self.connection.recv()
-                self.alive = not isinstance(found, str)
-                return found
+                models: list[ModelInfo] | str = self.connection.recv()
+                self.alive = not isinstance(models, str)
+                return models
         self.kill()
         return "a worker's process ended while it loaded the runs (out of memory?)"
 
-    def ask(self, asked: WorkItem) -> Reply:
+    def ask(self, item: WorkItem) -> Reply:
         """Have an image looked at. A worker that takes too long, or breaks, is ended: `alive` is then False."""
         try:
-            self.connection.send(asked)
+            self.connection.send(item)
             if not self.connection.poll(self.limits.reading):
                 return self._ended(TOO_LONG)
             first = self.connection.recv()
@@ -196,16 +196,16 @@ def _limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(now.split()[1]) * 1024 + most,) * 2)
 
 
-def _answer(connection: Connection, asked: WorkItem, served: "list[ServedModel]") -> None:
+def _answer(connection: Connection, item: WorkItem, served: "list[ServedModel]") -> None:
     from trustcxr.data.images.greyscale import UnreadableImage
     from trustcxr.errors import UserError
     from trustcxr.explain import predict
 
     since = time.monotonic()
     try:
-        image = predict.read_source(asked.data)
+        image = predict.read_source(item.data)
         connection.send("read")
-        reply = _of_image(asked, served[asked.run], image, since)
+        reply = _of_image(item, served[item.run], image, since)
     except UnreadableImage as problem:
         reply = Reply(422, code="unreadable", message=str(problem))
     except UserError as problem:
@@ -214,19 +214,19 @@ def _answer(connection: Connection, asked: WorkItem, served: "list[ServedModel]"
         reply = Reply(422, code="too-large", message="this image needs more memory than there is: make it smaller")
     except Exception as fault:  # its text might quote the image
         where = traceback.extract_tb(fault.__traceback__)[-1]
-        place = f"{type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
-        reply = Reply(500, code="fault", message=f"a fault of the program: {place}")
+        location = f"{type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
+        reply = Reply(500, code="fault", message=f"a fault of the program: {location}")
     connection.send(reply)
 
 
-def _of_image(asked: WorkItem, ready: "ServedModel", image: "LoadedImage", since: float) -> Reply:
+def _of_image(item: WorkItem, ready: "ServedModel", image: "LoadedImage", since: float) -> Reply:
     from trustcxr.apps.serve import inference
 
-    if asked.kind == "dicom":
-        return Reply(200, inference.as_dicom(ready, asked.data, image, epsilon=asked.epsilon), DICOM)
-    if asked.kind == "heatmap":
-        return Reply(200, inference.heatmap(ready, image, method=asked.method), PNG)
-    if asked.kind == "changed":
+    if item.kind == "dicom":
+        return Reply(200, inference.as_dicom(ready, item.data, image, epsilon=item.epsilon), DICOM)
+    if item.kind == "heatmap":
+        return Reply(200, inference.heatmap(ready, image, method=item.method), PNG)
+    if item.kind == "changed":
         return Reply(200, inference.changed(ready, image).model_dump_json().encode())
-    look = inference.predict if asked.kind == "predict" else inference.look_at_image
-    return Reply(200, look(ready, image, epsilon=asked.epsilon, since=since).model_dump_json().encode())
+    look = inference.predict if item.kind == "predict" else inference.look_at_image
+    return Reply(200, look(ready, image, epsilon=item.epsilon, since=since).model_dump_json().encode())
