@@ -114,7 +114,7 @@ def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: s
 def real_answer(image: Path) -> Reply:
     heatmap = answered(image)
     with writer.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, writer.packed(writer.make_objects(image, heatmap, picture)))
+        return Reply(200, writer.pack_objects(writer.make_objects(image, heatmap, picture)))
 
 
 def test_a_image_is_answered_with_both_objects(
@@ -231,7 +231,7 @@ def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = writer.unpacked(reply.body)
+    _, report = writer.unpack_objects(reply.body)
     with node(archive, monkeypatch, lambda data: reply) as found:
         assert send(found, report) == 0
         until(lambda: found.refused == 1)

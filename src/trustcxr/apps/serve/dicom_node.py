@@ -247,7 +247,7 @@ class Node:
         """Send both objects, and again after each of _AGAIN_AFTER what the peer did not take; whether it has them."""
         from trustcxr.apps.dicom import writer
 
-        left = writer.unpacked(body)
+        left = writer.unpack_objects(body)
         for wait in (0.0, *_AGAIN_AFTER):
             if self._ending.wait(wait):
                 return False

@@ -121,7 +121,7 @@ def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, e
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     picture = _overlay(run, image, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
-        return dicom_answers.packed(dicom_answers.make_objects(data, answer, picture))
+        return dicom_answers.pack_objects(dicom_answers.make_objects(data, answer, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
