@@ -1,4 +1,4 @@
-"""Which map readers prefer: Bradley-Terry strengths from ranks, with intervals over images."""
+"""Compute which map readers prefer: Bradley-Terry strengths from ranks, with intervals over images."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from numpy.typing import ArrayLike
 
 from trustcxr.statistics import Bootstrap, Floats, holm, interval, share_interval, sign_flip
 
-HALF_A_WIN = 0.5  # each way for each pair: an arm that always wins has a finite strength
+HALF_A_WIN = 0.5  # added each way to each pair: keeps the strength of an arm that always wins finite
 _ROUNDS, _CLOSE = 500, 1e-10
 
 
 @dataclass(frozen=True)
 class Strength:
-    """One arm: how probably it is preferred to another one, on average; and its log-strength, which sums to 0."""
+    """One arm: mean probability that it is preferred to another arm; log-strength (the arms' sum is 0)."""
 
     preferred: float
     preferred_ci: list[float]
@@ -23,9 +23,9 @@ class Strength:
 
 @dataclass(frozen=True)
 class Pair:
-    """How probably `first` is preferred to `second`; p-value of the images' net preferences, corrected (Holm 1979).
+    """Probability that `first` is preferred to `second`, with a p-value corrected for all pairs (Holm 1979).
 
-    `images`: on how many both were ranked.
+    images: number of images on which both were ranked.
     """
 
     first: int
@@ -36,10 +36,10 @@ class Pair:
     images: int
 
 
-def wins(ranks: ArrayLike) -> Floats:
-    """Ranks (F images, R readers, A arms), 1 the best, NaN where not given -> how often i was before j: (F, A, A).
+def count_wins(ranks: ArrayLike) -> Floats:
+    """Count how often arm i was ranked before arm j, (F, A, A), from ranks (F images, R readers, A arms).
 
-    Of two that share a rank each has half a win.
+    1 is the best rank, NaN a missing one. Equal ranks count half a win each.
     """
     table = np.asarray(ranks, dtype=float)
     before = table[..., :, None] < table[..., None, :]
@@ -48,7 +48,7 @@ def wins(ranks: ArrayLike) -> Floats:
 
 
 def bradley_terry(win_counts: ArrayLike) -> Floats:
-    """Log-strengths (B, A), summing to 0, from how often i was preferred to j: (B, A, A), by MM (Hunter 2004).
+    """Return log-strengths (B, A), summing to 0, from win counts (B, A, A), by MM (Hunter 2004).
 
     HALF_A_WIN each way is added to each pair.
 
@@ -72,18 +72,18 @@ def bradley_terry(win_counts: ArrayLike) -> Floats:
     return log_strengths
 
 
-def probabilities(log_strengths: Floats) -> Floats:
-    """(B, A) -> how probably i is preferred to j: (B, A, A)."""
+def preference_probabilities(log_strengths: Floats) -> Floats:
+    """Return the probability (B, A, A) that i is preferred to j, from log-strengths (B, A)."""
     result: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
     return result
 
 
-def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
-    """Of each arm, with 95 % intervals over groups of images. The readers are these readers: others may differ."""
-    won = wins(ranks)
+def compute_strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
+    """Return the strength of each arm, with 95 % intervals over groups of images. They hold for these readers."""
+    won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
     log_strengths = bradley_terry(bootstrap.totals(won))
-    preferred, arms = probabilities(log_strengths), won.shape[-1]
+    preferred, arms = preference_probabilities(log_strengths), won.shape[-1]
     mean = (preferred.sum(axis=2) - 0.5) / (arms - 1)
     return [
         Strength(
@@ -96,11 +96,11 @@ def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, see
     ]
 
 
-def pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Pair]:
-    """Every two arms, the first before the second."""
-    won = wins(ranks)
+def compare_pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Pair]:
+    """Compare every two arms."""
+    won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
-    chances = probabilities(bradley_terry(bootstrap.totals(won)))
+    chances = preference_probabilities(bradley_terry(bootstrap.totals(won)))
     both = [(i, j) for i in range(won.shape[-1]) for j in range(i + 1, won.shape[-1])]
     corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
     judged = [won[:, i, j] + won[:, j, i] > 0 for i, j in both]

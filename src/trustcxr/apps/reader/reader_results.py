@@ -1,4 +1,4 @@
-"""What the readers found, as tables for a report: preference, agreement, their regions beside every model's maps."""
+"""Tabulate a reader study: preference, agreement, and regions of readers compared with maps of models."""
 
 import io
 import warnings
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.reader import agreement, preference
-from trustcxr.apps.reader.annotations import pixels
+from trustcxr.apps.reader.annotations import draw_mask
 from trustcxr.apps.reader.database import Reader, Store
 from trustcxr.errors import UserError
 from trustcxr.report import formatting, load
@@ -22,16 +22,16 @@ from trustcxr.storage.schemas import Share
 from trustcxr.version import NOTICE
 
 RESAMPLES = 2000
-# Of a map with two levels each of these says the same of a region as of a heatmap.
+# Measures that are defined for a region (two levels) as for a heatmap.
 SCORED = ("infection_energy", "infection_iou", "infection_iou_area", "infection_auroc")
 NAME = "readers"
 
 
 @dataclass(frozen=True)
 class Responses:
-    """`ranks` and `ratings` (F images, R readers, A arms), NaN where not given.
+    """All answers: ranks and ratings (F images, R readers, A arms), NaN if missing.
 
-    `marked` (F, R): whether the reader marked the image; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
+    marked: (F, R), True if the reader marked the image. marks: (F, R, H, W) uint8. masks: (F, H, W) uint8.
     """
 
     arms: list[str]
@@ -46,12 +46,12 @@ class Responses:
 
     @property
     def complete(self) -> np.ndarray:
-        """Images that a reader has ranked whole, (R,)."""
+        """Number of images that each reader has ranked completely, (R,)."""
         return np.asarray(np.isfinite(self.ranks).all(axis=2).sum(axis=0))
 
 
 def gather(store: Store) -> Responses:
-    """Everything in the file. Images without a mask of their own size do not occur: all were written from one set."""
+    """Read all answers from the database."""
     readers, samples = store.readers(), store.samples()
     masks = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for _, _, mask in samples])
     shape = (len(samples), len(readers))
@@ -62,7 +62,7 @@ def gather(store: Store) -> Responses:
             ranks[f, r], ratings[f, r] = _numbers(store, reader, f)
             mark = store.mark(reader, f)
             if mark is not None:
-                marked[f, r], marks[f, r] = True, pixels(mark, *masks.shape[1:])
+                marked[f, r], marks[f, r] = True, draw_mask(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
     reader_names = [reader.name for reader in readers]
     return Responses(store.arms, reader_names, names, groups, ranks, ratings, marked, marks, masks)
@@ -74,32 +74,32 @@ def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], lis
     return ranks, [np.nan if each.rating is None else float(each.rating) for each in responses]
 
 
-def tables(responses: Responses, runs: list[load.Run]) -> list[Table]:
-    """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read an image whole."""
+def make_tables(responses: Responses, runs: list[load.Run]) -> list[Table]:
+    """Return the tables: preference, pairs, agreement, regions. Raises UserError if no image is ranked completely."""
     if not responses.complete.any():
-        raise UserError("no reader has ranked all maps of an image yet: nothing to count")
+        raise UserError("no reader has ranked all maps of an image yet. Wait for the readers.")
     return [_preference(responses), _pairs(responses), _agreement(responses), _regions(responses, runs)]
 
 
-def write(responses: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
-    """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
-    return table.write_tables(tables(responses, runs), folder, page=f"{NAME}.md", opening=_opening(responses))
+def write_tables(responses: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
+    """Write readers.md and every table as CSV and LaTeX into `folder`, and return their paths."""
+    return table.write_tables(make_tables(responses, runs), folder, page=f"{NAME}.md", opening=_make_heading(responses))
 
 
-def _opening(responses: Responses) -> str:
+def _make_heading(responses: Responses) -> str:
     counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(responses.complete))
     return (
         "# What the readers found\n\n"
         f"{formatting.plural(len(responses.readers), 'reader')}, {formatting.plural(len(responses.samples), 'image')}, "
-        f"{len(responses.arms)} maps of each, blinded and in random order; images ranked whole: {counts}. 95 % intervals by "
-        f"bootstrap over patients or groups of images: they hold for these readers. "
-        f"Where every resample is alike there is none. {NOTICE}"
+        f"{len(responses.arms)} maps of each, blinded and in random order; images ranked completely: {counts}. 95 % "
+        f"intervals by bootstrap over patients or groups of images; they hold for these readers. "
+        f"If all resamples are equal, there is no interval. {NOTICE}"
     )
 
 
 def _preference(responses: Responses) -> Table:
-    strengths = preference.strengths(responses.ranks, responses.groups, resamples=RESAMPLES)
-    first = _first_places(responses)
+    strengths = preference.compute_strengths(responses.ranks, responses.groups, resamples=RESAMPLES)
+    first = _share_first_ranks(responses)
     rows = []
     for k, (arm, strength) in enumerate(zip(responses.arms, strengths, strict=True)):
         rating = _mean(responses.ratings[:, :, k], responses.groups)
@@ -107,14 +107,14 @@ def _preference(responses: Responses) -> Table:
             [
                 Cell(arm),
                 table.share(Share(value=strength.preferred, ci=tuple(strength.preferred_ci))),
-                table.plain(Share(value=strength.log_strength, ci=_of_width(strength.log_strength_ci)), 2),
+                table.plain(Share(value=strength.log_strength, ci=_drop_empty(strength.log_strength_ci)), 2),
                 table.share(_mean(first[:, :, k], responses.groups, share=True)),
                 table.plain(rating, 2),
                 table.whole(int(np.isfinite(responses.ranks[:, :, k]).sum())),
             ]
         )
     caption = (
-        "Preferred: how probably this map is preferred to another one, in percent, by the Bradley-Terry model of the "
+        "Preferred: probability that this map is preferred to another, in percent, by the Bradley-Terry model of the "
         "ranks; 50 is no preference. Strength: its logarithm, summing to 0. Ratings go from 1 (does not show the "
         "finding) to 5 (shows it precisely)."
     )
@@ -122,8 +122,8 @@ def _preference(responses: Responses) -> Table:
     return Table("Readers: preference", header, rows, caption=caption)
 
 
-def _first_places(responses: Responses) -> Floats:
-    """(F, R, A): 1 where it was ranked best, shared among those that are level; NaN where not ranked whole."""
+def _share_first_ranks(responses: Responses) -> Floats:
+    """Return (F, R, A): 1 for the best rank, shared by equal ranks; NaN if not ranked completely."""
     best = responses.ranks == responses.ranks.min(axis=2, keepdims=True)
     shared = best / np.maximum(best.sum(axis=2, keepdims=True), 1)
     return np.where(np.isfinite(responses.ranks).all(axis=2, keepdims=True), shared, np.nan)
@@ -138,7 +138,7 @@ def _pairs(responses: Responses) -> Table:
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in preference.pairs(responses.ranks, responses.groups, resamples=RESAMPLES)
+        for pair in preference.compare_pairs(responses.ranks, responses.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
@@ -160,18 +160,18 @@ def _agreement(responses: Responses) -> Table:
         "which map is best: Krippendorff’s alpha": agreement.krippendorff_alpha(best, "nominal", weights),
         "ranks: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ranks, "ordinal", twice),
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
-        "regions: mean IoU of two readers": bootstrap.means(_overlap(responses)),
+        "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(responses)),
     }
-    rows = [[Cell(name), table.plain(_share(values))] for name, values in values_of.items()]
+    rows = [[Cell(name), table.plain(_to_share(values))] for name, values in values_of.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
-        "alpha those that two or more did. Maps that share the first place are an answer of their own."
+        "alpha those that two or more did. Maps that share the first rank are a category."
     )
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
-def _overlap(responses: Responses) -> Floats:
-    """Mean IoU (F,) of the regions of every two readers that marked the image; NaN where fewer did, or all none."""
+def _mean_overlap(responses: Responses) -> Floats:
+    """Return the mean IoU (F,) of every two readers that marked the image; NaN if there is none."""
     flat = responses.marks.reshape(*responses.marks.shape[:2], -1) != 0
     values = []
     for i in range(len(responses.readers)):
@@ -183,7 +183,7 @@ def _overlap(responses: Responses) -> Floats:
 
 
 def _regions(responses: Responses, runs: list[load.Run]) -> Table:
-    """Each reader, all of them, and every run of the study: the same measures on the same images."""
+    """Compare readers and runs by the same measures on the same images."""
     by_reader = reader_scores(responses)
     mean = {name: _nanmean(values.T) for name, values in by_reader.items()}
     rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, responses)]]
@@ -195,7 +195,7 @@ def _regions(responses: Responses, runs: list[load.Run]) -> Table:
         rows.append([Cell(label), *_row(scores, mean, responses)])
     caption = (
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
-        "brackets 95 % intervals; behind a run, how far it is from all readers (paired, image by image)."
+        "brackets 95 % intervals; after a run, its difference from all readers (paired, image by image)."
     )
     return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "images"], rows, caption=caption)
 
@@ -215,7 +215,7 @@ def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, respo
 
 
 def reader_scores(responses: Responses) -> dict[str, Floats]:
-    """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the image."""
+    """Return {measure: (F, R)} of the readers' regions against the masks; NaN if not marked."""
     import torch
 
     from trustcxr.explain import measures
@@ -234,7 +234,7 @@ def reader_scores(responses: Responses) -> dict[str, Floats]:
 
 
 def model_scores(responses: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
-    """Of every run and method that the study measured, (F,) by measure, of the images that were read."""
+    """Yield ("run:method", {measure: (F,)}) for every run and method that the study measured."""
     for run in runs:
         table = run.saliency
         if table is None or not {"method", "condition", "measure", "value", "sample_id"} <= set(table):
@@ -247,30 +247,30 @@ def model_scores(responses: Responses, runs: list[load.Run]) -> Iterator[tuple[s
 
 
 def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
-    """Mean over images (and readers, where there are some: (F, R)), with its interval over groups of images."""
+    """Return the mean of (F,) or (F, R) values, with its interval over groups of images."""
     by_image = _nanmean(values.T) if values.ndim == 2 else values
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
     resampled = bootstrap.means(by_image)
     if share and np.isfinite(resampled[0]):
         return Share(
-            value=float(resampled[0]), ci=_of_width(share_interval(bootstrap, resampled, of=np.isfinite(by_image)))
+            value=float(resampled[0]), ci=_drop_empty(share_interval(bootstrap, resampled, of=np.isfinite(by_image)))
         )
-    return _share(resampled)
+    return _to_share(resampled)
 
 
 def _nanmean(values: Floats) -> Floats:
-    """Mean over the first axis of what is not NaN; NaN where nothing is left."""
+    """Return the mean over the first axis without NaN values; NaN if all are NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis=0))
 
 
-def _share(resampled: Floats) -> Share:
+def _to_share(resampled: Floats) -> Share:
     value = float(resampled[0]) if len(resampled) and np.isfinite(resampled[0]) else None
-    return Share(value=value, ci=None if value is None else _of_width(interval(resampled)))
+    return Share(value=value, ci=None if value is None else _drop_empty(interval(resampled)))
 
 
-def _of_width(ends: list[float]) -> tuple[float, float] | None:
-    """An interval; None where all resamples are alike, which says nothing of how sure a figure is."""
+def _drop_empty(ends: list[float]) -> tuple[float, float] | None:
+    """Return the interval, or None if all resamples are equal: then it says nothing."""
     low, high = ends
     return (low, high) if low < high else None
