@@ -93,7 +93,7 @@ def node(
 ) -> Iterator[Node]:
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
     place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
-    with dicom_node.listening(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
+    with dicom_node.running_node(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
         yield found
 
 
@@ -182,7 +182,7 @@ def test_a_peer_that_is_not_there_is_told_in_a_line(
 ) -> None:
     image = chest(tmp_path / "x.dcm")
     reply = real_answer(image)
-    monkeypatch.setattr(dicom_node, "_AGAIN_AFTER", (0.01,))
+    monkeypatch.setattr(dicom_node, "_RETRY_AFTER", (0.01,))
     gone = Archive(free_port(), [])
     with node(gone, monkeypatch, lambda data: reply) as found:
         assert send(found, image) == 0
@@ -329,7 +329,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
         web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
         web.store_instances([source])
         (stored,) = archive.ask("/instances")
-        with dicom_node.listening(run, place, Limits(workers=1)) as found:
+        with dicom_node.running_node(run, place, Limits(workers=1)) as found:
             archive.ask("/modalities/trustcxr/store", json.dumps([stored]).encode())
             until(lambda: found.answered + found.refused + found.lost, 120)
             assert (found.answered, found.refused, found.lost) == (1, 0, 0)

@@ -44,7 +44,7 @@ def choose(page: Any, data: bytes, *, slot: int = 0, name: str = "JANE-DOE.png",
 
 
 def wait(page: Any, panels: int) -> None:
-    shown = page.locator(".found:not([hidden]), .panel .problem:not([hidden])")
+    shown = page.locator(".answers:not([hidden]), .panel .problem:not([hidden])")
     shown.nth(panels - 1).wait_for(timeout=120_000)
     assert shown.count() == panels
 
@@ -88,7 +88,7 @@ def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -
         assert panel.locator(".other").get_attribute("src") != control
         assert "does not know the answer" in panel.locator(".of-control").inner_text()
         assert "two maps" in panel.locator(".likeness").inner_text()
-        assert all(page.evaluate("[...document.querySelectorAll('.found img')].map(i => i.naturalWidth > 0)"))
+        assert all(page.evaluate("[...document.querySelectorAll('.answers img')].map(i => i.naturalWidth > 0)"))
 
 
 @pytest.mark.full

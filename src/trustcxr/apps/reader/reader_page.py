@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from trustcxr.apps.reader.annotations import Mark
 from trustcxr.apps.reader.database import RATINGS, Judgement, Reader, Store
-from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, bearer, problem, show
+from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, bearer, error_response
 from trustcxr.console import log
 from trustcxr.errors import CannotWrite
 from trustcxr.version import NOTICE, __version__
@@ -123,7 +123,7 @@ def build(store: Store, *, hosts: tuple[str, ...] | None) -> FastAPI:
     """Return the application. hosts: allowed host names, or None for any."""
     app = FastAPI(title="TrustCXR reader study", version=__version__, description=NOTICE, docs_url=None, redoc_url=None)
     _add_routes(app, ReaderApi(store))
-    show(app, PAGE)
+    add_page(app, PAGE)
     add_fault_handlers(app)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(404, _answer_error)
@@ -179,11 +179,11 @@ async def _read_body(request: Request, kind: type[_Body]) -> _Body:
 
 async def _answer_error(_: Request, fault: Exception) -> Response:
     status = getattr(fault, "status_code", 404)
-    return problem(status, _CODES.get(status, "refused"), str(getattr(fault, "detail", "there is nothing here")))
+    return error_response(status, _CODES.get(status, "refused"), str(getattr(fault, "detail", "there is nothing here")))
 
 
 async def _answer_not_saved(_: Request, fault: Exception) -> Response:
     log(str(fault))
-    return problem(
+    return error_response(
         503, "not-saved", "not saved. Tell the person who sent you the link, and keep this page open."
     )

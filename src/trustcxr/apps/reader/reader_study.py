@@ -78,7 +78,7 @@ def serve(study: Path, options: ReaderOptions, names: Sequence[str], *, host: st
     from trustcxr.apps.serve import middleware
 
     local = middleware.is_loopback(host)
-    with server.listening(host, port) as listener:
+    with server.open_listener(host, port) as listener:
         app = reader_page.build(store, hosts=middleware.local_names(host) if local else None)
         for reader in store.readers():
             address = server.Address(host, listener.getsockname()[1], reader.token)
