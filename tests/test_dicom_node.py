@@ -102,7 +102,7 @@ def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: s
     image = pydicom.dcmread(image) if isinstance(image, Path) else image
     entity = AE(ae_title=caller)
     entity.add_requested_context(image.SOPClassUID, image.file_meta.TransferSyntaxUID)
-    association = entity.associate("127.0.0.1", to.place.port, ae_title=called)
+    association = entity.associate("127.0.0.1", to.options.port, ae_title=called)
     if not association.is_established:
         return None
     try:
@@ -236,7 +236,7 @@ def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
         assert send(found, report) == 0
         until(lambda: found.refused == 1)
         assert not found._worker.images
-    assert "an image was not answered: a report, and no image" in capfd.readouterr().err
+    assert "an image was not answered: it is a report, not an image" in capfd.readouterr().err
 
 
 def test_images_that_wait_when_it_ends_are_told(
@@ -251,7 +251,7 @@ def test_images_that_wait_when_it_ends_are_told(
     with node(archive, monkeypatch, slowly) as found:
         for _ in range(3):
             assert send(found, image) == 0
-    assert "DICOM: 3 image(s) that were stored here were not answered" in capfd.readouterr().err
+    assert "DICOM: 3 image(s) were received but not answered" in capfd.readouterr().err
 
 
 def test_what_is_typed_is_checked() -> None:
