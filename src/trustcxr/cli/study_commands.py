@@ -180,29 +180,23 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 def _finish_study(document: "StudyDocument", out: Path, *, json: bool = False) -> None:
     """Write the page and print the outcome. With `json`, study.json goes to stdout, all else to stderr."""
-    from trustcxr import report
-
-    page = report.write(out)
-    if json:
-        print_json(document)
-    with redirect_stdout(sys.stderr) if json else nullcontext():
-        _print_outcome(document, page)
-    if document.failures:
-        raise Exit(1)
-
-
-def _print_outcome(document: "StudyDocument", page: Path) -> None:
     from rich.console import Console
 
     from trustcxr import report
     from trustcxr.study import run_study
 
-    console = Console()
-    report.print_study(document)
-    for alarm in document.alarms:
-        console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
-    for failure in document.failures:
-        console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
-    print(f"{run_study.summary(document)}\nreport: {page}\n{NOTICE}")
+    page = report.write(out)
+    if json:
+        print_json(document)
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        console = Console()
+        report.print_study(document)
+        for alarm in document.alarms:
+            console.print(f"ALARM {alarm.run}: {alarm.text}", style="yellow", markup=False)
+        for failure in document.failures:
+            console.print(f"FAILED {failure.run}: {failure.reason}", style="red", markup=False)
+        print(f"{run_study.summary(document)}\nreport: {page}\n{NOTICE}")
+        if document.failures:
+            print(f"missing: {run_study.missing(document)}; the same command tries only that again")
     if document.failures:
-        print(f"missing: {run_study.missing(document)}; the same command tries only that again")
+        raise Exit(1)

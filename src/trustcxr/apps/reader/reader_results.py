@@ -69,48 +69,48 @@ def gather(store: Store) -> Responses:
 
 
 def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], list[float]]:
-    responses = store.judgements(reader, image)
-    ranks = [np.nan if each.rank is None else float(each.rank) for each in responses]
-    return ranks, [np.nan if each.rating is None else float(each.rating) for each in responses]
+    answers = store.judgements(reader, image)
+    ranks = [np.nan if each.rank is None else float(each.rank) for each in answers]
+    return ranks, [np.nan if each.rating is None else float(each.rating) for each in answers]
 
 
-def make_tables(responses: Responses, runs: list[load.Run]) -> list[Table]:
+def make_tables(answers: Responses, runs: list[load.Run]) -> list[Table]:
     """Return the tables: preference, pairs, agreement, regions. Raises UserError if no image is ranked completely."""
-    if not responses.complete.any():
+    if not answers.complete.any():
         raise UserError("no reader has ranked all maps of an image yet. Wait for the readers.")
-    return [_preference(responses), _pairs(responses), _agreement(responses), _regions(responses, runs)]
+    return [_preference(answers), _pairs(answers), _agreement(answers), _regions(answers, runs)]
 
 
-def write_tables(responses: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
+def write_tables(answers: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
     """Write readers.md and every table as CSV and LaTeX into `folder`, and return their paths."""
-    return table.write_tables(make_tables(responses, runs), folder, page=f"{NAME}.md", opening=_make_heading(responses))
+    return table.write_tables(make_tables(answers, runs), folder, page=f"{NAME}.md", opening=_make_heading(answers))
 
 
-def _make_heading(responses: Responses) -> str:
-    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(responses.complete))
+def _make_heading(answers: Responses) -> str:
+    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(answers.complete))
     return (
         "# What the readers found\n\n"
-        f"{formatting.plural(len(responses.readers), 'reader')}, {formatting.plural(len(responses.samples), 'image')}, "
-        f"{len(responses.arms)} maps of each, blinded and in random order; images ranked completely: {counts}. 95 % "
+        f"{formatting.plural(len(answers.readers), 'reader')}, {formatting.plural(len(answers.samples), 'image')}, "
+        f"{len(answers.arms)} maps of each, blinded and in random order; images ranked completely: {counts}. 95 % "
         f"intervals by bootstrap over patients or groups of images; they hold for these readers. "
         f"If all resamples are equal, there is no interval. {NOTICE}"
     )
 
 
-def _preference(responses: Responses) -> Table:
-    strengths = preference.compute_strengths(responses.ranks, responses.groups, resamples=RESAMPLES)
-    first = _share_first_ranks(responses)
+def _preference(answers: Responses) -> Table:
+    strengths = preference.compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
+    first = _share_first_ranks(answers)
     rows = []
-    for k, (arm, strength) in enumerate(zip(responses.arms, strengths, strict=True)):
-        rating = _mean(responses.ratings[:, :, k], responses.groups)
+    for k, (arm, strength) in enumerate(zip(answers.arms, strengths, strict=True)):
+        rating = _mean(answers.ratings[:, :, k], answers.groups)
         rows.append(
             [
                 Cell(arm),
                 table.share(Share(value=strength.preferred, ci=tuple(strength.preferred_ci))),
                 table.plain(Share(value=strength.log_strength, ci=_drop_empty(strength.log_strength_ci)), 2),
-                table.share(_mean(first[:, :, k], responses.groups, share=True)),
+                table.share(_mean(first[:, :, k], answers.groups, share=True)),
                 table.plain(rating, 2),
-                table.whole(int(np.isfinite(responses.ranks[:, :, k]).sum())),
+                table.whole(int(np.isfinite(answers.ranks[:, :, k]).sum())),
             ]
         )
     caption = (
@@ -122,45 +122,45 @@ def _preference(responses: Responses) -> Table:
     return Table("Readers: preference", header, rows, caption=caption)
 
 
-def _share_first_ranks(responses: Responses) -> Floats:
+def _share_first_ranks(answers: Responses) -> Floats:
     """Return (F, R, A): 1 for the best rank, shared by equal ranks; NaN if not ranked completely."""
-    best = responses.ranks == responses.ranks.min(axis=2, keepdims=True)
+    best = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
     shared = best / np.maximum(best.sum(axis=2, keepdims=True), 1)
-    return np.where(np.isfinite(responses.ranks).all(axis=2, keepdims=True), shared, np.nan)
+    return np.where(np.isfinite(answers.ranks).all(axis=2, keepdims=True), shared, np.nan)
 
 
-def _pairs(responses: Responses) -> Table:
+def _pairs(answers: Responses) -> Table:
     rows = [
         [
-            Cell(responses.arms[pair.first]),
-            Cell(responses.arms[pair.second]),
+            Cell(answers.arms[pair.first]),
+            Cell(answers.arms[pair.second]),
             table.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in preference.compare_pairs(responses.ranks, responses.groups, resamples=RESAMPLES)
+        for pair in preference.compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
 
 
-def _agreement(responses: Responses) -> Table:
-    bootstrap = Bootstrap.over(responses.groups, resamples=RESAMPLES)
+def _agreement(answers: Responses) -> Table:
+    bootstrap = Bootstrap.over(answers.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
-    first = responses.ranks == responses.ranks.min(axis=2, keepdims=True)
-    best = np.where(np.isfinite(responses.ranks).all(axis=2), first @ 2.0 ** np.arange(len(responses.arms)), np.nan)
+    first = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
+    best = np.where(np.isfinite(answers.ranks).all(axis=2), first @ 2.0 ** np.arange(len(answers.arms)), np.nan)
     flat = (
-        np.concatenate([values[:, :, k] for k in range(len(responses.arms))])
-        for values in (responses.ranks, responses.ratings)
+        np.concatenate([values[:, :, k] for k in range(len(answers.arms))])
+        for values in (answers.ranks, answers.ratings)
     )
     ranks, ratings = flat
-    twice = np.tile(weights, (1, len(responses.arms)))
+    twice = np.tile(weights, (1, len(answers.arms)))
     values_of = {
         "which map is best: Fleiss’ kappa": agreement.fleiss_kappa(best, weights),
         "which map is best: Krippendorff’s alpha": agreement.krippendorff_alpha(best, "nominal", weights),
         "ranks: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ranks, "ordinal", twice),
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
-        "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(responses)),
+        "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
     rows = [[Cell(name), table.plain(_to_share(values))] for name, values in values_of.items()]
     caption = (
@@ -170,29 +170,29 @@ def _agreement(responses: Responses) -> Table:
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
-def _mean_overlap(responses: Responses) -> Floats:
+def _mean_overlap(answers: Responses) -> Floats:
     """Return the mean IoU (F,) of every two readers that marked the image; NaN if there is none."""
-    flat = responses.marks.reshape(*responses.marks.shape[:2], -1) != 0
+    flat = answers.marks.reshape(*answers.marks.shape[:2], -1) != 0
     values = []
-    for i in range(len(responses.readers)):
+    for i in range(len(answers.readers)):
         for j in range(i):
             either = (flat[:, i] | flat[:, j]).sum(axis=1)
-            both = responses.marked[:, i] & responses.marked[:, j] & (either > 0)
+            both = answers.marked[:, i] & answers.marked[:, j] & (either > 0)
             values.append(np.where(both, (flat[:, i] & flat[:, j]).sum(axis=1) / np.maximum(either, 1), np.nan))
-    return _nanmean(np.array(values)) if values else np.full(len(responses.samples), np.nan)
+    return _nanmean(np.array(values)) if values else np.full(len(answers.samples), np.nan)
 
 
-def _regions(responses: Responses, runs: list[load.Run]) -> Table:
+def _regions(answers: Responses, runs: list[load.Run]) -> Table:
     """Compare readers and runs by the same measures on the same images."""
-    by_reader = reader_scores(responses)
+    by_reader = reader_scores(answers)
     mean = {name: _nanmean(values.T) for name, values in by_reader.items()}
-    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, responses)]]
-    for k, _ in enumerate(responses.readers):
+    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, answers)]]
+    for k, _ in enumerate(answers.readers):
         rows.append(
-            [Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in by_reader.items()}, None, responses)]
+            [Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in by_reader.items()}, None, answers)]
         )
-    for label, scores in model_scores(responses, runs):
-        rows.append([Cell(label), *_row(scores, mean, responses)])
+    for label, scores in model_scores(answers, runs):
+        rows.append([Cell(label), *_row(scores, mean, answers)])
     caption = (
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
         "brackets 95 % intervals; after a run, its difference from all readers (paired, image by image)."
@@ -200,13 +200,13 @@ def _regions(responses: Responses, runs: list[load.Run]) -> Table:
     return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "images"], rows, caption=caption)
 
 
-def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, responses: Responses) -> list[Cell]:
+def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, answers: Responses) -> list[Cell]:
     cells = []
     for name in SCORED:
-        values = scores.get(name, np.full(len(responses.samples), np.nan))
-        cell = table.plain(_mean(values, responses.groups))
+        values = scores.get(name, np.full(len(answers.samples), np.nan))
+        cell = table.plain(_mean(values, answers.groups))
         if human is not None and np.isfinite(values).any():
-            gap = paired(human[name], values, responses.groups, resamples=RESAMPLES)
+            gap = paired(human[name], values, answers.groups, resamples=RESAMPLES)
             difference = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
             cell = Cell(cell.text, cell.small, f"{difference.text} {difference.small}", cell.value)
         cells.append(cell)
@@ -214,26 +214,26 @@ def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, respo
     return [*cells, table.whole(counted)]
 
 
-def reader_scores(responses: Responses) -> dict[str, Floats]:
+def reader_scores(answers: Responses) -> dict[str, Floats]:
     """Return {measure: (F, R)} of the readers' regions against the masks; NaN if not marked."""
     import torch
 
     from trustcxr.explain import measures
     from trustcxr.registry import MEASURES
 
-    masks, scores = torch.from_numpy(responses.masks), {}
+    masks, scores = torch.from_numpy(answers.masks), {}
     for name in SCORED:
         columns = [
             measures.measure_function(MEASURES[name])(
-                torch.from_numpy(responses.marks[:, r].astype(np.float32)), masks
+                torch.from_numpy(answers.marks[:, r].astype(np.float32)), masks
             ).numpy()
-            for r in range(len(responses.readers))
+            for r in range(len(answers.readers))
         ]
-        scores[name] = np.where(responses.marked, np.stack(columns, axis=1), np.nan)
+        scores[name] = np.where(answers.marked, np.stack(columns, axis=1), np.nan)
     return scores
 
 
-def model_scores(responses: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
+def model_scores(answers: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
     """Yield ("run:method", {measure: (F,)}) for every run and method that the study measured."""
     for run in runs:
         table = run.saliency
@@ -241,7 +241,7 @@ def model_scores(responses: Responses, runs: list[load.Run]) -> Iterator[tuple[s
             continue
         clean = table[(table["condition"] == CLEAN) & table["measure"].isin(SCORED)]
         for method, rows in clean.groupby("method", sort=False):
-            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(responses.samples)
+            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(answers.samples)
             if len(wide.columns) and wide.notna().any(axis=None):
                 yield f"{run.name}:{method}", {str(name): wide[name].to_numpy(dtype=float) for name in wide}
 

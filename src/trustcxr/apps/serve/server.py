@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -54,11 +55,10 @@ def serve(
 
     Raises UserError if a run cannot be loaded or the address is not available.
     """
-    try:
-        from trustcxr.apps.serve import app, dicom_node, middleware
-        from trustcxr.apps.serve.pool import Pool
-    except ImportError as problem:
-        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
+    check_installed()
+    from trustcxr.apps.serve import app, dicom_node, middleware
+    from trustcxr.apps.serve.pool import Pool
+
     for folder in runs:
         layout.check_run(folder)
     local = middleware.is_loopback(host)
@@ -89,19 +89,17 @@ def run(api: object, listener: socket.socket) -> None:
 def check_installed() -> None:
     """Raise UserError if fastapi or uvicorn is not installed."""
     try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("fastapi", "prometheus_client", "uvicorn"):
+            import_module(name)
     except ImportError as problem:
-        raise UserError(f"a page needs {problem.name}: {INSTALL}") from None
+        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
 
 
 def _server(api: Any) -> "uvicorn.Server":
     import uvicorn
 
-    config = uvicorn.Config(
-        api, access_log=False, log_level="error", server_header=False, timeout_keep_alive=10, lifespan="on"
-    )
-    return uvicorn.Server(config)
+    options: Any = {"access_log": False, "log_level": "error", "server_header": False, "lifespan": "on"}
+    return uvicorn.Server(uvicorn.Config(api, timeout_keep_alive=10, **options))
 
 
 async def _serve_pool(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, address: Address) -> None:
