@@ -19,11 +19,11 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 pytest.importorskip("pynetdicom")
 pytest.importorskip("prometheus_client")
-from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pynetdicom import AE, evt  # noqa: E402
 
 import small_runs  # noqa: E402
+from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from trustcxr.apps.dicom import writer  # noqa: E402
 from trustcxr.apps.serve import dicom_node  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402

@@ -360,7 +360,8 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         }  # fmt: skip
         assert ask("/api/v1/state", other).json()["done"] == []
         for path, body in (
-            ("/api/v1/images/0/responses", {"map": 0, "rank": 4}), ("/api/v1/images/0/responses", {"map": 0, "rating": 6}),
+            ("/api/v1/images/0/responses", {"map": 0, "rank": 4}),
+            ("/api/v1/images/0/responses", {"map": 0, "rating": 6}),
             ("/api/v1/images/1/mark", {"regions": [{"kind": "box", "points": [[0, 0]]}]}),
             ("/api/v1/images/1/mark", {"regions": [], "more": 1}),
         ):  # fmt: skip

@@ -326,8 +326,8 @@ def load_dataset(
     if strange:
         raise UserError(
             f"{manifest.where}: classes {', '.join(manifest.classes)} do not match the expected "
-            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; {suggest_nearest(strange[0], classes or ())}"
-            f"map the labels, as by --label '{strange[0]}=CLASS'"
+            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; "
+            f"{suggest_nearest(strange[0], classes or ())}map the labels, as by --label '{strange[0]}=CLASS'"
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)
