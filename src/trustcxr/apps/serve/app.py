@@ -172,7 +172,7 @@ def _add_info_routes(app: FastAPI, api: ImageApi) -> None:
 
     @app.get("/api/v1/runs", operation_id="runs", dependencies=secured, responses=_error_responses(401, 403, 421))
     async def runs() -> api_models.Served:
-        """The runs of this server, and its limits."""
+        """Return the runs and limits of this server."""
         served = [
             api_models.ServedRun(name=r.name, classes=list(r.classes), size=r.size, calibrated=r.calibrated)
             for r in api.pool.runs
@@ -182,7 +182,7 @@ def _add_info_routes(app: FastAPI, api: ImageApi) -> None:
 
     @app.get("/healthz", operation_id="health", responses=_error_responses(403, 421))
     async def health() -> api_models.Health:
-        """State of the server."""
+        """Return the state of the server."""
         alive = api.pool.alive
         return api_models.Health(status="ok" if alive else "starting", workers=alive)
 
@@ -194,7 +194,7 @@ def _add_info_routes(app: FastAPI, api: ImageApi) -> None:
         responses=_error_responses(401, 403, 421) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
-        """Metrics for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(api.metrics(), media_type="text/plain; version=0.0.4")
 
 
