@@ -84,8 +84,8 @@ class Here:
     restarts = 0
 
     def __init__(self, folders: list[Path]) -> None:
-        self.served = worker._loaded(folders)
-        self.runs = [worker._known(ready) for ready in self.served]
+        self.served = worker._load_models(folders)
+        self.runs = [worker._describe_model(ready) for ready in self.served]
         self.alive, self.asked, self.hold = 1, 0, False
 
     async def ask(self, asked: worker.WorkItem) -> worker.Reply:

@@ -256,7 +256,7 @@ def test_without_a_command_the_help_is_shown_and_one_line_says_why(words: tuple[
     assert done.stderr.startswith("trustcxr: no command is given: say which; see ")
     assert done.stderr.endswith(f"{' '.join(('', *words, '--help'))}\n")
     assert done.stderr.count("\n") == 1
-    assert "Commands" in done.stdout
+    assert "COMMAND [ARGS]" in done.stdout
 
 
 def test_wrong_input_is_one_line_and_code_2(trained: Path, images: Path, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said:
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for option, place, why in (
-        ("--clean", "out.txt", "a manifest is written as .csv or .parquet"),
+        ("--clean", "out.txt", "Give a name that ends in .csv or .parquet"),
         ("--html", "file/x.html", "a file is where a folder should be"),
         ("--html", "", "is a directory"),
         ("--clean", "file/x/y.csv", "a file is where a folder should be"),

@@ -12,11 +12,11 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
-from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from PIL import Image  # noqa: E402
 from pydicom.uid import generate_uid  # noqa: E402
 
 import small_runs  # noqa: E402
+from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints, picture_of  # noqa: E402
 from trustcxr.apps.dicom import studies_on_disk, writer  # noqa: E402
 from trustcxr.data import read_manifest  # noqa: E402
 from trustcxr.data.checks.check import check_data  # noqa: E402

@@ -93,7 +93,7 @@ def node(
 ) -> Iterator[Node]:
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
     place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
-    with dicom_node.listening(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
+    with dicom_node.running_node(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
         yield found
 
 
@@ -114,7 +114,7 @@ def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: s
 def real_answer(image: Path) -> Reply:
     heatmap = answered(image)
     with writer.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, writer.packed(writer.make_objects(image, heatmap, picture)))
+        return Reply(200, writer.pack_objects(writer.make_objects(image, heatmap, picture)))
 
 
 def test_a_image_is_answered_with_both_objects(
@@ -182,7 +182,7 @@ def test_a_peer_that_is_not_there_is_told_in_a_line(
 ) -> None:
     image = chest(tmp_path / "x.dcm")
     reply = real_answer(image)
-    monkeypatch.setattr(dicom_node, "_AGAIN_AFTER", (0.01,))
+    monkeypatch.setattr(dicom_node, "_RETRY_AFTER", (0.01,))
     gone = Archive(free_port(), [])
     with node(gone, monkeypatch, lambda data: reply) as found:
         assert send(found, image) == 0
@@ -231,12 +231,12 @@ def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = writer.unpacked(reply.body)
+    _, report = writer.unpack_objects(reply.body)
     with node(archive, monkeypatch, lambda data: reply) as found:
         assert send(found, report) == 0
         until(lambda: found.refused == 1)
         assert not found._worker.images
-    assert "an image was not answered: a report, and no image" in capfd.readouterr().err
+    assert "an image was not answered: it is a report, not an image" in capfd.readouterr().err
 
 
 def test_images_that_wait_when_it_ends_are_told(
@@ -251,7 +251,7 @@ def test_images_that_wait_when_it_ends_are_told(
     with node(archive, monkeypatch, slowly) as found:
         for _ in range(3):
             assert send(found, image) == 0
-    assert "DICOM: 3 image(s) that were stored here were not answered" in capfd.readouterr().err
+    assert "DICOM: 3 image(s) were received but not answered" in capfd.readouterr().err
 
 
 def test_what_is_typed_is_checked() -> None:
@@ -329,7 +329,7 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
         web = dicomweb.DICOMwebClient(f"{archive.web}/dicom-web")
         web.store_instances([source])
         (stored,) = archive.ask("/instances")
-        with dicom_node.listening(run, place, Limits(workers=1)) as found:
+        with dicom_node.running_node(run, place, Limits(workers=1)) as found:
             archive.ask("/modalities/trustcxr/store", json.dumps([stored]).encode())
             until(lambda: found.answered + found.refused + found.lost, 120)
             assert (found.answered, found.refused, found.lost) == (1, 0, 0)

@@ -107,9 +107,10 @@ def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
 
 
 def test_what_is_no_format_or_width_is_refused_in_a_line(study: Path, tmp_path: Path) -> None:
-    assert "valid: pdf, svg, png" in complaint("figures", study, "--format", "jpg")
-    assert "did you mean single?" in complaint("figures", study, "--width", "singel")
-    assert "study.json" in complaint("figures", tmp_path)
+    assert "valid: pdf, svg, png" in complaint("report", study, "--figures", tmp_path, "--format", "jpg")
+    assert "did you mean single?" in complaint("report", study, "--figures", tmp_path, "--width", "singel")
+    assert "--width needs --figures" in complaint("report", study, "--width", "single")
+    assert "study.json" in complaint("report", tmp_path, "--figures", tmp_path)
 
 
 @pytest.mark.sample("single-89")
@@ -118,7 +119,7 @@ def test_what_is_no_format_or_width_is_refused_in_a_line(study: Path, tmp_path: 
 def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
     study: Path, tmp_path: Path, width: str, millimetres: int
 ) -> None:
-    said = run("figures", study, "--format", "svg", "--width", width, "--out", tmp_path).stdout.split("\n")
+    said = run("report", study, "--figures", tmp_path, "--format", "svg", "--width", width).stdout.split("\n")
     drawn = {Path(line).stem: Path(line) for line in said if line.endswith(".svg")}
     assert {"accuracy", "epsilon-ResNet18", "localisation", "heatmaps"} <= set(drawn)
     assert any(name.startswith("training-") for name in drawn)
@@ -137,7 +138,7 @@ def test_figures_are_vector_as_wide_as_asked_and_can_be_read(
 @pytest.mark.slow
 def test_a_pdf_holds_its_letters_and_is_the_same_each_time(study: Path, tmp_path: Path) -> None:
     for place in ("one", "two"):
-        assert "accuracy.pdf" in run("figures", study, "--out", tmp_path / place).stdout
+        assert "accuracy.pdf" in run("report", study, "--figures", tmp_path / place).stdout
     first = (tmp_path / "one" / "accuracy.pdf").read_bytes()
     assert first == (tmp_path / "two" / "accuracy.pdf").read_bytes()
     box = re.search(rb"/MediaBox \[\s*0 0 ([\d.]+) ([\d.]+)\s*\]", first)

@@ -47,17 +47,19 @@ def checkpoint(run_folder: Path, *, finished: bool, days: float) -> Path:
 
 def test_old_stores_are_listed_and_removed_only_when_asked(cache: Path) -> None:
     old, young = store(cache, "a" * 40), store(cache, "b" * 40, days=3)
-    listed = json.loads(run("prune", "--json").stdout)
+    listed = json.loads(run("cache", "prune", "--json").stdout)
     assert {one["path"]: one["why"] for one in listed["found"]} == {str(old): "", str(young): "used within 30 days"}
     assert listed["found"][0]["what"] == "4 images of 32 pixels"
     assert listed["removable"] == pytest.approx(4096, abs=600)
     assert old.is_dir()
-    shown = run("prune")
+    assert json.loads(run("cache", "list", "--json").stdout)["found"] == listed["found"]
+    assert "2 entries" in run("cache", "list").stdout
+    shown = run("cache", "prune")
     assert "--remove removes them" in shown.stdout
     assert old.is_dir(), "listing removes nothing"
-    assert json.loads(run("prune", "--remove", "--json").stdout)["freed"] == listed["removable"]
+    assert json.loads(run("cache", "prune", "--remove", "--json").stdout)["freed"] == listed["removable"]
     assert (old.exists(), young.exists()) == (False, True)
-    run("prune", "--remove", "--older-than", 1)
+    run("cache", "prune", "--remove", "--older-than", 1)
     assert not young.exists()
 
 
@@ -104,11 +106,11 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     finished = checkpoint(study / "runs" / "a", finished=True, days=0)
     recent = checkpoint(study / "runs" / "b", finished=False, days=2)
     forgotten = checkpoint(study / "runs" / "c" / "validated", finished=False, days=90)
-    assert "old" in run("prune", study).stdout
+    assert "old" in run("cache", "prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
     with locks.folder_lock(study / "runs" / "c"):
         held = {one.path: one.held for one in cache_prune.prune([study]).found}
         assert f"process {os.getpid()}" in held[str(forgotten)]
     cache_prune.prune([study], remove=True)
     assert [path.exists() for path in (finished, recent, forgotten)] == [False, True, False]
-    assert "no such folder" in complaint("prune", tmp_path / "gone")
+    assert "no such folder" in complaint("cache", "prune", tmp_path / "gone")

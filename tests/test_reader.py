@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def shown(finished: Path) -> list[Image]:
     """Four images with the maps of three arms."""
-    return prepare.draw_images(prepare.arms(finished, ARMS), data=None, count=4, seed=1)
+    return prepare.draw_images(prepare.parse_arms(finished, ARMS), data=None, count=4, seed=1)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def store(shown: list[Image], tmp_path: Path) -> Store:
     arms = [f"{name}:gradcam" for name in ARMS]
     made = Store.create(tmp_path / "reader.sqlite", arms=arms, images=shown)
     for name in ("R1", "R2"):
-        made.add(name)
+        made.add_reader(name)
     return made
 
 
@@ -76,7 +76,7 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
 
 
 def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
-    arms = prepare.arms(finished, ARMS[:2])
+    arms = prepare.parse_arms(finished, ARMS[:2])
     shown = prepare.draw_images(arms, data=None, count=3, seed=0)
     assert [f.sample for f in shown] == [f.sample for f in prepare.draw_images(arms, data=None, count=3, seed=0)]
     assert len({f.sample for f in shown}) == 3
@@ -107,7 +107,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(radiograph.mask))), dataset.masks("infection")[row])
         for arm, drawn in zip(arms, radiograph.maps, strict=True):
             panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
-            assert drawn == prepare._over(panel["image"][0], panel["saliency"][0])
+            assert drawn == prepare._draw_overlay(panel["image"][0], panel["saliency"][0])
     assert (
         len({png for radiograph in shown for png in radiograph.maps}) > 2
     )  # a network that was never trained may see nothing
@@ -131,34 +131,34 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        prepare.draw_images(prepare.arms(finished, arms), data=None, count=count, seed=0)
+        prepare.draw_images(prepare.parse_arms(finished, arms), data=None, count=count, seed=0)
 
 
 @pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--images", 7), ("--reader", "R1"), ("--seed", 1)])
 def test_results_are_of_the_reading_that_is_there(finished: Path, typed: tuple[object, ...]) -> None:
-    assert f"{typed[0]} is of a reading" in complaint("reader", finished, "--results", *typed)
+    assert f"{typed[0]} and --results" in complaint("reader-study", finished, "--results", *typed)
 
 
 def test_a_study_that_is_there_goes_on_and_shows_nothing_else(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = reader_study.place(finished)
+    place = reader_study.database_path(finished)
     try:
-        first = reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
-        first.add("R1")
-        again = reader_study.open_or_make(finished, reader_study.ReaderOptions())
+        first = reader_study.open_or_create(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
+        first.add_reader("R1")
+        again = reader_study.open_or_create(finished, reader_study.ReaderOptions())
         assert [r.token for r in again.readers()] == [r.token for r in first.readers()]
         assert place.stat().st_mode & 0o077 == 0  # the key is its owner's
         for asked in (reader_study.ReaderOptions(arms=ARMS[:2]), reader_study.ReaderOptions(images=3)):
             with pytest.raises(UserError, match="move that folder away"):
-                reader_study.open_or_make(finished, asked)
+                reader_study.open_or_create(finished, asked)
         with pytest.raises(UserError, match="drawn by seed 0; move that folder away"):
-            reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=99))
-        reader_study.open_or_make(finished, reader_study.ReaderOptions(seed=0, data=tmp_path / "nowhere"))
-        assert capsys.readouterr().err.count("--data is not looked at") == 1
+            reader_study.open_or_create(finished, reader_study.ReaderOptions(seed=99))
+        reader_study.open_or_create(finished, reader_study.ReaderOptions(seed=0, data=tmp_path / "nowhere"))
+        assert capsys.readouterr().err.count("--data is ignored") == 1
         place.write_bytes(b"nonsense" * 100)
         with pytest.raises(UserError, match="not the file of a reader study"):
-            reader_study.open_or_make(finished, reader_study.ReaderOptions())
+            reader_study.open_or_create(finished, reader_study.ReaderOptions())
     finally:
         place.unlink()
 
@@ -177,17 +177,17 @@ def test_other_images_and_images_without_lesion_masks_are_not_read(
     with pytest.raises(UserError, match="was not tested on these images; give the data of the study"):
         prepare.draw_images(arms, data=other, count=2, seed=0)
     monkeypatch.setattr(Dataset, "mask_kinds", property(lambda _: ("lung",)))
-    with pytest.raises(UserError, match="no infection masks here"):
+    with pytest.raises(UserError, match="no infection masks"):
         prepare.draw_images(arms, data=data, count=2, seed=0)
 
 
 def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     pytest.importorskip("fastapi")
-    whole = f"say who: trustcxr reader {finished} --reader NAME"
+    whole = f"Name them: trustcxr reader-study {finished} --reader NAME"
     for names, why in (((), whole), (("R\n1" * 40,), "1 to 60 printable")):
         with pytest.raises(UserError, match=why):
             reader_study.serve(finished, reader_study.ReaderOptions(arms=ARMS), names, host="127.0.0.1", port=0)
-    assert not reader_study.place(finished).exists()
+    assert not reader_study.database_path(finished).exists()
 
 
 def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Image], tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Stor
     reader = store.readers()[0]
     store.save_mark(reader, 0, Mark(regions=[]))
     store.save_judgement(reader, 0, 0, Judgement(1, 5))
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         Store.create(store.path, arms=ARMS, images=shown)
     assert Store(store.path).readers() == store.readers()
     assert Store(store.path).judgements(reader, 0)[0] == Judgement(1, 5)
@@ -208,10 +208,10 @@ def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Stor
 
 
 def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path) -> None:
-    place = reader_study.place(finished)
+    place = reader_study.database_path(finished)
     place.parent.mkdir(exist_ok=True)
     with FileLock(place.parent / LOCK_FILE), pytest.raises(UserError, match="in use by another process; wait for it"):
-        reader_study.open_or_make(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
+        reader_study.open_or_create(finished, reader_study.ReaderOptions(arms=ARMS, images=2))
     assert not place.exists()
 
 
@@ -291,8 +291,8 @@ def test_a_region_has_the_pixels_whose_middles_lie_in_it(side: int) -> None:
     quarter = np.zeros((side, side), np.uint8)
     quarter[side // 4 : side // 2, side // 4 : side // 2] = 1
     for mark in (outline, box(0.25, 0.25, 0.5, 0.5)):
-        assert np.array_equal(annotations.pixels(mark, side, side), quarter)
-    left, right = (annotations.pixels(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
+        assert np.array_equal(annotations.draw_mask(mark, side, side), quarter)
+    left, right = (annotations.draw_mask(box(x, 0, x + 0.37, 1), side, side) for x in (0, 0.37))
     assert not (left & right).any(), "what touches shares no pixel"
 
 
@@ -304,21 +304,21 @@ def test_an_outline_has_the_pixels_that_matplotlib_says_lie_in_it() -> None:
         points = 0.5 + draw.uniform(0.1, 0.5, (12, 1)) * np.stack([np.cos(turn), np.sin(turn)], axis=1)
         mark = Mark.model_validate({"regions": [{"kind": "outline", "points": points.tolist()}]})
         inside = Path2D(points).contains_points(middles).reshape(30, 40)
-        assert np.array_equal(annotations.pixels(mark, 30, 40), inside)
+        assert np.array_equal(annotations.draw_mask(mark, 30, 40), inside)
 
 
 @pytest.mark.parametrize("kind", ["box", "outline"])
 def test_a_region_smaller_than_a_pixel_is_a_pixel(kind: str) -> None:
     points = [[0.99, 0.31], [1, 0.32]] if kind == "box" else [[0.99, 0.31], [1, 0.32], [0.99, 0.32]]
     mark = Mark.model_validate({"regions": [{"kind": kind, "points": points}]})
-    assert np.argwhere(annotations.pixels(mark, 10, 10)).tolist() == [[3, 9]]
+    assert np.argwhere(annotations.draw_mask(mark, 10, 10)).tolist() == [[3, 9]]
 
 
 def test_regions_become_pixels() -> None:
-    assert annotations.pixels(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
+    assert annotations.draw_mask(box(0.75, 0.25, 0.25, 0.5), 9, 9).sum() == 2 * 5
     outline = {"kind": "outline", "points": [[0, 0], [1, 0], [1, 1], [0, 1]]}
-    assert annotations.pixels(Mark.model_validate({"regions": [outline]}), 6, 8).all()
-    assert not annotations.pixels(Mark(regions=[]), 6, 8).any()
+    assert annotations.draw_mask(Mark.model_validate({"regions": [outline]}), 6, 8).all()
+    assert not annotations.draw_mask(Mark(regions=[]), 6, 8).any()
     for bad in ([[0, 0]], [[0, 0], [1, 2]], [[0, 0], [1, 1], [0, 1]], [[0, 0], [float("nan"), 1]]):
         with pytest.raises(ValueError, match="regions"):
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
@@ -344,15 +344,15 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         assert api.get("/api/v1/state", headers={"Authorization": "Bearer x"}).json()["error"]["code"] == "no-token"
         assert ask("/api/v1/state").json()["next"] == 0
         assert ask("/api/v1/images/0/maps/0.png").status_code == 409
-        assert ask("/api/v1/images/0/said", json={"place": 0, "rank": 1}).status_code == 409
+        assert ask("/api/v1/images/0/responses", json={"map": 0, "rank": 1}).status_code == 409
         mark = {"regions": [{"kind": "box", "points": [[0.1, 0.2], [0.4, 0.5]]}]}
         assert ask("/api/v1/images/0/mark", json=mark).json()["mark"] == mark
         assert ask("/api/v1/images/0/mark", json={"regions": []}).status_code == 409
         radiograph = store.order(one)[0]
         for place, arm in enumerate(store.slots(one, radiograph)):
             assert ask(f"/api/v1/images/0/maps/{place}.png").content == store.map(radiograph, arm)
-            found = ask("/api/v1/images/0/said", json={"place": place, "rank": place + 1, "rating": 5})
-            assert found.json()["said"][place] == {"place": place, "rank": place + 1, "rating": 5}
+            found = ask("/api/v1/images/0/responses", json={"map": place, "rank": place + 1, "rating": 5})
+            assert found.json()["responses"][place] == {"map": place, "rank": place + 1, "rating": 5}
         ranks = [store.judgements(one, radiograph)[arm].rank for arm in store.slots(one, radiograph)]
         assert ranks == [1, 2, 3]
         assert ask("/api/v1/state").json() | {"reader": ""} == {
@@ -360,7 +360,8 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         }  # fmt: skip
         assert ask("/api/v1/state", other).json()["done"] == []
         for path, body in (
-            ("/api/v1/images/0/said", {"place": 0, "rank": 4}), ("/api/v1/images/0/said", {"place": 0, "rating": 6}),
+            ("/api/v1/images/0/responses", {"map": 0, "rank": 4}),
+            ("/api/v1/images/0/responses", {"map": 0, "rating": 6}),
             ("/api/v1/images/1/mark", {"regions": [{"kind": "box", "points": [[0, 0]]}]}),
             ("/api/v1/images/1/mark", {"regions": [], "more": 1}),
         ):  # fmt: skip
@@ -383,13 +384,15 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     store: Store, finished: Path, tmp_path: Path
 ) -> None:
     one, other = store.readers()
-    with pytest.raises(UserError, match="nothing to count"):
-        reader_results.write(reader_results.gather(store), [], tmp_path)
+    with pytest.raises(UserError, match="Wait for the readers"):
+        reader_results.write_tables(reader_results.gather(store), [], tmp_path)
     read_all(store, one, [1, 2, 3], box(0.2, 0.4, 0.45, 0.8))
     read_all(store, other, [1, 3, 2], box(0.2, 0.4, 0.45, 0.8))
     runs = load.load_report(finished).runs
     _with_saliency(runs[0], store)
-    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), runs)}
+    found = {
+        table.title.split(": ")[1]: table for table in reader_results.make_tables(reader_results.gather(store), runs)
+    }
     best, *rest = found["preference"].rows
     assert best[0].text == f"{ARMS[0]}:gradcam"
     assert best[1].value > 0.9
@@ -406,13 +409,13 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert people[1].value == pytest.approx(scores["infection_energy"].mean())
     assert first[1].value == pytest.approx(people[1].value)
     masks = reader_results.gather(store).masks
-    region = annotations.pixels(box(0.2, 0.4, 0.45, 0.8), 48, 48)
+    region = annotations.draw_mask(box(0.2, 0.4, 0.45, 0.8), 48, 48)
     own = [(region & mask).sum() / (region | mask).sum() for mask in masks]
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"
     assert model[1].value == pytest.approx(0.25)
     assert "to" in model[1].beside
-    written = reader_results.write(reader_results.gather(store), runs, tmp_path / "out")
+    written = reader_results.write_tables(reader_results.gather(store), runs, tmp_path / "out")
     assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
     page = written[0].read_text(encoding="utf-8")
     assert "the human benchmark" in page
@@ -424,7 +427,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
 def test_maps_that_share_the_first_place_are_not_the_one_that_is_named_first(store: Store) -> None:
     for reader, ranks in zip(store.readers(), ([1, 1, 2], [1, 2, 3]), strict=True):
         read_all(store, reader, ranks)
-    agreed = {row[0].text: row[1].value for row in reader_results.tables(reader_results.gather(store), [])[2].rows}
+    agreed = {row[0].text: row[1].value for row in reader_results.make_tables(reader_results.gather(store), [])[2].rows}
     assert agreed["which map is best: Fleiss’ kappa"] == pytest.approx(-1)
 
 
@@ -452,14 +455,16 @@ def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], images=radiographs)
     skills, truth = {"R1": 0.8, "R2": 0.5, "R3": 0.65}, 1 / (1 + np.exp(-1.0))
     for name, skill in skills.items():
-        reader = store.add(name)
+        reader = store.add_reader(name)
         for radiograph in range(len(radiographs)):
             width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
             store.save_mark(reader, radiograph, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
             better = draw.random() < truth
             store.save_judgement(reader, radiograph, 0, Judgement(1 if better else 2, 4 if better else 2))
             store.save_judgement(reader, radiograph, 1, Judgement(2 if better else 1, 2 if better else 4))
-    found = {table.title.split(": ")[1]: table for table in reader_results.tables(reader_results.gather(store), [])}
+    found = {
+        table.title.split(": ")[1]: table for table in reader_results.make_tables(reader_results.gather(store), [])
+    }
     robust = found["preference"].rows[0]
     assert robust[1].value == pytest.approx(truth, abs=0.06)
     low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
@@ -579,14 +584,14 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         judge(page, (2, 1, 3))
         page.locator("#next:not([disabled])").wait_for()
         ranks = page.get_by_role("group", name="Map A: rank")
-        page.route("**/said", lambda sent: sent.abort())
+        page.route("**/responses", lambda sent: sent.abort())
         ranks.get_by_label("3", exact=True).check()
         page.get_by_role("button", name="Next image").click()
         page.locator("#problem", has_text="Map A: rank was not saved").wait_for()
         assert ranks.get_by_label("2", exact=True).is_checked()
         assert page.locator("h1").inner_text() == "Image 1 of 4"
         assert first() == Judgement(2, 4)
-        page.unroute("**/said")
+        page.unroute("**/responses")
         page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
         page.locator("#status", has_text="Saved.").wait_for()
         assert problem.inner_text().startswith("Map A: rank was not saved, and stands as before")
@@ -594,7 +599,7 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         problem.wait_for(state="hidden")
         assert first() == Judgement(3, 4)
         page.evaluate("document.getElementById('status').textContent = ''")
-        page.route("**/said", lambda sent: (sent.fetch(), sent.abort()))  # saved, and the answer is lost
+        page.route("**/responses", lambda sent: (sent.fetch(), sent.abort()))  # saved, and the answer is lost
         ranks.get_by_label("1", exact=True).check()
         page.locator("#status", has_text="Saved.").wait_for()
         assert ranks.get_by_label("1", exact=True).is_checked()

@@ -44,7 +44,7 @@ def choose(page: Any, data: bytes, *, slot: int = 0, name: str = "JANE-DOE.png",
 
 
 def wait(page: Any, panels: int) -> None:
-    shown = page.locator(".found:not([hidden]), .panel .problem:not([hidden])")
+    shown = page.locator(".answers:not([hidden]), .panel .problem:not([hidden])")
     shown.nth(panels - 1).wait_for(timeout=120_000)
     assert shown.count() == panels
 
@@ -86,9 +86,9 @@ def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -
         assert map_.get_attribute("src") != before
         panel.locator(".control").select_option(index=1)
         assert panel.locator(".other").get_attribute("src") != control
-        assert "does not know the answer" in panel.locator(".of-control").inner_text()
+        assert "does not depend on the answer" in panel.locator(".of-control").inner_text()
         assert "two maps" in panel.locator(".likeness").inner_text()
-        assert all(page.evaluate("[...document.querySelectorAll('.found img')].map(i => i.naturalWidth > 0)"))
+        assert all(page.evaluate("[...document.querySelectorAll('.answers img')].map(i => i.naturalWidth > 0)"))
 
 
 @pytest.mark.full
@@ -101,7 +101,7 @@ def test_dicom_and_png_are_dropped_side_by_side_and_cleared(url: str, browser: A
         page.evaluate(DROP, [1, "image.png", list(served.image(2))])
         wait(page, 4)
         titles = page.locator(".panel h2").all_inner_texts()
-        assert [title[:6] for title in titles] == ["Image 1", "Image 1", "Image 2", "Image 2"]
+        assert [title[:7] for title in titles] == ["Image 1", "Image 1", "Image 2", "Image 2"]
         assert len({title.partition(", ")[2] for title in titles}) == 2  # two runs
         assert "IDENTIFIER" not in page.content()
         page.locator("#clear").click()

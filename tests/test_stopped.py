@@ -26,7 +26,7 @@ def wait(_):
     while True:
         time.sleep(0.01)
 
-cli.run_commands.is_set = wait
+cli.run_commands.is_external = wait
 sys.argv = ["trustcxr", "evaluate", "run", "--data", "images"]
 cli.main()
 """
@@ -45,7 +45,7 @@ cli.main()
         ("report", "nothing was overwritten"),
         ("data", "files are written whole or not at all"),
         ("serve", "nothing of any image was kept"),
-        ("reader", "what the readers saved is kept"),
+        ("reader-study", "what the readers saved is kept"),
     ],
 )
 @pytest.mark.parametrize("typer_keeps_it", [True, False])
@@ -69,7 +69,7 @@ def test_what_was_stopped_says_what_is_kept(
 
 
 def test_a_download_that_is_stopped_goes_on() -> None:
-    assert signals.restart_command(["data", "download", "covidqu"]).startswith(GOES_ON)
+    assert signals.describe_restart(["data", "download", "covidqu"]).startswith(GOES_ON)
 
 
 def started(*words: str) -> subprocess.Popen[str]:
@@ -93,7 +93,7 @@ def test_a_command_that_is_sent_a_signal_says_one_line(number: signal.Signals) -
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert said == f"trustcxr: stopped; {signals.restart_command(['evaluate'])}\n"
+    assert said == f"trustcxr: stopped; {signals.describe_restart(['evaluate'])}\n"
     assert process.returncode == 130
 
 
@@ -126,7 +126,7 @@ def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, 
 
 def test_the_second_of_two_signals_disturbs_no_end() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with signals.heeded(["evaluate"]):
+    with signals.stop_on_sigterm(["evaluate"]):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -135,25 +135,25 @@ def test_the_second_of_two_signals_disturbs_no_end() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["serve", "run"], ["reader", "study"], ["study", "quick", "--engine", "slurm"]],
+    [["serve", "run"], ["reader-study", "study"], ["study", "quick", "--engine", "slurm"]],
     ids=lambda words: words[0],
 )
 def test_servers_and_jobs_of_a_cluster_are_left_to_their_own_way(words: list[str]) -> None:
-    with signals.heeded(words):
+    with signals.stop_on_sigterm(words):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with signals.heeded(["evaluate"]):
+        with signals.stop_on_sigterm(["evaluate"]):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen: list[object] = []
 
     def within() -> None:
-        with signals.heeded(["evaluate"]):
+        with signals.stop_on_sigterm(["evaluate"]):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=within)
@@ -164,7 +164,7 @@ def test_a_signal_that_is_refused_or_taken_stays_so_and_a_thread_takes_none() ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_was_forked_ends_by_the_signal_as_ever() -> None:
-    with signals.heeded(["evaluate"]):
+    with signals.stop_on_sigterm(["evaluate"]):
         child = os.fork()
         if child == 0:
             signal.raise_signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ import yaml
 from test_cli import run as command
 from trustcxr import cli, registry, report
 from trustcxr.data.phantom import write_files
-from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, out_of_memory
+from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, NotFiniteError, UserError, is_out_of_memory
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
@@ -358,7 +358,7 @@ def test_memory_that_is_not_there_is_one_line_whoever_asked_for_it(
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"trustcxr: {OUT_OF_MEMORY}\n"
-    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 @pytest.mark.slow

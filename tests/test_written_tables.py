@@ -148,4 +148,4 @@ def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
 
 def test_the_help_of_jobs_says_what_equal_bits_need() -> None:
     said = " ".join(word for word in run("study", "--help").stdout.split() if word != "│")
-    assert "another number gives other bits" in " ".join(said.split())
+    assert "Another number gives other bits" in said

@@ -1,6 +1,6 @@
-"""TrustCXR: can this chest X-ray classifier be trusted? Research software, not for diagnosis.
+"""Measure if a chest X-ray classifier can be trusted. Research software, not for diagnosis.
 
-The names below are loaded on first use, so that `import trustcxr` does not import torch.
+Names load on first use, so that `import trustcxr` does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`python -m trustcxr` is the command `trustcxr`."""
+"""Run the command `trustcxr` as `python -m trustcxr`."""
 
 from trustcxr.cli import main
 

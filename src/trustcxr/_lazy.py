@@ -1,4 +1,4 @@
-"""Load the names of a package on first use, so that importing the package costs nothing (PEP 562)."""
+"""Load the names of a package on first use (PEP 562), so that importing the package is fast."""
 
 import ast
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a package from the imports in its `if TYPE_CHECKING` block.
 
-    A type checker reads that block as it is; here each of its names is imported when it is first asked for.
+    A type checker reads the block; at run time each name is imported on first use.
     """
     source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
     blocks = [node for node in ast.parse(source).body if isinstance(node, ast.If)]

@@ -1,56 +1,48 @@
-"""What a person sees while work goes on. Everything here goes to stderr, so that stdout stays for results."""
+"""Print messages and progress to stderr, so that stdout stays free for results."""
 
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
+    import rich.progress
 
 Item = TypeVar("Item")
-_BAR_WIDTH = 12  # letters; in a narrow terminal it has to leave room for words
-_LINE_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
-
+_BAR_WIDTH = 12  # characters
+_LINE_EVERY = 15.0  # seconds between lines if stderr is not a terminal
 
 _listener: Callable[[str], object] | None = None
 
 
 def redirect(listener: Callable[[str], object] | None) -> Callable[[str], object] | None:
-    """Give every line to `listener` from now on, and draw no bars: for work for another; who listened before."""
+    """Send every message to `listener` and draw no bars. Returns the previous listener."""
     global _listener
-    before, _listener = _listener, listener
-    return before
+    previous, _listener = _listener, listener
+    return previous
 
 
 def log(text: str) -> None:
-    """One line on stderr, at once."""
-
+    """Print one line to stderr, without buffering."""
     if _listener is not None:
         _listener(text)
-        return
-    print(text, file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """A bar with the time left; where stderr is not a terminal, a line now and then instead.
+    """A progress bar with the time left; if stderr is not a terminal, a line every 15 seconds.
 
-    timed: False where one step may take a thousand times what another takes, so that their number says no time.
+    timed: False if the duration of a step varies so much that the time left cannot be estimated.
     """
 
     def __init__(self, description: str, total: int, *, timed: bool = True) -> None:
         self.description, self.total, self.done, self.timed = description, max(int(total), 1), 0, timed
         self._skipped, self._lock = 0, threading.Lock()
-        self._started = self._spoke = time.monotonic()
-        self._bar = None
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if console.is_terminal and _listener is None:
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(*_columns(timed=timed), console=console, transient=True)
+        self._started = self._last_line = time.monotonic()
+        self._bar = _make_bar(timed=timed)
+        if self._bar is not None:
             self._task = self._bar.add_task(description, total=self.total, note="")
 
     def __enter__(self) -> "Progress":
@@ -63,60 +55,57 @@ class Progress:
             self._bar.stop()
 
     def skip(self, steps: int) -> None:
-        """Count `steps` as done that took no time: they say nothing of the time that is left."""
+        """Count `steps` as done that took no time, so that they do not change the time left."""
         with self._lock:
             self.done, self._skipped = self.done + steps, self._skipped + steps
             if self._bar is not None:
                 self._bar.update(self._task, total=self.total - self._skipped)
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Count `steps` more as done; `note` stands behind the bar. Threads may call it at once."""
+        """Count `steps` more as done, and show `note` after the bar. Threads may call it concurrently."""
         with self._lock:
-            self._advance(steps, note)
-
-    def _advance(self, steps: int, note: str | None) -> None:
-        self.done += steps
-        if self._bar is not None:
-            self._bar.update(self._task, advance=steps)
-            if note is not None:
-                self._bar.update(self._task, note=note)
-            return
-        if _listener is not None:
-            return
-        now = time.monotonic()
-        if now - self._spoke >= _LINE_EVERY:
-            self._spoke = now
-            left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
-            time_left = f", about {duration(left)} left" if self.timed else ""
-            log(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
+            self.done += steps
+            if self._bar is not None:
+                fields: Any = {} if note is None else {"note": note}
+                self._bar.update(self._task, advance=steps, **fields)
+                return
+            now = time.monotonic()
+            if _listener is None and now - self._last_line >= _LINE_EVERY:
+                self._last_line = now
+                left = (now - self._started) / (self.done - self._skipped) * (self.total - self.done)
+                time_left = f", about {format_duration(left)} left" if self.timed else ""
+                log(f"{self.description}: {self.done}/{self.total}{time_left} {note or ''}".rstrip())
 
 
-def _columns(*, timed: bool) -> "list[ProgressColumn]":
-    """Of a bar; where the terminal is narrow its words and the bar itself are shortened, and no number is."""
+def _make_bar(*, timed: bool) -> "rich.progress.Progress | None":
+    """Return a bar of rich; None if stderr is no terminal. In a narrow terminal text is shortened, numbers are not."""
     from rich import progress
+    from rich.console import Console
     from rich.table import Column
     from rich.text import Text
 
-    class Words(progress.ProgressColumn):
-        """Words of a task on one line, with an ellipsis where they are too long; markup in them is none."""
-
-        def __init__(self, of: Callable[[progress.Task], str]) -> None:
-            self.of = of
-            super().__init__()
+    class ShortText(progress.TextColumn):
+        def __init__(self, text: str) -> None:
+            super().__init__(text, markup=False, table_column=Column())  # without no_wrap, a column can shrink
 
         def render(self, task: progress.Task) -> Text:
-            return Text(self.of(task), no_wrap=True, overflow="ellipsis")
+            text = super().render(task)
+            text.no_wrap, text.overflow = True, "ellipsis"
+            return text
 
-    kept = Column(no_wrap=True)
-    return [
-        Words(lambda task: task.description),
+    console = Console(stderr=True)
+    if _listener is not None or not console.is_terminal:
+        return None
+    columns = [
+        ShortText("{task.description}"),
         progress.BarColumn(_BAR_WIDTH),
-        progress.MofNCompleteColumn(table_column=kept),
+        progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
         progress.TextColumn("elapsed"),
-        progress.TimeElapsedColumn(table_column=kept.copy()),
-        *((progress.TextColumn("left"), progress.TimeRemainingColumn(table_column=kept.copy())) if timed else ()),
-        Words(lambda task: str(task.fields["note"])),
+        progress.TimeElapsedColumn(table_column=Column(no_wrap=True)),
     ]
+    if timed:
+        columns += [progress.TextColumn("left"), progress.TimeRemainingColumn(table_column=Column(no_wrap=True))]
+    return progress.Progress(*columns, ShortText("{task.fields[note]}"), console=console, transient=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -128,8 +117,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
             bar.advance()
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person writes them: 42 s, 3 min 20 s, 2 h 5 min."""
+def format_duration(seconds: float) -> str:
+    """Format seconds as "42 s", "3 min 20 s" or "2 h 5 min"."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"

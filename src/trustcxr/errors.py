@@ -1,22 +1,26 @@
-"""The one exception that means the user's input is wrong, and how to word it."""
+"""Define the exceptions for wrong input, and build their messages."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+Value = TypeVar("Value")
+OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or batch"
+_ALLOCATOR_MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")  # of torch
+
 
 class UserError(Exception):
-    """The user's input is wrong. The message is one line: what, where, and what to do. The command exits with 2."""
+    """The input is wrong. The message is one line: what, why, and what to do. The command exits with 2."""
 
 
 class NotFiniteError(UserError, FloatingPointError):
-    """Weights or answers of a model that are NaN or infinite. While training, it ends as a loss that is no number."""
+    """Weights or outputs of a model are NaN or infinite."""
 
 
 class CannotWrite(UserError):
-    """A file could not be written: the disk is full, or the place read-only or forbidden. What was there is whole.
+    """A file cannot be written: full disk, or no permission. The previous file is intact.
 
-    `number`: the error number that the system gave, where it gave one.
+    number: the errno of the system, or None.
     """
 
     def __init__(self, text: str, number: int | None = None) -> None:
@@ -24,42 +28,35 @@ class CannotWrite(UserError):
         self.number = number
 
 
-OUT_OF_MEMORY = "more memory is needed than there is: choose a smaller size or batch"
-_ALLOCATORS = ("can't allocate memory", "not enough memory", "out of memory")  # what torch's say, on CPU and elsewhere
-
-
-def out_of_memory(problem: BaseException) -> bool:
-    """Whether it is for want of memory that something failed, be it Python's, numpy's or torch's."""
-    said = str(problem).lower()
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Return True if Python, numpy or torch could not allocate memory."""
+    message = str(problem).lower()
     return isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and any(words in said for words in _ALLOCATORS)
+        isinstance(problem, RuntimeError) and any(text in message for text in _ALLOCATOR_MESSAGES)
     )
 
 
-def not_pixels(what: str, low: float, high: float) -> UserError:
-    """A UserError for images that are not in [0, 1], with digits enough that what is outside is seen."""
+def pixel_range_error(what: str, low: float, high: float) -> UserError:
+    """Return a UserError for images outside [0, 1], with enough digits to show it."""
     hint = "; clamp them, as images.clamp(0, 1)" if low >= -0.01 and high <= 1.01 else ""
     return UserError(f"{what}: images must lie in [0, 1] (pixel space), but these span [{low:.9g}, {high:.9g}]{hint}")
 
 
-Found = TypeVar("Found")
-
-
-def lookup(table: Mapping[str, Found], what: str, name: str) -> Found:
-    """What a table has under that name; UserError with the valid names for any other."""
+def lookup(table: Mapping[str, Value], what: str, name: str) -> Value:
+    """Return the value of `name`. Raises UserError, with the valid names, if there is none."""
     if name not in table:
         raise unknown(what, name, table)
     return table[name]
 
 
-def unknown(what: str, given: object, choices: Iterable[object]) -> UserError:
-    """A UserError for a name outside a known set: suggests the nearest and lists the valid ones."""
+def unknown(what: str, name: object, choices: Iterable[object]) -> UserError:
+    """Return a UserError for an unknown name, with the nearest names and all valid ones."""
     names = [str(c) for c in choices]
-    return UserError(f"unknown {what} '{given}': {nearest(given, names)}valid: {', '.join(names)}")
+    return UserError(f"unknown {what} '{name}': {suggest_nearest(name, names)}valid: {', '.join(names)}")
 
 
-def nearest(given: object, names: Iterable[str]) -> str:
-    """`did you mean fgsm? `, to stand before the valid names; empty where none of them is near."""
+def suggest_nearest(name: object, names: Iterable[str]) -> str:
+    """Return "did you mean fgsm? ", or "" if no name is near."""
     lowered = {n.lower(): n for n in names}
-    near = [lowered[n] for n in get_close_matches(str(given).lower(), list(lowered), n=3, cutoff=0.5)]
+    near = [lowered[n] for n in get_close_matches(str(name).lower(), list(lowered), n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(near)}? " if near else ""

@@ -1,4 +1,4 @@
-"""What this is: its version, and what must stand on everything that people look at."""
+"""State the version, and the notice that every page and report shows."""
 
 __version__ = "0.2.0"
 NOTICE = "Research software. Not for diagnosis."

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trustcxr.errors import NotFiniteError, UserError, not_pixels
+from trustcxr.errors import NotFiniteError, UserError, pixel_range_error
 
 Precision = Literal["bf16"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), labels (B,)) -> a loss for each image (B,)
@@ -55,7 +55,7 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None
     if images.numel():
         low, high = (float(v) for v in images.detach().aminmax())
         if not (low >= 0 and high <= 1):  # a NaN fails this too
-            raise not_pixels("attack", low, high)
+            raise pixel_range_error("attack", low, high)
 
 
 def _check_radii(epsilon: Tensor, images: Tensor) -> None:

@@ -1,16 +1,19 @@
-"""`trustcxr data`: look at data, make some, or bring it here."""
+"""Check, download and make data (`trustcxr data`); list and prune the cache (`trustcxr cache`)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
-from trustcxr.cli.options import Columns, Images, Json, listing, print_json
-from trustcxr.storage.os_errors import shell_quote
+from trustcxr.cli.options import Columns, Images, Json, parse_listing, print_json
+from trustcxr.storage.os_errors import megabytes, shell_quote
 from trustcxr.version import NOTICE
 
-data_app = typer.Typer(
-    help="Look at data, make some, or bring it here.",
+if TYPE_CHECKING:
+    from trustcxr.storage.schemas import PruneDocument
+
+data_app = Typer(
+    help="Check, download or make data.",
     epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html",
     no_args_is_help=True,
 )
@@ -20,43 +23,43 @@ data_app = typer.Typer(
     "check", epilog="Example: trustcxr data check COVID-QU-Ex --html out/check.html --clean out/clean.parquet"
 )
 def data_check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of X-rays, a list of images, or a manifest.")],
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures of each finding.")] = None,
-    clean: Annotated[Path | None, typer.Option(help="Write a manifest (.parquet or .csv) without what leaks.")] = None,
-    probes: Annotated[bool, typer.Option(help="Look for confounds: what gives the class away.")] = True,
+    path: Annotated[Path, Argument(metavar="PATH", help="Folder of images, a list (CSV), or a manifest.")],
+    html: Annotated[Path | None, Option(help="Write one page with pictures of each problem.")] = None,
+    clean: Annotated[Path | None, Option(help="Write a manifest (.parquet or .csv) without leaking images.")] = None,
+    probes: Annotated[bool, Option(help="Look for features that wrongly predict the class.")] = True,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """Read every file; say what is there and what is wrong: faults, leaks between splits, confounds."""
+    """Read every file; report faults, leaks between splits, and confounds."""
     from trustcxr.data.checks.check import check_data
     from trustcxr.data.checks.check_html import write_page
     from trustcxr.errors import UserError
     from trustcxr.storage.os_errors import check_writable
 
     if clean and clean.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"{clean}: a manifest is written as .csv or .parquet")
-    for place in filter(None, (html, clean)):
-        check_writable(place)
-    found = check_data(path, probes=probes, **listing(column, images))
+        raise UserError(f"{clean}: unknown kind of manifest. Give a name that ends in .csv or .parquet.")
+    for path_out in filter(None, (html, clean)):
+        check_writable(path_out)
+    result = check_data(path, probes=probes, **parse_listing(column, images))
     if json:
-        print_json(found.to_dict() | {"notice": NOTICE})
+        print_json(result.to_dict() | {"notice": NOTICE})
     else:
-        print(found.text())
+        print(result.text())
     if html:
-        write_page(found, html)
+        write_page(result, html)
     if clean:
-        found.write_clean(clean)
+        result.write_clean(clean)
     if not json:
         print(*(f"written to {written}" for written in (html, clean) if written), NOTICE, sep="\n")
 
 
 @data_app.command("download", epilog="Example: trustcxr data download covidqu --to COVID-QU-Ex")
 def data_download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="covidqu.")],
-    to: Annotated[Path | None, typer.Option(help="Folder to keep it in; kagglehub's own cache unless said.")] = None,
+    name: Annotated[str, Argument(metavar="NAME", help="covidqu.")],
+    to: Annotated[Path | None, Option(help="Folder for it. Default: kagglehub's cache.")] = None,
 ) -> None:
-    """Bring a public data set through kagglehub; this is the one data command that uses the network."""
+    """Download a public data set through kagglehub. No other data command uses the network."""
     from trustcxr.data.download import download_covidqu
     from trustcxr.errors import unknown
 
@@ -68,18 +71,15 @@ def data_download(
 
 @data_app.command("phantom", epilog="Example: trustcxr data phantom out/phantom --per-class 100")
 def data_phantom(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, in COVID-QU-Ex's layout.")],
-    per_class: Annotated[
-        int, typer.Option(min=1, help="Training images of each class; a quarter as many to validate, a third to test.")
-    ] = 100,
-    size: Annotated[int, typer.Option(help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    out: Annotated[Path, Argument(metavar="OUT", help="Folder to write, in the layout of COVID-QU-Ex.")],
+    per_class: Annotated[int, Option(min=1, help="Training images per class; validation 1/4, test 1/3 as many.")] = 100,
+    size: Annotated[int, Option(help="Side in pixels.")] = 256,
+    seed: Annotated[int, Option(help="The same seed gives the same images.")] = 0,
     shortcut: Annotated[
-        list[str] | None,
-        typer.Option(help="Plant one, such as marker=0.9 (also border, brightness, scanner_noise, tube); repeatable."),
+        list[str] | None, Option(help="marker, border, brightness, scanner_noise or tube=SHARE; repeatable.")
     ] = None,
 ) -> None:
-    """Write synthetic chest X-rays with known lesions, exact masks and, if asked, planted shortcuts."""
+    """Write synthetic chest X-rays with known lesions, exact masks and optional shortcuts."""
     from trustcxr.data.phantom import anatomy, write_files
 
     counts = {"Train": per_class, "Val": max(1, per_class // 4), "Test": max(1, per_class // 3)}
@@ -90,12 +90,59 @@ def data_phantom(
 
 @data_app.command("corruptions", epilog="Example: trustcxr data corruptions out/corruptions.png")
 def data_corruptions(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
-    image: Annotated[Path | None, typer.Option(help="An X-ray to show them on; a synthetic one unless said.")] = None,
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the image in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same.")] = 0,
+    out: Annotated[Path, Argument(metavar="OUT", help="Picture to write, such as corruptions.png.")],
+    image: Annotated[Path | None, Option(help="Image to corrupt. Default: a synthetic one.")] = None,
+    size: Annotated[int, Option(min=16, max=1024, help="Side of the image in pixels.")] = 224,
+    seed: Annotated[int, Option(help="The same seed gives the same sheet.")] = 0,
 ) -> None:
-    """A sheet of every corruption at every severity, to look at."""
+    """Draw a sheet of every corruption at every severity."""
     from trustcxr.corruptions import preview
 
     print(f"{preview.write(out, size=size, image=image, seed=seed)}\n{NOTICE}")
+
+
+cache_app = Typer(
+    help="List or prune decoded images and checkpoints.", epilog="Example: trustcxr cache list", no_args_is_help=True
+)
+CheckpointFolders = Annotated[list[Path] | None, Argument(metavar="[FOLDER...]", help="Also the checkpoints of these.")]
+
+
+@cache_app.command("list", epilog="Example: trustcxr cache list out/quick")
+def cache_list(folders: CheckpointFolders = None, json: Json = False) -> None:
+    """List decoded images, and the checkpoints of the folders, with size and age."""
+    from trustcxr.study import cache_prune
+
+    document = cache_prune.prune(folders or ())
+    if json:
+        return print_json(document)
+    _print_cache(document)
+    entries = document.found
+    return print(f"{document.cache}: {len(entries)} entries, {megabytes(sum(entry.bytes for entry in entries))}")
+
+
+@cache_app.command("prune", epilog="Example: trustcxr cache prune out/quick --older-than 60; then with --remove")
+def prune_cache(
+    folders: CheckpointFolders = None,
+    older_than: Annotated[float, Option(help="Days since the last use.")] = 30.0,
+    remove: Annotated[bool, Option("--remove", help="Remove the entries that are listed as old.")] = False,
+    json: Json = False,
+) -> None:
+    """List old decoded images and checkpoints; remove them with --remove, if no command uses them."""
+    from trustcxr.study import cache_prune
+
+    document = cache_prune.prune(folders or (), older_than=older_than, remove=remove)
+    if json:
+        return print_json(document)
+    _print_cache(document)
+    if remove:
+        return print(f"removed {megabytes(document.freed)}")
+    hint = "; the same command with --remove removes them" if document.removable else ""
+    return print(f"{megabytes(document.removable)} are old{hint}")
+
+
+def _print_cache(document: "PruneDocument") -> None:
+    from trustcxr import report
+    from trustcxr.report import status_text
+
+    if document.found:
+        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.prunable(document))

@@ -1,43 +1,32 @@
-"""One trained model: `train`, `evaluate`, `explain`, `predict`, `export`, `push`, and the networks to choose from."""
+"""Train and use one model: `models`, `train`, `evaluate`, `explain`, `predict`, `export` and others."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Context, Option, Typer
 
 from trustcxr.cli.options import (
     SALIENCY_METHODS,
-    Attacks,
-    Background,
     Columns,
-    Corruptions,
     Data,
-    Defence,
-    Epsilons,
     Images,
     Json,
     Labels,
-    Patience,
-    PlantedShortcuts,
     RunFolder,
-    Settings,
-    Severities,
-    Steps,
-    Surrogate,
     Threads,
     Track,
-    TrainingEpsilon,
     TrustCode,
-    is_set,
-    label_map,
-    listing,
+    check_settings,
+    is_external,
+    parse_labels,
+    parse_listing,
+    parse_tracker,
     print_json,
-    settings,
-    tracker,
 )
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
+from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
 from trustcxr.storage import layout
 from trustcxr.storage.os_errors import check_present, shell_quote
 from trustcxr.version import NOTICE
@@ -45,68 +34,71 @@ from trustcxr.version import NOTICE
 if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
-runs_app = typer.Typer()
+run_app = Typer()
 
 
-@runs_app.command(epilog="Example: trustcxr models")
+@run_app.command(epilog="Example: trustcxr models")
 def models(json: Json = False) -> None:
-    """The 21 networks of the study and their parameters."""
+    """List the 21 networks of the study and their parameters."""
     from trustcxr import report
     from trustcxr.models.zoo import paper_models
 
-    rows = [found._asdict() for found in paper_models()]
+    rows = [network._asdict() for network in paper_models()]
     if json:
         return print_json(rows)
     report.print_rows("The 21 networks; any other timm name works too", rows)
-    print("Beside them, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
-    print("evidence-33 and its like, whose map is the arithmetic of the answer.")
+    print("Also, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
+    print("evidence-33 and similar, whose map is part of the computation of the answer.")
     return None
 
 
-@runs_app.command(
+@run_app.command(
     epilog="Example: trustcxr train --data COVID-QU-Ex --model ResNet50 --defence fgsm --out out/resnet50-fgsm"
 )
 def train(
-    context: typer.Context,
+    context: Context,
     data: Data,
-    model: Annotated[str, typer.Option(help="One of `trustcxr models`, or any timm name; A+B: an ensemble of both.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    defence: Defence = "standard",
-    weights: Annotated[str, typer.Option(help="imagenet, none, or a weights file.")] = "imagenet",
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same run.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="At most so many epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser (recipe default: 5e-4).")] = None,
-    patience: Patience = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
-    devices: Annotated[int, typer.Option(help="Cards that share each batch; without any, processes.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines of so many cards; start the same command on each.")] = 1,
-    strategy: Annotated[str, typer.Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
+    model: Annotated[str, Option(help="One of `trustcxr models`, or any timm name; A+B: an ensemble.")],
+    out: Annotated[Path, Option(help="Folder of the run.")],
+    defence: Annotated[str, Option(help=f"Training method: {', '.join(DEFENCES)}.")] = "standard",
+    weights: Annotated[str, Option(help="imagenet, none, or a weights file.")] = "imagenet",
+    size: Annotated[int, Option(help="Side of the images in pixels.")] = 224,
+    seed: Annotated[int, Option(help="The same seed gives the same run.")] = 0,
+    epochs: Annotated[int | None, Option(help="Maximum number of epochs.")] = None,
+    batch_size: Annotated[int | None, Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, Option(help="Recipe default: 5e-4.")] = None,
+    patience: Annotated[int | None, Option(help="Epochs without improvement.")] = None,
+    precision: Annotated[str | None, Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    devices: Annotated[int, Option(help="GPUs that share each batch; without a GPU, processes.")] = 1,
+    nodes: Annotated[int, Option(help="Machines with so many GPUs; start the same command on each.")] = 1,
+    strategy: Annotated[str, Option(help="ddp, or ddp_find_unused_parameters_true.")] = "ddp",
     threads: Threads = None,
-    epsilon: TrainingEpsilon = 0.02,
-    ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
-    clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
-    background: Background = "full",
-    set_: Settings = None,
+    epsilon: Annotated[float, Option(help="L-infinity radius; 0.02 is 5.1 grey levels.")] = 0.02,
+    ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
+    clean_share: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
+    background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
+    set_: Annotated[
+        list[str] | None,
+        Option("--set", metavar="KEY=VALUE", help="Other key of the recipe, such as defence.beta=3; repeatable."),
+    ] = None,
     track: Track = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
 ) -> None:
-    """Train one run. Started again after a cut, it goes on from its last epoch."""
+    """Train one run. Start it again to resume from the last epoch."""
     from trustcxr.report.terminal import training_sentence
     from trustcxr.runs import run_folder
     from trustcxr.training.threads import use_threads
 
-    where, uri = tracker(track)
+    tracker, uri = parse_tracker(track)
     training = {
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "patience": patience,
         "precision": precision,
-        "track": where if track else None,
+        "track": tracker if track else None,
         "tracking_uri": uri or None,
     }
     recipe = run_folder.recipe(
@@ -116,8 +108,8 @@ def train(
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},
-        data={"labels": label_map(label), **listing(column, images)},
-        options=settings(context, set_),
+        data={"labels": parse_labels(label), **parse_listing(column, images)},
+        options=check_settings(context, set_),
     )
     with use_threads(threads):
         summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
@@ -125,33 +117,33 @@ def train(
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
-@runs_app.command(
+@run_app.command(
     epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
 )
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.")],
     data: Data,
-    split: Annotated[str | None, typer.Option(help="Split to test on; the run's test split unless said.")] = None,
-    attack: Attacks = None,
-    epsilon: Epsilons = None,
-    steps: Steps = None,
-    queries: Annotated[int | None, typer.Option(help="Of square, also in worst-case. 1000 unless said.")] = None,
-    surrogate: Surrogate = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="At nine epsilons from 0 to 0.3: the whole curve.")] = False,
-    corruption: Corruptions = None,
-    severity: Severities = None,
-    shortcuts: PlantedShortcuts = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; within the run's unless said.")] = None,
+    split: Annotated[str | None, Option(help="Split to test on. Default: the test split of the run.")] = None,
+    attack: Annotated[list[str] | None, Option(help=f"Repeatable: {', '.join(ATTACKS)}. Default: fgsm, pgd.")] = None,
+    epsilon: Annotated[list[float] | None, Option(help="Radius in [0, 1]; repeatable. Default: 0.02.")] = None,
+    steps: Annotated[int | None, Option(help=f"Attack steps ({format_steps()}).")] = None,
+    queries: Annotated[int | None, Option(help="For square, also in worst-case. Default: 1000.")] = None,
+    surrogate: Annotated[Path | None, Option(help="Run that the attack transfer uses.")] = None,
+    sweep: Annotated[bool, Option("--sweep", help="Nine epsilons from 0 to 0.3: the whole curve.")] = False,
+    corruption: Annotated[list[str] | None, Option(help=f"all, or {', '.join(CORRUPTIONS)}; repeatable.")] = None,
+    severity: Annotated[list[int] | None, Option(help="Of corruptions, 1 to 5; repeatable. Default: all.")] = None,
+    shortcuts: Annotated[bool, Option("--shortcuts", help="Also move planted shortcuts.")] = False,
+    out: Annotated[Path | None, Option(help="Folder for the results. Default: within the run's folder.")] = None,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """A run on any data set, clean and under attack, with intervals; writes predictions.parquet and metrics.json."""
-    if is_set(str(run)):
+    """Test a run on any data set: clean, attacked, corrupted. Writes predictions.parquet and metrics.json."""
+    if is_external(str(run)):
         command = f"trustcxr audit {shell_quote(run)} --data {shell_quote(data)} --out DIR"
-        raise UserError(f"{run}: no run's folder; any other model is examined by {command}")
-    if surrogate is None:  # else whether an attack takes it is said first
+        raise UserError(f"{run}: not the folder of a run. To examine any other model: {command}")
+    if surrogate is None:  # else the attacks that use it are checked first
         check_exists(data)
     from trustcxr import report
     from trustcxr.report import terminal as terminal_lines
@@ -170,8 +162,8 @@ def evaluate(
         corruptions=corruption,
         severities=severity,
         shortcuts=shortcuts,
-        labels=label_map(label),
-        listing=listing(column, images),
+        labels=parse_labels(label),
+        listing=parse_listing(column, images),
         out=out,
     )
     if json:
@@ -187,25 +179,23 @@ def evaluate(
     return None
 
 
-@runs_app.command(epilog="Example: trustcxr certify out/run --data COVID-QU-Ex --epsilon 0.005 --epsilon 0.02")
+@run_app.command(epilog="Example: trustcxr certify out/run --data COVID-QU-Ex --epsilon 0.005 --epsilon 0.02")
 def certify(
     run: RunFolder,
     data: Data,
     epsilon: Annotated[
-        list[float] | None, typer.Option(help="L-infinity radius; repeatable. 0.005, 0.01 and 0.02 unless said.")
+        list[float] | None, Option(help="L-infinity radius; repeatable. Default: 0.005, 0.01, 0.02.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split to prove; the run's test split unless said.")] = None,
-    method: Annotated[
-        str, typer.Option(help="ibp: intervals alone. crown: CROWN too where they prove nothing.")
-    ] = "crown",
-    steps: Annotated[int, typer.Option(help="Gradients in CROWN's slopes, for tighter bounds.")] = 10,
-    neurons: Annotated[int, typer.Option(help="CROWN bounds layers of at most so many ReLUs a network too.")] = 256,
+    split: Annotated[str | None, Option(help="Split to certify. Default: the test split of the run.")] = None,
+    method: Annotated[str, Option(help="ibp, or crown: also CROWN if intervals fail.")] = "crown",
+    steps: Annotated[int, Option(help="Gradient steps on CROWN's slopes, for tighter bounds.")] = 10,
+    neurons: Annotated[int, Option(help="CROWN also bounds layers of at most so many ReLUs.")] = 256,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """The share of images whose answer is proved not to change within epsilon, beside what attacks leave."""
+    """Prove for how many images the answer cannot change within epsilon."""
     check_exists(data)  # before what takes seconds to load
     from trustcxr import report
     from trustcxr.certify.verify import effort
@@ -219,8 +209,8 @@ def certify(
         epsilons=epsilon,
         effort=effort(method, neurons=neurons, steps=steps),
         split=split,
-        labels=label_map(label),
-        listing=listing(column, images),
+        labels=parse_labels(label),
+        listing=parse_listing(column, images),
     )
     if json:
         return print_json(document)
@@ -232,40 +222,30 @@ def certify(
     return None
 
 
-@runs_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
+@run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
     data: Data,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; of a run within its own unless said.")
-    ] = None,
-    method: Annotated[list[str] | None, typer.Option(help=SALIENCY_METHODS)] = None,
-    split: Annotated[str | None, typer.Option(help="Split to explain; the test split unless said.")] = None,
-    epsilon: Annotated[
-        float, typer.Option(help="Of the FGSM and PGD images against which stability is measured.")
-    ] = 0.02,
-    corruption: Annotated[
-        list[str] | None, typer.Option(help="Under which stability is measured; repeatable. all unless said.")
-    ] = None,
-    severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
-    sample: Annotated[
-        int, typer.Option(help="Images drawn for faithfulness, sanity and stability under PGD; 0: none.")
-    ] = 32,
-    finding: Annotated[
-        str | None, typer.Option(help="Of a model with a sigmoid for each, the one explained, on images that have it.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
+    method: Annotated[list[str] | None, Option(help=SALIENCY_METHODS)] = None,
+    split: Annotated[str | None, Option(help="Split to explain. Default: the test split.")] = None,
+    epsilon: Annotated[float, Option(help="Radius of FGSM and PGD, for stability.")] = 0.02,
+    corruption: Annotated[list[str] | None, Option(help="Corruption for stability; repeatable. Default: all.")] = None,
+    severity: Annotated[int, Option(help="Severity of the corruptions, 1 to 5.")] = 3,
+    sample: Annotated[int, Option(help="Images for faithfulness, sanity and PGD; 0: none.")] = 32,
+    finding: Annotated[str | None, Option(help="The finding to explain, for a model with a sigmoid each.")] = None,
     trust_code: TrustCode = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
-    """Saliency of a run, or of what a model file names, against the radiologists' masks, each measure beside chance."""
-    given = is_set(model)
-    if given and out is None:
+    """Compare saliency maps of a run or of a model file with radiologists' masks, each measure with chance."""
+    external = is_external(model)
+    if external and out is None:
         raise UserError(f"explain {model}: say --out DIR; see trustcxr explain --help")
-    if finding is not None and not given:
-        raise UserError(f"--finding {finding}: a run answers with one of its classes; leave it out")
+    if finding is not None and not external:
+        raise UserError(f"--finding {finding}: a run has one class per image. Leave --finding out.")
     check_exists(data)  # before what takes seconds to load
     options = {
         "methods": method,
@@ -277,10 +257,10 @@ def explain(
     typed: Mapping[str, Any] = {
         "options": {k: v for k, v in options.items() if v is not None},
         "split": split,
-        "labels": label_map(label),
-        "listing": listing(column, images),
+        "labels": parse_labels(label),
+        "listing": parse_listing(column, images),
     }
-    if given and out is not None:
+    if external and out is not None:
         from trustcxr.audit import explain_external
 
         typed = {**typed, "trust_code": trust_code, "finding": finding}
@@ -306,28 +286,25 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     if document.lesions:
         report.print_table(effects([Run(document, folder, [])]))
     for alarm in document.alarms:
-        if alarm.kind != SURVIVES:  # said above, of each map
+        if alarm.kind != SURVIVES:  # already printed for each map
             print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
 
 
-@runs_app.command(epilog="Example: trustcxr predict out/run chest.png")
+@run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
-    epsilon: Annotated[float, typer.Option(help="Does the answer survive this L-infinity radius?")] = 0.02,
-    out: Annotated[Path | None, typer.Option(help="Folder for the heatmaps; beside each image unless said.")] = None,
-    dicom: Annotated[
-        bool, typer.Option("--dicom", help="Also as DICOM: heatmap (Secondary Capture), finding (Structured Report).")
-    ] = False,
+    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
+    epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
+    out: Annotated[Path | None, Option(help="Folder for the heatmaps. Default: the folder of each image.")] = None,
+    dicom: Annotated[bool, Option("--dicom", help="Also write DICOM: heatmap and structured report.")] = False,
     json: Json = False,
 ) -> None:
-    """One image or several: classes with probabilities, a heatmap PNG, and whether the answer survives epsilon.
+    """Classify images: probabilities, a heatmap PNG, and if the answer survives epsilon.
 
-    An answer survives where neither FGSM nor PGD-20, changing no pixel by more than epsilon, found a picture that gets
-    another class. Heatmaps never take the place of other files; Ctrl-C keeps those that are written. Of a folder the
-    frontal chest images are answered (DICOM, with or without a DICOMDIR), and what else is there is named. An image
-    that cannot be read, or beside which no heatmap can be written, does not stop the others; a full disk does.
+    An answer survives if neither FGSM nor PGD-20 finds another class within epsilon. Heatmaps never replace other
+    files. In a folder, frontal chest images (DICOM) are classified, and other DICOM files are named. An
+    unreadable image does not stop the others; a full disk does.
     """
     check_present(images)
     from trustcxr.apps.dicom import studies_on_disk
@@ -344,21 +321,15 @@ def predict(
         raise UserError(refused)
 
 
-@runs_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
+@run_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The file, .onnx or .pt2; its model file is written beside it. In the run's folder model.onnx or "
-            "program.pt2 unless said."
-        ),
-    ] = None,
-    format: Annotated[str, typer.Option(help="onnx or torch-export.")] = "onnx",
-    data: Annotated[Path | None, typer.Option(help="Images to try it on; synthetic ones unless said.")] = None,
+    run: Annotated[str, Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
+    out: Annotated[Path | None, Option(help="File, .onnx or .pt2. Default: within the run.")] = None,
+    format: Annotated[str, Option(help="onnx or torch-export.")] = "onnx",
+    data: Annotated[Path | None, Option(help="Images to compare it on. Default: synthetic ones.")] = None,
     json: Json = False,
 ) -> None:
-    """A run as one file that others can run and `trustcxr audit` takes, held against the run before it is kept."""
+    """Export a run as one file for other programs; the outputs are first compared with those of the run."""
     if not is_address(run):
         layout.check_run(Path(run))
     if data is not None:
@@ -366,25 +337,44 @@ def export(
     from trustcxr.audit import export_run
     from trustcxr.report import terminal
 
-    found = export_run.export(run, format, out, data=data)
+    document = export_run.export(run, format, out, data=data)
     if json:
-        return print_json(found)
-    for line in terminal.exported(found):
+        return print_json(document)
+    for line in terminal.exported(document):
         print(line)
     return print(NOTICE)
 
 
-@runs_app.command(epilog="Example: trustcxr push out/run hf://owner/name")
+@run_app.command(epilog="Example: trustcxr push out/run hf://owner/name")
 def push(
     run: RunFolder,
-    place: Annotated[str, typer.Argument(metavar="REPO", help="hf://owner/name on a Hugging Face hub, or a folder.")],
-    public: Annotated[bool, typer.Option("--public", help="A new repository that anybody can see.")] = False,
+    target: Annotated[str, Argument(metavar="REPO", help="hf://owner/name on a Hugging Face hub, or a folder.")],
+    public: Annotated[bool, Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
-    """Put a run's weights, run.yaml, figures and model card on a hub, from where `tx.load_run` reads it."""
+    """Upload weights, run.yaml, figures and model card of a run to a hub. `tx.load_run` loads it from there."""
     from trustcxr.evaluation import hub
     from trustcxr.report import model_card
 
-    where = hub.push(run, place, model_card.card(run), private=not public)
-    a_hub = f"; for a hub write hf://{place}" if place.count("/") == 1 and not place.startswith(("/", ".")) else ""
-    kind = "" if hub.is_address(place) else f" (a folder of this machine{a_hub})"
-    print(f'{run} is at {where}{kind}; tx.load_run("{where}") loads it\n{NOTICE}')
+    address = hub.push(run, target, model_card.card(run), private=not public)
+    looks_like_hub = target.count("/") == 1 and not target.startswith(("/", "."))
+    hint = f"; for a hub write hf://{target}" if looks_like_hub else ""
+    kind = "" if hub.is_address(target) else f" (a folder of this machine{hint})"
+    print(f'{run} is at {address}{kind}; tx.load_run("{address}") loads it\n{NOTICE}')
+
+
+@run_app.command(epilog="Example: trustcxr fit-ood out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")
+def fit_ood(
+    run: RunFolder, data: Data, label: Labels = None, column: Columns = None, images: Images = None, json: Json = False
+) -> None:
+    """Fit a detector of images unlike the training images, so that predict and serve warn of them.
+
+    Needs the data that the run was trained on. The threshold accepts 95 % of the validation images. The share of test
+    images that it rejects is printed. A study fits it by itself.
+    """
+    from trustcxr.report.terminal import familiarity_sentence
+    from trustcxr.runs import fit_ood
+
+    document = fit_ood.fit(run, data, labels=parse_labels(label), listing=parse_listing(column, images))
+    if json:
+        return print_json(document)
+    return print(f"{familiarity_sentence(document)}\nwritten to {run}\n{NOTICE}")

@@ -1,4 +1,4 @@
-"""A command that is stopped, by Ctrl-C or by SIGTERM: it ends in one line that says what is kept."""
+"""Stop a command by Ctrl-C or SIGTERM, and say in one line what remains."""
 
 import os
 import signal
@@ -6,23 +6,36 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-CODE = 130  # as a shell has it of what Ctrl-C ended; no command ends so by itself
+CODE = 130  # the exit code that shells use after Ctrl-C
+_CONTINUES = "the same command goes on from here"
+_REMAINS = {
+    **dict.fromkeys(("", "train", "study", "demo"), f"{_CONTINUES}: finished epochs and runs are kept"),
+    **dict.fromkeys(
+        ("evaluate", "explain", "report"),
+        "nothing was overwritten: the results from before are kept, and decoded images too",
+    ),
+    "audit": f"{_CONTINUES}: finished batches are kept",
+    "predict": "the heatmaps written so far are kept; the same command makes the others",
+    "data download": f"{_CONTINUES}: what has arrived is kept",
+    "reader-study": "what the readers saved is kept; the same command opens it again",
+    "serve": "nothing of any image was kept",
+}
 
 
 @contextmanager
-def heeded(words: Sequence[str]) -> Iterator[None]:
-    """SIGTERM, by which a scheduler or `kill` ends what runs, stops the command in the block as Ctrl-C does.
+def stop_on_sigterm(words: Sequence[str]) -> Iterator[None]:
+    """Let SIGTERM, from `kill` or a scheduler, stop the block as Ctrl-C does.
 
-    Not where it is refused or taken already; a server ends by it in its own way, and where a study's jobs are SLURM's,
-    Ctrl-C would cancel them, while SIGTERM leaves them to go on.
+    SIGTERM stays as it is if it is already handled or ignored, and for servers, which end in their own way. It also
+    does for a study on SLURM: there Ctrl-C cancels the jobs, while SIGTERM leaves them running.
     """
-    own = words[:1] in (["serve"], ["reader"]) or any(word in ("slurm", "--engine=slurm") for word in words)
-    if own or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    unchanged = words[:1] in (["serve"], ["reader-study"]) or any(word in ("slurm", "--engine=slurm") for word in words)
+    if unchanged or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     try:
-        signal.signal(signal.SIGTERM, _Once())
-    except ValueError:  # in a thread: signals are the main thread's
+        signal.signal(signal.SIGTERM, _InterruptOnce())
+    except ValueError:  # only the main thread can set signal handlers
         yield
         return
     try:
@@ -31,35 +44,22 @@ def heeded(words: Sequence[str]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class _Once:
-    """KeyboardInterrupt at the first signal; `timeout` and others send more than one, while the end is under way."""
+class _InterruptOnce:
+    """Raise KeyboardInterrupt at the first signal only: `timeout` and others send several."""
 
     def __init__(self) -> None:
-        self.process, self.told = os.getpid(), False
+        self.process, self.interrupted = os.getpid(), False
 
     def __call__(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self.process:  # one that was forked ends as it ever did
+        if os.getpid() != self.process:  # a forked process: default behaviour
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not self.told:
-            self.told = True
+        elif not self.interrupted:
+            self.interrupted = True
             raise KeyboardInterrupt
 
 
-def restart_command(words: Sequence[str]) -> str:
-    """What is there after a stop, by command."""
-    if words and words[0] == "audit":
-        return "the same command goes on from here: finished batches are kept"
-    if not words or words[0] in ("train", "study", "demo"):
-        return "the same command goes on from here: finished epochs and runs are kept"
-    if words[0] == "reader":
-        return "what the readers saved is kept; the same command opens it again"
-    if words[0] == "serve":
-        return "nothing of any image was kept"
-    if words[0] == "predict":
-        return "the heatmaps written so far are kept; the same command makes the others"
-    if words[0] in ("evaluate", "explain", "report"):
-        return "nothing was overwritten: the results from before are kept, and decoded images too"
-    if list(words[:2]) == ["data", "download"]:
-        return "the same command goes on from here: what has arrived is kept"
-    return "files are written whole or not at all: what was finished is kept"
+def describe_restart(words: Sequence[str]) -> str:
+    """Return what remains after a stop, and what the same command does next."""
+    name = " ".join(words[:2]) if words[:1] == ["data"] else words[0] if words else ""
+    return _REMAINS.get(name, "files are written whole or not at all: what was finished is kept")

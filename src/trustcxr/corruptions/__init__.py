@@ -20,7 +20,7 @@ from torch import Tensor
 from trustcxr import registry
 from trustcxr.corruptions import artefacts
 from trustcxr.corruptions.rng import ImageRandom
-from trustcxr.errors import UserError, lookup, not_pixels, unknown
+from trustcxr.errors import UserError, lookup, pixel_range_error, unknown
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
@@ -125,4 +125,4 @@ def _check(images: Tensor) -> None:
     if images.numel():
         low, high = (float(v) for v in images.detach().aminmax())
         if not (low >= 0 and high <= 1):  # a NaN fails this too
-            raise not_pixels("corruption", low, high)
+            raise pixel_range_error("corruption", low, high)

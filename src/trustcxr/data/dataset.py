@@ -15,7 +15,7 @@ import pandas as pd
 from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_alike_classes
-from trustcxr.errors import UserError, nearest, unknown
+from trustcxr.errors import UserError, suggest_nearest, unknown
 from trustcxr.storage.os_errors import open_regular
 
 _CHEAP = 2**36  # bytes of files that are read a second time to know them again: a few minutes of a disk
@@ -326,8 +326,8 @@ def load_dataset(
     if strange:
         raise UserError(
             f"{manifest.where}: classes {', '.join(manifest.classes)} do not match the expected "
-            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; {nearest(strange[0], classes or ())}"
-            f"map the labels, as by --label '{strange[0]}=CLASS'"
+            f"{', '.join(classes or ())}: {', '.join(strange)} not among them; "
+            f"{suggest_nearest(strange[0], classes or ())}map the labels, as by --label '{strange[0]}=CLASS'"
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)

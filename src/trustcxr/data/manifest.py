@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
-from trustcxr.errors import UserError, nearest
+from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.storage.atomic import atomic_write
 
 COLUMNS = ("sample_id", "path", "class", "split", "patient", "group", "lung_mask", "infection_mask", "source", "view")
@@ -135,7 +135,9 @@ class Manifest:
 
     def no_split(self, split: str) -> UserError:
         """What to say where a split is asked for that there is not, and what can be done."""
-        said = f"{self.where}: no split '{split}'; {nearest(split, self.splits)}there is {', '.join(self.splits)}"
+        said = (
+            f"{self.where}: no split '{split}'; {suggest_nearest(split, self.splits)}there is {', '.join(self.splits)}"
+        )
         others = [name for name in self.splits if name not in (*SHARES, NO_SPLIT)]
         if self.file is not None and self.split_column is None:
             by = "" if self.splits == (NO_SPLIT,) else " (what there is comes from its name, or from a list beside it)"

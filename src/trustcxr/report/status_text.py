@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from trustcxr.console import duration
+from trustcxr.console import format_duration
 from trustcxr.report import formatting
 from trustcxr.storage.layout import STEP_FILES
 from trustcxr.storage.os_errors import megabytes, shell_quote
@@ -71,7 +71,7 @@ def _left(plan: StudyPlan) -> str:
         command = f"trustcxr study RECIPE --data PATH --dry-run --out {shell_quote(plan.folder or 'FOLDER')}"
         return f"time left: unknown until each network has done an epoch; `{command}` estimates it"
     at_once = max(plan.at_once, 1)
-    ends = dict.fromkeys(duration(seconds / at_once) for seconds in (plan.least, plan.most))
+    ends = dict.fromkeys(format_duration(seconds / at_once) for seconds in (plan.least, plan.most))
     together = f", {at_once} runs at once" if at_once > 1 else ", one run after another"
     return f"time left, at most: {' to '.join(ends)}{together}" + (", by which are chosen" if len(ends) > 1 else "")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trustcxr.console import log
 from trustcxr.data import dataset
-from trustcxr.errors import UserError, nearest
+from trustcxr.errors import UserError, suggest_nearest
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
@@ -92,7 +92,7 @@ def _trained(study: StudyRecipe, model: ModelRecipe, folder: Path | None) -> boo
 
 def _weights_are_there(model: ModelRecipe) -> None:
     if model.weights not in (names := ("imagenet", "none")) and not Path(model.weights).is_file():
-        near = nearest(model.weights, names)
+        near = suggest_nearest(model.weights, names)
         raise UserError(f"weights of {model.name}: no such file '{model.weights}'; {near}or choose imagenet or none")
 
 

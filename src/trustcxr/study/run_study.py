@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.console import duration, log
+from trustcxr.console import format_duration, log
 from trustcxr.data import load_dataset, remote
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
@@ -364,7 +364,7 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
 
 def summary(document: StudyDocument) -> str:
     """One line for the end of a study."""
-    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {duration(document.seconds or 0)}"
+    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {format_duration(document.seconds or 0)}"
 
 
 def missing(document: StudyDocument) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.console import duration, log
+from trustcxr.console import format_duration, log
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -227,6 +227,6 @@ def line(plan: StudyPlan) -> str:
     parts = [f"{sum(one.state == 'done' for one in runs)} of {len(runs)} runs done{later}"]
     parts += [f"{one.run}: {one.at}" for one in runs if one.state == "running"]
     if plan.least is not None and plan.most is not None:
-        ends = dict.fromkeys(duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
+        ends = dict.fromkeys(format_duration(seconds / max(plan.at_once, 1)) for seconds in (plan.least, plan.most))
         parts.append(f"at most {' to '.join(ends)} left")
     return f"{plan.study}: " + "; ".join(parts)

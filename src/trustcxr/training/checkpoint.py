@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from trustcxr.console import log
-from trustcxr.errors import UserError, out_of_memory
+from trustcxr.errors import UserError, is_out_of_memory
 from trustcxr.storage import atomic
 from trustcxr.storage.os_errors import writing
 
@@ -67,7 +67,7 @@ def _for_now(problem: Exception) -> str | None:
 
     A place that cannot be in a file is how a damaged one may look, too.
     """
-    if out_of_memory(problem) or "unable to mmap" in str(problem):
+    if is_out_of_memory(problem) or "unable to mmap" in str(problem):
         return "out of memory"
     number = problem.errno if isinstance(problem, OSError) else None
     return None if number in (None, errno.EINVAL) else os.strerror(number)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from trustcxr import attacks
 from trustcxr.attacks.base import check_finite
 from trustcxr.certify import affine_graph, ibp
-from trustcxr.console import Progress, duration
+from trustcxr.console import Progress, format_duration
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
@@ -151,7 +151,7 @@ class Monitor(pl.Callback):
         """The same for a person, after the run's name."""
         judged = f"{self.best['value']:.1%}{self.recipe.defence.at_epsilon}"
         kept = f"best {self.monitor} {judged}, at epoch {self.kept_epoch}"
-        return f": {len(self.history)} epochs in {duration(self.seconds)}, {kept}"
+        return f": {len(self.history)} epochs in {format_duration(self.seconds)}, {kept}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
@@ -200,7 +200,7 @@ class RefitMonitor(Monitor):
 
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
-        return f" once more, on validation images too: {len(self.history)} epochs in {duration(self.seconds)}"
+        return f" once more, on validation images too: {len(self.history)} epochs in {format_duration(self.seconds)}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         return row["epoch"]

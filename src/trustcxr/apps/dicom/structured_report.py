@@ -1,7 +1,4 @@
-"""What the Structured Report says of an image, by template TID 1500 (PS3.16):
-
-Who answered, on which image, and what.
-"""
+"""Build the content of a DICOM Structured Report by template TID 1500 (PS3.16)."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -14,13 +11,13 @@ if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, MeasurementReport, MeasurementsAndQualitativeEvaluations
     from pydicom import Dataset
 
-SCHEME = "99TRUSTCXR"  # codes that no public scheme has: a class of a model has the name that its maker gave it
-_MOST = 64  # characters of a code's meaning
+SCHEME = "99TRUSTCXR"  # private codes: class names of a model are free
+_MAX_MEANING = 64  # characters
 _DOUBTFUL = "Doubtful: the answer means nothing unless this is a frontal chest image"
 
 
-def content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementReport":
-    """The tree: the device that answered, then one group of the class, its probability, what it survives, and words."""
+def make_content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementReport":
+    """Return the report: the observing device, and one group with class, probabilities, attacks survived and notes."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -39,21 +36,22 @@ def content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Meas
     )
 
 
-def coded(name: str, said: str = "{}") -> "CodedConcept":
-    """A code of our own for what is said of a name: the same for the same, whatever the model.
+def make_code(name: str, template: str = "{}") -> "CodedConcept":
+    """Return a private code for `template` filled with `name`; equal text gives an equal code.
 
-    Meanings have 64 characters: of a longer name the middle is left out, since names that differ may do so at the end.
+    The middle of a name is left out if the meaning is longer than 64 characters.
     """
     from highdicom.sr import CodedConcept
 
-    whole, most = said.format(name), _MOST - len(said.format(""))
-    end = most // 2
-    short = name if len(name) <= most else f"{name[: most - end - 5]} ... {name[-end:]}"
-    return CodedConcept(hashlib.blake2b(whole.encode(), digest_size=6).hexdigest().upper(), SCHEME, said.format(short))
+    room = _MAX_MEANING - len(template.format(""))
+    end = room // 2
+    short = name if len(name) <= room else f"{name[: room - end - 5]} ... {name[-end:]}"
+    code = hashlib.blake2b(template.format(name).encode(), digest_size=6).hexdigest().upper()
+    return CodedConcept(code, SCHEME, template.format(short))
 
 
 def sr_uid(text: str) -> str:
-    """A UID that is the same for the same text: of a model, which has no serial number."""
+    """Return a UID that depends on the text alone. It identifies a model, which has no serial number."""
     from pydicom.uid import generate_uid
 
     return str(generate_uid(prefix=None, entropy_srcs=[text]))
@@ -68,14 +66,14 @@ def _group(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Measu
         sr.TrackingIdentifier(identifier="Whole image"),
         algorithm_id=sr.AlgorithmIdentification(answer.run or MANUFACTURER, __version__),
         measurements=[
-            sr.Measurement(coded(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
+            sr.Measurement(make_code(name, f"Probability of {{}}, {scale}"), round(value, 4), codes.UCUM.NoUnits)
             for name, value in answer.probabilities.items()
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(coded("Class answered"), coded(answer.predicted)),
+            sr.QualitativeEvaluation(make_code("Class answered"), make_code(answer.predicted)),
             *(
                 sr.QualitativeEvaluation(
-                    coded(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
+                    make_code(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
                     codes.SCT.Yes if survived else codes.SCT.No,
                 )
                 for name, survived in answer.survives.items()

@@ -1,7 +1,6 @@
-"""The images of study folders, and their answers. Of a folder: every DICOM file whose header says a frontal chest
-image.
+"""Find the frontal chest images of DICOM study folders, and classify them.
 
-The folder is walked and DICOMDIR is not believed: it may name files that are elsewhere, or not all that are here.
+Folders are walked, because a DICOMDIR may name missing files or omit files.
 """
 
 import os
@@ -15,12 +14,12 @@ from trustcxr.storage.os_errors import file_kind
 from trustcxr.storage.schemas import ImageAnswer
 
 INDEX = "DICOMDIR"
-MOST_FILES = 5000  # in one folder: a study has a handful, a disc of one patient some hundreds
+MOST_FILES = 5000  # in one folder; a disc of one patient has some hundreds
 
 
 @dataclass
 class DicomStudy:
-    """What is to be answered, in order, and what of the folders is not, with its reason."""
+    """Images to classify, in order, and files left out, with reasons."""
 
     images: list[Path] = field(default_factory=list)
     left_out: list[ImageAnswer] = field(default_factory=list)
@@ -29,24 +28,24 @@ class DicomStudy:
 def predict(
     run: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None, objects: bool = False
 ) -> list[ImageAnswer]:
-    """An answer for each image, and for each image of a folder; with `objects` also as DICOM, where the image is DICOM.
+    """Classify images and the images of folders; files left out come last, with reasons.
 
-    Last what of the folders is left out, and why.
+    objects: also write the answers to DICOM images as DICOM.
     """
     from trustcxr.apps.dicom import writer
     from trustcxr.explain import predict as one_image
 
     if objects:
         writer.check_installed()
-    found = expand(paths)
-    given = one_image.predict(run, found.images, epsilon=epsilon, out=out)
-    for answer in given if objects else ():
+    study = expand(paths)
+    answers = one_image.predict(run, study.images, epsilon=epsilon, out=out)
+    for answer in answers if objects else ():
         if answer.heatmap is not None:
-            _as_dicom(Path(answer.image), answer)
-    return [*given, *found.left_out]
+            _write_dicom(Path(answer.image), answer)
+    return [*answers, *study.left_out]
 
 
-def _as_dicom(image: Path, answer: ImageAnswer) -> None:
+def _write_dicom(image: Path, answer: ImageAnswer) -> None:
     from trustcxr.apps.dicom import writer
 
     if not read.is_dicom(image):
@@ -56,57 +55,56 @@ def _as_dicom(image: Path, answer: ImageAnswer) -> None:
         answer.dicom = writer.write(image, answer)
     except writer.NoDicomAnswer as why:
         answer.no_dicom = str(why)
-    except CannotWrite as problem:  # every image was answered by now: none of that is lost
+    except CannotWrite as problem:  # the other answers are not lost
         answer.error = f"no DICOM answer: {problem}"
 
 
 def expand(paths: Sequence[Path]) -> DicomStudy:
-    """Files as they are; of each folder (or its DICOMDIR) the frontal chest images, by what their headers say.
+    """Return files as they are, and the frontal chest images of each folder (or DICOMDIR), by their headers.
 
-    What else is DICOM is left out, saying why; other files (a viewer, its pictures) are counted. A file whose header is
-    damaged, or that may not be read, counts as an image: where it is read, it is said what is wrong. UserError where a
-    folder holds no image, or one in it may not be read.
+    Other DICOM files are left out with a reason; files that are not DICOM are counted. A damaged or unreadable file
+    counts as an image, so that reading it reports the error. Raises UserError if a folder has none.
     """
-    found = DicomStudy()
+    study = DicomStudy()
     for path in paths:
         folder = path.parent if path.name == INDEX and path.is_file() else path
         if not folder.is_dir():
-            found.images.append(path)
+            study.images.append(path)
             continue
-        within = _of_folder(folder)
-        if not within.images:
-            raise UserError(f"{folder}: no frontal chest image here: {_why(within.left_out)}")
-        found.images += within.images
-        found.left_out += within.left_out
-    return found
+        part = _search_folder(folder)
+        if not part.images:
+            raise UserError(f"{folder}: no frontal chest image here: {_join_reasons(part.left_out)}")
+        study.images += part.images
+        study.left_out += part.left_out
+    return study
 
 
-def _of_folder(folder: Path) -> DicomStudy:
-    found, others = DicomStudy(), 0
-    for path in _files(folder):
+def _search_folder(folder: Path) -> DicomStudy:
+    study, others = DicomStudy(), 0
+    for path in _list_files(folder):
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            why = dicom_files.not_an_image(path) or plausibility.another_kind(path)
-            if why is None:
-                found.images.append(path)
+            reason = dicom_files.not_an_image(path) or plausibility.another_kind(path)
+            if reason is None:
+                study.images.append(path)
             else:
-                found.left_out.append(ImageAnswer(image=str(path), left_out=why))
+                study.left_out.append(ImageAnswer(image=str(path), left_out=reason))
     if others:
-        said = "1 file that is" if others == 1 else f"{others} files that are"
-        found.left_out.append(
-            ImageAnswer(image=str(folder), left_out=f"{said} not DICOM (pictures are named one by one)")
+        files = "1 file that is" if others == 1 else f"{others} files that are"
+        study.left_out.append(
+            ImageAnswer(image=str(folder), left_out=f"{files} not DICOM (pictures are named one by one)")
         )
-    return found
+    return study
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Regular files below a folder, in order; links and pipes are not followed. UserError beyond MOST_FILES."""
+def _list_files(folder: Path) -> Iterator[Path]:
+    """Yield the regular files below a folder, sorted. Raises UserError beyond MOST_FILES."""
     count = 0
-    for place, folders, names in os.walk(folder, onerror=_unreadable):
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
         folders.sort()
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(parent, name)
             if file_kind(path.lstat().st_mode) is not None:
                 continue
             count += 1
@@ -115,14 +113,13 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _unreadable(problem: OSError) -> None:
-    """Images in a folder that may not be listed would else be passed over, and nobody told."""
+def _raise_unreadable(problem: OSError) -> None:
     raise UserError(f"{problem.filename}: cannot be read: {(problem.strerror or '').lower()}") from None
 
 
-def _why(left_out: Sequence[ImageAnswer]) -> str:
-    """The reasons, each once with its count; no file's name, which may be a patient's."""
+def _join_reasons(left_out: Sequence[ImageAnswer]) -> str:
+    """Return each reason once, with its count. File names are left out: they may name a patient."""
     reasons = [answer.left_out or "" for answer in left_out]
     counted = {reason: reasons.count(reason) for reason in reasons}
-    said = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
-    return "; ".join(said) or "it is empty; give the folder of a study, or an image"
+    texts = [reason if count == 1 else f"{count} times {reason}" for reason, count in counted.items()]
+    return "; ".join(texts) or "it is empty; give the folder of a study, or an image"

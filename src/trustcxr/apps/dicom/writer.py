@@ -1,10 +1,7 @@
-"""An image's answer as DICOM: the heatmap as Secondary Capture, the finding as a Structured Report (PS3.3 A.8.1,
-A.35.3).
+"""Write an answer as DICOM: heatmap as Secondary Capture, finding as Structured Report (PS3.3 A.8.1, A.35.3).
 
-Both belong to the image's study, each to a series of its own, refer to the image, and carry its patient and study
-modules
-over as they are: whether and how the image was de-identified too. Nothing else of the image is copied, and nothing of
-where it was: no file name, no institution, no device.
+Both are new series in the study of the image. They refer to it and copy its patient and study modules, with the
+de-identification. No file name, institution or device is copied.
 """
 
 import struct
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from trustcxr.apps.dicom.structured_report import content
+from trustcxr.apps.dicom.structured_report import make_content
 from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, is_answer, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
@@ -27,10 +24,10 @@ from trustcxr.version import NOTICE, __version__
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MOST_SIDE = 2048  # pixels of the heatmap's longer side: a screen shows no more, and an image may have 8000
-HEATMAP_SERIES, FINDING_SERIES = 9001, 9002  # numbers beyond those that a scanner gives
+MOST_SIDE = 2048  # pixels of the heatmap's longer side
+HEATMAP_SERIES, FINDING_SERIES = 9001, 9002  # beyond the numbers of a scanner
 RESEARCH = "research, not for diagnosis"
-# What stands in the image's image module and stays true of whatever is derived from it.
+# Attributes that a derived image inherits.
 _INHERITED = (
     "BurnedInAnnotation",
     "RecognizableVisualFeatures",
@@ -53,75 +50,74 @@ _MAY_BE_EMPTY = (
 
 
 class NoDicomAnswer(Exception):
-    """An image to which no DICOM object can refer. The message says why, quoting nothing of the image."""
+    """No DICOM object can refer to the image. The message quotes nothing of the image."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The two objects that answer an image."""
+    """The two objects of one answer."""
 
     heatmap: "Dataset"
     finding: "Dataset"
 
 
 def make_objects(image: Path | bytes, answer: ImageAnswer, picture: Image.Image) -> Objects:
-    """The two objects for an image (its file, or what is in it), its answer, and the heatmap with the notice on it.
+    """Return both objects for an image (path or bytes), its answer, and the heatmap with the notice on it.
 
-    Raises NoDicomAnswer where the image's header does not allow them, UserError without highdicom.
+    Raises NoDicomAnswer if the header of the image does not allow them, UserError if highdicom is missing.
     """
     check_installed()
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
     pixels = np.asarray(picture.convert("RGB"))
     with quiet():
-        header = _header(image)
+        header = _read_header(image)
         try:
-            heatmap = _secondary_capture(header, pixels, answer)
-            return Objects(heatmap, _structured_report(header, heatmap, answer))
+            heatmap = _make_capture(header, pixels, answer)
+            return Objects(heatmap, _make_report(header, heatmap, answer))
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except Exception as fault:  # an odd value in a header makes pydicom or highdicom raise almost anything
+        except Exception as fault:  # odd values make pydicom or highdicom raise almost anything
             raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
 
 
 def write(image: Path, answer: ImageAnswer) -> list[str]:
-    """Write both objects beside the heatmap: x.heatmap.png, x.heatmap.dcm, x.finding.dcm. Their paths.
+    """Write x.heatmap.dcm and x.finding.dcm next to x.heatmap.png, and return their paths.
 
-    NoDicomAnswer where a file of such a name is there that was not written here, so that it may be an image, or that
-    answers another image.
+    Raises NoDicomAnswer if such a file exists and is not an answer to this image.
     """
     with Image.open(str(answer.heatmap)) as picture:
-        found = make_objects(image, answer, picture)
+        objects = make_objects(image, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
-    places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
-    if any(place.exists() and not is_answer(place) for place in places):
-        raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
-    source = str(found.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
-    if any(place.exists() and source not in _referenced(place) for place in places):
-        raise NoDicomAnswer("where it would stand is the answer of another image: choose another --out")
-    for place, made in zip(places, (found.heatmap, found.finding), strict=True):
-        with atomic_write(place) as temporary:
-            made.save_as(temporary, enforce_file_format=True)
-    return [str(place) for place in places]
+    paths = [Path(stem + ending) for ending in ANSWER_ENDINGS]
+    if any(path.exists() and not is_answer(path) for path in paths):
+        raise NoDicomAnswer("a file of that name was not written here: choose another --out")
+    source = str(objects.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
+    if any(path.exists() and source not in _list_referenced(path) for path in paths):
+        raise NoDicomAnswer("a file of that name is the answer of another image: choose another --out")
+    for path, dataset in zip(paths, (objects.heatmap, objects.finding), strict=True):
+        with atomic_write(path) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+    return [str(path) for path in paths]
 
 
-def _referenced(place: Path) -> set[str]:
-    """The UIDs of the images that an answer refers to."""
+def _list_referenced(path: Path) -> set[str]:
+    """Return the UIDs of the images that an answer refers to."""
     with quiet():
-        return {str(each.value) for each in read_header(place).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
+        return {str(each.value) for each in read_header(path).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
-def packed(found: Objects) -> bytes:
-    """Both objects as DICOM files, one behind the other, as `unpacked` takes them."""
+def pack_objects(objects: Objects) -> bytes:
+    """Return both objects as DICOM files in one byte string, for `unpack_objects`."""
     files = []
-    for each in (found.heatmap, found.finding):
+    for dataset in (objects.heatmap, objects.finding):
         file = BytesIO()
-        each.save_as(file, enforce_file_format=True)
+        dataset.save_as(file, enforce_file_format=True)
         files.append(file.getvalue())
     return struct.pack("<Q", len(files[0])) + b"".join(files)
 
 
-def unpacked(data: bytes) -> "list[Dataset]":
-    """The two objects, heatmap and finding."""
+def unpack_objects(data: bytes) -> "list[Dataset]":
+    """Return the two objects, heatmap and finding."""
     import pydicom
 
     (first,) = struct.unpack_from("<Q", data)
@@ -129,17 +125,17 @@ def unpacked(data: bytes) -> "list[Dataset]":
 
 
 def check_installed() -> None:
-    """UserError, saying what to install, where DICOM objects cannot be made."""
+    """Raise UserError if highdicom is not installed."""
     try:
         import highdicom  # noqa: F401
     except ImportError:
         raise UserError(f"DICOM answers need highdicom: {INSTALL}") from None
 
 
-def _header(image: Path | bytes) -> "Dataset":
-    """What both objects take of the image, as Unicode:
+def _read_header(image: Path | bytes) -> "Dataset":
+    """Return the header in Unicode, with invalid optional values emptied.
 
-    The identifiers that must be there, and values that are valid.
+    Raises NoDicomAnswer if it cannot be read or an identifier is missing.
     """
     import pydicom
 
@@ -154,14 +150,14 @@ def _header(image: Path | bytes) -> "Dataset":
     if missing:
         raise NoDicomAnswer(f"its header has no {' and no '.join(missing)}")
     for name in _MAY_BE_EMPTY:
-        if not _valid(header, name):
+        if not _is_valid(header, name):
             setattr(header, name, "")
     header.SpecificCharacterSet = "ISO_IR 192"
     return header
 
 
-def _valid(header: "Dataset", name: str) -> bool:
-    """Whether a value is there that the standard allows; of no other can a valid object be made."""
+def _is_valid(header: "Dataset", name: str) -> bool:
+    """Return True if the header has the attribute with a value that the standard allows."""
     from pydicom.valuerep import DA, TM
 
     if name not in header:
@@ -177,8 +173,8 @@ def _valid(header: "Dataset", name: str) -> bool:
     return True
 
 
-def _equipment(answer: ImageAnswer, title: str) -> Any:
-    """Series and equipment modules: what made it, and that it is for research."""
+def _describe_equipment(answer: ImageAnswer, title: str) -> Any:
+    """Return the values of the series and equipment modules."""
     return {
         "series_description": f"{MANUFACTURER} {title}: {RESEARCH}",
         "manufacturer": MANUFACTURER,
@@ -188,10 +184,10 @@ def _equipment(answer: ImageAnswer, title: str) -> Any:
     }
 
 
-def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) -> "Dataset":
+def _make_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswer) -> "Dataset":
     import highdicom
 
-    made: Any = highdicom.sc.SCImage(
+    capture: Any = highdicom.sc.SCImage(
         pixels,
         "RGB",
         8,
@@ -202,26 +198,26 @@ def _secondary_capture(header: "Dataset", pixels: np.ndarray, answer: ImageAnswe
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         patient_orientation=("L", "F"),
-        **_equipment(answer, "heatmap"),
+        **_describe_equipment(answer, "heatmap"),
     )
     for name in _MAY_BE_EMPTY:
-        setattr(made, name, header[name].value)
-    made.copy_patient_and_study_information(header)
-    made.BodyPartExamined = "CHEST"
-    made.PatientOrientation = header.get("PatientOrientation") or ""
+        setattr(capture, name, header[name].value)
+    capture.copy_patient_and_study_information(header)
+    capture.BodyPartExamined = "CHEST"
+    capture.PatientOrientation = header.get("PatientOrientation") or ""
     for name in _INHERITED:
         if name in header:
-            setattr(made, name, header[name].value)
-    made.DerivationDescription = (
+            setattr(capture, name, header[name].value)
+    capture.DerivationDescription = (
         f"Heatmap (Grad-CAM) of the class that {answer.run or 'a network'} answers, over the image. {NOTICE}"
     )
-    made.ImageComments = NOTICE
-    made.SourceImageSequence = [_reference(header)]
-    return made
+    capture.ImageComments = NOTICE
+    capture.SourceImageSequence = [_make_reference(header)]
+    return capture
 
 
-def _reference(header: "Dataset") -> "Dataset":
-    """The image, as the source of an image (PS3.3 C.12.4)."""
+def _make_reference(header: "Dataset") -> "Dataset":
+    """Return the item that names the image as the source (PS3.3 C.12.4)."""
     import pydicom
     from highdicom.sr import CodedConcept
 
@@ -232,13 +228,13 @@ def _reference(header: "Dataset") -> "Dataset":
     return item
 
 
-def _structured_report(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Dataset":
-    """The finding, complete but preliminary and verified by nobody."""
+def _make_report(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Dataset":
+    """Return the finding: complete, preliminary, not verified."""
     import highdicom
 
     report: Any = highdicom.sr.ComprehensiveSR(
         evidence=[header, heatmap],
-        content=content(header, heatmap, answer)[0],
+        content=make_content(header, heatmap, answer)[0],
         series_instance_uid=highdicom.UID(),
         series_number=FINDING_SERIES,
         sop_instance_uid=highdicom.UID(),
@@ -246,7 +242,7 @@ def _structured_report(header: "Dataset", heatmap: "Dataset", answer: ImageAnswe
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **_equipment(answer, "finding"),
+        **_describe_equipment(answer, "finding"),
     )
     del report.ContributingEquipmentSequence  # highdicom names the image's institution and device there
     return report

@@ -1,5 +1,4 @@
-"""A reader study: radiologists mark the finding, then rank and rate heatmaps without knowing whose they are.
+"""Run a blinded reader study: radiologists mark the finding, then rank and rate two or three heatmaps of each image.
 
-Two or three maps of one image (of two or three runs, or methods) stand in random order. All is kept in one SQLite file
-in the study's folder; whose map is whose never leaves the server.
+The maps have random order. One SQLite file in the study's folder holds everything; the names of the models stay there.
 """

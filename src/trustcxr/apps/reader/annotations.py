@@ -1,4 +1,4 @@
-"""What a reader marks: boxes and outlines, in shares of the image's width and height, and as pixels."""
+"""Define the marks of a reader (boxes, outlines), and convert them to a mask."""
 
 from typing import Annotated, Literal
 
@@ -6,18 +6,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MOST_REGIONS, MOST_POINTS = 20, 600
-Share = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
+Fraction = Annotated[float, Field(ge=0, le=1)]  # of the image's width or height
 
 
 class Region(BaseModel):
-    """A box by two opposite corners, or an outline by three points or more; (x, y), each 0 to 1."""
+    """A box (two opposite corners) or an outline (three points or more); points are (x, y), each 0 to 1."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     kind: Literal["box", "outline"]
-    points: list[tuple[Share, Share]] = Field(min_length=2, max_length=MOST_POINTS)
+    points: list[tuple[Fraction, Fraction]] = Field(min_length=2, max_length=MOST_POINTS)
 
     @model_validator(mode="after")
-    def _fits(self) -> "Region":
+    def _check_points(self) -> "Region":
         if self.kind == "box" and len(self.points) != 2:
             raise ValueError("a box has two corners")
         if self.kind == "outline" and len(self.points) < 3:
@@ -26,33 +26,33 @@ class Region(BaseModel):
 
 
 class Mark(BaseModel):
-    """All regions of an image; none where the reader sees no finding."""
+    """All regions of an image; an empty list means no finding."""
 
     model_config = ConfigDict(extra="forbid")
     regions: list[Region] = Field(max_length=MOST_REGIONS)
 
 
-def pixels(mark: Mark, height: int, width: int) -> np.ndarray:
-    """The regions as a mask, uint8 (height, width), 0 and 1: the pixels whose middles lie in one.
+def draw_mask(mark: Mark, height: int, width: int) -> np.ndarray:
+    """Return a mask (height, width), uint8, 1 for pixels whose centre is in a region.
 
-    Of a region in which none lies, the pixels that hold its points.
+    A region that contains no centre marks the pixels of its points.
     """
-    found = np.zeros((height, width), dtype=bool)
+    mask = np.zeros((height, width), dtype=bool)
     for region in mark.regions:
         points = np.array(region.points) * (width, height)
         if region.kind == "box":
             (left, top), (right, bottom) = points
             points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-        inside = _inside(points, height, width)
+        inside = _fill_polygon(points, height, width)
         if not inside.any():
             column, row = np.minimum(points.astype(int), (width - 1, height - 1)).T
             inside[row, column] = True
-        found |= inside
-    return found.astype(np.uint8)
+        mask |= inside
+    return mask.astype(np.uint8)
 
 
-def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels (height, width) whose middles lie in a polygon: an odd number of its sides is to their left."""
+def _fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return pixels (height, width) whose centre is in a polygon, by the even-odd rule."""
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     inside = np.zeros((height, width), dtype=bool)
     for (x1, y1), (x2, y2) in zip(points, np.roll(points, -1, axis=0), strict=True):

@@ -1,4 +1,4 @@
-"""The reader study on disk: one SQLite file, written as readers go, so that a cut loses nothing that was saved."""
+"""Store a reader study in one SQLite file; every answer is written when it is given."""
 
 import errno
 import hashlib
@@ -40,7 +40,7 @@ CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, image INTEG
 
 @dataclass(frozen=True)
 class StudyImage:
-    """What is shown of one image: PNGs of the image, of each arm's map over it; and its mask, uint8 0 and 1, as PNG."""
+    """PNGs of one image: the image, its mask (0 and 1), and the map of each arm over the image."""
 
     sample: str
     group: str
@@ -51,125 +51,118 @@ class StudyImage:
 
 @dataclass(frozen=True)
 class Reader:
-    """One who reads."""
+    """A reader: number (from 1), name and access token."""
 
-    place: int
+    number: int
     name: str
     token: str
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a reader said of the map of one arm; None where not yet."""
+    """Rank and rating of the map of one arm; None if missing."""
 
     rank: int | None = None
     rating: int | None = None
 
 
 class Store:
-    """The file. A connection is opened for each use: readers are few, and any thread may ask."""
+    """The database. Each call opens a connection, so any thread may call."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise UserError(f"{path.parent}: no reader study here yet: `trustcxr reader STUDY` makes one")
+            raise UserError(f"{path.parent}: no reader study here. Create one: trustcxr reader-study STUDY")
         self.path = path
         try:
-            self.arms: list[str] = json.loads(self._about("arms"))
-            self._key = self._about("key")
-            self.seed = int(self._about("seed"))  # by which the images were drawn
-            self.images = int(self._one("SELECT count(*) FROM images"))
+            self.arms: list[str] = json.loads(self._setting("arms"))
+            self._key = self._setting("key")
+            self.seed = int(self._setting("seed"))  # of the random images
+            self.images = int(self._fetch_value("SELECT count(*) FROM images"))
         except (sqlite3.DatabaseError, LookupError, TypeError, ValueError) as problem:
             raise UserError(f"{path}: not the file of a reader study ({type(problem).__name__}); restore it") from None
 
     @classmethod
     def create(cls, path: Path, *, arms: Sequence[str], images: Sequence[StudyImage], seed: int = 0) -> "Store":
-        """Write a new study whole or not at all; only its owner may read the file, which holds the key.
+        """Write a new study atomically; only the owner can read the file, which contains the key.
 
-        UserError where there is one: it may have answers.
+        Raises UserError if the file exists.
         """
         about = {"version": str(_VERSION), "arms": json.dumps(list(arms)), "created": _now()}
         about |= {"key": secrets.token_hex(16), "seed": str(seed)}
         if path.exists():
-            raise UserError(f"{path}: is there already, with its answers. Move it away to begin another study.")
+            raise UserError(f"{path}: exists already, with its answers. Move it away to begin another study.")
         with atomic_write(path) as temporary:
             temporary.unlink(missing_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))
             with _open(temporary) as base:
                 base.executescript(_TABLES)
                 base.executemany("INSERT INTO study VALUES (?, ?)", about.items())
-                for place, image in enumerate(images):
-                    row = (place, image.sample, image.group, image.picture, image.mask)
+                for index, image in enumerate(images):
+                    row = (index, image.sample, image.group, image.picture, image.mask)
                     base.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?)", row)
-                    drawn = [(place, arm, png) for arm, png in enumerate(image.maps)]
+                    drawn = [(index, arm, png) for arm, png in enumerate(image.maps)]
                     base.executemany("INSERT INTO maps VALUES (?, ?, ?)", drawn)
         return cls(path)
 
-    # --- readers -----------------------------------------------------------------------------------------------------
-
-    def add(self, name: str) -> Reader:
-        """A reader of that name, new or as before."""
-        with _changed(self.path) as base:
+    def add_reader(self, name: str) -> Reader:
+        """Return the reader of that name; create it if it is new."""
+        with _open_to_write(self.path) as base:
             base.execute("INSERT OR IGNORE INTO readers (name, token) VALUES (?, ?)", (name, secrets.token_urlsafe(24)))
         return next(reader for reader in self.readers() if reader.name == name)
 
     def readers(self) -> list[Reader]:
-        """All of them, in the order in which they came."""
-        return [Reader(*row) for row in self._all("SELECT place, name, token FROM readers ORDER BY place")]
+        """Return all readers, oldest first."""
+        return [Reader(*row) for row in self._fetch("SELECT place, name, token FROM readers ORDER BY place")]
 
-    def known(self, token: str) -> Reader | None:
-        """Whose token it is; compared in constant time."""
-        given = token.encode()
-        found = [reader for reader in self.readers() if secrets.compare_digest(reader.token.encode(), given)]
-        return found[0] if found else None
-
-    # --- the blinding ------------------------------------------------------------------------------------------------
+    def find_reader(self, token: str) -> Reader | None:
+        """Return the reader with that token, or None. Comparison takes constant time."""
+        matches = [r for r in self.readers() if secrets.compare_digest(r.token.encode(), token.encode())]
+        return matches[0] if matches else None
 
     def order(self, reader: Reader) -> list[int]:
-        """The images in this reader's order."""
-        return [int(image) for image in self._draws(reader, "images").permutation(self.images)]
+        """Return the images in the random order of this reader."""
+        return [int(image) for image in self._make_generator(reader, "images").permutation(self.images)]
 
     def slots(self, reader: Reader, image: int) -> list[int]:
-        """Which arm stands in each place for this reader and image."""
-        return [int(arm) for arm in self._draws(reader, f"image {image}").permutation(len(self.arms))]
+        """Return the arm of each map that this reader sees of the image, in the order shown."""
+        return [int(arm) for arm in self._make_generator(reader, f"image {image}").permutation(len(self.arms))]
 
-    def _draws(self, reader: Reader, what: str) -> np.random.Generator:
-        """Random numbers that hang on the study's secret, the reader and the image alone."""
-        seed = hashlib.sha256(f"{self._key}/{reader.place}/{what}".encode()).digest()
+    def _make_generator(self, reader: Reader, what: str) -> np.random.Generator:
+        """Return a generator seeded by the study's secret key, the reader and the image."""
+        seed = hashlib.sha256(f"{self._key}/{reader.number}/{what}".encode()).digest()
         return np.random.default_rng(int.from_bytes(seed, "big"))
 
-    # --- what is shown and said --------------------------------------------------------------------------------------
-
     def picture(self, image: int) -> bytes:
-        """The image's PNG."""
-        return bytes(self._one("SELECT picture FROM images WHERE place = ?", image))
+        """Return the PNG of an image."""
+        return bytes(self._fetch_value("SELECT picture FROM images WHERE place = ?", image))
 
     def map(self, image: int, arm: int) -> bytes:
-        """The PNG of an arm's map over the image."""
-        return bytes(self._one("SELECT picture FROM maps WHERE image = ? AND arm = ?", image, arm))
+        """Return the PNG of an arm's map over the image."""
+        return bytes(self._fetch_value("SELECT picture FROM maps WHERE image = ? AND arm = ?", image, arm))
 
     def mark(self, reader: Reader, image: int) -> Mark | None:
-        """What the reader marked; None where not yet."""
-        found = self._all("SELECT regions FROM marks WHERE reader = ? AND image = ?", reader.place, image)
-        return Mark.model_validate_json(found[0][0]) if found else None
+        """Return the regions that the reader marked, or None."""
+        rows = self._fetch("SELECT regions FROM marks WHERE reader = ? AND image = ?", reader.number, image)
+        return Mark.model_validate_json(rows[0][0]) if rows else None
 
     def save_mark(self, reader: Reader, image: int, mark: Mark) -> bool:
-        """Keep a mark; False where there is one already: who has seen the maps does not mark anew."""
-        row = (reader.place, image, mark.model_dump_json(), _now())
-        with _changed(self.path) as base:
+        """Save a mark. Returns False if there is one: a reader who saw the maps cannot mark again."""
+        row = (reader.number, image, mark.model_dump_json(), _now())
+        with _open_to_write(self.path) as base:
             return base.execute("INSERT OR IGNORE INTO marks VALUES (?, ?, ?, ?)", row).rowcount == 1
 
     def judgements(self, reader: Reader, image: int) -> list[Judgement]:
-        """What the reader said of each arm."""
-        rows = self._all(
-            "SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND image = ?", reader.place, image
+        """Return rank and rating of each arm."""
+        rows = self._fetch(
+            "SELECT arm, ranked, rating FROM judgements WHERE reader = ? AND image = ?", reader.number, image
         )
-        found = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
-        return [found.get(arm, Judgement()) for arm in range(len(self.arms))]
+        by_arm = {arm: Judgement(ranked, rating) for arm, ranked, rating in rows}
+        return [by_arm.get(arm, Judgement()) for arm in range(len(self.arms))]
 
-    def save_judgement(self, reader: Reader, image: int, arm: int, said: Judgement) -> None:
-        """Keep a rank, a rating or both; what is None stays as it was."""
-        row = (reader.place, image, arm, said.rank, said.rating, _now())
-        with _changed(self.path) as base:
+    def save_judgement(self, reader: Reader, image: int, arm: int, judgement: Judgement) -> None:
+        """Save a rank, a rating or both; None changes nothing."""
+        row = (reader.number, image, arm, judgement.rank, judgement.rating, _now())
+        with _open_to_write(self.path) as base:
             base.execute(
                 "INSERT INTO judgements VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "ranked = coalesce(excluded.ranked, ranked), rating = coalesce(excluded.rating, rating), "
@@ -178,33 +171,31 @@ class Store:
             )
 
     def done(self, reader: Reader) -> list[int]:
-        """Images that this reader has marked, ranked and rated whole."""
-        rows = self._all(
+        """Return the images that this reader has finished."""
+        rows = self._fetch(
             "SELECT image FROM judgements WHERE reader = ? AND ranked IS NOT NULL AND rating IS NOT NULL "
             "GROUP BY image HAVING count(*) = ?",
-            reader.place,
+            reader.number,
             len(self.arms),
         )
         return [image for (image,) in rows]
 
-    # --- all of it, for the results ----------------------------------------------------------------------------------
-
     def samples(self) -> list[tuple[str, str, bytes]]:
-        """(sample, group, mask as PNG) of each image."""
-        return self._all("SELECT sample, grouped, mask FROM images ORDER BY place")
+        """Return (sample, group, mask as PNG) of each image."""
+        return self._fetch("SELECT sample, grouped, mask FROM images ORDER BY place")
 
-    def _about(self, key: str) -> str:
-        return str(self._one("SELECT value FROM study WHERE key = ?", key))
+    def _setting(self, key: str) -> str:
+        return str(self._fetch_value("SELECT value FROM study WHERE key = ?", key))
 
-    def _one(self, question: str, *values: object) -> Any:
-        found = self._all(question, *values)
-        if not found:
-            raise LookupError(question)
-        return found[0][0]
+    def _fetch_value(self, query: str, *values: object) -> Any:
+        rows = self._fetch(query, *values)
+        if not rows:
+            raise LookupError(query)
+        return rows[0][0]
 
-    def _all(self, question: str, *values: object) -> list[Any]:
+    def _fetch(self, query: str, *values: object) -> list[Any]:
         with _open(self.path) as base:
-            return base.execute(question, values).fetchall()
+            return base.execute(query, values).fetchall()
 
 
 _DISK_ERRORS = {
@@ -217,7 +208,7 @@ _DISK_ERRORS = {
 
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection whose changes are on the disk when the block ends well, and gone where it does not."""
+    """Open a connection: commit to disk after the block, or roll back after an exception."""
     base = sqlite3.connect(path, timeout=30)
     try:
         base.execute("PRAGMA foreign_keys = ON")
@@ -229,8 +220,8 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def _changed(path: Path) -> Iterator[sqlite3.Connection]:
-    """`_open` to write: CannotWrite, with what was said before still whole, where the disk refuses."""
+def _open_to_write(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a connection to write. Raises CannotWrite, with earlier answers intact, on a disk error."""
     with writing(path):
         try:
             with _open(path) as base:

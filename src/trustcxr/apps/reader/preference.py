@@ -1,4 +1,4 @@
-"""Which map readers prefer: Bradley-Terry strengths from ranks, with intervals over images."""
+"""Compute which map readers prefer: Bradley-Terry strengths from ranks, with intervals over images."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from numpy.typing import ArrayLike
 
 from trustcxr.statistics import Bootstrap, Floats, holm, interval, share_interval, sign_flip
 
-HALF_A_WIN = 0.5  # each way for each pair: an arm that always wins has a finite strength
+HALF_A_WIN = 0.5  # added each way to each pair: keeps the strength of an arm that always wins finite
 _ROUNDS, _CLOSE = 500, 1e-10
 
 
 @dataclass(frozen=True)
 class Strength:
-    """One arm: how probably it is preferred to another one, on average; and its log-strength, which sums to 0."""
+    """One arm: mean probability that it is preferred to another arm; log-strength (the arms' sum is 0)."""
 
     preferred: float
     preferred_ci: list[float]
@@ -23,9 +23,9 @@ class Strength:
 
 @dataclass(frozen=True)
 class Pair:
-    """How probably `first` is preferred to `second`; p-value of the images' net preferences, corrected (Holm 1979).
+    """Probability that `first` is preferred to `second`, with a p-value corrected for all pairs (Holm 1979).
 
-    `images`: on how many both were ranked.
+    images: number of images on which both were ranked.
     """
 
     first: int
@@ -36,10 +36,10 @@ class Pair:
     images: int
 
 
-def wins(ranks: ArrayLike) -> Floats:
-    """Ranks (F images, R readers, A arms), 1 the best, NaN where not given -> how often i was before j: (F, A, A).
+def count_wins(ranks: ArrayLike) -> Floats:
+    """Count how often arm i was ranked before arm j, (F, A, A), from ranks (F images, R readers, A arms).
 
-    Of two that share a rank each has half a win.
+    1 is the best rank, NaN a missing one. Equal ranks count half a win each.
     """
     table = np.asarray(ranks, dtype=float)
     before = table[..., :, None] < table[..., None, :]
@@ -47,8 +47,8 @@ def wins(ranks: ArrayLike) -> Floats:
     return np.asarray((before + 0.5 * level).sum(axis=1), dtype=float)
 
 
-def bradley_terry(won: ArrayLike) -> Floats:
-    """Log-strengths (B, A), summing to 0, from how often i was preferred to j: (B, A, A), by MM (Hunter 2004).
+def bradley_terry(win_counts: ArrayLike) -> Floats:
+    """Return log-strengths (B, A), summing to 0, from win counts (B, A, A), by MM (Hunter 2004).
 
     HALF_A_WIN each way is added to each pair.
 
@@ -57,7 +57,7 @@ def bradley_terry(won: ArrayLike) -> Floats:
     >>> bradley_terry(np.array([[[0, 29.5], [9.5, 0]]])).round(2)  # log(30 / 10), halved
     array([[ 0.55, -0.55]])
     """
-    table = np.asarray(won, dtype=float)
+    table = np.asarray(win_counts, dtype=float)
     table = table + HALF_A_WIN * (1 - np.eye(table.shape[-1]))
     total, met = table.sum(axis=2), table + table.transpose(0, 2, 1)
     strength = np.ones(total.shape)
@@ -68,38 +68,50 @@ def bradley_terry(won: ArrayLike) -> Floats:
         strength = after
         if done:
             break
-    found: Floats = np.log(strength)
-    return found
+    log_strengths: Floats = np.log(strength)
+    return log_strengths
 
 
-def probabilities(log_strengths: Floats) -> Floats:
-    """(B, A) -> how probably i is preferred to j: (B, A, A)."""
-    found: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
-    return found
+def preference_probabilities(log_strengths: Floats) -> Floats:
+    """Return the probability (B, A, A) that i is preferred to j, from log-strengths (B, A)."""
+    result: Floats = 1 / (1 + np.exp(log_strengths[:, None, :] - log_strengths[:, :, None]))
+    return result
 
 
-def strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
-    """Of each arm, with 95 % intervals over groups of images. The readers are these readers: others may differ."""
-    won = wins(ranks)
+def compute_strengths(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Strength]:
+    """Return the strength of each arm, with 95 % intervals over groups of images. They hold for these readers."""
+    won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
-    found = bradley_terry(bootstrap.totals(won))
-    chances, arms = probabilities(found), won.shape[-1]
-    mean = (chances.sum(axis=2) - 0.5) / (arms - 1)
+    log_strengths = bradley_terry(bootstrap.totals(won))
+    preferred, arms = preference_probabilities(log_strengths), won.shape[-1]
+    mean = (preferred.sum(axis=2) - 0.5) / (arms - 1)
     return [
-        Strength(float(mean[0, i]), share_interval(bootstrap, mean[:, i]), float(found[0, i]), interval(found[:, i]))
+        Strength(
+            float(mean[0, i]),
+            share_interval(bootstrap, mean[:, i]),
+            float(log_strengths[0, i]),
+            interval(log_strengths[:, i]),
+        )
         for i in range(arms)
     ]
 
 
-def pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Pair]:
-    """Every two arms, the first before the second."""
-    won = wins(ranks)
+def compare_pairs(ranks: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> list[Pair]:
+    """Compare every two arms."""
+    won = count_wins(ranks)
     bootstrap = Bootstrap.over(groups, resamples=resamples, seed=seed)
-    chances = probabilities(bradley_terry(bootstrap.totals(won)))
+    chances = preference_probabilities(bradley_terry(bootstrap.totals(won)))
     both = [(i, j) for i in range(won.shape[-1]) for j in range(i + 1, won.shape[-1])]
     corrected = holm([sign_flip(won[:, i, j] - won[:, j, i], groups) for i, j in both])
     judged = [won[:, i, j] + won[:, j, i] > 0 for i, j in both]
     return [
-        Pair(i, j, float(chances[0, i, j]), share_interval(bootstrap, chances[:, i, j], of=of), float(p), int(of.sum()))
-        for (i, j), p, of in zip(both, corrected, judged, strict=True)
+        Pair(
+            i,
+            j,
+            float(chances[0, i, j]),
+            share_interval(bootstrap, chances[:, i, j], of=ranked),
+            float(p),
+            int(ranked.sum()),
+        )
+        for (i, j), p, ranked in zip(both, corrected, judged, strict=True)
     ]

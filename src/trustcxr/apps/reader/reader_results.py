@@ -1,4 +1,4 @@
-"""What the readers found, as tables for a report: preference, agreement, their regions beside every model's maps."""
+"""Tabulate a reader study: preference, agreement, and regions of readers compared with maps of models."""
 
 import io
 import warnings
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.reader import agreement, preference
-from trustcxr.apps.reader.annotations import pixels
+from trustcxr.apps.reader.annotations import draw_mask
 from trustcxr.apps.reader.database import Reader, Store
 from trustcxr.errors import UserError
 from trustcxr.report import formatting, load
@@ -22,16 +22,16 @@ from trustcxr.storage.schemas import Share
 from trustcxr.version import NOTICE
 
 RESAMPLES = 2000
-# Of a map with two levels each of these says the same of a region as of a heatmap.
+# Measures that are defined for a region (two levels) as for a heatmap.
 SCORED = ("infection_energy", "infection_iou", "infection_iou_area", "infection_auroc")
 NAME = "readers"
 
 
 @dataclass(frozen=True)
 class Responses:
-    """`ranks` and `ratings` (F images, R readers, A arms), NaN where not given.
+    """All answers: ranks and ratings (F images, R readers, A arms), NaN if missing.
 
-    `marked` (F, R): whether the reader marked the image; `marks` (F, R, H, W) uint8; `masks` (F, H, W) uint8.
+    marked: (F, R), True if the reader marked the image. marks: (F, R, H, W) uint8. masks: (F, H, W) uint8.
     """
 
     arms: list[str]
@@ -46,12 +46,12 @@ class Responses:
 
     @property
     def complete(self) -> np.ndarray:
-        """Images that a reader has ranked whole, (R,)."""
+        """Number of images that each reader has ranked completely, (R,)."""
         return np.asarray(np.isfinite(self.ranks).all(axis=2).sum(axis=0))
 
 
 def gather(store: Store) -> Responses:
-    """Everything in the file. Images without a mask of their own size do not occur: all were written from one set."""
+    """Read all answers from the database."""
     readers, samples = store.readers(), store.samples()
     masks = np.stack([np.asarray(Image.open(io.BytesIO(mask))) for _, _, mask in samples])
     shape = (len(samples), len(readers))
@@ -62,59 +62,59 @@ def gather(store: Store) -> Responses:
             ranks[f, r], ratings[f, r] = _numbers(store, reader, f)
             mark = store.mark(reader, f)
             if mark is not None:
-                marked[f, r], marks[f, r] = True, pixels(mark, *masks.shape[1:])
+                marked[f, r], marks[f, r] = True, draw_mask(mark, *masks.shape[1:])
     names, groups = [name for name, _, _ in samples], [group for _, group, _ in samples]
-    told = [reader.name for reader in readers]
-    return Responses(store.arms, told, names, groups, ranks, ratings, marked, marks, masks)
+    reader_names = [reader.name for reader in readers]
+    return Responses(store.arms, reader_names, names, groups, ranks, ratings, marked, marks, masks)
 
 
 def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], list[float]]:
-    said = store.judgements(reader, image)
-    ranks = [np.nan if each.rank is None else float(each.rank) for each in said]
-    return ranks, [np.nan if each.rating is None else float(each.rating) for each in said]
+    answers = store.judgements(reader, image)
+    ranks = [np.nan if each.rank is None else float(each.rank) for each in answers]
+    return ranks, [np.nan if each.rating is None else float(each.rating) for each in answers]
 
 
-def tables(said: Responses, runs: list[load.Run]) -> list[Table]:
-    """Preference, pairs, agreement, and the human benchmark; UserError while nobody has read an image whole."""
-    if not said.complete.any():
-        raise UserError("no reader has ranked all maps of an image yet: nothing to count")
-    return [_preference(said), _pairs(said), _agreement(said), _regions(said, runs)]
+def make_tables(answers: Responses, runs: list[load.Run]) -> list[Table]:
+    """Return the tables: preference, pairs, agreement, regions. Raises UserError if no image is ranked completely."""
+    if not answers.complete.any():
+        raise UserError("no reader has ranked all maps of an image yet. Wait for the readers.")
+    return [_preference(answers), _pairs(answers), _agreement(answers), _regions(answers, runs)]
 
 
-def write(said: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
-    """Write readers.md, and every table as CSV and LaTeX, into `folder`; return their paths."""
-    return table.write_tables(tables(said, runs), folder, page=f"{NAME}.md", opening=_opening(said))
+def write_tables(answers: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
+    """Write readers.md and every table as CSV and LaTeX into `folder`, and return their paths."""
+    return table.write_tables(make_tables(answers, runs), folder, page=f"{NAME}.md", opening=_make_heading(answers))
 
 
-def _opening(said: Responses) -> str:
-    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(said.complete))
+def _make_heading(answers: Responses) -> str:
+    counts = ", ".join(f"R{k + 1} {n}" for k, n in enumerate(answers.complete))
     return (
         "# What the readers found\n\n"
-        f"{formatting.plural(len(said.readers), 'reader')}, {formatting.plural(len(said.samples), 'image')}, "
-        f"{len(said.arms)} maps of each, blinded and in random order; images ranked whole: {counts}. 95 % intervals by "
-        f"bootstrap over patients or groups of images: they hold for these readers. "
-        f"Where every resample is alike there is none. {NOTICE}"
+        f"{formatting.plural(len(answers.readers), 'reader')}, {formatting.plural(len(answers.samples), 'image')}, "
+        f"{len(answers.arms)} maps of each, blinded and in random order; images ranked completely: {counts}. 95 % "
+        f"intervals by bootstrap over patients or groups of images; they hold for these readers. "
+        f"If all resamples are equal, there is no interval. {NOTICE}"
     )
 
 
-def _preference(said: Responses) -> Table:
-    strengths = preference.strengths(said.ranks, said.groups, resamples=RESAMPLES)
-    first = _first_places(said)
+def _preference(answers: Responses) -> Table:
+    strengths = preference.compute_strengths(answers.ranks, answers.groups, resamples=RESAMPLES)
+    first = _share_first_ranks(answers)
     rows = []
-    for k, (arm, found) in enumerate(zip(said.arms, strengths, strict=True)):
-        rating = _mean(said.ratings[:, :, k], said.groups)
+    for k, (arm, strength) in enumerate(zip(answers.arms, strengths, strict=True)):
+        rating = _mean(answers.ratings[:, :, k], answers.groups)
         rows.append(
             [
                 Cell(arm),
-                table.share(Share(value=found.preferred, ci=tuple(found.preferred_ci))),
-                table.plain(Share(value=found.log_strength, ci=_of_width(found.log_strength_ci)), 2),
-                table.share(_mean(first[:, :, k], said.groups, share=True)),
+                table.share(Share(value=strength.preferred, ci=tuple(strength.preferred_ci))),
+                table.plain(Share(value=strength.log_strength, ci=_drop_empty(strength.log_strength_ci)), 2),
+                table.share(_mean(first[:, :, k], answers.groups, share=True)),
                 table.plain(rating, 2),
-                table.whole(int(np.isfinite(said.ranks[:, :, k]).sum())),
+                table.whole(int(np.isfinite(answers.ranks[:, :, k]).sum())),
             ]
         )
     caption = (
-        "Preferred: how probably this map is preferred to another one, in percent, by the Bradley-Terry model of the "
+        "Preferred: probability that this map is preferred to another, in percent, by the Bradley-Terry model of the "
         "ranks; 50 is no preference. Strength: its logarithm, summing to 0. Ratings go from 1 (does not show the "
         "finding) to 5 (shows it precisely)."
     )
@@ -122,148 +122,155 @@ def _preference(said: Responses) -> Table:
     return Table("Readers: preference", header, rows, caption=caption)
 
 
-def _first_places(said: Responses) -> Floats:
-    """(F, R, A): 1 where it was ranked best, shared among those that are level; NaN where not ranked whole."""
-    best = said.ranks == said.ranks.min(axis=2, keepdims=True)
+def _share_first_ranks(answers: Responses) -> Floats:
+    """Return (F, R, A): 1 for the best rank, shared by equal ranks; NaN if not ranked completely."""
+    best = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
     shared = best / np.maximum(best.sum(axis=2, keepdims=True), 1)
-    return np.where(np.isfinite(said.ranks).all(axis=2, keepdims=True), shared, np.nan)
+    return np.where(np.isfinite(answers.ranks).all(axis=2, keepdims=True), shared, np.nan)
 
 
-def _pairs(said: Responses) -> Table:
+def _pairs(answers: Responses) -> Table:
     rows = [
         [
-            Cell(said.arms[pair.first]),
-            Cell(said.arms[pair.second]),
+            Cell(answers.arms[pair.first]),
+            Cell(answers.arms[pair.second]),
             table.share(Share(value=pair.preferred, ci=tuple(pair.preferred_ci))),
             Cell(formatting.decimal(pair.p_value, 4), value=pair.p_value),
             table.whole(pair.images),
         ]
-        for pair in preference.pairs(said.ranks, said.groups, resamples=RESAMPLES)
+        for pair in preference.compare_pairs(answers.ranks, answers.groups, resamples=RESAMPLES)
     ]
     caption = "p: of each image's net preference, its sign flipped by groups, corrected for the number of pairs (Holm)."
     return Table("Readers: pairs", ["map", "against", "preferred (%)", "p", "images"], rows, heads=2, caption=caption)
 
 
-def _agreement(said: Responses) -> Table:
-    bootstrap = Bootstrap.over(said.groups, resamples=RESAMPLES)
+def _agreement(answers: Responses) -> Table:
+    bootstrap = Bootstrap.over(answers.groups, resamples=RESAMPLES)
     weights = bootstrap.row_weights()
-    first = said.ranks == said.ranks.min(axis=2, keepdims=True)
-    best = np.where(np.isfinite(said.ranks).all(axis=2), first @ 2.0 ** np.arange(len(said.arms)), np.nan)
-    flat = (np.concatenate([values[:, :, k] for k in range(len(said.arms))]) for values in (said.ranks, said.ratings))
+    first = answers.ranks == answers.ranks.min(axis=2, keepdims=True)
+    best = np.where(np.isfinite(answers.ranks).all(axis=2), first @ 2.0 ** np.arange(len(answers.arms)), np.nan)
+    flat = (
+        np.concatenate([values[:, :, k] for k in range(len(answers.arms))])
+        for values in (answers.ranks, answers.ratings)
+    )
     ranks, ratings = flat
-    twice = np.tile(weights, (1, len(said.arms)))
-    found = {
+    twice = np.tile(weights, (1, len(answers.arms)))
+    values_of = {
         "which map is best: Fleiss’ kappa": agreement.fleiss_kappa(best, weights),
         "which map is best: Krippendorff’s alpha": agreement.krippendorff_alpha(best, "nominal", weights),
         "ranks: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ranks, "ordinal", twice),
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
-        "regions: mean IoU of two readers": bootstrap.means(_overlap(said)),
+        "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
-    rows = [[Cell(name), table.plain(_share(values))] for name, values in found.items()]
+    rows = [[Cell(name), table.plain(_to_share(values))] for name, values in values_of.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
-        "alpha those that two or more did. Maps that share the first place are an answer of their own."
+        "alpha those that two or more did. Maps that share the first rank are a category."
     )
     return Table("Readers: agreement", ["agreement", "value"], rows, caption=caption)
 
 
-def _overlap(said: Responses) -> Floats:
-    """Mean IoU (F,) of the regions of every two readers that marked the image; NaN where fewer did, or all none."""
-    flat = said.marks.reshape(*said.marks.shape[:2], -1) != 0
+def _mean_overlap(answers: Responses) -> Floats:
+    """Return the mean IoU (F,) of every two readers that marked the image; NaN if there is none."""
+    flat = answers.marks.reshape(*answers.marks.shape[:2], -1) != 0
     values = []
-    for i in range(len(said.readers)):
+    for i in range(len(answers.readers)):
         for j in range(i):
             either = (flat[:, i] | flat[:, j]).sum(axis=1)
-            both = said.marked[:, i] & said.marked[:, j] & (either > 0)
+            both = answers.marked[:, i] & answers.marked[:, j] & (either > 0)
             values.append(np.where(both, (flat[:, i] & flat[:, j]).sum(axis=1) / np.maximum(either, 1), np.nan))
-    return _nanmean(np.array(values)) if values else np.full(len(said.samples), np.nan)
+    return _nanmean(np.array(values)) if values else np.full(len(answers.samples), np.nan)
 
 
-def _regions(said: Responses, runs: list[load.Run]) -> Table:
-    """Each reader, all of them, and every run of the study: the same measures on the same images."""
-    own = reader_scores(said)
-    mean = {name: _nanmean(values.T) for name, values in own.items()}
-    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, said)]]
-    for k, _ in enumerate(said.readers):
-        rows.append([Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in own.items()}, None, said)])
-    for label, scores in model_scores(said, runs):
-        rows.append([Cell(label), *_row(scores, mean, said)])
+def _regions(answers: Responses, runs: list[load.Run]) -> Table:
+    """Compare readers and runs by the same measures on the same images."""
+    by_reader = reader_scores(answers)
+    mean = {name: _nanmean(values.T) for name, values in by_reader.items()}
+    rows = [[Cell("all readers", "the human benchmark"), *_row(mean, None, answers)]]
+    for k, _ in enumerate(answers.readers):
+        rows.append(
+            [Cell(f"R{k + 1}"), *_row({name: values[:, k] for name, values in by_reader.items()}, None, answers)]
+        )
+    for label, scores in model_scores(answers, runs):
+        rows.append([Cell(label), *_row(scores, mean, answers)])
     caption = (
         "Regions and maps against the radiologists’ masks of the data set, by the same measures on the same images. In "
-        "brackets 95 % intervals; behind a run, how far it is from all readers (paired, image by image)."
+        "brackets 95 % intervals; after a run, its difference from all readers (paired, image by image)."
     )
     return Table("Readers: regions", ["marked by", *map(formatting.measure, SCORED), "images"], rows, caption=caption)
 
 
-def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, said: Responses) -> list[Cell]:
-    found = []
+def _row(scores: Mapping[str, Floats], human: Mapping[str, Floats] | None, answers: Responses) -> list[Cell]:
+    cells = []
     for name in SCORED:
-        values = scores.get(name, np.full(len(said.samples), np.nan))
-        cell = table.plain(_mean(values, said.groups))
+        values = scores.get(name, np.full(len(answers.samples), np.nan))
+        cell = table.plain(_mean(values, answers.groups))
         if human is not None and np.isfinite(values).any():
-            gap = paired(human[name], values, said.groups, resamples=RESAMPLES)
-            beside = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
-            cell = Cell(cell.text, cell.small, f"{beside.text} {beside.small}", cell.value)
-        found.append(cell)
+            gap = paired(human[name], values, answers.groups, resamples=RESAMPLES)
+            difference = table.gained(Share(value=gap.difference, ci=tuple(gap.difference_ci)))
+            cell = Cell(cell.text, cell.small, f"{difference.text} {difference.small}", cell.value)
+        cells.append(cell)
     counted = max((int(np.isfinite(values).sum()) for values in scores.values()), default=0)
-    return [*found, table.whole(counted)]
+    return [*cells, table.whole(counted)]
 
 
-def reader_scores(said: Responses) -> dict[str, Floats]:
-    """Of each reader's regions against the masks, (F, R) by measure; NaN where the reader has not marked the image."""
+def reader_scores(answers: Responses) -> dict[str, Floats]:
+    """Return {measure: (F, R)} of the readers' regions against the masks; NaN if not marked."""
     import torch
 
     from trustcxr.explain import measures
     from trustcxr.registry import MEASURES
 
-    masks, found = torch.from_numpy(said.masks), {}
+    masks, scores = torch.from_numpy(answers.masks), {}
     for name in SCORED:
         columns = [
             measures.measure_function(MEASURES[name])(
-                torch.from_numpy(said.marks[:, r].astype(np.float32)), masks
+                torch.from_numpy(answers.marks[:, r].astype(np.float32)), masks
             ).numpy()
-            for r in range(len(said.readers))
+            for r in range(len(answers.readers))
         ]
-        found[name] = np.where(said.marked, np.stack(columns, axis=1), np.nan)
-    return found
+        scores[name] = np.where(answers.marked, np.stack(columns, axis=1), np.nan)
+    return scores
 
 
-def model_scores(said: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
-    """Of every run and method that the study measured, (F,) by measure, of the images that were read."""
+def model_scores(answers: Responses, runs: list[load.Run]) -> Iterator[tuple[str, dict[str, Floats]]]:
+    """Yield ("run:method", {measure: (F,)}) for every run and method that the study measured."""
     for run in runs:
         table = run.saliency
         if table is None or not {"method", "condition", "measure", "value", "sample_id"} <= set(table):
             continue
         clean = table[(table["condition"] == CLEAN) & table["measure"].isin(SCORED)]
         for method, rows in clean.groupby("method", sort=False):
-            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(said.samples)
+            wide = rows.pivot_table(index="sample_id", columns="measure", values="value").reindex(answers.samples)
             if len(wide.columns) and wide.notna().any(axis=None):
                 yield f"{run.name}:{method}", {str(name): wide[name].to_numpy(dtype=float) for name in wide}
 
 
 def _mean(values: Floats, groups: list[str], *, share: bool = False) -> Share:
-    """Mean over images (and readers, where there are some: (F, R)), with its interval over groups of images."""
+    """Return the mean of (F,) or (F, R) values, with its interval over groups of images."""
     by_image = _nanmean(values.T) if values.ndim == 2 else values
     bootstrap = Bootstrap.over(groups, resamples=RESAMPLES)
-    found = bootstrap.means(by_image)
-    if share and np.isfinite(found[0]):
-        return Share(value=float(found[0]), ci=_of_width(share_interval(bootstrap, found, of=np.isfinite(by_image))))
-    return _share(found)
+    resampled = bootstrap.means(by_image)
+    if share and np.isfinite(resampled[0]):
+        return Share(
+            value=float(resampled[0]), ci=_drop_empty(share_interval(bootstrap, resampled, of=np.isfinite(by_image)))
+        )
+    return _to_share(resampled)
 
 
 def _nanmean(values: Floats) -> Floats:
-    """Mean over the first axis of what is not NaN; NaN where nothing is left."""
+    """Return the mean over the first axis without NaN values; NaN if all are NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return np.asarray(np.nanmean(values, axis=0))
 
 
-def _share(resampled: Floats) -> Share:
+def _to_share(resampled: Floats) -> Share:
     value = float(resampled[0]) if len(resampled) and np.isfinite(resampled[0]) else None
-    return Share(value=value, ci=None if value is None else _of_width(interval(resampled)))
+    return Share(value=value, ci=None if value is None else _drop_empty(interval(resampled)))
 
 
-def _of_width(ends: list[float]) -> tuple[float, float] | None:
-    """An interval; None where all resamples are alike, which says nothing of how sure a figure is."""
+def _drop_empty(ends: list[float]) -> tuple[float, float] | None:
+    """Return the interval, or None if all resamples are equal: then it says nothing."""
     low, high = ends
     return (low, high) if low < high else None

@@ -1,4 +1,4 @@
-"""From a command to a reader study: made once, then open to its readers until Ctrl-C."""
+"""Create a reader study, serve it to its readers until Ctrl-C, and write its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from trustcxr.storage.os_errors import shell_quote
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """What a new reader study shows: see `trustcxr reader --help`."""
+    """Options of a new reader study: see `trustcxr reader-study --help`."""
 
     arms: Sequence[str] = ()
     data: Path | None = None
@@ -23,79 +23,81 @@ class ReaderOptions:
     seed: int | None = None
 
 
-_IMAGES, _SEED = 30, 0
+_DEFAULT_IMAGES, _DEFAULT_SEED = 30, 0
 
 
-def place(study: Path) -> Path:
-    """The file of a study's readers; UserError where there is no study."""
+def database_path(study: Path) -> Path:
+    """Return the database of the reader study. Raises UserError if there is no study."""
     return layout.check_study(study) / FOLDER / FILE
 
 
-def open_or_make(study: Path, asked: ReaderOptions) -> Store:
-    """The reader study as it is, or a new one. UserError where it is there and shows other maps than asked for."""
-    path = place(study)
+def open_or_create(study: Path, options: ReaderOptions) -> Store:
+    """Open the reader study, or create it. Raises UserError if it exists with other options."""
+    path = database_path(study)
     if path.exists():
-        return _opened(study, path, asked)
-    chosen = prepare.arms(study, asked.arms)
+        return _open_existing(study, path, options)
+    chosen = prepare.parse_arms(study, options.arms)
     with locks.folder_lock(path.parent):
-        if path.exists():  # another process has made it since
-            return _opened(study, path, asked)
-        seed = _SEED if asked.seed is None else asked.seed
-        images = prepare.draw_images(chosen, data=asked.data, count=asked.images or _IMAGES, seed=seed)
+        if path.exists():  # another process has just created it
+            return _open_existing(study, path, options)
+        seed = _DEFAULT_SEED if options.seed is None else options.seed
+        images = prepare.draw_images(chosen, data=options.data, count=options.images or _DEFAULT_IMAGES, seed=seed)
         store = Store.create(path, arms=[arm.name for arm in chosen], images=images, seed=seed)
     log(f"a new reader study: {store.images} images, {len(store.arms)} maps of each, in {path}")
     return store
 
 
-def _opened(study: Path, path: Path, asked: ReaderOptions) -> Store:
+def _open_existing(study: Path, path: Path, options: ReaderOptions) -> Store:
     store = Store(path)
-    if asked.arms and [arm.name for arm in prepare.arms(study, asked.arms)] != store.arms:
+    if options.arms and [arm.name for arm in prepare.parse_arms(study, options.arms)] != store.arms:
         raise UserError(
             f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
         )
-    if asked.images not in (None, store.images):
+    if options.images not in (None, store.images):
         raise UserError(f"{path}: shows {store.images} images; move that folder away to begin another")
-    if asked.seed is not None and store.seed != asked.seed:
+    if options.seed is not None and store.seed != options.seed:
         raise UserError(f"{path}: its images were drawn by seed {store.seed}; move that folder away to begin another")
-    if asked.data is not None:
-        log(f"{path}: shows the images and maps that it was made with: --data is not looked at")
+    if options.data is not None:
+        log(f"{path}: this reader study has its images and maps already: --data is ignored")
     return store
 
 
-def serve(study: Path, asked: ReaderOptions, names: Sequence[str], *, host: str, port: int) -> None:
-    """Say each reader's link, and answer until Ctrl-C. UserError for what cannot be shown, or where to listen."""
+def serve(study: Path, options: ReaderOptions, names: Sequence[str], *, host: str, port: int) -> None:
+    """Print the link of each reader, and serve until Ctrl-C. Raises UserError for wrong options or address."""
     from trustcxr.apps.serve import server
 
     server.check_installed()
-    proper, path = [_proper(name) for name in names], place(study)
-    if not proper and not (path.exists() and Store(path).readers()):
-        command = f"trustcxr reader {shell_quote(study)} --reader NAME"
-        raise UserError(f"{study}: nobody reads yet: say who: {command}, once for each")
-    store = open_or_make(study, asked)
-    for name in proper:
-        store.add(name)
+    valid_names, path = [_clean_name(name) for name in names], database_path(study)
+    if not valid_names and not (path.exists() and Store(path).readers()):
+        command = f"trustcxr reader-study {shell_quote(study)} --reader NAME"
+        raise UserError(f"{study}: there are no readers yet. Name them: {command}, once for each.")
+    store = open_or_create(study, options)
+    for name in valid_names:
+        store.add_reader(name)
     from trustcxr.apps.reader import reader_page
     from trustcxr.apps.serve import middleware
 
     local = middleware.is_loopback(host)
-    with server.listening(host, port) as listener:
-        house = reader_page.build(store, hosts=middleware.local_names(host) if local else None)
+    with server.open_listener(host, port) as listener:
+        app = reader_page.build(store, hosts=middleware.local_names(host) if local else None)
         for reader in store.readers():
             address = server.Address(host, listener.getsockname()[1], reader.token)
             log(f"{reader.name}: {address.link}")
-        log("each link is its reader's own; Ctrl-C ends, and what was saved is kept")
-        server.run(house, listener)
+        log("each link is for one reader; Ctrl-C ends, and saved answers stay")
+        server.run(app, listener)
 
 
-def results(study: Path, out: Path | None = None) -> list[Path]:
-    """Write the tables of what the readers found into the reader study's folder, or `out`; their paths."""
-    from trustcxr.apps.reader import reader_results as tables
+def write_results(study: Path, out: Path | None = None) -> list[Path]:
+    """Write the result tables into `out`, or the reader study's folder, and return their paths."""
+    from trustcxr.apps.reader import reader_results
 
-    path = place(study)
-    return tables.write(tables.gather(Store(path)), load.load_report(study).runs, out or path.parent)
+    path = database_path(study)
+    return reader_results.write_tables(
+        reader_results.gather(Store(path)), load.load_report(study).runs, out or path.parent
+    )
 
 
-def _proper(name: str) -> str:
+def _clean_name(name: str) -> str:
     text = " ".join(name.split())
     if not text or len(text) > 60 or not text.isprintable():
         raise UserError(f"--reader {name!r}: a name, or a pseudonym, of 1 to 60 printable characters")

@@ -1,1 +1,1 @@
-"""The page that looks at one image, and its API: a run's answers over HTTP. Nothing that is sent is kept."""
+"""Serve a page and an HTTP API that classify one image. No image is stored."""

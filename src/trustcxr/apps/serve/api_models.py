@@ -1,4 +1,4 @@
-"""What the API says, as types: the schema of /openapi.json is made of these. Pictures are PNG files in base64."""
+"""Define the documents of the API, from which /openapi.json is generated."""
 
 from typing import Annotated, Literal
 
@@ -18,70 +18,70 @@ class ClassProbability(BaseModel):
 
 
 class Survived(BaseModel):
-    """Whether the answer stays under an attack: no proof, a stronger one may still change it."""
+    """True if the answer survives an attack. This is no proof: a stronger attack may change it."""
 
     attack: str
     survives: bool
 
 
-class Familiar(BaseModel):
-    """How like the images that the run was trained on."""
+class Familiarity(BaseModel):
+    """Similarity to the training images of the run."""
 
-    rarer_than: Share = Field(description="The share of the run's validation images that are more like them.")
-    accepted: Share = Field(description="The share of the validation images that the threshold accepts.")
-    validated: int = Field(description="How many validation images that is from.")
+    rarer_than: Share = Field(description="Share of validation images that are more similar.")
+    accepted: Share = Field(description="Share of validation images that the threshold accepts.")
+    validated: int = Field(description="Number of validation images.")
 
 
 class Prediction(BaseModel):
-    """What a run says of one image."""
+    """The answer of a run for one image."""
 
     notice: str = NOTICE
     run: str
     predicted: str
-    classes: list[ClassProbability] = Field(description="Of every class of the run, the likeliest first.")
-    calibrated: bool = Field(description="Whether probabilities are scaled by what the run's validation images said.")
-    calibration: str = Field(description="The same in words.")
-    warnings: list[str] = Field(description="What speaks against relying on the answer, in words.")
-    familiarity: Familiar | None = Field(description="Null where it was not fitted for this run.")
-    epsilon: float = Field(description="The radius of the attacks, in pixels of [0, 1].")
+    classes: list[ClassProbability] = Field(description="All classes, the most probable first.")
+    calibrated: bool = Field(description="True if probabilities are calibrated on validation images.")
+    calibration: str = Field(description="The same as text.")
+    warnings: list[str] = Field(description="Reasons not to rely on the answer.")
+    familiarity: Familiarity | None = Field(description="Null if not fitted for this run.")
+    epsilon: float = Field(description="L-infinity radius of the attacks, for pixels in [0, 1].")
     survives: list[Survived]
-    seconds: float = Field(description="What reading and answering took.")
+    seconds: float = Field(description="Time to read and answer.")
 
 
 class ControlMap(BaseModel):
-    """What a map that knows less shows, and how like the method's own it is."""
+    """A baseline map, and its correlation with the map of the method."""
 
     label: str
-    likeness: float | None = Field(description="Correlation with the method's map, -1 to 1.")
+    likeness: float | None = Field(description="Correlation, -1 to 1.")
     png: Png
 
 
 class SaliencyMap(BaseModel):
-    """Where a method sees the evidence for the predicted class."""
+    """The saliency map of one method for the predicted class."""
 
     method: str
     label: str
-    cells: str = Field(description="Rows and columns of the map as the network makes it; empty where every pixel.")
-    verdict: str = Field(description="What the run's own test images showed of this method; empty where not measured.")
+    cells: str = Field(description="Rows x columns of the map before enlargement; empty if it has every pixel.")
+    verdict: str = Field(description="Result of this method on the run's test images; empty if not measured.")
     png: Png
     controls: list[ControlMap]
 
 
 class SmallestPerturbation(BaseModel):
-    """The smallest perturbation found that changes the answer: an upper bound of the smallest that there is."""
+    """The smallest perturbation found that changes the answer: an upper bound of the true minimum."""
 
-    epsilon: float = Field(description="The largest change of a pixel, in [0, 1].")
+    epsilon: float = Field(description="Largest change of a pixel, in [0, 1].")
     grey_levels: float = Field(description="The same in grey levels of 255.")
     becomes: str
     probability: Share
-    steps: int = Field(description="Of PGD, at each radius below what FAB found.")
+    steps: int = Field(description="Steps of PGD at each radius below that of FAB.")
     image: Png
     difference: Png
-    magnified: float = Field(description="By how much the difference is magnified in the picture.")
+    magnified: float = Field(description="Factor by which the difference is magnified.")
 
 
 class Corrupted(BaseModel):
-    """The same image under a corruption."""
+    """The image under a corruption."""
 
     name: str
     label: str
@@ -94,30 +94,30 @@ class Corrupted(BaseModel):
 
 
 class SeenImage(Prediction):
-    """The same, with the image and what the network sees in it: maps beside their controls."""
+    """A prediction with the image and its saliency maps."""
 
     width: int
     height: int
-    size: int = Field(description="Side in pixels of the image as the network sees it.")
+    size: int = Field(description="Side of the network's input in pixels.")
     image: Png
     network_image: Png
     maps: list[SaliencyMap]
 
 
 class Changed(BaseModel):
-    """The image as it is not: the smallest perturbation that was found, and corruptions."""
+    """The smallest perturbation found, and corruptions."""
 
-    perturbation: SmallestPerturbation | None = Field(description="Null where none was found.")
-    tried_up_to: float = Field(description="The largest perturbation that was tried.")
+    perturbation: SmallestPerturbation | None = Field(description="Null if none was found.")
+    tried_up_to: float = Field(description="Largest epsilon tried.")
     corruptions: list[Corrupted]
 
 
 class Examination(Changed, SeenImage):
-    """The same, with pictures: maps beside their controls, the smallest perturbation, corruptions."""
+    """Prediction, saliency maps, smallest perturbation and corruptions."""
 
 
 class ServedRun(BaseModel):
-    """A run that answers here."""
+    """A run on this server."""
 
     name: str
     classes: list[str]
@@ -126,7 +126,7 @@ class ServedRun(BaseModel):
 
 
 class Served(BaseModel):
-    """What answers here, and within which limits."""
+    """The runs of this server, and its limits."""
 
     notice: str = NOTICE
     version: str
@@ -136,20 +136,20 @@ class Served(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server can answer."""
+    """State of the server."""
 
     status: Literal["ok", "starting"]
     workers: int
 
 
 class Fault(BaseModel):
-    """What went wrong: a word for programs, a line for people."""
+    """An error: a code for programs, a line for people."""
 
     code: str
     message: str
 
 
 class Problem(BaseModel):
-    """The body of every answer that is not one."""
+    """The body of every error response."""
 
     error: Fault

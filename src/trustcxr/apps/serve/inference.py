@@ -1,9 +1,11 @@
-"""What is done with one image in a worker: the answers of `predict`, and a closer look."""
+"""Compute the answers for one image in a worker: prediction, maps, perturbation, corruptions, DICOM objects."""
 
+import base64
 import io
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from trustcxr import explain
 from trustcxr.apps.dicom import writer as dicom_answers
-from trustcxr.apps.serve import api_models, png
+from trustcxr.apps.serve import api_models
 from trustcxr.data.images import dicom_files, greyscale, resize
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
@@ -25,76 +27,78 @@ from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE
 
-UNKNOWN = "not known whether it is like the training images: trustcxr familiarity RUN --data PATH fits that"
+NOT_FITTED = "similarity to the training images is not known. Fit it: trustcxr fit-ood RUN --data PATH"
+_LONGEST = 768  # pixels of an image on the page
+_MOST_MAGNIFIED = 100.0
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A run that is ready to answer: what it is called here, its maps, the steps of its climbs, and a faster copy of
-    its model to search on.
-    """
+    """A loaded run: its name here, map methods, PGD steps, a faster copy of the model, and OOD statistics."""
 
     name: str
     run: Run
     methods: list[str]
     steps: int
     searched: nn.Module
-    known: Familiarity | None
+    familiarity: Familiarity | None
 
     @classmethod
-    def of(cls, name: str, run: Run) -> "ServedModel":
-        """A loaded run; a few passes, so that the first image does not wait for what torch does once."""
-        known = ood.load(run.folder)
+    def prepare(cls, name: str, run: Run) -> "ServedModel":
+        """Prepare a run; one pass is made now, so that the first image is as fast as others."""
+        familiarity = ood.load(run.folder)
         images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
         searched = fuse_batchnorm.fused(run.model, images)
-        return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
+        return cls(
+            name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, familiarity
+        )
 
 
-def predict(ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
-    """The classes of an image, and whether they stay within epsilon."""
-    found = one_image.answer(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
-    return api_models.Prediction(**_said(ready, image, found, since))
+def predict(model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
+    """Return class probabilities, and the attacks that the answer survives."""
+    answer = one_image.answer(model.run, image.pixels, epsilon=epsilon, searched=model.searched)
+    return api_models.Prediction(**_describe(model, image, answer, since))
 
 
 def look_at_image(
-    ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float
+    model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float
 ) -> api_models.SeenImage:
-    """The same, with the image and its maps: one part of an examination."""
-    run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
-    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
-    predicted = run.classes.index(found.predicted)
+    """Return the prediction with the image and its maps: one part of an examination."""
+    run = model.run
+    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=model.searched)
+    pixels = _as_input(run, image)
+    predicted = run.classes.index(answer.predicted)
     height, width = image.pixels.shape
-    looked = {
+    parts = {
         "width": width,
         "height": height,
         "size": run.size,
-        "image": png.image(image.pixels),
-        "network_image": png.grey(pixels[0, 0]),
-        "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
+        "image": _encode_image(image.pixels),
+        "network_image": _encode_grey(pixels[0, 0]),
+        "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, model.methods)],
     }
-    return api_models.SeenImage(**looked, **_said(ready, image, found, since))
+    return api_models.SeenImage(**parts, **_describe(model, image, answer, since))
 
 
-def changed(ready: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
-    """The smallest perturbation found that changes the answer, and corruptions: the other part."""
-    run = ready.run
-    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
+def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
+    """Return the smallest perturbation found, and corruptions: the other part of an examination."""
+    run = model.run
+    pixels = _as_input(run, image)
     ((predicted, _),) = one_image.predict_labels(run, pixels)
     return api_models.Changed(
         perturbation=_flip(
-            run, counterfactual_view.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
+            run, counterfactual_view.flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
         ),
         tried_up_to=counterfactual_view.HIGHEST,
         corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.spoilt(run, pixels)],
     )
 
 
-def heatmap(ready: ServedModel, image: one_image.LoadedImage, *, method: str) -> bytes:
-    """The PNG that `predict` writes beside an image: the map of the predicted class over it, with its notice."""
-    name = lookup({name: name for name in ready.methods}, "saliency method", method)
-    run = ready.run
-    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
+def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) -> bytes:
+    """Return a PNG: the map of the predicted class over the image, with the notice."""
+    name = lookup({name: name for name in model.methods}, "saliency method", method)
+    run = model.run
+    pixels = _as_input(run, image)
     picture = _overlay(run, image, image.pixels, explain.method(name)(run.model, pixels, None))
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
@@ -102,24 +106,21 @@ def heatmap(ready: ServedModel, image: one_image.LoadedImage, *, method: str) ->
     return file.getvalue()
 
 
-def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
-    """The answer to a DICOM image as two DICOM objects, packed; UnreadableImage where there can be none.
-
-    The map is drawn over the image as large as the objects show it.
-    """
+def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
+    """Return the answer to a DICOM image as two packed DICOM objects. Raises UnreadableImage if there can be none."""
     if (why := dicom_files.not_an_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
-    run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
-    found.run = ready.name
-    one_image.doubt(found, run, ready.known, image)
-    pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
-    predicted = run.classes.index(found.predicted)
+    run = model.run
+    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=model.searched)
+    answer.run = model.name
+    one_image.doubt(answer, run, model.familiarity, image)
+    pixels = _as_input(run, image)
+    predicted = run.classes.index(answer.predicted)
     small = Image.fromarray(image.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     picture = _overlay(run, image, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
     try:
-        return dicom_answers.packed(dicom_answers.make_objects(data, found, picture))
+        return dicom_answers.pack_objects(dicom_answers.make_objects(data, answer, picture))
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
 
@@ -129,80 +130,126 @@ def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
 
 
 def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency: Tensor) -> Image.Image:
-    """Draw a map (1, H, W) over the image as it is shown, with the notice."""
+    """Draw a map (1, H, W) and the notice over the image."""
     on_image = resize.to_original(run.size, image.pixels.shape, run.resize)
     picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_image])
     heatmap_io.write_notice(picture)
     return picture
 
 
-def _said(ready: ServedModel, image: one_image.LoadedImage, found: ImageAnswer, since: float) -> dict[str, object]:
-    one_image.doubt(found, ready.run, ready.known, image)
-    familiar = None
-    if ready.known is not None and found.rarer_than is not None:
-        familiar = api_models.Familiar(
-            rarer_than=found.rarer_than, accepted=ood.ACCEPTED, validated=len(ready.known.scores)
+def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer, since: float) -> dict[str, object]:
+    one_image.doubt(answer, model.run, model.familiarity, image)
+    familiarity = None
+    if model.familiarity is not None and answer.rarer_than is not None:
+        familiarity = api_models.Familiarity(
+            rarer_than=answer.rarer_than, accepted=ood.ACCEPTED, validated=len(model.familiarity.scores)
         )
-    ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
+    ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
     return {
-        "run": ready.name,
-        "predicted": found.predicted,
+        "run": model.name,
+        "predicted": answer.predicted,
         "classes": [api_models.ClassProbability(name=name, probability=p) for name, p in ranked],
-        "calibrated": bool(found.calibrated),
-        "calibration": terminal.CALIBRATED if found.calibrated else terminal.NOT_CALIBRATED,
-        "warnings": [*found.warnings, *([found.border] if found.border else []), *([] if ready.known else [UNKNOWN])],
-        "familiarity": familiar,
-        "epsilon": found.epsilon,
-        "survives": [api_models.Survived(attack=name, survives=kept) for name, kept in found.survives.items()],
+        "calibrated": bool(answer.calibrated),
+        "calibration": terminal.CALIBRATED if answer.calibrated else terminal.NOT_CALIBRATED,
+        "warnings": [
+            *answer.warnings,
+            *([answer.border] if answer.border else []),
+            *([] if model.familiarity else [NOT_FITTED]),
+        ],
+        "familiarity": familiarity,
+        "epsilon": answer.epsilon,
+        "survives": [api_models.Survived(attack=name, survives=survives) for name, survives in answer.survives.items()],
         "seconds": round(time.monotonic() - since, 3),
     }
 
 
-def _map(run: Run, found: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
+def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
     shown = resize.to_original(run.size, image.pixels.shape, run.resize)
-    measured = run.metrics.saliency.get(found.method) if run.metrics else None
-    beside = [
+    measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
+    controls = [
         api_models.ControlMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
-            png=png.heat(other.pixels[shown]),
+            png=_encode_heat(other.pixels[shown]),
         )
-        for other in found.beside
+        for other in saliency.beside
     ]
     return api_models.SaliencyMap(
-        method=found.method,
-        label=formatting.method(found.method),
-        cells=f"{found.cells[0]} x {found.cells[1]}" if found.cells else "",
+        method=saliency.method,
+        label=formatting.method(saliency.method),
+        cells=f"{saliency.cells[0]} x {saliency.cells[1]}" if saliency.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
-        png=png.heat(found.pixels[shown]),
-        controls=beside,
+        png=_encode_heat(saliency.pixels[shown]),
+        controls=controls,
     )
 
 
-def _flip(run: Run, found: counterfactual_view.Flip | None) -> api_models.SmallestPerturbation | None:
-    if found is None:
+def _flip(run: Run, flip: counterfactual_view.Flip | None) -> api_models.SmallestPerturbation | None:
+    if flip is None:
         return None
-    difference, factor = png.difference(found.change)
+    difference, factor = _encode_difference(flip.change)
     return api_models.SmallestPerturbation(
-        epsilon=found.epsilon,
-        grey_levels=round(255 * found.epsilon, 2),
-        becomes=run.classes[found.predicted],
-        probability=found.probability,
-        steps=found.steps,
-        image=png.grey(found.image),
+        epsilon=flip.epsilon,
+        grey_levels=round(255 * flip.epsilon, 2),
+        becomes=run.classes[flip.predicted],
+        probability=flip.probability,
+        steps=flip.steps,
+        image=_encode_grey(flip.image),
         difference=difference,
         magnified=round(factor, 1),
     )
 
 
-def _spoilt(run: Run, found: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
+def _spoilt(run: Run, corrupted: counterfactual_view.Spoilt, predicted: int) -> api_models.Corrupted:
     return api_models.Corrupted(
-        name=found.name,
-        label=formatting.corruption(found.name),
-        about=found.about,
+        name=corrupted.name,
+        label=formatting.corruption(corrupted.name),
+        about=corrupted.about,
         severity=counterfactual_view.SEVERITY,
-        predicted=run.classes[found.predicted],
-        probability=found.probability,
-        changed=found.predicted != predicted,
-        png=png.grey(found.image),
+        predicted=run.classes[corrupted.predicted],
+        probability=corrupted.probability,
+        changed=corrupted.predicted != predicted,
+        png=_encode_grey(corrupted.image),
     )
+
+
+def _encode_grey(pixels: Tensor) -> str:
+    """Encode an image (H, W) in [0, 1]."""
+    return _encode_png(Image.fromarray(_to_levels(pixels)))
+
+
+def _encode_image(pixels: np.ndarray) -> str:
+    """Encode an image (H, W) uint8, reduced to the size of the page."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return _encode_png(image)
+
+
+def _encode_heat(pixels: Tensor) -> str:
+    """Encode a map (H, W) in [0, 1] in the colours of inferno."""
+    return _encode_png(Image.fromarray(_inferno()[_to_levels(pixels)]))
+
+
+def _encode_difference(change: Tensor) -> tuple[str, float]:
+    """Encode a change (H, W) around mid-grey, magnified to black or white; also return the factor."""
+    largest = float(change.abs().max())
+    factor = min(0.5 / largest, _MOST_MAGNIFIED) if largest > 0 else 1.0
+    return _encode_grey((0.5 + factor * change).clamp(0, 1)), factor
+
+
+def _encode_png(image: Image.Image) -> str:
+    """Encode an image as PNG in base64."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=3)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _to_levels(pixels: Tensor) -> np.ndarray:
+    return (pixels.detach().float().cpu().numpy().clip(0, 1) * 255).round().astype(np.uint8)
+
+
+@cache
+def _inferno() -> np.ndarray:
+    import matplotlib
+
+    return (matplotlib.colormaps["inferno"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Check hosts, origins and tokens, add security headers, show the files of a page (`serve` and `reader`)."""
+"""Check host, origin and token, add security headers, and serve the files of a page."""
 
 import hmac
 import ipaddress
@@ -34,7 +34,7 @@ _BEHIND_TOKEN = ("/api/", "/metrics")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on that address."""
+    """Return True if only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
@@ -43,27 +43,27 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def problem(status: int, code: str, message: str, **headers: str) -> JSONResponse:
-    """An answer that says what went wrong."""
+def error_response(status: int, code: str, message: str, **headers: str) -> JSONResponse:
+    """Return a response with an error."""
     content = Problem(error=Fault(code=code, message=message)).model_dump()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return JSONResponse(content, status_code=status, headers=named)
 
 
 def bearer(headers: Headers) -> str:
-    """The token that a request brings (RFC 6750 2.1); empty where it brings none."""
-    said = headers.get("authorization", "")
-    return said[7:].strip() if said[:7].lower() == "bearer " else ""
+    """Return the token of a request (RFC 6750 2.1), or ""."""
+    value = headers.get("authorization", "")
+    return value[7:].strip() if value[:7].lower() == "bearer " else ""
 
 
 class SecurityMiddleware:
-    """Refuses requests by another name of this machine, from another site, or without the token."""
+    """Refuse requests for another host name, from another site, or without the token."""
 
     def __init__(self, app: ASGIApp, *, token: str | None, hosts: Collection[str] | None) -> None:
         self.app, self.token, self.hosts = app, token, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI says."""
+        """Handle one ASGI connection."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -82,33 +82,35 @@ class SecurityMiddleware:
         await (refusal or self.app)(scope, receive, with_headers)
 
     def _refusal(self, headers: Headers, path: str) -> JSONResponse | None:
-        host, origin = _name(f"//{headers.get('host', '')}"), headers.get("origin")
-        if self.hosts is not None and host not in self.hosts:  # another site's name for this machine (DNS rebinding)
-            return problem(421, "wrong-host", "this server answers to localhost only")
-        if origin is not None and _name(origin) != host:
-            return problem(403, "cross-site", "requests from other sites are not answered")
-        if self.token is not None and path.startswith(_BEHIND_TOKEN) and not self._knows(headers):
-            return problem(401, "no-token", "send the token: Authorization: Bearer TOKEN", www_authenticate="Bearer")
+        host, origin = _host_of(f"//{headers.get('host', '')}"), headers.get("origin")
+        if self.hosts is not None and host not in self.hosts:  # DNS rebinding
+            return error_response(421, "wrong-host", "this server answers to localhost only")
+        if origin is not None and _host_of(origin) != host:
+            return error_response(403, "cross-site", "requests from other sites are not answered")
+        if self.token is not None and path.startswith(_BEHIND_TOKEN) and not self._has_token(headers):
+            return error_response(
+                401, "no-token", "send the token: Authorization: Bearer TOKEN", www_authenticate="Bearer"
+            )
         return None
 
-    def _knows(self, headers: Headers) -> bool:
+    def _has_token(self, headers: Headers) -> bool:
         return hmac.compare_digest(bearer(headers).encode(), (self.token or "").encode())
 
 
 def local_names(host: str) -> tuple[str, ...]:
-    """By what names a server on a loopback address may be called."""
+    """Return the allowed host names of a server on a loopback address."""
     return (*_LOCAL, host)
 
 
-def _name(url: str) -> str:
+def _host_of(url: str) -> str:
     try:
         return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""
 
 
-def show(app: FastAPI, page: Page) -> None:
-    """Add the files of a page, read once; no path of a request ever touches the disk."""
+def add_page(app: FastAPI, page: Page) -> None:
+    """Add the files of a page. They are read now: the path of a request never reaches the disk."""
 
     def route(content: bytes, media: str) -> Callable[[], Response]:
         def shown() -> Response:
@@ -122,14 +124,14 @@ def show(app: FastAPI, page: Page) -> None:
 
 
 def add_fault_handlers(app: FastAPI) -> None:
-    """Answer what is not as the schema says, and faults of the program, as `problem` does."""
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _fault)
+    """Answer invalid requests and faults of the program with an error document."""
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_fault)
 
 
-async def _invalid(_: Request, __: Exception) -> Response:
-    return problem(422, "invalid", "the request is not as /openapi.json says")
+async def _answer_invalid(_: Request, __: Exception) -> Response:
+    return error_response(422, "invalid", "the request does not match /openapi.json")
 
 
-async def _fault(_: Request, __: Exception) -> Response:
-    return problem(500, "fault", "a fault of the program")
+async def _answer_fault(_: Request, __: Exception) -> Response:
+    return error_response(500, "fault", "a fault of the program")

@@ -1,4 +1,4 @@
-"""The workers, each asked by one request at a time; one that ended is replaced."""
+"""Manage the worker processes: one request each at a time; ended workers are replaced."""
 
 import asyncio
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from trustcxr.apps.serve.worker import OVERLOADED, Limits, ModelInfo, Reply, Worker, WorkItem
 from trustcxr.errors import UserError
 
-_AGAIN = 5.0  # seconds until a worker that could not be started is tried again
+_RETRY_AFTER = 5.0  # seconds until a failed start is repeated
 
 
 class Pool:
-    """Processes with the runs in memory. `restarts`: how many were replaced since the start."""
+    """Worker processes with the runs in memory. restarts: number of workers replaced."""
 
     def __init__(self, folders: Sequence[Path], limits: Limits) -> None:
         self.folders, self.limits, self.restarts = list(folders), limits, 0
@@ -23,24 +23,24 @@ class Pool:
 
     @property
     def alive(self) -> int:
-        """Workers that can answer, or are at it."""
+        """Number of workers that can answer or are busy."""
         return sum(worker.alive for worker in self._all)
 
     async def start(self) -> None:
-        """Start the workers, one after the other, so that a fault is said once. UserError where a run does not load."""
+        """Start the workers one by one, so that an error is reported once. Raises UserError if a run does not load."""
         for _ in range(self.limits.workers):
             await self._start_one()
 
-    async def ask(self, asked: WorkItem) -> Reply:
-        """Wait for a worker, and for what it says."""
+    async def ask(self, item: WorkItem) -> Reply:
+        """Wait for a worker and its reply."""
         try:
             worker = await asyncio.wait_for(self._free.get(), self.limits.queue)
         except TimeoutError:
             return OVERLOADED
         try:
-            return await asyncio.to_thread(worker.ask, asked)
+            return await asyncio.to_thread(worker.ask, item)
         finally:
-            self._back(worker)
+            self._release(worker)
 
     async def stop(self) -> None:
         """End every worker."""
@@ -50,7 +50,7 @@ class Pool:
             worker.kill()
         self._all.clear()
 
-    def _back(self, worker: Worker) -> None:
+    def _release(self, worker: Worker) -> None:
         if worker.alive:
             self._free.put_nowait(worker)
             return
@@ -61,20 +61,20 @@ class Pool:
         task.add_done_callback(self._starting.discard)
 
     async def _replace(self) -> None:
-        """Start a worker in the place of one that ended, and try until it stands: without one nothing is answered."""
+        """Start a new worker, and retry until that succeeds."""
         while True:
             try:
                 return await self._start_one()
             except (UserError, OSError):
-                await asyncio.sleep(_AGAIN)
+                await asyncio.sleep(_RETRY_AFTER)
 
     async def _start_one(self) -> None:
         threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
         worker = Worker(self.folders, self.limits, threads)
         self._all.add(worker)
-        found = await asyncio.to_thread(worker.ready)
-        if isinstance(found, str):
+        models = await asyncio.to_thread(worker.ready)
+        if isinstance(models, str):
             self._all.discard(worker)
-            raise UserError(found)
-        self.runs = found
+            raise UserError(models)
+        self.runs = models
         self._free.put_nowait(worker)

@@ -1,4 +1,4 @@
-"""From a command to a server that listens: the address, the token, the link."""
+"""Start a server: address, token, link."""
 
 import asyncio
 import os
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,7 +29,7 @@ TOKEN = "TRUSTCXR_TOKEN"
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens, and the token that it demands there."""
+    """Host and port of the server, and the token that it requires."""
 
     host: str
     port: int
@@ -36,7 +37,7 @@ class Address:
 
     @property
     def link(self) -> str:
-        """What to open: behind the # a browser keeps the token to itself. On every address, by this machine's name."""
+        """URL to open. Browsers do not send the part after #, which holds the token."""
         host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{self.port}/" + (f"#token={quote(self.token, safe='')}" if self.token else "")
@@ -50,77 +51,74 @@ def serve(
     limits: Limits | None = None,
     dicom: "dicom_node.NodeOptions | None" = None,
 ) -> None:
-    """Answer until Ctrl-C; with `dicom` also as a DICOM node, by the first run.
+    """Serve until Ctrl-C; with `dicom` also as a DICOM node that uses the first run.
 
-    UserError where a run cannot be loaded, or an address cannot be had.
+    Raises UserError if a run cannot be loaded or the address is not available.
     """
-    try:
-        from trustcxr.apps.serve import app, dicom_node, middleware
-        from trustcxr.apps.serve.pool import Pool
-    except ImportError as problem:
-        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
+    check_installed()
+    from trustcxr.apps.serve import app, dicom_node, middleware
+    from trustcxr.apps.serve.pool import Pool
+
     for folder in runs:
         layout.check_run(folder)
     local = middleware.is_loopback(host)
-    token = _chosen() or (None if local else secrets.token_urlsafe(24))
+    token = _read_token() or (None if local else secrets.token_urlsafe(24))
     with ExitStack() as stack:
-        listener = stack.enter_context(listening(host, port))
-        where = Address(host, listener.getsockname()[1], token)
+        listener = stack.enter_context(open_listener(host, port))
+        address = Address(host, listener.getsockname()[1], token)
         pool = Pool(runs, limits or Limits())
-        house = app.build(pool, pool.limits, token=token, hosts=middleware.local_names(host) if local else None)
+        api = app.build(pool, pool.limits, token=token, hosts=middleware.local_names(host) if local else None)
         if dicom is not None:
-            stack.enter_context(dicom_node.listening(runs[0], dicom, pool.limits))
-        asyncio.run(_serving(_server(house), pool, listener, where))
+            stack.enter_context(dicom_node.running_node(runs[0], dicom, pool.limits))
+        asyncio.run(_serve_pool(_server(api), pool, listener, address))
 
 
-def _chosen() -> str | None:
-    """The token that the environment names; UserError for one that no header of HTTP can bring."""
-    found = os.environ.get(TOKEN)
-    if found and not (found.isascii() and found.isprintable() and found == found.strip()):
-        raise UserError(f"{TOKEN}: letters, digits and signs of ASCII alone, without blanks around them")
-    return found
+def _read_token() -> str | None:
+    """Return the token in TRUSTCXR_TOKEN, or None. Raises UserError if no HTTP header can contain it."""
+    token = os.environ.get(TOKEN)
+    if token and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise UserError(f"{TOKEN}: not a valid token. Use printable ASCII characters without blanks around them.")
+    return token
 
 
-def run(house: object, listener: socket.socket) -> None:
-    """Have an application answer until Ctrl-C."""
-    _server(house).run(sockets=[listener])
+def run(api: object, listener: socket.socket) -> None:
+    """Serve an application until Ctrl-C."""
+    _server(api).run(sockets=[listener])
 
 
 def check_installed() -> None:
-    """UserError, saying what to install, where nothing can be served."""
+    """Raise UserError if fastapi or uvicorn is not installed."""
     try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("fastapi", "prometheus_client", "uvicorn"):
+            import_module(name)
     except ImportError as problem:
-        raise UserError(f"a page needs {problem.name}: {INSTALL}") from None
+        raise UserError(f"serve needs {problem.name}: {INSTALL}") from None
 
 
-def _server(house: Any) -> "uvicorn.Server":
+def _server(api: Any) -> "uvicorn.Server":
     import uvicorn
 
-    config = uvicorn.Config(
-        house, access_log=False, log_level="error", server_header=False, timeout_keep_alive=10, lifespan="on"
-    )
-    return uvicorn.Server(config)
+    options: Any = {"access_log": False, "log_level": "error", "server_header": False, "lifespan": "on"}
+    return uvicorn.Server(uvicorn.Config(api, timeout_keep_alive=10, **options))
 
 
-async def _serving(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, where: Address) -> None:
+async def _serve_pool(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, address: Address) -> None:
     log(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
     try:
         await pool.start()
-        log(f"open {where.link}")
-        if where.token:
-            log("whoever has this link may use the page; on a network put a proxy with TLS before it")
+        log(f"open {address.link}")
+        if address.token:
+            log("anyone with this link can use the page; on a network, put a TLS proxy in front of it")
         await server.serve(sockets=[listener])
     finally:
         await pool.stop()
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there. UserError where it cannot be had."""
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises UserError if the address is not available."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as problem:
         reason = problem.strerror or problem
-        raise UserError(f"{host}:{port}: cannot listen there ({reason}); choose another --port or --host") from None
+        raise UserError(f"{host}:{port}: cannot listen there ({reason}). Choose another --port or --host.") from None

@@ -1,4 +1,4 @@
-"""A form with one image, read into memory and nowhere else."""
+"""Read a form with one image into memory, never to disk."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ from starlette.requests import ClientDisconnect
 from trustcxr.apps.serve.worker import Limits
 
 _FIELD_BYTES = 1024
-logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells the log what a broken form holds
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its log quotes broken forms
 
 
 class Refused(Exception):
-    """A request that is not answered: the status, a word for programs, a line for people."""
+    """A refused request: HTTP status, a code for programs, a line for people."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -26,20 +26,20 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """The image's bytes, and what else was filled in."""
+    """The bytes of the image, and the other fields."""
 
     image: bytes
     fields: dict[str, str]
 
 
 class _InMemory(MultiPartParser):
-    """Starlette's parser, which would write a file of more than 1 MB to a temporary one on disk."""
+    """Starlette's parser, without temporary files on disk."""
 
     spool_max_size = 1 << 40
 
 
-async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) -> Form:
-    """The form of a request: a file in the field `file`, and text in fields of these names. Refused for all else."""
+async def read_form(request: Request, limits: Limits, allowed_fields: tuple[str, ...]) -> Form:
+    """Return the form: one file in `file`, and text in the allowed fields. Raises Refused for anything else."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "no-form", "send a form (multipart/form-data) with the image in the field 'file'")
     declared = request.headers.get("content-length", "")
@@ -48,29 +48,29 @@ async def read_form(request: Request, limits: Limits, known: tuple[str, ...]) ->
     try:
         async with asyncio.timeout(limits.upload):
             parser = _InMemory(
-                request.headers, _bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
+                request.headers, _read_bounded(request, limits), max_files=1, max_fields=8, max_part_size=_FIELD_BYTES
             )
             form = await parser.parse()
-            return await _understood(form.multi_items(), known)
+            return await _parse_fields(form.multi_items(), allowed_fields)
     except TimeoutError:
         raise Refused(408, "slow-upload", f"the image did not arrive within {limits.upload:g} s: try again") from None
     except ClientDisconnect:
-        raise Refused(400, "cut-off", "the image was cut off on its way: send it again") from None
+        raise Refused(400, "cut-off", "the image was cut off: send it again") from None
     except (MultiPartException, KeyError, ValueError, AssertionError):
         raise Refused(400, "broken-form", "the form cannot be read: send one image in the field 'file'") from None
 
 
 async def drain(request: Request, limits: Limits) -> None:
-    """Take what a client sends who is turned away, so that the connection stays sound; nothing of it is held."""
+    """Read and discard the body of a refused request, so that the connection stays usable."""
     try:
         async with asyncio.timeout(limits.upload):
-            async for _ in _bounded(request, limits):
+            async for _ in _read_bounded(request, limits):
                 pass
     except (TimeoutError, Refused, ClientDisconnect):
         return
 
 
-async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def _read_bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     size = 0
     async for piece in request.stream():
         size += len(piece)
@@ -79,16 +79,16 @@ async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, No
         yield piece
 
 
-async def _understood(items: list[tuple[str, UploadFile | str]], known: tuple[str, ...]) -> Form:
+async def _parse_fields(items: list[tuple[str, UploadFile | str]], allowed_fields: tuple[str, ...]) -> Form:
     images, fields = [], {}
     for name, value in items:
         if name == "file" and isinstance(value, UploadFile):
             images.append(await value.read())
             await value.close()
-        elif name in known and isinstance(value, str) and name not in fields:
+        elif name in allowed_fields and isinstance(value, str) and name not in fields:
             fields[name] = value
         else:
-            allowed = ", ".join(known)
+            allowed = ", ".join(allowed_fields)
             raise Refused(422, "unknown-field", f"a form has a file in 'file' and may have, once each: {allowed}")
     if len(images) != 1:
         raise Refused(422, "no-image", "no image: send one in the field 'file'")

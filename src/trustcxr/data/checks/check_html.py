@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from trustcxr.console import duration, track
+from trustcxr.console import format_duration, track
 from trustcxr.data.checks.check import DataAudit
 from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
 from trustcxr.data.checks.issues import Issue
@@ -34,7 +34,7 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         name=manifest.root.name,
         images=len(manifest.table),
         layout=manifest.layout,
-        seconds=duration(audit.seconds),
+        seconds=format_duration(audit.seconds),
         notice=NOTICE,
         verdict=audit.verdict,
         good=not any(audit.of(s) for s in ("fault", "leak", "warning")),

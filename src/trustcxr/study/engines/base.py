@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trustcxr.console import log
-from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, out_of_memory
+from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Failure:
         said = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         if isinstance(problem, UserError):
             said = str(problem)
-        elif out_of_memory(problem):
+        elif is_out_of_memory(problem):
             said = OUT_OF_MEMORY
         return cls(task.run, f"{task.step}: {said}")
 
@@ -87,7 +87,7 @@ def attempt(work: Work, task: Task) -> Failure | None:
         raise
     except Exception as problem:  # one run's fault must not lose a study of 27
         failure = Failure.of(task, problem)
-        told_plainly = isinstance(problem, UserError) or out_of_memory(problem)
+        told_plainly = isinstance(problem, UserError) or is_out_of_memory(problem)
         said = f"{task.run}: {failure.reason.removeprefix(f'{task.step}: ')}"
         log(said if told_plainly else traceback.format_exc().rstrip())
         return failure

@@ -1,6 +1,6 @@
 "use strict";
-// One image after the other: mark, then rank and rate. Each choice is saved when it is made; the server says where to go
-// on. The token stays in this browser tab; whose map is whose is never sent here.
+// Show one image after the other: mark, then rank and rate. Each choice is saved at once; the server gives the next
+// image. The token stays in this browser tab; the server never sends the names of models.
 
 const byId = (id) => document.getElementById(id);
 const MOST_POINTS = 600;
@@ -11,20 +11,20 @@ let state = null;
 let image = null;
 let regions = [];
 let drawing = null;
-let dragged = false; // by a pointer, and not corner by corner
-let cross = null; // where the keyboard's cross stands
-let saving = Promise.resolve(); // choices are sent one after the other, so that the last one is the one that stays
+let dragged = false; // drawing with a pointer, not by keyboard
+let cross = null; // position of the keyboard's cross
+let saving = Promise.resolve(); // choices are sent in order, so that the last one is saved last
 const latest = {}; // the last choice in each group of buttons
-const unsaved = new Set(); // groups whose last choice was not saved, until the reader is stopped for it
-const problems = new Map(); // what failed, each until it succeeds
+const unsaved = new Set(); // groups whose last choice was not saved
+const problems = new Map(); // errors, each until the next success
 let links = [];
 
 function readToken() {
-  const found = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (found) {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
     history.replaceState(null, "", location.pathname);
-    try { sessionStorage.setItem("reader", found); } catch { /* kept for this page only */ }
-    return found;
+    try { sessionStorage.setItem("reader", token); } catch { /* for this page only */ }
+    return token;
   }
   try { return sessionStorage.getItem("reader") || ""; } catch { return ""; }
 }
@@ -36,8 +36,8 @@ async function ask(path, body) {
   };
   const response = await fetch(`api/v1/${path}`, options);
   if (!response.ok) {
-    const said = await response.json().catch(() => null);
-    throw new Error(said && said.error ? said.error.message : "the server does not answer as it should");
+    const body = await response.json().catch(() => null);
+    throw new Error(body && body.error ? body.error.message : "the server gave no valid answer");
   }
   return response;
 }
@@ -48,7 +48,7 @@ async function picture(path) {
   return link;
 }
 
-function tell(about, text) {
+function showProblem(about, text) {
   problems.delete(about);
   if (text) problems.set(about, text);
   byId("problem").textContent = [...problems.values()].join(" ");
@@ -58,10 +58,10 @@ function tell(about, text) {
 const reason = (fault) => fault.message || String(fault);
 
 function guarded(about, work) {
-  return (...given) => work(...given).then(() => tell(about, ""), (fault) => tell(about, reason(fault)));
+  return (...options) => work(...options).then(() => showProblem(about, ""), (fault) => showProblem(about, reason(fault)));
 }
 
-// A link with another token, opened in this tab, changes only what stands behind the #: it is another reader's page.
+// A link with another token changes only the part after #, but it is another reader's page.
 window.addEventListener("hashchange", () => location.reload());
 
 const start = guarded("start", async () => {
@@ -75,15 +75,15 @@ const start = guarded("start", async () => {
   }
 });
 
-// What is shown stays as it is until the next image is here: a request that fails can be made again.
+// The old image stays until the next one is loaded, so that a failed request can be repeated.
 async function go(now) {
   const before = links;
   links = [];
-  let found = null;
+  let answers = null;
   let source = null;
   if (now.next !== null) {
     try {
-      found = await (await ask(`images/${now.next}`)).json();
+      answers = await (await ask(`images/${now.next}`)).json();
       source = await picture(`images/${now.next}/image.png`);
       await decoded(source);
     } catch (fault) {
@@ -109,7 +109,7 @@ async function go(now) {
   byId("title").textContent = `Image ${state.next + 1} of ${state.images}`;
   byId("judging").hidden = true;
   problems.clear();
-  image = found;
+  image = answers;
   regions = image.mark ? image.mark.regions : [];
   drawing = cross = null;
   byId("image").src = source;
@@ -132,17 +132,17 @@ async function shown() {
   if (marked) await load();
 }
 
-// The maps of a marked image; what fails is said beside a button that asks for them again.
+// Load the maps of a marked image; after an error a button loads them again.
 const load = guarded("maps", async () => {
   try {
     await maps();
-    byId("again").hidden = true;
+    byId("reload").hidden = true;
   } catch (fault) {
-    byId("again").hidden = false;
+    byId("reload").hidden = false;
     throw fault;
   }
 });
-byId("again").addEventListener("click", () => load());
+byId("reload").addEventListener("click", () => load());
 
 // --- marking ---
 
@@ -157,7 +157,7 @@ function at(event) {
 
 function begin(point) {
   if (regions.length === MOST_REGIONS) {
-    tell("drawing", `No more than ${MOST_REGIONS} marks can be kept of an image.`);
+    showProblem("drawing", `At most ${MOST_REGIONS} marks per image.`);
     return;
   }
   const kind = document.querySelector("input[name=tool]:checked").value;
@@ -203,8 +203,8 @@ ink.addEventListener("blur", () => {
   draw();
 });
 ink.addEventListener("keydown", (event) => {
-  const known = event.key in MOVES || ["Enter", " ", "Escape", "Backspace"].includes(event.key);
-  if (!image || image.mark || dragged || !known || event.ctrlKey || event.altKey || event.metaKey) return;
+  const handled = event.key in MOVES || ["Enter", " ", "Escape", "Backspace"].includes(event.key);
+  if (!image || image.mark || dragged || !handled || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
   cross = cross || [0.5, 0.5];
   if (event.key in MOVES) move(MOVES[event.key], event.shiftKey ? 0.05 : 0.01);
@@ -236,7 +236,7 @@ function corner() {
 function takeBack() {
   drawing = null;
   regions.pop();
-  tell("drawing", "");
+  showProblem("drawing", "");
   draw();
 }
 
@@ -290,26 +290,26 @@ function plus(pen, length) {
 function where() {
   const percent = (value) => `${Math.round(100 * value)} %`;
   const marks = `${regions.length} ${regions.length === 1 ? "mark" : "marks"} on the image.`;
-  const place = cross ? ` Cross at ${percent(cross[0])} from the left, ${percent(cross[1])} from the top.` : "";
-  byId("where").textContent = image.mark ? "" : `${marks}${place}${drawing && !dragged ? " Drawing." : ""}`;
+  const position = cross ? ` Cross at ${percent(cross[0])} from the left, ${percent(cross[1])} from the top.` : "";
+  byId("where").textContent = image.mark ? "" : `${marks}${position}${drawing && !dragged ? " Drawing." : ""}`;
 }
 
 window.addEventListener("resize", () => { if (image) draw(); });
 byId("undo").addEventListener("click", takeBack);
 
-const save = guarded("marks", async (found) => {
+const save = guarded("marks", async (marks) => {
   try {
-    image = await (await ask(`images/${state.next}/mark`, { regions: found })).json();
-    tell("drawing", "");
+    image = await (await ask(`images/${state.next}/mark`, { regions: marks })).json();
+    showProblem("drawing", "");
   } catch (fault) {
-    // Perhaps the answer alone was lost, or the image was marked in another window: marks that are kept stay.
+    // Perhaps only the answer was lost, or the image was marked in another window: saved marks stay.
     const now = await (await ask(`images/${state.next}`)).json();
     if (now.mark === null) throw fault;
-    const others = JSON.stringify(now.mark.regions) !== JSON.stringify(found);
+    const others = JSON.stringify(now.mark.regions) !== JSON.stringify(marks);
     image = now;
     regions = now.mark.regions;
     drawing = cross = null;
-    tell("drawing", others ? "This image was marked already: those marks are shown, and stay." : "");
+    showProblem("drawing", others ? "This image was marked already: the first marks are shown, and stay." : "");
   }
   await shown();
   byId("judging-title").focus();
@@ -320,73 +320,73 @@ byId("none").addEventListener("click", () => save([]));
 // --- ranking and rating ---
 
 async function maps() {
-  const place = byId("maps");
-  const parts = image.said.map((said) => one(said));
+  const list = byId("maps");
+  const parts = image.responses.map((response) => makeMap(response));
   await Promise.all(parts.map(async (part, k) => {
     part.querySelector(".image").src = byId("image").src;
     part.querySelector(".heat").src = await picture(`images/${state.next}/maps/${k}.png`);
   }));
-  place.replaceChildren(...parts);
+  list.replaceChildren(...parts);
   fade();
   byId("judging").hidden = false;
   counted();
 }
 
-function one(said) {
+function makeMap(response) {
   const part = byId("map").content.firstElementChild.cloneNode(true);
-  const name = `Map ${String.fromCharCode(65 + said.place)}`;
+  const name = `Map ${String.fromCharCode(65 + response.map)}`;
   part.querySelector("figcaption").textContent = name;
   part.querySelector(".heat").alt = `${name}: heatmap over the image`;
   const ranks = Array.from({ length: state.maps }, (_, k) => k + 1);
-  choices(part.querySelector(".rank"), name, "rank", ranks, said);
-  choices(part.querySelector(".rating"), name, "rating", state.ratings, said);
+  choices(part.querySelector(".rank"), name, "rank", ranks, response);
+  choices(part.querySelector(".rating"), name, "rating", state.ratings, response);
   return part;
 }
 
-function choices(group, name, what, values, said) {
+function choices(group, name, what, values, response) {
   group.setAttribute("aria-label", `${name}: ${what}`);
   for (const value of values) {
     const label = document.createElement("label");
     const input = document.createElement("input");
     input.type = "radio";
-    input.name = `${what}-${said.place}`;
+    input.name = `${what}-${response.map}`;
     input.value = String(value);
-    input.checked = said[what] === value;
-    input.addEventListener("change", () => judge(said.place, what, value));
+    input.checked = response[what] === value;
+    input.addEventListener("change", () => judge(response.map, what, value));
     label.append(input, String(value));
     group.append(label);
   }
 }
 
-function judge(place, what, value) {
-  const choice = { number: state.next, place, what, value };  // of the image that is shown now, whenever it is sent
-  latest[`${what}-${place}`] = choice;
+function judge(map, what, value) {
+  const choice = { number: state.next, map, what, value };  // number: of the image shown now, even if it is sent later
+  latest[`${what}-${map}`] = choice;
   saving = saving.then(() => send(choice));
 }
 
 async function send(choice) {
-  const { number, place, what, value } = choice;
-  const name = `${what}-${place}`;
+  const { number, map, what, value } = choice;
+  const name = `${what}-${map}`;
   try {
-    const said = await (await ask(`images/${number}/said`, { place, [what]: value })).json();
+    const answers = await (await ask(`images/${number}/responses`, { map, [what]: value })).json();
     if (number !== state.next) return;
-    image = said;
+    image = answers;
   } catch (fault) {
     if (number !== state.next) return;
-    // Perhaps the answer alone was lost.
-    image = await ask(`images/${number}`).then((found) => found.json()).catch(() => image);
-    if (image.said[place][what] !== value) {
+    // Perhaps it was saved, and only the answer was lost.
+    image = await ask(`images/${number}`).then((response) => response.json()).catch(() => image);
+    if (image.responses[map][what] !== value) {
       unsaved.add(name);
-      const map = `Map ${String.fromCharCode(65 + place)}`;
-      tell(name, `${map}: ${what} was not saved, and stands as before: ${reason(fault)}.`);
-      if (latest[name] === choice) choose(name, image.said[place][what]);
+      const label = `Map ${String.fromCharCode(65 + map)}`;
+      showProblem(name, `${label}: ${what} was not saved; the old choice stays: ${reason(fault)}.`);
+      if (latest[name] === choice) choose(name, image.responses[map][what]);
       byId("status").textContent = "";
       return;
     }
   }
   unsaved.delete(name);
-  tell(name, "");
-  tell("next", "");
+  showProblem(name, "");
+  showProblem("next", "");
   counted();
   byId("status").textContent = "Saved.";
 }
@@ -396,9 +396,9 @@ function choose(name, value) {
 }
 
 function counted() {
-  const missing = image.said.filter((said) => said.rank === null || said.rating === null).length;
+  const missing = image.responses.filter((response) => response.rank === null || response.rating === null).length;
   byId("next").disabled = missing > 0;
-  byId("missing").textContent = missing ? `${missing} of ${state.maps} maps still want a rank or a rating` : "";
+  byId("missing").textContent = missing ? `${missing} of ${state.maps} maps still need a rank or a rating` : "";
 }
 
 byId("next").addEventListener("click", guarded("next", async () => {

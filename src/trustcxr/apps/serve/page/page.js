@@ -1,6 +1,6 @@
 "use strict";
-// The page is the API's first client: it sends an image, and shows what comes back. Everything a server says is set as
-// text, never as markup. A file's name stays in the browser's own file field.
+// Send an image to the API and show the answer. Text of the server is set as text, never as markup. The name of a file
+// stays in the browser's file field.
 
 const byId = (id) => document.getElementById(id);
 const images = [null, null];
@@ -10,16 +10,16 @@ let token = readToken();
 let round = 0;
 
 function readToken() {
-  const found = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (found) {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
     history.replaceState(null, "", location.pathname);
-    try { sessionStorage.setItem("token", found); } catch { /* kept for this page only */ }
-    return found;
+    try { sessionStorage.setItem("token", token); } catch { /* for this page only */ }
+    return token;
   }
   try { return sessionStorage.getItem("token") || ""; } catch { return ""; }
 }
 
-// A link with another token, opened in this tab, changes only what stands behind the #.
+// A link with another token changes only the part after #.
 window.addEventListener("hashchange", () => location.reload());
 
 function headers() {
@@ -45,8 +45,8 @@ byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
   token = byId("token").value.trim();
   byId("token").value = "";
-  try { sessionStorage.setItem("token", token); } catch { /* kept for this page only */ }
-  start().catch(lost);
+  try { sessionStorage.setItem("token", token); } catch { /* for this page only */ }
+  start().catch(showLost);
 });
 
 for (const zone of document.querySelectorAll(".drop")) {
@@ -63,7 +63,7 @@ for (const zone of document.querySelectorAll(".drop")) {
     if (event.dataTransfer.files.length) { input.value = ""; take(slot, [...event.dataTransfer.files]); }
   });
 }
-// An image dropped beside the fields must not replace the page.
+// An image dropped outside the fields must not replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
 
 byId("clear").addEventListener("click", () => {
@@ -94,14 +94,14 @@ function show() {
   const now = round;
   empty();
   byId("clear").hidden = false;
-  const asked = [];
+  const tasks = [];
   images.forEach((image, slot) => {
     if (!image) return;
-    for (const run of served.runs) asked.push({ image, slot, run });
+    for (const run of served.runs) tasks.push({ image, slot, run });
   });
   const both = images.every(Boolean);
-  byId("status").textContent = asked.length > 1 ? `Looking at ${asked.length} pairs of image and network…` : "Looking at the image…";
-  const done = asked.map(({ image, slot, run }) => {
+  byId("status").textContent = tasks.length > 1 ? `Examining ${tasks.length} pairs of image and network…` : "Examining the image…";
+  const done = tasks.map(({ image, slot, run }) => {
     const panel = byId("panel").content.firstElementChild.cloneNode(true);
     panel.setAttribute("aria-busy", "true");
     panel.querySelector(".title").textContent = `${both ? `Image ${slot + 1}` : "The image"}, ${run.name}`;
@@ -113,13 +113,13 @@ function show() {
 
 async function examine(panel, image, run, now) {
   try {
-    if (image.size > served.most_bytes) throw new Error(`larger than the ${Math.floor(served.most_bytes / 2 ** 20)} MB that are taken`);
-    const found = await ask(image, run, now);
-    if (now === round && found) fill(panel, found);
+    if (image.size > served.most_bytes) throw new Error(`larger than the limit of ${Math.floor(served.most_bytes / 2 ** 20)} MB`);
+    const answer = await ask(image, run, now);
+    if (now === round && answer) fill(panel, answer);
   } catch (problem) {
-    const place = panel.querySelector(".problem");
-    place.textContent = `No answer: ${problem.message}.`;
-    place.hidden = false;
+    const message = panel.querySelector(".problem");
+    message.textContent = `No answer: ${problem.message}.`;
+    message.hidden = false;
   } finally {
     panel.querySelector(".wait").hidden = true;
   }
@@ -137,8 +137,8 @@ async function ask(image, run, now) {
       await new Promise((resume) => { setTimeout(resume, 1000 * wait); });
       continue;
     }
-    const said = await response.json().catch(() => null);
-    throw new Error(said ? said.error.message : `the server said ${response.status}`);
+    const body = await response.json().catch(() => null);
+    throw new Error(body ? body.error.message : `the server answered with status ${response.status}`);
   }
   return null;
 }
@@ -153,36 +153,36 @@ function png(data) {
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 function element(name, text, kind) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (kind) made.className = kind;
-  return made;
+  const created = document.createElement(name);
+  if (text !== undefined) created.textContent = text;
+  if (kind) created.className = kind;
+  return created;
 }
 
-function fill(panel, found) {
+function fill(panel, answer) {
   const at = (what) => panel.querySelector(what);
-  fillWarnings(at(".warnings"), found.warnings);
-  fillClasses(at(".classes"), found);
-  at(".calibration").textContent = sentence(found.calibration);
-  fillMaps(panel, found);
-  fillFlip(panel, found);
-  at(".corruptions").replaceChildren(...found.corruptions.map((row) => corrupted(row, found.predicted)));
-  const known = found.familiarity;
-  const like = known ? `More unusual than ${percent(known.rarer_than)} of the ${known.validated} images on which the network was validated, of which ${percent(known.accepted)} are accepted. ` : "";
-  at(".took").textContent = `${like}The network sees ${found.size} x ${found.size} pixels of the image's ${found.width} x ${found.height}. Answered in ${found.seconds.toFixed(1)} s.`;
-  at(".found").hidden = false;
+  fillWarnings(at(".warnings"), answer.warnings);
+  fillClasses(at(".classes"), answer);
+  at(".calibration").textContent = sentence(answer.calibration);
+  fillMaps(panel, answer);
+  fillFlip(panel, answer);
+  at(".corruptions").replaceChildren(...answer.corruptions.map((row) => corrupted(row, answer.predicted)));
+  const familiarity = answer.familiarity;
+  const like = familiarity ? `Less similar to the training images than ${percent(familiarity.rarer_than)} of the ${familiarity.validated} validation images, of which ${percent(familiarity.accepted)} are accepted. ` : "";
+  at(".took").textContent = `${like}The network sees ${answer.size} x ${answer.size} pixels of the image's ${answer.width} x ${answer.height}. Answered in ${answer.seconds.toFixed(1)} s.`;
+  at(".answers").hidden = false;
 }
 
 const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
 
-function fillWarnings(place, warnings) {
-  place.classList.toggle("none", warnings.length === 0);
-  const rows = warnings.length ? warnings : ["Nothing was found. That is no proof that the answer is right."];
-  place.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text.replace(/\.$/, "")))));
+function fillWarnings(section, warnings) {
+  section.classList.toggle("none", warnings.length === 0);
+  const rows = warnings.length ? warnings : ["No reasons were found. That is no proof that the answer is right."];
+  section.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text.replace(/\.$/, "")))));
 }
 
-function fillClasses(place, found) {
-  place.replaceChildren(...found.classes.map((row) => {
+function fillClasses(list, answer) {
+  list.replaceChildren(...answer.classes.map((row) => {
     const item = element("li");
     const bar = element("span", undefined, "bar");
     const part = element("i");
@@ -194,35 +194,35 @@ function fillClasses(place, found) {
   }));
 }
 
-function fillMaps(panel, found) {
+function fillMaps(panel, answer) {
   const at = (what) => panel.querySelector(what);
-  const image = png(found.image);
-  for (const image of panel.querySelectorAll(".stack .image")) {
-    image.src = image;
-    image.alt = "The image";
+  const image = png(answer.image);
+  for (const shown of panel.querySelectorAll(".stack .image")) {
+    shown.src = image;
+    shown.alt = "The image";
   }
-  const pictures = found.maps.map((map) => ({ own: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
+  const pictures = answer.maps.map((map) => ({ map: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
   const method = at(".method");
   const control = at(".control");
-  method.replaceChildren(...found.maps.map((map, i) => new Option(map.label, String(i))));
+  method.replaceChildren(...answer.maps.map((map, i) => new Option(map.label, String(i))));
   const fillControls = () => {
-    const map = found.maps[Number(method.value)];
+    const map = answer.maps[Number(method.value)];
     control.replaceChildren(...map.controls.map((c, i) => new Option(c.label, String(i))));
     draw();
   };
   const draw = () => {
-    const map = found.maps[Number(method.value)];
+    const map = answer.maps[Number(method.value)];
     const other = map.controls[Number(control.value)];
     const cells = map.cells ? `, made of ${map.cells} cells` : "";
-    at(".map").src = pictures[Number(method.value)].own;
-    at(".map").alt = `${map.label} for ${found.predicted}: bright where the network sees evidence`;
+    at(".map").src = pictures[Number(method.value)].map;
+    at(".map").alt = `${map.label} for ${answer.predicted}: bright where the network sees evidence`;
     at(".other").src = pictures[Number(method.value)].controls[Number(control.value)];
     at(".other").alt = `Control: ${other.label}`;
-    at(".of-map").textContent = `${map.label} for ${found.predicted}${cells}`;
-    at(".of-control").textContent = `Control: ${other.label}${cells}. It does not know the answer.`;
+    at(".of-map").textContent = `${map.label} for ${answer.predicted}${cells}`;
+    at(".of-control").textContent = `Control: ${other.label}${cells}. It does not depend on the answer.`;
     at(".likeness").textContent = other.likeness === null ? "One of the two maps is even, so they cannot be compared."
-      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than its control).`;
-    at(".verdict").textContent = map.verdict ? `On the run's own test images: ${map.verdict}` : "";
+      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than the control).`;
+    at(".verdict").textContent = map.verdict ? `On the test images of the run: ${map.verdict}` : "";
   };
   method.addEventListener("change", fillControls);
   control.addEventListener("change", draw);
@@ -234,14 +234,14 @@ function fillMaps(panel, found) {
   fillControls();
 }
 
-function fillFlip(panel, found) {
+function fillFlip(panel, answer) {
   const at = (what) => panel.querySelector(what);
-  const flip = found.perturbation;
-  at(".seen").src = png(found.network_image);
-  at(".seen").alt = `The image in ${found.size} x ${found.size} pixels`;
+  const flip = answer.perturbation;
+  at(".seen").src = png(answer.network_image);
+  at(".seen").alt = `The image in ${answer.size} x ${answer.size} pixels`;
   for (const figure of panel.querySelectorAll(".only")) figure.hidden = !flip;
   if (flip) {
-    at(".flip .said").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${found.predicted} becomes ${flip.becomes}. Found by FAB, then PGD of ${flip.steps} steps; a smaller change may exist.`;
+    at(".flip .summary").textContent = `No pixel changed by more than ${flip.grey_levels.toFixed(1)} grey levels of 255 (epsilon ${flip.epsilon.toFixed(4)}), and ${answer.predicted} becomes ${flip.becomes}. Found by FAB, then PGD of ${flip.steps} steps; a smaller change may exist.`;
     at(".difference").src = png(flip.difference);
     at(".difference").alt = "The change around mid-grey, magnified";
     at(".magnified").textContent = `The change, magnified ${flip.magnified.toFixed(0)} times`;
@@ -249,10 +249,10 @@ function fillFlip(panel, found) {
     at(".flipped").alt = `The changed image, answered as ${flip.becomes}`;
     at(".becomes").textContent = `The changed image: ${flip.becomes}, ${percent(flip.probability)}`;
   } else {
-    at(".flip .said").textContent = `No change up to epsilon ${found.tried_up_to} was found that flips the answer. That may be a network that hides its gradients: see its report.`;
+    at(".flip .summary").textContent = `No change up to epsilon ${answer.tried_up_to} was found that flips the answer. The network may hide its gradients: see its report.`;
   }
-  const said = found.survives.map((row) => `${row.attack.toUpperCase()} ${row.survives ? "does not change it" : "changes it"}`);
-  at(".survives").textContent = `At epsilon ${found.epsilon} (${(255 * found.epsilon).toFixed(1)} grey levels): ${said.join("; ")}. To survive is no proof.`;
+  const outcomes = answer.survives.map((row) => `${row.attack.toUpperCase()} ${row.survives ? "does not change it" : "changes it"}`);
+  at(".survives").textContent = `At epsilon ${answer.epsilon} (${(255 * answer.epsilon).toFixed(1)} grey levels): ${outcomes.join("; ")}. Surviving an attack is no proof.`;
 }
 
 function corrupted(row, predicted) {
@@ -266,8 +266,8 @@ function corrupted(row, predicted) {
   return item;
 }
 
-function lost() {
+function showLost() {
   byId("status").textContent = "The server does not answer: is it still running?";
 }
 
-start().catch(lost);
+start().catch(showLost);
