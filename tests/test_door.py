@@ -19,7 +19,7 @@ from trustcxr.audit import active_test as active_test_
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
 from trustcxr.audit.formats import load
-from trustcxr.audit.formats.outputs import InBatches
+from trustcxr.audit.formats.outputs import FixedBatch
 from trustcxr.errors import UserError
 from trustcxr.models import export
 
@@ -352,7 +352,7 @@ def test_passes_are_counted_of_whatever_a_image_goes_through(
 ) -> None:
     net: nn.Module = Searches(deepcopy(trained()), copies).eval()
     if kind == "in batches of two":
-        net = InBatches(net, 2)
+        net = FixedBatch(net, 2)
     else:
         nn.utils.parametrizations.weight_norm(net.net.body[0])
     found = door(net, radiographs)

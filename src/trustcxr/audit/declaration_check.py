@@ -190,7 +190,7 @@ def _other_inputs(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Mo
     """Yield each other declaration of the input, the model with it, and what to give it; inverted images first."""
     yield _inverted(model), model, 1 - images
     if isinstance(model, WrappedModel):
-        for remedy, taken in inputs(model.taken):
+        for remedy, taken in inputs(model.input_spec):
             yield remedy, with_input(model, taken), images
 
 
@@ -202,7 +202,7 @@ def _inverted(model: nn.Module) -> str:
     if isinstance(model, WrappedModel):
         black, white = model.shift.unique().tolist(), (model.scale + model.shift).unique().tolist()
         if len(black) == len(white) == 1:
-            without = " without mean and std" if model.taken.mean or model.taken.std else ""
+            without = " without mean and std" if model.input_spec.mean or model.input_spec.std else ""
             return f"input.range: [{white[0]:.4g}, {black[0]:.4g}]{without}, as MONOCHROME1 images are inverted"
     return "the images themselves inverted, as MONOCHROME1 images are"
 
@@ -226,10 +226,10 @@ def inputs(taken: InputSpec) -> Iterator[tuple[str, InputSpec]]:
 
 def with_input(model: WrappedModel, taken: InputSpec) -> WrappedModel:
     """The same network behind another declaration of its input."""
-    fresh = WrappedModel(nn.Identity(), taken, model.given)
+    fresh = WrappedModel(nn.Identity(), taken, model.output_spec)
     other = copy(model)
     other._buffers = {"scale": fresh.scale.to(model.scale.device), "shift": fresh.shift.to(model.scale.device)}
-    other.taken = taken
+    other.input_spec = taken
     return other
 
 

@@ -19,7 +19,7 @@ from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
 from trustcxr.audit.formats import ExternalModel, WrappedModel
 from trustcxr.audit.formats.last_layer import is_layer_output
-from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.formats.wrapper import plain_name, saturation
 from trustcxr.audit.subject import Subject
 from trustcxr.console import Progress
@@ -103,7 +103,7 @@ def run_entry_checks(
         )
     few = images[:LOOKED_AT]
     with preserve_state(subject.model), Progress(f"{subject.name}: the gate at the door", _PARTS) as bar:
-        subject, differ = open_on(subject, images) if isinstance(subject, ExternalModel) else (subject, None)
+        subject, differ = verify_conversion(subject, images) if isinstance(subject, ExternalModel) else (subject, None)
         assert subject.model is not None
         kind, model = _kind(subject.model, few)
         traits = probe_gradients(model, few)
@@ -210,7 +210,7 @@ def _kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
         answers = model.answers(images)
     inside = bool(((answers >= 0) & (answers <= 1)).all())
     sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
-    declared = model.given.kind
+    declared = model.output_spec.kind
     crowded = inside and not sums
     if declared == "logits" and crowded and is_layer_output(model.net, model.prepare(images[:2])):
         return [Check("logits", True, "it answers with logits, which lie in [0, 1]: its last layer makes them")], model

@@ -11,7 +11,7 @@ from trustcxr.audit.audit_data import first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, no_better, select_finding
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.audit.identity import Audit, about, check_empty
 from trustcxr.audit.run_audit import open_model
@@ -68,7 +68,7 @@ def explain(
     radiographs = open_images(subject, data, split, labels, listing)
     evaluate.annotated(radiographs.examined)
     shown, _ = first_images(radiographs.examined, GATE, subject.device)
-    subject, _ = open_on(subject, shown)
+    subject, _ = verify_conversion(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
     whole = Audit(subject, radiographs, load_exam())
     asked = _asked(whole, _explained(subject, wanted), finding)

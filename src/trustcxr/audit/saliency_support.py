@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.torch_programs import ExportedNet
+from trustcxr.audit.formats.torch_files import ExportedNet
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.explain import randomisation
@@ -34,7 +34,7 @@ def check_supported(given: ExternalModel, methods: Sequence[str]) -> WrappedMode
             f"that can: {_offered(gradients=False)}"
         )
     cams = [typed for typed in methods if parse(typed)[0] in COMBINE and parse(typed)[1] in (None, -1, "cam_layer")]
-    if cams and model.cam_place is None and before_mixing(model.net) is None:
+    if cams and model.cam_call is None and before_mixing(model.net) is None:
         raise UserError(
             f"{name}: torch sees no last feature map in it, which {' and '.join(cams)} would read; name methods that "
             f"read none: {_offered(gradients=True)}"

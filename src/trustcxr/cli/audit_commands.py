@@ -43,10 +43,10 @@ def audit(
 ) -> None:
     """The whole examination of any model: a run, or what a model file names. Started again after a cut, it goes on."""
     if init:
-        from trustcxr.audit.formats import describe_file, drafted
+        from trustcxr.audit.formats import describe_file, describe_as_dict
 
         if json:
-            return print_json(drafted(model, trust_code=trust_code))
+            return print_json(describe_as_dict(model, trust_code=trust_code))
         return print(describe_file(model, trust_code=trust_code), end="")
     if data is None or out is None:
         raise UserError(
