@@ -308,7 +308,10 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
     for bare, place in ((tmp_path / "net.onnx", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
         refused = complaint("audit", bare, "--data", "x", "--out", "y")
-        assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > {place}")
+        assert refused.endswith(
+            f"{bare}: needs a model file that describes its input and output. Create one: "
+            f"trustcxr audit {bare} --init > {place}"
+        )
 
 
 def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_said_where_that_is_looked_for(

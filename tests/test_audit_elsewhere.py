@@ -53,7 +53,7 @@ def test_a_model_of_14_findings_on_another_hospitals_images_by_a_label_map(
     assert found.classes == list(NIH)
     judged = {finding.name: finding for finding in found.findings if finding.judged}
     assert set(judged) == {"Pneumonia", "Infiltration"}
-    assert all("of no image it is known" in finding.why for finding in found.findings if finding.name not in judged)
+    assert all("no image has a label" in finding.why for finding in found.findings if finding.name not in judged)
     counts = {name: (finding.n, finding.positives, finding.unknown) for name, finding in judged.items()}
     total, of_class = found.data.n, count(images)
     assert counts["Infiltration"] == (total, of_class["COVID-19"], 0)

@@ -97,8 +97,8 @@ def test_a_conversion_that_is_right_on_noise_alone_gives_none(
     assert found.subject is not None
     assert found.subject.origin.gradients == "none"
     images, _ = radiographs()
-    assert found.judged is not None
-    assert torch.allclose(found.judged(images), BrightAbove()(images), atol=1e-4)
+    assert found.evaluated_model is not None
+    assert torch.allclose(found.evaluated_model(images), BrightAbove()(images), atol=1e-4)
     assert check(found, "declaration").text.startswith("accuracy on 30 images is 100.0%")
 
 

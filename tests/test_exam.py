@@ -23,7 +23,7 @@ def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
         draws=JUDGED,
-        surrogate_images=audit_data.TAUGHT,
+        surrogate_images=audit_data.SURROGATE_IMAGES,
         surrogate_steps=default(surrogate.distil, "steps"),
         planted_steps=default(active_test.active_test, "steps"),
         planted_found=active_test.ENOUGH,

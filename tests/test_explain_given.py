@@ -14,7 +14,7 @@ import torch
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
-from trustcxr.audit import saliency_support
+from trustcxr.audit import explain_external
 from trustcxr.audit.formats import load
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.phantom import write_files
@@ -166,7 +166,7 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(
 def test_of_programs_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
     for source in (traced(small(), tmp_path / "m.pt"), exported(small(), tmp_path / "m.pt2")):
         found = load(source, classes=CLASSES, trust_code=True, **IMAGENET)
-        left = saliency_support.left_out(found, saliency_support.check_supported(found, ["occlusion"]))
+        left = explain_external.find_left_out(found, explain_external.check_supported(found, ["occlusion"]))
         assert left.notes() == [left.cascade]
 
 

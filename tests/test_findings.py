@@ -113,7 +113,7 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP)
     about = {found.name: found for found in document.findings}
     assert [found.judged for found in document.findings] == [True, False, True, False]
-    assert "of no image it is known" in about["Dark"].why
+    assert "no image has a label" in about["Dark"].why
     assert (about["Bright"].positives, about["Edema"].positives, about["Bright"].n) == (20, 10, 30)
     points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
     clean = points["Bright", "clean", 0.0]
@@ -187,7 +187,7 @@ def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> Non
 
 
 def test_where_nothing_can_be_judged_it_is_said(radiographs: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say with --label"):
+    with pytest.raises(UserError, match="Say with --label"):
         audits.audit(
             model, radiographs / "images", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"]
         )

@@ -43,7 +43,7 @@ def audit(
 ) -> None:
     """The whole examination of any model: a run, or what a model file names. Started again after a cut, it goes on."""
     if init:
-        from trustcxr.audit.formats import describe_file, describe_as_dict
+        from trustcxr.audit.formats import describe_as_dict, describe_file
 
         if json:
             return print_json(describe_as_dict(model, trust_code=trust_code))
