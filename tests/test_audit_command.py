@@ -232,7 +232,7 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
         return real(*args, seed=seed, **options)
 
     monkeypatch.setattr(predictions, "_attacked", cut)
-    monkeypatch.setattr(audits.Audit, "at_once", False)  # of two at once either may come first
+    monkeypatch.setattr(audits.Audit, "parallel", False)  # of two at once either may come first
     with pytest.raises(KeyboardInterrupt):
         audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])

@@ -190,7 +190,7 @@ def test_what_cannot_be_explained_is_refused_in_one_line(radiographs: Path, tmp_
     assert "findings: has a sigmoid for each finding" in complaint("explain", findings, *data, *out)
     (tmp_path / "scores.csv").write_text(f"id,{','.join(CLASSES)}\nfilm,1,0,0\n")
     table = model_file(tmp_path, "predictions: scores.csv", "", name="table")
-    assert "only scores of table were given" in complaint("explain", table, *data, *out)
+    assert "only scores of table are available" in complaint("explain", table, *data, *out)
     code = model_file(tmp_path, "python: foreign_models:a_network", name="code")
     assert "Give --trust-code" in complaint("explain", code, *data, *out)
     assert "trustcxr audit" in complaint("explain", tmp_path / "m.onnx", *data, *out)

@@ -1,13 +1,10 @@
 """Test whether an attack finds adversarial examples that are sure to exist.
 
-Source: Zimmermann et al. 2022, "Increasing confidence in adversarial robustness evaluations". Around an image, points
-inside the ball of radius epsilon are labelled clean and one of its corners adversarial. A new last layer is fitted that
-separates them by the model's own features; the rest of the model, with its defences, is unchanged. An attack that does
-not reach the adversarial side says nothing about the model.
+Source: Zimmermann et al. 2022, "Increasing confidence in adversarial robustness evaluations". Points in the ball around
+an image are labelled clean and one corner adversarial. A new last layer separates them by the model's own features.
 
-The test is valid if an attack succeeds on an undefended model. So the last layer is the smoothest of a few that clearly
-separate the points: an interpolating one has local maxima between them, where strong attacks end. Half of the clean
-points are corners of a smaller ball. Else other corners would be adversarial by their distance alone.
+It is the smoothest of a few that do: an interpolating one has local maxima, where strong attacks end. Half of the clean
+points are corners of a smaller ball: else all corners would be adversarial by their distance alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,18 +56,8 @@ def active_test(
 ) -> Planted | None:
     """Plant an adversarial example around each of `images` (B, 1, H, W), and search for them with PGD.
 
-    Args:
-        model: pixel space -> logits.
-        images: (B, 1, H, W) in [0, 1].
-        epsilon: L-infinity radius.
-        traits: how the attack handles the model, with BPDA or over draws; by default measured on these images.
-        variants: views of the model to attack in place of those of `traits`.
-        points: clean points around each image.
-        steps: of PGD.
-        seed: of the points and the attack.
-
-    Returns:
-        None if torch sees no last layer in the model, or its features cannot separate the points.
+    The attack handles the model by its `traits`, by default measured on these images. `variants` are other views of the
+    model to attack. Returns None if torch sees no last layer in the model, or its features cannot separate the points.
     """
     traits = traits or probe_gradients(model, images)
     with preserve_state(model), torch.no_grad():

@@ -26,18 +26,13 @@ class AttackRunner:
 
     If nothing stops gradients, an attack searches on the model with BatchNorm fused. Its results are confirmed on the
     model itself, else searched there. The caller evaluates the adversarial images on the model.
-
-    Attributes:
-        images: (N, 1, H, W), to verify the fused model and to train a surrogate.
-        whole_climb: whether a climb goes on after the answer has changed, so that scores become extreme.
-        load_surrogate_images: loads training images for a surrogate; None: `images`.
     """
 
     model: nn.Module
     traits: GradientTraits
     gradients: bool
-    images: Tensor
-    whole_climb: bool = False
+    images: Tensor  # (N, 1, H, W), to verify the fused model, and for a surrogate if it has no others
+    whole_climb: bool = False  # whether a climb goes on after the answer has changed
     load_surrogate_images: Callable[[], Tensor] | None = None
 
     def prepare(self, conditions: Iterable[AttackRecipe]) -> "AttackRunner":

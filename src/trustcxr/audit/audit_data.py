@@ -54,21 +54,13 @@ class SurrogateImages:
 
 @dataclass(frozen=True)
 class AuditImages:
-    """The images of an audit.
-
-    Attributes:
-        examined: the images to examine.
-        validation: the validation images, if there are any and the model was not trained on them.
-        surrogate: training images for a surrogate; None without such images or without a model to query.
-        ambiguous_names: file names, with and without ending, that several images of the data share.
-        examines_validation: whether the examined images are the validation images.
-    """
+    """The images of an audit."""
 
     examined: Dataset
-    validation: Dataset | None = None
-    surrogate: SurrogateImages | None = None
-    ambiguous_names: frozenset[str] = frozenset()
-    examines_validation: bool = False
+    validation: Dataset | None = None  # None too if the model was trained on them
+    surrogate: SurrogateImages | None = None  # None too without a model to query
+    ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
+    examines_validation: bool = False  # whether the examined images are the validation images
 
     def why_no_threshold(self, missing: str = "an answer") -> str:
         """Return why no threshold can be chosen on validation images, none of which has what is `missing`."""
@@ -123,23 +115,19 @@ class Audit:
             digest.update(b"" if dataset is None else data_hash(dataset, "lung").encode())
         return digest.hexdigest()[:16]
 
-    @property
-    def label_hash(self) -> str:
-        """Return a checksum of the images' findings, in any order; empty if classes are the only labels."""
-        if not is_multilabel(self.subject):
-            return ""
-        names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
-        labels = multilabel.labelled_findings(self.dataset.table, names)[order]
-        return sha256("\n".join(names).encode() + labels.tobytes()).hexdigest()[:16]
-
     def describe_data(self, count: int | None) -> AuditedData:
-        """Return the part `data` of audit.json; `count` images have a score."""
+        """Return the part `data` of audit.json; `count` images have a score. `truth` is a checksum of all findings."""
+        truth = ""
+        if is_multilabel(self.subject):
+            names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
+            labels = multilabel.labelled_findings(self.dataset.table, names)[order]
+            truth = sha256("\n".join(names).encode() + labels.tobytes()).hexdigest()[:16]
         return AuditedData(
             name=self.dataset.root.name,
             fingerprint=self.dataset.fingerprint,
             files=self.dataset.files_fingerprint,
             lungs=self.dataset.lung_files_fingerprint,
-            truth=self.label_hash,
+            truth=truth,
             n=count,
             total=len(self.dataset),
         )
@@ -154,11 +142,7 @@ def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
 
 
 def open_images(
-    subject: Subject,
-    data: Path,
-    split: str | None,
-    labels: Mapping[str, str | None] | None,
-    listing: Listing | None,
+    subject: Subject, data: Path, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
 ) -> AuditImages:
     """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 

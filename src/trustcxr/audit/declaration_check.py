@@ -37,20 +37,14 @@ _LEVEL = 0.998  # of the interval that must lie above 0
 
 @dataclass(frozen=True)
 class Declared:
-    """The result for a declaration of classes.
-
-    Attributes:
-        better, remedy: accuracy of a better declaration, and what to change in the model file; None if there is none.
-        weak: whether that is another order, right on less than halfway from chance to all.
-        tried: the other declarations that were compared.
-    """
+    """The result for a declaration of classes, compared with the declarations that were `tried`."""
 
     accuracy: float
     chance: float
     at_chance: bool
-    better: float | None = None
-    remedy: str | None = None
-    weak: bool = False
+    better: float | None = None  # accuracy of a better declaration
+    remedy: str | None = None  # what to change in the model file
+    weak: bool = False  # whether the better one is an order that is right on less than halfway from chance to all
     tried: str = "class order, range, channel order or inversion"
 
     @property
@@ -60,15 +54,12 @@ class Declared:
 
 
 class _Alternative(NamedTuple):
-    """Another declaration: what to change, its answers (N,), and its class order if that differs.
-
-    unordered: the answers in the declared order, if they are not those of the declared input.
-    """
+    """Another declaration: what to change, and its answers (N,)."""
 
     remedy: str
     answers: np.ndarray
-    order: np.ndarray | None = None
-    unordered: np.ndarray | None = None
+    order: np.ndarray | None = None  # of the classes, if it differs
+    unordered: np.ndarray | None = None  # answers in the declared order, if the input differs
 
 
 def check_declaration(
@@ -225,17 +216,11 @@ def _logits(model: nn.Module, images: Tensor, draws: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class FindingAnswers:
-    """Labels and answers of images for each finding.
+    """Labels and answers of images for each finding."""
 
-    Attributes:
-        truth: (N, F), 1 present, 0 absent, NaN unknown.
-        margins: (N, F), logits above the thresholds of the findings.
-        groups: (N,), the patients.
-    """
-
-    truth: Floats
-    margins: Floats
-    groups: NDArray[np.str_]
+    truth: Floats  # (N, F): 1 present, 0 absent, NaN unknown
+    margins: Floats  # (N, F): logits above the thresholds
+    groups: NDArray[np.str_]  # (N,): patients
 
     def select(self, rows: NDArray[np.intp]) -> "FindingAnswers":
         """Return some of the images."""
@@ -301,14 +286,9 @@ def find_other_names(names: Sequence[str], answers: FindingAnswers, *, table: st
 def find_other_input(model: nn.Module, images: Tensor, cuts: Floats, answers: FindingAnswers) -> str | None:
     """Return the declaration of the input that surely serves findings better, as in the model file; None without one.
 
-    It must rank images better. If the declared thresholds say next to nothing about any finding, it may instead decide
+    `images` (N, 1, H, W) are those of `answers`, `cuts` (F,) the logits above which findings are present. Another input
+    must rank images better. If the declared thresholds say next to nothing about any finding, it may instead decide
     each one by them and rank no worse.
-
-    Args:
-        model: pixel space -> logits of the findings.
-        images: (N, 1, H, W), those of `answers`.
-        cuts: (F,), the logits above which findings are present.
-        answers: labels and answers with the declared input.
     """
     weights = Bootstrap.over(answers.groups).row_weights().astype(float)
     findings = _testable_findings(answers.truth)
@@ -323,22 +303,20 @@ def find_other_input(model: nn.Module, images: Tensor, cuts: Floats, answers: Fi
     for remedy, changed, inputs in _other_inputs(model, images):
         logits = _logits(changed, inputs).double().cpu().numpy()
         other = figures(replace(answers, margins=logits - cuts))
-        if _ranks_better(declared, other) or _decides_better(declared, other):
+        if _serves_better(declared, other):
             better.append((float(np.mean([figure[:, 0] for figure in other])), remedy))
     highest = max((mean for mean, _ in better), default=0.0)
     return next((remedy for mean, remedy in better if mean >= highest - _EQUAL), None)
 
 
-def _ranks_better(declared: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
-    areas = other[0].mean(0)
-    return bool(areas[0] >= _HALFWAY) and _surely(areas - declared[0].mean(0))
-
-
-def _decides_better(declared: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
-    blind = bool((declared[1][:, 0] <= _BLIND).all() and (other[1][:, 0] >= declared[1][:, 0] + _FINDING_GAIN).all())
-    no_worse = bool(other[0][:, 0].mean() >= declared[0][:, 0].mean())
-    rates = other[1].mean(0)
-    return blind and no_worse and bool(rates[0] >= _HALFWAY) and _surely(rates - declared[1].mean(0))
+def _serves_better(declared: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> bool:
+    (areas, rates), (other_areas, other_rates) = declared, other
+    ranks, decides = (
+        new.mean(0)[0] >= _HALFWAY and _surely(new.mean(0) - old.mean(0))
+        for old, new in zip(declared, other, strict=True)
+    )
+    blind = (rates[:, 0] <= _BLIND).all() and (other_rates[:, 0] >= rates[:, 0] + _FINDING_GAIN).all()
+    return bool(ranks or (decides and blind and other_areas[:, 0].mean() >= areas[:, 0].mean()))
 
 
 def _surely_better(answers: FindingAnswers, weights: Floats, moved: list[tuple[int, int]]) -> bool:

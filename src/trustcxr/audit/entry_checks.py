@@ -1,14 +1,13 @@
-"""Run the entry checks of an audit before any figure is reported.
+"""Run the entry checks of an audit: the declaration, the pitfalls that AutoAttack's authors list, an active test.
 
-They cover the declaration, the pitfalls that AutoAttack's authors list (random answers, probabilities for logits,
-vanishing gradients, gradients used inside the model, black box stronger than white box), and an active test: whether
-the attack finds planted adversarial examples.
+The pitfalls are random answers, probabilities for logits, vanishing gradients, and gradients used inside the model.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +41,12 @@ _STEPS = 3  # of the progress bar: gradients, declaration, planted examples
 
 @dataclass(frozen=True)
 class Check:
-    """One entry check.
-
-    Attributes:
-        passed: None if the check could not be carried out.
-        text: the result in a sentence.
-        remedied: whether the text says what to write in the model file.
-    """
+    """One entry check, with its result in a sentence."""
 
     check: str
-    passed: bool | None
+    passed: bool | None  # None if it could not be carried out
     text: str
-    remedied: bool = False
+    remedied: bool = False  # whether the text says what to write in the model file
 
     def document(self) -> EntryCheck:
         """Return the check as in `entry_checks` of audit.json."""
@@ -62,20 +55,13 @@ class Check:
 
 @dataclass(frozen=True)
 class EntryReport:
-    """The entry checks and what an attack must know of the model.
-
-    Attributes:
-        model: the model with the kind of output that it has, if that is not the declared one; None, like traits, if
-            only scores are available.
-        gradients: whether attacks can use gradients.
-        subject: the model as examined: without a conversion that answers differently on images.
-    """
+    """The entry checks and what an attack must know of the model."""
 
     checks: tuple[Check, ...]
-    model: nn.Module | None = None
+    model: nn.Module | None = None  # with the kind of output that it has; None if only scores are available
     traits: GradientTraits | None = None
-    gradients: bool = True
-    subject: Subject | None = None
+    gradients: bool = True  # whether attacks can use them
+    subject: Subject | None = None  # as examined: without a conversion that answers differently on images
 
     @property
     def random(self) -> bool:
@@ -121,9 +107,7 @@ def run_entry_checks(
             _check_random(traits),
             *([] if traits.random else _check_alone(model, few[:ALONE])),
             *kind,
-            _check_gradients(traits),
-            *_check_scale(traits),
-            *_check_stopped(traits),
+            *_check_gradients(traits),
             *_check_inside(model, few),
         ]
         bar.advance(note="planted examples")
@@ -247,25 +231,20 @@ def check_kind(model: nn.Module, images: Tensor, name: str) -> None:
             raise UserError(f"{name}: {check.text}")
 
 
-def _check_gradients(traits: GradientTraits) -> Check:
+def _check_gradients(traits: GradientTraits) -> Iterator[Check]:
     zero, broken = traits.zero_gradients, traits.broken_gradients
     if zero <= VANISHED and broken == 0:
-        return Check("gradients", True, f"{1 - zero:.1%} of images have a gradient")
-    text = f"{zero:.1%} of images have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
-    return Check("gradients", False, f"{text}; with BPDA {1 - traits.healed:.1%} have one")
-
-
-def _check_scale(traits: GradientTraits) -> Iterator[Check]:
+        yield Check("gradients", True, f"{1 - zero:.1%} of images have a gradient")
+    else:
+        text = f"{zero:.1%} of images have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
+        yield Check("gradients", False, f"{text}; with BPDA {1 - traits.healed:.1%} have one")
     if traits.scale != 1:
         text = (
             f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is taken"
         )
         yield Check("scale of the logits", False, text)
-
-
-def _check_stopped(traits: GradientTraits) -> Iterator[Check]:
-    names = {"detour": "leaving torch or becoming whole numbers", "no_grad": "no_grad", "detach": "detach"}
     if traits.stopped:
+        names = {"detour": "leaving torch or becoming whole numbers"}
         listed = ", ".join(f"{names.get(name, name)} ({count})" for name, count in traits.stopped.items())
         yield Check("nothing stops gradients", False, f"gradients are stopped by {listed}: BPDA lets them through")
 
@@ -329,8 +308,6 @@ class Passes(TorchFunctionMode):
 def counted_gradients() -> Iterator[list[str]]:
     """Record the names of the calls of torch's backward passes inside the block."""
     calls: list[str] = []
-    owners = [(torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")]
-    originals = [getattr(owner, name) for owner, name in owners]
 
     def counted(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -339,13 +316,10 @@ def counted_gradients() -> Iterator[list[str]]:
 
         return call
 
-    try:
-        for (owner, name), function in zip(owners, originals, strict=True):
-            setattr(owner, name, counted(name, function))
+    with ExitStack() as patches:
+        for owner, name in ((torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")):
+            patches.enter_context(mock.patch.object(owner, name, counted(name, getattr(owner, name))))
         yield calls
-    finally:
-        for (owner, name), function in zip(owners, originals, strict=True):
-            setattr(owner, name, function)
 
 
 def _check_planted(result: Planted | None) -> Check:

@@ -56,19 +56,10 @@ def explain(
 ) -> RunDocument:
     """Measure the saliency of an external model on a data set, and write the results into `out`.
 
-    Images, split, labels and listing are as in an audit. Thresholds are tuned on the validation split if there is one.
-    Current results in `out` are not computed again.
-
-    Args:
-        options: keys of ExplanationRecipe.
-        finding: of a model with one sigmoid a finding the one to explain, on the images that have it. By default the
-            only one that images with a lesion mask have.
-
-    Returns:
-        The document of metrics.json.
-
-    Raises:
-        UserError: these methods cannot explain the model, no image has a mask, or `out` has other results.
+    Images are as in an audit, thresholds are tuned on the validation split, and current results are not computed again.
+    `options` are keys of ExplanationRecipe. `finding` is the one to explain of a model with one sigmoid each, else the
+    only one that images with a lesion mask have. Returns the document of metrics.json. Raises UserError if these
+    methods cannot explain the model, no image has a mask, or `out` has other results.
     """
     recipe = validate(ExplanationRecipe, dict(options or {}), "options")
     evaluate.check_options(recipe)

@@ -31,15 +31,9 @@ _SMALLEST = 32  # pixels of a synthetic image
 def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | None = None) -> ExportDocument:
     """Write a run's model to `out`, by default into its folder, with the model file that an audit takes.
 
-    Args:
-        run: folder of a run, or its address on a hub.
-        kind: onnx or torch-export.
-        out: the file to write.
-        data: images to compare the file with the run on (their test split); synthetic images by default.
-
-    Raises:
-        UserError: the file's answers, one by one or in a batch, differ from the run's by more than ALLOWED, a package
-            is missing, or another file has the model file's name. Then nothing is written.
+    `kind`: onnx or torch-export. The file's answers, one by one and in a batch, are compared with the run's on images
+    of `data` (its test split), by default on synthetic ones. Raises UserError, and writes nothing, if they differ by
+    more than ALLOWED, a package is missing, or another file has the model file's name.
     """
     out = out or _default_path(run, kind)
     exporting.check_export(kind, out)

@@ -1,6 +1,7 @@
 """Compute the figures of an audit: of models that answer one class, and of models with one sigmoid a finding."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,7 @@ from trustcxr.storage.schemas import Division, Finding, OperatingPoint, RunDocum
 
 @dataclass(frozen=True)
 class Measured:
-    """The predictions and figures of an audit, and the checks that follow from them.
-
-    Attributes:
-        one_vs_rest: predictions under attacks on the threshold of one class each.
-        images: the number of images with predictions.
-    """
+    """The predictions and figures of an audit, and the checks that follow from them."""
 
     table: pd.DataFrame
     validation: pd.DataFrame | None
@@ -47,8 +43,8 @@ class Measured:
     findings: list[Finding] = field(default_factory=list)
     checks: Sequence[Check] = ()
     submitted: list[Submitted] = field(default_factory=list)
-    one_vs_rest: pd.DataFrame | None = None
-    images: int = 0
+    one_vs_rest: pd.DataFrame | None = None  # predictions under attacks on the threshold of one class each
+    images: int = 0  # with predictions
 
 
 def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Path) -> Measured:
@@ -74,7 +70,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
     table, submitted = _add_submitted(audit, table, model)
-    table = _add_columns(audit, table)
+    table, divisions = _divide(audit, table, subject.classes)
     declared = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, declared)
     attacked = _attack_thresholds(audit, examined, report, thresholds, shown, parts)
@@ -83,7 +79,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         validation,
         describe(examined, table, resamples=exam.bootstrap),
         operating_points.of_classes(table, subject.classes, thresholds, aimed=attacked, resamples=exam.bootstrap),
-        _divisions(audit, table, subject.classes),
+        divisions,
         checks=checks,
         submitted=submitted,
         one_vs_rest=attacked,
@@ -109,30 +105,23 @@ def _score_file(audit: Audit) -> str | None:
     return Path(subject.origin.path or subject.name).name
 
 
-def _add_columns(audit: Audit, table: pd.DataFrame, findings: Sequence[str] = ()) -> pd.DataFrame:
-    """Add the data's columns that divide the images, without those of `findings`."""
+def _divide(
+    audit: Audit, table: pd.DataFrame, classes: tuple[str, ...], findings: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[Division]]:
+    """Return predictions with the data's columns that divide the images, without `findings`, and the subgroups."""
     dataset = audit.dataset
     columns = subgroups.columns_of(dataset.table, findings).set_index(pd.Index(dataset.sample_ids))
-    return table.join(columns, on="image" if "image" in table else "sample_id")
-
-
-def _divisions(
-    audit: Audit, table: pd.DataFrame, classes: tuple[str, ...], findings: Sequence[str] = ()
-) -> list[Division]:
-    """Return the subgroups of predictions that have the columns of `_add_columns`."""
-    without = subgroups.left_out(audit.dataset.table, findings)
-    clean = table[table["attack"] == CLEAN]
-    return subgroups.describe(clean, classes, without=without, resamples=audit.exam.bootstrap)
+    table = table.join(columns, on="image" if "image" in table else "sample_id")
+    without, clean = subgroups.left_out(dataset.table, findings), table[table["attack"] == CLEAN]
+    return table, subgroups.describe(clean, classes, without=without, resamples=audit.exam.bootstrap)
 
 
 def _match_validation_scores(subject: ExternalModel, images: AuditImages) -> pd.DataFrame | None:
     """Return the scores of validation images; None if there are none."""
-    try:
-        if images.validation is None:
-            return None
-        return match_scores(subject, images.validation, images.ambiguous_names)[0]
-    except UserError:
-        return None
+    with suppress(UserError):
+        if images.validation is not None:
+            return match_scores(subject, images.validation, images.ambiguous_names)[0]
+    return None
 
 
 def _predict(
@@ -179,9 +168,9 @@ def _attack_thresholds(
     attacks = one_vs_rest.attacks(audit.attacks(gradients=report.gradients), gradients=report.gradients)
     if report.model is None or not attacks:
         return None
-    pieces, targets = [], one_vs_rest.target_classes(len(examined.classes))
-    for index in targets:
-        name = examined.classes[index]
+    pieces, count = [], len(examined.classes)
+    targets = examined.classes[: 1 if count == 2 else count]  # both decisions of two classes are the same
+    for index, name in enumerate(targets):
         decision = one_vs_rest.decision(report.model, index, thresholds[name])
         runner = _decision_runner(audit, report, decision, shown, attacks)
         table = _predict(
@@ -239,11 +228,10 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
         )
     if audit.submitted is not None and not submitted:
         raise UserError(f"{audit.submitted.path}: holds no image of a finding that is judged on these images")
-    table = _add_columns(audit, pd.concat(pieces, ignore_index=True), names)
+    table, divisions = _divide(audit, pd.concat(pieces, ignore_index=True), multilabel.STATES, names)
     examined = ModelUnderTest(subject.name, report.model or nn.Identity(), multilabel.STATES, subject.device)
     figures = describe(examined, table, resamples=exam.bootstrap)
     figures.classes = list(names)
-    divisions = _divisions(audit, table, multilabel.STATES, names)
     remedies = _find_remedies(audit, report, answers, truth, findings)
     checks = [*checks, _check_findings(points, remedies, report), _check_above_constant(points)]
     count = int(answered.sum())

@@ -74,12 +74,7 @@ class Decision(nn.Module):
 
 
 class OneFinding:
-    """The images with a label of one finding, as a data set of two classes.
-
-    Attributes:
-        explained: bool (N,), the images that have it; maps are computed for them.
-        healthy: bool (N,), the images without any finding.
-    """
+    """The images with a label of one finding as a data set of two classes: those with it are explained."""
 
     def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
         self.whole, self.rows, self.labels = dataset, rows, labels.astype(np.int64)

@@ -61,8 +61,3 @@ def attacks(protocol: Sequence[AttackRecipe], *, gradients: bool) -> tuple[Attac
     if gradients:
         return tuple(AttackRecipe(name="pgd", epsilons=a.epsilons, steps=min(STEPS, a.steps or STEPS)) for a in worst)
     return tuple(AttackRecipe(name="square", epsilons=a.epsilons, queries=a.queries) for a in worst)
-
-
-def target_classes(count: int) -> range:
-    """Return the indices of the classes to attack: one of two, since both decisions are the same."""
-    return range(1 if count == 2 else count)

@@ -9,15 +9,8 @@ from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Verdict
 
 # Failures that make all figures unreliable. Attacks adapt to the others.
-_GRAVE = (
-    "declaration",
-    "scores",
-    "same answer twice",
-    "same answer alone",
-    "no gradients used inside",
-    "active test",
-    "black box against white box",
-)
+_GRAVE = {"declaration", "scores", "same answer twice", "same answer alone", "no gradients used inside"}
+_GRAVE |= {"active test", "black box against white box"}
 
 
 def withdraw(document: AuditDocument, report: EntryReport) -> None:
@@ -33,8 +26,7 @@ def withdraw(document: AuditDocument, report: EntryReport) -> None:
 
 
 def _without_figures(row: AttackResult) -> AttackResult:
-    fields = ("attack", "epsilon", "steps", "n")
-    values = {name: getattr(row, name) for name in fields if name in row.model_fields_set}
+    values = row.model_dump(include={"attack", "epsilon", "steps", "n"} & row.model_fields_set)
     return AttackResult(**values, accuracy=Share(value=None, ci=None))
 
 

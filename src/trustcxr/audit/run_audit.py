@@ -6,13 +6,13 @@ from pathlib import Path
 
 from trustcxr.audit import measure, reliability
 from trustcxr.audit.attack_runner import needs_surrogate
-from trustcxr.audit.audit_data import Audit, AuditImages, check_out_folder, first_images, open_images
+from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
-from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
-from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
+from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
+from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
-from trustcxr.recipes.protocol import ExamRecipe, load_exam
+from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
 from trustcxr.runs.test_data import check_out
@@ -39,21 +39,10 @@ def audit(
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    An interrupted audit resumes, and an unchanged one is not computed again.
-
-    Args:
-        model: a run's folder or a model file.
-        data: folder of images, or a list of them.
-        out: folder for the results.
-        split: the split to examine; the test split by default.
-        attacks, epsilons: in place of the protocol's.
-        labels: new names for the data's classes.
-        listing: how to read a list of images.
-        trust_code: whether the model may run its maker's code.
-        adversarial: a file of submitted adversarial images (see `audit.submitted`).
-
-    Raises:
-        UserError: the model or the data cannot be opened, or `out` has other results or is locked.
+    `model` is a run's folder or a model file. `attacks` and `epsilons` replace the protocol's, `labels` rename the
+    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). An interrupted audit
+    resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be opened, or
+    `out` has other results or is locked.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
@@ -61,7 +50,14 @@ def audit(
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)
-    submitted = None if adversarial is None else _open_submitted(adversarial, subject, images, exam)
+    submitted = None
+    if adversarial is not None:
+        submitted = read_submitted(adversarial, images.examined, subject.classes if is_multilabel(subject) else ())
+        if subject.model is None:
+            raise UserError(
+                f"{adversarial}: adversarial images need the model, but only scores of {subject.name} are here"
+            )
+        check_radius(submitted, exam)
     current = Audit(subject, images, exam, submitted)
     key, path = current.key, out / layout.AUDIT_FILE
     with folder_lock(out):
@@ -76,15 +72,6 @@ def audit(
             atomic.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
-
-
-def _open_submitted(path: Path, subject: Subject, images: AuditImages, exam: ExamRecipe) -> SubmittedImages:
-    """Read submitted adversarial images; UserError if this model or protocol cannot use them."""
-    submitted = read_submitted(path, images.examined, subject.classes if is_multilabel(subject) else ())
-    if subject.model is None:
-        raise UserError(f"{path}: only scores of {subject.name} are available, so adversarial images say nothing")
-    check_radius(submitted, exam)
-    return submitted
 
 
 def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:

@@ -77,11 +77,7 @@ def _dividing(table: "pd.DataFrame", findings: Iterable[str]) -> "dict[str, pd.S
 
 
 def describe(
-    clean: "pd.DataFrame",
-    classes: tuple[str, ...],
-    *,
-    without: Mapping[str, str] | None = None,
-    resamples: int = 2000,
+    clean: "pd.DataFrame", classes: tuple[str, ...], *, without: Mapping[str, str] | None = None, resamples: int = 2000
 ) -> list[Division]:
     """Return the part `subgroups` of audit.json, from clean predictions with columns of `columns_of`.
 

@@ -22,6 +22,11 @@ from trustcxr.storage.atomic import parse_yaml
 
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
+_INPUT = """  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]
+  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
+  # std: [0.229, 0.224, 0.225]
+  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"""
+
 
 @dataclass
 class Draft:
@@ -190,11 +195,7 @@ def _text(draft: Draft) -> str:
         lines.append("timm:" + (question or f" {json.dumps(draft.timm)}"))
     if draft.key != "predictions":
         lines += ["input:", _line("size", draft.size, 224, "the side of its images in pixels")]
-        lines.append(_line("channels", draft.channels, 1, "1 or 3"))
-        lines.append("  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]")
-        lines.append("  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]")
-        lines.append("  # std: [0.229, 0.224, 0.225]")
-        lines.append("  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop")
+        lines += [_line("channels", draft.channels, 1, "1 or 3"), _INPUT]
     lines.append("output:")
     why = "its answers to noise lie between 0 and 1: " if draft.guess else ""
     guess = draft.guess or "logits"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trustcxr.audit.formats.outputs import unwrap_single
-from trustcxr.audit.formats.wrapper import plain_name
+from trustcxr.audit.formats.wrapper import plain_name, tensors_in
 
 _LAYERS = {"linear", "addmm", "matmul", "mm", "conv2d", "convolution", "_convolution"}
 _SUMS = {"mean", "sum", "add", "sub", "__add__", "__sub__", "stack", "cat", "__getitem__", "chunk"}
@@ -46,17 +46,13 @@ class _Layers(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the call and record its output if it comes from layers."""
-        result, name, parts = func(*args, **(kwargs or {})), plain_name(func), _tensors(args)
+        result, name, parts = func(*args, **(kwargs or {})), plain_name(func), tensors_in(args)
         bounds = name in _BOUNDS or name.rstrip("_") in _BOUNDS
         bounded = bounds or (name in _LAYERS | _SUMS | _FORMS and any(id(part) in self.bounded for part in parts))
         layers = name in _LAYERS or (name in _SUMS | _FORMS and bool(parts) and all(map(self.is_from_layer, parts)))
-        for output in _tensors((result,)):
+        for output in tensors_in((result,)):
             if bounded:
                 self.bounded[id(output)] = output
             elif layers:
                 self.outputs[id(output)] = (output, output._version)
         return result
-
-
-def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
-    return [part for a in args for part in (a if isinstance(a, list | tuple) else (a,)) if isinstance(part, Tensor)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats import resolve
 from trustcxr.audit.formats.model_file import (
     InputSpec,
     Kind,
@@ -20,15 +21,6 @@ from trustcxr.audit.formats.model_file import (
     validate_part,
 )
 from trustcxr.audit.formats.outputs import FixedBatch, one_line, refused_images
-from trustcxr.audit.formats.resolve import (
-    SUFFIXES,
-    Gradients,
-    ResolvedSource,
-    hash_code,
-    no_gradients,
-    open_source,
-    resolve_object,
-)
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
@@ -54,31 +46,26 @@ class Origin:
     sha256: str | None = None
     bytes: int | None = None
     parameters: int | None = None
-    gradients: Gradients = "own"
+    gradients: resolve.Gradients = "own"
     notes: tuple[str, ...] = ()
 
 
 @dataclass
 class ExternalModel:
-    """A model that others trained, in the form that evaluation and explanation take.
+    """A model that others trained, in the form that evaluation and explanation take."""
 
-    Attributes:
-        model: pixel space -> logits, in evaluation mode; None if only `predictions` (sample_id, logits) are available.
-        original: the model in its own runtime, without gradients, if `model` is a conversion that has them.
-    """
-
-    model: WrappedModel | None
+    model: WrappedModel | None  # pixel space -> logits, in evaluation mode; None if only scores are available
     classes: tuple[str, ...]
     size: int
     name: str
     origin: Origin
     input: InputSpec
     output: OutputSpec
-    predictions: "pd.DataFrame | None" = None
+    predictions: "pd.DataFrame | None" = None  # the scores: columns sample_id and logits
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
-    original: WrappedModel | None = None
+    original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
 
     @property
     def device(self) -> torch.device:
@@ -110,19 +97,10 @@ def load(
 ) -> ExternalModel:
     """Load a model from a model file (.yaml), a model's own file, "module:function", a module or a function.
 
-    Args:
-        model: the source; a module is not copied, but put into evaluation mode and onto the device itself.
-        classes: names in the order of the outputs. Like all but the last three, not allowed with a model file.
-        output: logits, probabilities or sigmoid.
-        thresholds: the operating point of each finding.
-        timm: the network of a weight file.
-        taken: the keys of `input` in a model file: size, channels, range, mean, std, resize.
-        name: the name in the audit.
-        trust_code: whether a file may run its maker's code.
-        on: the device.
-
-    Raises:
-        UserError: the model cannot be loaded.
+    `classes` in the order of the outputs, `output` (logits, probabilities, sigmoid), `thresholds`, `timm` (the network
+    of a weight file) and `taken` (size, channels, range, mean, std, resize) replace a model file and are not allowed
+    with one. `trust_code` allows a file to run its maker's code. `on` is the device. A module is not copied: it is set
+    to evaluation mode and moved itself. Raises UserError if the model cannot be loaded.
     """
     if isinstance(model, str | Path) and Path(model).suffix in layout.MODEL_FILES:
         if classes is not None or thresholds is not None or timm or taken or output != "logits":
@@ -140,7 +118,7 @@ def load(
     if isinstance(model, str | Path):
         return _open(validate_part(ModelFile, _source(str(model)) | parts, where), trust_code, on)
     declared = validate_part(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
-    return _wrap(declared, resolve_object(model, where), Origin("python"), on)
+    return _wrap(declared, resolve.resolve_object(model, where), Origin("python"), on)
 
 
 def _source(model: str) -> dict[str, str]:
@@ -148,7 +126,7 @@ def _source(model: str) -> dict[str, str]:
     path = Path(model)
     if path.suffix in TABLES:
         return {"predictions": model}
-    if path.suffix not in SUFFIXES and not path.exists() and ":" in model:
+    if path.suffix not in resolve.SUFFIXES and not path.exists() and ":" in model:
         return {"python": model}
     return {"source": model}
 
@@ -159,7 +137,7 @@ def _open(declared: ModelFile, trust_code: bool, on: torch.device | str | None) 
     spec = declared.input
     probe = torch.rand((_PROBES, 1, spec.size, spec.size), generator=torch.Generator().manual_seed(0))
     probe = WrappedModel(nn.Identity(), spec, declared.output).prepare(probe)
-    resolved = open_source(declared, probe, trust_code=trust_code)
+    resolved = resolve.open_source(declared, probe, trust_code=trust_code)
     return _wrap(declared, resolved, _origin(declared, resolved.kind), on)
 
 
@@ -182,7 +160,9 @@ def _external(
     )
 
 
-def _wrap(declared: ModelFile, source: ResolvedSource, origin: Origin, on: torch.device | str | None) -> ExternalModel:
+def _wrap(
+    declared: ModelFile, source: resolve.ResolvedSource, origin: Origin, on: torch.device | str | None
+) -> ExternalModel:
     def wrap(net: nn.Module) -> WrappedModel:
         net = net if source.batch is None else FixedBatch(net, source.batch)
         return WrappedModel(net, declared.input, declared.output).eval()
@@ -237,14 +217,14 @@ def verify_conversion(subject: ExternalModel, images: Tensor) -> tuple[ExternalM
             why = describe_difference(difference)
         except Exception as problem:  # an operator in an unsupported use
             why = f"its conversion to torch fails ({one_line(problem)})"
-    note = no_gradients(f"on {len(images)} images {why}")
+    note = resolve.no_gradients(f"on {len(images)} images {why}")
     origin = replace(subject.origin, gradients="none", notes=(note, *subject.origin.notes))
     return replace(subject, model=original, original=None, origin=origin), None
 
 
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
-        return Origin(kind, declared.python, *hash_code(str(declared.python)))
+        return Origin(kind, declared.python, *resolve.hash_code(str(declared.python)))
     files = [Path(declared.source)]
     if kind == "ONNX":
         from trustcxr.audit.formats.onnx import external_files

@@ -273,26 +273,10 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": lambda i, a: i[0].mean(tuple(range(2, i[0].ndim)), keepdim=True),
     "GlobalMaxPool": lambda i, a: i[0].amax(tuple(range(2, i[0].ndim)), keepdim=True),
     "Gemm": _gemm,
-    "MatMul": _plain(torch.matmul, 2),
-    "Add": _plain(torch.add, 2),
-    "Sub": _plain(torch.sub, 2),
-    "Mul": _plain(torch.mul, 2),
     "Div": _divide,
-    "Pow": _plain(torch.pow, 2),
     "Sum": _all(torch.add),
     "Max": _all(torch.maximum),
     "Min": _all(torch.minimum),
-    "Neg": _plain(torch.neg),
-    "Abs": _plain(torch.abs),
-    "Exp": _plain(torch.exp),
-    "Log": _plain(torch.log),
-    "Sqrt": _plain(torch.sqrt),
-    "Reciprocal": _plain(torch.reciprocal),
-    "Erf": _plain(torch.erf),
-    "Round": _plain(torch.round),
-    "Floor": _plain(torch.floor),
-    "Ceil": _plain(torch.ceil),
-    "Sign": _plain(torch.sign),
     "Relu": _plain(F.relu),
     "LeakyRelu": lambda i, a: F.leaky_relu(i[0], a.get("alpha", 0.01)),
     "PRelu": lambda i, a: torch.where(i[0] > 0, i[0], i[0] * i[1]),
@@ -300,8 +284,6 @@ OPERATORS: dict[str, Operator] = {
     "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", "none")),
     "HardSigmoid": lambda i, a: (a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5)).clamp(0, 1),
     "HardSwish": _plain(F.hardswish),
-    "Sigmoid": _plain(torch.sigmoid),
-    "Tanh": _plain(torch.tanh),
     "Softplus": _plain(F.softplus),
     "Softmax": _softmax,
     "LogSoftmax": lambda i, a: _softmax(i, a, F.log_softmax),
@@ -337,3 +319,7 @@ OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": _quantise,
     "DequantizeLinear": _dequantise,
 }
+# Operators with the same name in torch, by their number of inputs.
+_SAME_NAME = {1: "Abs Ceil Erf Exp Floor Log Neg Reciprocal Round Sigmoid Sign Sqrt Tanh", 2: "Add MatMul Mul Pow Sub"}
+for _inputs, _names in _SAME_NAME.items():
+    OPERATORS |= {name: _plain(getattr(torch, name.lower()), _inputs) for name in _names.split()}

@@ -16,13 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.model_file import ModelFile
-from trustcxr.audit.formats.torch_files import (
-    ExportedNet,
-    fixed_batch,
-    is_torchscript,
-    load_torchscript,
-    read_tensors,
-)
+from trustcxr.audit.formats.torch_files import ExportedNet, fixed_batch, is_torchscript, load_torchscript, read_tensors
 from trustcxr.errors import UserError, unknown
 
 Gradients = Literal["own", "converted", "none"]
@@ -32,21 +26,14 @@ UNCHANGED = "TorchScript runs as it is: its own gradients are used, and no BPDA 
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """A network and its source.
-
-    Attributes:
-        kind: "torch.export", "TorchScript", "ONNX", "weights" or "python".
-        gradients: "own", "converted" (of an equivalent network in torch) or "none".
-        batch: the one batch size that it takes; None for any.
-        original: the network in its own runtime, if the gradients are converted.
-    """
+    """A network and its source."""
 
     net: nn.Module
-    kind: str
-    gradients: Gradients = "own"
-    batch: int | None = None
+    kind: str  # "torch.export", "TorchScript", "ONNX", "weights" or "python"
+    gradients: Gradients = "own"  # "converted": of an equivalent network in torch
+    batch: int | None = None  # the one batch size that it takes; None for any
     notes: tuple[str, ...] = ()
-    original: nn.Module | None = None
+    original: nn.Module | None = None  # in its own runtime, if the gradients are converted
 
 
 def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> ResolvedSource:

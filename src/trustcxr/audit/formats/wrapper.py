@@ -25,21 +25,17 @@ class WrappedModel(nn.Module):
 
     Resizing, range, RGB and normalisation happen inside, so gradients are in pixel space. Probabilities become logits:
     the input of their softmax or sigmoid if torch sees it, else their clamped logarithm.
-
-    Attributes:
-        cam_layer: an identity that the last feature map passes through, once `find_cam_layer` has found that map.
-            With a fixed batch size it is passed for the first batch alone.
-        batch: the one batch size that the network takes; None for any.
-        decision: index and logit threshold of the only finding that is answered; None if all outputs are.
+    The last feature map passes through `cam_layer`, an identity, once `find_cam_layer` has found that map (with a fixed
+    batch size for the first batch alone).
     """
 
     def __init__(self, net: nn.Module, input_spec: InputSpec, output_spec: OutputSpec) -> None:
         super().__init__()
         self.net, self.input_spec, self.output_spec = net, input_spec, output_spec
-        self.batch = net.size if isinstance(net, FixedBatch) else None
+        self.batch = net.size if isinstance(net, FixedBatch) else None  # the one batch size that it takes; None for any
         self.cam_layer = nn.Identity()
         self.cam_call: int | None = None  # number of the call that makes the last feature map
-        self.decision: tuple[int, float] | None = None
+        self.decision: tuple[int, float] | None = None  # index and logit threshold of the only finding to answer
         scale, shift = _affine(input_spec)
         self.scale: Tensor
         self.shift: Tensor
@@ -117,20 +113,15 @@ def as_states(logits: Tensor, index: int, cut: float) -> Tensor:
 
 
 class Watch(TorchFunctionMode):
-    """Record softmax and sigmoid inputs and the last feature map while a network runs.
-
-    Attributes:
-        squashed: id of each 2-D softmax or sigmoid result, or of rows of it -> kind, result (it keeps the id taken),
-            input.
-        last_map: number of the last call that made a feature map, among the tensors in `maps`.
-    """
+    """Record softmax and sigmoid inputs and the last feature map while a network runs."""
 
     def __init__(self, cam_layer: nn.Module, cam_call: int | None) -> None:
         super().__init__()
         self.cam_layer, self.cam_call = cam_layer, cam_call
+        # By the id of a 2-D softmax or sigmoid result, or rows of it: kind, result (which keeps the id taken), input.
         self.squashed: dict[int, tuple[Kind, Tensor, Tensor]] = {}
         self.maps: Maps | None = None
-        self.last_map: int | None = None
+        self.last_map: int | None = None  # number of the last call that made a map
         self.calls = 0
 
     def __torch_function__(
@@ -211,9 +202,13 @@ def plain_name(func: Callable[..., Any]) -> str:
     )
 
 
+def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors among arguments and in their lists."""
+    return [part for a in args for part in (a if isinstance(a, list | tuple) else (a,)) if isinstance(part, Tensor)]
+
+
 def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
-    flat = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,))]
-    return [a for a in flat if isinstance(a, Tensor) and a.ndim == 4]
+    return [tensor for tensor in tensors_in(args) if tensor.ndim == 4]
 
 
 def resized(images: Tensor, size: int, how: str) -> Tensor:
