@@ -360,8 +360,8 @@ def test_a_surrogate_learns_from_the_images_that_it_is_given_for_that(
     model, others = trained(), images_and_labels(8, seed=77)[0]
     traits = probe_gradients(model, radiographs[0])
     for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
-        carried = AttackRunner(model, traits, gradients, radiographs[0], taught=taught)
-        assert carried.ready([AttackRecipe(name="worst-case")]).surrogate is None
+        carried = AttackRunner(model, traits, gradients, radiographs[0], load_surrogate_images=taught)
+        assert carried.prepare([AttackRecipe(name="worst-case")]).surrogate is None
     assert len(learned) == 2, "of a network with its own gradients there is none"
     assert learned[0] is others
     assert learned[1] is radiographs[0]

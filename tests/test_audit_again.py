@@ -14,8 +14,7 @@ from PIL import Image
 
 from test_cli import complaint
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.audit_data import open_images
-from trustcxr.audit.identity import Audit
+from trustcxr.audit.audit_data import Audit, open_images
 from trustcxr.audit.subject import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import leaderboard

@@ -17,8 +17,8 @@ from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
+from trustcxr.audit import audit_data as audited_
 from trustcxr.audit import compare, multilabel
-from trustcxr.audit import identity as audited_
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften

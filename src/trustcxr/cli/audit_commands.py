@@ -36,10 +36,10 @@ def audit(
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
     if init:
-        from trustcxr.audit.formats import describe_file, drafted
+        from trustcxr.audit.formats import describe_as_dict, describe_file
 
         if json:
-            return print_json(drafted(model, trust_code=trust_code))
+            return print_json(describe_as_dict(model, trust_code=trust_code))
         return print(describe_file(model, trust_code=trust_code), end="")
     if data is None or out is None:
         raise UserError(

@@ -192,7 +192,7 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     batches = x.split(external.batch)
     targets: Sequence[Target] = [None] * len(batches)
     if target is not None:
-        targets = target_classes(target, x.new_empty(len(x), len(external.given.classes))).split(external.batch)
+        targets = target_classes(target, x.new_empty(len(x), len(external.output_spec.classes))).split(external.batch)
     # What the model fills its last batch up with has no map.
     parts = [
         [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]

@@ -223,7 +223,7 @@ def row(name: str, document: AuditDocument) -> dict[str, Cell]:
     bad = bool(document.unreliable)
     return {
         "model": Cell(document.model.name or formatting.DASH, note="unreliable" if bad else ""),
-        "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
+        "unreliable": Cell("unreliable" if bad else "no", document.reasons if bad else "", note="why"),
         "kind": _text(document.model.kind),
         "clean reported": share(reported.clean),
         "clean": shares.pop("clean"),
@@ -286,7 +286,7 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
     values |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
     return values | {
         "unreliable": bool(document.unreliable),
-        "because": document.because if document.unreliable else "",
+        "reasons": document.reasons if document.unreliable else "",
     }
 
 
@@ -304,5 +304,5 @@ def page(board: Board) -> str:
 
     names = _names(board)
     handed = [names[folder] for folder, document in board.entries if with_more(document)]
-    parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "handed_in": handed, "twice": _twice(board)}
+    parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "submitted": handed, "twice": _twice(board)}
     return html.filled("board.html.j2", parts)
