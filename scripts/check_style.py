@@ -13,7 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VERB_FORMS = frozenset(
-    "said told asked given made kept found known gone held beside otherwise alike own place places".split()
+    [
+        "said",
+        "told",
+        "asked",
+        "given",
+        "made",
+        "kept",
+        "found",
+        "known",
+        "gone",
+        "held",
+        "beside",
+        "otherwise",
+        "alike",
+        "own",
+        "place",
+        "places",
+    ]
 )
 VAGUE_FUNCTIONS = VERB_FORMS | {"of", "read", "check", "film", "films"}
 LONGEST_LIFE = 10  # lines from the first to the last use of a local name
@@ -61,7 +78,7 @@ def check_fields(node: ast.ClassDef) -> Iterator[Problem]:
 def check_lives(scope: Function | ast.Module) -> Iterator[Problem]:
     """Yield local names that are verb forms and live longer than ten lines."""
     bound, used = {}, defaultdict(int)
-    inside = [part for part in ast.walk(scope)] if isinstance(scope, Function) else list(scope.body)
+    inside = list(ast.walk(scope)) if isinstance(scope, Function) else list(scope.body)
     for node in inside:
         for name in ast.walk(node) if isinstance(scope, ast.Module) and isinstance(node, ast.Assign) else [node]:
             if isinstance(name, ast.Name) and name.id in VERB_FORMS:

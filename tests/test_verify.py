@@ -94,7 +94,10 @@ def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> Non
             ("selection", "ranking", 0, "value"),
             ("runs", 1, "training", "best_value"),
         ],
-        f"{ROBUST}/metrics.json": [("attacks", 1, "accuracy", "value"), ("saliency", "layercam@-3", "infection_energy", "value")],
+        f"{ROBUST}/metrics.json": [
+            ("attacks", 1, "accuracy", "value"),
+            ("saliency", "layercam@-3", "infection_energy", "value"),
+        ],
         f"{ROBUST}/training.json": [("best_value",)],
     }
     for file, of_file in keys.items():
@@ -114,7 +117,8 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
         (study / ROBUST / name).unlink()
     path = study / ROBUST / "metrics.json"
-    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": {"value": 0.99}, "n": 12}]})
+    row = {"epsilon": 0.01, "accuracy": {"value": 0.99}, "n": 12}
+    atomic.write_json(path, atomic.read_document(path) | {"certified": [row]})
     document = verify(study)
     assert found(document) == set()
     for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
@@ -136,7 +140,8 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
     content = json.loads(path.read_text())
     runs = [entry for entry in content["runs"] if entry["run"] != NAME]
     twice = next(entry for entry in runs if entry["run"] == OTHER)
-    path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": {"value": 1.0}}}]}))
+    better = {"run": "better", "clean": {"accuracy": {"value": 1.0}}}
+    path.write_text(json.dumps(content | {"runs": [*runs, twice, better]}))
     shutil.copyfile(study / "runs" / OTHER / "familiarity.safetensors", study / "runs" / OTHER / "model.safetensors")
     document = verify(study)
     weights = f"runs/{OTHER}/model.safetensors", "checksum of model.safetensors"
