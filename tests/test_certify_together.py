@@ -40,7 +40,7 @@ def some(count: int) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor) -> ibp.Interval:
-    return ibp.Interval.of(*affine_graph.box(images.double(), EPSILON))
+    return ibp.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
 
 
 def test_layers_give_the_ensemble_s_own_answer() -> None:

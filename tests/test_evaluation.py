@@ -20,7 +20,7 @@ from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
-from trustcxr.evaluation.masked_views import _of_another_class, _views, boxes
+from trustcxr.evaluation.masked_views import _of_another_class, boxes, generate_views
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
@@ -179,7 +179,7 @@ def test_lungs_are_shown_on_a_image_of_another_class(held_out: Any) -> None:
     assert len(set(other)) > len(labels) / 3, "not one image for all"
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
-    halves = [list(_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
+    halves = [list(generate_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
     assert name == "lungs_on_another_image"
     shown = torch.cat([first, second])

@@ -198,7 +198,7 @@ def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -
     assert after.edited is not None
     assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
     assert 0 < int(after.edited.sum()) < 24
-    assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
+    assert torch.equal(after.slice_rows(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
 def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(

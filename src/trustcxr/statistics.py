@@ -58,7 +58,7 @@ class Bootstrap:
         """How many groups these rows (N,) bool are of; without them, how many there are."""
         return self.weights.shape[1] if rows is None else len(np.unique(self.member[np.asarray(rows, dtype=bool)]))
 
-    def of(self, rows: ArrayLike) -> "Bootstrap":
+    def select(self, rows: ArrayLike) -> "Bootstrap":
         """The same resamples of some of the rows, (N,) bool."""
         return Bootstrap(self.weights, self.member[np.asarray(rows, dtype=bool)])
 

@@ -81,9 +81,9 @@ def apgd(
                 start = uniform_start(images[todo], radius[todo], generator)
                 towards = None if aim is None else aim[todo]
                 found = climb(model, images[todo], start, labels[todo], towards, radius[todo], steps, precision)
-                better = found.misled | (found.values > values[todo])
+                better = found.wrong | (found.values > values[todo])
                 result[todo[better]], values[todo[better]] = found.images[better], found.values[better]
-                todo = todo[~found.misled]
+                todo = todo[~found.wrong]
     return result
 
 
@@ -107,7 +107,7 @@ class APGDResult:
     """What a search ended with: images (B, 1, H, W), whether each misleads (B,), and the loss of each (B,)."""
 
     images: Tensor
-    misled: Tensor
+    wrong: Tensor
     values: Tensor
 
 
@@ -168,7 +168,7 @@ def climb(
         _note(c, value, gradient)
         if bool(wrong.any()):
             out = c.places[wrong]
-            found.images[out], found.misled[out], found.values[out] = c.now[wrong], True, value[wrong]
+            found.images[out], found.wrong[out], found.values[out] = c.now[wrong], True, value[wrong]
             gradient = gradient[~wrong]
             c.keep(~wrong)
         if len(c.places) == 0 or number == steps:

@@ -119,15 +119,15 @@ def worst_case_report(
     with preserve_state(model):
         logits = checked_logits(model, images, labels)
         search = _Search(model, images.clone(), labels, logits)
-        search.strike("clean", torch.arange(len(images), device=images.device), images, logits)
+        search.record("clean", torch.arange(len(images), device=images.device), images, logits)
         for given in known:
             # The whole batch at once, as whoever judges the result will: rounding then falls alike.
-            search.strike("start", search.todo, given.detach()[search.todo], logits_of(model, given)[search.todo])
+            search.record("start", search.todo, given.detach()[search.todo], logits_of(model, given)[search.todo])
         for name, attack in _attacks(model, steps, queries, restarts, seed, precision):
             if len(rows := search.todo) == 0 or not bool(size.any()):
                 break
             tried = attack(images[rows], labels[rows], size[rows])
-            search.strike(name, rows, tried, logits_of(model, tried))
+            search.record(name, rows, tried, logits_of(model, tried))
     return WorstCase(search.images, tuple(search.broken_by))
 
 
@@ -140,7 +140,7 @@ class _Search:
         self.broken_by: list[str | None] = [None] * len(images)
         self.todo = torch.arange(len(images), device=images.device)
 
-    def strike(self, name: str, rows: Tensor, tried: Tensor, logits: Tensor) -> None:
+    def record(self, name: str, rows: Tensor, tried: Tensor, logits: Tensor) -> None:
         """Judge what `name` tried on `rows`, which are among those still to do; those misled leave."""
         own = self.labels[rows].long()
         wrong, loss = logits.argmax(1) != own, cross_entropy(logits, own)

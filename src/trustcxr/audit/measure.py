@@ -22,10 +22,10 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.stochastic import OverDraws
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
@@ -75,7 +75,7 @@ def classes(whole: Audit, door: EntryReport, shown: Tensor, parts: Path) -> Meas
     given = subject.output.thresholds if isinstance(subject, ExternalModel) else None
     thresholds = operating_points.choose(validation, subject.classes, given)
     aimed = _aimed(examined, whole, door, thresholds, shown, parts)
-    points = operating_points.of_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
+    points = operating_points.measure_classes(table, subject.classes, thresholds, aimed=aimed, resamples=exam.bootstrap)
     divisions = _divisions(whole, table, subject.classes)
     figures = describe(examined, table, resamples=exam.bootstrap)
     images = int((table["attack"] == CLEAN).sum())
@@ -220,7 +220,9 @@ def finding_figures(whole: Audit, door: EntryReport, shown: Tensor, parts: Path)
             table = pd.concat([table, multilabel.marked(attacked, name, threshold.value)], ignore_index=True)
             table, judged_too = _worse(whole, table, judge)
             handed += [found.model_copy(update={"by": f"{found.by} ({name})"}) for found in judged_too]
-        points += operating_points.of_finding(multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap)
+        points += operating_points.measure_finding(
+            multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap
+        )
         pieces.append(table)
     if not pieces:
         raise UserError(

@@ -88,7 +88,7 @@ def _by_crown(layers: Sequence[Layer], found: Sequence[Interval], chunk: int) ->
         part = slice(start, start + chunk)
         low[:, part] = torch.maximum(low[:, part], backward(layers, found, rows, slopes))
         high[:, part] = torch.minimum(high[:, part], -backward(layers, found, -rows, slopes))
-    return Interval.of(low.view_as(last.centre), torch.maximum(low, high).view_as(last.centre))
+    return Interval.from_ends(low.view_as(last.centre), torch.maximum(low, high).view_as(last.centre))
 
 
 def climbed(

@@ -22,7 +22,7 @@ class Interval:
     radius: Tensor
 
     @classmethod
-    def of(cls, low: Tensor, high: Tensor) -> "Interval":
+    def from_ends(cls, low: Tensor, high: Tensor) -> "Interval":
         """The interval between two ends, `low` <= `high`."""
         return cls((low + high) / 2, (high - low) / 2)
 
@@ -40,7 +40,7 @@ class Interval:
         """The interval after a layer."""
         if isinstance(layer, Affine):
             return Interval(layer.apply(self.centre), layer.spread(self.radius))
-        return Interval.of(self.low.relu(), self.high.relu())
+        return Interval.from_ends(self.low.relu(), self.high.relu())
 
     def least(self, rows: Tensor) -> Tensor:
         """The least value (B, R) of rows of coefficients (B, R, ...) over the interval."""

@@ -54,7 +54,7 @@ def least_margins(layers: Sequence[Layer], images: Tensor, said: Tensor, epsilon
     take away in the model's own logits is taken off (`ibp.rounding`), so that the proof is of the model as it runs.
     Images (B, 1, H, W) are in [0, 1].
     """
-    at = ibp.Interval.of(*box(images.double(), epsilon, nudge=NUDGE))
+    at = ibp.Interval.from_ends(*box(images.double(), epsilon, nudge=NUDGE))
     found = ibp.intervals(layers, at)
     allowed = _allowance(ibp.rounding(layers, found), said)
     best = _over_others(ibp.last_margins(layers, found, said) - allowed, said)

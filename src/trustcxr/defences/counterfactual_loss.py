@@ -30,7 +30,7 @@ class LesionBatch:
     edited: Tensor | None = None
     shares: Tensor | None = None
 
-    def of(self, part: slice) -> "LesionBatch":
+    def slice_rows(self, part: slice) -> "LesionBatch":
         """A part of the batch."""
         edited = None if self.edited is None else self.edited[part]
         return LesionBatch(

@@ -7,12 +7,23 @@ every epsilon and number of steps; an L2 radius is another measure, and is left 
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
-from trustcxr.statistics import wilson
-from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.statistics import Bootstraps, interval, wilson
+from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, RunDocument, Sign, Verdict
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
@@ -46,6 +57,53 @@ def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, fl
     between = one - other
     lower = math.hypot(one - ends[0], other_ends[1] - other)
     return between - lower, between + math.hypot(ends[1] - one, other - other_ends[0])
+
+
+def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
+    """Return a `Gap` over the same images, by bootstrap over groups; `from_intervals` if the images differ."""
+    samples = Bootstraps(resamples=resamples)
+
+    def gap(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
+        one, other = (_predictions_of(predictions, row).sort_values("sample_id") for row in (first, second))
+        if not len(one) or one["sample_id"].tolist() != other["sample_id"].tolist():
+            return from_intervals(first, second)
+        difference = right(one).astype(float) - right(other).astype(float)
+        low, high = interval(samples.over(one["group"]).means(difference))
+        return low, high
+
+    return gap
+
+
+def _predictions_of(predictions: "pd.DataFrame", row: AttackResult) -> "pd.DataFrame":
+    rows = predictions[predictions["attack"] == row.attack]
+    if row.attack == CLEAN:
+        return rows
+    rows = rows[(rows["epsilon"] - (row.epsilon or 0.0)).abs() < 1e-9]
+    return rows[rows["steps"] == row.steps] if row.steps and "steps" in rows else rows
+
+
+def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:
+    """Return the largest absolute gradient of the cross-entropy over an image's pixels, in float32, (B,).
+
+    Args:
+        model: pixel space -> logits (B, C).
+        images: (B, 1, H, W) in [0, 1].
+        labels: (B,) int.
+        chosen: (B,) bool; the others are NaN.
+
+    The value is 0 if the logits do not depend on the image, infinite if the gradient is not a number.
+    """
+    sizes = np.full(len(images), np.nan)
+    if not bool(chosen.any()):
+        return sizes
+    rows = chosen.to(images.device)
+    with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
+        leaf = images[rows].detach().clone().requires_grad_(True)
+        losses = F.cross_entropy(model(leaf).float(), labels.to(images.device)[rows].long(), reduction="sum")
+        gradient = torch.autograd.grad(losses, leaf, allow_unused=True)[0] if losses.requires_grad else None
+    largest = torch.zeros(len(leaf)) if gradient is None else gradient.flatten(1).abs().amax(1).double().cpu()
+    sizes[chosen.numpy()] = largest.nan_to_num(nan=np.inf, posinf=np.inf).numpy()
+    return sizes
 
 
 def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float | None = None) -> Verdict:

@@ -24,7 +24,9 @@ SILHOUETTE = (
 BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 
 
-def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
+def generate_views(
+    dataset: "Dataset", rows: np.ndarray, images: Tensor
+) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
     has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from trustcxr import statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import calibration, each_finding
+from trustcxr.evaluation import calibration, multilabel_metrics
 from trustcxr.registry import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
 from trustcxr.statistics import (
     Bootstrap,
@@ -64,7 +64,7 @@ def classification(
     return _classified(bootstrap, told, cells, classes)
 
 
-def of_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
+def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
     """The same of decisions on findings, absent or present: accuracy of all of them, all else the mean over findings.
 
     Of each finding by itself it is as above. Counts, and `confusion`, are of all decisions.
@@ -78,15 +78,15 @@ def of_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: in
         found = _from_confusion(part.totals(cells[rows]))
         return np.stack([found[name] for name in _OF_CLASSES], axis=1)
 
-    means = each_finding.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
-    area = each_finding.auroc(clean, bootstrap)  # the same of both states
+    means = multilabel_metrics.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
+    area = multilabel_metrics.auroc(clean, bootstrap)  # the same of both states
     told = _Told(
         cells.sum(0),
         dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
         | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
-        each_finding.calibration_totals(clean, bootstrap),
-        each_finding.constant_answer(clean),
-        len(each_finding.has_both_labels(clean)),
+        multilabel_metrics.calibration_totals(clean, bootstrap),
+        multilabel_metrics.constant_answer(clean),
+        len(multilabel_metrics.has_both_labels(clean)),
     )
     return _classified(bootstrap, told, cells, states)
 
@@ -234,8 +234,8 @@ def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, r
 
 
 def _clean(clean: "pd.DataFrame", classes: tuple[str, ...], resamples: int) -> Classification:
-    if each_finding.are_in(clean):
-        return of_findings(clean, classes, resamples=resamples)
+    if multilabel_metrics.has_findings(clean):
+        return classify_findings(clean, classes, resamples=resamples)
     labels = clean["label"].to_numpy(dtype=np.int64)
     return classification(logits_of(clean), labels, clean["group"], classes, resamples=resamples)
 
@@ -252,14 +252,14 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
     """Of the rows of one condition: accuracy and balanced accuracy with their intervals, constant answer and n."""
     bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
-    findings = each_finding.are_in(rows)
+    findings = multilabel_metrics.has_findings(rows)
     return Accuracy(
         accuracy=_share(bootstrap, bootstrap.means(right(rows))),
         balanced_accuracy=_balanced_of_findings(bootstrap, rows)
         if findings
         else balanced(bootstrap, right(rows), labels),
         n=len(rows),
-        constant_answer=each_finding.constant_answer(rows) if findings else constant_answer(labels),
+        constant_answer=multilabel_metrics.constant_answer(rows) if findings else constant_answer(labels),
     )
 
 
@@ -272,21 +272,21 @@ def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(among.totals(hits[part]) / among.totals(of_state[part]))
 
-    return _mean_share(bootstrap, each_finding.mean_over_findings(rows, bootstrap, recall, (2,)), of_state)
+    return _mean_share(bootstrap, multilabel_metrics.mean_over_findings(rows, bootstrap, recall, (2,)), of_state)
 
 
 def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Floats:
     """The mean area under the ROC curve, of `count` classes against the rest or of the findings, (R + 1,)."""
-    if each_finding.are_in(rows):
-        return each_finding.auroc(rows, bootstrap)
+    if multilabel_metrics.has_findings(rows):
+        return multilabel_metrics.auroc(rows, bootstrap)
     scores, labels = statistics.softmax(logits_of(rows)), rows["label"].to_numpy(dtype=np.int64)
     return _macro(_areas(scores, labels, bootstrap, count))
 
 
 def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     """Summed bins (R + 1, bins, 3) of the calibration error."""
-    if each_finding.are_in(rows):
-        return each_finding.calibration_totals(rows, bootstrap)
+    if multilabel_metrics.has_findings(rows):
+        return multilabel_metrics.calibration_totals(rows, bootstrap)
     shares = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
     return bootstrap.totals(shares)
 

@@ -96,7 +96,7 @@ def choose(
     return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in found.items()}
 
 
-def of_classes(
+def measure_classes(
     predictions: "pd.DataFrame",
     classes: Sequence[str],
     thresholds: Mapping[str, Threshold],
@@ -124,7 +124,7 @@ def of_classes(
             if condition["attack"] != CLEAN:
                 whole = condition["attack"] == WORST_CASE and aimed is not None
                 condition["aimed_at"] = THRESHOLD if whole else ANSWER
-            found.append(judge.of(condition, rows, scores, said, positive))
+            found.append(judge.measure(condition, rows, scores, said, positive))
     return found
 
 
@@ -154,7 +154,7 @@ def _worst(
     return tuple(np.where(positive, low[name], high[name]) for name in ("score", "said"))  # type: ignore[return-value]
 
 
-def of_finding(
+def measure_finding(
     predictions: "pd.DataFrame", name: str, threshold: Threshold, *, resamples: int = 2000
 ) -> list[OperatingPoint]:
     """One finding, from a table whose logits are 0 and how far the finding's own is above its threshold."""
@@ -164,7 +164,7 @@ def of_finding(
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
         condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
-        found.append(judge.of(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
+        found.append(judge.measure(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
     return found
 
 
@@ -186,7 +186,7 @@ class _Judge:
         self.name, self.threshold, self.resamples = name, threshold, resamples
         self._made: dict[tuple[str, int], Bootstrap] = {}
 
-    def of(
+    def measure(
         self,
         condition: dict[str, Any],
         rows: "pd.DataFrame",

@@ -19,10 +19,9 @@ from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import input_gradients, parallel, stochastic
-from trustcxr.evaluation.masked_views import _views
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.evaluation import gradient_masking, parallel, stochastic
+from trustcxr.evaluation.masked_views import generate_views
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run, load_run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
 from trustcxr.recipes.parsing import validate
@@ -114,14 +113,14 @@ class _Asked:
         yield from _attacked(run, rows, images, *asked, seed=number, carry_out=self.carry_out)
         yield from (Version(*version) for version in _corrupted(images, names, rows, self.corruptions))
         if self.views:
-            yield from (Version(*version) for version in _views(self.dataset, rows, images))
+            yield from (Version(*version) for version in generate_views(self.dataset, rows, images))
 
     def _gradients(self, images: Tensor, labels: Tensor, rows: np.ndarray) -> np.ndarray | float:
         """The size of the input gradient on an even part of the images, where an attack by gradient is asked for."""
         if all(attack.name in BLACK_BOX for attack in self.attacks):
             return np.nan
         probed = torch.from_numpy(rows % math.ceil(len(self.dataset) / PROBED) == 0)
-        return input_gradients.sizes(self.run.model, images, labels, probed)
+        return gradient_masking.measure_input_gradients(self.run.model, images, labels, probed)
 
 
 def predict(

@@ -5,9 +5,8 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from trustcxr.evaluation import alarms, calibration, metrics, paired
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.trained_run import About, Run
+from trustcxr.evaluation import alarms, calibration, gradient_masking, metrics
+from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
 
@@ -67,7 +66,7 @@ def figures(
             "saliency": {},
         }
     )
-    document.masking = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
+    document.masking = alarms.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
         document.masking.because += f"; {AT_RANDOM}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from trustcxr.errors import UserError
 from trustcxr.evaluation import hub
@@ -14,6 +15,16 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A model to be measured: `model` maps pixel space to logits in the order of `classes`, on `device`."""
+
+    name: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Run:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     origin: About | None = None  # of a model that was given, which has no recipe
-    given_size: int = 224
+    image_size: int = 224
 
     def __repr__(self) -> str:
         return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
@@ -81,7 +92,7 @@ class Run:
     @property
     def size(self) -> int:
         """Side in pixels of the images it was trained on."""
-        return self.recipe.data.size if self.recipe is not None else self.given_size
+        return self.recipe.data.size if self.recipe is not None else self.image_size
 
     @property
     def resize(self) -> str:

@@ -13,35 +13,35 @@ from torch import Tensor, nn
 from trustcxr.evaluation.trained_run import load_run
 
 
-class Liar(nn.Module):
+class MaskedModel(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.eval()
 
 
-class LogitsTimesThousand(Liar):
+class LogitsTimesThousand(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images) * 1000
 
 
-class Tanh(Liar):
+class Tanh(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return torch.tanh(1000 * self.net(images))
 
 
-class ThreeBits(Liar):
+class ThreeBits(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(torch.round(images * 7) / 7)
 
 
-class ThreeBitsOfIntegers(Liar):
+class ThreeBitsOfIntegers(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         levels = (images * 7 + 0.5).to(torch.uint8)
         return self.net(levels.float() / 7)
 
 
-class Jpeg(Liar):
+class Jpeg(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         radiographs = [self.once(radiograph) for radiograph in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
         return self.net(torch.from_numpy(np.stack(radiographs))[:, None].float() / 255)
@@ -53,12 +53,12 @@ class Jpeg(Liar):
         return np.array(Image.open(file))
 
 
-class Noise(Liar):
+class Noise(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net((images + 0.05 * torch.randn_like(images)).clamp(0, 1))
 
 
-class EveryNoise(Liar):
+class EveryNoise(MaskedModel):
     """The mean over many draws of Noise, always the same: what no number of draws tells an attack much better."""
 
     draws = 64
@@ -70,7 +70,7 @@ class EveryNoise(Liar):
         return torch.stack(shares).mean(0).log()
 
 
-class RandomResizing(Liar):
+class RandomResizing(MaskedModel):
     """Smaller by up to a fifth of its side, somewhere on black (Xie et al. 2018)."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class SomeResizings(RandomResizing):
         return torch.stack(shares).mean(0).log()
 
 
-LIARS = {
+MASKED_MODELS = {
     "logits x 1000": LogitsTimesThousand,
     "tanh(1000 logits)": Tanh,
     "3 bits": ThreeBits,
@@ -133,10 +133,10 @@ LIARS = {
 # its bare network has, but what the mean over draws has that are all known: always the same answer, nothing hidden.
 TWINS = {"noise": FewerNoises, "random resizing": SomeResizings}
 
-RUN, LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
+RUN, MASKED_MODEL = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_MASKED_MODEL"
 
 
 def network() -> nn.Module:
-    """Load the run's network, hidden as the environment says, for `python: benchmarks.liars:network`; "" hides none."""
+    """Load the run's network for `python: benchmarks.masked_models:network`, masked as the environment says."""
     net = load_run(Path(os.environ[RUN]), on="cpu").model.eval()
-    return LIARS[name](net) if (name := os.environ[LIAR]) else net
+    return MASKED_MODELS[name](net) if (name := os.environ[MASKED_MODEL]) else net

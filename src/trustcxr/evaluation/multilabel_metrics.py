@@ -25,7 +25,7 @@ Rows = NDArray[np.bool_]
 Measure = Callable[[Rows, Bootstrap], Floats]
 
 
-def are_in(table: "pd.DataFrame") -> bool:
+def has_findings(table: "pd.DataFrame") -> bool:
     """Whether these are decisions on findings."""
     return "finding" in table and len(table) > 0
 
@@ -54,7 +54,7 @@ def mean_over_findings(
     All findings are of the same resamples of patients. In a resample that has not both kinds of images of a finding the
     mean is over the others: of rare findings hardly any resample has them all.
     """
-    found = [measure(rows, bootstrap.of(rows)) for rows in has_both_labels(table)]
+    found = [measure(rows, bootstrap.select(rows)) for rows in has_both_labels(table)]
     values = np.array(found) if found else np.full((1, len(bootstrap.weights), *shape), np.nan)
     known = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -86,7 +86,7 @@ def calibration_totals(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     shares = calibration.calibration_bins(np.stack([1 - present, present], axis=1), table["label"])
     found = []
     for rows in _parts(table):
-        sums = bootstrap.of(rows).totals(shares[rows])
+        sums = bootstrap.select(rows).totals(shares[rows])
         counts = sums[..., 2].sum(-1)[:, None, None]
         # A resample without an image of which this finding is known says of it what the sample does.
         weighed = np.divide(sums, counts, out=np.broadcast_to(sums[0] / counts[0], sums.shape).copy(), where=counts > 0)

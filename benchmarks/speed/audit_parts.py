@@ -1,7 +1,7 @@
 """What `exam-1` costs: seconds of each part of an audit, and the minutes of the whole.
 
-    python -m benchmarks.speed.examination RUN --data PATH [--images 12] [--split Val] [--size 96] [--cores 2]
-    python -m benchmarks.speed.examination [--model resnet18] [--size 96] [--images 570] [--cores 2]
+    python -m benchmarks.speed.audit_parts RUN --data PATH [--images 12] [--split Val] [--size 96] [--cores 2]
+    python -m benchmarks.speed.audit_parts [--model resnet18] [--size 96] [--images 570] [--cores 2]
 
 With a run, the audit itself is carried out on the first `--images` validation images of each class (Test is not opened)
 on one core, part by part in processor time, and reckoned up to `--images`: what images cost hangs on what attacks
@@ -41,7 +41,11 @@ from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 
 RADIUS = 1e-7
-DOOR, FIGURES, REST = "the gate at the door", "figures with intervals", "images as they are and gone wrong, judging"
+ENTRY_CHECKS, FIGURES, REST = (
+    "entry checks",
+    "figures with intervals",
+    "images as they are and gone wrong, judging",
+)
 
 
 def attacked(model: nn.Module, recipe: AttackRecipe, images: Tensor, labels: Tensor, start: list[Tensor]) -> Tensor:
@@ -87,14 +91,14 @@ def clocked(spent: dict[str, float]) -> Iterator[None]:
         return mock.patch.object(owner, place, lambda *given, **options: timed(name, function, *given, **options))
 
     with (
-        watched(audits, "run_entry_checks", lambda *_: DOOR),
+        watched(audits, "run_entry_checks", lambda *_: ENTRY_CHECKS),
         watched(AttackRunner, "__call__", lambda _, attack, *rest: f"{attack.name} {rest[2]:g}"),
         watched(predictions, "predict", lambda *_: REST),
     ):
         yield
 
 
-def of_an_audit(run: Path, data: Path, images: int, split: str, size: int | None) -> tuple[dict[str, float], int, Any]:
+def time_audit(run: Path, data: Path, images: int, split: str, size: int | None) -> tuple[dict[str, float], int, Any]:
     """Processor seconds of each part of an audit of a run on some images, how many these were, and the audit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -105,17 +109,17 @@ def of_an_audit(run: Path, data: Path, images: int, split: str, size: int | None
         with clocked(spent):
             document = audits.audit(model, shown, out / "audit")
         whole = time.process_time() - before
-    inside = [name for name in spent if name not in (DOOR, REST)]
-    figures = whole - spent[DOOR] - spent[REST]
+    inside = [name for name in spent if name not in (ENTRY_CHECKS, REST)]
+    figures = whole - spent[ENTRY_CHECKS] - spent[REST]
     rest = spent[REST] - sum(spent[name] for name in inside)
-    parts = {DOOR: spent[DOOR], **{name: spent[name] for name in inside}, REST: rest, FIGURES: figures}
+    parts = {ENTRY_CHECKS: spent[ENTRY_CHECKS], **{name: spent[name] for name in inside}, REST: rest, FIGURES: figures}
     return parts, document.data.n or 0, document
 
 
-def whole_of(parts: dict[str, float], count: int, images: int, batch: int, cores: int) -> tuple[float, float]:
+def extrapolate(parts: dict[str, float], count: int, images: int, batch: int, cores: int) -> tuple[float, float]:
     """Seconds of an audit of so many images, from those of `count`: on one core; on several, batches side by side."""
-    each = sum(seconds for name, seconds in parts.items() if name not in (DOOR, FIGURES)) / count
-    fixed = parts.get(DOOR, 0.0) + parts.get(FIGURES, 0.0) * images / count
+    each = sum(seconds for name, seconds in parts.items() if name not in (ENTRY_CHECKS, FIGURES)) / count
+    fixed = parts.get(ENTRY_CHECKS, 0.0) + parts.get(FIGURES, 0.0) * images / count
     turns = math.ceil(math.ceil(images / batch) / cores)
     return fixed + images * each, fixed + min(images, turns * batch) * each
 
@@ -123,9 +127,9 @@ def whole_of(parts: dict[str, float], count: int, images: int, batch: int, cores
 def say(parts: dict[str, float], count: int, asked: argparse.Namespace, batch: int) -> None:
     """Print what was measured, and what it comes to."""
     for name, seconds in parts.items():
-        per_image = "" if name == DOOR else f", {seconds / count:6.3f} s an image"
+        per_image = "" if name == ENTRY_CHECKS else f", {seconds / count:6.3f} s an image"
         print(f"  {name:42} {seconds:7.1f} s{per_image}")
-    one, several = whole_of(parts, count, asked.images, batch, asked.cores)
+    one, several = extrapolate(parts, count, asked.images, batch, asked.cores)
     print(f"  the whole, of {asked.images} images: {one / 60:.1f} min of one core; on {asked.cores} cores "
           f"{several / 60:.1f} min")  # fmt: skip
 
@@ -133,7 +137,7 @@ def say(parts: dict[str, float], count: int, asked: argparse.Namespace, batch: i
 def measure_a_run(asked: argparse.Namespace) -> None:
     """An audit of a run on some images, part by part."""
     torch.set_num_threads(1)
-    parts, count, document = of_an_audit(asked.run, asked.data, asked.images, asked.split, asked.size)
+    parts, count, document = time_audit(asked.run, asked.data, asked.images, asked.split, asked.size)
     left = {f"{row.attack} {row.epsilon:g}": f"{row.accuracy.value or 0:.1%}" for row in document.attacks}
     clean = f"{document.clean.accuracy.value or 0:.1%}"
     print(f"{document.model.name} on {count} images of {asked.split}: clean {clean}, left under attack {left}")
