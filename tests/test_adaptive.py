@@ -140,8 +140,8 @@ def test_the_found_images_lie_within_epsilon(radiographs: tuple[Tensor, Tensor])
 def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> None:
     traits = probe_gradients(trained(), radiographs[0])
     assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
-    assert not traits.needs_stand_ins
-    assert [v.stand_ins for v in traits.variants(trained())] == [False]
+    assert not traits.needs_bpda
+    assert [v.bpda for v in traits.variants(trained())] == [False]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_a_liar_does_is_seen(name: str, sign: object, radiographs: tuple[Te
 def test_stand_ins_leave_the_answers_as_they_are(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
     liar = MASKED_MODELS[name](trained())
     images = radiographs[0].clone().requires_grad_(True)
-    assert torch.equal(AttackView(liar, stand_ins=True)(images), liar(radiographs[0]))
+    assert torch.equal(AttackView(liar, bpda=True)(images), liar(radiographs[0]))
 
 
 class Wrong(nn.Module):
@@ -210,7 +210,7 @@ def test_no_grad_and_detach_are_passed_over() -> None:
     with BPDA() as seen:
         answer = NoGrad()(images)
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 2))
-    assert set(seen.found) == {"no_grad", "detach"}
+    assert set(seen.stopped) == {"no_grad", "detach"}
     assert torch.is_grad_enabled()
 
 
@@ -253,7 +253,7 @@ def test_noise_is_not_taken_for_the_image() -> None:
         _ = (images > 0.5).sum()
         noise = torch.rand(2, 1, 16, 16) + 0.0
     assert not noise.requires_grad
-    assert "detour" not in seen.found
+    assert "detour" not in seen.stopped
 
 
 def test_jpeg_has_the_slope_of_the_image(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -374,5 +374,5 @@ def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tenso
         def forward(self, images: Tensor) -> Tensor:
             return trained()(images).detach()
 
-    with pytest.raises(UserError, match="no gradient that torch can follow: take square"):
+    with pytest.raises(UserError, match="no gradient that torch can follow"):
         pgd(Blind(), *radiographs, epsilon=0.02)

@@ -290,7 +290,7 @@ def test_corruptions_stand_apart_from_attacks() -> None:
     assert mean["accuracy"]["value"] == pytest.approx(np.mean(shares))
     assert mean["flip_rate"]["value"] == pytest.approx(np.mean(flips))
     within = np.mean(shares, axis=0)
-    by_hand = statistics.mean_interval(within, clean["group"], resamples=200)[1]
+    by_hand = statistics.interval(statistics.Bootstrap.over(clean["group"], resamples=200).means(within))
     assert mean["accuracy"]["ci"] == pytest.approx(by_hand), "over images: conditions of one image are no new images"
 
 

@@ -1,7 +1,7 @@
-"""A surrogate: a small network that is taught to answer as a model does, for models whose gradients do not lead on.
+"""Distil a small surrogate network from a model whose gradients are of no use to an attack.
 
 Papernot et al. 2017 ("Practical black-box attacks against machine learning"): adversarial images of the surrogate are
-tried on the model. The model is asked about images and about images with noise within epsilon, and nothing else.
+tried on the model.
 """
 
 import torch
@@ -14,7 +14,7 @@ _WIDTHS = (16, 32, 64, 96)
 
 
 class SurrogateNet(nn.Module):
-    """Four convolutions of stride 2 with BatchNorm, mean over the map, a linear layer: pixel space -> logits."""
+    """Four convolution blocks of stride 2 with BatchNorm, global mean, linear layer: pixel space -> logits."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class SurrogateNet(nn.Module):
         self.head = nn.Linear(before, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        """Map images (B, 1, H, W) in [0, 1] to logits (B, C)."""
         return self.head(self.body(images - 0.5).mean((2, 3)))
 
 
@@ -42,11 +42,10 @@ def distil(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SurrogateNet:
-    """A surrogate of `model`, taught on `images` (N, 1, H, W) in [0, 1], in evaluation mode.
+    """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
 
-    Half of each batch has noise of up to `epsilon`, so that it learns how the model answers near its images. `scale`
-    divides the model's logits (`stand_ins.Traits.scale`). The model is asked steps * batch_size times and left as it
-    was.
+    Half of each batch has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`). The model
+    is queried steps * batch_size times and its state is preserved.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
@@ -62,8 +61,8 @@ def distil(
             noise = (torch.rand(batch[:half].shape, generator=random) * 2 - 1).sign() * epsilon
             batch[:half] = (batch[:half] + noise.to(batch)).clamp(0, 1)
             with torch.no_grad():
-                taught = (model(batch).float() / scale).softmax(1)
-            loss = F.kl_div(net(batch).log_softmax(1), taught, reduction="batchmean")
+                targets = (model(batch).float() / scale).softmax(1)
+            loss = F.kl_div(net(batch).log_softmax(1), targets, reduction="batchmean")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

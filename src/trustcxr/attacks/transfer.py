@@ -1,4 +1,4 @@
-"""Adversarial images of another model, tried on this one."""
+"""Try adversarial images of another model on this one."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ def transfer(
     attack: str = "momentum",
     **options: Any,
 ) -> Tensor:
-    """Images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to be judged on `model`.
+    """Return images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to try on `model`.
 
-    `model` is only looked at to check that its classes are those of the surrogate. UserError where they are not.
+    `options` go to the attack. UserError unless both models have the same number of classes.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))

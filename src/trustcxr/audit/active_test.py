@@ -102,7 +102,7 @@ def active_test(
 def _as(variant: nn.Module, new: nn.Module) -> nn.Module:
     """The planted model, looked at as `variant` looks at the model."""
     if isinstance(variant, AttackView):
-        return AttackView(new, draws=variant.draws, scale=variant.scale, stand_ins=variant.stand_ins)
+        return AttackView(new, draws=variant.draws, scale=variant.scale, bpda=variant.bpda)
     return new
 
 

@@ -101,7 +101,7 @@ class AttackRunner:
     def plain(self) -> bool:
         """Whether an attack needs to know nothing of the model."""
         found = self.traits
-        return self.gradients and not (found.random or found.scale != 1 or found.needs_stand_ins)
+        return self.gradients and not (found.random or found.scale != 1 or found.needs_bpda)
 
     @cached_property
     def seen(self) -> AttackView:
@@ -121,4 +121,4 @@ class AttackRunner:
 
 def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
     """Whether the model's own gradients are not enough for worst-case; `gradients`: whether attacks can use any."""
-    return not gradients or traits.random or traits.needs_stand_ins
+    return not gradients or traits.random or traits.needs_bpda

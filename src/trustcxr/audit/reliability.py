@@ -58,7 +58,7 @@ def verdict(document: AuditDocument, checks: Sequence[Check], door: EntryReport)
     if door.model is not None and not door.gradients:
         told = "".join(f" ({check.text})" for check in checks if check.check == "surrogate")
         reasons.append(f"it has no gradients: attacks without them can only overestimate robust accuracy{told}")
-    elif door.traits is not None and door.traits.needs_stand_ins and door.traits.healed > 0.02:
+    elif door.traits is not None and door.traits.needs_bpda and door.traits.healed > 0.02:
         reasons.append(f"{door.traits.healed:.1%} of images have no gradient, even through stand-ins")
     return bool(reasons), "; ".join(reasons) or "nothing was found that speaks against these figures"
 

@@ -50,10 +50,10 @@ class Affine:
 
     def transpose(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Rows of coefficients (R, *output) -> rows W (R, *input), with `shape` of one input."""
-        kept = torch.is_grad_enabled()  # then gradients must reach the weights, and what made the rows
+        differentiable = torch.is_grad_enabled()  # then gradients must reach the weights, and what made the rows
         with torch.enable_grad():
             zeros = rows.new_zeros(len(rows), *shape).requires_grad_(True)
-            (out,) = torch.autograd.grad(self.apply(zeros), zeros, rows, create_graph=kept)
+            (out,) = torch.autograd.grad(self.apply(zeros), zeros, rows, create_graph=differentiable)
         return out
 
     def offset(self, shape: torch.Size, like: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def box(images: Tensor, epsilon: float, *, nudge: float = 0.0) -> tuple[Tensor, 
 
 def margins(logits: int, labels: Tensor, like: Tensor) -> Tensor:
     """Rows (B, C, C) that turn logits into the margins of each label over every class: 0 over itself."""
-    own = F.one_hot(labels.long(), logits).to(like)
-    return own[:, None, :] - torch.eye(logits, dtype=like.dtype, device=like.device)
+    one_hot = F.one_hot(labels.long(), logits).to(like)
+    return one_hot[:, None, :] - torch.eye(logits, dtype=like.dtype, device=like.device)
 
 
 def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

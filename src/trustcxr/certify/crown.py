@@ -22,13 +22,13 @@ def tightened(layers: Sequence[Layer], images: Interval, *, neurons: int = 0, ch
 
     Each end is the better of both methods'; what follows is by intervals from there. 0 leaves the intervals alone.
     """
-    found = [images]
-    for place, layer in enumerate(layers):
-        entries = found[-1].centre[0].numel()
+    intervals = [images]
+    for index, layer in enumerate(layers):
+        entries = intervals[-1].centre[0].numel()
         if isinstance(layer, ReLU) and entries <= neurons:
-            found[-1] = _by_crown(layers[:place], found, chunk)
-        found.append(found[-1].through(layer))
-    return found
+            intervals[-1] = _by_crown(layers[:index], intervals, chunk)
+        intervals.append(intervals[-1].through(layer))
+    return intervals
 
 
 def least_margins(
@@ -40,29 +40,33 @@ def least_margins(
     climb the bound by Adam for so many gradients (alpha-CROWN; Xu et al. 2021); every step's bound is valid.
     """
     with torch.no_grad():
-        found = tightened(layers, images, neurons=neurons)
-        best = last_margins(layers, found, labels)
+        intervals = tightened(layers, images, neurons=neurons)
+        best = last_margins(layers, intervals, labels)
         rows = margins(best.shape[1], labels, best)
-        slopes = first_slopes(layers, found)
-    return torch.maximum(best, climbed(layers, found, rows, slopes, steps=steps, rate=rate))
+        slopes = first_slopes(layers, intervals)
+    return torch.maximum(best, climbed(layers, intervals, rows, slopes, steps=steps, rate=rate))
 
 
-def backward(layers: Sequence[Layer], found: Sequence[Interval], rows: Tensor, slopes: Slopes) -> Tensor:
+def backward(layers: Sequence[Layer], intervals: Sequence[Interval], rows: Tensor, slopes: Slopes) -> Tensor:
     """Lower bounds (B, R) of rows (B, R, *output) of the last layer's output, given intervals before every layer."""
     constant = rows.new_zeros(rows.shape[:2])
-    for place in reversed(range(len(layers))):
-        layer, at = layers[place], found[place]
+    for index in reversed(range(len(layers))):
+        layer, interval = layers[index], intervals[index]
         if isinstance(layer, Affine):
-            rows, shift = pulled(layer, rows, at.centre.shape[1:])
+            rows, shift = pulled(layer, rows, interval.centre.shape[1:])
         else:
-            rows, shift = _through_relu(rows, at, slopes[place])
+            rows, shift = _through_relu(rows, interval, slopes[index])
         constant = constant + shift
-    return constant + found[0].least(rows)
+    return constant + intervals[0].least(rows)
 
 
-def first_slopes(layers: Sequence[Layer], found: Sequence[Interval]) -> Slopes:
+def first_slopes(layers: Sequence[Layer], intervals: Sequence[Interval]) -> Slopes:
     """CROWN's own choice: a is 1 where most of the interval is positive, else 0, the smaller triangle of both."""
-    return {p: (found[p].centre > 0).to(found[p].centre)[:, None] for p, x in enumerate(layers) if isinstance(x, ReLU)}
+    return {
+        p: (intervals[p].centre > 0).to(intervals[p].centre)[:, None]
+        for p, x in enumerate(layers)
+        if isinstance(x, ReLU)
+    }
 
 
 def _through_relu(rows: Tensor, at: Interval, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,9 +80,9 @@ def _through_relu(rows: Tensor, at: Interval, slope: Tensor) -> tuple[Tensor, Te
     return above * lower + below * rise[:, None], (below * start[:, None]).flatten(2).sum(2)
 
 
-def _by_crown(layers: Sequence[Layer], found: Sequence[Interval], chunk: int) -> Interval:
+def _by_crown(layers: Sequence[Layer], intervals: Sequence[Interval], chunk: int) -> Interval:
     """The interval after some layers, both ends by CROWN, never wider than the last of `found`."""
-    last, slopes = found[-1], first_slopes(layers, found)
+    last, slopes = intervals[-1], first_slopes(layers, intervals)
     entries = last.centre[0].numel()
     every = torch.eye(entries, dtype=last.centre.dtype, device=last.centre.device)
     low, high = last.low.flatten(1).clone(), last.high.flatten(1).clone()
@@ -86,25 +90,31 @@ def _by_crown(layers: Sequence[Layer], found: Sequence[Interval], chunk: int) ->
         rows = every[start : start + chunk].reshape(1, -1, *last.centre.shape[1:])
         rows = rows.expand(len(last.centre), *rows.shape[1:])
         part = slice(start, start + chunk)
-        low[:, part] = torch.maximum(low[:, part], backward(layers, found, rows, slopes))
-        high[:, part] = torch.minimum(high[:, part], -backward(layers, found, -rows, slopes))
+        low[:, part] = torch.maximum(low[:, part], backward(layers, intervals, rows, slopes))
+        high[:, part] = torch.minimum(high[:, part], -backward(layers, intervals, -rows, slopes))
     return Interval.from_ends(low.view_as(last.centre), torch.maximum(low, high).view_as(last.centre))
 
 
 def climbed(
-    layers: Sequence[Layer], found: Sequence[Interval], rows: Tensor, slopes: Slopes, *, steps: int, rate: float = 0.2
+    layers: Sequence[Layer],
+    intervals: Sequence[Interval],
+    rows: Tensor,
+    slopes: Slopes,
+    *,
+    steps: int,
+    rate: float = 0.2,
 ) -> Tensor:
     """The best of `backward`'s bounds (B, R) with the slopes given and with those that so many gradients lead to."""
     each = rows.shape[1]
     moving = {p: slope.repeat_interleave(each, 1).requires_grad_(True) for p, slope in slopes.items()}
     with torch.no_grad():
-        best = backward(layers, found, rows, slopes)
+        best = backward(layers, intervals, rows, slopes)
     if not moving or not steps:
         return best
     optimiser = torch.optim.Adam(moving.values(), lr=rate, maximize=True)
     for _ in range(steps):
         with torch.enable_grad():
-            sum_of_bounds = backward(layers, found, rows, moving).sum()
+            sum_of_bounds = backward(layers, intervals, rows, moving).sum()
         for slope, gradient in zip(
             moving.values(), torch.autograd.grad(sum_of_bounds, list(moving.values())), strict=True
         ):
@@ -113,5 +123,5 @@ def climbed(
         with torch.no_grad():
             for slope in moving.values():
                 slope.clamp_(0, 1)
-            best = torch.maximum(best, backward(layers, found, rows, moving))
+            best = torch.maximum(best, backward(layers, intervals, rows, moving))
     return best

@@ -51,10 +51,10 @@ class Interval:
 
 def intervals(layers: Sequence[Layer], images: Interval) -> list[Interval]:
     """The interval before each layer, and after the last."""
-    found = [images]
+    result = [images]
     for layer in layers:
-        found.append(found[-1].through(layer))
-    return found
+        result.append(result[-1].through(layer))
+    return result
 
 
 def least_margins(layers: Sequence[Layer], images: Interval, labels: Tensor) -> Tensor:
@@ -66,16 +66,16 @@ def least_margins(layers: Sequence[Layer], images: Interval, labels: Tensor) -> 
     return last_margins(layers, intervals(layers, images), labels)
 
 
-def last_margins(layers: Sequence[Layer], found: Sequence[Interval], labels: Tensor) -> Tensor:
+def last_margins(layers: Sequence[Layer], intervals: Sequence[Interval], labels: Tensor) -> Tensor:
     """The same from `intervals` of the layers."""
-    place = len(layers)
-    rows = margins(found[-1].centre.shape[1], labels, found[-1].centre)
+    index = len(layers)
+    rows = margins(intervals[-1].centre.shape[1], labels, intervals[-1].centre)
     constant = rows.new_zeros(rows.shape[:2])
-    while place and isinstance(layer := layers[place - 1], Affine):
-        place -= 1
-        rows, shift = pulled(layer, rows, found[place].centre.shape[1:])
+    while index and isinstance(layer := layers[index - 1], Affine):
+        index -= 1
+        rows, shift = pulled(layer, rows, intervals[index].centre.shape[1:])
         constant = constant + shift
-    return constant + found[place].least(rows)
+    return constant + intervals[index].least(rows)
 
 
 def pulled(layer: Affine, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
@@ -84,15 +84,15 @@ def pulled(layer: Affine, rows: Tensor, shape: torch.Size) -> tuple[Tensor, Tens
     return before, (rows * layer.offset(shape, rows)[:, None]).flatten(2).sum(2)
 
 
-def rounding(layers: Sequence[Layer], found: Sequence[Interval]) -> Tensor:
+def rounding(layers: Sequence[Layer], intervals: Sequence[Interval]) -> Tensor:
     """By how much (B, C) logits computed in float32 may differ from the exact ones, anywhere in the box.
 
     Layer by layer, in any order of summation: n products sum to within n u / (1 - n u) of the sum of their sizes
     (Higham 2002, section 3.1; u = 2^-24), and errors that come in leave as |W| times as large. It does not cover
     convolutions by Winograd's or Fourier's transform, nor a lower precision than float32.
     """
-    error = torch.zeros_like(found[0].centre)
-    for layer, at, after in zip(layers, found[:-1], found[1:], strict=True):
+    error = torch.zeros_like(intervals[0].centre)
+    for layer, at, after in zip(layers, intervals[:-1], intervals[1:], strict=True):
         if isinstance(layer, Affine):
             largest = at.centre.abs() + at.radius + error
             bias = layer.offset(at.centre.shape[1:], at.centre).abs()

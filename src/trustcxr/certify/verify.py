@@ -47,7 +47,7 @@ def effort(method: str, *, neurons: int = NEURONS, steps: int = STEPS) -> Effort
     return Effort(crown=method == "crown", neurons=neurons, steps=steps)
 
 
-def least_margins(layers: Sequence[Layer], images: Tensor, said: Tensor, epsilon: float, effort: Effort) -> Tensor:
+def least_margins(layers: Sequence[Layer], images: Tensor, answers: Tensor, epsilon: float, effort: Effort) -> Tensor:
     """The least margin (B,) of the class `said` over any other, for every image within epsilon: a lower bound.
 
     Above 0 the answer is proved not to change. `layers` are `contract.exact`'s, in float64; what float32 may add or
@@ -55,21 +55,21 @@ def least_margins(layers: Sequence[Layer], images: Tensor, said: Tensor, epsilon
     Images (B, 1, H, W) are in [0, 1].
     """
     at = ibp.Interval.from_ends(*box(images.double(), epsilon, nudge=NUDGE))
-    found = ibp.intervals(layers, at)
-    allowed = _allowance(ibp.rounding(layers, found), said)
-    best = _over_others(ibp.last_margins(layers, found, said) - allowed, said)
+    intervals = ibp.intervals(layers, at)
+    allowed = _allowance(ibp.rounding(layers, intervals), answers)
+    best = _over_others(ibp.last_margins(layers, intervals, answers) - allowed, answers)
     if effort.crown and len(rows := (best <= 0).nonzero()[:, 0]):
         alone = ibp.Interval(at.centre[rows], at.radius[rows])
-        tried = crown.least_margins(layers, alone, said[rows], neurons=effort.neurons, steps=effort.steps)
-        best[rows] = torch.maximum(best[rows], _over_others(tried - allowed[rows], said[rows]))
+        bounds = crown.least_margins(layers, alone, answers[rows], neurons=effort.neurons, steps=effort.steps)
+        best[rows] = torch.maximum(best[rows], _over_others(bounds - allowed[rows], answers[rows]))
     return best
 
 
-def _allowance(error: Tensor, said: Tensor) -> Tensor:
+def _allowance(error: Tensor, answers: Tensor) -> Tensor:
     """By how much (B, C) the margin over each class may be off, from how much each logit may be (B, C)."""
-    return error + error.gather(1, said[:, None])
+    return error + error.gather(1, answers[:, None])
 
 
-def _over_others(margins: Tensor, said: Tensor) -> Tensor:
+def _over_others(margins: Tensor, answers: Tensor) -> Tensor:
     """The least margin (B,) over a class that is not the one said itself."""
-    return margins.scatter(1, said[:, None], torch.inf).amin(1)
+    return margins.scatter(1, answers[:, None], torch.inf).amin(1)

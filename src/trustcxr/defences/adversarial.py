@@ -147,11 +147,11 @@ def free(
     `perturbation` (B or more, 1, H, W) is where the last step left it; it moves when the loss is sent back. The caller
     shows each batch several times (`replays`), an optimiser step each, and keeps the perturbation between batches.
     """
-    kept = perturbation[: len(images)]
-    leaf = (images + _within(kept, epsilon)).clamp(0, 1).detach().requires_grad_(True)
+    perturbation_part = perturbation[: len(images)]
+    leaf = (images + _within(perturbation_part, epsilon)).clamp(0, 1).detach().requires_grad_(True)
 
     def ascend(gradient: Tensor) -> None:
-        kept.copy_(_within(kept + epsilon * gradient.sign().nan_to_num(0.0), epsilon))
+        perturbation_part.copy_(_within(perturbation_part + epsilon * gradient.sign().nan_to_num(0.0), epsilon))
 
     if torch.is_grad_enabled():
         leaf.register_hook(ascend)

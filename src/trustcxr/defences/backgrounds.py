@@ -60,9 +60,9 @@ def _chosen(lungs: Tensor, share: float, generator: torch.Generator) -> Tensor:
 def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:
     """First and last edge of what is inside (B, S), in [-1, 1]; the whole side where nothing is."""
     side = inside.shape[1]
-    place = torch.arange(side, device=inside.device)
-    first = torch.where(inside, place, side).amin(1)
-    last = torch.where(inside, place, -1).amax(1) + 1
+    index = torch.arange(side, device=inside.device)
+    first = torch.where(inside, index, side).amin(1)
+    last = torch.where(inside, index, -1).amax(1) + 1
     empty = last == 0
     first, last = torch.where(empty, 0, first), torch.where(empty, side, last)
     return first * 2 / side - 1, last * 2 / side - 1

@@ -38,10 +38,10 @@ def ibp(
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the worst logits that interval bounds leave (Gowal et al. 2019)."""
-    layers, found = _bounded(model, images, epsilon)
-    worst = -last_margins(layers, found, labels)
+    layers, bounds = _bounded(model, images, epsilon)
+    worst = -last_margins(layers, bounds, labels)
     loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
-    return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
+    return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
 def crown_ibp(
@@ -61,24 +61,24 @@ def crown_ibp(
     The bound is (1 - grown) * CROWN's + grown * the intervals'. CROWN's is the tighter one while the network is not
     yet trained by intervals; once epsilon is grown, the intervals' is the one that proofs will use.
     """
-    layers, found = _bounded(model, images, epsilon)
-    worst = -last_margins(layers, found, labels)
+    layers, bounds = _bounded(model, images, epsilon)
+    worst = -last_margins(layers, bounds, labels)
     if grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
-        worst = grown * worst - (1 - grown) * crown.backward(layers, found, rows, crown.first_slopes(layers, found))
+        worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
     loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
-    return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
+    return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-def unevenness(layers: Sequence[affine_graph.Layer], found: Sequence[Interval]) -> Tensor:
+def unevenness(layers: Sequence[affine_graph.Layer], intervals_: Sequence[Interval]) -> Tensor:
     """The two regularisers of Shi et al. (2021, section 3.3), each a mean over the ReLUs, added.
 
     Tightness: the mean radius before a ReLU should be at most 1 / TOLERANCE times that of the normalised images.
     Balance: what is surely active and what is surely inactive before a ReLU should have centres of like size and of
     like spread, the smaller of both at least TOLERANCE times the larger.
     """
-    before = [at for layer, at in zip(layers, found, strict=False) if isinstance(layer, affine_graph.ReLU)]
-    first = found[next(i for i, x in enumerate(layers) if not isinstance(x, affine_graph.Affine) or x.terms > 2)]
+    before = [at for layer, at in zip(layers, intervals_, strict=False) if isinstance(layer, affine_graph.ReLU)]
+    first = intervals_[next(i for i, x in enumerate(layers) if not isinstance(x, affine_graph.Affine) or x.terms > 2)]
     growth = [_short(first.radius.mean() / at.radius.mean().clamp(min=1e-12)) for at in before]
     return torch.stack(growth).mean() + torch.stack([_unbalance(at) for at in before]).mean()
 

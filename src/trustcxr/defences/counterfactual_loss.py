@@ -51,7 +51,7 @@ class LesionBatch:
 
 
 def counterfactual(
-    known: LesionBatch,
+    batch: LesionBatch,
     *,
     healthy: int,
     share: float,
@@ -66,46 +66,46 @@ def counterfactual(
     one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. An image
     without a lung mask stays as it is: nobody knows what healthy lung is there.
     """
-    before = known.pixels
-    usable = known.with_lungs()
-    ill, well = _shuffled(known.ill() & usable, generator), _shuffled((known.labels == healthy) & usable, generator)
-    count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
+    before = batch.pixels
+    usable = batch.with_lungs()
+    ill, well = _shuffled(batch.ill() & usable, generator), _shuffled((batch.labels == healthy) & usable, generator)
+    count, control_count = round(share * len(ill)), round(CONTROL * share * len(ill))
     for number, fill in enumerate(fills):
-        gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
-        known = _removed(known, gone, controls, healthy, fill)
-    donors = ill[count + beside :]
-    count, beside = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
-    known = _transplanted(known, well[:count], donors[:count], patch=donors[:count])
-    recipients = well[count : count + beside]
-    others = well[count + beside :][: len(recipients)]
+        edited, controls = ill[:count][number :: len(fills)], ill[count : count + control_count][number :: len(fills)]
+        batch = _removed(batch, edited, controls, healthy, fill)
+    donors = ill[count + control_count :]
+    count, control_count = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
+    batch = _transplanted(batch, well[:count], donors[:count], patch=donors[:count])
+    recipients = well[count : count + control_count]
+    others = well[count + control_count :][: len(recipients)]
     few = min(len(recipients), len(others), len(donors))
-    known = _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
-    return replace(known, edited=(known.pixels != before).flatten(1).any(1))
+    batch = _transplanted(batch, recipients[:few], others[:few], patch=donors[:few])
+    return replace(batch, edited=(batch.pixels != before).flatten(1).any(1))
 
 
-def _removed(known: LesionBatch, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
-    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    images = known.images(gone)
-    pixels[gone] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
-    labels[gone], lesion[gone] = healthy, 0.0
-    images = known.images(controls)
+def _removed(batch: LesionBatch, edited: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
+    pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
+    images = batch.images(edited)
+    pixels[edited] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+    labels[edited], lesion[edited] = healthy, 0.0
+    images = batch.images(controls)
     control = lesion_edits.congruent(images.lesion, images.lung).control
     pixels[controls] = lesion_edits.removed(images.images, control, images.lung, images.lesion, fill=fill)
-    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+    return replace(batch, pixels=pixels, labels=labels, lesion=lesion)
 
 
-def _transplanted(known: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
+def _transplanted(batch: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
     """What `donors` have where the lesions of `patch` lie, put into other images; a lesion takes its label along."""
-    images = known.images(into)
-    giver = lesion_edits.moved_onto(known.images(donors), images.lung)
-    region = lesion_edits.moved_onto(known.images(patch), images.lung).lesion & images.lung & giver.lung
-    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
+    images = batch.images(into)
+    giver = lesion_edits.moved_onto(batch.images(donors), images.lung)
+    region = lesion_edits.moved_onto(batch.images(patch), images.lung).lesion & images.lung & giver.lung
+    pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
     pixels[into] = lesion_edits.transplanted(images, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)
-    labels[into] = torch.where(ill, known.labels[donors], known.labels[into])
-    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+    labels[into] = torch.where(ill, batch.labels[donors], batch.labels[into])
+    return replace(batch, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:

@@ -74,7 +74,7 @@ def followed(model: nn.Module, on: str = "evidence", *, layer: int = -1, wanted:
             hook.remove()
 
 
-def guidance(found: Pass, known: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
+def guidance(forward_pass: Pass, batch: LesionBatch, *, loss: str = "energy", depth: float = 0.0) -> Tensor:
     """How far what explains the answers of a pass is from the lesions; a scalar, with a gradient in the weights.
 
     Rows of the pass beyond the batch are left out. The positive part of each map is held to the mask, by "energy": one
@@ -84,53 +84,53 @@ def guidance(found: Pass, known: LesionBatch, *, loss: str = "energy", depth: fl
     Rao et al. have no gradient, and on real images guided CAMs went out one by one and none came back.
     It is a mean over the images with a lesion (with lungs); of a part of a batch, its part of the whole batch's mean.
     """
-    ill, breathing = (None, None) if known.shares is None else known.shares
-    if found.on == "evidence":
-        evidence, places = EvidenceNet.weighed(found.read[: len(known.labels)].float())
-        own = evidence[torch.arange(len(evidence), device=evidence.device), known.labels][:, None]
-        lung = F.adaptive_avg_pool2d(known.lung, (own.shape[-2], own.shape[-1]))
-        where = F.binary_cross_entropy_with_logits(places, lung, reduction="none").mean((1, 2, 3))
-        placed = _mean_over(where, has_lungs(known.lung).flatten(), breathing)
+    ill, breathing = (None, None) if batch.shares is None else batch.shares
+    if forward_pass.on == "evidence":
+        evidence, gates = EvidenceNet.weighed(forward_pass.read[: len(batch.labels)].float())
+        maps = evidence[torch.arange(len(evidence), device=evidence.device), batch.labels][:, None]
+        lung = F.adaptive_avg_pool2d(batch.lung, (maps.shape[-2], maps.shape[-1]))
+        where = F.binary_cross_entropy_with_logits(gates, lung, reduction="none").mean((1, 2, 3))
+        placed = _mean_over(where, has_lungs(batch.lung).flatten(), breathing)
     else:
-        own, placed = explained(found, known), found.logits.new_zeros(())
-    inside = F.adaptive_avg_pool2d(known.lesion, (own.shape[-2], own.shape[-1]))
-    apart = {"energy": _energy, "l1": _l1}[loss](own, inside)
+        maps, placed = explained(forward_pass, batch), forward_pass.logits.new_zeros(())
+    inside = F.adaptive_avg_pool2d(batch.lesion, (maps.shape[-2], maps.shape[-1]))
+    apart = {"energy": _energy, "l1": _l1}[loss](maps, inside)
     if depth:
-        apart = apart + depth * _depth(own, inside)
-    return _mean_over(apart, known.ill(), ill) + placed
+        apart = apart + depth * _depth(maps, inside)
+    return _mean_over(apart, batch.ill(), ill) + placed
 
 
-def explained(found: Pass, known: LesionBatch) -> Tensor:
+def explained(forward_pass: Pass, batch: LesionBatch) -> Tensor:
     """The map of each image's label (B, 1, h, w), of any sign: Grad-CAM of the features, or pixels times gradient.
 
     One backward pass, whose graph is kept, so that what is asked of the map reaches the weights.
     """
-    own = found.logits[torch.arange(len(known.labels), device=known.labels.device), known.labels].float().sum()
-    (slope,) = torch.autograd.grad(own, found.read, create_graph=True)
-    read, slope = found.read[: len(known.labels)].float(), slope[: len(known.labels)].float()
-    if found.on == "gradients":
+    score = forward_pass.logits[torch.arange(len(batch.labels), device=batch.labels.device), batch.labels].float().sum()
+    (slope,) = torch.autograd.grad(score, forward_pass.read, create_graph=True)
+    read, slope = forward_pass.read[: len(batch.labels)].float(), slope[: len(batch.labels)].float()
+    if forward_pass.on == "gradients":
         return read * slope
-    upright = arrangement(read, known.pixels.shape[-2], known.pixels.shape[-1], found.model)
+    upright = arrangement(read, batch.pixels.shape[-2], batch.pixels.shape[-1], forward_pass.model)
     weights = upright(slope).mean((2, 3), keepdim=True)
     return (weights * upright(read)).sum(1, keepdim=True)
 
 
-def _energy(own: Tensor, inside: Tensor) -> Tensor:
-    own = own.clamp(min=0)
-    return 1 - (own * inside).sum((1, 2, 3)) / own.sum((1, 2, 3)).clamp(min=1e-6)
+def _energy(maps: Tensor, inside: Tensor) -> Tensor:
+    maps = maps.clamp(min=0)
+    return 1 - (maps * inside).sum((1, 2, 3)) / maps.sum((1, 2, 3)).clamp(min=1e-6)
 
 
-def _l1(own: Tensor, inside: Tensor) -> Tensor:
-    own = own.clamp(min=0)
-    peak = own.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
-    return (own / peak - inside).abs().mean((1, 2, 3))
+def _l1(maps: Tensor, inside: Tensor) -> Tensor:
+    maps = maps.clamp(min=0)
+    peak = maps.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return (maps / peak - inside).abs().mean((1, 2, 3))
 
 
-def _depth(own: Tensor, inside: Tensor) -> Tensor:
+def _depth(maps: Tensor, inside: Tensor) -> Tensor:
     """How far below 0 a map without a positive part lies at the lesion, in mean sizes of it; 0 for every other map."""
-    depth = -(own * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1e-6)
-    depth = depth / own.detach().abs().mean((1, 2, 3)).clamp(min=1e-6)
-    return torch.where((own > 0).flatten(1).any(1), torch.zeros_like(depth), depth)
+    depth = -(maps * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1e-6)
+    depth = depth / maps.detach().abs().mean((1, 2, 3)).clamp(min=1e-6)
+    return torch.where((maps > 0).flatten(1).any(1), torch.zeros_like(depth), depth)
 
 
 def _mean_over(values: Tensor, chosen: Tensor, share: Tensor | None) -> Tensor:

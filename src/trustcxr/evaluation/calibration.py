@@ -39,11 +39,11 @@ def describe(
     clean = plain["attack"] == prediction_table.CLEAN
     attacked = []
     for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
-        found = _condition(rows, temperature, samples)
-        found.attack, found.epsilon = str(attack), float(epsilon)
+        condition = _condition(rows, temperature, samples)
+        condition.attack, condition.epsilon = str(attack), float(epsilon)
         if attack not in registry.ONE_STEP:
-            found.steps = int(steps)
-        attacked.append(found)
+            condition.steps = int(steps)
+        attacked.append(condition)
     return Calibration(
         temperature=temperature,
         split="+".join(sorted(set(fitted["split"]))),
@@ -56,25 +56,25 @@ def describe(
 def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
     logits, labels = prediction_table.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
-    own = _figures(logits, labels, bootstrap)
-    found = Calibrated(
+    plain = _figures(logits, labels, bootstrap)
+    result = Calibrated(
         accuracy=Share(value=prediction_table.right(rows).mean()),
-        ece=own.ece,
-        ece_plug_in=own.plug_in,
-        log_loss=own.log_loss,
-        confidence=own.confidence,
-        bins=own.bins,
+        ece=plain.ece,
+        ece_plug_in=plain.plug_in,
+        log_loss=plain.log_loss,
+        confidence=plain.confidence,
+        bins=plain.bins,
         n=len(rows),
     )
     if temperature is not None:
         scaled = _figures(logits / temperature, labels, bootstrap)
-        found.ece_scaled, found.ece_plug_in_scaled = scaled.ece, scaled.plug_in
-        found.log_loss_scaled, found.confidence_scaled, found.bins_scaled = (
+        result.ece_scaled, result.ece_plug_in_scaled = scaled.ece, scaled.plug_in
+        result.log_loss_scaled, result.confidence_scaled, result.bins_scaled = (
             scaled.log_loss,
             scaled.confidence,
             scaled.bins,
         )
-    return found
+    return result
 
 
 class _Figures(NamedTuple):
@@ -103,9 +103,9 @@ def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BI
     rows = np.asarray(probabilities, dtype=float)
     confidence = rows.max(axis=1)
     right = rows.argmax(axis=1) == np.asarray(labels)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     shares = np.zeros((len(rows), bins, 3))
-    shares[np.arange(len(rows)), place] = np.stack([confidence, right, np.ones(len(rows))], axis=1)
+    shares[np.arange(len(rows)), index] = np.stack([confidence, right, np.ones(len(rows))], axis=1)
     return shares
 
 
@@ -136,12 +136,13 @@ def debiased_error(resampled: ArrayLike, level: float = LEVEL) -> tuple[float, l
         return float("nan"), [float("nan")] * 2
     gaps = (sums[..., 1] - sums[..., 0]) / np.maximum(counts, 1)
     chance, signs = gaps[1:] - gaps[0], np.where(gaps[0] < 0, -1.0, 1.0)
-    own = np.abs(gaps[0])
+    sizes = np.abs(gaps[0])
     tail = (1 - level) / 2
-    found = [
-        _sizes(own.sum(), signs * _shares(shape), chance, [0.5, 1 - tail, tail]) for shape in (own, chance.std(axis=0))
+    ends = [
+        _sizes(sizes.sum(), signs * _shares(shape), chance, [0.5, 1 - tail, tail])
+        for shape in (sizes, chance.std(axis=0))
     ]
-    (estimate, low, high), (_, other_low, other_high) = found
+    (estimate, low, high), (_, other_low, other_high) = ends
     return estimate, [min(low, other_low), max(high, other_high)]
 
 
@@ -152,18 +153,18 @@ def _shares(sizes: Floats) -> Floats:
     return sizes / sizes.sum() if sizes.sum() > 0 else np.full_like(sizes, 1 / len(sizes))
 
 
-def _sizes(error: float, shape: Floats, chance: Floats, places: list[float]) -> list[float]:
+def _sizes(error: float, shape: Floats, chance: Floats, levels: list[float]) -> list[float]:
     """For each quantile, the size of gaps in this shape at which an error's distribution has `error` there."""
     errors = np.abs(_SIZES[:, None, None] * shape + chance).sum(2)  # (sizes, R)
-    quantiles = np.quantile(errors, places, axis=1).T
+    quantiles = np.quantile(errors, levels, axis=1).T
     rising = np.maximum.accumulate(quantiles, axis=0)
     return [0.0 if error <= column[0] else float(np.interp(error, column, _SIZES)) for column in rising.T]
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
     """Negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
-    rows, places = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
-    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), places]
+    rows, classes = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
+    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), classes]
 
 
 TEMPERATURES = (0.05, 20.0)  # beyond these a fit has run away: all right, or nothing learned
@@ -178,10 +179,10 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     if not len(rows):
         return float("nan")
     # Convex in 1 / T, so the one minimum is found.
-    found = optimize.minimize_scalar(
+    fit = optimize.minimize_scalar(
         lambda log: float(log_loss(rows / np.exp(log), labels).mean()),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
         options={"xatol": 1e-4},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(fit.x))

@@ -125,8 +125,8 @@ def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float
         f"about zero at {LARGE:g}": _left(rows),
         "black box against white box": _black_box(rows, gap),
     }
-    looked = [name for name, found in checks.items() if found is not None]
-    signs = [sign for found in checks.values() for sign in found or ()]
+    looked = [name for name, signs_found in checks.items() if signs_found is not None]
+    signs = [sign for signs_found in checks.values() for sign in signs_found or ()]
     failing = [sign.text for sign in signs if sign.kind in FAILING]
     overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
     if failing:
@@ -149,8 +149,8 @@ def _no_proof(
     if not looked:
         return "not looked for: it needs FGSM and PGD at one epsilon, or an iterated attack at several"
     if constant is not None and not _above_constant(clean, constant):
-        said = f"better than by one constant answer ({constant:.1%})"
-        return f"nothing is known: the clean images are not shown to be answered {said}"
+        better = f"better than by one constant answer ({constant:.1%})"
+        return f"nothing is known: the clean images are not shown to be answered {better}"
     taken = [_accuracy(row) for row in rows if row.epsilon]
     if document.input_gradients is None and taken and min(taken) > HELD * _accuracy(clean):
         return (
@@ -227,15 +227,15 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
     """Input gradients as measured, and attacks that left images as they were; None where neither was measured."""
     measured = document.input_gradients
     moved = [row for row in rows if row.attack not in BLACK_BOX and row.unmoved is not None and row.epsilon]
-    found = []
+    signs = []
     if measured is not None and _surely_more(measured.vanishing or 0.0, measured.n or 0):
         share = f"{measured.vanishing:.1%} of {measured.n} images answered right"
         text = f"the input gradient of the cross-entropy is zero, vanishing or no number on {share}"
-        found.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it stands still"))
+        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it stands still"))
     if moved and _unmoved(row := max(moved, key=_unmoved)) > VANISHED:
         text = f"{label(row)} left {_unmoved(row):.1%} of the images as they were at epsilon {_radius(row):g}"
-        found.append(Sign(kind="unmoved_attack", text=f"{text}: it found no way to go"))
-    return found if measured is not None or moved else None
+        signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no way to go"))
+    return signs if measured is not None or moved else None
 
 
 def _surely_more(share: float, count: float) -> bool:
@@ -256,12 +256,12 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if not single or not many:
             continue
         compared, one = True, _worst(single)
-        for strong, found, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
-            pair = (one, strong) if found is flatters else (strong, one)
+        for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
+            pair = (one, strong) if sizes is flatters else (strong, one)
             if _beyond(*pair, by, gap):
                 under = f"{_accuracy(one):.1%} under {label(one)} but {_accuracy(strong):.1%} under {label(strong)}"
                 size = abs(_accuracy(one) - _accuracy(strong))
-                found.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
+                sizes.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
     if not compared:
         return None
     signs = [Sign(kind=FGSM_OVERSTATES, text=max(flatters)[1])] if flatters else []

@@ -32,22 +32,22 @@ _SENT = (
 _T = TypeVar("_T")
 
 
-def is_address(place: str | Path) -> bool:
+def is_address(address: str | Path) -> bool:
     """Whether this is a repository of a hub, also where it was taken for a path."""
-    return re.match(r"hf:/", str(place)) is not None
+    return re.match(r"hf:/", str(address)) is not None
 
 
-def fetch(place: str | Path) -> Path:
+def fetch(address: str | Path) -> Path:
     """The folder with the run of a hub's repository, from the hub's own cache where it is there already.
 
     Raises UserError for an address that is none, or a repository that cannot be had.
     """
-    repository, revision = _parsed(str(place))
+    repository, revision = _parsed(str(address))
     import huggingface_hub
 
     return Path(
         _asked(
-            place,
+            address,
             lambda: huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=[*_SENT, CARD_FILE]
             ),
@@ -55,7 +55,7 @@ def fetch(place: str | Path) -> Path:
     )
 
 
-def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
+def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
     """Put a run into a hub's repository, made if it is not there, or into a new or empty folder; return where it is.
 
     `card` is its model card. Files of another training leave the repository: its figures must not stand beside these
@@ -63,9 +63,9 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
     a patient's.
     """
     layout.check_run(run)
-    if not is_address(place):
-        return _into_folder(run, Path(place), card)
-    repository, _ = _parsed(place)
+    if not is_address(target):
+        return _into_folder(run, Path(target), card)
+    repository, _ = _parsed(target)
     import huggingface_hub
 
     with tempfile.TemporaryDirectory() as staged:
@@ -74,32 +74,32 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
 
         def send() -> object:
             hub.create_repo(repository, private=private, exist_ok=True)
-            said = f"{run.name}, by TrustCXR"
+            message = f"{run.name}, by TrustCXR"
             return hub.upload_folder(
-                repo_id=repository, folder_path=staged, commit_message=said, delete_patterns=list(_SENT)
+                repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=list(_SENT)
             )
 
-        _asked(place, send)
+        _asked(target, send)
     return f"{PREFIX}{repository}"
 
 
-def _into_folder(run: Path, place: Path, card: str) -> str:
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise UserError(f"{place}: is not empty. Choose a new or an empty folder, or hf://owner/name")
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as beside:
-            _stage(run, staged := Path(beside) / "run", card)
-            staged.replace(place)
-    return str(place)
+def _into_folder(run: Path, folder: Path, card: str) -> str:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: is not empty. Choose a new or an empty folder, or hf://owner/name")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+            _stage(run, staged := Path(staging) / "run", card)
+            staged.replace(folder)
+    return str(folder)
 
 
 def _stage(run: Path, folder: Path, card: str) -> None:
     """Copy what is sent into a folder."""
-    own = evaluations.own_figures(run)
+    figures = evaluations.own_figures(run)
     for name in _SENT:
-        if name == layout.METRICS_FILE and own is not None:
-            atomic.write_json(folder / name, own.document)
+        if name == layout.METRICS_FILE and figures is not None:
+            atomic.write_json(folder / name, figures.document)
         elif name == layout.IMAGES_FILE and (run / name).is_file():
             atomic.write_table(folder / name, atomic.read_table(run / name)[["image"]])
         elif (run / name).is_file():
@@ -108,22 +108,22 @@ def _stage(run: Path, folder: Path, card: str) -> None:
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _parsed(place: str) -> tuple[str, str | None]:
-    found = _ADDRESS.fullmatch(place)
-    if found is None:
-        raise UserError(f"{place}: no address of a hub: write hf://owner/name, or hf://owner/name@revision")
-    return found["repository"], found["revision"]
+def _parsed(address: str) -> tuple[str, str | None]:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f"{address}: no address of a hub: write hf://owner/name, or hf://owner/name@revision")
+    return match["repository"], match["revision"]
 
 
-def _asked(place: str | Path, ask: Callable[[], _T]) -> _T:
+def _asked(address: str | Path, ask: Callable[[], _T]) -> _T:
     """What a hub answers; UserError in one line for whatever it refuses, or where it cannot be reached."""
     try:
         return ask()
     except Exception as problem:
         if is_full(problem):
             raise
-        said = " ".join(str(problem).split())[:200]
+        reason = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"{place}: the hub refused or cannot be reached ({type(problem).__name__}: {said}); see the name, the "
+            f"{address}: the hub refused or cannot be reached ({type(problem).__name__}: {reason}); see the name, the "
             "network, and `hf auth login`"
         ) from None

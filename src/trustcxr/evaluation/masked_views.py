@@ -31,8 +31,8 @@ def generate_views(
     has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
-    kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
-    lungs = torch.from_numpy(np.array(dataset.masks("lung")[kept])).to(pixels)[:, None]
+    masked, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
+    lungs = torch.from_numpy(np.array(dataset.masks("lung")[masked])).to(pixels)[:, None]
     border = torch.ones_like(pixels)
     width = round(BORDER * pixels.shape[-1])
     border[..., width:-width, width:-width] = 0
@@ -40,11 +40,11 @@ def generate_views(
     hidden = [torch.lerp(pixels, fill, mask) for mask in (lungs, boxes(lungs)) for fill in _fills(pixels)]
     shown = [*hidden, pixels * lungs, torch.lerp(torch.full_like(pixels, LEVEL), pixels, lungs), shape, pixels * border]
     if len(np.unique(dataset.labels)) > 1:
-        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
+        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[masked])))
         visible = soften(lungs)
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
-        yield (name, 0.0, 0, 0), kept, view
+        yield (name, 0.0, 0, 0), masked, view
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +65,12 @@ def boxes(masks: Tensor) -> Tensor:
 
 def _of_another_class(labels: np.ndarray) -> np.ndarray:
     """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
-    drawn, places, chosen = (
+    drawn, indices, chosen = (
         np.random.default_rng(0).random(len(labels)),
         np.arange(len(labels)),
         np.zeros(len(labels), int),
     )
     for label in np.unique(labels):
-        own, others = labels == label, places[labels != label]
-        chosen[own] = others[(drawn[own] * len(others)).astype(int)]
+        same, others = labels == label, indices[labels != label]
+        chosen[same] = others[(drawn[same] * len(others)).astype(int)]
     return chosen

@@ -55,13 +55,13 @@ def classification(
     bootstrap = Bootstrap.over(groups, resamples=resamples)
     cells, probabilities = _cells(logits, labels, len(classes)), statistics.softmax(logits)
     confusion = bootstrap.totals(cells)  # (R + 1, true, predicted)
-    told = _Told(
+    figures = _Told(
         confusion[0],
         _from_confusion(confusion) | {"auroc": _areas(probabilities, labels, bootstrap, len(classes))},
         bootstrap.totals(calibration.calibration_bins(probabilities, labels)),
         constant_answer(labels),
     )
-    return _classified(bootstrap, told, cells, classes)
+    return _classified(bootstrap, figures, cells, classes)
 
 
 def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
@@ -75,12 +75,12 @@ def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resampl
     cells = _cells(logits, labels, len(states))
 
     def figures(rows: NDArray[np.bool_], part: Bootstrap) -> Floats:
-        found = _from_confusion(part.totals(cells[rows]))
-        return np.stack([found[name] for name in _OF_CLASSES], axis=1)
+        measured = _from_confusion(part.totals(cells[rows]))
+        return np.stack([measured[name] for name in _OF_CLASSES], axis=1)
 
     means = multilabel_metrics.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
     area = multilabel_metrics.auroc(clean, bootstrap)  # the same of both states
-    told = _Told(
+    figures_of_all = _Told(
         cells.sum(0),
         dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
         | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
@@ -88,7 +88,7 @@ def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resampl
         multilabel_metrics.constant_answer(clean),
         len(multilabel_metrics.has_both_labels(clean)),
     )
-    return _classified(bootstrap, told, cells, states)
+    return _classified(bootstrap, figures_of_all, cells, states)
 
 
 _OF_CLASSES = ("precision", "recall", "f1")
@@ -105,34 +105,34 @@ class _Told:
     findings: int | None = None
 
 
-def _classified(bootstrap: Bootstrap, told: _Told, cells: Floats, classes: tuple[str, ...]) -> Classification:
+def _classified(bootstrap: Bootstrap, counted: _Told, cells: Floats, classes: tuple[str, ...]) -> Classification:
     """The document, with intervals; `cells` (N, C, C): of each row its class and its answer."""
-    figures, true, said = dict(told.figures), cells.sum(2) > 0, cells.sum(1) > 0
+    figures, true, predicted = dict(counted.figures), cells.sum(2) > 0, cells.sum(1) > 0
     areas = figures["auroc"]
-    shares = {"recall": true, "precision": said}
-    found = Classification(
+    shares = {"recall": true, "precision": predicted}
+    result = Classification(
         accuracy=_share(bootstrap, figures.pop("accuracy")),
         balanced_accuracy=_mean_share(bootstrap, figures["recall"], true),
         **{f"{name}_macro": _figure(_macro(values)) for name, values in figures.items()},
-        ece=_calibration_error(told.bins),
-        ece_plug_in=float(calibration.calibration_error(told.bins[0])),
-        constant_answer=told.constant,
+        ece=_calibration_error(counted.bins),
+        ece_plug_in=float(calibration.calibration_error(counted.bins[0])),
+        constant_answer=counted.constant,
         n=len(cells),
         groups=int(bootstrap.weights.shape[1]),
-        confusion=told.confusion.astype(int).tolist(),
+        confusion=counted.confusion.astype(int).tolist(),
         per_class={
             label: ClassResult(
                 **{name: _share(bootstrap, figures[name][:, k], of[:, k]) for name, of in shares.items()},
                 f1=_figure(figures["f1"][:, k]),
-                auroc=_area(bootstrap, areas[:, k], true[:, k], told.findings),
+                auroc=_area(bootstrap, areas[:, k], true[:, k], counted.findings),
                 n=int(true[:, k].sum()),
             )
             for k, label in enumerate(classes)
         },
     )
-    if told.findings is not None:
-        found.findings = told.findings
-    return found
+    if counted.findings is not None:
+        result.findings = counted.findings
+    return result
 
 
 def _cells(logits: Floats, labels: NDArray[np.int64], count: int) -> Floats:
@@ -180,20 +180,20 @@ def _calibration_error(bins: Floats) -> Share:
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
-    hit, true, said = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2), confusion.sum(1)
+    hit, true, predicted = np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(2), confusion.sum(1)
     total = confusion.sum((1, 2))
     return {
         "accuracy": np.divide(hit.sum(1), total, out=np.full_like(total, np.nan), where=total > 0),
-        "precision": np.divide(hit, said, out=np.where(true > 0, 0.0, np.nan), where=said > 0),
+        "precision": np.divide(hit, predicted, out=np.where(true > 0, 0.0, np.nan), where=predicted > 0),
         "recall": np.divide(hit, true, out=np.full_like(hit, np.nan), where=true > 0),
-        "f1": np.divide(2 * hit, true + said, out=np.full_like(hit, np.nan), where=true + said > 0),
+        "f1": np.divide(2 * hit, true + predicted, out=np.full_like(hit, np.nan), where=true + predicted > 0),
     }
 
 
 def _macro(values: Floats) -> Floats:
     """Mean over the classes that have a value in the sample itself (row 0): (R + 1, C) -> (R + 1,)."""
-    known = np.isfinite(values[0])
-    return values[:, known].mean(1) if known.any() else np.full(len(values), np.nan)
+    finite = np.isfinite(values[0])
+    return values[:, finite].mean(1) if finite.any() else np.full(len(values), np.nan)
 
 
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> RunDocument:
@@ -245,8 +245,8 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
     if "gradient" not in clean:
         return None
     sizes = clean.loc[right(clean), "gradient"].dropna().to_numpy(dtype=float)
-    gone = (sizes < VANISHING) | ~np.isfinite(sizes)
-    return InputGradients(n=len(sizes), vanishing=float(gone.mean())) if len(sizes) else None
+    vanishing = (sizes < VANISHING) | ~np.isfinite(sizes)
+    return InputGradients(n=len(sizes), vanishing=float(vanishing.mean())) if len(sizes) else None
 
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
@@ -294,7 +294,7 @@ def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
 def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.int64]) -> Share:
     """The mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
     of_class = labels[:, None] == np.unique(labels)
-    hits, sizes = (bootstrap.totals(of_class & kept) for kept in (rows[:, None], True))
+    hits, sizes = (bootstrap.totals(of_class & counted) for counted in (rows[:, None], True))
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = hits / sizes  # NaN in a resample that lacks a class
     return _mean_share(bootstrap, shares, of_class)
@@ -307,16 +307,16 @@ def constant_answer(labels: NDArray[np.int64]) -> float:
 
 def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> AttackResult:
     """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
-    attack, own = str(rows["attack"].iloc[0]), right(rows)
+    attack, is_right = str(rows["attack"].iloc[0]), right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
     bootstrap = samples.over(rows["group"])
     totals = calibration_totals(rows, bootstrap)
-    found, broken = accuracy(rows, samples), bootstrap.means(np.where(was_right, ~own, np.nan))
+    plain, broken = accuracy(rows, samples), bootstrap.means(np.where(was_right, ~is_right, np.nan))
     result = AttackResult(
         attack=attack,
         epsilon=float(rows["epsilon"].iloc[0]),
-        accuracy=found.accuracy,
-        balanced_accuracy=found.balanced_accuracy,
+        accuracy=plain.accuracy,
+        balanced_accuracy=plain.balanced_accuracy,
         success_rate=_share(bootstrap, broken, was_right),
         ece=_calibration_error(totals),
         ece_plug_in=float(calibration.calibration_error(totals[0])),
@@ -361,11 +361,11 @@ def _corruptions(
     """
     before = shown["answer"].loc[rows["sample_id"]].to_numpy()
     table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
-    found = []
+    results = []
     # Names in the order in which they were tested, which is the registry's.
     for (name, _), part in table.groupby(["attack", "severity"], sort=False):
         bootstrap = samples.over(part["group"])
-        found.append(
+        results.append(
             CorruptionResult(
                 corruption=name,
                 severity=int(part["severity"].iloc[0]),
@@ -377,7 +377,7 @@ def _corruptions(
     means = table.groupby("sample_id", sort=False).agg({"right": "mean", "flipped": "mean", "group": "first"})
     bootstrap = samples.over(means["group"])
     both = {name: _share(bootstrap, bootstrap.means(means[column])) for name, column in _MEANS.items()}
-    return found, CorruptionsMean(**both, n=len(means), conditions=len(found))
+    return results, CorruptionsMean(**both, n=len(means), conditions=len(results))
 
 
 _MEANS = {"accuracy": "right", "flip_rate": "flipped"}

@@ -54,11 +54,11 @@ def mean_over_findings(
     All findings are of the same resamples of patients. In a resample that has not both kinds of images of a finding the
     mean is over the others: of rare findings hardly any resample has them all.
     """
-    found = [measure(rows, bootstrap.select(rows)) for rows in has_both_labels(table)]
-    values = np.array(found) if found else np.full((1, len(bootstrap.weights), *shape), np.nan)
-    known = np.isfinite(values)
+    parts = [measure(rows, bootstrap.select(rows)) for rows in has_both_labels(table)]
+    values = np.array(parts) if parts else np.full((1, len(bootstrap.weights), *shape), np.nan)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(0) / known.sum(0))
+        return np.asarray(np.where(finite, values, 0.0).sum(0) / finite.sum(0))
 
 
 def auroc(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
@@ -84,14 +84,14 @@ def calibration_totals(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
     """
     present = special.expit(_margins(table) + _cuts(table))
     shares = calibration.calibration_bins(np.stack([1 - present, present], axis=1), table["label"])
-    found = []
+    parts = []
     for rows in _parts(table):
         sums = bootstrap.select(rows).totals(shares[rows])
         counts = sums[..., 2].sum(-1)[:, None, None]
         # A resample without an image of which this finding is known says of it what the sample does.
         weighed = np.divide(sums, counts, out=np.broadcast_to(sums[0] / counts[0], sums.shape).copy(), where=counts > 0)
-        found.append(weighed[:, sums[0, :, 2] > 0])
-    return np.concatenate(found, axis=1)
+        parts.append(weighed[:, sums[0, :, 2] > 0])
+    return np.concatenate(parts, axis=1)
 
 
 def _margins(table: "pd.DataFrame") -> Floats:
@@ -103,5 +103,5 @@ def _margins(table: "pd.DataFrame") -> Floats:
 def _cuts(table: "pd.DataFrame") -> Floats:
     """The logits of the thresholds, (N,)."""
     values = table["threshold"].to_numpy(dtype=float)
-    known = {value: cut(value) for value in np.unique(values)}
-    return np.array([known[value] for value in values])
+    logits = {value: cut(value) for value in np.unique(values)}
+    return np.array([logits[value] for value in values])

@@ -69,9 +69,9 @@ def chosen(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
     false = np.searchsorted(np.sort(scores[~positive]), values, "left")
     index = (1 - above / positive.sum()) + false / (~positive).sum()
     best = np.flatnonzero(index >= index.max() - 1e-12)
-    place = best[len(best) // 2]
-    below = values[place - 1] if place else values[place]
-    return float((values[place] + below) / 2)
+    row = best[len(best) // 2]
+    below = values[row - 1] if row else values[row]
+    return float((values[row] + below) / 2)
 
 
 def probabilities(rows: "pd.DataFrame") -> Floats:
@@ -80,20 +80,20 @@ def probabilities(rows: "pd.DataFrame") -> Floats:
 
 
 def choose(
-    validation: "pd.DataFrame | None", classes: Sequence[str], given: Sequence[float] | None = None
+    validation: "pd.DataFrame | None", classes: Sequence[str], stated: Sequence[float] | None = None
 ) -> dict[str, Threshold]:
     """A threshold for each class: as `given` (one for all, or one each), else from predictions on validation images.
 
     The highest class where there are none of either.
     """
-    if given is not None:
-        values = given if len(given) > 1 else [*given] * len(classes)
+    if stated is not None:
+        values = stated if len(stated) > 1 else [*stated] * len(classes)
         return {name: Threshold(value, GIVEN) for name, value in zip(classes, values, strict=True)}
     if validation is None or not len(validation):
         return {name: Threshold(None) for name in classes}
     scores, labels = probabilities(validation), validation["label"].to_numpy()
-    found = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
-    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in found.items()}
+    values_ = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
+    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in values_.items()}
 
 
 def measure_classes(
@@ -111,21 +111,21 @@ def measure_classes(
     """
     import pandas as pd
 
-    known = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
-    found = []
+    attempts = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
+    points = []
     for k, name in enumerate(classes):
         judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].least
         for condition, rows in conditions(predictions):
             positive = rows["label"].to_numpy() == k
             if condition["attack"] == WORST_CASE:
-                scores, said = _worst(_within(known, condition["epsilon"]), rows, k, threshold)
+                scores, called = _worst(_within(attempts, condition["epsilon"]), rows, k, threshold)
             else:
-                scores, said = _said(rows, k, threshold)
+                scores, called = _said(rows, k, threshold)
             if condition["attack"] != CLEAN:
                 whole = condition["attack"] == WORST_CASE and aimed is not None
                 condition["aimed_at"] = THRESHOLD if whole else ANSWER
-            found.append(judge.measure(condition, rows, scores, said, positive))
-    return found
+            points.append(judge.measure(condition, rows, scores, called, positive))
+    return points
 
 
 def _said(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floats, NDArray[np.bool_]]:
@@ -147,8 +147,8 @@ def _worst(
 
     Too low for class `k`, else too high.
     """
-    scores, said = _said(within, k, threshold)
-    images = within.assign(score=scores, said=said).groupby("sample_id")[["score", "said"]]
+    scores, called = _said(within, k, threshold)
+    images = within.assign(score=scores, said=called).groupby("sample_id")[["score", "said"]]
     low, high = (ends.loc[rows["sample_id"]] for ends in (images.min(), images.max()))
     positive = rows["label"].to_numpy() == k
     return tuple(np.where(positive, low[name], high[name]) for name in ("score", "said"))  # type: ignore[return-value]
@@ -159,24 +159,24 @@ def measure_finding(
 ) -> list[OperatingPoint]:
     """One finding, from a table whose logits are 0 and how far the finding's own is above its threshold."""
     judge = _Judge(name, threshold, resamples)
-    found = []
+    points = []
     for condition, rows in conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
         condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
-        found.append(judge.measure(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
-    return found
+        points.append(judge.measure(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
+    return points
 
 
 def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
     """The images as they are, then under every attack, by sample: what each condition is, and its rows."""
     plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
-    found = []
+    parts = []
     for (attack, epsilon, steps), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
         condition = {"attack": str(attack), "epsilon": float(epsilon)}
         condition |= {} if attack in (CLEAN, *ONE_STEP) else {"steps": int(steps)}
-        found.append((condition, rows.sort_values("sample_id")))
-    return sorted(found, key=lambda pair: pair[0]["attack"] != CLEAN)
+        parts.append((condition, rows.sort_values("sample_id")))
+    return sorted(parts, key=lambda pair: pair[0]["attack"] != CLEAN)
 
 
 class _Judge:
@@ -191,12 +191,12 @@ class _Judge:
         condition: dict[str, Any],
         rows: "pd.DataFrame",
         scores: Floats,
-        said: NDArray[np.bool_],
+        called: NDArray[np.bool_],
         positive: NDArray[np.bool_],
     ) -> OperatingPoint:
         """Scores (N,), which of them are called positive (N,), which are (N,): all figures with intervals."""
         groups = rows["group"].to_numpy()
-        found: dict[str, Any] = condition | {
+        figures: dict[str, Any] = condition | {
             "finding": self.name,
             "threshold": self.threshold.value,
             "origin": self.threshold.origin,
@@ -204,43 +204,46 @@ class _Judge:
             "positives": int(positive.sum()),
         }
         rates, rare = {}, False
-        for name, kept, right in (("sensitivity", positive, said), ("specificity", ~positive, ~said)):
-            bootstrap = self._over(name, groups[kept])
-            means = bootstrap.means(right[kept]) if kept.any() else np.full(2, np.nan)
-            found[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
-            rates[name] = self._rate("all", groups, kept, right)
-            rare = rare or is_rare(float(means[0]), bootstrap.groups_of())
+        for name, selected, right in (("sensitivity", positive, called), ("specificity", ~positive, ~called)):
+            bootstrap = self._over(name, groups[selected])
+            means = bootstrap.means(right[selected]) if selected.any() else np.full(2, np.nan)
+            figures[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
+            rates[name] = self._rate("all", groups, selected, right)
+            rare = rare or is_rare(float(means[0]), bootstrap.count_groups())
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = {
                 "likelihood_positive": rates["sensitivity"] / (1 - rates["specificity"]),
                 "likelihood_negative": (1 - rates["sensitivity"]) / rates["specificity"],
             }
-        near = _ratio_ends(found) if rare else {}
+        near = _ratio_ends(figures) if rare else {}
         for name, values in ratios.items():
-            known = _finite(values[0]) is not None
-            found[name] = {"value": _finite(values[0]), "ci": near[name] if rare and known else _ends(values)}
-        return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
+            finite = _finite(values[0]) is not None
+            figures[name] = {"value": _finite(values[0]), "ci": near[name] if rare and finite else _ends(values)}
+        return OperatingPoint.model_validate(figures | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
         bootstrap = self._over("all", groups)
         weights = bootstrap.row_weights()
-        made = roc.curves(scores, positive, weights)
+        curves = roc.curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        found_there = made.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        found_there = curves.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
-            "average_precision": {"value": float(made.average_precision[0]), "ci": interval(made.average_precision)},
+            "average_precision": {
+                "value": float(curves.average_precision[0]),
+                "ci": interval(curves.average_precision),
+            },
             "sensitivity_at_specificity": {
                 "value": float(found_there[0]),
                 "ci": share_interval(bootstrap, found_there, of=positive),
             },
-            "roc": _curve(roc.FALSE_POSITIVES, made.sensitivity),
-            "precision_recall": _curve(roc.RECALLS, made.precision),
+            "roc": _curve(roc.FALSE_POSITIVES, curves.sensitivity),
+            "precision_recall": _curve(roc.RECALLS, curves.precision),
         }
 
-    def _rate(self, name: str, groups: Any, kept: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
-        totals = self._over(name, groups).totals(np.stack([kept & right, kept], axis=1))
+    def _rate(self, name: str, groups: Any, selected: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
+        totals = self._over(name, groups).totals(np.stack([selected & right, selected], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
             return totals[:, 0] / totals[:, 1]
 
@@ -255,9 +258,9 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _ratio_ends(found: dict[str, Any]) -> dict[str, list[float | None]]:
+def _ratio_ends(figures: dict[str, Any]) -> dict[str, list[float | None]]:
     """Intervals of both likelihood ratios from those of sensitivity and specificity, of which one is near 0 or 1."""
-    sensitivity, specificity = (found[name].values() for name in ("sensitivity", "specificity"))
+    sensitivity, specificity = (figures[name].values() for name in ("sensitivity", "specificity"))
     missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))
     pairs = {"likelihood_positive": (sensitivity, alarmed), "likelihood_negative": (missed, specificity)}
     return {name: [_finite(end) for end in ratio_interval(*one, *other)] for name, (one, other) in pairs.items()}
@@ -269,8 +272,8 @@ def _ends(values: Floats) -> list[float | None]:
     if not len(rest):
         return [None, None]
     tail = (1 - statistics.LEVEL) / 2
-    places = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
-    return [_finite(rest[place]) for place in places]
+    indices = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
+    return [_finite(rest[index]) for index in indices]
 
 
 def _curve(along: Sequence[float], values: Floats) -> dict[str, list[float]]:

@@ -53,14 +53,14 @@ def audit(
     labels = np.array([run.classes.index(name) for name in images["class"]])
     bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
     side = _side(data / images["path"].iloc[0])
-    found = {}
+    results = {}
     for shortcut in shortcuts:
         answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
         onto = images["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
         means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
         shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
-        found[shortcut.kind] = PlantedShortcut(
+        results[shortcut.kind] = PlantedShortcut(
             carrier=shortcut.carrier,
             moved_to=shortcut.moved_to,
             n=len(images),
@@ -68,7 +68,7 @@ def audit(
             follows=(answers["moved"][onto] == carrier).mean(),
             follows_before=(answers["removed"][onto] == carrier).mean(),
         )
-    return found
+    return results
 
 
 def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
@@ -100,28 +100,28 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
 def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
     """What each image carries."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
-    found = []
+    marks = []
     for row in images.to_dict("records"):
         planted = [kind for kind in kinds if row[_COLUMN + kind]]
         if how != "as_is":
             planted = [kind for kind in planted if kind != shortcut.kind]
         if how == "moved" and row["class"] == shortcut.moved_to:
             planted.append(shortcut.kind)
-        found.append(tuple(planted))
-    return found
+        marks.append(tuple(planted))
+    return marks
 
 
 def _answers(
     run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
 ) -> np.ndarray:
-    rows, found = images.to_dict("records"), []
+    rows, answers = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
         # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
         with torch.no_grad(), attacks.preserve_state(run.model):
-            found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
-    return np.concatenate(found)
+            answers.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
+    return np.concatenate(answers)
 
 
 def _drawn(

@@ -85,15 +85,15 @@ class _Asked:
 
     def predicted(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
         """The rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
-        found = []
+        tables = []
         with self._drawn(number):
             for version in self._versions(number, self.pixels(raw), labels, rows):
                 name, epsilon, _, severity = version.condition
                 judged = _judged(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
-                found.append(version.table(self.about, *judged))
+                tables.append(version.table(self.about, *judged))
                 if name not in VIEWS:
                     bar.advance(note=f"{name} {severity or epsilon:g}")
-        return pd.concat(found, ignore_index=True)
+        return pd.concat(tables, ignore_index=True)
 
     @contextmanager
     def _drawn(self, number: int) -> Iterator[None]:
@@ -109,8 +109,8 @@ class _Asked:
         run, names = self.run, self.about["sample_id"].iloc[rows].tolist()
         if self.clean:
             yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
-        asked = labels.to(run.device), self.attacks
-        yield from _attacked(run, rows, images, *asked, seed=number, carry_out=self.carry_out)
+        arguments = labels.to(run.device), self.attacks
+        yield from _attacked(run, rows, images, *arguments, seed=number, carry_out=self.carry_out)
         yield from (Version(*version) for version in _corrupted(images, names, rows, self.corruptions))
         if self.views:
             yield from (Version(*version) for version in generate_views(self.dataset, rows, images))
@@ -169,12 +169,12 @@ def predict(
     with Progress(title, len(batches) * asked.steps) as bar:
 
         def work(batch: tuple[int, Any]) -> pd.DataFrame:
-            number, (raw, labels, places) = batch
+            number, (raw, labels, indices) = batch
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
                 bar.skip(asked.steps)
                 return atomic.read_table(path)
-            whole = asked.predicted(number, raw, labels, places.numpy(), bar)
+            whole = asked.predicted(number, raw, labels, indices.numpy(), bar)
             if path is not None:
                 atomic.write_table(path, whole)
             return whole
@@ -208,7 +208,7 @@ def _as_it_stands(run: Run | ModelUnderTest) -> CarryOut:
 def about_images(dataset: "Dataset") -> pd.DataFrame:
     """What is known of every image: sample_id, group, source, split, class, label, and what else divides the data."""
     also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
-    known = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
+    groupings = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
     return pd.DataFrame(
         {
             "sample_id": dataset.sample_ids,
@@ -217,7 +217,7 @@ def about_images(dataset: "Dataset") -> pd.DataFrame:
             "split": dataset.splits,
             "class": [dataset.classes[k] for k in dataset.labels],
             "label": np.asarray(dataset.labels),
-            **known,
+            **groupings,
         }
     )
 
@@ -245,7 +245,7 @@ def _attacked(
 
     With the rows and the perturbed images how far these moved and what broke them, as columns.
     """
-    known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
+    earlier: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == WORST_CASE):
         options: Options = dict(attack.options())
         if attack.entry.stops_when_wrong:
@@ -258,7 +258,7 @@ def _attacked(
             options["surrogate"], made_on = other.model, other.name
         for epsilon in sorted(attack.epsilons):
             if attack.name == WORST_CASE:
-                options["start"] = [found for radius, found in known if radius <= epsilon]
+                options["start"] = [images_ for radius, images_ in earlier if radius <= epsilon]
             broken: Sequence[str] = ()
             if attack.name == WORST_CASE and carry_out is None:
                 report = attacks.worst_case_report(run.model, images, labels, epsilon=epsilon, **options)
@@ -269,16 +269,16 @@ def _attacked(
             condition = (attack.name, epsilon, attack.effort, 0)
             yield Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
             if attack.entry.norm == "linf":
-                known.append((epsilon, perturbed))
+                earlier.append((epsilon, perturbed))
 
 
 def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
     """The run that transfer attacks; UserError unless it knows the classes of `run`."""
-    found = _loaded(folder, str(run.device))
-    if found.classes != run.classes:
-        listed = f"{', '.join(found.classes)} instead of {', '.join(run.classes)}"
+    surrogate = _loaded(folder, str(run.device))
+    if surrogate.classes != run.classes:
+        listed = f"{', '.join(surrogate.classes)} instead of {', '.join(run.classes)}"
         raise UserError(f"{folder}: not a surrogate for {run.name}: its classes are {listed}")
-    return found
+    return surrogate
 
 
 @lru_cache(maxsize=1)
@@ -316,7 +316,7 @@ def conditions(
 
     One that none of them takes is said.
     """
-    given = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
+    typed = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
     if surrogate is not None and "transfer" not in names:
         raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
     if surrogate is not None:
@@ -324,12 +324,12 @@ def conditions(
     for name in names:
         attacks.get(name)
     for option in ("steps", "queries"):
-        if given[option] is not None and not any(option in ATTACKS[name].options for name in names):
+        if typed[option] is not None and not any(option in ATTACKS[name].options for name in names):
             takers = ", ".join(name for name, entry in ATTACKS.items() if option in entry.options)
-            log(f"{option} {given[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
-    found = []
+            log(f"{option} {typed[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
+    recipes = []
     for name in dict.fromkeys(names):
         radii = [e if ATTACKS[name].norm == "l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
-        options = {k: v for k, v in given.items() if k in ATTACKS[name].options}
-        found.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
-    return tuple(found)
+        options = {k: v for k, v in typed.items() if k in ATTACKS[name].options}
+        recipes.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
+    return tuple(recipes)

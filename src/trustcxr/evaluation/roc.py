@@ -41,7 +41,7 @@ def curves(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Curves
 
 def _chunk(weights: Floats, positive: NDArray[np.bool_], ends: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
     none = np.zeros((len(weights), 1))
-    hits, alarms = (np.cumsum(weights * kept, axis=1)[:, ends] for kept in (positive, ~positive))
+    hits, alarms = (np.cumsum(weights * counted, axis=1)[:, ends] for counted in (positive, ~positive))
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.hstack([none, hits / hits[:, -1:]]) if len(ends) else none * np.nan
         false = np.hstack([none, alarms / alarms[:, -1:]]) if len(ends) else none * np.nan

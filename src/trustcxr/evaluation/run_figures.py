@@ -24,17 +24,17 @@ def describe(
 
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """
-    own = run if isinstance(run, Run) else None
-    what = own.about if own is not None else About(run.name, run.name)
+    trained = run if isinstance(run, Run) else None
+    what = trained.about if trained is not None else About(run.name, run.name)
     return figures(
         what,
         run.classes,
         predictions,
-        validation=validation if own is not None else None,
+        validation=validation if trained is not None else None,
         resamples=resamples,
-        refit=own is not None and own.recipe is not None and own.recipe.training.refit,
-        training=own.training if own is not None else TrainingDocument(),
-        at_random=lambda: own is not None and is_randomised(own.model, _noise(own)),
+        refit=trained is not None and trained.recipe is not None and trained.recipe.training.refit,
+        training=trained.training if trained is not None else TrainingDocument(),
+        at_random=lambda: trained is not None and is_randomised(trained.model, _noise(trained)),
     )
 
 

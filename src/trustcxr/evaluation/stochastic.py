@@ -39,7 +39,7 @@ def judge(model: nn.Module, images: Tensor, labels: Tensor, *, at_worst: bool) -
     right = (drawn.argmax(2) == labels).float().mean(0).cpu().numpy()
     if not at_worst:
         return drawn.mean(0), right
-    own = drawn.gather(2, labels.expand(len(drawn), -1)[..., None])[..., 0]
+    label_logits = drawn.gather(2, labels.expand(len(drawn), -1)[..., None])[..., 0]
     others = drawn.scatter(2, labels.expand(len(drawn), -1)[..., None], -torch.inf).amax(2)
-    worst = (own - others).nan_to_num(nan=-torch.inf).argmin(0)
+    worst = (label_logits - others).nan_to_num(nan=-torch.inf).argmin(0)
     return drawn[worst, torch.arange(len(labels), device=drawn.device)], right
