@@ -190,7 +190,7 @@ def test_what_cannot_be_is_said_in_one_line(images: Path, tmp_path: Path, typed:
 def test_what_intervals_have_no_use_for_is_refused(run: Path, images: Path) -> None:
     typed = ["certify", str(run), "--data", str(images), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
-        with pytest.raises(UserError, match="neurons and steps are of the method crown"):
+        with pytest.raises(UserError, match="neurons and steps need the method crown"):
             RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
 
 

@@ -312,7 +312,7 @@ def test_only_the_passes_of_training_are_followed() -> None:
         with torch.no_grad():
             net.train()(torch.rand(2, 1, 16, 16))
     net(torch.rand(2, 1, 16, 16))
-    assert [(tuple(p.read.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
+    assert [(tuple(p.source.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
     assert passes[0].logits.shape == (2, 3)
     with guidance.followed(net.train(), wanted=False) as none:
         net(torch.rand(2, 1, 16, 16))

@@ -231,5 +231,5 @@ def test_a_network_that_answers_nan_is_never_kept_as_the_best(
             fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
         return
     summary = fit_run.fit(recipe(epochs=3), *radiographs, tmp_path)
-    assert (summary.best_epoch, summary.stopped.startswith("numbers: the model answers")) == (0, True)
+    assert (summary.best_epoch, summary.stopped.startswith("numbers: the model returns")) == (0, True)
     load_run(tmp_path)

@@ -36,18 +36,14 @@ def adaptive(
 ) -> Tensor:
     """Return the worst of PGD and APGD through each variant of the model, of a surrogate's images and of `start`.
 
-    For a random model, that is the image which is misclassified most often over draws.
-
-    Common arguments: see `fgsm`.
+    For a random model, that is the image which is misclassified most often over draws. Common arguments: see `fgsm`.
 
     Args:
         traits: what `probe_gradients` returned; by default it probes these images.
         surrogate: a model distilled from this one (`surrogate.distil`), attacked too.
         gradients: False if the model has none.
         start: adversarial candidates (B, 1, H, W) to try.
-        steps: of each PGD and APGD.
         queries: of Square on the images that remain; 0 for none.
-        seed: of the random starts.
 
     Raises UserError as the attacks do.
     """

@@ -47,21 +47,15 @@ def apgd(
     """Auto-PGD in the L-infinity ball (Croce and Hein 2020, "Reliable evaluation of adversarial robustness").
 
     Each step is z = P(x + s * sign(gradient)), x' = P(x + 0.75 (z - x) + 0.25 (x - x_before)), P the projection onto
-    the ball. The step size s starts at 2 epsilon. At checkpoints it is halved if the loss has stopped rising.
-
-    Common arguments: see `fgsm`.
+    the ball. The step size s starts at 2 epsilon. At checkpoints it is halved if the loss has stopped rising. A
+    misclassified image leaves the batch; the others return the input of highest loss. Common arguments: see `fgsm`.
 
     Args:
-        loss: "ce" is the cross-entropy. "margin" is logit of a wrong class - logit of the true one; it works for two
-            classes, where the DLR loss needs four.
+        loss: "ce" is the cross-entropy. "margin" is logit of a wrong class - logit of the true one (2 or more classes).
         target: (B,) wrong classes for "margin"; by default each wrong class in turn (at most 9, the likeliest first).
-        steps: gradient steps of each start.
-        restarts: random starts.
-        seed: of the starts.
         precision: "bf16" searches in bfloat16 and confirms each success in the caller's precision.
 
-    An image leaves the batch when it is misclassified. The others return the input of highest loss. Raises UserError as
-    fgsm does, and for invalid options.
+    Raises UserError as fgsm does, and for invalid options.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))

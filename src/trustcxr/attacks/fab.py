@@ -36,17 +36,11 @@ def fab(
     """Fast adaptive boundary attack, L-infinity, targeted (Croce and Hein 2020).
 
     It minimises the perturbation instead of maximising the loss. Each step projects onto the plane on which the
-    linearised margin of a wrong class is 0, overshoots by 5 %, and leans toward the original image by at most 10 %.
-
-    Common arguments: see `fgsm`.
-
-    Args:
-        steps: projections for each wrong class (at most 9 classes, the likeliest first).
-        restarts: starts; the first is the image itself, later ones are drawn from the ball.
-        seed: of the starts.
-
-    An image leaves the batch when it is misclassified within epsilon. The others return the nearest adversarial point,
-    clipped to the ball. Raises UserError as fgsm does, and for fewer steps or restarts than 1.
+    linearised margin of a wrong class is 0, overshoots by 5 %, and leans toward the original image by at most 10 %. It
+    takes `steps` for each wrong class (at most 9, the likeliest first). The first start is the image itself, later
+    `restarts` are drawn from the ball. An image leaves the batch when it is misclassified within epsilon. The others
+    return the nearest adversarial point, clipped to the ball. Common arguments: see `fgsm`. Raises UserError as fgsm
+    does, and for fewer steps or restarts than 1.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))

@@ -31,15 +31,7 @@ def minimal_perturbation(
 
     It is 0 if the model is already wrong, and infinite if nothing up to `highest` flips the image. At each returned
     radius an adversarial image was found, and at most `tolerance` below it none was. So it is an upper bound, as tight
-    as the attack is strong.
-
-    Common arguments: see `fgsm`.
-
-    Args:
-        attack: name of an attack with an L-infinity radius.
-        highest: largest radius to try, in (0, 1].
-        tolerance: width at which the bisection stops.
-        **options: of the attack, such as steps.
+    as the attack is strong. `options` go to the attack, such as steps.
 
     Raises UserError for an attack without an L-infinity radius, for options that it does not take, and as it does.
 

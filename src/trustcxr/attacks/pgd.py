@@ -41,15 +41,14 @@ def pgd(
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018): x' = P(x + step_size * sign(gradient)), P onto ball and [0, 1].
 
-    With `norm` "l2" the step is along gradient / ||gradient||, and P projects onto the L2 ball. Its radius is the
-    length of the whole perturbation in pixel space. Common arguments: see `fgsm`.
+    With `norm` "l2" the step is along gradient / ||gradient||, and P projects onto the L2 ball. Common arguments: see
+    `fgsm`.
 
     Args:
         step_size: 2.5 * epsilon / steps by default.
         random_start: draw each start evenly from the ball, instead of the image itself.
         restarts: starts; an image keeps the first that is misclassified.
-        stop_when_wrong: take an image out of the batch once it is misclassified, which saves most of the time. It needs
-            mode "eval", in which images do not depend on their neighbours.
+        stop_when_wrong: take an image out of the batch once it is misclassified, to save time. It needs mode "eval".
 
     Raises UserError as fgsm does, and for steps, restarts or a step size that are not positive.
 
@@ -71,8 +70,7 @@ def pgd(
     images = images.detach()
     if stop_when_wrong and mode == "train":
         raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
-    radius = radii(epsilon, images)
-    step = radii(2.5 * epsilon / steps if step_size is None else step_size, images)
+    radius, step = radii(epsilon, images), radii(2.5 * epsilon / steps if step_size is None else step_size, images)
     draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
     result, todo = images.clone(), torch.arange(len(images), device=images.device)
     with preserve_state(model, mode):

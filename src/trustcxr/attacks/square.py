@@ -35,20 +35,13 @@ def square(
     seed: int = 0,
     precision: Precision | None = None,
 ) -> Tensor:
-    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: forward passes only.
+    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes.
 
     It starts from vertical stripes of +- epsilon. Then it moves one square at a time to +- epsilon, in shrinking sizes.
-    A move is accepted if it reduces the margin: logit of the true class - the highest other.
-
-    Common arguments: see `fgsm`.
-
-    Args:
-        queries: most forward passes for an image, which leaves the batch when it is misclassified.
-        seed: of the search.
-        precision: "bf16" queries in bfloat16 and confirms each success in the caller's precision. It finds a little
-            less, since the image is rounded too.
-
-    Raises UserError as fgsm does, and for fewer queries than 1.
+    A move is accepted if it reduces the margin: logit of the true class - the highest other. An image leaves the batch
+    when it is misclassified. `precision` "bf16" queries in bfloat16 and confirms each success in the caller's
+    precision; it finds a little less. Common arguments: see `fgsm`. Raises UserError as fgsm does, and for fewer
+    queries than 1.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))

@@ -94,15 +94,11 @@ def worst_case_report(
     """Run several attacks, L-infinity, and return the worst image of each and which attack made it; 2 classes or more.
 
     The order is: APGD on the margin toward each wrong class, APGD on the cross-entropy, FAB toward each wrong class
-    (Croce and Hein 2020), Square (Andriushchenko et al. 2020). A broken image leaves the batch.
-
-    Common arguments: see `fgsm`.
+    (Croce and Hein 2020), Square (Andriushchenko et al. 2020). A broken image leaves the batch. Common arguments: see
+    `fgsm`.
 
     Args:
-        steps: of APGD and FAB.
-        queries: of Square.
-        restarts: of APGD and FAB.
-        seed: of all attacks.
+        steps, restarts: of APGD and FAB; `queries`: of Square.
         start: images (B, 1, H, W) within epsilon, from a smaller epsilon or another attack. Those that break the answer
             count, so accuracy cannot rise with epsilon.
         precision: "bf16" lets APGD and Square search in bfloat16 and confirms each success in the caller's precision.

@@ -1,7 +1,6 @@
-"""Lesion masks in training: images whose lesion is removed or transplanted.
+"""Train with lesion masks: on images whose lesion was removed or transplanted.
 
-Masks are needed in training alone. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion masks (B, 1, H, W), 1
-inside, all 0 where an image has none.
+Only training needs masks. Images are (B, 1, H, W) floats in [0, 1]; lung and lesion masks (B, 1, H, W), 1 inside.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,15 @@ from torch import Tensor
 
 from trustcxr.data import lesion_edits
 
-CONTROL = 0.75  # controls beside each image that is made counterfactual: they keep its label
+CONTROL = 0.75  # controls for each counterfactual image; they keep the label
 
 
 @dataclass(frozen=True)
 class LesionBatch:
-    """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
+    """A training batch: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
-    edited (B,) bool: which images are counterfactual, or controls of such; None where none was made. shares (2,): of a
-    part of a batch the shares of the whole batch's images that have a lesion, and that have lungs.
+    edited (B,) bool: images that are counterfactuals or their controls; None if none were made. shares (2,): shares of
+    the whole batch's images with a lesion, and with lungs, if this is a part of it.
     """
 
     pixels: Tensor
@@ -31,22 +30,22 @@ class LesionBatch:
     shares: Tensor | None = None
 
     def slice_rows(self, part: slice) -> "LesionBatch":
-        """A part of the batch."""
+        """Return a part of the batch."""
         edited = None if self.edited is None else self.edited[part]
         return LesionBatch(
             self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited, self.shares
         )
 
     def ill(self) -> Tensor:
-        """(B,) bool: images with a lesion."""
+        """Return (B,) bool: images with a lesion."""
         return (self.lesion > 0.5).flatten(1).any(1)
 
     def with_lungs(self) -> Tensor:
-        """(B,) bool: images with a lung mask."""
+        """Return (B,) bool: images with a lung mask."""
         return (self.lung > 0.5).flatten(1).any(1)
 
     def images(self, rows: Tensor) -> lesion_edits.EditInputs:
-        """Some of them, with masks as `data.lesions` takes them."""
+        """Return some rows as `data.lesion_edits` takes them."""
         return lesion_edits.EditInputs(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
 
 
@@ -58,13 +57,15 @@ def counterfactual(
     generator: torch.Generator,
     fills: Sequence[str] = ("grey",),
 ) -> LesionBatch:
-    """The batch with a share of the images that have a lesion, and of the healthy ones, made counterfactual.
+    """Return the batch with a share of its images with a lesion, and of its healthy ones, made counterfactual.
 
-    Lesion removed: it is labelled `healthy`, whatever else may be on the image. As much healthy lung removed: it keeps
-    its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy image: that has the
-    donor's label and lesion. A healthy image's lung put in at the same place: still healthy. Removed means filled by
-    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. An image
-    without a lung mask stays as it is: nobody knows what healthy lung is there.
+    - A lesion is removed: the label becomes `healthy`.
+    - As much healthy lung is removed instead (control): the label stays, so an edit alone says nothing.
+    - A lesion is transplanted into a healthy image: it gets the donor's label and lesion.
+    - A healthy image's lung is put in at the same position (control): still healthy.
+
+    Removal alternates between `fills` (of `data.lesion_edits.TAUGHT`), so that no fill gives an edit away. An image
+    without a lung mask is unchanged.
     """
     before = batch.pixels
     usable = batch.with_lungs()
@@ -95,7 +96,7 @@ def _removed(batch: LesionBatch, edited: Tensor, controls: Tensor, healthy: int,
 
 
 def _transplanted(batch: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
-    """What `donors` have where the lesions of `patch` lie, put into other images; a lesion takes its label along."""
+    """Copy the region of `patch`'s lesions from `donors` into other images; a lesion brings its label."""
     images = batch.images(into)
     giver = lesion_edits.moved_onto(batch.images(donors), images.lung)
     region = lesion_edits.moved_onto(batch.images(patch), images.lung).lesion & images.lung & giver.lung
