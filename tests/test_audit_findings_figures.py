@@ -23,7 +23,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
-from trustcxr.evaluation import alarms, multilabel_metrics
+from trustcxr.evaluation import multilabel_metrics, run_figures
 from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
@@ -168,7 +168,7 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     document = audited(known, tmp_path, lambda row: row[[0, 1, 1]])
     low, high = document.clean.accuracy.interval or (0, 0)
     assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
-    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == alarms.CONSTANT]
+    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
     assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
     assert not document.unreliable, "it ranks images of the findings"
     assert high > low

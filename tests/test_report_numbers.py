@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from trustcxr.evaluation import alarms as stored
+from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
@@ -23,8 +23,8 @@ from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, Stu
 def _run(**document: Any) -> load.Run:
     found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
     if found.clean.model_fields_set:
-        found.masking = stored.verdict(found)
-        found.alarms += [alarm for alarm in stored.find_alarms(found) if alarm not in found.alarms]
+        found.masking = gradient_masking.verdict(found)
+        found.alarms += [alarm for alarm in run_figures.find_alarms(found) if alarm not in found.alarms]
     run = load.Run(found, Path("nowhere"), [])
     load.label([run])
     return run
@@ -60,7 +60,7 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
 
 
 def test_a_constant_network_raises_an_alarm() -> None:
-    clean = {"accuracy": {"value": 0.35}, "confusion": [[10, 0], [10, 10]]}
+    clean = {"accuracy": {"value": 0.35}, "constant_answer": 2 / 3}
     good, bad = (_run(clean=clean | {"accuracy": {"value": 0.35, "ci": [low, 0.8]}}) for low in (0.7, 0.3))
     assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
     assert good.metrics.alarms == []

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check
-from trustcxr.evaluation.alarms import CONSTANT
 from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Verdict
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 # What, failed, leaves no figure that can be relied on. The rest is said, and attacks adapt to it.
 _GRAVE = (

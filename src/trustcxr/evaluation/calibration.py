@@ -1,6 +1,6 @@
 """Can the stated probability be believed, and does it still hold under attack?"""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,46 +56,24 @@ def describe(
 def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
     logits, labels = prediction_table.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
-    plain = _figures(logits, labels, bootstrap)
-    result = Calibrated(
-        accuracy=Share(value=prediction_table.right(rows).mean()),
-        ece=plain.ece,
-        ece_plug_in=plain.plug_in,
-        log_loss=plain.log_loss,
-        confidence=plain.confidence,
-        bins=plain.bins,
-        n=len(rows),
-    )
+    figures = _figures(logits, labels, bootstrap)
     if temperature is not None:
         scaled = _figures(logits / temperature, labels, bootstrap)
-        result.ece_scaled, result.ece_plug_in_scaled = scaled.ece, scaled.plug_in
-        result.log_loss_scaled, result.confidence_scaled, result.bins_scaled = (
-            scaled.log_loss,
-            scaled.confidence,
-            scaled.bins,
-        )
-    return result
+        figures |= {f"{name}_scaled": value for name, value in scaled.items()}
+    return Calibrated(accuracy=Share(value=prediction_table.right(rows).mean()), n=len(rows), **figures)
 
 
-class _Figures(NamedTuple):
-    ece: Share
-    plug_in: float
-    log_loss: Share
-    confidence: Share
-    bins: list[Bin]
-
-
-def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> _Figures:
+def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> dict[str, Any]:
     probabilities = statistics.softmax(logits)
     totals = bootstrap.totals(calibration_bins(probabilities, labels))
     error, ends = debiased_error(totals)
-    return _Figures(
-        Share(value=error, ci=tuple(ends)),
-        float(calibration_error(totals[0])),
-        Share(value=log_loss(logits, labels).mean()),
-        Share(value=probabilities.max(1).mean()),
-        [Bin(confidence=c / count, accuracy=correct / count, n=int(count)) for c, correct, count in totals[0] if count],
-    )
+    return {
+        "ece": Share(value=error, ci=tuple(ends)),
+        "ece_plug_in": float(calibration_error(totals[0])),
+        "log_loss": Share(value=log_loss(logits, labels).mean()),
+        "confidence": Share(value=probabilities.max(1).mean()),
+        "bins": [Bin(confidence=c / n, accuracy=right / n, n=int(n)) for c, right, n in totals[0] if n],
+    }
 
 
 def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Floats:
@@ -167,7 +145,7 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
     return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), classes]
 
 
-TEMPERATURES = (0.05, 20.0)  # beyond these a fit has run away: all right, or nothing learned
+TEMPERATURES = (0.05, 20.0)  # a fit beyond these has diverged: all correct, or nothing learned
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -178,7 +156,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     rows = np.asarray(logits, dtype=float)
     if not len(rows):
         return float("nan")
-    # Convex in 1 / T, so the one minimum is found.
+    # Convex in 1 / T: there is one minimum.
     fit = optimize.minimize_scalar(
         lambda log: float(log_loss(rows / np.exp(log), labels).mean()),
         bounds=tuple(np.log(TEMPERATURES)),

@@ -25,15 +25,15 @@ from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 if TYPE_CHECKING:
     import pandas as pd
 
-LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
-ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
-OVERSTATES = 0.10  # FGSM accuracy above that of an iterated attack by more than this
-RISE = 0.02  # accuracy that a stronger attack adds: fewer points say nothing, whatever their interval
-VANISHED = 0.05  # share of the images without a gradient from which on the gradients fail: of those measured, surely
-HELD = 0.8  # share of clean accuracy: attacks that leave more than this changed almost no answer
+LARGE = 0.3  # an epsilon at which any image can become any other, to a network
+ABOUT_ZERO = 0.05  # accuracy that a sound attack must leave at most at LARGE
+OVERSTATES = 0.10  # FGSM accuracy exceeds that of an iterated attack by more than this
+RISE = 0.02  # smallest gain of accuracy under a stronger attack that counts
+VANISHED = 0.05  # largest share of images without a gradient
+HELD = 0.8  # share of clean accuracy: attacks that leave more changed almost no answer
 
 Gap = Callable[[AttackResult, AttackResult], tuple[float, float] | None]
-"""The 95 % interval of accuracy under the first attack minus that under the second; None where it is not known."""
+"""Returns the 95 % interval of accuracy under the first attack minus that under the second; None if unknown."""
 
 FAILING = (
     "vanishing_gradients",
@@ -106,7 +106,7 @@ def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, ch
     return sizes
 
 
-def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float | None = None) -> Verdict:
+def verdict(document: RunDocument, gap: Gap = from_intervals) -> Verdict:
     """Whether the gradients of a run fail, from its document: "clean", "attacks", and "input_gradients" if measured.
 
     Failing: input gradients that vanish or are no numbers; an attack that left images as they were; an iterated attack
@@ -117,7 +117,8 @@ def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float
     are not shown to be answered better than that, attacks that agree prove nothing. Nor do they, without a measured
     gradient, where they changed almost no answer.
     """
-    rows, clean = _rows(document), _clean(document)
+    rows = _rows(document)
+    clean = AttackResult(attack=CLEAN, epsilon=0.0, accuracy=document.clean.accuracy, n=document.clean.n)
     checks = {
         "input gradients": _gradients(document, rows),
         "one step against many": _one_step(rows, gap),
@@ -131,7 +132,7 @@ def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float
     overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
     if failing:
         return _verdict(True, signs, looked, failing + overstates)
-    if why := _no_proof(looked, rows, clean, document, constant):
+    if why := _no_proof(looked, rows, clean, document):
         return _verdict(None, signs, looked, [why, *overstates])
     missing = [name for name in checks if name not in looked]
     parts = [f"no sign of it in {', '.join(looked)}", *([f"not looked for: {', '.join(missing)}"] if missing else [])]
@@ -142,28 +143,22 @@ def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], because:
     return Verdict(masked=masked, because="; ".join(because), looked_for=looked, signs=signs)
 
 
-def _no_proof(
-    looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument, constant: float | None
-) -> str:
+def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
     """Why silence is no proof here; empty where it is one."""
     if not looked:
         return "not looked for: it needs FGSM and PGD at one epsilon, or an iterated attack at several"
-    if constant is not None and not _above_constant(clean, constant):
-        better = f"better than by one constant answer ({constant:.1%})"
-        return f"nothing is known: the clean images are not shown to be answered {better}"
+    constant, low = document.clean.constant_answer, clean.accuracy.value
+    if clean.accuracy.ci and clean.accuracy.ci[0] is not None:
+        low = clean.accuracy.ci[0]
+    if constant is not None and low is not None and low <= constant:
+        return f"unknown: accuracy on clean images is not shown to be better than one constant answer ({constant:.1%})"
     taken = [_accuracy(row) for row in rows if row.epsilon]
     if document.input_gradients is None and taken and min(taken) > HELD * _accuracy(clean):
         return (
-            f"not looked for: the attacks changed almost no answer ({min(taken):.1%} are still right), so that they "
-            "agree proves nothing, and input gradients were not measured"
+            f"not looked for: the attacks changed almost no answer ({min(taken):.1%} are still right), so their "
+            "agreement proves nothing, and input gradients were not measured"
         )
     return ""
-
-
-def _above_constant(clean: AttackResult, constant: float) -> bool:
-    low = clean.accuracy.ci[0] if clean.accuracy.ci else None
-    low = clean.accuracy.value if low is None else low
-    return low is None or low > constant
 
 
 def label(row: AttackResult) -> str:
@@ -173,12 +168,8 @@ def label(row: AttackResult) -> str:
 
 def _rows(document: RunDocument) -> list[AttackResult]:
     whole = [r for r in document.attacks if r.attack and r.epsilon is not None and r.accuracy.value is not None]
-    # A model at random is judged under worst-case by the worst of its draws, else by their mean: these do not compare.
+    # A random model has the worst of its draws under worst-case, else their mean: these do not compare.
     return [row for row in whole if is_linf(row.attack) and not (row.attack == WORST_CASE and row.draws)]
-
-
-def _clean(document: RunDocument) -> AttackResult:
-    return AttackResult(attack=CLEAN, epsilon=0.0, accuracy=document.clean.accuracy, n=document.clean.n)
 
 
 def _accuracy(row: AttackResult) -> float:
@@ -187,10 +178,6 @@ def _accuracy(row: AttackResult) -> float:
 
 def _radius(row: AttackResult) -> float:
     return row.epsilon or 0.0
-
-
-def _unmoved(row: AttackResult) -> float:
-    return row.unmoved or 0.0
 
 
 def _iterated(rows: list[AttackResult]) -> list[AttackResult]:
@@ -229,12 +216,13 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
     moved = [row for row in rows if row.attack not in BLACK_BOX and row.unmoved is not None and row.epsilon]
     signs = []
     if measured is not None and _surely_more(measured.vanishing or 0.0, measured.n or 0):
-        share = f"{measured.vanishing:.1%} of {measured.n} images answered right"
-        text = f"the input gradient of the cross-entropy is zero, vanishing or no number on {share}"
-        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it stands still"))
-    if moved and _unmoved(row := max(moved, key=_unmoved)) > VANISHED:
-        text = f"{label(row)} left {_unmoved(row):.1%} of the images as they were at epsilon {_radius(row):g}"
-        signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no way to go"))
+        share = f"{measured.vanishing:.1%} of {measured.n} correctly classified images"
+        text = f"the input gradient of the cross-entropy is zero, vanishing or not a number for {share}"
+        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it does not move"))
+    share, row = max(((row.unmoved or 0.0, row) for row in moved), key=lambda pair: pair[0], default=(0.0, None))
+    if row is not None and share > VANISHED:
+        text = f"{label(row)} left {share:.1%} of the images unchanged at epsilon {_radius(row):g}"
+        signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no direction"))
     return signs if measured is not None or moved else None
 
 
@@ -301,8 +289,8 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
     low = row.accuracy.ci[0] if row.accuracy.ci else None
     if _accuracy(row) <= ABOUT_ZERO or (low is not None and low <= ABOUT_ZERO):
         return []
-    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}"
-    return [Sign(kind="left_at_large_epsilon", text=f"{text}, where none can be")]
+    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}, but must be about 0"
+    return [Sign(kind="left_at_large_epsilon", text=text)]
 
 
 def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:

@@ -1,13 +1,13 @@
-"""Runs on a Hugging Face hub, or in a folder that stands for one: weights as safetensors, run.yaml, card and figures.
+"""Download runs from a Hugging Face hub, and upload them to a hub or a folder: weights, run.yaml, card and figures.
 
-A place is `hf://owner/name`, with `@revision` if wanted, or a folder. The network is used by these two functions alone,
-when they are called with a hub's address.
+An address is `hf://owner/name`, with `@revision` if wanted. Only these two functions use the network.
 """
 
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,56 +16,46 @@ from trustcxr.storage import atomic, evaluations, layout
 from trustcxr.storage.os_errors import is_full, writing
 
 PREFIX = "hf://"
-CARD_FILE = "README.md"  # what a hub shows of a repository
+CARD_FILE = "README.md"
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\s]+))?/?")
-_SENT = (
-    layout.RUN_FILE,
-    layout.WEIGHTS_FILE,
-    layout.TRAINING_FILE,
-    layout.HISTORY_FILE,
-    layout.METRICS_FILE,
-    layout.FAMILIARITY_FILE,
-    layout.IMAGES_FILE,
-    # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
-    *(f"{layout.BEFORE_REFIT}/{name}" for name in (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)),
+_MODEL = (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)
+_FILES = (
+    *_MODEL,
+    *(layout.HISTORY_FILE, layout.METRICS_FILE, layout.FAMILIARITY_FILE, layout.IMAGES_FILE),
+    # The weights before a refit, on which thresholds are chosen.
+    *(f"{layout.BEFORE_REFIT}/{name}" for name in _MODEL),
 )
 _T = TypeVar("_T")
 
 
 def is_address(address: str | Path) -> bool:
-    """Whether this is a repository of a hub, also where it was taken for a path."""
+    """Return whether this is a hub's address, also as a path."""
     return re.match(r"hf:/", str(address)) is not None
 
 
 def fetch(address: str | Path) -> Path:
-    """The folder with the run of a hub's repository, from the hub's own cache where it is there already.
+    """Download the run of a hub's repository, or find it in the hub's cache, and return its folder.
 
-    Raises UserError for an address that is none, or a repository that cannot be had.
+    Raises UserError for an invalid address, or if the repository cannot be downloaded.
     """
-    repository, revision = _parsed(str(address))
+    repository, revision = _parse_address(str(address))
     import huggingface_hub
 
-    return Path(
-        _asked(
-            address,
-            lambda: huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=[*_SENT, CARD_FILE]
-            ),
-        )
-    )
+    patterns = [*_FILES, CARD_FILE]
+    download = partial(huggingface_hub.snapshot_download, repository, revision=revision, allow_patterns=patterns)
+    return Path(_call_hub(address, download))
 
 
 def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
-    """Put a run into a hub's repository, made if it is not there, or into a new or empty folder; return where it is.
+    """Upload a run and its model `card` to a hub's repository, or copy it to a new or empty folder; return the target.
 
-    `card` is its model card. Files of another training leave the repository: its figures must not stand beside these
-    weights. Of the images that the run was trained on their checksums go along and not their names, since a name may be
-    a patient's.
+    The repository is created if it is missing. Its files of another training are deleted, so that no figures of other
+    weights remain. Training images are listed by checksum only: their names may be patients' names.
     """
     layout.check_run(run)
     if not is_address(target):
-        return _into_folder(run, Path(target), card)
-    repository, _ = _parsed(target)
+        return _copy_to_folder(run, Path(target), card)
+    repository, _ = _parse_address(target)
     import huggingface_hub
 
     with tempfile.TemporaryDirectory() as staged:
@@ -74,16 +64,16 @@ def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
 
         def send() -> object:
             hub.create_repo(repository, private=private, exist_ok=True)
-            message = f"{run.name}, by TrustCXR"
+            message, old = f"{run.name}, by TrustCXR", list(_FILES)
             return hub.upload_folder(
-                repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=list(_SENT)
+                repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=old
             )
 
-        _asked(target, send)
+        _call_hub(target, send)
     return f"{PREFIX}{repository}"
 
 
-def _into_folder(run: Path, folder: Path, card: str) -> str:
+def _copy_to_folder(run: Path, folder: Path, card: str) -> str:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty. Choose a new or an empty folder, or hf://owner/name")
     with writing(folder):
@@ -95,9 +85,9 @@ def _into_folder(run: Path, folder: Path, card: str) -> str:
 
 
 def _stage(run: Path, folder: Path, card: str) -> None:
-    """Copy what is sent into a folder."""
+    """Copy the files to publish into a folder."""
     figures = evaluations.own_figures(run)
-    for name in _SENT:
+    for name in _FILES:
         if name == layout.METRICS_FILE and figures is not None:
             atomic.write_json(folder / name, figures.document)
         elif name == layout.IMAGES_FILE and (run / name).is_file():
@@ -108,22 +98,22 @@ def _stage(run: Path, folder: Path, card: str) -> None:
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _parsed(address: str) -> tuple[str, str | None]:
+def _parse_address(address: str) -> tuple[str, str | None]:
     match = _ADDRESS.fullmatch(address)
     if match is None:
-        raise UserError(f"{address}: no address of a hub: write hf://owner/name, or hf://owner/name@revision")
+        raise UserError(f"{address}: not a hub's address. Write hf://owner/name, or hf://owner/name@revision")
     return match["repository"], match["revision"]
 
 
-def _asked(address: str | Path, ask: Callable[[], _T]) -> _T:
-    """What a hub answers; UserError in one line for whatever it refuses, or where it cannot be reached."""
+def _call_hub(address: str | Path, call: Callable[[], _T]) -> _T:
+    """Return the result of a call; UserError in one line for all that the hub refuses."""
     try:
-        return ask()
+        return call()
     except Exception as problem:
         if is_full(problem):
             raise
         reason = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"{address}: the hub refused or cannot be reached ({type(problem).__name__}: {reason}); see the name, the "
-            "network, and `hf auth login`"
+            f"{address}: the hub refused or cannot be reached ({type(problem).__name__}: {reason}). Check the name, "
+            "the network, and `hf auth login`"
         ) from None

@@ -1,16 +1,17 @@
 """Predictions of one split become the document of metrics.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
 
-from trustcxr.evaluation import alarms, calibration, gradient_masking, metrics
+from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
-from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
+from trustcxr.storage.schemas import VERSION, Alarm, RunDocument, TrainingDocument
+from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
 
-AT_RANDOM = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
+AT_RANDOM = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
 
 
 def describe(
@@ -25,9 +26,8 @@ def describe(
     `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
     """
     trained = run if isinstance(run, Run) else None
-    what = trained.about if trained is not None else About(run.name, run.name)
     return figures(
-        what,
+        About(run.name, run.name) if trained is None else trained.about,
         run.classes,
         predictions,
         validation=validation if trained is not None else None,
@@ -66,13 +66,13 @@ def figures(
             "saliency": {},
         }
     )
-    document.masking = alarms.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
+    document.masking = gradient_masking.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
         document.masking.because += f"; {AT_RANDOM}"
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
-    document.alarms = alarms.find_alarms(document.model_copy(update={"training": training}))
+    document.alarms = find_alarms(document.model_copy(update={"training": training}))
     return document
 
 
@@ -80,3 +80,30 @@ def _noise(run: Run) -> torch.Tensor:
     """One image of noise, always the same, of the run's size."""
     drawn = torch.rand((1, 1, run.size, run.size), generator=torch.Generator().manual_seed(0))
     return drawn.to(run.device)
+
+
+def find_alarms(document: RunDocument) -> list[Alarm]:
+    """Every alarm of a run's document, each a kind and a sentence.
+
+    The signs of its verdict; a network no better than a constant answer; catastrophic overfitting, which training
+    noticed ("training": the run's training.json).
+    """
+    count, masking = document.clean.n, document.masking
+    suffix = f" ({count} {document.split} images)".replace("  ", " ") if count else ""
+    alarms = [Alarm(kind=sign.kind, text=f"{sign.text}{suffix}") for sign in (masking.signs if masking else ())]
+    alarms += _constant(document)
+    if document.training.alarm:
+        alarms.append(Alarm(kind=OVERFITTING, text=document.training.alarm))
+    return alarms
+
+
+def _constant(document: RunDocument) -> Iterator[Alarm]:
+    constant, accuracy = document.clean.constant_answer, document.clean.accuracy
+    ends = accuracy.interval
+    if constant is None or accuracy.value is None or ends is None or ends[0] > constant:
+        return
+    figures = f"{accuracy.value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
+    same, so = "one constant answer", "no other figure of it is informative"
+    if document.clean.findings:  # for a rare finding, even a useful threshold is seldom as often right as "absent"
+        same, so = "the commoner answer to each finding", "this is about its thresholds, not how it ranks images"
+    yield Alarm(kind=CONSTANT, text=f"accuracy on clean images is {figures}; {same} has {constant:.1%}: {so}")
