@@ -169,7 +169,7 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     low, high = document.clean.accuracy.interval or (0, 0)
     assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
     (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
-    assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
+    assert f"the commoner answer to each finding has {constant(known):.1%}" in alarm.text
     assert not document.unreliable, "it ranks images of the findings"
     assert high > low
 

@@ -17,7 +17,7 @@ from torch import nn
 from trustcxr import statistics
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.stochastic import judge
+from trustcxr.evaluation.stochastic import predict_logits
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
@@ -153,7 +153,7 @@ def _judged(
         labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
         with torch.no_grad(), preserve_state(model):
             torch.manual_seed(start)  # of a model that answers at random the same draws each time
-            answer, share = judge(model, batch, labels, at_worst=True)
+            answer, share = predict_logits(model, batch, labels, at_worst=True)
         logits.append(answer.cpu().numpy())
         shares += [] if share is None else [share]
     return np.concatenate(logits), np.concatenate(shares) if shares else None

@@ -1,4 +1,4 @@
-"""Can the stated probability be believed, and does it still hold under attack?"""
+"""Measure calibration: expected calibration error, temperature, log loss, clean and under attack."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,14 @@ BINS = 15  # of the calibration error
 def describe(
     predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resamples: int = 2000, refit: bool = False
 ) -> Calibration:
-    """The part "calibration" of metrics.json, from the predictions of one run on its test and validation images.
+    """Return "calibration" of metrics.json, from the predictions of one run on its test and validation images.
 
-    A temperature is fitted on the unperturbed validation images (Guo et al. 2017) and then applied to the test images,
-    "clean" and under each of "attacks": the calibration error as it is (`ece`) and so scaled (`ece_scaled`), log loss,
-    mean confidence, and the bins of the reliability diagram (DeGroot and Fienberg 1983).
+    The temperature is fitted on clean validation images (Guo et al. 2017). It is applied to the test images, clean and
+    under each attack: calibration error as it is (`ece`) and scaled (`ece_scaled`), log loss, mean confidence, and the
+    bins of the reliability diagram (DeGroot and Fienberg 1983).
 
-    `refit`: the run was trained anew on validation images too, so that no image is left to fit its temperature on, and
-    that of the network before says nothing of this one: temperature and all that is scaled stay empty. So they do where
-    there is no unperturbed validation image.
+    `refit`: the run was trained on validation images too, so no images are left to fit a temperature. Temperature and
+    scaled figures stay empty then, and without clean validation images.
     """
     fitted = validation[validation["attack"] == prediction_table.CLEAN]
     temperature = (
@@ -77,7 +76,7 @@ def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) ->
 
 
 def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Floats:
-    """For each row (N) its share of each bin's (confidence, correctness, count): (N, bins, 3)."""
+    """Return each row's share of each bin's (confidence, correctness, count): (N, bins, 3)."""
     rows = np.asarray(probabilities, dtype=float)
     confidence = rows.max(axis=1)
     right = rows.argmax(axis=1) == np.asarray(labels)
@@ -88,10 +87,9 @@ def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BI
 
 
 def calibration_error(totals: ArrayLike) -> Floats:
-    """Expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...).
+    """Return the expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...).
 
-    As it stands in the sample: chance alone makes it more than 0, the more so the fewer rows a bin has. What it would
-    be without that, with an interval, is `debiased_error`.
+    Chance alone makes it positive, more so with few rows in a bin. `debiased_error` removes that.
     """
     sums = np.asarray(totals, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -99,14 +97,14 @@ def calibration_error(totals: ArrayLike) -> Floats:
 
 
 def debiased_error(resampled: ArrayLike, level: float = LEVEL) -> tuple[float, list[float]]:
-    """The calibration error that is not chance, and its interval [low, high], from bins (R + 1, bins, 3).
+    """Return the calibration error without chance, and its interval [low, high], from bins (R + 1, bins, 3).
 
-    Row 0 is the sample, the others resamples of it (`Bootstrap.totals`); they say how a bin's gap between confidence
-    and accuracy varies by chance. Supposing true gaps of a size, the sample's own error would then have a certain
-    distribution: the estimate is the size of which the sample's error is the median, the interval all sizes of which it
-    is not too far out (Neyman 1937), so that the estimate lies in the interval always, and the truth about as often as
-    `level` says. Gaps are supposed in the proportions seen; for the ends also in proportion to their chance variation,
-    which is what a small error spread thinly looks like, and the wider of the two holds. NaN without rows.
+    Row 0 is the sample, the others are resamples (`Bootstrap.totals`): they show how a bin's gap between confidence and
+    accuracy varies by chance. For each assumed size of the true gaps, the sample's error has a distribution. The
+    estimate is the size at which the sample's error is the median; the interval has all sizes at which it is not
+    extreme (Neyman 1937). So the estimate always lies in the interval. Gaps have the proportions observed. The ends
+    also try proportions of the chance variation (a small error spread thinly), and the wider result counts. NaN without
+    rows.
     """
     sums = np.asarray(resampled, dtype=float)
     counts = sums[..., 2].sum(-1, keepdims=True)
@@ -132,7 +130,7 @@ def _shares(sizes: Floats) -> Floats:
 
 
 def _sizes(error: float, shape: Floats, chance: Floats, levels: list[float]) -> list[float]:
-    """For each quantile, the size of gaps in this shape at which an error's distribution has `error` there."""
+    """Return for each quantile the size of gaps in this shape at which the errors' distribution has `error` there."""
     errors = np.abs(_SIZES[:, None, None] * shape + chance).sum(2)  # (sizes, R)
     quantiles = np.quantile(errors, levels, axis=1).T
     rising = np.maximum.accumulate(quantiles, axis=0)
@@ -140,7 +138,7 @@ def _sizes(error: float, shape: Floats, chance: Floats, levels: list[float]) -> 
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
+    """Return the negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
     rows, classes = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
     return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), classes]
 
@@ -149,9 +147,9 @@ TEMPERATURES = (0.05, 20.0)  # a fit beyond these has diverged: all correct, or 
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The number by which to divide logits (N, C) so that the labels (N,) are likeliest (Guo et al. 2017).
+    """Return the divisor of logits (N, C) that makes the labels (N,) likeliest (Guo et al. 2017).
 
-    Answers and accuracy stay as they are; only the confidence changes. Within TEMPERATURES; NaN without rows.
+    Predictions stay; only confidence changes. Within TEMPERATURES; NaN without rows.
     """
     rows = np.asarray(logits, dtype=float)
     if not len(rows):

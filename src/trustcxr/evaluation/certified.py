@@ -1,6 +1,6 @@
-"""Certified accuracy: the share of images whose answer is right and proved not to change within epsilon.
+"""Compute certified accuracy: the share of images with a correct answer that provably does not change within epsilon.
 
-The truth, the accuracy that the strongest possible attack would leave, lies between it and accuracy under `worst-case`.
+The accuracy under the strongest possible attack lies between it and accuracy under `worst-case`.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,11 @@ EPSILONS = (0.005, 0.01, 0.02)
 def prove(
     run: Run, dataset: "Dataset", epsilons: Sequence[float] = EPSILONS, *, effort: Effort | None = None
 ) -> pd.DataFrame:
-    """The table of certified.parquet: a row an image and epsilon.
+    """Return the table of certified.parquet: a row per image and epsilon.
 
-    Columns beside what is known of the image: `epsilon`; `answer`, a place among the classes, of the model as it
-    runs; `margin`, a lower bound of the answer's margin over any other class within epsilon; `proved`, whether that is
-    above 0; `certified`, whether the answer is right too; `method`, how: crown, or ibp alone.
-    Raises UserError, naming the layer, where the model cannot be bounded.
+    Columns, besides those of `about_images`: `epsilon`; `answer`, the predicted class index; `margin`, a lower bound of
+    its margin over other classes within epsilon; `proved`, margin > 0; `certified`, proved and correct; `method`, crown
+    or ibp. Raises UserError with the layer's name if the model cannot be bounded.
     """
     layers, about, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
@@ -54,12 +53,12 @@ def prove(
 
 
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
-    """The rows of these radii; all where none are named."""
+    """Return the rows of these radii; all if `radii` is None."""
     return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)
 
 
 def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:
-    """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
+    """Return `certified` of metrics.json: an entry per epsilon, with intervals over groups."""
     bootstraps, results = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
         bootstrap, certified = bootstraps.over(rows["group"]), rows["certified"].to_numpy(dtype=bool)

@@ -1,4 +1,4 @@
-"""What a run loses on other data: accuracy on its own test images against that on others."""
+"""Compute the loss of accuracy on other data, against the run's own test images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000) -> list[Drop]:
-    """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
+    """Return the loss of accuracy from the run's own test images to others, clean and under each attack in both tables.
 
-    The samples are different images, so each is resampled by itself; the interval is that of the difference. Nothing of
-    the run's own test images once more.
+    The samples are different images, so each is resampled alone; the interval is that of the difference. Empty if both
+    are the same images.
     """
     if IMAGES in internal and IMAGES in external and set(internal[IMAGES]) == set(external[IMAGES]):
         return []
@@ -40,7 +40,7 @@ def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resampl
 
 
 def _in_both(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[tuple[str, float, int], Any]:
-    """The rows of both tables under the same attack, epsilon and steps; clean first."""
+    """Return the rows of both tables under the same attack, epsilon and steps; clean first."""
     parts = []
     for table in (first, second):
         rows = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]

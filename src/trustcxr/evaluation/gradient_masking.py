@@ -1,8 +1,7 @@
-"""Do the gradients fail? One judge, from what metrics.json holds: then robust accuracy is too good to be true.
+"""Detect masked gradients, which make robust accuracy too good to be true: from a run's figures, and from gradients.
 
-Athalye et al. 2018 (Obfuscated Gradients Give a False Sense of Security) and Carlini et al. 2019 (On Evaluating
-Adversarial Robustness) name the signs that are looked for here. It looks at the clean images and at every attack at
-every epsilon and number of steps; an L2 radius is another measure, and is left out.
+The signs are those of Athalye et al. 2018 (Obfuscated Gradients Give a False Sense of Security) and Carlini et al. 2019
+(On Evaluating Adversarial Robustness). L2 attacks are left out: their radius is another measure.
 """
 
 import math
@@ -46,9 +45,9 @@ FAILING = (
 
 
 def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
-    """A `Gap` from the two intervals alone, as if of different images (square and add, Newcombe 1998).
+    """Return a `Gap` from the two intervals alone, as for different images (square and add, Newcombe 1998).
 
-    Wider than one over the same images, where predictions are at hand.
+    It is wider than `paired_gap`.
     """
     ends, other_ends = first.accuracy.interval, second.accuracy.interval
     if ends is None or other_ends is None:
@@ -107,15 +106,15 @@ def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, ch
 
 
 def verdict(document: RunDocument, gap: Gap = from_intervals) -> Verdict:
-    """Whether the gradients of a run fail, from its document: "clean", "attacks", and "input_gradients" if measured.
+    """Return whether the gradients of a run fail, from its document.
 
-    Failing: input gradients that vanish or are no numbers; an attack that left images as they were; an iterated attack
-    weaker than a single step, or whose accuracy rises with epsilon, or that leaves accuracy at an epsilon of 0.3; a
-    black box that wins. Each beyond RISE and beyond the interval of `gap`, where there is one. FGSM accuracy far above
-    an iterated attack's says that FGSM overstates, and no more; FGSM accuracy that rises says nothing: one step
-    overshoots, on any network. `constant`: accuracy of one and the same answer to everything; where the clean images
-    are not shown to be answered better than that, attacks that agree prove nothing. Nor do they, without a measured
-    gradient, where they changed almost no answer.
+    Failing: input gradients that vanish or are not numbers; an attack that leaves images unchanged; an iterated attack
+    that is weaker than a single step, gains accuracy with epsilon, or leaves accuracy at epsilon 0.3; a black box that
+    wins. Each must exceed RISE and the interval of `gap`, if there is one.
+
+    FGSM accuracy far above an iterated attack's only shows that FGSM overstates. FGSM accuracy that rises shows
+    nothing: one step overshoots on any network. Attacks that agree prove nothing if clean accuracy is not above that of
+    one constant answer, or if they changed almost no answer and no gradient was measured.
     """
     rows = _rows(document)
     clean = AttackResult(attack=CLEAN, epsilon=0.0, accuracy=document.clean.accuracy, n=document.clean.n)
@@ -144,7 +143,7 @@ def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], because:
 
 
 def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
-    """Why silence is no proof here; empty where it is one."""
+    """Return why the absence of signs proves nothing; empty if it does."""
     if not looked:
         return "not looked for: it needs FGSM and PGD at one epsilon, or an iterated attack at several"
     constant, low = document.clean.constant_answer, clean.accuracy.value
@@ -162,7 +161,7 @@ def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, 
 
 
 def label(row: AttackResult) -> str:
-    """PGD-20: an attack with its steps."""
+    """Return an attack with its steps: PGD-20."""
     return row.attack.upper() + (f"-{row.steps:g}" if row.steps else "")
 
 
@@ -185,10 +184,7 @@ def _iterated(rows: list[AttackResult]) -> list[AttackResult]:
 
 
 def _single_attacks(rows: list[AttackResult]) -> list[AttackResult]:
-    """Iterated attacks by gradient alone; worst-case, which holds a black box and starts from FGSM, where no other is.
-
-    It could never be the weaker one, and would hide that PGD is.
-    """
+    """Return iterated gradient attacks; worst-case only without any other: it includes FGSM's and Square's images."""
     many = _iterated(rows)
     return [row for row in many if row.attack != WORST_CASE] or many
 
@@ -203,7 +199,7 @@ def _worst(rows: list[AttackResult]) -> AttackResult:
 
 
 def _beyond(first: AttackResult, second: AttackResult, by: float, gap: Gap) -> bool:
-    """Whether accuracy under the first is above that under the second, by more than `by` and than chance gives."""
+    """Return whether accuracy under the first exceeds that under the second by more than `by` and than chance."""
     if not _accuracy(first) - _accuracy(second) > by:
         return False
     ends = gap(first, second)
@@ -211,7 +207,7 @@ def _beyond(first: AttackResult, second: AttackResult, by: float, gap: Gap) -> b
 
 
 def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | None:
-    """Input gradients as measured, and attacks that left images as they were; None where neither was measured."""
+    """Check measured input gradients, and attacks that left images unchanged; None if neither was measured."""
     measured = document.input_gradients
     moved = [row for row in rows if row.attack not in BLACK_BOX and row.unmoved is not None and row.epsilon]
     signs = []
@@ -227,15 +223,15 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
 
 
 def _surely_more(share: float, count: float) -> bool:
-    """Whether more than VANISHED of all images have no gradient, by the score interval of those measured.
+    """Return whether more than VANISHED of all images have no gradient, by the score interval.
 
-    A few of a hundred say nothing: the answers of an honest network may be so sure that float32 has no room for more.
+    A few of a hundred are normal: an honest network may be too confident for float32.
     """
     return share > VANISHED and (not count or wilson(share, count)[0] > VANISHED)
 
 
 def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
-    """The epsilon where one step and many differ the most, each way; None where both were never measured."""
+    """Find the epsilon at which one step and many differ most, each way; None if both were never measured."""
     flatters: list[tuple[float, str]] = []
     weak: list[tuple[float, str]] = []
     compared = False
@@ -260,7 +256,7 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
 
 
 def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sign] | None:
-    """The largest rise of accuracy under an iterated attack, from the lowest before; None without one."""
+    """Find the largest rise of accuracy under an iterated attack above that at smaller epsilons; None without one."""
     sweeps: dict[str, list[AttackResult]] = {}
     for row in _iterated(rows):
         sweeps.setdefault(label(row), []).append(row)
@@ -281,7 +277,7 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
 
 
 def _left(rows: list[AttackResult]) -> list[Sign] | None:
-    """Accuracy that the strongest iterated attack leaves at 0.3 or more; None where none went so far."""
+    """Check the accuracy that the strongest iterated attack leaves at 0.3 or more; None if none went so far."""
     large = [row for row in _iterated(rows) if _radius(row) >= LARGE - 1e-9]
     if not large:
         return None
@@ -294,7 +290,7 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
 
 
 def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
-    """The epsilon where a black box wins the most against gradients; None where both were never measured at one."""
+    """Find the epsilon at which a black box wins most over gradients; None if both were never measured at one."""
     wins: list[tuple[float, str]] = []
     compared = False
     for epsilon, here in _epsilons(rows):
@@ -318,7 +314,7 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
 
 
 def _alone(row: AttackResult) -> float | None:
-    """The share of the images that the black box within worst-case broke, which comes last in it; None if not known."""
+    """Return the share of images that only Square, the last part of worst-case, broke; None if unknown."""
     if "broken_by" not in row.model_fields_set or not row.n:
         return None
     return row.broken_by.get("square", 0) / row.n

@@ -1,4 +1,4 @@
-"""The lungs alone, without the lungs, their outline, the border, another image behind them."""
+"""Generate views of images without the lungs, or with little else: lungs alone, outline, border, another background."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 def generate_views(
     dataset: "Dataset", rows: np.ndarray, images: Tensor
 ) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
+    """Yield VIEWS of the images with a non-empty lung mask: condition, rows, pixels."""
     has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
@@ -48,13 +48,13 @@ def generate_views(
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What to hide lungs in: black, mid-grey, each image's own mean."""
+    """Return what hides the lungs: black, mid-grey, each image's mean."""
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
     return torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """The smallest upright box around each mask (B, 1, H, W) of 0 and 1: the same shape; empty stays empty."""
+    """Return the smallest upright box around each mask (B, 1, H, W) of 0 and 1, in the same shape."""
     inside = torch.ones_like(masks)
     for across, along in ((2, 3), (3, 2)):
         line = masks.amax(dim=across, keepdim=True)
@@ -64,7 +64,7 @@ def boxes(masks: Tensor) -> Tensor:
 
 
 def _of_another_class(labels: np.ndarray) -> np.ndarray:
-    """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
+    """Return for each image the index of one of another class, (N,), drawn evenly from a fixed seed."""
     drawn, indices, chosen = (
         np.random.default_rng(0).random(len(labels)),
         np.arange(len(labels)),

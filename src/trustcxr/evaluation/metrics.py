@@ -1,4 +1,4 @@
-"""Predictions -> metrics: every number in metrics.json comes from a table, and can be computed from it again."""
+"""Compute metrics from predictions: every number in metrics.json can be computed from a table again."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,26 +36,24 @@ from trustcxr.storage.schemas import (
 if TYPE_CHECKING:
     import pandas as pd
 
-VANISHING = 1e-12  # of the cross-entropy, at its steepest pixel: a confident network's is still far above this
+VANISHING = 1e-12  # largest gradient of an image that counts as vanishing; a confident network is far above it
 
 
 def classification(
     logits: Floats, labels: NDArray[np.int64], groups: Any, classes: tuple[str, ...], *, resamples: int = 2000
 ) -> Classification:
-    """Accuracy, precision, recall, F1, AUROC (macro and per class), calibration error, confusion, with intervals.
+    """Return accuracy, precision, recall, F1, AUROC (macro, per class), calibration error, confusion, with intervals.
 
-    `logits` (N, C), `labels` (N,). Precision and F1 of a class that is there and never predicted, or predicted and not
-    there, count as 0, as in scikit-learn. Of a class that is not there recall and AUROC (one class against the rest)
-    are not defined, nor precision and F1 where it is not predicted either: NaN, and left out of the mean of classes. A
-    resample in which a class of the sample was not drawn says nothing of that mean. Accuracy, recall, precision,
-    balanced accuracy and the AUROC of a class near 0 or 1 have the score interval, the others that of the resamples.
-    Raises NotFiniteError where a logit is NaN, which argmax would call the answer.
+    `logits` (N, C), `labels` (N,). Precision and F1 of a class that is present but never predicted, or the reverse, are
+    0, as in scikit-learn. Recall and AUROC of an absent class are NaN and left out of the macro mean; so are its
+    precision and F1 if it is never predicted. Shares near 0 or 1 have the score interval, other figures that of the
+    resamples. Raises NotFiniteError for a NaN logit, which argmax would choose.
     """
     _check_numbers(logits)
     bootstrap = Bootstrap.over(groups, resamples=resamples)
     cells, probabilities = _cells(logits, labels, len(classes)), statistics.softmax(logits)
     confusion = bootstrap.totals(cells)  # (R + 1, true, predicted)
-    figures = _Told(
+    figures = _Measured(
         confusion[0],
         _from_confusion(confusion) | {"auroc": _areas(probabilities, labels, bootstrap, len(classes))},
         bootstrap.totals(calibration.calibration_bins(probabilities, labels)),
@@ -65,10 +63,7 @@ def classification(
 
 
 def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resamples: int = 2000) -> Classification:
-    """The same of decisions on findings, absent or present: accuracy of all of them, all else the mean over findings.
-
-    Of each finding by itself it is as above. Counts, and `confusion`, are of all decisions.
-    """
+    """Return `classification` of decisions on findings: accuracy over all decisions, else means over findings."""
     logits, labels = logits_of(clean), clean["label"].to_numpy(dtype=np.int64)
     _check_numbers(logits)
     bootstrap = Bootstrap.over(clean["group"], resamples=resamples)
@@ -80,7 +75,7 @@ def classify_findings(clean: "pd.DataFrame", states: tuple[str, ...], *, resampl
 
     means = multilabel_metrics.mean_over_findings(clean, bootstrap, figures, (len(_OF_CLASSES), len(states)))
     area = multilabel_metrics.auroc(clean, bootstrap)  # the same of both states
-    figures_of_all = _Told(
+    figures_of_all = _Measured(
         cells.sum(0),
         dict(zip(_OF_CLASSES, np.moveaxis(means, 1, 0), strict=True))
         | {"accuracy": bootstrap.means(right(clean)), "auroc": np.stack([area, area], axis=1)},
@@ -95,8 +90,8 @@ _OF_CLASSES = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What is counted and measured: figures (R + 1,) or of each class (R + 1, C); of how many `findings` the means."""
+class _Measured:
+    """Counts and figures, (R + 1,) or per class (R + 1, C); `findings`: how many the means are over."""
 
     confusion: Floats
     figures: dict[str, Floats]
@@ -105,8 +100,8 @@ class _Told:
     findings: int | None = None
 
 
-def _classified(bootstrap: Bootstrap, counted: _Told, cells: Floats, classes: tuple[str, ...]) -> Classification:
-    """The document, with intervals; `cells` (N, C, C): of each row its class and its answer."""
+def _classified(bootstrap: Bootstrap, counted: _Measured, cells: Floats, classes: tuple[str, ...]) -> Classification:
+    """Return the document, with intervals; `cells` (N, C, C) as in `_cells`."""
     figures, true, predicted = dict(counted.figures), cells.sum(2) > 0, cells.sum(1) > 0
     areas = figures["auroc"]
     shares = {"recall": true, "precision": predicted}
@@ -136,41 +131,41 @@ def _classified(bootstrap: Bootstrap, counted: _Told, cells: Floats, classes: tu
 
 
 def _cells(logits: Floats, labels: NDArray[np.int64], count: int) -> Floats:
-    """Of each row its class and its answer, (N, C, C)."""
+    """Mark the class and the answer of each row: (N, C, C)."""
     cells = np.zeros((len(labels), count, count))
     cells[np.arange(len(labels)), labels, logits.argmax(1)] = 1
     return cells
 
 
 def _areas(probabilities: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap, count: int) -> Floats:
-    """The area under the ROC curve of each class against the rest, (R + 1, C)."""
+    """Return the area under the ROC curve of each class against the rest, (R + 1, C)."""
     weights = bootstrap.row_weights()
     return np.stack([statistics.auroc(probabilities[:, k], labels == k, weights) for k in range(count)], axis=1)
 
 
 def _area(bootstrap: Bootstrap, areas: Floats, positive: NDArray[np.bool_], findings: int | None) -> Share:
-    """One area with its interval; the mean of several `findings` has that of resamples alone."""
+    """Return one area with its interval, by resampling if it is the mean of several `findings`."""
     several = findings is not None and findings != 1
     return _figure(areas) if several else Share(value=float(areas[0]), ci=area_interval(bootstrap, areas, positive))
 
 
 def _check_numbers(logits: Floats) -> None:
     if lost := int(np.isnan(logits).any(1).sum()):
-        raise NotFiniteError(f"{lost} of {len(logits)} rows of the predictions hold NaN; evaluate the run again")
+        raise NotFiniteError(f"{lost} of {len(logits)} rows of the predictions hold NaN. Evaluate the run again")
 
 
 def _figure(values: Floats) -> Share:
-    """Values (R + 1,) of the sample and its resamples as a figure with its interval."""
+    """Return values (R + 1,) of the sample and its resamples as a figure with its interval."""
     return Share(value=float(values[0]), ci=interval(values))
 
 
 def _share(bootstrap: Bootstrap, means: Floats, of: NDArray[np.bool_] | None = None) -> Share:
-    """A share of the rows, or `of` some, (R + 1,), with its interval, which may be near 0 or 1."""
+    """Return a share of the rows, or `of` some, (R + 1,), with its interval."""
     return Share(value=float(means[0]), ci=share_interval(bootstrap, means, of=of))
 
 
 def _mean_share(bootstrap: Bootstrap, shares: Floats, of: NDArray[np.bool_]) -> Share:
-    """The mean of shares (R + 1, C), each of its own rows (N, C), with its interval."""
+    """Return the mean of shares (R + 1, C), each of its rows `of` (N, C), with its interval."""
     return Share(value=float(_macro(shares)[0]), ci=mean_share_interval(bootstrap, shares, of))
 
 
@@ -191,19 +186,16 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
 
 
 def _macro(values: Floats) -> Floats:
-    """Mean over the classes that have a value in the sample itself (row 0): (R + 1, C) -> (R + 1,)."""
+    """Average over the classes with a value in the sample (row 0): (R + 1, C) -> (R + 1,)."""
     finite = np.isfinite(values[0])
     return values[:, finite].mean(1) if finite.any() else np.full(len(values), np.nan)
 
 
 def from_predictions(predictions: "pd.DataFrame", classes: tuple[str, ...], *, resamples: int = 2000) -> RunDocument:
-    """All of metrics.json that comes from the predictions of one run and one split, and nothing else.
+    """Return all of metrics.json that comes from the predictions of one run and one split.
 
-    Parts: "clean", "by_source" (where the images come from several), "by_group" (the same by every column that divides
-    them), "shortcuts" (the views) and "without_lungs" (of the views that hide the lungs the one with the highest
-    accuracy, which is the worst for whoever claims that the lungs are needed), "attacks",
-    "input_gradients" (where any was measured), "corruptions" and "corruptions_mean".
-    Raises NotFiniteError where a logit is NaN.
+    `by_source` and `by_group` divide the clean images by a column. `shortcuts` are the views. `without_lungs` is the
+    view of hidden lungs with the highest accuracy. Raises NotFiniteError for a NaN logit.
     """
     _check_numbers(logits_of(predictions))
     samples = Bootstraps(resamples=resamples)
@@ -241,7 +233,7 @@ def _clean(clean: "pd.DataFrame", classes: tuple[str, ...], resamples: int) -> C
 
 
 def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
-    """On how many of the images answered right the gradient was measured, and the share where it is as good as none."""
+    """Count the correct images with a measured gradient, and the share with a vanishing one."""
     if "gradient" not in clean:
         return None
     sizes = clean.loc[right(clean), "gradient"].dropna().to_numpy(dtype=float)
@@ -250,7 +242,7 @@ def _input_gradients(clean: "pd.DataFrame") -> InputGradients | None:
 
 
 def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
-    """Of the rows of one condition: accuracy and balanced accuracy with their intervals, constant answer and n."""
+    """Return accuracy, balanced accuracy, accuracy of a constant answer and n of the rows of one condition."""
     bootstrap, labels = samples.over(rows["group"]), rows["label"].to_numpy(dtype=np.int64)
     findings = multilabel_metrics.has_findings(rows)
     return Accuracy(
@@ -264,7 +256,7 @@ def accuracy(rows: "pd.DataFrame", samples: Bootstraps) -> Accuracy:
 
 
 def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
-    """The mean over findings of the balanced accuracy of each."""
+    """Return the mean over findings of balanced accuracy."""
     of_state = rows["label"].to_numpy()[:, None] == np.arange(2)
     hits = of_state & right(rows)[:, None]
 
@@ -276,7 +268,7 @@ def _balanced_of_findings(bootstrap: Bootstrap, rows: "pd.DataFrame") -> Share:
 
 
 def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Floats:
-    """The mean area under the ROC curve, of `count` classes against the rest or of the findings, (R + 1,)."""
+    """Return the mean area under the ROC curve, of `count` classes against the rest or of findings, (R + 1,)."""
     if multilabel_metrics.has_findings(rows):
         return multilabel_metrics.auroc(rows, bootstrap)
     scores, labels = statistics.softmax(logits_of(rows)), rows["label"].to_numpy(dtype=np.int64)
@@ -284,7 +276,7 @@ def macro_auroc(rows: "pd.DataFrame", bootstrap: Bootstrap, count: int) -> Float
 
 
 def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
-    """Summed bins (R + 1, bins, 3) of the calibration error."""
+    """Return the summed bins (R + 1, bins, 3) of the calibration error."""
     if multilabel_metrics.has_findings(rows):
         return multilabel_metrics.calibration_totals(rows, bootstrap)
     shares = calibration.calibration_bins(statistics.softmax(logits_of(rows)), rows["label"].to_numpy())
@@ -292,7 +284,7 @@ def calibration_totals(rows: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
 
 
 def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.int64]) -> Share:
-    """The mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
+    """Return the mean over the classes of labels (N,) of the share of rows (N,), with its interval."""
     of_class = labels[:, None] == np.unique(labels)
     hits, sizes = (bootstrap.totals(of_class & counted) for counted in (rows[:, None], True))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -301,12 +293,12 @@ def balanced(bootstrap: Bootstrap, rows: NDArray[np.bool_], labels: NDArray[np.i
 
 
 def constant_answer(labels: NDArray[np.int64]) -> float:
-    """The accuracy of always giving the commonest class of labels (N,); NaN without any."""
+    """Return the accuracy of always predicting the commonest class of labels (N,); NaN without any."""
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else float("nan")
 
 
 def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) -> AttackResult:
-    """One attack at one epsilon. Its success is counted over the images that the model gets right as they are."""
+    """Return the figures of one attack at one epsilon; its success rate is over images that are correct without it."""
     attack, is_right = str(rows["attack"].iloc[0]), right(rows)
     was_right = shown["right"].loc[rows["sample_id"]].to_numpy()
     bootstrap = samples.over(rows["group"])
@@ -326,12 +318,12 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         result.steps = int(rows["steps"].iloc[0])
     if (drawn := _draws(rows, samples)) is not None:
         result.draws = drawn
-    _add_how_found(result, rows, was_right)
+    _add_details(result, rows, was_right)
     return result
 
 
 def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
-    """Of a model that answers at random, what one answer is worth and how often each is right; else None."""
+    """Return the mean and the all-draws accuracy of a random model; None for another."""
     if RIGHT_SHARE not in rows or not len(rows) or rows[RIGHT_SHARE].isna().any():
         return None
     bootstrap, shares = samples.over(rows["group"]), rows[RIGHT_SHARE].to_numpy(dtype=float)
@@ -339,11 +331,8 @@ def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
     return Draws(count=JUDGED, one=one, each=each)
 
 
-def _add_how_found(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:
-    """`unmoved`: the share of the images answered right that the attack left as they were; `broken_by`: worst-case's.
-
-    `surrogate`: the run that transfer's images were made on. Nothing of tables from before these were kept.
-    """
+def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:
+    """Add `unmoved` (share of correct images that the attack left unchanged), `broken_by`, and `surrogate`."""
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
         result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
     if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
@@ -355,9 +344,9 @@ def _add_how_found(result: AttackResult, rows: "pd.DataFrame", was_right: NDArra
 def _corruptions(
     rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps
 ) -> tuple[list[CorruptionResult], CorruptionsMean]:
-    """Accuracy and flips, answers that are not those of the clean image, for each corruption and severity.
+    """Return accuracy and flip rate for each corruption and severity, and their mean over all within each image.
 
-    And their mean over all corruptions and severities within each image, so that its interval is one over images.
+    A flip is an answer other than that of the clean image.
     """
     before = shown["answer"].loc[rows["sample_id"]].to_numpy()
     table = rows.assign(right=right(rows), flipped=logits_of(rows).argmax(1) != before)
@@ -384,7 +373,7 @@ _MEANS = {"accuracy": "right", "flip_rate": "flipped"}
 
 
 def by_column(clean: "pd.DataFrame", column: str, samples: Bootstraps) -> dict[str, Accuracy]:
-    """`accuracy` of the rows with each value of a column, apart; empty where it does not divide the rows."""
+    """Return `accuracy` of the rows with each value of a column; empty unless it divides the rows."""
     if column not in clean or clean[column].fillna("").nunique() < 2:
         return {}
     return {str(name) or "unknown": accuracy(rows, samples) for name, rows in clean.groupby(clean[column].fillna(""))}

@@ -1,4 +1,4 @@
-"""Synthetic images drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
+"""Test reliance on planted shortcuts: redraw synthetic images with a shortcut removed or moved to another class."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ HOW = ("as_is", "removed", "moved")
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A shortcut that was planted on the images of one class, and the class that it is moved to."""
+    """A shortcut planted on the images of one class, and the class that it is moved to."""
 
     kind: str
     carrier: str
@@ -35,16 +35,12 @@ class Shortcut:
 def audit(
     run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
 ) -> dict[str, PlantedShortcut]:
-    """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
+    """Return "planted_shortcuts" of metrics.json: {kind: accuracy as is, removed and moved}.
 
-    `data` is a folder that `trustcxr data phantom` wrote. Its images are drawn again from their seeds: "as_is" with
-    what
-    was planted, "removed" without this shortcut, "moved" with it on every image of another class and on none of its
-    own.
-    "follows" is the share of the images that it was moved onto which are then taken for the class that it came from,
-    beside "follows_before", the same share of the same images without it. A model that never learned the shortcut has
-    the same accuracy throughout.
-    Raises UserError for data that are not synthetic, or on which nothing was planted.
+    `data` is a folder of `trustcxr data phantom`, and its images are redrawn from their seeds. "as_is" has what was
+    planted, "removed" lacks this shortcut, "moved" has it on another class only. "follows" is the share of images with
+    the moved shortcut that are predicted as the class it came from; "follows_before" is that share without it. Raises
+    UserError for data that are not synthetic or without planted shortcuts.
     """
     table, shortcuts = _planted(data, run.classes)
     images = table[table["split"] == split]
@@ -72,10 +68,7 @@ def audit(
 
 
 def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
-    """One row an image, and what was planted on any split:
-
-    A model may have been trained on another than it is tested.
-    """
+    """Return one row per image, and the shortcuts planted on any split, since training may have used another."""
     import pandas as pd
 
     file = data / "manifest.csv"
@@ -98,7 +91,7 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
 
 
 def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
-    """What each image carries."""
+    """Return the shortcuts on each image."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
     marks = []
     for row in images.to_dict("records"):

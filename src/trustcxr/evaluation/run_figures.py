@@ -1,4 +1,4 @@
-"""Predictions of one split become the document of metrics.json."""
+"""Compute the document of metrics.json from predictions of one split: figures, verdict, alarms."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,9 +21,9 @@ def describe(
     validation: pd.DataFrame | None = None,
     resamples: int = 2000,
 ) -> RunDocument:
-    """The document of metrics.json (results/documents), without saliency, from predictions of one split.
+    """Return the document of metrics.json, without saliency, from predictions of one split.
 
-    `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
+    `validation`: predictions on the run's validation images, to fit the temperature of "calibration".
     """
     trained = run if isinstance(run, Run) else None
     return figures(
@@ -49,7 +49,7 @@ def figures(
     training: TrainingDocument,
     at_random: Callable[[], bool],
 ) -> RunDocument:
-    """All of `describe` that comes from tables: the network itself is asked for nothing but whether it is random."""
+    """Return all of `describe` that comes from tables; only `at_random` needs the network."""
     document = metrics.from_predictions(predictions, classes, resamples=resamples)
     document = document.model_copy(
         update={
@@ -77,17 +77,13 @@ def figures(
 
 
 def _noise(run: Run) -> torch.Tensor:
-    """One image of noise, always the same, of the run's size."""
+    """Return one fixed image of noise, of the run's size."""
     drawn = torch.rand((1, 1, run.size, run.size), generator=torch.Generator().manual_seed(0))
     return drawn.to(run.device)
 
 
 def find_alarms(document: RunDocument) -> list[Alarm]:
-    """Every alarm of a run's document, each a kind and a sentence.
-
-    The signs of its verdict; a network no better than a constant answer; catastrophic overfitting, which training
-    noticed ("training": the run's training.json).
-    """
+    """Return every alarm of a run's document: masking, no better than a constant answer, catastrophic overfitting."""
     count, masking = document.clean.n, document.masking
     suffix = f" ({count} {document.split} images)".replace("  ", " ") if count else ""
     alarms = [Alarm(kind=sign.kind, text=f"{sign.text}{suffix}") for sign in (masking.signs if masking else ())]
