@@ -1,4 +1,4 @@
-"""Networks that only look robust: each hides or bends the gradient of an honest one."""
+"""Define networks with masked gradients: each only looks robust, by hiding the gradient of another network."""
 
 import io
 import os
@@ -59,7 +59,7 @@ class Noise(MaskedModel):
 
 
 class EveryNoise(MaskedModel):
-    """The mean over many draws of Noise, always the same: what no number of draws tells an attack much better."""
+    """The mean over many fixed draws of Noise."""
 
     draws = 64
 
@@ -71,7 +71,7 @@ class EveryNoise(MaskedModel):
 
 
 class RandomResizing(MaskedModel):
-    """Smaller by up to a fifth of its side, somewhere on black (Xie et al. 2018)."""
+    """Shrinks the image by up to a fifth and offsets it at random on black (Xie et al. 2018)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(self.placed(images, *self.drawn(images.shape[-1])))
@@ -91,26 +91,26 @@ class RandomResizing(MaskedModel):
 
 
 class EveryResizing(RandomResizing):
-    """The mean over all that RandomResizing may draw: what no number of draws tells an attack better."""
+    """The mean over all draws of RandomResizing."""
 
     def forward(self, images: Tensor) -> Tensor:
         side, total = images.shape[-1], torch.zeros(())
         sizes = range(side - side // 5, side + 1)
         for small in sizes:
-            places = [(left, top) for left in range(side - small + 1) for top in range(side - small + 1)]
-            placed = torch.cat([self.placed(images, small, *place) for place in places])
-            total = total + self.net(placed).unflatten(0, (len(places), -1)).mean(0)
+            offsets = [(left, top) for left in range(side - small + 1) for top in range(side - small + 1)]
+            placed = torch.cat([self.placed(images, small, *offset) for offset in offsets])
+            total = total + self.net(placed).unflatten(0, (len(offsets), -1)).mean(0)
         return total / len(sizes)
 
 
 class FewerNoises(EveryNoise):
-    """The same over fewer draws, for a network of real size."""
+    """EveryNoise over fewer draws, for large networks."""
 
     draws = 16
 
 
 class SomeResizings(RandomResizing):
-    """The mean over some of what RandomResizing may draw, always the same."""
+    """The mean over some fixed draws of RandomResizing."""
 
     def forward(self, images: Tensor) -> Tensor:
         shares = []
@@ -129,8 +129,8 @@ MASKED_MODELS = {
     "noise": Noise,
     "random resizing": RandomResizing,
 }
-# A network that blurs its answer over draws may truly be harder to mislead. What an attack can reach there is not what
-# its bare network has, but what the mean over draws has that are all known: always the same answer, nothing hidden.
+# A mean over random draws may truly be more robust than the bare network. So the fair reference is the mean over fixed
+# draws, which hides nothing.
 TWINS = {"noise": FewerNoises, "random resizing": SomeResizings}
 
 RUN, MASKED_MODEL = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_MASKED_MODEL"

@@ -1,18 +1,13 @@
-"""What `exam-1` costs: seconds of each part of an audit, and the minutes of the whole.
+"""Measure what `exam-1` costs: seconds of each part of an audit, and minutes of the whole.
 
-    python -m benchmarks.speed.audit_parts RUN --data PATH [--images 12] [--split Val] [--size 96] [--cores 2]
+    python -m benchmarks.speed.audit_parts RUN --data PATH [--per-class 12] [--split Val] [--size 96] [--cores 2]
     python -m benchmarks.speed.audit_parts [--model resnet18] [--size 96] [--images 570] [--cores 2]
 
-With a run, the audit itself is carried out on the first `--images` validation images of each class (Test is not opened)
-on one core, part by part in processor time, and reckoned up to `--images`: what images cost hangs on what attacks
-break, so such a network costs what a real one does. `--size` takes the run's weights at another side.
+With a run, it audits the first `--per-class` validation images of each class on one core, in processor time, and
+extrapolates to `--images`. `--size` uses the run's weights at another size.
 
-Without a run nothing is trained and no data are needed: the labels are the network's own answers, and the radius is so
-small that no image ever breaks, which is what costs the most: every attack then spends all of its steps and queries on
-every image. Those are the minutes of a network that resists everything.
-
-On a machine that others use too, processor time is what to go by. The minutes on several cores suppose that each core
-does as much as one alone.
+Without a run it needs no data: labels are the network's own predictions, and the radius is so small that no image
+ever breaks. This is the most expensive case: every attack spends all of its steps and queries.
 """
 
 import argparse
@@ -49,17 +44,17 @@ ENTRY_CHECKS, FIGURES, REST = (
 
 
 def attacked(model: nn.Module, recipe: AttackRecipe, images: Tensor, labels: Tensor, start: list[Tensor]) -> Tensor:
-    """What an examination does for one attack at one radius."""
-    options = dict(recipe.options())
+    """Run one attack at one radius as an audit does."""
+    keywords = dict(recipe.options())
     if recipe.entry.stops_when_wrong:
-        options["stop_when_wrong"] = True
+        keywords["stop_when_wrong"] = True
     if recipe.name == "worst-case":
-        options["start"] = start
-    return attacks.get(recipe.name)(model, images, labels, epsilon=RADIUS, **options)
+        keywords["start"] = start
+    return attacks.get(recipe.name)(model, images, labels, epsilon=RADIUS, **keywords)
 
 
 def by_attack(model: nn.Module, exam: ExamRecipe, images: Tensor) -> dict[str, float]:
-    """Processor seconds an image of each attack, at all of its radii, and of the images that went wrong."""
+    """Return processor seconds per image of each attack, at all radii, and of corrupted images."""
     with torch.no_grad():
         labels = model(images).argmax(1)
     found, start = {}, list[Tensor]()
@@ -77,18 +72,20 @@ def by_attack(model: nn.Module, exam: ExamRecipe, images: Tensor) -> dict[str, f
 
 @contextmanager
 def clocked(spent: dict[str, float]) -> Iterator[None]:
-    """Inside, the parts of an audit add the processor seconds that they take to `spent`, by name."""
+    """Add the processor seconds of each part of an audit to `spent`, by name."""
 
-    def timed(name: Callable[..., str], function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    def timed(name: Callable[..., str], function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         before = time.process_time()
         try:
-            return function(*given, **options)
+            return function(*arguments, **keywords)
         finally:
-            spent[name(*given)] += time.process_time() - before
+            spent[name(*arguments)] += time.process_time() - before
 
-    def watched(owner: Any, place: str, name: Callable[..., str]) -> Any:
-        function = getattr(owner, place)
-        return mock.patch.object(owner, place, lambda *given, **options: timed(name, function, *given, **options))
+    def watched(owner: Any, method: str, name: Callable[..., str]) -> Any:
+        function = getattr(owner, method)
+        return mock.patch.object(
+            owner, method, lambda *arguments, **keywords: timed(name, function, *arguments, **keywords)
+        )
 
     with (
         watched(audits, "run_entry_checks", lambda *_: ENTRY_CHECKS),
@@ -99,7 +96,7 @@ def clocked(spent: dict[str, float]) -> Iterator[None]:
 
 
 def time_audit(run: Path, data: Path, images: int, split: str, size: int | None) -> tuple[dict[str, float], int, Any]:
-    """Processor seconds of each part of an audit of a run on some images, how many these were, and the audit."""
+    """Return processor seconds of each part of an audit of a run, the number of images, and the audit."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         loaded = load_run(run, on="cpu")
@@ -117,45 +114,45 @@ def time_audit(run: Path, data: Path, images: int, split: str, size: int | None)
 
 
 def extrapolate(parts: dict[str, float], count: int, images: int, batch: int, cores: int) -> tuple[float, float]:
-    """Seconds of an audit of so many images, from those of `count`: on one core; on several, batches side by side."""
+    """Extrapolate seconds of `count` images to `images`: on one core, and on several with parallel batches."""
     each = sum(seconds for name, seconds in parts.items() if name not in (ENTRY_CHECKS, FIGURES)) / count
     fixed = parts.get(ENTRY_CHECKS, 0.0) + parts.get(FIGURES, 0.0) * images / count
     turns = math.ceil(math.ceil(images / batch) / cores)
     return fixed + images * each, fixed + min(images, turns * batch) * each
 
 
-def say(parts: dict[str, float], count: int, asked: argparse.Namespace, batch: int) -> None:
-    """Print what was measured, and what it comes to."""
+def print_parts(parts: dict[str, float], count: int, options: argparse.Namespace, batch: int) -> None:
+    """Print the measured parts and the extrapolated whole."""
     for name, seconds in parts.items():
         per_image = "" if name == ENTRY_CHECKS else f", {seconds / count:6.3f} s an image"
         print(f"  {name:42} {seconds:7.1f} s{per_image}")
-    one, several = extrapolate(parts, count, asked.images, batch, asked.cores)
-    print(f"  the whole, of {asked.images} images: {one / 60:.1f} min of one core; on {asked.cores} cores "
+    one, several = extrapolate(parts, count, options.images, batch, options.cores)
+    print(f"  the whole, of {options.images} images: {one / 60:.1f} min of one core; on {options.cores} cores "
           f"{several / 60:.1f} min")  # fmt: skip
 
 
-def measure_a_run(asked: argparse.Namespace) -> None:
-    """An audit of a run on some images, part by part."""
+def measure_a_run(options: argparse.Namespace) -> None:
+    """Time an audit of a run on some images, part by part."""
     torch.set_num_threads(1)
-    parts, count, document = time_audit(asked.run, asked.data, asked.images, asked.split, asked.size)
+    parts, count, document = time_audit(options.run, options.data, options.per_class, options.split, options.size)
     left = {f"{row.attack} {row.epsilon:g}": f"{row.accuracy.value or 0:.1%}" for row in document.attacks}
     clean = f"{document.clean.accuracy.value or 0:.1%}"
-    print(f"{document.model.name} on {count} images of {asked.split}: clean {clean}, left under attack {left}")
-    say(parts, count, asked, load_exam().batch_size)
+    print(f"{document.model.name} on {count} images of {options.split}: clean {clean}, left under attack {left}")
+    print_parts(parts, count, options, load_exam().batch_size)
 
 
-def measure_the_worst(asked: argparse.Namespace) -> None:
-    """A network that nothing breaks."""
-    exam, side = load_exam(), asked.size or 96
-    batch = asked.batch or exam.batch_size
+def measure_the_worst(options: argparse.Namespace) -> None:
+    """Time a network that no attack breaks."""
+    exam, side = load_exam(), options.size or 96
+    batch = options.batch or exam.batch_size
     torch.manual_seed(0)
-    model: nn.Module = factory.build(asked.model, classes=3, weights="none").eval()
+    model: nn.Module = factory.build(options.model, classes=3, weights="none").eval()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.rand(batch, 1, side, side).contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(1)
-    print(f"{asked.model}, {side} pixels, batches of {batch}, torch {torch.__version__}; images that never break:")
+    print(f"{options.model}, {side} pixels, batches of {batch}, torch {torch.__version__}; images that never break:")
     found = {name: seconds * batch for name, seconds in by_attack(fused(model, images), exam, images).items()}
-    say(found, batch, asked, batch)
+    print_parts(found, batch, options, batch)
 
 
 def main() -> None:
@@ -163,17 +160,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--data", type=Path, help="with a run: the images")
-    parser.add_argument("--images", type=int, default=12, help="of each class, of --split, that the audit is timed on")
+    parser.add_argument("--per-class", type=int, default=12, help="of each class, of --split, to time the audit on")
     parser.add_argument("--split", default="Val")
     parser.add_argument("--model", default="resnet18", help="without a run: a network with random weights")
     parser.add_argument("--size", type=int, help="side in pixels; the run's, or 96")
-    parser.add_argument("--images", type=int, default=570, help="that the whole is reckoned for")
+    parser.add_argument("--images", type=int, default=570, help="to extrapolate to")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--batch", type=int, help="without a run: images of a batch; those of exam-1 unless said")
-    asked = parser.parse_args()
-    if asked.run and not asked.data:
+    options = parser.parse_args()
+    if options.run and not options.data:
         parser.error("with a run, say --data PATH")
-    (measure_a_run if asked.run else measure_the_worst)(asked)
+    (measure_a_run if options.run else measure_the_worst)(options)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from trustcxr.attacks.fgsm import fgsm, fgsm_rs
 from trustcxr.attacks.minimal_perturbation import minimal_perturbation, nearest
 from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
 from trustcxr.attacks.square import square
-from trustcxr.attacks.transfer import transfer
+from trustcxr.attacks.surrogate import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
 from trustcxr.errors import lookup
 from trustcxr.models.preserve_state import Mode, preserve_state

@@ -1,13 +1,17 @@
-"""Distil a small surrogate network from a model whose gradients are of no use to an attack.
+"""Attack a model by the adversarial images of a surrogate: another model, or a small network distilled from it.
 
 Papernot et al. 2017 ("Practical black-box attacks against machine learning"): adversarial images of the surrogate are
 tried on the model.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trustcxr.attacks.base import check_input, checked_logits
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 
 _WIDTHS = (16, 32, 64, 96)
@@ -68,3 +72,35 @@ def distil(
             optimiser.step()
             schedule.step()
     return net.eval().requires_grad_(False)
+
+
+def transfer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    surrogate: nn.Module,
+    attack: str = "momentum",
+    **options: Any,
+) -> Tensor:
+    """Return images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to try on `model`.
+
+    `options` go to the attack. UserError unless both models have the same number of classes.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> adversarial = tx.attacks.transfer(model, images, labels, epsilon=0.02, surrogate=other)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
+    """
+    from trustcxr.attacks import get
+
+    check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
+    with preserve_state(model), preserve_state(surrogate):
+        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, surrogate)]
+    if counts[0] != counts[1]:
+        raise UserError(f"transfer: the model has {counts[0]} classes and the surrogate {counts[1]}")
+    return get(attack)(surrogate, images, labels, epsilon=epsilon, **options)

@@ -211,10 +211,7 @@ def _batch_norm(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Layer]
         return [standardise]
     weight, bias = norm.weight, norm.bias
     rescale = Affine(
-        name,
-        lambda x: x * channels(weight, x) + channels(bias, x),
-        lambda r: r * channels(weight.abs(), r),
-        2,
+        name, lambda x: x * channels(weight, x) + channels(bias, x), lambda r: r * channels(weight.abs(), r), 2
     )
     return [standardise, rescale]
 

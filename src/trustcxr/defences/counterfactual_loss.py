@@ -50,12 +50,7 @@ class LesionBatch:
 
 
 def counterfactual(
-    batch: LesionBatch,
-    *,
-    healthy: int,
-    share: float,
-    generator: torch.Generator,
-    fills: Sequence[str] = ("grey",),
+    batch: LesionBatch, *, healthy: int, share: float, generator: torch.Generator, fills: Sequence[str] = ("grey",)
 ) -> LesionBatch:
     """Return the batch with a share of its images with a lesion, and of its healthy ones, made counterfactual.
 

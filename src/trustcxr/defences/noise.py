@@ -22,12 +22,7 @@ def mixup(
 
 
 def cutout(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    size: float = 0.25,
-    label_smoothing: float = 0.0,
+    model: nn.Module, images: Tensor, labels: Tensor, *, size: float = 0.25, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Cutout (DeVries and Taylor 2017) in pixel space: one black square of side `size` times the image's.
 

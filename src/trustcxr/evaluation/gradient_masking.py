@@ -215,9 +215,9 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
         share = f"{measured.vanishing:.1%} of {measured.n} correctly classified images"
         text = f"the input gradient of the cross-entropy is zero, vanishing or not a number for {share}"
         signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it does not move"))
-    share, row = max(((row.unmoved or 0.0, row) for row in moved), key=lambda pair: pair[0], default=(0.0, None))
-    if row is not None and share > VANISHED:
-        text = f"{label(row)} left {share:.1%} of the images unchanged at epsilon {_radius(row):g}"
+    row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
+    if row is not None and row.unmoved and row.unmoved > VANISHED:
+        text = f"{label(row)} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
         signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no direction"))
     return signs if measured is not None or moved else None
 

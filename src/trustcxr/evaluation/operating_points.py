@@ -213,18 +213,13 @@ class _PointMeasure:
         weights = bootstrap.row_weights()
         curves = roc.curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        found_there = curves.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        sensitivity = curves.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        ends, precision = share_interval(bootstrap, sensitivity, of=positive), curves.average_precision
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
-            "average_precision": {
-                "value": float(curves.average_precision[0]),
-                "ci": interval(curves.average_precision),
-            },
-            "sensitivity_at_specificity": {
-                "value": float(found_there[0]),
-                "ci": share_interval(bootstrap, found_there, of=positive),
-            },
+            "average_precision": {"value": float(precision[0]), "ci": interval(precision)},
+            "sensitivity_at_specificity": {"value": float(sensitivity[0]), "ci": ends},
             "roc": _curve(roc.FALSE_POSITIVES, curves.sensitivity),
             "precision_recall": _curve(roc.RECALLS, curves.precision),
         }

@@ -45,7 +45,7 @@ def audit(
     table, shortcuts = _planted(data, run.classes)
     images = table[table["split"] == split]
     if images.empty:
-        raise UserError(f"{data}: no split '{split}'; there is {', '.join(sorted(set(table['split'])))}")
+        raise UserError(f"{data}: no split '{split}'. Choose from: {', '.join(sorted(set(table['split'])))}")
     labels = np.array([run.classes.index(name) for name in images["class"]])
     bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
     side = _side(data / images["path"].iloc[0])
@@ -75,7 +75,7 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
     kinds = [str(c).removeprefix(_COLUMN) for c in table.columns if str(c).startswith(_COLUMN)]
     if not kinds or "seed" not in table:
-        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known; `trustcxr data phantom` writes some")
+        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known. `trustcxr data phantom` makes some")
     table = table[table["class"].isin(classes)].drop_duplicates(["class", "seed"]).reset_index(drop=True)
     shortcuts = []
     for kind in kinds:
@@ -86,7 +86,7 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
             moved_to = next(name for name in [*classes[after:], *classes] if name in free)
             shortcuts.append(Shortcut(kind, carriers[0], moved_to))
     if not shortcuts:
-        raise UserError(f"{data}: no shortcut was planted; `trustcxr data phantom --shortcut marker=1.0` does")
+        raise UserError(f"{data}: no shortcut was planted. Plant one: `trustcxr data phantom --shortcut marker=1.0`")
     return table, shortcuts
 
 
@@ -111,7 +111,7 @@ def _answers(
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
-        # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+        # Not inference_mode: TorchScript refuses its tensors after an attack.
         with torch.no_grad(), attacks.preserve_state(run.model):
             answers.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
     return np.concatenate(answers)

@@ -266,7 +266,7 @@ def _final_logits(
 
     UserError if the model returns NaN or infinity.
     """
-    # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+    # Not inference_mode: TorchScript refuses its tensors after an attack.
     with torch.no_grad(), attacks.preserve_state(run.model):
         logits, right_share = stochastic.predict_logits(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
