@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benchmarks.speed import examination
+from benchmarks.speed import audit_parts
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -367,13 +367,13 @@ def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) 
 
 
 def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) -> None:
-    parts, count, document = examination.of_an_audit(trained, images, 2, "Val", None)
+    parts, count, document = audit_parts.time_audit(trained, images, 2, "Val", None)
     assert (count, document.protocol) == (6, "exam-1")
     attacked = {"fgsm 0.01", "fgsm 0.02", "pgd 0.01", "pgd 0.02", "square 0.02", "worst-case 0.02"}
-    assert parts.keys() == {examination.DOOR, *attacked, examination.REST, examination.FIGURES}
+    assert parts.keys() == {audit_parts.ENTRY_CHECKS, *attacked, audit_parts.REST, audit_parts.FIGURES}
     assert min(parts.values()) > 0
-    assert examination.whole_of({"a": 6.0, examination.DOOR: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
-    assert examination.whole_of({"a": 6.0, examination.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
+    assert audit_parts.extrapolate({"a": 6.0, audit_parts.ENTRY_CHECKS: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
+    assert audit_parts.extrapolate({"a": 6.0, audit_parts.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
 
 
 @pytest.mark.slow

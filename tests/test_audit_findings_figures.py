@@ -23,8 +23,8 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
-from trustcxr.evaluation import alarms, each_finding
-from trustcxr.evaluation.masked_views import _views
+from trustcxr.evaluation import multilabel_metrics, run_figures
+from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
 from trustcxr.report.audit_text import sentences
@@ -168,8 +168,8 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     document = audited(known, tmp_path, lambda row: row[[0, 1, 1]])
     low, high = document.clean.accuracy.interval or (0, 0)
     assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
-    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == alarms.CONSTANT]
-    assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
+    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
+    assert f"the commoner answer to each finding has {constant(known):.1%}" in alarm.text
     assert not document.unreliable, "it ranks images of the findings"
     assert high > low
 
@@ -212,18 +212,18 @@ def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
 def test_a_finding_that_all_images_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
     rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
     bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
-    areas = each_finding.auroc(rows, bootstrap)
+    areas = multilabel_metrics.auroc(rows, bootstrap)
     assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
-    assert len(each_finding.has_both_labels(rows)) == 1
-    assert each_finding.constant_answer(rows) == 6 / 8
+    assert len(multilabel_metrics.has_both_labels(rows)) == 1
+    assert multilabel_metrics.constant_answer(rows) == 6 / 8
     alone = rows[rows["finding"] == "b"]
-    assert np.isnan(each_finding.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
+    assert np.isnan(multilabel_metrics.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
 
 
 def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() -> None:
     rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
     rows = decisions(rare)
-    areas = each_finding.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
+    areas = multilabel_metrics.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
     assert np.isfinite(areas).all(), "of twelve findings of one image each hardly any resample has them all"
     assert areas[0] == 1
 
@@ -283,7 +283,9 @@ def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
         one = multilabel.OneFinding(data, np.arange(len(data)), truth.astype(float))
-        views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
+        views = {
+            key: view for (key, *_), _, view in generate_views(one, np.arange(len(data)), torch.tensor(images[:, None]))
+        }
         for place, view in enumerate(views["lungs_on_another_image"][:, 0].numpy()):
             away = [np.abs(view - other)[outside[place]].sum() for other in images]
             assert truth[int(np.argmin(away))] != truth[place], name

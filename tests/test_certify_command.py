@@ -160,7 +160,7 @@ def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
     from trustcxr.certify import affine_graph, ibp
 
     model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
-    found = ibp.intervals(affine_graph.exact(model), Interval.of(*affine_graph.box(images.double(), 0.01)))[-1]
+    found = ibp.intervals(affine_graph.exact(model), Interval.from_ends(*affine_graph.box(images.double(), 0.01)))[-1]
     logits = model(images).double()
     assert (found.low - 1e-4 <= logits).all()
     assert (logits <= found.high + 1e-4).all()
@@ -190,7 +190,7 @@ def test_what_cannot_be_is_said_in_one_line(images: Path, tmp_path: Path, typed:
 def test_what_intervals_have_no_use_for_is_refused(run: Path, images: Path) -> None:
     typed = ["certify", str(run), "--data", str(images), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
-        with pytest.raises(UserError, match="neurons and steps are of the method crown"):
+        with pytest.raises(UserError, match="neurons and steps need the method crown"):
             RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
 
 

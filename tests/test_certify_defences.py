@@ -113,7 +113,7 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     low, high = model[0](images - 0.01), model[0](images + 0.01)
     first = float((high - low).mean())
     for layers in (list(model)[1:2], list(model)[1:5]):
-        at = ibp.intervals(affine_graph.layers(nn.Sequential(*layers)), ibp.Interval.of(low, high))[-1]
+        at = ibp.intervals(affine_graph.layers(nn.Sequential(*layers)), ibp.Interval.from_ends(low, high))[-1]
         tightness.append(max(0.0, 0.5 - first / float(2 * at.radius.mean())) / 0.5)
         centre, active, inactive = at.centre, at.low > 0, at.high < 0
         mean = float(centre[active].sum() / -centre[inactive].sum())
@@ -162,7 +162,7 @@ def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            at = ibp.Interval.of(*affine_graph.box(images.double(), 0.02))
+            at = ibp.Interval.from_ends(*affine_graph.box(images.double(), 0.02))
             least = ibp.least_margins(affine_graph.exact(net), at, labels)
             proved.append(float((least + F.one_hot(labels, 3) > 0).all(1).float().mean()))
     assert proved[0] < 0.3

@@ -40,7 +40,7 @@ def some(count: int) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor) -> ibp.Interval:
-    return ibp.Interval.of(*affine_graph.box(images.double(), EPSILON))
+    return ibp.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
 
 
 def test_layers_give_the_ensemble_s_own_answer() -> None:
@@ -116,7 +116,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
     one, deeper = together(1).net, factory.build("plain5", classes=3, weights="none").net
     for nets, means in (([one, deeper], (0.5, 0.5)), ([one, one], (0.5, 0.4))):
         model = Classifier(Ensemble(nets, means, (0.25, 0.25)), mean=0.5, std=0.25)
-        with pytest.raises(UserError, match=r"networks of the ensemble 'net' are unlike.*model\.members"):
+        with pytest.raises(UserError, match=r"networks of the ensemble 'net' differ.*model\.members"):
             affine_graph.layers(model)
 
 

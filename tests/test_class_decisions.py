@@ -129,7 +129,7 @@ def test_a_image_counts_with_its_worst_score_under_any_attack_within_the_radius(
     predictions = pd.concat([clean, fgsm, beyond, length, worst], ignore_index=True)
     given = {"a": Threshold(0.42), "b": Threshold(0.5), "c": Threshold(None)}
     for extra, specificity in ((None, 1.0), (aimed, 0.0)):
-        found = operating_points.of_classes(predictions, CLASSES, given, aimed=extra, resamples=20)
+        found = operating_points.measure_classes(predictions, CLASSES, given, aimed=extra, resamples=20)
         row = next(p for p in found if (p.finding, p.attack) == ("a", "worst-case"))
         assert (row.sensitivity.value, row.specificity.value) == (0.0, specificity), "0.4 under FGSM; 0.6 when aimed at"
         assert row.auroc.value == (0.0 if extra is not None else 1.0)

@@ -14,7 +14,7 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.evaluation.stochastic import OverDraws, judge
+from trustcxr.evaluation.stochastic import OverDraws, predict_logits
 from trustcxr.report.audit_text import sentences
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import read_schema
@@ -54,9 +54,9 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
         torch.manual_seed(3)
         drawn = model.each(images)
         torch.manual_seed(3)
-        mean, share = judge(model, images, labels, at_worst=False)
+        mean, share = predict_logits(model, images, labels, at_worst=False)
         torch.manual_seed(3)
-        worst, again = judge(model, images, labels, at_worst=True)
+        worst, again = predict_logits(model, images, labels, at_worst=True)
     assert drawn.shape == (16, 6, 3)
     assert len(drawn.unique(dim=0)) == 16
     assert not (drawn == first).all((1, 2)).any(), "an attack that begins with this random state has seen none of them"
@@ -75,7 +75,7 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
 def test_a_model_that_always_answers_the_same_has_no_draws() -> None:
     images = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        logits, share = judge(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
+        logits, share = predict_logits(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
         assert torch.equal(logits, Brightness()(images))
     assert share is None
 

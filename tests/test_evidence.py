@@ -198,7 +198,7 @@ def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -
     assert after.edited is not None
     assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
     assert 0 < int(after.edited.sum()) < 24
-    assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
+    assert torch.equal(after.slice_rows(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
 def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(
@@ -312,7 +312,7 @@ def test_only_the_passes_of_training_are_followed() -> None:
         with torch.no_grad():
             net.train()(torch.rand(2, 1, 16, 16))
     net(torch.rand(2, 1, 16, 16))
-    assert [(tuple(p.read.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
+    assert [(tuple(p.source.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
     assert passes[0].logits.shape == (2, 3)
     with guidance.followed(net.train(), wanted=False) as none:
         net(torch.rand(2, 1, 16, 16))

@@ -53,7 +53,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import write_files
     from trustcxr.evaluation import predictions
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
+    from trustcxr.evaluation.trained_run import ModelUnderTest
     from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
     radiographs = load_dataset(write_files.write(tmp_path / "images", {"Test": 3}, size=32), "Test", 32)

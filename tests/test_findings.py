@@ -234,7 +234,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     expected = [True, False, True]
     assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
     assert (multilabel.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
-    (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
+    (point,) = operating_points.measure_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 

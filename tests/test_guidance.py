@@ -250,9 +250,9 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     asked, real = [], guidance.guidance
 
     def spied(found: Pass, known: LesionBatch, *, loss: str, depth: float) -> Tensor:
-        assert len(found.read) >= len(known.labels) == len(known.pixels)
+        assert len(found.source) >= len(known.labels) == len(known.pixels)
         assert found.model.training
-        asked.append((found.on, loss, tuple(found.read.shape[2:]), bool(known.ill().any())))
+        asked.append((found.on, loss, tuple(found.source.shape[2:]), bool(known.ill().any())))
         assert depth > 0, "maps that have gone out are brought back"
         return real(found, known, loss=loss, depth=depth)
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from trustcxr.evaluation import alarms as stored
+from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
@@ -23,8 +23,8 @@ from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, Stu
 def _run(**document: Any) -> load.Run:
     found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
     if found.clean.model_fields_set:
-        found.masking = stored.verdict(found)
-        found.alarms += [alarm for alarm in stored.find_alarms(found) if alarm not in found.alarms]
+        found.masking = gradient_masking.verdict(found)
+        found.alarms += [alarm for alarm in run_figures.find_alarms(found) if alarm not in found.alarms]
     run = load.Run(found, Path("nowhere"), [])
     load.label([run])
     return run

@@ -541,7 +541,7 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, image
     )
     assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
     assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
-    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
+    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), image_size=32)
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):
         _ = given.trained_by

@@ -580,7 +580,7 @@ def test_training_saw_no_test_image(done: Path, radiographs: Path) -> None:
 
 def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.masked_views import _views
+    from trustcxr.evaluation.masked_views import generate_views
 
     for run in atomic.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(registry.VIEWS)
@@ -589,7 +589,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs:
     data = load_dataset(radiographs, split="Test", size=32)
     rows = np.arange(4)
     images = torch.ones(4, 1, 32, 32)
-    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in _views(data, rows, images)}
+    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in generate_views(data, rows, images)}
     lungs = data.masks("lung")[:4]
     assert lungs.any()
     np.testing.assert_array_equal(views["lungs_blacked_out"], 1 - lungs)

@@ -175,7 +175,7 @@ def test_weights_that_are_no_numbers_stop_the_run(
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = fit_run.fit(run, *radiographs, tmp_path)
     # An attack that looks at the logits meets them first; else the loss does. Either stops the run at that step.
-    said = ("numbers: the loss is nan at step 4", "numbers: the model answers 16 of 16 images with NaN or infinity")
+    said = ("numbers: the loss is nan at step 4", "numbers: the model returns NaN or infinity for 16 of 16 images")
     assert summary.stopped.startswith(said)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 

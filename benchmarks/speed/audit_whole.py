@@ -4,7 +4,7 @@
 
 Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts
 image by image: what it takes for so many more is in proportion, and is printed beside.
-`python -m benchmarks.speed.examination` says which part takes what.
+`python -m benchmarks.speed.audit_parts` says which part takes what.
 """
 
 import argparse

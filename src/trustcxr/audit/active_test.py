@@ -95,7 +95,7 @@ def active_test(
 def _view(variant: nn.Module, new: nn.Module) -> nn.Module:
     """Return the planted model in the same view as `variant` is of the model."""
     if isinstance(variant, AttackView):
-        return AttackView(new, draws=variant.draws, scale=variant.scale, stand_ins=variant.stand_ins)
+        return AttackView(new, draws=variant.draws, scale=variant.scale, bpda=variant.bpda)
     return new
 
 

@@ -98,7 +98,7 @@ class AttackRunner:
     def plain(self) -> bool:
         """Return whether attacks need no adaptation to the model."""
         traits = self.traits
-        return self.gradients and not (traits.random or traits.scale != 1 or traits.needs_stand_ins)
+        return self.gradients and not (traits.random or traits.scale != 1 or traits.needs_bpda)
 
     @cached_property
     def view(self) -> AttackView:
@@ -118,4 +118,4 @@ class AttackRunner:
 
 def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
     """Return whether worst-case needs a surrogate; `gradients`: whether attacks can use the model's own."""
-    return not gradients or traits.random or traits.needs_stand_ins
+    return not gradients or traits.random or traits.needs_bpda

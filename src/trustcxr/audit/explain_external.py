@@ -19,8 +19,8 @@ from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.run_figures import describe
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.explain import evaluate, randomisation
 from trustcxr.explain.base import LeftOut
 from trustcxr.explain.lesion_effect import select_annotated

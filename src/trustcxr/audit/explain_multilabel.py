@@ -16,7 +16,7 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.explain import evaluate
 from trustcxr.explain.lesion_effect import select_annotated
 from trustcxr.statistics import format_probability

@@ -21,10 +21,10 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.evaluation.run_figures import describe
 from trustcxr.evaluation.stochastic import OverDraws
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
@@ -78,7 +78,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         table,
         validation,
         describe(examined, table, resamples=exam.bootstrap),
-        operating_points.of_classes(table, subject.classes, thresholds, aimed=attacked, resamples=exam.bootstrap),
+        operating_points.measure_classes(table, subject.classes, thresholds, aimed=attacked, resamples=exam.bootstrap),
         divisions,
         checks=checks,
         submitted=submitted,
@@ -219,7 +219,9 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
             table = pd.concat([table, multilabel.add_finding(attacked, name, threshold.value)], ignore_index=True)
             table, more = _add_submitted(audit, table, decision)
             submitted += [one.model_copy(update={"by": f"{one.by} ({name})"}) for one in more]
-        points += operating_points.of_finding(multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap)
+        points += operating_points.measure_finding(
+            multilabel.worst_scores(table), name, threshold, resamples=exam.bootstrap
+        )
         pieces.append(table)
     if not pieces:
         raise UserError(

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check
-from trustcxr.evaluation.alarms import CONSTANT
 from trustcxr.registry import BLACK_BOX, ONE_STEP, WORST_CASE, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Verdict
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 # Failures that make all figures unreliable. Attacks adapt to the others.
 _GRAVE = {"declaration", "scores", "same answer twice", "same answer alone", "no gradients used inside"}
@@ -51,7 +51,7 @@ def verdict(document: AuditDocument, checks: Sequence[Check], report: EntryRepor
     if report.model is not None and not report.gradients:
         surrogate = "".join(f" ({check.text})" for check in checks if check.check == "surrogate")
         reasons.append(f"it has no gradients: attacks without them can only overestimate robust accuracy{surrogate}")
-    elif report.traits is not None and report.traits.needs_stand_ins and report.traits.healed > 0.02:
+    elif report.traits is not None and report.traits.needs_bpda and report.traits.healed > 0.02:
         reasons.append(f"{report.traits.healed:.1%} of images have no gradient, even with BPDA")
     return bool(reasons), "; ".join(reasons) or "nothing was found that speaks against these figures"
 

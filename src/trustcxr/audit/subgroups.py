@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trustcxr.evaluation import each_finding, metrics
+from trustcxr.evaluation import metrics, multilabel_metrics
 from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
 from trustcxr.storage.prediction_table import right
@@ -140,7 +140,7 @@ def _group(
     bootstrap = Bootstrap.over(part["group"], resamples=samples.resamples)
     macro = metrics.macro_auroc(part, bootstrap, len(classes))
     error, ends = debiased_error(metrics.calibration_totals(part, bootstrap))
-    row |= {"findings": len(each_finding.has_both_labels(part))} if each_finding.are_in(part) else {}
+    row |= {"findings": len(multilabel_metrics.has_both_labels(part))} if multilabel_metrics.has_findings(part) else {}
     row["auroc_macro"] = {"value": float(macro[0]), "ci": interval(macro)}
     row["ece"] = {"value": error, "ci": ends}
     whole = samples.over(clean["group"])

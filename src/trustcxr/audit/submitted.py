@@ -17,7 +17,7 @@ from torch import nn
 from trustcxr import statistics
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.stochastic import judge
+from trustcxr.evaluation.stochastic import predict_logits
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
@@ -154,7 +154,7 @@ def _predict(
         labels = torch.tensor(rows["label"].to_list()[start : start + 64], device=device)
         with torch.no_grad(), preserve_state(model):
             torch.manual_seed(start)  # the same draws each time
-            output, share = judge(model, batch, labels, at_worst=True)
+            output, share = predict_logits(model, batch, labels, at_worst=True)
         logits.append(output.cpu().numpy())
         shares += [] if share is None else [share]
     return np.concatenate(logits), np.concatenate(shares) if shares else None

@@ -44,8 +44,7 @@ from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFEREN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
 RANDOM = CONTROL  # scored always: what a method that knows nothing of the model has

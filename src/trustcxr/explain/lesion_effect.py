@@ -38,8 +38,7 @@ from trustcxr.storage.schemas import LesionDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CONTROLS = ("lung", "background")
 FILLS = ("grey", "mirror")  # of a report, of every image

@@ -10,8 +10,7 @@ from trustcxr import attacks, corruptions
 from trustcxr.registry import ATTACKED, USUAL_ATTACKS
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CLEAN = "clean"
 PGD_STEPS = 10

@@ -60,7 +60,7 @@ ATTACKS = by_name(
             stops_when_wrong=True,
         ),
         Attack(
-            "transfer", "transfer", "Papernot et al. 2016", "transfer:transfer", {"steps": 10, "surrogate": None},
+            "transfer", "transfer", "Papernot et al. 2016", "surrogate:transfer", {"steps": 10, "surrogate": None},
             box="black", shows_steps=True, seeded=False, style=("#544547", "^", (0, (1, 1.2))),
         ),
         Attack(

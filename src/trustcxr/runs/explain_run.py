@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.trained_run import Run
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain import baselines, evaluate, lesion_effect
 from trustcxr.explain.base import ALL_DONE, LeftOut
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe

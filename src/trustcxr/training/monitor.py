@@ -317,7 +317,7 @@ def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.d
     with attacks.preserve_state(model):
         layers = affine_graph.layers(model)
         for images, labels, _ in _batches(val, cards):
-            truth, box = labels.to(device), ibp.Interval.of(*affine_graph.box(_pixels(images, device), epsilon))
+            truth, box = labels.to(device), ibp.Interval.from_ends(*affine_graph.box(_pixels(images, device), epsilon))
             least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved

@@ -118,7 +118,7 @@ class TrainingStep(pl.LightningModule):
         counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.cards.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
-            known_part = None if known is None else known.of(part)
+            known_part = None if known is None else known.slice_rows(part)
             loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
