@@ -256,7 +256,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
 
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
     train, val = radiographs
-    how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
+    how = recipe(defence, model=GROUP, epochs=1, batch_size=47, ema_decay=0.5, **PLAIN)  # uneven: 23 and 24 images
     found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2

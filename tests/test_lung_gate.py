@@ -171,7 +171,7 @@ def test_the_classifier_does_not_bend_the_gate(radiographs: tuple[Any, Any], tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lung_segmenter, "fit", fit)
-        loop.fit(recipe("standard", background="gate", averaging=0.5), *radiographs, tmp_path)
+        loop.fit(recipe("standard", background="gate", ema_decay=0.5), *radiographs, tmp_path)
     kept = weights(tmp_path)
     assert gates[0]
     assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())

@@ -219,9 +219,12 @@ def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text
     ("keys", "text"),
     [
         ({"training": {"balanced_by": "source"}}, "balanced_by: source does nothing without training.balanced: true"),
-        ({"training": {"counterfactual_epsilon": 0}}, "counterfactual_epsilon: 0.0 does nothing"),
-        ({"training": {"counterfactual_fills": ["mirror"]}}, "leave counterfactual_fills out"),
-        ({"training": {"healthy": "Norml"}}, "healthy: Norml does nothing"),
+        ({"training": {"counterfactuals": {"epsilon": 0}}}, "counterfactuals.epsilon: 0.0 does nothing"),
+        ({"training": {"counterfactuals": {"fills": ["mirror"]}}}, "leave counterfactuals.fills out"),
+        (
+            {"training": {"counterfactuals": {"healthy_class": "Norml"}}},
+            "counterfactuals.healthy_class: Norml does nothing",
+        ),
         ({"training": {"tracking_uri": "http://x"}}, "does nothing without training.track: mlflow"),
         ({"training": {"label_smoothing": 1}}, "key 'training.label_smoothing': expected a number less than 1"),
         ({"training": {"warmup_epochs": 31}}, "warmup_epochs: 31 is more than the 30 epochs"),
@@ -236,8 +239,11 @@ def test_what_would_do_nothing_is_refused(keys: dict[str, Any], text: str, tmp_p
 
 
 def test_a_key_that_one_run_of_a_study_uses_is_taken(tmp_path: Path) -> None:
-    edited = {"name": "fgsm", "training": {"counterfactuals": 0.3}}
-    assert load(tmp_path, training={"healthy": "Well"}, defences=[edited]).training.healthy == "Well"
+    edited = {"name": "fgsm", "training": {"counterfactuals": {"share": 0.3}}}
+    study = load(tmp_path, training={"counterfactuals": {"healthy_class": "Well"}}, defences=[edited])
+    run = run_recipe(study, study.models[0], study.defences[0], 0)
+    assert run.training.counterfactuals.healthy_class == "Well"
+    assert run.training.counterfactuals.share == 0.3
     regular = {"name": "ibp", "regulariser": 0.5, "ramp": 0.6}
     assert load(tmp_path, models=["plain3"], defences=[regular]).defences[0].regulariser == 0.5
 

@@ -86,7 +86,7 @@ def train(
     threads: Threads = None,
     epsilon: TrainingEpsilon = 0.02,
     ramp: Annotated[float, typer.Option(help="Share of training over which epsilon grows.")] = 0.0,
-    clean_share: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
+    clean_weight: Annotated[float, typer.Option(help="Share of the loss on clean images.")] = 0.0,
     background: Background = "full",
     set_: Settings = None,
     track: Track = None,
@@ -112,7 +112,7 @@ def train(
     recipe = run_folder.recipe(
         model=model,
         weights=weights,
-        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
+        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_weight": clean_weight},
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},

@@ -5,7 +5,7 @@ that training accuracy is certified accuracy. The model must be one that `certif
 
 Options that both share:
     epsilon: the radius at this step. The box is not cut at black and at white: a little wider, and half the price.
-    clean_share, attack_share: shares of the loss on the images as they are and on FGSM's (MTL-IBP; De Palma et al.
+    clean_weight, attack_share: shares of the loss on the images as they are and on FGSM's (MTL-IBP; De Palma et al.
         2024); the rest is on the bound.
     regulariser: weight of the two regularisers of Shi et al. (2021), which ends with the growth of epsilon.
     grown: epsilon as a share of what it grows to.
@@ -31,7 +31,7 @@ def ibp(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
@@ -40,7 +40,7 @@ def ibp(
     """Cross-entropy of the worst logits that interval bounds leave (Gowal et al. 2019)."""
     layers, found = _bounded(model, images, epsilon)
     worst = -last_margins(layers, found, labels)
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
 
 
@@ -50,7 +50,7 @@ def crown_ibp(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
@@ -66,7 +66,7 @@ def crown_ibp(
     if grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, found, rows, crown.first_slopes(layers, found))
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, found), worst
 
 
@@ -98,14 +98,14 @@ def _mixed(
     labels: Tensor,
     worst: Tensor,
     epsilon: Radius,
-    clean_share: float,
+    clean_weight: float,
     attack_share: float,
     label_smoothing: float,
 ) -> Tensor:
     """The loss on the bound, on the images as they are and on FGSM's, in their shares."""
-    loss = (1 - clean_share - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
-    if clean_share:
-        loss = loss + clean_share * smoothed_cross_entropy(model(images), labels, label_smoothing)
+    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
+    if clean_weight:
+        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
     if attack_share:
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
         loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)

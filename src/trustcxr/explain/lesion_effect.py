@@ -240,7 +240,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
     None where no class is known as healthy.
     """
     recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
-    name = (TrainingRecipe() if recipe is None else recipe.training).healthy
+    name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
     healthy = getattr(dataset, "healthy", None)  # of the images of one finding
     if healthy is None:
         healthy = np.asarray(dataset.labels) == (run.classes.index(name) if name in run.classes else -1)

@@ -1,6 +1,7 @@
 """What one trained model is."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
@@ -78,16 +79,13 @@ class DataRecipe(Strict):
         return Listing(layout=self.layout, columns=self.columns, images=self.images)
 
 
-# A key of training -> whether a run uses it, and what to add if no run does.
-_COUNTERFACTUALS = (
-    lambda training: training.counterfactuals > 0,
-    "counterfactuals, such as training.counterfactuals: 0.3",
-)
+# A key of training -> the test if a run uses it, and what to add if no run does.
 _NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
     "balanced_by": (lambda training: training.balanced, "training.balanced: true"),
-    "counterfactual_fills": _COUNTERFACTUALS,
-    "counterfactual_epsilon": _COUNTERFACTUALS,
-    "healthy": _COUNTERFACTUALS,
+    **{
+        f"counterfactuals.{key}": (lambda training: training.counterfactuals.share > 0, "counterfactuals.share: 0.3")
+        for key in ("fills", "epsilon", "healthy_class")
+    },
     "tracking_uri": (lambda training: training.track == "mlflow", "training.track: mlflow, which has a server"),
 }
 
@@ -95,8 +93,8 @@ _NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
 def check_unused(trainings: Sequence[TrainingRecipe]) -> None:
     """Raise UserError for a key that is set and that none of the trainings of one recipe uses."""
     for key, (uses, wanted) in _NEEDS.items():
-        default = TrainingRecipe.model_fields[key].default
-        changed = [value for training in trainings if (value := getattr(training, key)) != default]
+        default, values = attrgetter(key)(TrainingRecipe()), map(attrgetter(key), trainings)
+        changed = [value for value in values if value != default]
         if changed and not any(map(uses, trainings)):
             raise UserError(f"{key}: {changed[0]} does nothing without {wanted}; add that, or leave {key} out")
 
@@ -120,7 +118,7 @@ class RunRecipe(Strict):
         """The defence, after the background where that is not the whole image, and what lesion masks are used for."""
         reasons = (
             "guided" if self.training.guidance else "",
-            "counterfactual" if self.training.counterfactuals else "",
+            "counterfactual" if self.training.counterfactuals.share else "",
         )
         background = "" if self.background == "full" else self.background
         return "-".join(part for part in (background, *reasons, self.defence.called) if part)
@@ -198,11 +196,11 @@ class RunRecipe(Strict):
             )
 
     def _bounds_fit(self) -> None:
-        name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
+        name, shown = self.defence.name, self.defence.clean_weight + self.defence.attack_share
         if self.training.guidance and not shown:
             raise ValueError(
                 f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
-                "defence.clean_share too, or leave guidance out"
+                "defence.clean_weight too, or leave guidance out"
             )
         if self.empty_lungs:
             raise ValueError(

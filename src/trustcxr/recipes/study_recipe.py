@@ -50,7 +50,11 @@ class StudyRecipe(Strict):
 
 def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
     """The run of one model, defence and seed in a study: the most special training keys win."""
-    merged = {**study.training.model_dump(), **model.training, **defence.training}
+    merged = study.training.model_dump()
+    for keys in (model.training, defence.training):
+        edits = keys.get("counterfactuals")  # the only part of a training that two levels of a recipe share
+        whole = {"counterfactuals": merged["counterfactuals"] | edits} if isinstance(edits, dict) else {}
+        merged |= keys | whole
     training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
     content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
     return validate(RunRecipe, content, f"{model.called}, {defence.called}")

@@ -28,6 +28,22 @@ class Augment(Strict):
     )
 
 
+class CounterfactualRecipe(Strict):
+    """Edited copies of training images: the lesion removed, or another image's lesion put in."""
+
+    share: Fraction = Field(0.0, description="share of the images with a lesion, and of the healthy ones, to edit")
+    fills: tuple[Fill, ...] = Field(
+        ("grey",),
+        min_length=1,
+        description="replacements of a lesion, in turn: grey (of the healthy lung), mirror (the lung of the other "
+        "side), surroundings (the healthy lung around it)",
+    )
+    epsilon: Fraction = Field(
+        1.0, description="share of the defence's epsilon within which edited images are attacked; 0: no attack"
+    )
+    healthy_class: str = Field("Normal", description="class of an image whose lesion is removed")
+
+
 class TrainingRecipe(Strict):
     """How a model is fitted."""
 
@@ -39,7 +55,7 @@ class TrainingRecipe(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.5, ge=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
-    averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
     refit: bool = Field(
         False,
         description="train once more, on training and validation images together, for as long as validation chose; "
@@ -80,21 +96,7 @@ class TrainingRecipe(Strict):
     guidance_loss: Literal["energy", "l1"] = Field(
         "energy", description="with guidance: the map's energy inside the mask, or its distance from the mask"
     )
-    counterfactuals: Fraction = Field(
-        0.0, description="share of the images with a lesion, and of the healthy ones, that lose it, or get another's"
-    )
-    counterfactual_fills: tuple[Fill, ...] = Field(
-        ("grey",),
-        min_length=1,
-        description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
-        "(the lung of the other side), surroundings (the healthy lung around it)",
-    )
-    counterfactual_epsilon: Fraction = Field(
-        1.0,
-        description="with counterfactuals: share of the defence's epsilon within which the edited images are attacked; "
-        "0: they are shown as they are",
-    )
-    healthy: str = Field("Normal", description="with counterfactuals: the class of an image whose lesion is removed")
+    counterfactuals: CounterfactualRecipe = CounterfactualRecipe()
     augment: Augment = Augment()
     track: Literal["none", "tensorboard", "mlflow"] = Field(
         "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"
@@ -110,7 +112,7 @@ class TrainingRecipe(Strict):
     @property
     def needs_lesions(self) -> bool:
         """Whether training looks at lesion masks."""
-        return self.guidance > 0 or self.counterfactuals > 0
+        return self.guidance > 0 or self.counterfactuals.share > 0
 
     @property
     def guides_a_layer(self) -> bool:
@@ -131,7 +133,7 @@ class DefenceRecipe(Strict):
     name: str = "standard"
     label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
-    clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
+    clean_weight: Fraction = Field(0.0, description="share of the loss that is on clean images")
     attack_share: Fraction = Field(
         0.0,
         description="ibp and crown-ibp: share of the loss that is on FGSM's images",
@@ -193,8 +195,8 @@ class DefenceRecipe(Strict):
                 if key in options and key not in uses and getattr(self, key) != field.default:
                     takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
                     raise ValueError(f"defence {self.name} does not use {key}; {takes}")
-        if self.clean_share + self.attack_share > 1:
-            raise ValueError("clean_share and attack_share are shares of one loss: together at most 1")
+        if self.clean_weight + self.attack_share > 1:
+            raise ValueError("clean_weight and attack_share are shares of one loss: together at most 1")
         return self
 
 

@@ -113,7 +113,7 @@ def _training_step(model: nn.Module, run: RunRecipe, count: int) -> tuple[Work, 
         steps_per_epoch=100,
         lungs=_discs(count, size, 0.3) if run.needs_lungs else None,
         lesions=_discs(count, size, 0.1) if run.training.needs_lesions else None,
-        healthy=0 if run.training.counterfactuals else None,
+        healthy=0 if run.training.counterfactuals.share else None,
     ).to(on)
     module.train()
     optimiser = module.configure_optimizers()["optimizer"]

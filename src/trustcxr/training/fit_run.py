@@ -246,11 +246,12 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
 
 def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
     """The place of the class that an image without its lesion has; None where nothing asks for it."""
-    if not recipe.training.counterfactuals:
+    edits = recipe.training.counterfactuals
+    if not edits.share:
         return None
-    if recipe.training.healthy not in train.classes:
-        raise unknown("healthy class (training.healthy)", recipe.training.healthy, train.classes)
-    return train.classes.index(recipe.training.healthy)
+    if edits.healthy_class not in train.classes:
+        raise unknown("healthy class (training.counterfactuals.healthy_class)", edits.healthy_class, train.classes)
+    return train.classes.index(edits.healthy_class)
 
 
 def _finish(

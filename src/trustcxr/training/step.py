@@ -58,7 +58,7 @@ class TrainingStep(pl.LightningModule):
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
         self.perturbation: Tensor | None
         self.register_buffer("perturbation", _first_perturbation(recipe))
-        self.average = _average(model, recipe.training.averaging)
+        self.average = _average(model, recipe.training.ema_decay)
         self.sums: dict[str, float] = {}
         self.cards, self.batch_images = cards, batch_images
 
@@ -73,7 +73,7 @@ class TrainingStep(pl.LightningModule):
 
     def radii(self, step: int, edited: Tensor | None = None) -> float | Tensor:
         """Return the radius at a step; images that are `edited` (B,) have the recipe's share of it."""
-        share, radius = self.recipe.training.counterfactual_epsilon, self.epsilon(step)
+        share, radius = self.recipe.training.counterfactuals.epsilon, self.epsilon(step)
         if edited is None or share == 1:
             return radius
         return radius * torch.where(edited, share, 1.0).view(-1, 1, 1, 1)
@@ -202,13 +202,9 @@ class TrainingStep(pl.LightningModule):
 
     def _counterfactual(self, known: LesionBatch, healthy: int) -> LesionBatch:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
-        training = self.recipe.training
+        edits = self.recipe.training.counterfactuals
         known = counterfactual_loss.counterfactual(
-            known,
-            healthy=healthy,
-            share=training.counterfactuals,
-            generator=generator,
-            fills=training.counterfactual_fills,
+            known, healthy=healthy, share=edits.share, generator=generator, fills=edits.fills
         )
         return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
 
