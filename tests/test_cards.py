@@ -225,7 +225,7 @@ def test_processor_seconds_are_those_of_all_processes(
 )
 def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        asked.check(recipe(defence), 48)
+        asked.check_recipe(recipe(defence), 48)
 
 
 def test_it_is_refused_before_any_image_is_looked_for(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
-    found = evidence_networks.per_class(model, seen[0])
+    found = evidence_networks.evidence_per_class(model, seen[0])
     assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"

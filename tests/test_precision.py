@@ -25,10 +25,10 @@ def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_used_in_its_place_is_said(asked: precision.Precision, device: str, used: str) -> None:
-    assert precision.used(asked, device) == used
-    told = precision.instead(asked, device)
+    assert precision.supported_precision(asked, device) == used
+    told = precision.describe_substitute(asked, device)
     assert told == "" if used == asked else (asked in told and f"{used} is used in its place" in told)
-    assert (precision.lower(asked, device) is None) == (used == "32-true")
+    assert (precision.autocast_dtype(asked, device) is None) == (used == "32-true")
 
 
 @pytest.mark.usefixtures("no_bfloat16")
@@ -46,5 +46,5 @@ def test_an_attack_asks_the_network_in_float32_there() -> None:
 
 @pytest.mark.usefixtures("bfloat16")
 def test_where_there_is_no_such_doubt_it_is_used() -> None:
-    assert precision.used("bf16-mixed", "cpu") == "bf16-mixed"
-    assert "16-mixed needs a card: bf16-mixed" in precision.instead("16-mixed", "cpu")
+    assert precision.supported_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert "16-mixed needs a card: bf16-mixed" in precision.describe_substitute("16-mixed", "cpu")

@@ -9,7 +9,7 @@ import yaml
 from trustcxr.errors import UserError
 from trustcxr.recipes import parsing
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped_recipes
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
@@ -41,11 +41,11 @@ def test_splits_that_are_numbered_need_no_quotes(tmp_path: Path) -> None:
 
 
 def test_the_recipes_that_ship() -> None:
-    assert {"demo", "paper", "quick"} <= set(shipped())
+    assert {"demo", "paper", "quick"} <= set(shipped_recipes())
 
 
 @pytest.mark.expensive("paper", "twenty-one")
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     from trustcxr import attacks, defences
     from trustcxr.explain import METHODS

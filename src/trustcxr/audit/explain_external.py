@@ -66,7 +66,7 @@ def explain(
     _explained(subject, wanted)
     check_empty(out, {"an audit": layout.AUDIT_FILE})
     radiographs = open_images(subject, data, split, labels, listing)
-    evaluate.annotated(radiographs.examined)
+    evaluate.find_annotated(radiographs.examined)
     shown, _ = first_images(radiographs.examined, GATE, subject.device)
     subject, _ = open_on(subject, shown)
     check_kind(_explained(subject, wanted).model, shown, subject.name)
@@ -93,7 +93,7 @@ def explain(
             run,
             asked.images,
             wanted,
-            lambda: {} if held is None else evaluate.tune(run, held, wanted.methods),
+            lambda: {} if held is None else evaluate.tune_thresholds(run, held, wanted.methods),
             data=data_hash(radiographs.examined, "infection", "lung"),
             tuned=""
             if held is None or radiographs.validation is None

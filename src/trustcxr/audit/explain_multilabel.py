@@ -58,7 +58,7 @@ def select_finding(
     seen = _known_of(images.examined, subject, place)
     if seen is None or not len(select_annotated(seen, np.arange(len(seen)))):
         raise UserError(f"{images.examined.where}: of no image it is known that it has {name}; say so with --label")
-    evaluate.annotated(seen)
+    evaluate.find_annotated(seen)
     threshold = _threshold(subject, model, images, place, at_once=at_once)
     assert threshold.value is not None
     asked = model.of_finding(place, operating_points.cut(threshold.value))
@@ -96,7 +96,7 @@ def _place(subject: ExternalModel, wanted: str) -> int:
 
 def _settled(subject: ExternalModel, images: Dataset) -> int:
     known = multilabel.labelled_findings(images.table, subject.classes)
-    there = np.flatnonzero((known[evaluate.annotated(images)] == 1).any(0))
+    there = np.flatnonzero((known[evaluate.find_annotated(images)] == 1).any(0))
     if len(there) == 1:
         return int(there[0])
     names = [subject.classes[place] for place in there]

@@ -17,7 +17,7 @@ def recipe(
     from trustcxr.recipes import template
 
     if not name:
-        for found, title in template.titles().items():
+        for found, title in template.recipe_titles().items():
             print(f"{found:<16}{title}")
         return
-    print(template.recipe(name), end="")
+    print(template.format_recipe(name), end="")

@@ -84,13 +84,13 @@ def study(
 
     What it will cost here, before anything is trained: trustcxr study paper --dry-run
     """
-    from trustcxr.recipes.study_recipe import load_study, tracked, with_seeds
+    from trustcxr.recipes.study_recipe import load_study, with_seeds, with_tracker
 
     if not measure and not dry_run:
         raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     if track is not None:
-        chosen = tracked(chosen, *tracker(track))
+        chosen = with_tracker(chosen, *tracker(track))
     from trustcxr.study import engines
 
     asked = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from trustcxr import attacks
 from trustcxr.attacks.base import lowered, radii, uniform_start
 from trustcxr.defences.base import Precision, Radius, smoothed_cross_entropy
-from trustcxr.models.fuse_batchnorm import folded
+from trustcxr.models.fuse_batchnorm import fold_batchnorm
 from trustcxr.models.preserve_state import uncached
 
 NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
@@ -229,5 +229,5 @@ def _attacking(model: nn.Module, images: Tensor, precision: Precision) -> Iterat
     """Set the precision of the attack's passes, and fold BatchNorm away in them."""
     inside = getattr(model, "net", None)  # a Classifier's network can be traced, whatever stands before it
     network = inside if isinstance(inside, nn.Module) else model
-    with lowered("bf16" if precision == "bf16" else None, images), folded(network):
+    with lowered("bf16" if precision == "bf16" else None, images), fold_batchnorm(network):
         yield

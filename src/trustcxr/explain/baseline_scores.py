@@ -44,30 +44,30 @@ class Masks:
         return share.masked_fill(~self.infection.flatten(1).any(1), torch.nan)
 
 
-def looking(names: Sequence[str]) -> list[str]:
+def select_model_methods(names: Sequence[str]) -> list[str]:
     """The methods whose maps come from the model."""
     return [name for name in names if SALIENCY[Method.parse(name).base].model]
 
 
-def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+def score_maps(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
-    found = {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
-    found["null_map"] = measures.null_map(maps)
+    scores = {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
+    scores["null_map"] = measures.null_map(maps)
     if threshold is not None:
-        found |= {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
-    return found
+        scores |= {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
+    return scores
 
 
-def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+def score_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
     """What maps that know nothing would have by the same measures."""
-    found = {
+    scores = {
         m.name: measures.chance(measures.measure_function(m), maps, *_masks_of(m, masks), **_cut(m, masks))
         for m in _plain()
     }
     if threshold is not None:
         tuned = partial(measures.chance, saliency=maps, threshold=threshold)
-        found |= {m.name: tuned(measures.measure_function(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
-    return found
+        scores |= {m.name: tuned(measures.measure_function(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
+    return scores
 
 
 def _plain() -> list[Measure]:
@@ -101,14 +101,14 @@ class ImageBaselines:
         maps = baselines.image_baselines(images, masks.lung, mean_mask)
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.figures = {
-            name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))
-            for name, own in maps.items()
+            name: self._told(name, without_null(score_maps(baseline, masks, levels.get(name))))
+            for name, baseline in maps.items()
         }
-        self.sharp = {name: AsSharp(own, masks) for name, own in maps.items()}
+        self.sharp = {name: AsSharp(baseline, masks) for name, baseline in maps.items()}
 
     def as_sharp(self, values: "Values") -> dict[str, dict[str, Tensor]]:
         """By reference and measure, (B,): the references, and these as sharp as the map of those values."""
-        sharp = {name + SHARP: self._told(name, own.energies(values)) for name, own in self.sharp.items()}
+        sharp = {name + SHARP: self._told(name, baseline.energies(values)) for name, baseline in self.sharp.items()}
         return self.figures | sharp
 
     def _told(self, name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ class Values:
     """The values of maps (B, H, W) in ascending order, in all of the image and in the lungs alone; none where null."""
 
     def __init__(self, maps: Tensor, masks: Masks) -> None:
-        known = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
-        cuts = {cut: measures.cut_to(known, _mask(cut, masks)) for cut in _CUTS}
+        finite = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
+        cuts = {cut: measures.cut_to(finite, _mask(cut, masks)) for cut in _CUTS}
         self.ascending = {cut: maps.flatten(1).sort(dim=1).values for cut, maps in cuts.items()}
 
 
@@ -137,12 +137,12 @@ class AsSharp:
 
     def energies(self, values: Values) -> dict[str, Tensor]:
         """The measures (B,) that are a share of energy."""
-        found = {}
+        scores = {}
         for measure in (m for m in _plain() if measures.measure_function(m) is measures.energy_inside):
             sharp = self.orders[measure.within or ""].filled(values.ascending[measure.within or ""]).clamp(min=0)
             mask = _masks_of(measure, self.masks)
-            found[measure.name] = measures.energy_inside(sharp, *mask, **_cut(measure, self.masks))
-        return found
+            scores[measure.name] = measures.energy_inside(sharp, *mask, **_cut(measure, self.masks))
+        return scores
 
 
 _CUTS = ("", "lung")  # all of the image, or what lies in this mask
@@ -152,9 +152,9 @@ def _mask(cut: str, masks: Masks) -> Tensor | None:
     return getattr(masks, cut) if cut else None
 
 
-def without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_null(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """The measures without the share of null maps, which is not of the masks."""
-    return {name: value for name, value in found.items() if name != "null_map"}
+    return {name: value for name, value in scores.items() if name != "null_map"}
 
 
 class CellBaseline:
@@ -165,9 +165,11 @@ class CellBaseline:
 
     def drawn(self, images: Tensor, masks: Masks) -> "RandomMaps":
         """Random maps of these images, for each grid of cells."""
-        known = {cells: baselines.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None}
-        figures = {cells: without_null(against_masks(maps, masks, None)) for cells, maps in known.items()}
-        return RandomMaps(self.cells, figures, {cells: AsSharp(maps, masks) for cells, maps in known.items()})
+        random_maps = {
+            cells: baselines.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None
+        }
+        figures = {cells: without_null(score_maps(maps, masks, None)) for cells, maps in random_maps.items()}
+        return RandomMaps(self.cells, figures, {cells: AsSharp(maps, masks) for cells, maps in random_maps.items()})
 
     def ceiling(self, name: str, masks: Masks) -> dict[str, Tensor]:
         """The hit rate of an oracle with the method's cells; empty for what has none."""
@@ -205,15 +207,15 @@ class RandomWeightsBaseline(NamedTuple):
 
     def measured(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
         """One method's figures of some rows, (B,): NaN for images that were not drawn."""
-        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        drawn, index = torch.from_numpy(self.rows[place] == rows), torch.from_numpy(place)
-        found = self.figures.get(name, {})
-        return {key: torch.where(drawn, values[index], torch.nan) for key, values in found.items()}
+        positions = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        drawn, index = torch.from_numpy(self.rows[positions] == rows), torch.from_numpy(positions)
+        scores = self.figures.get(name, {})
+        return {key: torch.where(drawn, values[index], torch.nan) for key, values in scores.items()}
 
     def spread_of(self, name: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The spread between draws beside each of these figures of a method, (B,): NaN where they are."""
-        found = self.spread.get(name, {})
-        return {key: torch.where(values.isnan(), torch.nan, found[key]) for key, values in figures.items()}
+        scores = self.spread.get(name, {})
+        return {key: torch.where(values.isnan(), torch.nan, scores[key]) for key, values in figures.items()}
 
 
 def make_random_baseline(
@@ -229,7 +231,7 @@ def make_random_baseline(
     draw: a network without a map is no easier to beat. The maps of the model itself are kept meanwhile, to be compared.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:CONTROLLED])
-    wanted = looking(names)
+    wanted = select_model_methods(names)
     trained = [methods.maps(model, images, labels, wanted) for images, labels, _ in batches(chosen)] if wanted else []
     draws: list[dict[str, dict[str, Tensor]]] = []
     for seed in DRAWS if wanted else ():
@@ -244,14 +246,14 @@ def make_random_baseline(
         for name in wanted
     }
     spread = {
-        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in found}
-        for name, found in figures.items()
+        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in scores}
+        for name, scores in figures.items()
     }
     return RandomWeightsBaseline(chosen, figures, spread)
 
 
 def _figures(maps: Tensor, trained: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    found = against_masks(maps, masks, threshold)
-    null = found.pop("null_map")
-    told = {key: value.double().masked_fill(null, torch.nan).cpu() for key, value in found.items()}
-    return told | {SIMILARITY: measures.ssim(trained, maps).cpu()}
+    scores = score_maps(maps, masks, threshold)
+    null = scores.pop("null_map")
+    masked = {key: value.double().masked_fill(null, torch.nan).cpu() for key, value in scores.items()}
+    return masked | {SIMILARITY: measures.ssim(trained, maps).cpu()}

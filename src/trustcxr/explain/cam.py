@@ -136,9 +136,9 @@ def smoothed(saliency: Tensor) -> Tensor:
     if len(saliency) == 0 or size // 2 >= min(saliency.shape[-2:]):
         return saliency
     with torch.no_grad(), torch.autocast(saliency.device.type, enabled=False):
-        found = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
-    highest = found.amax((1, 2), keepdim=True)
-    return torch.where(highest > 0, found / highest.clamp(min=torch.finfo(found.dtype).tiny), found)
+        blurred = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
+    highest = blurred.amax((1, 2), keepdim=True)
+    return torch.where(highest > 0, blurred / highest.clamp(min=torch.finfo(blurred.dtype).tiny), blurred)
 
 
 def _grad_cam_map(features: Tensor, gradient: Tensor) -> Tensor:

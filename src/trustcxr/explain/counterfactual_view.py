@@ -39,7 +39,7 @@ class Map:
     method: str
     pixels: Tensor
     cells: tuple[int, int] | None
-    beside: Sequence[MapBaseline]
+    baselines: Sequence[MapBaseline]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Spoilt:
         return CORRUPTIONS[self.name].about
 
 
-def names_of(run: Run) -> list[str]:
+def find_methods(run: Run) -> list[str]:
     """The methods that this network has, Grad-CAM first; found once, since it takes a pass for each."""
     x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
     return [name for name in MAPS if _has(run, x, name)]
@@ -86,26 +86,30 @@ def _has(run: Run, x: Tensor, name: str) -> bool:
     return True
 
 
-def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
+def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
     """The maps of one image (1, 1, H, W) in [0, 1], each beside its controls."""
     layers = {name: control for name in names if (control := Method.parse(name).control)}
-    found = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
-    return [_beside_its_controls(run, pixels, name, found, layers.get(name)) for name in names]
+    saliency = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
+    return [_beside_its_controls(run, pixels, name, saliency, layers.get(name)) for name in names]
 
 
-def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
+def _beside_its_controls(
+    run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], control: Method | None
+) -> Map:
     cells = methods.cells(run.model, pixels, name)
-    own, brightness = found[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
+    saliency_map, brightness = saliency[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the image's own brightness": brightness}
     if control is not None:
         cam = control.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
-        less[label] = found[str(control)]
-    beside = [MapBaseline(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
-    return Map(name, own[0].float(), cells, beside)
+        less[label] = saliency[str(control)]
+    maps_beside = [
+        MapBaseline(label, other[0], float(baselines.likeness(saliency_map, other))) for label, other in less.items()
+    ]
+    return Map(name, saliency_map[0].float(), cells, maps_beside)
 
 
-def steps_for(run: Run) -> int:
+def choose_steps(run: Run) -> int:
     """How many steps PGD may have at each radius, by what this network takes on this machine."""
     x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
     label = label.to(run.device)
@@ -116,7 +120,9 @@ def steps_for(run: Run) -> int:
     return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
 
 
-def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None) -> Flip | None:
+def find_flip(
+    run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None
+) -> Flip | None:
     """The smallest perturbation of an image (1, 1, H, W) found to change its answer; None up to HIGHEST.
 
     FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
@@ -137,7 +143,9 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
     return None
 
 
-def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
+def corrupt_image(
+    run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY
+) -> list[Spoilt]:
     """An image (1, 1, H, W) under each corruption, and the answers there."""
     images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
     answers = zip(names, images, predict.predict_labels(run, images), strict=True)

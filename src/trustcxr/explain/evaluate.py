@@ -31,13 +31,13 @@ from trustcxr.explain.baseline_scores import (
     Masks,
     RandomWeightsBaseline,
     Values,
-    against_masks,
-    by_chance,
-    looking,
     make_random_baseline,
+    score_chance,
+    score_maps,
+    select_model_methods,
 )
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
+from trustcxr.explain.stability import ATTACKED, CLEAN, Change, list_changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
@@ -69,7 +69,7 @@ class Rows:
         self,
         method: str,
         condition: str,
-        found: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
         references: Mapping[str, Mapping[str, Tensor]] | None = None,
         *,
         change: Change | None = None,
@@ -78,14 +78,14 @@ class Rows:
     ) -> None:
         """Values (B,) by measure, and those of the references where there are any."""
         count = len(self.about["sample_id"])
-        columns: dict[str, Any] = {name: np.tile(column, len(found)) for name, column in self.about.items()}
-        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(found))
+        columns: dict[str, Any] = {name: np.tile(column, len(scores)) for name, column in self.about.items()}
+        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(scores))
         columns |= {"method": method, "condition": condition, "cells": " x ".join(map(str, self.cells[method] or ()))}
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
-        columns["measure"] = np.repeat(list(found), count)
-        columns["value"] = _stacked(found, found, count)
+        columns["measure"] = np.repeat(list(scores), count)
+        columns["value"] = _stacked(scores, scores, count)
         for name in (*REFERENCES, SPREAD, *SHARPENED):
-            columns[name] = _stacked(found, (references or {}).get(name, {}), count)
+            columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
 
@@ -106,7 +106,7 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
     return np.concatenate(columns) if columns else np.empty(0)
 
 
-def annotated(dataset: "Dataset") -> np.ndarray:
+def find_annotated(dataset: "Dataset") -> np.ndarray:
     """Rows of the images with a non-empty infection mask; where the data has none, of those with a lung mask.
 
     Of the images of one finding only those that have it.
@@ -132,10 +132,12 @@ def score(
     The class explained is the image's true class, whatever the model answers. `thresholds`: of each method's map, tuned
     on validation by `tune`; without them there is no `infection_iou_tuned`. For many images see `batches`.
     """
-    return pd.concat(batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True)
+    return pd.concat(
+        score_batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True
+    )
 
 
-def batches(
+def score_batches(
     run: "Run | ModelUnderTest",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
@@ -153,13 +155,13 @@ def batches(
     `mean_mask`: the lesion masks of training images, averaged, (H, W), a map that looks at no image.
     """
     options = options or ExplanationRecipe()
-    methods = with_random(options.methods)
+    methods = add_random_map(options.methods)
     check_methods(run, methods)
-    rows, levels = annotated(dataset), dict(thresholds or {})
-    ways = changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
+    rows, levels = find_annotated(dataset), dict(thresholds or {})
+    ways = list_changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
     ways = [way for way in ways if not (left_out.attacks and way.attack)]
-    known = () if left_out.weights else tuple(methods)  # explained with random weights too
-    followed = () if left_out.cascade else known
+    randomised = () if left_out.weights else tuple(methods)  # explained with random weights too
+    followed = () if left_out.cascade else randomised
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
     log_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
@@ -168,17 +170,17 @@ def batches(
             for part in lesion_effect.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
-        beside = MapsWithBaselines(
+        baseline = MapsWithBaselines(
             CellBaseline(run.model, _images(run, dataset, rows[:1])[0], methods),
-            make_random_baseline(run.model, rows, drawn, known, levels),
+            make_random_baseline(run.model, rows, drawn, randomised, levels),
             mean_mask,
         )
         for some in lesion_effect.slices(rows, batch_size):
             cheap = [way for way in ways if not way.dear]
-            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
+            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, baseline)
             bar.advance(len(some))
         for some in lesion_effect.slices(sample, batch_size):
-            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside, followed)
+            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], baseline, followed)
             bar.advance(len(some))
 
 
@@ -200,7 +202,7 @@ def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
             check_evidence(run.model)
 
 
-def with_random(methods: Sequence[str]) -> tuple[str, ...]:
+def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
     """These methods, each once, and the random map, which is scored always."""
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
@@ -215,7 +217,9 @@ def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
     return Masks(*kinds)
 
 
-def about(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
+def describe_images(
+    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks
+) -> dict[str, np.ndarray]:
     """Columns (B,) that say which image it is, and how much of the lungs its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
     return {
@@ -228,7 +232,7 @@ def about(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, mas
     }
 
 
-def predicted(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
+def predict_classes(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
     """Names of the classes that the model answers, (B,)."""
     # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.preserve_state(run.model):
@@ -246,38 +250,38 @@ def _against_masks_and_stability(
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
-    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
+    table = Rows(describe_images(run, dataset, rows, masks), controlled.cells.cells)
     of_image = ImageBaselines(images, masks, thresholds, controlled.mean_mask)
     of_cells = controlled.cells.drawn(images, masks)
     alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
     shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
-    clean, said = {name: shown[name] for name in methods}, predicted(run, images)
+    clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
     for name, maps in clean.items():
         level, random = thresholds.get(name), controlled.weights.measured(name, rows)
-        alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
+        similarity = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
         values = Values(maps, masks)
-        beside = of_image.as_sharp(values) | of_cells.as_sharp(name, values)
-        beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
-        beside[SPREAD] = controlled.weights.spread_of(name, random)
+        references = of_image.as_sharp(values) | of_cells.as_sharp(name, values)
+        references |= {"chance": score_chance(maps, masks, level), RANDOMISED: random}
+        references[SPREAD] = controlled.weights.spread_of(name, random)
         if name in alone:
             plain = shown[alone[name]]
-            beside[ACTIVATION] = against_masks(plain, masks, thresholds.get(alone[name]))
-            beside[ACTIVATION + SHARP] = AsSharp(plain, masks).energies(values)
-        beside["chance"] |= {CEILING: beside["chance"][HIT_RATE]}
-        found = against_masks(maps, masks, level) | controlled.cells.ceiling(name, masks) | alike
-        table.add(name, CLEAN, found, beside, predicted=said, threshold=level or np.nan)
-    looks = looking(methods)
+            references[ACTIVATION] = score_maps(plain, masks, thresholds.get(alone[name]))
+            references[ACTIVATION + SHARP] = AsSharp(plain, masks).energies(values)
+        references["chance"] |= {CEILING: references["chance"][HIT_RATE]}
+        scores = score_maps(maps, masks, level) | controlled.cells.ceiling(name, masks) | similarity
+        table.add(name, CLEAN, scores, references, predicted=answers, threshold=level or np.nan)
+    looks = select_model_methods(methods)
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
         changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looks)
-        attacked = predicted(run, pixels) if way.condition == ATTACKED else None
+        attacked = predict_classes(run, pixels) if way.condition == ATTACKED else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
             if way.condition == ATTACKED:
                 level = thresholds.get(name)
-                beside = of_image.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
-                add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
+                references = of_image.figures | of_cells.plain(name) | {"chance": score_chance(maps, masks, level)}
+                add(score_maps(maps, masks, level), references, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:
                 add(*_moved(clean[name], maps, drawn))
@@ -295,31 +299,31 @@ def _on_the_sample(
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
-    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    clean, looks = methods_by_name.maps(run.model, images, labels, methods), looking(methods)
+    table = Rows(describe_images(run, dataset, rows, masks), controlled.cells.cells)
+    clean, looks = methods_by_name.maps(run.model, images, labels, methods), select_model_methods(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
         for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
-    known = faithfulness.ends(run.model, images, labels)
-    falls = lesion_effect.causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
+    ends = faithfulness.ends(run.model, images, labels)
+    falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
     bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
     for name, maps in clean.items():
         curves = {
-            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, known=known).area,
-            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, known=known).area,
-            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, known=known),
+            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, curve_ends=ends),
             BY_CAUSE: _by_cause(maps, falls),
         }
         table.add(name, CLEAN, curves, bright)
-    for stage, values in randomisation.cascade(run.model, images, looking(randomised), labels):
-        for name, found in values.items():
-            table.add(name, CASCADE + stage, found)
+    for stage, values in randomisation.cascade(run.model, images, select_model_methods(randomised), labels):
+        for name, scores in values.items():
+            table.add(name, CASCADE + stage, scores)
     return pd.concat(table.tables, ignore_index=True)
 
 
 def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
-    return torch.from_numpy(lesion_effect.ranked_by_cause(maps, falls))
+    return torch.from_numpy(lesion_effect.rank_by_cause(maps, falls))
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:
@@ -343,14 +347,14 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
     )
 
 
-def tune(
+def tune_thresholds(
     run: "Run | ModelUnderTest", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
     """The threshold of each method's maps, and of the centre prior, with the best mean IoU on this (validation) split.
 
     As cheXlocalize does (Saporta et al. 2022). Empty where no image has an infection mask.
     """
-    names = with_random(methods)
+    names = add_random_map(methods)
     check_methods(run, names)
     rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
@@ -359,9 +363,9 @@ def tune(
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
-        found = methods_by_name.maps(run.model, images, labels, names)
-        found[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
-        for name, maps in found.items():
+        saliency = methods_by_name.maps(run.model, images, labels, names)
+        saliency[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
+        for name, maps in saliency.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
             totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}

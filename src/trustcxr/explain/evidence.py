@@ -23,8 +23,8 @@ def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     >>> tx.explain.method("evidence")(model, torch.rand(2, 1, 64, 64)).shape
     torch.Size([2, 64, 64])
     """
-    found, classes = _found(model, x, target)
-    return to_saliency(found[torch.arange(len(found), device=x.device), classes], x.shape[-2], x.shape[-1])
+    evidence, classes = _found(model, x, target)
+    return to_saliency(evidence[torch.arange(len(evidence), device=x.device), classes], x.shape[-2], x.shape[-1])
 
 
 def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
@@ -45,7 +45,7 @@ def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
         seen = [hooked.enter_context(_what_enters(head)) for head in heads]
         with evaluate_on(model, x.device), torch.no_grad():
             target_classes(target, model(x))
-    features = torch.cat([found[-1] for found in seen], 1).float()
+    features = torch.cat([inputs[-1] for inputs in seen], 1).float()
     return to_saliency(features.clamp(min=0).sum(1), x.shape[-2], x.shape[-1])
 
 
@@ -55,9 +55,9 @@ def _what_enters(layer: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     caller = threading.get_ident()
 
-    def note(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == caller:  # not where the same model is at work in another thread
-            seen.append(given[0])
+            seen.append(inputs[0])
 
     hook = layer.register_forward_pre_hook(note)
     try:
@@ -68,8 +68,8 @@ def _what_enters(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     """The same with its sign and in logits, (B, h, w), float32: it sums to the target's logit."""
-    found, classes = _found(model, x, target)
-    return found[torch.arange(len(found), device=x.device), classes]
+    evidence, classes = _found(model, x, target)
+    return evidence[torch.arange(len(evidence), device=x.device), classes]
 
 
 def check_evidence(model: nn.Module) -> None:
@@ -81,7 +81,7 @@ def check_evidence(model: nn.Module) -> None:
 def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     check_images(x)
     check_evidence(model)
-    place: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
-    with _what_enters(place) as seen, evaluate_on(model, x.device), torch.no_grad():
+    layer: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
+    with _what_enters(layer) as seen, evaluate_on(model, x.device), torch.no_grad():
         logits = model(x)
-    return evidence_networks.per_class(model, seen[-1]).float(), target_classes(target, logits)
+    return evidence_networks.evidence_per_class(model, seen[-1]).float(), target_classes(target, logits)

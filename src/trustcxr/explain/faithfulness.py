@@ -62,7 +62,7 @@ def insertion(
     *,
     steps: int = 20,
     blur: float | None = None,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Curve:
     """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
 
@@ -74,7 +74,7 @@ def insertion(
     Pixels that are equally salient come in an order drawn once for all, not from top to bottom. The model is left as
     found. Raises UserError for shapes that do not fit and for a target outside the classes.
     """
-    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=True)
+    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=True)
 
 
 def deletion(
@@ -85,13 +85,13 @@ def deletion(
     *,
     steps: int = 20,
     blur: float | None = None,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Curve:
     """Deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
     Petsiuk et al. 2018 (RISE) set them to a constant instead, which shows by its outline: the figures do not compare.
     """
-    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=False)
+    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=False)
 
 
 def road(
@@ -103,7 +103,7 @@ def road(
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
     noise: float = 0.01,
     seed: int = 0,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Tensor:
     """ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
 
@@ -117,14 +117,14 @@ def road(
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise UserError(f"shares of pixels removed lie between 0 and 1; got {shares}")
     with evaluate_on(model, x.device), torch.no_grad():
-        classes = known.classes if known else target_classes(target, model(x))
+        classes = curve_ends.classes if curve_ends else target_classes(target, model(x))
         order = _most_salient_first(saliency)
         falls = []
         for share in shares:
             count = round(share * order.shape[1])
             after = []
-            for gone in (order[:, :count], order[:, order.shape[1] - count :]):
-                removed = torch.zeros_like(order, dtype=torch.bool).scatter_(1, gone, True).reshape(saliency.shape)
+            for hidden in (order[:, :count], order[:, order.shape[1] - count :]):
+                removed = torch.zeros_like(order, dtype=torch.bool).scatter_(1, hidden, True).reshape(saliency.shape)
                 after.append(_probability(model, impute(x, removed, noise=noise, seed=seed), classes))
             falls.append((after[1] - after[0]) / 2)
         return torch.stack(falls).mean(dim=0)
@@ -165,7 +165,7 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     number = np.full(hole.shape, -1)
     number[hole] = unknown
     weights = np.zeros(len(rows))
-    known = np.zeros((len(rows), len(image)))
+    constants = np.zeros((len(rows), len(image)))
     entries = []
     for dy, dx, weight in _NEIGHBOURS:
         y, x = rows + dy, columns + dx
@@ -173,25 +173,25 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
         weights += weight * inside
         at, y, x = unknown[inside], y[inside], x[inside]
         other = number[y, x]
-        known[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
+        constants[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
         entries.append((at[other >= 0], other[other >= 0], np.full((other >= 0).sum(), -weight)))
     entries.append((unknown, unknown, weights))
     i, j, values = (np.concatenate(part) for part in zip(*entries, strict=True))
     system = coo_matrix((values, (i, j)), shape=(len(rows), len(rows))).tocsc()
-    return spsolve(system, known).reshape(known.shape)
+    return spsolve(system, constants).reshape(constants.shape)
 
 
-def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, known: Ends, *, show: bool) -> Curve:
+def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, ends: Ends, *, show: bool) -> Curve:
     _check(x, saliency)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
     with evaluate_on(model, x.device), torch.no_grad():
-        before, after = (known.blurred, x) if show else (x, known.blurred)
-        first, last = (known.of_blurred, known.of_whole) if show else (known.of_whole, known.of_blurred)
-        place = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
+        before, after = (ends.blurred, x) if show else (x, ends.blurred)
+        first, last = (ends.of_blurred, ends.of_whole) if show else (ends.of_whole, ends.of_blurred)
+        rank = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
         share = torch.linspace(0, 1, steps + 1, device=x.device)
         between = [
-            _probability(model, torch.where(place < part * saliency[0].numel(), after, before), known.classes)
+            _probability(model, torch.where(rank < part * saliency[0].numel(), after, before), ends.classes)
             for part in share.tolist()[1:-1]
         ]
         probability = torch.stack([first, *between, last], dim=1)

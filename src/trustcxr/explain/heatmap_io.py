@@ -14,19 +14,19 @@ from trustcxr.version import NOTICE
 _ROWS = 512  # of a large image that are coloured at a time
 
 
-def places(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
+def choose_paths(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
     """Where the heatmap of each image, by the run in that folder, goes: beside it, or into `out`.
 
     `x.heatmap.png`; where that would be the heatmap of another image or by another run, or a file that is not ours,
     `x.png.heatmap.png`, then with the folder's name, then with a number.
     """
     taken: set[Path] = set()
-    found: dict[Path, Path] = {}
+    heatmaps: dict[Path, Path] = {}
     for path in dict.fromkeys(paths):
-        place = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
-        taken.add(place.absolute())
-        found[path] = place
-    return found
+        heatmap = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
+        taken.add(heatmap.absolute())
+        heatmaps[path] = heatmap
+    return heatmaps
 
 
 def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
@@ -39,17 +39,17 @@ def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
         yield folder / f"{name}-{number}{ENDING}"
 
 
-def _free_for(place: Path, image: Path, run: Path) -> bool:
+def _free_for(heatmap: Path, image: Path, run: Path) -> bool:
     """Whether nothing stands there but this image's own heatmap from before, by this run or one that is not told."""
     try:
-        there = place.exists() or place.is_symlink()
+        there = heatmap.exists() or heatmap.is_symlink()
     except OSError:
         return True  # said where it is written
-    own = read_maker(place) in (None, fingerprint(run.resolve()))
-    return not there or (own and read_source(place) == fingerprint(image))
+    same_run = read_maker(heatmap) in (None, fingerprint(run.resolve()))
+    return not there or (same_run and read_source(heatmap) == fingerprint(image))
 
 
-def mark(image: Path, run: Path) -> PngInfo:
+def make_metadata(image: Path, run: Path) -> PngInfo:
     """What a heatmap's file says of itself: that it is ours, of which image, by which run, and not for diagnosis."""
     info = PngInfo()
     info.add_text(MARK, NOTICE)
@@ -60,8 +60,8 @@ def mark(image: Path, run: Path) -> PngInfo:
 
 def fingerprint(path: Path) -> str:
     """Of the place of an image or a run: heatmaps are told apart by it, and no name is written into them."""
-    place = str(path.absolute()).encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(place, digest_size=8).hexdigest()
+    address = str(path.absolute()).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(address, digest_size=8).hexdigest()
 
 
 def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:

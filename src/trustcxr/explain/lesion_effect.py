@@ -50,7 +50,7 @@ SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a l
 CELLS = 8  # regions of an image, along each side, that are ranked by what removing them does
 
 
-def removal(
+def remove_lesions(
     model: nn.Module, images: EditInputs, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
 ) -> pd.DataFrame:
     """What removing the lesion does to the probability of `target`, beside each control: a row an image, fill, control.
@@ -67,14 +67,14 @@ def removal(
         tables = []
         for control, pair in pairs(images).items():
             for fill in fills:
-                gone, other = _changed(images, pair, fill, alike=control == "lung")
+                edited, other = _changed(images, pair, fill, refilled=control == "lung")
                 whole = answer.to(
                     lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
                 )
-                without, beside = answer.to(gone), answer.to(other)
+                without, control_answers = answer.to(edited), answer.to(other)
                 share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
                 about = {"lesion": _cover(images), "fill": fill, "control": control, "share": share}
-                tables.append(_compared(answer.before, without, beside, about, whole=whole))
+                tables.append(_compared(answer.before, without, control_answers, about, whole=whole))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -86,24 +86,26 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
     }
 
 
-def _changed(images: EditInputs, pair: Pair, fill: str, *, alike: bool) -> tuple[Tensor, Tensor]:
+def _changed(images: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tuple[Tensor, Tensor]:
     """Images without the lesion's part, and with the control changed instead: filled `alike`, or by the same change.
 
     Mirrored lung is taken where the part and its control both have it: the other side of a control is often the lesion.
     """
     only = None
-    if fill == "mirror" and alike:
+    if fill == "mirror" and refilled:
         _, usable = lesion_edits.mirrored(images.images, images.lung, images.lesion)
         only = usable & pair.carried_back(usable)
-    gone = lesion_edits.removed(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
-    if alike:
+    without = lesion_edits.removed(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
+    if refilled:
         only = None if only is None else pair.carried(only)
-        return gone, lesion_edits.removed(images.images, pair.control, images.lung, images.lesion, fill=fill, only=only)
-    change = pair.carried((gone - images.images)[:, 0])
-    return gone, (images.images + change[:, None]).clamp(0, 1)
+        return without, lesion_edits.removed(
+            images.images, pair.control, images.lung, images.lesion, fill=fill, only=only
+        )
+    change = pair.carried((without - images.images)[:, 0])
+    return without, (images.images + change[:, None]).clamp(0, 1)
 
 
-def transplantation(
+def transplant_lesions(
     model: nn.Module, images: EditInputs, diseased: EditInputs, healthy: EditInputs, target: int | Tensor
 ) -> pd.DataFrame:
     """What another's lesion put into healthy images does to the probability of `target`: a row an image.
@@ -152,14 +154,14 @@ class _Answer:
 
     def _of(self, logits: Tensor) -> _Answers:
         shares = logits.float().softmax(1)
-        asked = shares.gather(1, self.target[:, None])[:, 0]
-        return _Answers(asked.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
+        probability = shares.gather(1, self.target[:, None])[:, 0]
+        return _Answers(probability.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
 
 
 def _compared(
     before: _Answers,
     without: _Answers,
-    beside: _Answers,
+    control: _Answers,
     about: Mapping[str, object],
     *,
     whole: _Answers | None = None,
@@ -167,10 +169,10 @@ def _compared(
     table = pd.DataFrame({"image": np.arange(len(before.label)), **about})
     whole = whole or without
     table["before"], table["without"] = before.probability, without.probability
-    table["beside"], table["whole"] = beside.probability, whole.probability
+    table["beside"], table["whole"] = control.probability, whole.probability
     enough = table["share"].to_numpy() >= SMALLEST
-    table["effect"] = np.where(enough, beside.probability - without.probability, np.nan)
-    for name, other in (("flipped", without), ("flipped_control", beside), ("flipped_whole", whole)):
+    table["effect"] = np.where(enough, control.probability - without.probability, np.nan)
+    for name, other in (("flipped", without), ("flipped_control", control), ("flipped_whole", whole)):
         table[name] = np.where(enough, (before.label != other.label).astype(float), np.nan)
     return table
 
@@ -184,7 +186,7 @@ def _cover(images: EditInputs) -> np.ndarray:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def with_lesions(dataset: "Dataset") -> np.ndarray:
+def find_lesion_rows(dataset: "Dataset") -> np.ndarray:
     """Rows of the images whose lesion mask is not empty; none where the data has no such masks."""
     if not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
@@ -213,7 +215,7 @@ def lesion_effects(
     image under PGD at `epsilon`; and put into a healthy image, each into another, as it is and under PGD. Columns
     condition and epsilon say which are attacked. Empty, with no columns, where no image has a lesion mask.
     """
-    rows = select_annotated(dataset, with_lesions(dataset))
+    rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
@@ -246,7 +248,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
         healthy = np.asarray(dataset.labels) == (run.classes.index(name) if name in run.classes else -1)
     if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
-    well = np.setdiff1d(np.flatnonzero(healthy), with_lesions(dataset))
+    well = np.setdiff1d(np.flatnonzero(healthy), find_lesion_rows(dataset))
     return well[filled(dataset, "lung", well)]
 
 
@@ -255,8 +257,8 @@ def _removed(
 ) -> pd.DataFrame:
     """`removal` of some images, as they are or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    images = attacked(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
-    return _told(removal(run.model, images, labels, fills=fills), dataset, rows, epsilon)
+    images = attack_inputs(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
+    return _told(remove_lesions(run.model, images, labels, fills=fills), dataset, rows, epsilon)
 
 
 def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
@@ -265,12 +267,12 @@ def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, 
     Under PGD it is the recipient that was attacked before, away from its own class; lesion and patch are as they are.
     """
     into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
-    own, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
-    into = attacked(run.model, into, own, epsilon)
-    return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
+    healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
+    into = attack_inputs(run.model, into, healthy_labels, epsilon)
+    return _told(transplant_lesions(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
 
 
-def attacked(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
+def attack_inputs(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
     """Images under PGD at `epsilon`, away from `labels` (B,); themselves at 0."""
     if epsilon <= 0:
         return images
@@ -286,25 +288,25 @@ def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: fl
     return table.assign(**about, condition=USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon=epsilon)
 
 
-def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
+def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
     """The part "lesions" of metrics.json: for each fill and control the effect, what led to it, and it by size."""
-    found = []
+    documents = []
     if len(table) and "condition" not in table:  # of an earlier version: of images as they are alone
         table = table.assign(condition=CLEAN, epsilon=0.0)
     about = ["condition", "epsilon", "fill", "control"]
     for (condition, epsilon, fill, control), rows in table.groupby(about, sort=False) if len(table) else ():
         groups = rows["group"].to_numpy(dtype=str)
         # Of the images that the effect is of, so that it is their difference.
-        told = rows[rows["effect"].notna()]
-        means = {name: float(told[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
-        sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
-        effect = asdict(summed_up(rows, groups, resamples=resamples))
+        counted = rows[rows["effect"].notna()]
+        means = {name: float(counted[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
+        sizes = summarise_by_size(rows, groups, resamples=resamples).to_dict("records")
+        effect = asdict(summarise_effect(rows, groups, resamples=resamples))
         for name in ("effect", "flipped"):
             effect[name] = {"value": effect[name], "ci": effect.pop(f"{name}_ci")}
         content = {"condition": str(condition), "epsilon": epsilon, "fill": str(fill), "control": str(control)}
         content |= means | effect | {"by_size": sizes}
-        found.append(LesionDocument.model_validate(content))
-    return found
+        documents.append(LesionDocument.model_validate(content))
+    return documents
 
 
 # --- summed up -------------------------------------------------------------------------------------------------------
@@ -323,41 +325,43 @@ class LesionEffect:
     left_out: int
 
 
-def summed_up(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> LesionEffect:
+def summarise_effect(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> LesionEffect:
     """One fill and control of a table of `removal` or `transplantation`, over images whose groups are `groups` (N,)."""
     if table["image"].duplicated().any():
         raise UserError("a lesion effect is of one fill and one control: choose the rows of one of each")
     bootstrap = Bootstrap.over(groups, resamples=resamples)
     means = {name: bootstrap.means(table[name]) for name in ("effect", "flipped", "flipped_control")}
-    known = table["effect"].notna()
+    counted = table["effect"].notna()
     return LesionEffect(
         effect=float(means["effect"][0]),
         effect_ci=interval(means["effect"]),
         flipped=float(means["flipped"][0]),
         flipped_ci=share_interval(bootstrap, means["flipped"], of=table["flipped"].notna()),
         flipped_control=float(means["flipped_control"][0]),
-        images=int(known.sum()),
-        left_out=int((~known).sum()),
+        images=int(counted.sum()),
+        left_out=int((~counted).sum()),
     )
 
 
-def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> pd.DataFrame:
+def summarise_by_size(
+    table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000
+) -> pd.DataFrame:
     """The effect by how much of the lungs the lesion covers: columns above, up_to, images, effect, low, high."""
     rows, names = [], np.asarray(groups)
     for low, high in pairwise(SIZES):
         chosen = ((table["lesion"] > low) & (table["lesion"] <= high)).to_numpy()
         if not chosen.any():
             continue
-        found = summed_up(table[chosen], names[chosen], resamples=resamples)
-        rows.append({"above": low, "up_to": high, "images": found.images, "effect": found.effect})
-        rows[-1] |= {"low": found.effect_ci[0], "high": found.effect_ci[1]}
+        effect = summarise_effect(table[chosen], names[chosen], resamples=resamples)
+        rows.append({"above": low, "up_to": high, "images": effect.images, "effect": effect.effect})
+        rows[-1] |= {"low": effect.effect_ci[0], "high": effect.effect_ci[1]}
     return pd.DataFrame(rows, columns=["above", "up_to", "images", "effect", "low", "high"])
 
 
 # --- a map judged by cause -------------------------------------------------------------------------------------------
 
 
-def causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
+def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
     """By how much the log-probability of `target` falls when each cell of a grid is removed, (B, cells, cells).
 
     A cell is filled with the image's healthy grey, as a lesion is. Cells that hold no lung are NaN: a filling that is
@@ -385,26 +389,26 @@ def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
     return mask
 
 
-def _part(place: int, cells: int, side: int) -> slice:
+def _part(index: int, cells: int, side: int) -> slice:
     """The pixels along a side that belong to one of so many cells."""
-    return slice(round(place * side / cells), round((place + 1) * side / cells))
+    return slice(round(index * side / cells), round((index + 1) * side / cells))
 
 
-def ranked_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
+def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
     """Spearman's rank correlation of a map and what removing does, over the cells of each image, (B,).
 
     `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN where fewer than three cells count
     or all falls are alike; 0 for a map that is the same in all of them: it ranks nothing.
     """
     cells, (height, width) = falls.shape[-1], saliency.shape[-2:]
-    rows, columns = ([_part(place, cells, side) for place in range(cells)] for side in (height, width))
+    rows, columns = ([_part(index, cells, side) for index in range(cells)] for side in (height, width))
     shares = torch.stack([saliency[:, *cell].double().mean((1, 2)) for cell in product(rows, columns)], 1)
     pairs_of = zip(shares.cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
     return np.array([_spearman(a, b) for a, b in pairs_of])
 
 
 def _spearman(of_map: np.ndarray, of_cause: np.ndarray) -> float:
-    known = np.isfinite(of_cause)
-    if known.sum() < 3 or np.ptp(of_cause[known]) == 0:
+    finite = np.isfinite(of_cause)
+    if finite.sum() < 3 or np.ptp(of_cause[finite]) == 0:
         return float("nan")
-    return float(stats.spearmanr(of_map[known], of_cause[known]).statistic) if np.ptp(of_map[known]) else 0.0
+    return float(stats.spearmanr(of_map[finite], of_cause[finite]).statistic) if np.ptp(of_map[finite]) else 0.0

@@ -49,10 +49,10 @@ class Order:
 
     def __init__(self, maps: Tensor) -> None:
         self.shape = maps.shape
-        ascending, places = maps.flatten(1).sort(dim=1)
+        ascending, pixels = maps.flatten(1).sort(dim=1)
         level = (ascending.diff(dim=1) != 0).cumsum(1)
         self.level = functional.pad(level, (1, 0))  # of the pixels in ascending order
-        self.of_pixel = torch.empty_like(self.level).scatter_(1, places, self.level)
+        self.of_pixel = torch.empty_like(self.level).scatter_(1, pixels, self.level)
         self.count = torch.zeros(self.level.shape, dtype=torch.float64, device=maps.device)
         self.count.scatter_add_(1, self.level, torch.ones_like(self.count))
 
@@ -351,12 +351,12 @@ def _compared(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def _average_ranks(maps: Tensor) -> Tensor:
     """Ranks from 1 within each row; tied values share the mean of their ranks."""
     order, pixels = maps.sort(dim=1)
-    places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
+    positions = torch.arange(order.shape[1], device=maps.device).expand_as(order)
     # A run of tied values starts where a value is new, and ends before the next one that is.
     new = torch.ones_like(order, dtype=torch.bool)
     new[:, 1:] = order[:, 1:] != order[:, :-1]
-    first = places.masked_fill(~new, 0).cummax(dim=1).values
-    last = places.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    first = positions.masked_fill(~new, 0).cummax(dim=1).values
+    last = positions.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
     return torch.empty_like(maps).scatter_(1, pixels, (first + last + 2).to(maps.dtype) / 2)
 
 
@@ -365,5 +365,5 @@ def _top(maps: Tensor, count: Tensor) -> Tensor:
     ranked = maps.topk(max(int(count.max()), 1), dim=1).values
     last = ranked.gather(1, (count.long()[:, None] - 1).clamp(min=0))
     above, tied = maps > last, maps == last
-    places = count[:, None] - above.sum(dim=1, keepdim=True)
-    return above + tied * (places / tied.sum(dim=1, keepdim=True).to(maps.dtype))
+    remaining = count[:, None] - above.sum(dim=1, keepdim=True)
+    return above + tied * (remaining / tied.sum(dim=1, keepdim=True).to(maps.dtype))

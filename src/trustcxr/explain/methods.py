@@ -42,25 +42,25 @@ def method(name: str) -> SaliencyMethod:
 
 def parse(name: str) -> tuple[str, Layer]:
     """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
-    said = Method.parse(name)
-    if said.base not in METHODS:
-        raise unknown("saliency method", said.base, METHODS)
-    if said.layer is None:
-        return said.base, None
-    if said.base not in COMBINE:
-        raise UserError(f"'{name}': {said.base} reads no layer; those that do are {', '.join(COMBINE)}")
-    if not said.layer:
-        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {said.base}@-2")
+    parsed = Method.parse(name)
+    if parsed.base not in METHODS:
+        raise unknown("saliency method", parsed.base, METHODS)
+    if parsed.layer is None:
+        return parsed.base, None
+    if parsed.base not in COMBINE:
+        raise UserError(f"'{name}': {parsed.base} reads no layer; those that do are {', '.join(COMBINE)}")
+    if not parsed.layer:
+        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {parsed.base}@-2")
     try:
-        return said.base, int(said.layer)
+        return parsed.base, int(parsed.layer)
     except ValueError:
-        return said.base, said.layer
+        return parsed.base, parsed.layer
 
 
 def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
     """Saliency (B, H, W) of several methods by name; CAMs of one layer share one forward and one backward pass."""
     check_images(x)
-    found: dict[str, Tensor] = {}
+    saliency_maps: dict[str, Tensor] = {}
     shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     for name in names:
         base, layer = parse(name)
@@ -69,10 +69,10 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             if module not in shared:
                 shared[module] = feature_map_and_gradient(model, x, target, module)
             saliency = saliency_from(COMBINE[base], model, x, *shared[module])
-            found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
+            saliency_maps[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
-            found[name] = METHODS[base](model, x, target)
-    return found
+            saliency_maps[name] = METHODS[base](model, x, target)
+    return saliency_maps
 
 
 def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:

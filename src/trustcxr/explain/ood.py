@@ -115,12 +115,14 @@ def _count(data: "Dataset") -> int:
     return -(-len(data) // _BATCH)
 
 
-def save(found: Familiarity, folder: Path) -> None:
+def save(familiarity: Familiarity, folder: Path) -> None:
     """Write it into a run's folder, as tensors alone, with the checksum of the weights that it belongs to."""
-    tensors = {f"{view}.{name}": value for view in COMPONENTS for name, value in vars(getattr(found, view)).items()}
-    tensors |= {name: getattr(found, name) for name in ("middle", "spread", "scores", "low", "high")}
-    tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
-    about = found.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
+    tensors = {
+        f"{view}.{name}": value for view in COMPONENTS for name, value in vars(getattr(familiarity, view)).items()
+    }
+    tensors |= {name: getattr(familiarity, name) for name in ("middle", "spread", "scores", "low", "high")}
+    tensors["threshold"] = torch.tensor(familiarity.threshold, dtype=torch.float64)
+    about = familiarity.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
     with atomic.atomic_write(folder / layout.FAMILIARITY_FILE) as temporary:
         # By its bytes: a file that safetensors opens itself nobody else may read.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -137,12 +139,12 @@ def load(folder: Path) -> Familiarity | None:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118
-        found = _found(tensors, about)
+        familiarity = _found(tensors, about)
     except (KeyError, ValueError, SafetensorError) as problem:
         raise UserError(f"{path}: not readable ({type(problem).__name__}); {again}") from None
     if about.get("weights") != atomic.checksum(folder / layout.WEIGHTS_FILE):
         raise UserError(f"{path}: belongs to other weights than those of the run; {again}")
-    return found
+    return familiarity
 
 
 def _found(tensors: dict[str, Tensor], about: dict[str, str]) -> Familiarity:
@@ -162,23 +164,23 @@ def _found(tensors: dict[str, Tensor], about: dict[str, str]) -> Familiarity:
     )
 
 
-def unlike(found: Familiarity, score: float) -> str | None:
+def describe_outlier(familiarity: Familiarity, score: float) -> str | None:
     """Why an image of that score should not be answered, in words; None where it is like the training images."""
-    if score <= found.threshold:
+    if score <= familiarity.threshold:
         return None
-    share = min(found.rarer_than(score), 0.999)
+    share = min(familiarity.rarer_than(score), 0.999)
     return (
         f"it is unlike the images that the network was trained on: more unusual than {share:.1%} of its validation "
         f"images, of which {ACCEPTED:.0%} are accepted"
     )
 
 
-def poor(found: Familiarity, image: Tensor) -> list[str]:
+def describe_quality(familiarity: Familiarity, image: Tensor) -> list[str]:
     """What is wrong with the quality of one image (1, 1, H, W), beside the training images; empty where nothing is."""
     values = signs(image)[0]
-    low, high = values < found.low - 1e-9, values > found.high + 1e-9
-    return [words for place, words in enumerate(_TOO_LOW) if words and low[place]] + [
-        words for place, words in enumerate(_TOO_HIGH) if words and high[place]
+    low, high = values < familiarity.low - 1e-9, values > familiarity.high + 1e-9
+    return [words for sign, words in enumerate(_TOO_LOW) if words and low[sign]] + [
+        words for sign, words in enumerate(_TOO_HIGH) if words and high[sign]
     ]
 
 
@@ -208,8 +210,8 @@ def signs(images: Tensor) -> Tensor:
 
 def _distances(run: Run, images: Tensor, network: Components, image: Components) -> Tensor:
     """The logarithm of each view's distance, (N, 2)."""
-    found = network.distance(_features(run, images)), image.distance(_small(images))
-    return torch.stack(found, 1).clamp(min=1e-12).log()
+    distances = network.distance(_features(run, images)), image.distance(_small(images))
+    return torch.stack(distances, 1).clamp(min=1e-12).log()
 
 
 def _features(run: Run, images: Tensor) -> Tensor:
@@ -217,12 +219,12 @@ def _features(run: Run, images: Tensor) -> Tensor:
     seen: dict[int, Tensor] = {}
     height, width = images.shape[-2:]
 
-    def note(place: int, output: Tensor) -> None:
-        seen[place] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
+    def note(stage: int, output: Tensor) -> None:
+        seen[stage] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
 
     handles = [
-        layer.register_forward_hook(lambda _, __, output, place=place: note(place, output))
-        for place, layer in enumerate(_stages(run.model))
+        layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output))
+        for stage, layer in enumerate(_stages(run.model))
     ]
     try:
         with torch.no_grad(), evaluate_on(run.model, run.device):
@@ -230,7 +232,7 @@ def _features(run: Run, images: Tensor) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat([seen[place] for place in sorted(seen)], 1).cpu().double()
+    return torch.cat([seen[stage] for stage in sorted(seen)], 1).cpu().double()
 
 
 def _stages(model: nn.Module) -> list[nn.Module]:

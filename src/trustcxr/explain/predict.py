@@ -40,20 +40,20 @@ def predict(
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
-    run, known = load_run(folder), ood.load(folder)
-    places = heatmap_io.places(paths, out, run.folder)
-    found: list[ImageAnswer] = []
+    run, familiarity = load_run(folder), ood.load(folder)
+    heatmaps = heatmap_io.choose_paths(paths, out, run.folder)
+    answers: list[ImageAnswer] = []
     full = False
-    for path, heatmap in places.items():
+    for path, heatmap in heatmaps.items():
         if full:
-            found.append(ImageAnswer(image=str(path), error=_FULL))
+            answers.append(ImageAnswer(image=str(path), error=_FULL))
             continue
         try:
-            found.append(_of_file(run, known, path, heatmap, epsilon))
+            answers.append(_of_file(run, familiarity, path, heatmap, epsilon))
         except CannotWrite as problem:
-            found.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
+            answers.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
             full = is_full(problem)
-    return found
+    return answers
 
 
 def _refused(heatmap: Path, problem: CannotWrite) -> str:
@@ -62,18 +62,18 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
     return f"{escaped(str(heatmap))}: cannot be written: {reason(problem.number)}; choose --out"
 
 
-def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
-    if (said := is_own_output(path)) is not None:
-        return ImageAnswer(image=str(path), left_out=said)
+def _of_file(run: Run, familiarity: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
+    if (reason_left_out := describe_own_output(path)) is not None:
+        return ImageAnswer(image=str(path), left_out=reason_left_out)
     try:
         image = read_source(path)
     except greyscale.UnreadableImage as problem:
         return ImageAnswer(image=str(path), error=str(problem))
     check_writable(heatmap)
-    found = answer(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
-    found.image = str(path)
-    doubt(found, run, known, image)
-    return found
+    result = predict_image(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
+    result.image = str(path)
+    add_warnings(result, run, familiarity, image)
+    return result
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,34 @@ class LoadedImage:
 
 def read_source(source: Source) -> LoadedImage:
     """An image from a file or its content. UnreadableImage, without the file's name, where it is none."""
-    if (why := is_own_output(source) or plausibility.another_kind(source)) is not None:
+    if (why := describe_own_output(source) or plausibility.another_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
     return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
 
 
-def is_own_output(source: Source) -> str | None:
+def describe_own_output(source: Source) -> str | None:
     """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
     if generated.read_source(source) is not None:
         return generated.SAID
     return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
 
 
-def doubt(found: ImageAnswer, run: Run, known: Familiarity | None, image: LoadedImage) -> None:
+def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
     """Say in an answer what speaks against it: no chest image, unlike the training images, poor, near the border.
 
     `known`: what the run's training images are like; None where that was not fitted.
     """
-    found.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
-    if known is not None:
+    result.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
+    if familiarity is not None:
         pixels = as_input(image.pixels, run.size, run.resize)
-        score = float(known.score(run, pixels))
-        found.rarer_than = known.rarer_than(score)
-        unlike = ood.unlike(known, score)
-        found.warnings += [*([unlike] if unlike else []), *ood.poor(known, pixels)]
+        score = float(familiarity.score(run, pixels))
+        result.rarer_than = familiarity.rarer_than(score)
+        unlike = ood.describe_outlier(familiarity, score)
+        result.warnings += [*([unlike] if unlike else []), *ood.describe_quality(familiarity, pixels)]
     if min(image.pixels.shape) < run.size:
         height, width = image.pixels.shape
-        found.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
-    found.border = _border(found.probabilities)
+        result.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
+    result.border = _border(result.probabilities)
 
 
 def _border(probabilities: dict[str, float]) -> str | None:
@@ -124,7 +124,7 @@ def _border(probabilities: dict[str, float]) -> str | None:
     return f"near the decision border: {first} {likely:.1%}, {second} {nearly:.1%}"
 
 
-def answer(
+def predict_image(
     run: Run,
     image: np.ndarray,
     *,
@@ -159,7 +159,7 @@ def answer(
         picture = heatmap_io.overlay(image, saliency[squares.to_original(run.size, image.shape, run.resize)])
         heatmap_io.write_notice(picture)
         with atomic_write(heatmap) as temporary:
-            picture.save(temporary, pnginfo=heatmap_io.mark(source or heatmap, run.folder), compress_level=1)
+            picture.save(temporary, pnginfo=heatmap_io.make_metadata(source or heatmap, run.folder), compress_level=1)
         result.heatmap = str(heatmap)
     return result
 
@@ -167,12 +167,12 @@ def answer(
 def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor, epsilon: float) -> bool:
     """Whether the answer stays under PGD, which searches the model itself where another's claim does not hold."""
     climb, predicted = partial(attacks.pgd, epsilon=epsilon, steps=PGD_STEPS, stop_when_wrong=True), int(label)
-    found = climb(searched, pixels, label)
-    if searched is not run.model and _still(run, found, predicted):
+    adversarial = climb(searched, pixels, label)
+    if searched is not run.model and _still(run, adversarial, predicted):
         with torch.inference_mode():
-            claimed = int(searched(found).argmax()) != predicted
-        found = climb(run.model, pixels, label) if claimed else found
-    return _still(run, found, predicted)
+            claimed = int(searched(adversarial).argmax()) != predicted
+        adversarial = climb(run.model, pixels, label) if claimed else adversarial
+    return _still(run, adversarial, predicted)
 
 
 def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
@@ -186,8 +186,8 @@ def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
 def temperature(run: Run) -> float | None:
     """The temperature that the run's validation images gave (Guo et al. 2017); None where none was fitted."""
     fitted = run.metrics.calibration if run.metrics else None
-    found = fitted.temperature if fitted else None
-    return found if found is not None and found > 0 else None
+    value = fitted.temperature if fitted else None
+    return value if value is not None and value > 0 else None
 
 
 def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:

@@ -77,8 +77,11 @@ def cascade(
         return list(methods.maps(network, x, classes, names).values())
 
     keys = ("randomised_ssim", "randomised_rank_correlation", "randomised_null")
-    for part, found in _cascade(model, x, maps, target, depth, seed) if names else ():
-        yield part, {name: dict(zip(keys, values, strict=True)) for name, values in zip(names, found, strict=True)}
+    for part, similarities in _cascade(model, x, maps, target, depth, seed) if names else ():
+        yield (
+            part,
+            {name: dict(zip(keys, values, strict=True)) for name, values in zip(names, similarities, strict=True)},
+        )
 
 
 def _cascade(
@@ -121,25 +124,25 @@ def random_network(model: nn.Module, *, seed: int = 0) -> nn.Module:
 
 def _copied(model: nn.Module) -> nn.Module:
     """A copy to be made random. Raises UserError where none of it could be: it would be the model itself."""
-    known = "give the network as a module, or as weights with timm: NAME"
+    advice = "give the network as a module, or as weights with timm: NAME"
     if next(model.parameters(), None) is None:
-        raise UserError(f"random weights: the model has none that can be drawn anew; {known}")
+        raise UserError(f"random weights: the model has none that can be drawn anew; {advice}")
     try:
         return deepcopy(model)
     except (TypeError, RuntimeError) as problem:
         why = str(problem).splitlines()[0][:160]
-        raise UserError(f"random weights: the model cannot be copied ({why}); {known}") from None
+        raise UserError(f"random weights: the model cannot be copied ({why}); {advice}") from None
 
 
 @contextmanager
 def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
     """For each module by name the place at which it was done last, from 1 on, while the model runs inside."""
     called: dict[str, int] = {}
-    places = count(1)
+    numbers = count(1)
 
     def note(name: str) -> Callable[..., None]:
         def done(*_: Any) -> None:
-            called[name] = next(places)
+            called[name] = next(numbers)
 
         return done
 
@@ -161,24 +164,26 @@ def _parts(model: nn.Module, called: dict[str, int], depth: int) -> list[Part]:
             of_gate.append(parameter)
             continue
         owner = name.rpartition(".")[0]
-        place, start = next((pair for pair in enumerate(starts) if f"{owner}.".startswith(pair[1])), (0, ""))
+        index, start = next((pair for pair in enumerate(starts) if f"{owner}.".startswith(pair[1])), (0, ""))
         part = (start + ".".join(owner[len(start) :].split(".")[:depth])).rstrip(".")
-        networks[place].setdefault(part, []).append(parameter)
+        networks[index].setdefault(part, []).append(parameter)
         # What is never called, such as a token, comes with the pixels.
         done[part] = max(done.get(part, 0), called.get(owner, 0))
     cascades = [sorted(parts, key=lambda part: -done[part]) for parts in networks]
-    found = []
+    parts_in_order = []
     for step in zip_longest(*cascades):
         both = [(parts, name) for parts, name in zip(networks, step, strict=True) if name is not None]
-        found.append(Part(" + ".join(name for _, name in both), [p for parts, name in both for p in parts[name]]))
-    return [*found, Part("gate", of_gate)] if of_gate else found
+        parts_in_order.append(
+            Part(" + ".join(name for _, name in both), [p for parts, name in both for p in parts[name]])
+        )
+    return [*parts_in_order, Part("gate", of_gate)] if of_gate else parts_in_order
 
 
 def _starts(model: nn.Module) -> list[str]:
     """How the names of each network's parameters begin."""
     net = getattr(model, "net", None)
     if isinstance(net, Ensemble):
-        return [f"net.nets.{place}." for place in range(len(net.nets))]
+        return [f"net.nets.{index}." for index in range(len(net.nets))]
     # A Classifier's network is one module, `net`: its parts are one level further down.
     return ["net." if isinstance(net, nn.Module) else ""]
 

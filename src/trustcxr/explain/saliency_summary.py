@@ -43,34 +43,34 @@ class Summary:
 
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
         """For each measure among the rows its mean, interval, and the means of what stands beside it."""
-        found = {}
+        figures = {}
         for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
             # Of the same images as the mean: one without a lung mask, say, has neither.
-            known = ~np.isnan(values.pop("value"))
-            ends = share_interval(bootstrap, means, of=known) if name in _SHARES else interval(means)
-            beside = {name: _mean(column[known]) for name, column in values.items()}
-            kept = {name: mean for name, mean in beside.items() if not np.isnan(mean)}
-            found[name] = Figure(value=means[0], ci=ends, **kept)
-        return found
+            counted = ~np.isnan(values.pop("value"))
+            ends = share_interval(bootstrap, means, of=counted) if name in _SHARES else interval(means)
+            columns = {name: _mean(column[counted]) for name, column in values.items()}
+            numbers = {name: mean for name, mean in columns.items() if not np.isnan(mean)}
+            figures[name] = Figure(value=means[0], ci=ends, **numbers)
+        return figures
 
     def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
         """By each measure that has controls, what the map has over each that is known, on the same images."""
-        found = []
+        leads = []
         for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
-            bootstrap, own = self._over(groups), values.pop("value")
-            known = {name: column for name, column in values.items() if not np.isnan(column).all()}
-            spread = known.pop(SPREAD, np.zeros(1))
-            for name, column in known.items():
-                over = bootstrap.means(own - column)
+            bootstrap, scores = self._over(groups), values.pop("value")
+            columns = {name: column for name, column in values.items() if not np.isnan(column).all()}
+            spread = columns.pop(SPREAD, np.zeros(1))
+            for name, column in columns.items():
+                over = bootstrap.means(scores - column)
                 if np.isnan(over[0]):
                     continue
                 ends = interval(over)
                 if name == RANDOMISED:
-                    ends = over_draws(float(over[0]), ends, float(np.nanmax(spread)))
-                found.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
-        return found
+                    ends = widen_by_draws(float(over[0]), ends, float(np.nanmax(spread)))
+                leads.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
+        return leads
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
         """One mean and its interval."""
@@ -84,15 +84,17 @@ class Summary:
         return self._drawn[key]
 
 
-def closest(leads: Sequence[Lead]) -> list[Lead]:
+def find_closest(leads: Sequence[Lead]) -> list[Lead]:
     """Of each measure the lead over the control that comes closest."""
-    found: dict[str, Lead] = {}
+    smallest: dict[str, Lead] = {}
     for lead in leads:
-        found[lead.measure] = min(found.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0)
-    return list(found.values())
+        smallest[lead.measure] = min(
+            smallest.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0
+        )
+    return list(smallest.values())
 
 
-def over_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
+def widen_by_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
     """Interval of what a network has over others with random weights, which are draws themselves.
 
     `ends` are over images. Were the network one more such draw, its distance from their mean would vary by `spread`
@@ -103,7 +105,9 @@ def over_draws(difference: float, ends: Sequence[float], spread: float, draws: i
     return [difference - below, difference + above]
 
 
-def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
+def _by_measure(
+    rows: pd.DataFrame, references: Sequence[str]
+) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
     """Each measure among the rows, as they first come: the groups of its rows, and columns: value, what is beside it.
 
     Arrays, since pandas takes longer to cut out hundreds of small tables than their means take.
@@ -112,7 +116,7 @@ def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str
         return
     codes, names = pd.factorize(rows["measure"])
     groups = rows["group"].to_numpy(dtype=str)
-    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *beside) if name in rows}
+    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *references) if name in rows}
     parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     for name, at in zip(names, parts, strict=True):
         yield str(name), groups[at], {column: values[at] for column, values in columns.items()}
@@ -120,8 +124,8 @@ def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str
 
 def _mean(values: Floats) -> float:
     """Of the values that are not NaN; NaN where there is none."""
-    known = int((~np.isnan(values)).sum())
-    return float(np.nansum(values)) / known if known else float("nan")
+    count = int((~np.isnan(values)).sum())
+    return float(np.nansum(values)) / count if count else float("nan")
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
@@ -145,7 +149,7 @@ def cells_of(rows: pd.DataFrame) -> str:
     return str(rows["cells"].fillna("").iloc[0]) if len(rows) else ""
 
 
-def cannot_hit(rows: pd.DataFrame) -> str:
+def describe_ceiling(rows: pd.DataFrame) -> str:
     """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
     ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
     best, chance = (ceiling["value"].mean(), ceiling["chance"].mean()) if len(ceiling) else (np.nan, np.nan)
@@ -159,7 +163,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
     cells = cells_of(rows)
     if cells == ONE_CELL:
         withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
-    elif withheld := cannot_hit(rows):
+    elif withheld := describe_ceiling(rows):
         rows = rows[rows["measure"] != HIT_RATE]
     clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
     stable = perturbed["measure"].isin(_STABLE)
@@ -177,7 +181,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
             *(lead for lead in over if lead.measure in TOLD_OF_MAPS),
             *counts.leads(faithfulness, ["brightness"]),
         ],
-        beyond=closest(over),
+        beyond=find_closest(over),
         correct=Measures(n=_images(right)).with_figures(counts.means(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
@@ -229,8 +233,8 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
     """A row for each change: how like the clean map the map of the changed image is."""
-    kept = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
-    for condition, some in kept.groupby("condition", sort=False):
+    changes = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
+    for condition, some in changes.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
         severity = int(some["severity"].max())
         kind = "artefact" if artefact else "corruption" if severity else "attack"
@@ -245,11 +249,11 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
     """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
-    found = {name: counts.mean(values["value"], values["group"]) for name, values in over_changes(rows).items()}
+    figures = {name: counts.mean(values["value"], values["group"]) for name, values in average_changes(rows).items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
-        found["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
-    return found
+        figures["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
+    return figures
 
 
 def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
@@ -260,7 +264,7 @@ def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
         yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
 
 
-def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def average_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
 
     `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency

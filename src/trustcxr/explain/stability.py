@@ -40,7 +40,9 @@ class Change:
         return self.condition in USUAL_ATTACKS
 
 
-def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
+def list_changes(
+    run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int
+) -> list[Change]:
     """FGSM and PGD at `epsilon`, then the corruptions and artefacts of these names ("all" for UNDER) at `severity`.
 
     Raises UserError for a name that is no corruption.
@@ -53,8 +55,8 @@ def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str]
         return attacks.pgd(run.model, images, labels, epsilon=epsilon, steps=PGD_STEPS), None
 
     wanted = UNDER if names == "all" else tuple(corruptions.get(name).name for name in names)
-    found = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
-    return found + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
+    attacks_ = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
+    return attacks_ + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
 
 
 def _corruption(name: str, severity: int) -> Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor | None]]:

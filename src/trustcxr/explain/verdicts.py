@@ -23,28 +23,28 @@ def set_verdict(method: str, part: SaliencyDocument) -> None:
     base = Method.parse(method).base
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     beyond = {lead.measure: lead for lead in part.beyond}
-    told = [name for name in TOLD_OF_MAPS if name in over and name in beyond]
-    if base in CONTROLS or base not in SALIENCY or not told:
+    names = [name for name in TOLD_OF_MAPS if name in over and name in beyond]
+    if base in CONTROLS or base not in SALIENCY or not names:
         return
-    part.shows = [name for name in told if _above(beyond[name]) and _above(over[name])]
-    both = {name: (beyond[name], over[name]) for name in told}
+    part.shows = [name for name in names if _above(beyond[name]) and _above(over[name])]
+    both = {name: (beyond[name], over[name]) for name in names}
     if part.shows:
         leads = "; ".join(f"{_label(name)} {_led(both[name])}" for name in part.shows)
         part.verdict = f"above its other controls and above random weights: {leads}"
     else:
-        short = "; ".join(f"{_label(name)} {_led(tuple(x for x in both[name] if not _above(x)))}" for name in told)
+        short = "; ".join(f"{_label(name)} {_led(tuple(x for x in both[name] if not _above(x)))}" for name in names)
         part.verdict = f"says nothing of what the network has learnt: {short}"
     part.survives = _survives(part, over)
-    part.void = [*AGAINST_MASKS] if _alike(part) else voided(part)
+    part.void = [*AGAINST_MASKS] if _alike(part) else list_void(part)
 
 
-def alarms(saliency: Mapping[str, SaliencyDocument]) -> list[Alarm]:
+def list_alarms(saliency: Mapping[str, SaliencyDocument]) -> list[Alarm]:
     """An alarm for each method whose map stays when the network is random."""
-    told = {name: part.survives for name, part in saliency.items() if part.survives}
-    return [Alarm(kind=SURVIVES, text=f"{Method.parse(name).label}: {text}") for name, text in told.items()]
+    reasons = {name: part.survives for name, part in saliency.items() if part.survives}
+    return [Alarm(kind=SURVIVES, text=f"{Method.parse(name).label}: {text}") for name, text in reasons.items()]
 
 
-def voided(part: SaliencyDocument) -> list[str]:
+def list_void(part: SaliencyDocument) -> list[str]:
     """The measures that are above chance, and as high with random weights."""
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     return [n for n in TOLD_OF_MAPS if n in over and part.figure(n).against_chance == "above" and not _above(over[n])]
@@ -52,14 +52,14 @@ def voided(part: SaliencyDocument) -> list[str]:
 
 def _survives(part: SaliencyDocument, over: Mapping[str, Lead]) -> str:
     """Why the map is not of what the network has learnt; empty where it is."""
-    void, alike = voided(part), part.figure(SIMILARITY).value
+    void, similarity = list_void(part), part.figure(SIMILARITY).value
     reasons = []
     for name in void:
         figure, lead = part.figure(name), over[name].difference
         trained, random = f"{figure.value:.3f}", f"{figure.randomised:.3f}"
         reasons.append(f"{_label(name)} is {random} with random weights, {trained} with its own{_ends(lead.interval)}")
     if _alike(part):
-        reasons.append(f"SSIM with the map of random weights is {alike or 0:.2f}")
+        reasons.append(f"SSIM with the map of random weights is {similarity or 0:.2f}")
     if not reasons:
         return ""
     if _alike(part):

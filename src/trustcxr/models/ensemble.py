@@ -20,17 +20,17 @@ class Ensemble(nn.Module):
         self.nets = nn.ModuleList(nets)
         self.means, self.stds = tuple(means), tuple(stds)
 
-    def seen_by(self, place: int, images: Tensor) -> Tensor:
+    def seen_by(self, index: int, images: Tensor) -> Tensor:
         """Images (B, 1, H, W), normalised for the first network, as the one at `place` was made for."""
-        if (self.means[place], self.stds[place]) == (self.means[0], self.stds[0]):
+        if (self.means[index], self.stds[index]) == (self.means[0], self.stds[0]):
             return images
-        return (images * self.stds[0] + self.means[0] - self.means[place]) / self.stds[place]
+        return (images * self.stds[0] + self.means[0] - self.means[index]) / self.stds[index]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The networks' last feature maps (B, K, h, w) one after another: (B, sum of K, h, w)."""
         maps = [net.forward_features(self.seen_by(i, images)) for i, net in enumerate(self.nets)]  # type: ignore[operator]
-        for net, found in zip(self.nets, maps, strict=True):
-            if found.ndim != 4 or found.shape[1] != net.num_features or found.shape[2:] != maps[0].shape[2:]:
+        for net, features in zip(self.nets, maps, strict=True):
+            if features.ndim != 4 or features.shape[1] != net.num_features or features.shape[2:] != maps[0].shape[2:]:
                 raise UserError(
                     "the members of an ensemble need last feature maps (B, K, h, w) of the same h and w, not "
                     + " and ".join(str(tuple(m.shape)) for m in maps)

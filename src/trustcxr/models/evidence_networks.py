@@ -91,9 +91,9 @@ class EvidenceNet(nn.Module):
         return self.weighed(self.head(features))[0]
 
     @staticmethod
-    def weighed(found: Tensor) -> tuple[Tensor, Tensor]:
+    def weighed(outputs: Tensor) -> tuple[Tensor, Tensor]:
         """What the head puts out (B, C + 1, h, w) -> evidence (B, C, h, w) and the gate's logits (B, 1, h, w)."""
-        evidence, gate = found[:, :-1], found[:, -1:]
+        evidence, gate = outputs[:, :-1], outputs[:, -1:]
         # Evidence for all classes alike changes no answer: without it a map shows what decides between them.
         evidence = evidence - evidence.mean(1, keepdim=True)
         return evidence * gate.sigmoid() / SCALE, gate
@@ -117,8 +117,8 @@ class _Around(nn.Module):
         self.up = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        found = self.up(self.deep(self.down(features)))
-        return F.interpolate(found, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = self.up(self.deep(self.down(features)))
+        return F.interpolate(coarse, size=features.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class _Pyramid(nn.Module):
@@ -152,12 +152,12 @@ def is_evidence_network(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def named(name: str, classes: int) -> EvidenceNet:
+def build_network(name: str, classes: int) -> EvidenceNet:
     """An untrained network by its name, such as evidence-33 or evidence-fullx96; UserError for any other name."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise UserError(f"'{name}' is no evidence network: evidence-N with N of {', '.join(KINDS)}")
-    kind, width = found[1], int(found[2] or WIDTH)
+    kind, width = match[1], int(match[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)
     return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
@@ -170,7 +170,7 @@ def reads_evidence(model: nn.Module) -> bool:
     return all(isinstance(net, EvidenceNet) for net in nets)
 
 
-def per_class(model: nn.Module, features: Tensor) -> Tensor:
+def evidence_per_class(model: nn.Module, features: Tensor) -> Tensor:
     """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean over an ensemble."""
     nets = getattr(getattr(model, "net", model), "nets", [None])
     return torch.stack(features.chunk(len(nets), 1)).mean(0)

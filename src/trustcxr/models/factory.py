@@ -46,7 +46,7 @@ def build(
     for net, arch in zip(nets, archs, strict=True):
         if normalisation == "group" and getattr(net, "field", None) is not None:
             raise UserError(f"normalisation: group would let each cell of {arch} see the whole image: choose batch")
-        layers.apply(net, arch, normalisation=normalisation, activation=activation)
+        layers.replace_layers(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
         nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
         mean=means[0],
@@ -59,7 +59,7 @@ def _network(arch: str, classes: int, weights: str) -> nn.Module:
     if evidence_networks.is_evidence_network(arch):
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
-        return evidence_networks.named(arch, classes)
+        return evidence_networks.build_network(arch, classes)
     if arch in PLAIN_MODELS:
         return _plain(arch, classes, weights)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:

@@ -41,9 +41,9 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
 
 
 def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
-    found = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
-    if isinstance(found, nn.Module):
-        return found
+    layer = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
+    if isinstance(layer, nn.Module):
+        return layer
     raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
 
 
@@ -61,18 +61,18 @@ def before_mixing(net: nn.Module) -> nn.Module | None:
 def _stages(model: nn.Module) -> list[str]:
     """Names of the modules that end each stage of a timm network, the last stage last; empty for other networks."""
     prefix = "net." if hasattr(model, "net") else ""
-    known = {name for name, _ in model.named_modules()}
+    module_names = {name for name, _ in model.named_modules()}
     listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
     modules = [str(stage["module"]) for stage in listed if isinstance(stage, dict) and "module" in stage]
     names = [prefix + _stage_end(module) for module in modules]
-    return names if all(name in known for name in names) else []
+    return names if all(name in module_names for name in names) else []
 
 
 def _stage_end(module: str) -> str:
-    found = _WITHIN.fullmatch(module)
-    if not found:
+    match = _WITHIN.fullmatch(module)
+    if not match:
         return module
-    return f"{found[1]}{int(found[2]) - 1}" if int(found[2]) else "stem"
+    return f"{match[1]}{int(match[2]) - 1}" if int(match[2]) else "stem"
 
 
 def _some(names: dict[str, nn.Module]) -> str:

@@ -30,7 +30,7 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def folded(*networks: nn.Module) -> Iterator[None]:
+def fold_batchnorm(*networks: nn.Module) -> Iterator[None]:
     """The networks as they are in evaluation mode, faster: inside, their weights are stand-ins without a gradient.
 
     Inside they must be in evaluation mode and must not be saved, hooked or trained. Outside nothing has changed. What
@@ -39,14 +39,14 @@ def folded(*networks: nn.Module) -> Iterator[None]:
     undo: list[Callable[[], None]] = []
     try:
         for network in networks:
-            undo += _fold(network, pairs(network))
+            undo += _fold(network, find_pairs(network))
         yield
     finally:
         for put_back in undo:
             put_back()
 
 
-def fused(model: nn.Module, images: Tensor) -> nn.Module:
+def make_fused_copy(model: nn.Module, images: Tensor) -> nn.Module:
     """The model with BatchNorm folded away in a copy of its network, to search on; itself where that cannot be done.
 
     It answers in evaluation mode as the model does, to rounding, which is tried on `images` (B, 1, H, W); what an
@@ -57,10 +57,10 @@ def fused(model: nn.Module, images: Tensor) -> nn.Module:
         if other is model:
             return model
         with preserve_state(model), preserve_state(other), torch.no_grad():
-            own, answers = model(images), other(images)
+            expected, answers = model(images), other(images)
     except Exception:  # whatever a foreign module raises that cannot be copied, or looks into its own layers
         return model
-    return other if torch.allclose(answers, own, rtol=_ALIKE, atol=_ALIKE * float(own.abs().max())) else model
+    return other if torch.allclose(answers, expected, rtol=_ALIKE, atol=_ALIKE * float(expected.abs().max())) else model
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -74,17 +74,17 @@ def _copied(model: nn.Module) -> nn.Module:
             other = copy(model)
             other._modules = {**model._modules, name: network}
             return other
-    if not (found := pairs(model)):
+    if not (layers := find_pairs(model)):
         return model
     network = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _fold(network, found)
+    _fold(network, layers)
     return network
 
 
-def _fold(network: nn.Module, found: list[Pair]) -> list[Callable[[], None]]:
+def _fold(network: nn.Module, layers: list[Pair]) -> list[Callable[[], None]]:
     """Fold these layers of the network; what is returned puts them back, called one after the other."""
     undo: list[Callable[[], None]] = []
-    for first, second in found:
+    for first, second in layers:
         conv, norm = network.get_submodule(first), network.get_submodule(second)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             parent, _, last = second.rpartition(".")
@@ -93,7 +93,7 @@ def _fold(network: nn.Module, found: list[Pair]) -> list[Callable[[], None]]:
     return undo
 
 
-def pairs(network: nn.Module) -> list[Pair]:
+def find_pairs(network: nn.Module) -> list[Pair]:
     """Each convolution of the network whose one reader is a BatchNorm, and that BatchNorm; found once for a network."""
     if network not in _PAIRS:
         _PAIRS[network] = _find(network)
@@ -106,17 +106,17 @@ def _find(network: nn.Module) -> list[Pair]:
     except Exception:  # whatever a foreign forward pass raises on stand-ins: it is then left as it is
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    places = [str(node.target) for node in calls]
-    found = []
+    targets = [str(node.target) for node in calls]
+    layers = []
     for node in calls:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         conv, norm = (network.get_submodule(str(n.target)) for n in (before, node))
-        once = places.count(str(before.target)) == places.count(str(node.target)) == 1
+        once = targets.count(str(before.target)) == targets.count(str(node.target)) == 1
         if once and type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm):
-            found.append((str(before.target), str(node.target)))
-    return found
+            layers.append((str(before.target), str(node.target)))
+    return layers
 
 
 def _put(table: dict[str, Part], key: str, value: Part) -> Callable[[], None]:

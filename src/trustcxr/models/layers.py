@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
+def replace_layers(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
     """Change a network's layers in place; `name` is the network's, for the errors.
 
     Raises UserError for an option that is not there, or a network without a layer that it would change.
@@ -35,11 +35,11 @@ def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation
 
 def _replace(net: nn.Module, kind: type | tuple[type, ...], make: Callable[[nn.Module], nn.Module]) -> int:
     """Put `make(layer)` in the place of each layer of a kind; how many there were."""
-    found = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
-    found = [(parent, name, child) for parent, name, child in found if isinstance(child, kind)]
-    for parent, name, child in found:
+    layers = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
+    layers = [(parent, name, child) for parent, name, child in layers if isinstance(child, kind)]
+    for parent, name, child in layers:
         setattr(parent, name, make(child))
-    return len(found)
+    return len(layers)
 
 
 def _group_norm(layer: nn.Module) -> nn.Module:

@@ -71,13 +71,13 @@ class AttackRecipe(Strict):
 
 def check_repeats(attacks: Sequence[AttackRecipe]) -> None:
     """UserError where one condition is there twice: its rows would be counted as one condition of twice the images."""
-    found: set[tuple[str, float, int]] = set()
+    conditions: set[tuple[str, float, int]] = set()
     for attack in attacks:
         for epsilon in map(float, attack.epsilons):
-            if (attack.name, epsilon, attack.effort) in found:
+            if (attack.name, epsilon, attack.effort) in conditions:
                 effort = f" with {attack.effort} {'steps' if attack.steps else 'queries'}" if attack.effort > 1 else ""
                 raise UserError(f"key 'evaluation.attacks': {attack.name} at {epsilon:g}{effort} is there twice")
-            found.add((attack.name, epsilon, attack.effort))
+            conditions.add((attack.name, epsilon, attack.effort))
 
 
 class CorruptionsRecipe(Strict):

@@ -92,8 +92,8 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
     if fault["type"] == "tuple_type":
         return "expected a list"
     if fault["type"] != "model_type":
-        said = fault["msg"].split(", unable to parse")[0]
-        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", said).replace(
+        message = fault["msg"].split(", unable to parse")[0]
+        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", message).replace(
             "Input should be", "expected"
         )
     if not fault["loc"]:
@@ -123,6 +123,6 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in getattr(annotation, "__args__", ()):
-        if found := model_in(part):
-            return found
+        if model := model_in(part):
+            return model
     return None

@@ -65,10 +65,12 @@ class ExamRecipe(Strict):
         _refuse(attacks, epsilons)
         content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
         for part in ("attacks", "without_gradients"):
-            known = {attack["name"]: attack for attack in content[part]}
-            radii = sorted({e for attack in known.values() for e in attack["epsilons"]})
-            names = attacks if attacks and part == "attacks" else tuple(n for n in known if not attacks or n in attacks)
-            content[part] = [known.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
+            by_name = {attack["name"]: attack for attack in content[part]}
+            radii = sorted({e for attack in by_name.values() for e in attack["epsilons"]})
+            names = (
+                attacks if attacks and part == "attacks" else tuple(n for n in by_name if not attacks or n in attacks)
+            )
+            content[part] = [by_name.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
             for attack in content[part] if epsilons else []:
                 attack["epsilons"] = list(dict.fromkeys(epsilons))
         return validate(ExamRecipe, content, "--attack and --epsilon")

@@ -209,19 +209,19 @@ class RunRecipe(Strict):
             )
 
     def _guidance_fits(self) -> None:
-        asked, name = self.training, self.model.name
-        if not asked.guidance:
-            said = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
-            for key, usual in said.items():
-                if getattr(asked, key) != usual:
+        training, name = self.training, self.model.name
+        if not training.guidance:
+            defaults = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
+            for key, usual in defaults.items():
+                if getattr(training, key) != usual:
                     raise ValueError(
-                        f"{key}: {getattr(asked, key)} does nothing without a weight, such as guidance: 0.3"
+                        f"{key}: {getattr(training, key)} does nothing without a weight, such as guidance: 0.3"
                     )
             return
-        if asked.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
+        if training.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
             raise ValueError(
                 f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
                 "network"
             )
-        if asked.guidance_layer != -1 and asked.guidance_on != "cam":
-            raise ValueError(f"guidance_layer: {asked.guidance_layer} goes with guidance_on: cam")
+        if training.guidance_layer != -1 and training.guidance_on != "cam":
+            raise ValueError(f"guidance_layer: {training.guidance_layer} goes with guidance_on: cam")

@@ -69,7 +69,7 @@ def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
     return validate(StudyRecipe, study.model_dump(mode="json") | {"seeds": seeds}, f"--seeds {count}")
 
 
-def tracked(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
+def with_tracker(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
     """The study with every training followed in that tracker too."""
     training = validate(
         TrainingRecipe, study.training.model_dump() | {"track": where, "tracking_uri": uri}, f"--track {where}"
@@ -77,34 +77,34 @@ def tracked(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
     return study.model_copy(update={"training": training})
 
 
-def untracked(study: StudyRecipe) -> StudyRecipe:
+def without_tracker(study: StudyRecipe) -> StudyRecipe:
     """The same study, followed nowhere."""
     return study.model_copy(update={"training": study.training.untracked()})
 
 
-def grows(before: StudyRecipe, now: StudyRecipe) -> bool:
+def adds_seeds(before: StudyRecipe, now: StudyRecipe) -> bool:
     """Whether `now` is the study of before with more seeds, and alike in everything else."""
     more = set(before.seeds) < set(now.seeds)
-    return more and untracked(before).model_copy(update={"seeds": now.seeds}) == untracked(now)
+    return more and without_tracker(before).model_copy(update={"seeds": now.seeds}) == without_tracker(now)
 
 
-def drops(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
+def removed_models(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
     """The networks that `now` leaves out of the study of before; none where they differ in anything else too."""
-    kept = tuple(model for model in before.models if model in now.models)
-    alike = untracked(before).model_copy(update={"models": kept}) == untracked(now)
-    return [model for model in before.models if model not in now.models] if alike else []
+    remaining = tuple(model for model in before.models if model in now.models)
+    unchanged = without_tracker(before).model_copy(update={"models": remaining}) == without_tracker(now)
+    return [model for model in before.models if model not in now.models] if unchanged else []
 
 
 def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
     """UserError where `now` is the study of before, in that folder, with fewer seeds."""
-    if grows(now, before):
+    if adds_seeds(now, before):
         raise UserError(
             f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
             "choose another --out"
         )
 
 
-def growth(before: StudyRecipe, now: StudyRecipe) -> str:
+def describe_growth(before: StudyRecipe, now: StudyRecipe) -> str:
     """In words, by which seeds a study has grown."""
     return f"from {_seeds(before)} to {_seeds(now)}"
 
@@ -114,7 +114,7 @@ def _seeds(study: StudyRecipe) -> str:
     return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, study.seeds))})"
 
 
-def shipped() -> list[str]:
+def shipped_recipes() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
 
@@ -125,10 +125,10 @@ def load_study(recipe: str | Path) -> StudyRecipe:
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{recipe}.yaml"
         if not path.is_file():
-            error = unknown("recipe", recipe, shipped())
+            error = unknown("recipe", recipe, shipped_recipes())
             raise UserError(f"{error}, or a path that ends in .yaml")
     try:
-        found = read_recipe(StudyRecipe, path)
+        study = read_recipe(StudyRecipe, path)
     except UserError as problem:
         if not _is_kept(path):
             raise
@@ -136,7 +136,7 @@ def load_study(recipe: str | Path) -> StudyRecipe:
             f"{path}: what a study keeps of itself, and no recipe; give the recipe that it was begun with, or write "
             "what stands under its key 'recipe' into a file of its own"
         ) from problem
-    return found
+    return study
 
 
 def _is_kept(path: Path) -> bool:

@@ -8,17 +8,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trustcxr.recipes.parsing import model_in
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped_recipes
 
 _INDENT = "  "
 
 
-def titles() -> dict[str, str]:
+def recipe_titles() -> dict[str, str]:
     """What each recipe of the package is, by its name."""
-    return {name: load_study(name).title for name in shipped()}
+    return {name: load_study(name).title for name in shipped_recipes()}
 
 
-def recipe(name: str) -> str:
+def format_recipe(name: str) -> str:
     """The recipe of that name as commented YAML: read again, it is the same recipe.
 
     UserError, with the nearest, for a name that is none.
@@ -36,7 +36,7 @@ def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str)
     for key, value in content.items():
         field = kind.model_fields.get(key) if kind is not None else None
         inner = model_in(field.annotation) if field is not None else None
-        says = f"  # {said}" if (said := _meaning(field, value)) else ""
+        says = f"  # {meaning}" if (meaning := _meaning(field, value)) else ""
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:{says}"
             yield from _keys(value, inner, indent + _INDENT)
@@ -49,8 +49,8 @@ def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str)
 
 def _items(values: Sequence[Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
     """A list of mappings; only the first of them says what its keys mean."""
-    for place, value in enumerate(values):
-        lines = list(_keys(value, kind if place == 0 else None, indent + _INDENT))
+    for index, value in enumerate(values):
+        lines = list(_keys(value, kind if index == 0 else None, indent + _INDENT))
         yield f"{indent}- {lines[0].lstrip()}"
         yield from lines[1:]
 
@@ -67,10 +67,10 @@ def _meaning(field: FieldInfo | None, value: Any) -> str:
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     plain = isinstance(default, str | int | float | bool) and default != value
     words = [str(word) for word in _choices(field.annotation)]
-    said = field.description or ""
+    description = field.description or ""
     parts = [
-        said,
-        f"one of {', '.join(words)}" if any(word not in said for word in words) else "",
+        description,
+        f"one of {', '.join(words)}" if any(word not in description for word in words) else "",
         f"default: {_inline(default)}" if plain and default != "" else "",
     ]
     return "; ".join(part for part in parts if part)

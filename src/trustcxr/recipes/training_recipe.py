@@ -239,5 +239,5 @@ class ModelRecipe(Strict):
     def options(self) -> NetworkOptions:
         """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
         names = ("normalisation", "activation", "members")
-        said = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
-        return cast(NetworkOptions, said)
+        options = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+        return cast(NetworkOptions, options)

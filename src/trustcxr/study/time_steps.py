@@ -118,7 +118,7 @@ def _training_step(model: nn.Module, run: RunRecipe, count: int) -> tuple[Work, 
     module.train()
     optimiser = module.configure_optimizers()["optimizer"]
     batch = _noise(count, size).to(on), (torch.arange(count) % _CLASSES).to(on), torch.arange(count).to(on)
-    lower = precision.lower(training.precision, on.type)
+    lower = precision.autocast_dtype(training.precision, on.type)
 
     def step() -> None:
         optimiser.zero_grad()

@@ -48,8 +48,8 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"{broken} is damaged")
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return found
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content
     except Exception as problem:
         if (why := _for_now(problem)) is not None:
             raise UserError(
@@ -73,7 +73,7 @@ def _for_now(problem: Exception) -> str | None:
     return None if number in (None, errno.EINVAL) else os.strerror(number)
 
 
-def settle(run: Path, best_sum: str) -> None:
+def choose_best(run: Path, best_sum: str) -> None:
     """Of two weights keep those that the last checkpoint speaks of, by their checksum, as the best.
 
     Better weights are written beside the best ones, which they follow once a checkpoint knows of them: were the run cut

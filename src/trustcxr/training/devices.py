@@ -55,10 +55,10 @@ class Devices:
 
     def split_batches(self) -> dict[str, int | str]:
         """How each batch is split, as run.yaml has it; empty where it is whole."""
-        found: dict[str, int | str] = {} if self.parts == 1 else {"parts": self.parts}
-        return found if self.world == 1 else found | {"world": self.world, "strategy": self.strategy}
+        split: dict[str, int | str] = {} if self.parts == 1 else {"parts": self.parts}
+        return split if self.world == 1 else split | {"world": self.world, "strategy": self.strategy}
 
-    def check(self, recipe: RunRecipe, images: int) -> None:
+    def check_recipe(self, recipe: RunRecipe, images: int) -> None:
         """UserError for what cannot be trained so."""
         for option, count in (("--devices", self.devices), ("--nodes", self.nodes)):
             if count < 1:
@@ -132,7 +132,7 @@ class Team:
 
 
 @contextmanager
-def together(cards: Devices, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
+def start_processes(cards: Devices, work: Callable[..., object], *arguments: object) -> Iterator[Team]:
     """Start the processes of this machine that do `work(*arguments)` beside the block, which is the first one's.
 
     UserError where one of them is lost. Afterwards they are gone, and the environment is as it was.
@@ -148,8 +148,8 @@ def together(cards: Devices, work: Callable[..., object], *arguments: object) ->
             torch.set_num_threads(max(1, threads // cards.devices))
             context = multiprocessing.get_context("spawn")
             for rank in range(1, cards.devices):
-                given = (rank, torch.get_num_threads(), work, arguments)
-                team.processes.append(context.Process(target=_serve, args=given))
+                process_arguments = (rank, torch.get_num_threads(), work, arguments)
+                team.processes.append(context.Process(target=_serve, args=process_arguments))
                 team.processes[-1].start()
         yield team
         team.end(_ENDS)
@@ -188,9 +188,9 @@ def _serve(rank: int, threads: int, work: Callable[..., object], arguments: tupl
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _launched() -> str | None:

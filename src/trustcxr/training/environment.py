@@ -17,9 +17,9 @@ _ROOM = 5  # seconds that git is given
 
 def record_environment(cards: Devices) -> dict[str, object]:
     """What a training runs on now, as run.yaml has it."""
-    found: dict[str, object] = {"versions": layout.versions(), "hardware": hardware(), "source": source()}
+    record: dict[str, object] = {"versions": layout.versions(), "hardware": hardware(), "source": source()}
     split = cards.split_batches()
-    return found | ({"split_batches": split} if split else {})
+    return record | ({"split_batches": split} if split else {})
 
 
 def hardware() -> Hardware:

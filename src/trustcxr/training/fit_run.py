@@ -26,7 +26,7 @@ from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.schemas import TrainingDocument
 from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
 from trustcxr.training import environment as origins
-from trustcxr.training.devices import Devices, Team, does_not_fit, together
+from trustcxr.training.devices import Devices, Team, does_not_fit, start_processes
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -52,18 +52,18 @@ def fit(
     many parts from the last epoch on, which is said.
     Raises UserError where the run cannot be trained, with the last good weights kept.
     """
-    cards.check(recipe, len(train))
+    cards.check_recipe(recipe, len(train))
     if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
         log("without cards each process has batch statistics of its own; normalisation: group has none")
     cards = replace(cards, parts=recipe.training.accumulate)
     largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
-    if told := precision.instead(recipe.training.precision, precision.kind()):
-        log(told)
+    if note := precision.describe_substitute(recipe.training.precision, precision.device_kind()):
+        log(note)
     while True:
-        team, given = Team(), (recipe, train, val, folder, cards)
+        team, job = Team(), (recipe, train, val, folder, cards)
         try:
-            with together(cards, _fit_part, *given) as team:
-                return _fit_part(*given)
+            with start_processes(cards, _fit_part, *job) as team:
+                return _fit_part(*job)
         except Exception as problem:
             if not (does_not_fit(problem) or team.did_not_fit):
                 raise
@@ -79,7 +79,7 @@ def fit(
 
 def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Devices) -> TrainingDocument:
     """`fit`, of which every process of `cards` does its part."""
-    if precision.kind() == "cpu":
+    if precision.device_kind() == "cpu":
         keep_freed_memory()
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe, cards))
@@ -116,11 +116,11 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
     else:
         steps = _run(recipe, train, monitor, model, lungs, lesions, resumed=before is not None)
     counts = {"steps": steps} | ({} if lungs is None else {"images_without_lung_mask": without})
-    found = monitor.summary()
+    document = monitor.summary()
     if monitor.cards.rank == 0:
-        found = _finish(folder, recipe, monitor, model, counts)
+        document = _finish(folder, recipe, monitor, model, counts)
     monitor.cards.wait()
-    return found
+    return document
 
 
 def _run(
@@ -183,11 +183,11 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
     )
     followed = []
     if recipe.training.track != "none" and monitor.cards.rank == 0:
-        followed = [tracking.Tracked(monitor, tracking.logger(recipe, monitor.folder))]
+        followed = [tracking.Tracked(monitor, tracking.make_logger(recipe, monitor.folder))]
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
-        precision=precision.used(recipe.training.precision, precision.kind()),
+        precision=precision.supported_precision(recipe.training.precision, precision.device_kind()),
         callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
         plugins=[checkpoint.WholeCheckpoints(), *monitor.cards.environment()],
         logger=False,
@@ -257,7 +257,7 @@ def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
 def _finish(
     folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
 ) -> TrainingDocument:
-    checkpoint.settle(folder, monitor.best_sum)
+    checkpoint.choose_best(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
     if monitor.best_sum != atomic.checksum(best):
         checkpoint.remove(folder)
@@ -271,7 +271,7 @@ def _finish(
     content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
-    summary.precision = precision.used(summary.precision_asked, precision.kind())
+    summary.precision = precision.supported_precision(summary.precision_asked, precision.device_kind())
     if recipe.defence.attacks:
         summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":

@@ -32,10 +32,10 @@ def fit(
     batches = max(1, len(rows) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
     changes = recipe.training.augment.model_dump()
-    found = 0.0
+    score = 0.0
     with Progress(f"training the {called} of {recipe.name}", EPOCHS * batches) as bar:
         for _ in range(EPOCHS):
-            order, found = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
+            order, score = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
             for start in range(batches):
                 some = np.sort(order[start * BATCH_SIZE : (start + 1) * BATCH_SIZE])
                 pixels = to_pixels(torch.from_numpy(images[some]).to(device))
@@ -48,17 +48,17 @@ def fit(
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-                found += float(dice(logits.detach() > 0, inside > 0.5).mean()) / batches
+                score += float(dice(logits.detach() > 0, inside > 0.5).mean()) / batches
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    log(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
-    return found
+    log(f"{called} of {recipe.name}: Dice {score:.3f} with the masks of training{under}")
+    return score
 
 
-def dice(found: Tensor, wanted: Tensor) -> Tensor:
+def dice(masks: Tensor, wanted: Tensor) -> Tensor:
     """Dice coefficient (B,) of masks (B, 1, H, W), bool; 1 where both are empty."""
-    both, sizes = (found & wanted).flatten(1).sum(1), found.flatten(1).sum(1) + wanted.flatten(1).sum(1)
+    both, sizes = (masks & wanted).flatten(1).sum(1), masks.flatten(1).sum(1) + wanted.flatten(1).sum(1)
     return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0)
 
 

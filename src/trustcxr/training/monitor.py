@@ -67,24 +67,24 @@ class Monitor(pl.Callback):
         """Take up a resumed run."""
         vars(self).update(state)
 
-    def take_up_if_ended(self, kept: dict[str, Any]) -> bool:
+    def take_up_if_ended(self, content: dict[str, Any]) -> bool:
         """Whether the training of this checkpoint had stopped before its last epoch; if so, its state is taken up."""
-        state = kept.get("callbacks", {}).get(self.state_key)
+        state = content.get("callbacks", {}).get(self.state_key)
         if not state or state["stopped"] == "epochs":
             return False
         self.load_state_dict(state)
         return True
 
-    def done(self, kept: dict[str, Any] | None) -> int | None:
+    def done(self, content: dict[str, Any] | None) -> int | None:
         """Epochs of this training that stand in a checkpoint; None where it had ended, and none is left to do."""
-        state = (kept or {}).get("callbacks", {}).get(self.state_key) or {}
+        state = (content or {}).get("callbacks", {}).get(self.state_key) or {}
         epochs = len(state.get("history", ()))
         return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock; the checkpoint of the epoch before is written by now."""
         if self.cards.rank == 0:
-            checkpoint.settle(self.folder, self.best_sum)
+            checkpoint.choose_best(self.folder, self.best_sum)
         self._started, self._worked = time.monotonic(), time.process_time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -150,8 +150,8 @@ class Monitor(pl.Callback):
     def sentence(self) -> str:
         """The same for a person, after the run's name."""
         judged = f"{self.best['value']:.1%}{self.recipe.defence.at_epsilon}"
-        kept = f"best {self.monitor} {judged}, at epoch {self.kept_epoch}"
-        return f": {len(self.history)} epochs in {duration(self.seconds)}, {kept}"
+        best = f"best {self.monitor} {judged}, at epoch {self.kept_epoch}"
+        return f": {len(self.history)} epochs in {duration(self.seconds)}, {best}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
@@ -238,8 +238,8 @@ class Bar(pl.Callback):
         if not self.monitor.history:
             return ""
         last = self.monitor.history[-1]
-        beside = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
-        under = "".join(f", {name} {last[key]:.1%}" for name, key in beside.items() if key in last)
+        columns = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
+        under = "".join(f", {name} {last[key]:.1%}" for name, key in columns.items() if key in last)
         return f"{self.monitor.measured_on} {last['val_accuracy']:.1%}{under}"
 
 
@@ -282,7 +282,7 @@ def validate(
     if not recipe.defence.attacks:
         return figures
     watched = attacked_rows(val)
-    rows, lower = watched[cards.rank :: cards.world], precision.lower(recipe.training.precision, device.type)
+    rows, lower = watched[cards.rank :: cards.world], precision.autocast_dtype(recipe.training.precision, device.type)
     of_class = torch.bincount(torch.as_tensor(val.labels[watched]), minlength=len(val.classes))
     hits = {name: torch.zeros(len(of_class), device=device) for name in USUAL_ATTACKS}
     for start in range(0, len(rows), 64):
@@ -297,12 +297,14 @@ def validate(
             )
         with attacks.preserve_state(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
-                found = labels[model(perturbed).argmax(1) == labels]
-                hits[name] += torch.bincount(found, minlength=len(of_class))
-    for name, own in hits.items():
-        figures[f"val_{name}_accuracy"] = share(float(own.sum()), len(watched))
+                right_labels = labels[model(perturbed).argmax(1) == labels]
+                hits[name] += torch.bincount(right_labels, minlength=len(of_class))
+    for name, right_by_class in hits.items():
+        figures[f"val_{name}_accuracy"] = share(float(right_by_class.sum()), len(watched))
         if balanced is not None:
-            balanced[f"val_{name}_accuracy"] = float((cards.summed(own).cpu() / of_class)[of_class > 0].mean())
+            balanced[f"val_{name}_accuracy"] = float(
+                (cards.summed(right_by_class).cpu() / of_class)[of_class > 0].mean()
+            )
     return figures
 
 

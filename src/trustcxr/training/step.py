@@ -107,18 +107,18 @@ class TrainingStep(pl.LightningModule):
         pixels, lungs, lesions = self._pixels(images, rows)
         if self.cards.parts > 1:
             self.trainer.optimizers[0].zero_grad()
-        known = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
-        if known is not None and self.healthy is not None:
-            known = self._counterfactual(known, self.healthy)
-            pixels, labels = known.pixels, known.labels
+        lesion_batch = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
+        if lesion_batch is not None and self.healthy is not None:
+            lesion_batch = self._counterfactual(lesion_batch, self.healthy)
+            pixels, labels = lesion_batch.pixels, lesion_batch.labels
         emptied = pixels[:0]  # drawn for the whole batch: each part would have one at least
         if self.recipe.empty_lungs and lungs is not None:
             emptied = lung_losses.emptied(pixels, lungs)
-        whole, known = self._whole(labels, known, len(emptied))
+        whole, lesion_batch = self._whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)
         for number in range(parts := min(self.cards.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
-            known_part = None if known is None else known.of(part)
+            known_part = None if lesion_batch is None else lesion_batch.of(part)
             loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
@@ -126,10 +126,10 @@ class TrainingStep(pl.LightningModule):
                 loss = loss * (count * self.cards.world / whole.images)
             if number + 1 < parts:  # the last is Lightning's, and the one in which processes meet
                 self.trainer.strategy.backward(loss, None)
-        found = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
-        if not math.isfinite(found["loss"]):
-            raise FloatingPointError(f"the loss is {found['loss'] / found['count']} at step {self.global_step}")
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+        totals = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
+        if not math.isfinite(totals["loss"]):
+            raise FloatingPointError(f"the loss is {totals['loss'] / totals['count']} at step {self.global_step}")
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in totals.items()}
         return loss
 
     def _on(
@@ -137,7 +137,7 @@ class TrainingStep(pl.LightningModule):
         part: slice,
         pixels: Tensor,
         labels: Tensor,
-        known: LesionBatch | None,
+        lesion_batch: LesionBatch | None,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
@@ -146,27 +146,29 @@ class TrainingStep(pl.LightningModule):
         learners = [self.model]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, known, part, emptied, whole) for learner in learners]
+        learnt = [self._learn(learner, pixels, labels, lesion_batch, part, emptied, whole) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
 
-    def _whole(self, labels: Tensor, known: LesionBatch | None, emptied: int) -> tuple[Whole, LesionBatch | None]:
+    def _whole(
+        self, labels: Tensor, lesion_batch: LesionBatch | None, emptied: int
+    ) -> tuple[Whole, LesionBatch | None]:
         """What is to be known of the whole batch, of which this process has these; and what is known, with its shares.
 
         A batch in one part on one card is its own whole.
         """
         if self.cards.parts == self.cards.world == 1:
-            return Whole(len(labels), emptied), known
+            return Whole(len(labels), emptied), lesion_batch
         images = len(labels) if self.cards.world == 1 else self.batch_images
         counts = torch.zeros(3, device=self.device)
         counts[0] = emptied
-        if known is not None:
-            counts[1], counts[2] = known.ill().sum(), has_lungs(known.lung).sum()
+        if lesion_batch is not None:
+            counts[1], counts[2] = lesion_batch.ill().sum(), has_lungs(lesion_batch.lung).sum()
         counts = self.cards.summed(counts)
-        if known is not None:
-            known = replace(known, shares=counts[1:].clamp(min=1) / images)
-        return Whole(images, float(counts[0])), known
+        if lesion_batch is not None:
+            lesion_batch = replace(lesion_batch, shares=counts[1:].clamp(min=1) / images)
+        return Whole(images, float(counts[0])), lesion_batch
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
@@ -178,35 +180,35 @@ class TrainingStep(pl.LightningModule):
         learner: nn.Module,
         pixels: Tensor,
         labels: Tensor,
-        known: LesionBatch | None,
+        lesion_batch: LesionBatch | None,
         part: slice,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
         """The loss of one network on a batch or a part of one, and its logits."""
-        training, beside = self.recipe.training, None
-        guided = training.guidance > 0 and known is not None
+        training, with_emptied = self.recipe.training, None
+        guided = training.guidance > 0 and lesion_batch is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
         if len(emptied):
-            learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
+            learner = with_emptied = lung_losses.WithEmptiedLungs(learner, emptied)
         with watched as seen:
-            options = self.defence_options(part, None if known is None else known.edited)
+            options = self.defence_options(part, None if lesion_batch is None else lesion_batch.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)
-        if beside is not None:
+        if with_emptied is not None:
             counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
-            loss = loss + counts_for * beside.confusion_loss()
-        if seen and known is not None:
-            apart = guidance.guidance(seen[-1], known, loss=training.guidance_loss, depth=guidance.DEPTH)
+            loss = loss + counts_for * with_emptied.confusion_loss()
+        if seen and lesion_batch is not None:
+            apart = guidance.guidance(seen[-1], lesion_batch, loss=training.guidance_loss, depth=guidance.DEPTH)
             loss = loss + training.guidance * apart
         return loss, logits
 
-    def _counterfactual(self, known: LesionBatch, healthy: int) -> LesionBatch:
+    def _counterfactual(self, lesion_batch: LesionBatch, healthy: int) -> LesionBatch:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
         edits = self.recipe.training.counterfactuals
-        known = counterfactual_loss.counterfactual(
-            known, healthy=healthy, share=edits.share, generator=generator, fills=edits.fills
+        lesion_batch = counterfactual_loss.counterfactual(
+            lesion_batch, healthy=healthy, share=edits.share, generator=generator, fills=edits.fills
         )
-        return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
+        return replace(lesion_batch, pixels=lesion_batch.pixels.contiguous(memory_format=torch.channels_last))
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A batch as the model sees it, with its lungs and its lesions where the recipe needs them.
@@ -276,8 +278,8 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     if not decay:
         return None
     average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    found = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return found.requires_grad_(False)  # processes that train together would wait for its gradients
+    average_model = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return average_model.requires_grad_(False)  # processes that train together would wait for its gradients
 
 
 def _first_perturbation(recipe: RunRecipe) -> Tensor | None:

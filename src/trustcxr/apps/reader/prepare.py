@@ -1,7 +1,7 @@
 """From a study to what its readers see: images drawn at random, and of each the map of every arm, drawn alike.
 
 An arm is a run, or a run by another saliency method. Maps that the study has saved are used; where data is given, they
-are made again from the runs, as `examples.panels` makes those.
+are made again from the runs, as `examples.make_panels` makes those.
 """
 
 import io
@@ -116,7 +116,7 @@ def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
 def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedMap:
     """From the runs: annotated images of the run's test split, drawn by seed, each explained for its true class."""
     from trustcxr.evaluation.trained_run import load_run
-    from trustcxr.explain.evaluate import annotated
+    from trustcxr.explain.evaluate import find_annotated
     from trustcxr.runs import test_data as study_images
 
     first = load_run(chosen[0].run.folder)
@@ -125,7 +125,7 @@ def _made(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedM
         raise UserError(f"{data}: {first.name} was not tested on these images; give the data of the study")
     if "infection" not in dataset.mask_kinds:
         raise UserError(f"{data}: no infection masks here, which what readers mark is held against")
-    rows = annotated(dataset)
+    rows = find_annotated(dataset)
     if len(rows) < count:
         raise UserError(f"{data}: {len(rows)} images with a mask, {count} are asked for: say fewer --images")
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
@@ -145,7 +145,7 @@ def _maps(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> np.n
 
     parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     found = [
-        examples.panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
+        examples.make_panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
         for part in track(parts, f"maps of {run.name}")
     ]
     return np.concatenate(found)

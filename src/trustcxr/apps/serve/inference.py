@@ -46,13 +46,15 @@ class ServedModel:
         """A loaded run; a few passes, so that the first image does not wait for what torch does once."""
         known = ood.load(run.folder)
         images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        searched = fuse_batchnorm.fused(run.model, images)
-        return cls(name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, known)
+        searched = fuse_batchnorm.make_fused_copy(run.model, images)
+        return cls(
+            name, run, counterfactual_view.find_methods(run), counterfactual_view.choose_steps(run), searched, known
+        )
 
 
 def predict(ready: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
     """The classes of an image, and whether they stay within epsilon."""
-    found = one_image.answer(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    found = one_image.predict_image(ready.run, image.pixels, epsilon=epsilon, searched=ready.searched)
     return api_models.Prediction(**_said(ready, image, found, since))
 
 
@@ -61,7 +63,7 @@ def look_at_image(
 ) -> api_models.SeenImage:
     """The same, with the image and its maps: one part of an examination."""
     run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    found = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=ready.searched)
     pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
     height, width = image.pixels.shape
@@ -71,7 +73,9 @@ def look_at_image(
         "size": run.size,
         "image": png.image(image.pixels),
         "network_image": png.grey(pixels[0, 0]),
-        "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, ready.methods)],
+        "maps": [
+            _map(run, each, image) for each in counterfactual_view.make_maps(run, pixels, predicted, ready.methods)
+        ],
     }
     return api_models.SeenImage(**looked, **_said(ready, image, found, since))
 
@@ -83,10 +87,10 @@ def changed(ready: ServedModel, image: one_image.LoadedImage) -> api_models.Chan
     ((predicted, _),) = one_image.predict_labels(run, pixels)
     return api_models.Changed(
         perturbation=_flip(
-            run, counterfactual_view.flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
+            run, counterfactual_view.find_flip(run, pixels, predicted, steps=ready.steps, searched=ready.searched)
         ),
         tried_up_to=counterfactual_view.HIGHEST,
-        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.spoilt(run, pixels)],
+        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.corrupt_image(run, pixels)],
     )
 
 
@@ -110,9 +114,9 @@ def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, e
     if (why := dicom_files.not_an_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = ready.run
-    found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)
+    found = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=ready.searched)
     found.run = ready.name
-    one_image.doubt(found, run, ready.known, image)
+    one_image.add_warnings(found, run, ready.known, image)
     pixels = one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
     predicted = run.classes.index(found.predicted)
     small = Image.fromarray(image.pixels)
@@ -137,7 +141,7 @@ def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency
 
 
 def _said(ready: ServedModel, image: one_image.LoadedImage, found: ImageAnswer, since: float) -> dict[str, object]:
-    one_image.doubt(found, ready.run, ready.known, image)
+    one_image.add_warnings(found, ready.run, ready.known, image)
     familiar = None
     if ready.known is not None and found.rarer_than is not None:
         familiar = api_models.Familiar(
@@ -167,7 +171,7 @@ def _map(run: Run, found: counterfactual_view.Map, image: one_image.LoadedImage)
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
             png=png.heat(other.pixels[shown]),
         )
-        for other in found.beside
+        for other in found.baselines
     ]
     return api_models.SaliencyMap(
         method=found.method,
