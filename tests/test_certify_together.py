@@ -17,8 +17,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models import factory
-from trustcxr.models.classifier import Classifier
-from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.classifier import Classifier, Ensemble
 from trustcxr.storage import atomic
 
 EPSILON = 0.01

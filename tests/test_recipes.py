@@ -277,11 +277,7 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
     assert [model.label for model in load_study(path).models] == ["x", "y", "z"]
 
 
-def test_the_file_that_a_study_keeps_is_said_to_be_none(tmp_path: Path) -> None:
-    kept = {"data": "images", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(kept))
-    with pytest.raises(UserError, match=r"study.yaml: what a study keeps of itself, and no recipe; give the recipe"):
-        load_study(tmp_path / "study.yaml")
+def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "models": {"long": "x" * 500}}))
     with pytest.raises(UserError) as refused:
         load_study(tmp_path / "mine.yaml")

@@ -156,7 +156,7 @@ def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.Captur
         followed.on_train_epoch_end(None, None)  # type: ignore[arg-type]
     followed.on_fit_end(None, None)  # type: ignore[arg-type]
     assert sent == [1], "after the first failure nothing more is sent"
-    assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; the training goes on") == 1
+    assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; training continues") == 1
 
 
 # --- what a run took -------------------------------------------------------------------------------------------------

@@ -60,11 +60,11 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_leaves_what_the_design_says(defence: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     summary = fit_run.fit(recipe(defence), *radiographs, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "training_images.parquet",
         "history.csv",
         "model.safetensors",
         "run.yaml",
         "training.json",
+        "training_images.parquet",
     ]
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     history = atomic.read_table(tmp_path / "history.csv")
@@ -293,7 +293,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
     assert fit_run.fit(recipe(), *radiographs, tmp_path / "run").epochs == 2
-    assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
+    assert re.search(r"last\.ckpt: cannot be read.*training starts again", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
 

@@ -97,7 +97,7 @@ def train(
     """Train one run. Started again after a cut, it goes on from its last epoch."""
     from trustcxr.report.terminal import training_sentence
     from trustcxr.runs import run_folder
-    from trustcxr.training.threads import use_threads
+    from trustcxr.training.environment import use_threads
 
     where, uri = tracker(track)
     training = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 _ROUNDING = 1e-5  # of the largest logit: a smaller change of it is none
 
@@ -113,7 +113,7 @@ def _attribution(
     except ImportError as problem:
         raise UserError("this saliency method comes through captum: pip install '.[captum]'") from problem
     check_images(x)
-    with evaluate_on(model, x.device, seed=seed), torch.inference_mode(False):
+    with preserve_state(model, seed=seed, autocast_cache=False), torch.inference_mode(False):
         # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.
         images = x.detach().clone()
         with torch.no_grad():

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import gaussian_blur
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 # Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
@@ -219,7 +219,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         # A copy, because what follows may work in place.
         return leaf.to(output.dtype, copy=True)
 
-    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
             # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
@@ -256,7 +256,7 @@ def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
         seen[:] = [output]
 
-    with evaluate_on(model, x.device), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
         handle = layer.register_forward_hook(note)
         try:
             model(x[:1].clone())

@@ -1,4 +1,4 @@
-"""The X-rays that the report shows: drawn at random, and the best and worst by each main measure. Nobody picks them."""
+"""Choose the images of the report: drawn at random, and the best and worst by each main measure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import Run
 
-# Above chance, so that the best is not just the image with the largest lesion.
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")
 AT_RANDOM = "drawn at random"
 
@@ -24,10 +23,10 @@ AT_RANDOM = "drawn at random"
 def choose_images(
     dataset: "Dataset", tables: Sequence[pd.DataFrame], *, count: int, method: str, seed: int = 0
 ) -> dict[int, str]:
-    """Rows of the data set to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN.
+    """Return rows to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN above chance.
 
-    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, above chance,
-    so that all runs show the same images and none is favoured. An image chosen twice says so, and is shown once.
+    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, so that all
+    runs show the same images.
     """
     rows = find_annotated(dataset)
     reasons = {int(row): [AT_RANDOM] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])}
@@ -44,7 +43,7 @@ def choose_images(
 
 
 def make_panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
-    """Arrays for the report's panels of the rows `chosen`: image, masks, saliency, answers, figures, and why."""
+    """Return arrays for the report's panels of the rows `chosen`: images, masks, saliency, predictions, figures."""
     rows = np.array(list(chosen), dtype=int)
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)

@@ -1,4 +1,4 @@
-"""Every saliency method by name, several at once: `layercam`, or at a layer, `layercam@gate`."""
+"""Find saliency methods by name (`layercam`, or at a layer `layercam@gate`) and run several together."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,14 +14,14 @@ from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
 from trustcxr.registry import SALIENCY, Method
 
-# The CAMs by name: what makes a map of a layer's features and their gradient.
+# CAMs by name: combinations of a layer's features and their gradient.
 COMBINE: dict[str, Combine] = {
     name: registry.load_function("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
 
 
 def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """A CAM that is its combination of features and gradient, and no more."""
+    """Return the CAM of a combination of features and gradient."""
     return cam_of(combine, model, x, target, layer)
 
 
@@ -32,16 +32,16 @@ METHODS: dict[str, SaliencyMethod] = {
 
 
 def method(name: str) -> SaliencyMethod:
-    """The saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
+    """Return the saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
 
-    Raises UserError, with the nearest names, where there is none; a layer is looked for when the model is there.
+    Raises UserError, with the nearest names, for an unknown one; the layer is checked with the model.
     """
     base, layer = parse(name)
     return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]
 
 
 def parse(name: str) -> tuple[str, Layer]:
-    """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
+    """Split "layercam@-2" into ("layercam", -2); without a layer, ("layercam", None)."""
     parsed = Method.parse(name)
     if parsed.base not in METHODS:
         raise unknown("saliency method", parsed.base, METHODS)
@@ -58,7 +58,7 @@ def parse(name: str) -> tuple[str, Layer]:
 
 
 def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
-    """Saliency (B, H, W) of several methods by name; CAMs of one layer share one forward and one backward pass."""
+    """Return saliency (B, H, W) of several methods by name; CAMs of one layer share a forward and a backward pass."""
     check_images(x)
     saliency_maps: dict[str, Tensor] = {}
     shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -76,7 +76,7 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
 
 
 def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
-    """Rows and columns of a method's map before it is brought to the images' size; None where it has every pixel."""
+    """Return rows and columns of a method's map before upsampling; None if it has every pixel."""
     base, layer = parse(name)
     if base == registry.CONTROL:
         return baselines.CELLS

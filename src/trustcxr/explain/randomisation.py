@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 from trustcxr.explain import measures, methods
 from trustcxr.explain.base import SaliencyMethod, Target, target_classes
-from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.classifier import Ensemble
 from trustcxr.models.lung_gate import LungGate
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 
 class Stage(NamedTuple):
@@ -92,7 +92,7 @@ def _cascade(
     depth: int,
     seed: int,
 ) -> Iterator[tuple[str, list[tuple[Tensor, Tensor, Tensor]]]]:
-    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
         network = _copied(model)
         with _order_of_calls(network) as called:
             classes = target_classes(target, network(x.clone()))

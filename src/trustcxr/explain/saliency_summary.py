@@ -1,4 +1,4 @@
-"""The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
+"""Summarise the table of saliency.parquet as the part "saliency" of metrics.json."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +26,7 @@ from trustcxr.storage.schemas import (
     Stratum,
 )
 
-COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
+COVERED = 0.95  # share of the lungs from which an infection mask gives no position within them
 _SHARES = (NULL_MAPS, "pointing_hit_rate")
 _NAMES = {"null_map": NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
@@ -42,12 +42,11 @@ class Summary:
         self._drawn: dict[bytes, Bootstrap] = {}
 
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        """For each measure among the rows its mean, interval, and the means of what stands beside it."""
+        """Return for each measure its mean, interval, and the means of its references on the same images."""
         figures = {}
         for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
-            # Of the same images as the mean: one without a lung mask, say, has neither.
             counted = ~np.isnan(values.pop("value"))
             ends = share_interval(bootstrap, means, of=counted) if name in _SHARES else interval(means)
             columns = {name: _mean(column[counted]) for name, column in values.items()}
@@ -56,7 +55,7 @@ class Summary:
         return figures
 
     def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
-        """By each measure that has controls, what the map has over each that is known, on the same images."""
+        """Return the leads of the maps over each of these controls, by measure, on the same images."""
         leads = []
         for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
             bootstrap, scores = self._over(groups), values.pop("value")
@@ -73,7 +72,7 @@ class Summary:
         return leads
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
-        """One mean and its interval."""
+        """Return a mean and its interval."""
         means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
         return Figure(value=means[0], ci=interval(means))
 
@@ -85,7 +84,7 @@ class Summary:
 
 
 def find_closest(leads: Sequence[Lead]) -> list[Lead]:
-    """Of each measure the lead over the control that comes closest."""
+    """Return for each measure the lead over the closest control."""
     smallest: dict[str, Lead] = {}
     for lead in leads:
         smallest[lead.measure] = min(
@@ -95,10 +94,10 @@ def find_closest(leads: Sequence[Lead]) -> list[Lead]:
 
 
 def widen_by_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
-    """Interval of what a network has over others with random weights, which are draws themselves.
+    """Return the interval of a lead over random weights, widened by the variation between draws.
 
-    `ends` are over images. Were the network one more such draw, its distance from their mean would vary by `spread`
-    (standard deviation between draws) times the root of 1 + 1 / draws: Student's t of draws - 1 degrees of freedom.
+    `ends`: the interval over images. `spread`: standard deviation between draws. One more draw would differ from their
+    mean by `spread` times the root of 1 + 1 / draws: Student's t with draws - 1 degrees of freedom.
     """
     reach = float(stats.t.ppf((1 + LEVEL) / 2, draws - 1)) * spread * (1 + 1 / draws) ** 0.5
     below, above = (float(np.hypot(difference - end, reach)) for end in ends)
@@ -108,10 +107,7 @@ def widen_by_draws(difference: float, ends: Sequence[float], spread: float, draw
 def _by_measure(
     rows: pd.DataFrame, references: Sequence[str]
 ) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
-    """Each measure among the rows, as they first come: the groups of its rows, and columns: value, what is beside it.
-
-    Arrays, since pandas takes longer to cut out hundreds of small tables than their means take.
-    """
+    """Yield each measure, the groups of its rows, and its columns (value and references) as arrays: fast to cut out."""
     if rows.empty:
         return
     codes, names = pd.factorize(rows["measure"])
@@ -123,21 +119,16 @@ def _by_measure(
 
 
 def _mean(values: Floats) -> float:
-    """Of the values that are not NaN; NaN where there is none."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     count = int((~np.isnan(values)).sum())
     return float(np.nansum(values)) / count if count else float("nan")
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
-    """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
+    """Return the part "saliency" of metrics.json by method, the random map last; see `SaliencyDocument`.
 
-    Beside each: REFERENCES; "over_controls": what the map has over each of them, "beyond" over the closest, and
-    "random_weights" over the same network with random weights; "verdict": whether by these it shows anything. Measures
-    are of the clean images; "correct": of those among them that the model gets right; "by_lesion": by how much of the
-    lungs the lesion covers; "perturbed": of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is
-    withheld is null. `images` is how many there were in all; those without a mask are left out and counted. Methods
-    stand as they were asked for, the random map last. A map of one cell has no figures, but how often it is the same
-    everywhere.
+    `images`: how many there are in all; those without a mask are left out and counted. A withheld hit rate is null. A
+    map of one cell has only its share of null maps.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -150,7 +141,7 @@ def cells_of(rows: pd.DataFrame) -> str:
 
 
 def describe_ceiling(rows: pd.DataFrame) -> str:
-    """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
+    """Return why a method has no hit rate (the best of its cells hits less often than chance); empty if it has one."""
     ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
     best, chance = (ceiling["value"].mean(), ceiling["chance"].mean()) if len(ceiling) else (np.nan, np.nan)
     if not best < chance:
@@ -170,7 +161,8 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
     right = clean[clean["predicted"] == clean["class"]]
-    over = counts.leads(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED])
+    leads = counts.leads(clean, [*REFERENCES, *SHARPENED, SPREAD])
+    over = [lead for lead in leads if lead.control != RANDOMISED]
     part = SaliencyDocument(
         target="label",
         n=_images(clean),
@@ -196,9 +188,9 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
-    if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
+    if over_random := [lead for lead in leads if lead.control == RANDOMISED]:
         drawn = clean[clean[RANDOMISED].notna()]
-        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
+        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=over_random)
     if withheld:
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
@@ -212,7 +204,7 @@ def _images(rows: pd.DataFrame) -> int:
 
 
 def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
-    """Images whose lesion covers the lungs, and the others; then thirds by how much it covers."""
+    """Yield figures of images whose lesion covers the lungs, of the others, and of thirds by lesion size."""
     share = clean["lesion"]
     sizes = clean.drop_duplicates("sample_id")["lesion"].dropna()
     if not len(sizes):
@@ -232,7 +224,7 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
 
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
-    """A row for each change: how like the clean map the map of the changed image is."""
+    """Yield for each change the similarity of clean and changed maps."""
     changes = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
     for condition, some in changes.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
@@ -248,7 +240,7 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
 
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
-    """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
+    """Return one figure for all corruptions, and two for all artefacts: means over each image's mean."""
     figures = {name: counts.mean(values["value"], values["group"]) for name, values in average_changes(rows).items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
@@ -257,7 +249,7 @@ def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
 
 
 def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
-    """How like the trained model's maps are as the network is made random, from the logits down."""
+    """Yield the similarity with the trained model's maps at each stage of the cascading randomisation."""
     random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
@@ -265,10 +257,9 @@ def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
 
 
 def average_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
+    """Return each image's mean over all corruptions or artefacts of one method: value and group, by sample.
 
-    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
-    moved onto the artefact, mean over artefacts.
+    Keys: `corruption_ssim` and `artefact_ssim` (with the clean map), `artefact_gain` (saliency moved to the artefact).
     """
     artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
     drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
@@ -281,7 +272,7 @@ def average_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
-    """An image's mean over its rows: value and group, by sample."""
+    """Return each image's mean over its rows: value and group, by sample."""
     rows = rows.assign(value=rows["value"].astype(float))
     if rows["sample_id"].is_unique:
         return rows.set_index("sample_id")[["value", "group"]]

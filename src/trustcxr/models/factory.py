@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import ensemble, evidence_networks, layers
-from trustcxr.models.classifier import Classifier
+from trustcxr.models import evidence_networks, layers
+from trustcxr.models.classifier import Classifier, Ensemble
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
@@ -48,7 +48,7 @@ def build(
             raise UserError(f"normalisation: group would let each cell of {arch} see the whole image: choose batch")
         layers.replace_layers(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
-        nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
+        nets[0] if len(nets) == 1 else Ensemble(nets, means, stds),
         mean=means[0],
         std=stds[0],
         lung_gate=lung_gate,

@@ -77,7 +77,7 @@ class RunFolder:
     def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **how: Any) -> TrainingDocument:
         """Train, or go on; return training.json. UserError if the folder holds another run, or one of other images.
 
-        `how`: cards, as `training.fit` takes them.
+        `how`: devices, as `training.fit` takes them.
         """
         from trustcxr.training import checkpoint, fit_run
 
@@ -219,8 +219,8 @@ def train(
 
     tested.check_out(folder, Path(data))
     repair.refuse_foreign(folder)
-    cards = Devices(devices, nodes, strategy)
-    cards.check_recipe(run, run.training.batch_size)
+    machines = Devices(devices, nodes, strategy)
+    machines.check_recipe(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     steps = RunFolder(folder)
@@ -240,12 +240,12 @@ def train(
         log(note)
     report_skipped(*parts)
     preflight.classes({"train": parts[0], "val": parts[1]})
-    with folder_lock(folder) if cards.rank == 0 else nullcontext():
+    with folder_lock(folder) if machines.rank == 0 else nullcontext():
         if done:
             log(f"{folder}: already trained")
-        elif cards.rank == 0:
+        elif machines.rank == 0:
             repair.mend(folder)
-        return steps.train(run, parts[0], parts[1], cards=cards)
+        return steps.train(run, parts[0], parts[1], devices=machines)
 
 
 def evaluate(

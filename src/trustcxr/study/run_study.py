@@ -62,8 +62,7 @@ from trustcxr.study import comparison, data_check, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
-from trustcxr.training.environment import hardware, source
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:

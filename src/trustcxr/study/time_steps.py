@@ -23,7 +23,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.cost import kind
-from trustcxr.training import precision
+from trustcxr.training import environment
 from trustcxr.training.environment import hardware
 from trustcxr.training.step import TrainingStep
 
@@ -118,7 +118,7 @@ def _training_step(model: nn.Module, run: RunRecipe, count: int) -> tuple[Work, 
     module.train()
     optimiser = module.configure_optimizers()["optimizer"]
     batch = _noise(count, size).to(on), (torch.arange(count) % _CLASSES).to(on), torch.arange(count).to(on)
-    lower = precision.autocast_dtype(training.precision, on.type)
+    lower = environment.autocast_dtype(training.precision, on.type)
 
     def step() -> None:
         optimiser.zero_grad()

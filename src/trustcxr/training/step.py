@@ -1,4 +1,4 @@
-"""What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
+"""Train one step: change a batch by the recipe, compute the defence's loss, and schedule the optimiser."""
 
 import math
 from dataclasses import dataclass, replace
@@ -24,10 +24,7 @@ ALONE = Devices()
 
 @dataclass(frozen=True)
 class Whole:
-    """Counts of a whole batch, of all processes together, so that the gradients of its parts add up.
-
-    `emptied`: images with emptied lungs beside the batch.
-    """
+    """Counts of a batch over all processes, to weigh its parts; `emptied`: added images with masked lungs."""
 
     images: int
     emptied: float = 0.0
@@ -46,12 +43,12 @@ class TrainingStep(pl.LightningModule):
         lungs: np.ndarray | None = None,
         lesions: np.ndarray | None = None,
         healthy: int | None = None,
-        cards: Devices = ALONE,
+        devices: Devices = ALONE,
         batch_images: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
-        self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
+        self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 without a mask
         self.healthy = healthy  # the class of an image without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays")
@@ -60,15 +57,15 @@ class TrainingStep(pl.LightningModule):
         self.register_buffer("perturbation", _first_perturbation(recipe))
         self.average = _average(model, recipe.training.ema_decay)
         self.sums: dict[str, float] = {}
-        self.cards, self.batch_images = cards, batch_images
+        self.devices, self.batch_images = devices, batch_images
 
     @property
     def total_steps(self) -> int:
-        """Steps in the whole of training."""
+        """Return the number of steps of the whole training."""
         return self.recipe.training.epochs * self.steps_per_epoch
 
     def epsilon(self, step: int) -> float:
-        """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
+        """Return the radius at a step: it grows evenly from 0 over the first `ramp` of training."""
         return self.recipe.defence.epsilon * self._grown(step)
 
     def radii(self, step: int, edited: Tensor | None = None) -> float | Tensor:
@@ -83,7 +80,7 @@ class TrainingStep(pl.LightningModule):
         return min(1.0, step / ramp) if ramp else 1.0
 
     def defence_options(self, part: slice = slice(None), edited: Tensor | None = None) -> dict[str, Any]:
-        """The options of the defence at this step (epsilon grows), beside model, images and labels."""
+        """Return the defence's options at this step."""
         options = self.options | {"label_smoothing": self.recipe.training.label_smoothing}
         if self.robust:
             options["epsilon"] = self.radii(self.global_step, edited)
@@ -94,39 +91,39 @@ class TrainingStep(pl.LightningModule):
         return options
 
     def candidate(self) -> nn.Module:
-        """The model that is validated and kept: the averaged weights where there are any."""
+        """Return the model to validate and keep: the averaged one, if weights are averaged."""
         return self.model if self.average is None else self.average.module
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums of an epoch."""
+        """Reset the sums of an epoch."""
         self.sums = {}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step of the defence on a batch."""
+        """Compute the defence's loss on a batch."""
         images, labels, rows = batch
         pixels, lungs, lesions = self._pixels(images, rows)
-        if self.cards.parts > 1:
+        if self.devices.parts > 1:
             self.trainer.optimizers[0].zero_grad()
         lesion_batch = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
         if lesion_batch is not None and self.healthy is not None:
             lesion_batch = self._counterfactual(lesion_batch, self.healthy)
             pixels, labels = lesion_batch.pixels, lesion_batch.labels
-        emptied = pixels[:0]  # drawn for the whole batch: each part would have one at least
+        emptied = pixels[:0]  # drawn for the whole batch: each part would draw at least one
         if self.recipe.empty_lungs and lungs is not None:
             emptied = lung_losses.emptied(pixels, lungs)
         whole, lesion_batch = self._whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)
-        for number in range(parts := min(self.cards.parts, len(labels))):
+        for number in range(parts := min(self.devices.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
             known_part = None if lesion_batch is None else lesion_batch.of(part)
             loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
-            if count * self.cards.world != whole.images:  # processes are averaged over, parts of a process added up
-                loss = loss * (count * self.cards.world / whole.images)
-            if number + 1 < parts:  # the last is Lightning's, and the one in which processes meet
+            if count * self.devices.world != whole.images:  # processes are averaged, parts of a process summed
+                loss = loss * (count * self.devices.world / whole.images)
+            if number + 1 < parts:  # Lightning runs the last one, which synchronises the processes
                 self.trainer.strategy.backward(loss, None)
-        totals = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
+        totals = dict(zip(("loss", "right", "count"), self.devices.sum(counted).tolist(), strict=True))
         if not math.isfinite(totals["loss"]):
             raise FloatingPointError(f"the loss is {totals['loss'] / totals['count']} at step {self.global_step}")
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in totals.items()}
@@ -141,8 +138,8 @@ class TrainingStep(pl.LightningModule):
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
-        """The loss on a part of a batch, and how many of it are right."""
-        # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
+        """Return the loss on a part of a batch, and the number of correct predictions."""
+        # Each member of an ensemble learns on its own attack, so that members stay different.
         learners = [self.model]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
@@ -154,25 +151,22 @@ class TrainingStep(pl.LightningModule):
     def _whole(
         self, labels: Tensor, lesion_batch: LesionBatch | None, emptied: int
     ) -> tuple[Whole, LesionBatch | None]:
-        """What is to be known of the whole batch, of which this process has these; and what is known, with its shares.
-
-        A batch in one part on one card is its own whole.
-        """
-        if self.cards.parts == self.cards.world == 1:
+        """Count the whole batch over all processes; return the counts, and the lesion batch with its shares."""
+        if self.devices.parts == self.devices.world == 1:
             return Whole(len(labels), emptied), lesion_batch
-        images = len(labels) if self.cards.world == 1 else self.batch_images
+        images = len(labels) if self.devices.world == 1 else self.batch_images
         counts = torch.zeros(3, device=self.device)
         counts[0] = emptied
         if lesion_batch is not None:
             counts[1], counts[2] = lesion_batch.ill().sum(), has_lungs(lesion_batch.lung).sum()
-        counts = self.cards.summed(counts)
+        counts = self.devices.sum(counts)
         if lesion_batch is not None:
             lesion_batch = replace(lesion_batch, shares=counts[1:].clamp(min=1) / images)
         return Whole(images, float(counts[0])), lesion_batch
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
-        if self.cards.parts == 1:
+        """Clear the gradients, unless the batch has parts, whose gradients must stay."""
+        if self.devices.parts == 1:
             optimizer.zero_grad()
 
     def _learn(
@@ -185,7 +179,7 @@ class TrainingStep(pl.LightningModule):
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one network on a batch or a part of one, and its logits."""
+        """Return the loss of one network on a batch or a part of it, and its logits."""
         training, with_emptied = self.recipe.training, None
         guided = training.guidance > 0 and lesion_batch is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
@@ -211,18 +205,18 @@ class TrainingStep(pl.LightningModule):
         return replace(lesion_batch, pixels=lesion_batch.pixels.contiguous(memory_format=torch.channels_last))
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A batch as the model sees it, with its lungs and its lesions where the recipe needs them.
+        """Return a batch as the model sees it, with lung and lesion masks if the recipe needs them.
 
-        The random state of a step depends on seed and step alone, so that a resumed run is the same run; all replays of
-        a batch are augmented alike.
+        The random state depends on seed and step alone, so that a resumed run gives the same bits. All replays of a
+        batch are augmented alike.
         """
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
-        torch.manual_seed(first + self.global_step + (self.cards.rank << 32))
+        torch.manual_seed(first + self.global_step + (self.devices.rank << 32))
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
         pixels, lungs, lesions = to_pixels(images), None, None
         drawn: dict[str, Any] = training.augment.model_dump()
-        if self.cards.world > 1:  # each process has the draws of its part of the batch
-            drawn["of"] = self.cards.share(self.batch_images)[0], self.batch_images
+        if self.devices.world > 1:  # each process has the draws of its part of the batch
+            drawn["of"] = self.devices.share(self.batch_images)[0], self.batch_images
         if self.lungs is None:
             pixels = augment(pixels, generator, **drawn)
         else:
@@ -243,15 +237,15 @@ class TrainingStep(pl.LightningModule):
         return None if masks is None else torch.from_numpy(np.asarray(masks[rows.cpu().numpy()])).to(like)[:, None]
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Move the averaged weights."""
+        """Update the averaged weights."""
         if self.average is not None:
             self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Nothing here: Monitor validates the kept weights once an epoch."""
+        """Do nothing: Monitor validates once an epoch."""
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a warm-up and then a cosine to zero (or constant)."""
+        """Return Adam with a warm-up and then a cosine to zero (or a constant)."""
         training = self.recipe.training
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimiser]
         optimiser = kind(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -270,7 +264,7 @@ class TrainingStep(pl.LightningModule):
 
 
 def replays(recipe: RunRecipe) -> int:
-    """How many optimiser steps each batch has in a row: more than one in free adversarial training alone."""
+    """Return the optimiser steps for each batch: more than one only in free adversarial training."""
     return recipe.defence.replays if "replays" in DEFENCES[recipe.defence.name].options else 1
 
 
@@ -283,7 +277,7 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
 
 
 def _first_perturbation(recipe: RunRecipe) -> Tensor | None:
-    """Of free adversarial training: zeros, to be kept from step to step and in checkpoints."""
+    """Return the zeros that free adversarial training updates from step to step; None for other defences."""
     if "replays" not in DEFENCES[recipe.defence.name].options:
         return None
     return torch.zeros(recipe.training.batch_size, 1, recipe.data.size, recipe.data.size)

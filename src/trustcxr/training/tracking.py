@@ -1,4 +1,4 @@
-"""Track a training in TensorBoard or MLflow through Lightning's loggers; what counts stays in the run's files.
+"""Track a training in TensorBoard or MLflow through Lightning's loggers.
 
 TensorBoard's events go to `tensorboard/`, MLflow's runs to a SQLite file `mlflow.db`, in the folder of the study or of
 the single run; or to the server at `tracking_uri`.
@@ -52,28 +52,28 @@ def tracking_folder(folder: Path) -> Path:
 
 
 class Tracked(pl.Callback):
-    """Sends the figures of each epoch, those of history.csv, to the logger. A tracker that fails costs no training."""
+    """Send each row of history.csv to the logger; training continues if the tracker fails."""
 
     def __init__(self, monitor: Monitor, to: loggers.Logger) -> None:
         self.monitor, self.to, self.lost = monitor, to, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Send one row."""
+        """Send the row of an epoch."""
         row = self.monitor.table().iloc[-1].dropna()
         figures = {str(name): float(value) for name, value in row.items() if name != "epoch"}
         self._send(lambda: self.to.log_metrics(figures, step=int(row["epoch"])))
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Send the end."""
+        """Report the end."""
         self._send(lambda: self.to.finalize("success"))
 
     def _send(self, send: Callable[[], object]) -> None:
         if not self.lost:
             try:
                 send()
-            except Exception as problem:  # of a tracker's own client: said once
+            except Exception as problem:  # of the tracker's client: logged once
                 self.lost = True
-                log(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
+                log(f"{_failed(self.monitor.recipe, problem)}; training continues, and history.csv has every epoch")
 
 
 def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
@@ -81,7 +81,7 @@ def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
     folder_.mkdir(parents=True, exist_ok=True)
     address = uri or f"sqlite:///{folder_ / 'mlflow.db'}"
     before = atomic.read_document(folder / TRACKED_FILE) if (folder / TRACKED_FILE).is_file() else {}
-    # One at a time: two would both make the tables of a new database.
+    # Two runs would both create the tables of a new database.
     with nullcontext() if uri else FileLock(folder_ / ".mlflow.lock", timeout=120):
         tracker = loggers.MLFlowLogger(
             experiment_name=folder_.name,
