@@ -312,9 +312,10 @@ def _on_the_sample(
             BY_CAUSE: _by_cause(maps, falls),
         }
         table.add(name, CLEAN, curves, bright)
-    for stage, values in randomisation.cascade(run.model, images, select_model_methods(randomised), labels):
-        for name, scores in values.items():
-            table.add(name, CASCADE + stage, scores)
+    for stages in randomisation.cascade(run.model, images, select_model_methods(randomised), labels):
+        for name, stage in stages.items():
+            scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
+            table.add(name, CASCADE + stage.part, scores)
     return pd.concat(table.tables, ignore_index=True)
 
 

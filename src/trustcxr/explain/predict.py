@@ -1,4 +1,4 @@
-"""One X-ray: classes with probabilities, a heatmap beside it, and whether the answer survives epsilon."""
+"""Predict single images: probabilities, a heatmap, warnings, and if the prediction survives an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,19 +24,17 @@ from trustcxr.storage.os_errors import Source, check_present, check_writable, es
 from trustcxr.storage.schemas import ImageAnswer
 
 PGD_STEPS = 20
-BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border
+BORDER = 0.2  # closer probabilities of the first two classes are a decision border
 _FULL = "no heatmap: not looked at, since the disk is full"
 
 
 def predict(
     folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
 ) -> list[ImageAnswer]:
-    """An answer for each image; one that cannot be read, or its heatmap not be written, gets an "error".
+    """Predict each image; an unreadable image, or a heatmap that cannot be written, gives an "error" for that image.
 
-    That does not stop the others. A full disk does: each of them gets an "error" that says so.
-
-    A heatmap that was written here before is no image: it gets "left_out" and no answer. No heatmap takes the place of
-    another image's or run's, or of a file that is not ours.
+    After a full disk every further image has an "error". Heatmaps of this package are "left_out". No heatmap overwrites
+    one of another image or run, or any other file.
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
@@ -78,31 +76,28 @@ def _of_file(run: Run, familiarity: Familiarity | None, path: Path, heatmap: Pat
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """One image as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
+    """One image: pixels (H, W) uint8, and the colourfulness of its file in grey levels."""
 
     pixels: np.ndarray
     colour: float = 0.0
 
 
 def read_source(source: Source) -> LoadedImage:
-    """An image from a file or its content. UnreadableImage, without the file's name, where it is none."""
+    """Load an image from a file or its content; raise UnreadableImage, without the file's name, if it is none."""
     if (why := describe_own_output(source) or plausibility.another_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
     return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
 
 
 def describe_own_output(source: Source) -> str | None:
-    """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
+    """Return what a file, or its content, is if this package wrote it; else None."""
     if generated.read_source(source) is not None:
         return generated.SAID
     return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
 
 
 def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
-    """Say in an answer what speaks against it: no chest image, unlike the training images, poor, near the border.
-
-    `known`: what the run's training images are like; None where that was not fitted.
-    """
+    """Add warnings to a prediction: no chest image, unlike the training images, poor quality, near the border."""
     result.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
     if familiarity is not None:
         pixels = as_input(image.pixels, run.size, run.resize)
@@ -133,10 +128,10 @@ def predict_image(
     source: Path | None = None,
     searched: nn.Module | None = None,
 ) -> ImageAnswer:
-    """What a run says of one image (H, W) uint8; a heatmap PNG of the image's own size is written where asked.
+    """Predict one image (H, W) uint8, and write a heatmap PNG of its size to `heatmap`, if given.
 
-    Probabilities are scaled by the run's temperature where its validation images gave it one ("calibrated").
-    `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
+    Probabilities are scaled by the run's temperature, if it has one ("calibrated"). `searched`: a faster copy of the
+    model for PGD, whose results the model confirms.
     """
     pixels = as_input(image, run.size, run.resize).to(run.device)
     ((predicted, probabilities),) = predict_labels(run, pixels)
@@ -165,7 +160,7 @@ def predict_image(
 
 
 def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor, epsilon: float) -> bool:
-    """Whether the answer stays under PGD, which searches the model itself where another's claim does not hold."""
+    """Return True if the prediction stays under PGD, which attacks the model itself if the copy's result fails."""
     climb, predicted = partial(attacks.pgd, epsilon=epsilon, steps=PGD_STEPS, stop_when_wrong=True), int(label)
     adversarial = climb(searched, pixels, label)
     if searched is not run.model and _still(run, adversarial, predicted):
@@ -184,14 +179,14 @@ def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
 
 
 def temperature(run: Run) -> float | None:
-    """The temperature that the run's validation images gave (Guo et al. 2017); None where none was fitted."""
+    """Return the run's temperature (Guo et al. 2017); None if it has none."""
     fitted = run.metrics.calibration if run.metrics else None
     value = fitted.temperature if fitted else None
     return value if value is not None and value > 0 else None
 
 
 def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
-    """An image (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
+    """Convert an image (H, W) uint8 to (1, 1, size, size) float in [0, 1], resized as in the cache."""
     return torch.from_numpy(np.array(squares.resize_image(image, size, resize))).float().div_(255)[None, None]
 
 

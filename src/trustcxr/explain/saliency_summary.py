@@ -179,9 +179,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
         perturbed=Perturbed(
-            attack=ATTACKED,
-            epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
-            n=_images(clean),
+            attack=ATTACKED, epsilon=perturbed["epsilon"].max() if len(perturbed) else None, n=_images(clean)
         ).with_figures(counts.means(perturbed[~stable])),
     ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
     if len(tuned := rows["threshold"].dropna()):
@@ -231,11 +229,7 @@ def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
         severity = int(some["severity"].max())
         kind = "artefact" if artefact else "corruption" if severity else "attack"
         yield Change(
-            condition=str(condition),
-            kind=kind,
-            epsilon=some["epsilon"].max(),
-            severity=severity,
-            n=_images(some),
+            condition=str(condition), kind=kind, epsilon=some["epsilon"].max(), severity=severity, n=_images(some)
         ).with_figures(counts.means(some))
 
 

@@ -43,7 +43,8 @@ class Ensemble(nn.Module):
     def forward_head(self, features: Tensor) -> Tensor:
         """Map the output of `forward_features` to logits (B, C)."""
         parts = features.split([net.num_features for net in self.nets], 1)
-        return torch.stack([net.forward_head(p) for net, p in zip(self.nets, parts, strict=True)]).mean(0)  # type: ignore[operator]
+        logits = [net.forward_head(p) for net, p in zip(self.nets, parts, strict=True)]  # type: ignore[operator]
+        return torch.stack(logits).mean(0)
 
 
 class Classifier(nn.Module):

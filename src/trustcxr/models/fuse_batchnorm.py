@@ -1,7 +1,6 @@
-"""BatchNorm folded into the convolutions before it, for the passes of an attack: while a model is trained, in an audit.
+"""Fold BatchNorm into the convolutions before it, for faster passes of attacks in training and audits.
 
-In evaluation BatchNorm is a scale and a shift of each channel, which the convolution before it can do by itself (Jacob
-et al. 2018, section 3.2). An attack's pass then reads and writes each feature map once less, forward and backward.
+In evaluation BatchNorm scales and shifts each channel, which the convolution can do (Jacob et al. 2018, section 3.2).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trustcxr.models.preserve_state import preserve_state
 
-Pair = tuple[str, str]  # the places of a convolution and of the BatchNorm that alone reads it
+Pair = tuple[str, str]  # names of a convolution and of the BatchNorm that alone uses its output
 Part = TypeVar("Part")
-_ALIKE = 1e-4  # of the largest logit: what a folded network may answer otherwise
+_TOLERANCE = 1e-4  # share of the largest logit
 _PAIRS: WeakKeyDictionary[nn.Module, list[Pair]] = WeakKeyDictionary()
 
 
 class _Tracer(fx.Tracer):
-    """Takes convolution and BatchNorm as a whole, timm's own kinds of them too."""
+    """Trace convolution and BatchNorm as leaves, also timm's kinds."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (nn.Conv2d, _BatchNorm)) or super().is_leaf_module(m, module_qualified_name)
@@ -31,10 +30,10 @@ class _Tracer(fx.Tracer):
 
 @contextmanager
 def fold_batchnorm(*networks: nn.Module) -> Iterator[None]:
-    """The networks as they are in evaluation mode, faster: inside, their weights are stand-ins without a gradient.
+    """Fold the networks' BatchNorm inside the block, and restore it afterwards.
 
-    Inside they must be in evaluation mode and must not be saved, hooked or trained. Outside nothing has changed. What
-    cannot be followed (forward passes that depend on their input, layers used twice) stays as it is.
+    Inside they must be in evaluation mode and must not be saved, hooked or trained. Networks that cannot be traced, and
+    layers used twice, stay unchanged.
     """
     undo: list[Callable[[], None]] = []
     try:
@@ -47,10 +46,10 @@ def fold_batchnorm(*networks: nn.Module) -> Iterator[None]:
 
 
 def make_fused_copy(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model with BatchNorm folded away in a copy of its network, to search on; itself where that cannot be done.
+    """Return the model with a folded copy of its network, for attacks; the model itself if that fails.
 
-    It answers in evaluation mode as the model does, to rounding, which is tried on `images` (B, 1, H, W); what an
-    attack finds is to be judged on the model itself. All but the network is shared with the model, hooks too.
+    Logits agree up to rounding, which is checked on `images` (B, 1, H, W); confirm adversarial images on the model. All
+    but the network is shared, hooks too.
     """
     try:
         other = _copied(model)
@@ -58,13 +57,14 @@ def make_fused_copy(model: nn.Module, images: Tensor) -> nn.Module:
             return model
         with preserve_state(model), preserve_state(other), torch.no_grad():
             expected, answers = model(images), other(images)
-    except Exception:  # whatever a foreign module raises that cannot be copied, or looks into its own layers
+    except Exception:  # an external module may raise anything
         return model
-    return other if torch.allclose(answers, expected, rtol=_ALIKE, atol=_ALIKE * float(expected.abs().max())) else model
+    allowed = _TOLERANCE * float(expected.abs().max())
+    return other if torch.allclose(answers, expected, rtol=_TOLERANCE, atol=allowed) else model
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy of the model with its innermost network folded; itself where there is nothing to fold."""
+    """Copy the model with its innermost network folded; return the model if there is nothing to fold."""
     for name in ("net", "model"):  # what stands around a network: normalisation, a finding's decision
         inner = model._modules.get(name)
         if inner is not None:
@@ -82,7 +82,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _fold(network: nn.Module, layers: list[Pair]) -> list[Callable[[], None]]:
-    """Fold these layers of the network; what is returned puts them back, called one after the other."""
+    """Fold these layers of the network; return the functions that restore them."""
     undo: list[Callable[[], None]] = []
     for first, second in layers:
         conv, norm = network.get_submodule(first), network.get_submodule(second)
@@ -94,7 +94,7 @@ def _fold(network: nn.Module, layers: list[Pair]) -> list[Callable[[], None]]:
 
 
 def find_pairs(network: nn.Module) -> list[Pair]:
-    """Each convolution of the network whose one reader is a BatchNorm, and that BatchNorm; found once for a network."""
+    """Return each convolution with a BatchNorm as only user, and that BatchNorm; cached for each network."""
     if network not in _PAIRS:
         _PAIRS[network] = _find(network)
     return _PAIRS[network]
@@ -103,7 +103,7 @@ def find_pairs(network: nn.Module) -> list[Pair]:
 def _find(network: nn.Module) -> list[Pair]:
     try:
         graph = _Tracer().trace(network)
-    except Exception:  # whatever a foreign forward pass raises on stand-ins: it is then left as it is
+    except Exception:  # an external forward pass may raise anything when traced
         return []
     calls = [node for node in graph.nodes if node.op == "call_module"]
     targets = [str(node.target) for node in calls]
@@ -120,13 +120,13 @@ def _find(network: nn.Module) -> list[Pair]:
 
 
 def _put(table: dict[str, Part], key: str, value: Part) -> Callable[[], None]:
-    """Put a value in the place of another; what is returned puts that other one back."""
+    """Replace a value; return the function that restores the old one."""
     before, table[key] = table[key], value
     return lambda: table.update({key: before})
 
 
 def _weights(conv: nn.Conv2d, norm: _BatchNorm) -> dict[str, Tensor | None]:
-    """Weight and bias of a convolution that does what both do in evaluation."""
+    """Return weight and bias of the folded convolution."""
     with torch.no_grad():
         scale = torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
         scale = scale if norm.weight is None else scale * norm.weight
@@ -138,6 +138,6 @@ def _weights(conv: nn.Conv2d, norm: _BatchNorm) -> dict[str, Tensor | None]:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What a layer does beside the norm: timm's BatchNormAct2d is a norm, a dropout and an activation in one."""
+    """Return dropout and activation of timm's BatchNormAct2d, without the norm."""
     rest = [getattr(norm, part) for part in ("drop", "act") if isinstance(getattr(norm, part, None), nn.Module)]
     return nn.Sequential(*rest).eval()

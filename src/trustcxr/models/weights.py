@@ -1,4 +1,4 @@
-"""Weights from safetensors, packages, timm's hub or a file of tensors; nothing is ever unpickled."""
+"""Load weights from safetensors, packages, timm's hub or a file of tensors; nothing is unpickled."""
 
 import socket
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def _from_hub(arch: str, classes: int) -> nn.Module:
 
 @contextmanager
 def _no_pointless_retries() -> Iterator[None]:
-    # Without a network the hub client retries for 46 seconds; where its host does not answer, use its cache only.
+    # The hub client retries for 46 seconds; if its host does not answer, use the cache only.
     from huggingface_hub import constants
 
     before, hub = constants.HF_HUB_OFFLINE, urlparse(constants.ENDPOINT)
@@ -136,19 +136,18 @@ def _timm_key(key: str, blocks: list[tuple[int, int]]) -> str:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The weights alone, as safetensors."""
-    # A layer that stands in several places has its weights under several names, of which each is written.
+    """Write the weights as safetensors; shared weights are written under each of their names."""
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     with atomic.atomic_write(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
         temporary.write_bytes(save(state))  # by its bytes, so that an error of the disk keeps its number
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights from safetensors, every one of them; UserError where they do not fit, or are NaN or infinite."""
+    """Load all weights from safetensors; raise UserError if they do not fit, NotFiniteError for NaN or infinity."""
     try:
         model.load_state_dict(load_file(path))
     except Exception as problem:
-        # torch's first line names the class alone; the second says which weights are missing or do not fit.
+        # torch's second line names the weights that are missing or do not fit.
         reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
         raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem
     _check_finite(model, path)

@@ -130,10 +130,7 @@ class DefenceRecipe(Strict):
     label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_weight: Fraction = Field(0.0, description="share of the loss that is on clean images")
-    attack_share: Fraction = Field(
-        0.0,
-        description="ibp and crown-ibp: share of the loss that is on FGSM's images",
-    )
+    attack_share: Fraction = Field(0.0, description="ibp and crown-ibp: share of the loss that is on FGSM's images")
     regulariser: float = Field(
         0.0,
         ge=0,

@@ -36,12 +36,7 @@ ALONE = Devices()
 
 
 def fit(
-    recipe: RunRecipe,
-    train: "Dataset",
-    val: "Dataset",
-    folder: Path,
-    *,
-    devices: Devices = ALONE,
+    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, *, devices: Devices = ALONE
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; an interrupted run resumes from its last epoch.
 
