@@ -130,7 +130,7 @@ class BatchBaselines:
         mean_mask: Tensor | None = None,
     ) -> None:
         self.masks, self.cells = masks, cells
-        maps: dict[str | Grid, Tensor] = {**baselines.image_baselines(images, masks.lung, mean_mask)}
+        maps: dict[str | Grid, Tensor] = dict(baselines.image_baselines(images, masks.lung, mean_mask).items())
         maps |= {grid: baselines.random_maps(images, grid) for grid in set(cells.values()) if grid is not None}
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
         self.scores = {

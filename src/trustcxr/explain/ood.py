@@ -136,9 +136,11 @@ def load(folder: Path) -> Familiarity | None:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118
-        views = {v: Components(*(tensors[f"{v}.{name}"] for name in ("mean", "axes", "rest"))) for v in COMPONENTS}
+        network, image = (
+            Components(*(tensors[f"{v}.{name}"] for name in ("mean", "axes", "rest"))) for v in COMPONENTS
+        )
         values = {name: tensors[name] for name in _TENSORS}
-        familiarity = Familiarity(**views, **values, threshold=float(tensors["threshold"]), about=about)
+        familiarity = Familiarity(network, image, **values, threshold=float(tensors["threshold"]), about=about)
     except (KeyError, ValueError, SafetensorError) as problem:
         raise UserError(f"{path}: not readable ({type(problem).__name__}). {advice}") from None
     if about.get("weights") != atomic.checksum(folder / layout.WEIGHTS_FILE):
