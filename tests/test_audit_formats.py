@@ -48,7 +48,7 @@ def robust(network: str, data: Path, folder: Path) -> Path:
     few[["path", "split", "class"]].to_csv(images, index=False)
     options = ["--model", network, "--size", "32", "--epochs", "6", "--set", "model.weights=none"]
     options += ["--defence", "fgsm", "--set", "defence.ramp=0.7", "--set", "training.learning_rate=0.001"]
-    options += ["--set", "training.averaging=0.95", "--set", "training.balanced=true"]
+    options += ["--set", "training.ema_decay=0.95", "--set", "training.balanced=true"]
     run("train", "--data", images, *options, "--out", folder)
     return folder
 

@@ -35,7 +35,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained by bounds, and certified at two radii."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 6 --learning-rate 0.004 --epsilon 0.01"
-    shares = "--ramp 0.5 --clean-share 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
+    shares = "--ramp 0.5 --clean-weight 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
     typed = ["train", "--data", str(images), "--out", str(folder), *options.split(), *shares.split()]
     done = RUNNER.invoke(app, typed)
     assert done.exit_code == 0, done.output
@@ -167,7 +167,7 @@ def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
 
 
 PLAIN = ["--model", "plain3", "--weights", "none"]
-TOO_MUCH = ["--defence", "ibp", "--clean-share", "0.9", "--set", "defence.attack_share=0.2"]
+TOO_MUCH = ["--defence", "ibp", "--clean-weight", "0.9", "--set", "defence.attack_share=0.2"]
 
 
 @pytest.mark.parametrize(

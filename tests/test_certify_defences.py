@@ -78,7 +78,7 @@ def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple
 
 def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_weight=0.2, attack_share=0.3)
     adversarial = attacks.fgsm(model, images, labels, epsilon=EPSILON)
     parts = worst_logits(model, images, labels, EPSILON), model(images), model(adversarial)
     bound, clean, attacked = (F.cross_entropy(each, labels) for each in parts)
@@ -156,7 +156,7 @@ def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_
             for step in range(60):
                 grown = min(1.0, step / 40)
                 if bounded:
-                    loss, _ = defence(net, images, labels, epsilon=0.02 * grown, clean_share=0.3, grown=grown)
+                    loss, _ = defence(net, images, labels, epsilon=0.02 * grown, clean_weight=0.3, grown=grown)
                 else:
                     loss = F.cross_entropy(net(images), labels)
                 optimiser.zero_grad()
@@ -175,7 +175,7 @@ SHORT = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)
 def test_the_loss_leaves_the_model_as_it_was(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
+    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_weight=0.2, attack_share=0.2, grown=0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training

@@ -379,7 +379,10 @@ def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_
         (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
         (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
         (["--column", "path=a", "--column", "path=b"], "--column path= is there twice"),
-        (["--set", "training.healthy=x"], "options: healthy: x does nothing without counterfactuals"),
+        (
+            ["--set", "training.counterfactuals.healthy_class=x"],
+            "options: counterfactuals.healthy_class: x does nothing without counterfactuals",
+        ),
     ],
 )
 def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said: str) -> None:

@@ -191,7 +191,7 @@ def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts
             changed(gain, "letters", "artefact_gain"),
         ]
     )
-    found = saliency_summary.over_changes(table)
+    found = saliency_summary.average_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
     np.testing.assert_allclose(found["artefact_ssim"]["value"], d)

@@ -20,7 +20,7 @@ from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
 from trustcxr.study.run_study import Study
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import use_threads
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")
 

@@ -59,7 +59,7 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
-    found = evidence_networks.per_class(model, seen[0])
+    found = evidence_networks.evidence_per_class(model, seen[0])
     assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
@@ -186,7 +186,7 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
 
 def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:
     for share in (0.0, 1.0):
-        recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
+        recipe = _recipe(counterfactuals={"share": 0.5, "epsilon": share}, defence={"name": "fgsm"})
         module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
         edited = torch.tensor([True, False, True])
         radius = module.radii(1, edited)
@@ -211,8 +211,8 @@ def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_o
         return real(known, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(counterfactual_loss, "counterfactual", counterfactual)
-    keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0}
-    recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
+    edits = {"share": 0.5, "epsilon": 0.0, "fills": ["mirror", "grey"]}
+    recipe = _recipe(counterfactuals=edits, defence={"name": "fgsm"})
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
     module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2, **masks)
     defence = module.defence
@@ -331,7 +331,7 @@ def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = Non
 
 
 def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
-    recipe = _recipe(guidance=1.0, counterfactuals=0.3, background="emptied", defence={"name": "fgsm"})
+    recipe = _recipe(guidance=1.0, counterfactuals={"share": 0.3}, background="emptied", defence={"name": "fgsm"})
     assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
     assert recipe.needs_lungs
@@ -342,7 +342,7 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
     [
         ({"name": "resnet18", "guidance": 1.0}, "resnet18"),
         ({"guidance": 1.0, "defence": {"name": "mixup"}}, "mixup"),
-        ({"counterfactuals": 0.2, "background": "crop"}, "crop"),
+        ({"counterfactuals": {"share": 0.2}, "background": "crop"}, "crop"),
     ],
 )
 def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: str) -> None:
@@ -360,7 +360,7 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
     train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
-    for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
+    for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": {"share": 0.3}}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
         fit_run.fit(recipe, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model

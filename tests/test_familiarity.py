@@ -129,7 +129,7 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
     ],
 )
 def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, said: str) -> None:
-    assert any(said in words for words in ood.poor(known, image))
+    assert any(said in words for words in ood.describe_quality(known, image))
 
 
 def test_two_classes_nearly_as_likely_are_a_border() -> None:

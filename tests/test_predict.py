@@ -183,7 +183,7 @@ def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
     run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "answer", lambda *_, **__: pytest.fail("in vain"))
+    monkeypatch.setattr(predict, "predict_image", lambda *_, **__: pytest.fail("in vain"))
     (radiographs / "taken").touch()
     answers = predict.predict(run, three, out=radiographs / "taken" / "out")
     assert all("a file is where a folder should be; choose --out" in str(answer.error) for answer in answers)
@@ -220,7 +220,7 @@ def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
     claims: bool, run: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, radiograph = load_run(run, on="cpu"), predict.read_source(radiographs / "a" / "x.png").pixels
-    plain = predict.answer(loaded, radiograph, epsilon=0.02)
+    plain = predict.predict_image(loaded, radiograph, epsilon=0.02)
     predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
     copy = Claims((predicted + claims) % count, count)
     searched, pgd = [], predict.attacks.pgd
@@ -230,7 +230,7 @@ def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
         return pgd(model, *given, **options)
 
     monkeypatch.setattr(predict.attacks, "pgd", watched)
-    told = predict.answer(loaded, radiograph, epsilon=0.02, searched=copy)
+    told = predict.predict_image(loaded, radiograph, epsilon=0.02, searched=copy)
     assert searched == ([copy, loaded.model] if claims else [copy]), "claimed in vain: the model itself is searched"
     assert told.survives == plain.survives or not claims
 
@@ -251,7 +251,7 @@ def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path, tm
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     radiograph = render("COVID-19", 1, 200).image[:, 50:150]
-    said = predict.answer(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
+    said = predict.predict_image(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
     square = (
         torch.from_numpy(np.array(resize.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
     )
@@ -269,7 +269,7 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     plain = load_run(run)
     scaled = load_run(run)
     scaled.metrics = RunDocument(calibration=Calibration(temperature=4.0))
-    before, after = (predict.answer(r, radiograph, epsilon=0.0) for r in (plain, scaled))
+    before, after = (predict.predict_image(r, radiograph, epsilon=0.0) for r in (plain, scaled))
     assert (before.calibrated, after.calibrated) == (False, True)
     logits = np.log(list(before.probabilities.values()))
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)

@@ -57,7 +57,7 @@ def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dic
     ("training", "said"),
     [
         (GUIDED, "training.guidance_layer: unknown layer -9"),
-        ({"counterfactuals": 0.3, "healthy": "Nrmal"}, "unknown healthy class .* did you mean Normal"),
+        ({"counterfactuals": {"share": 0.3, "healthy_class": "Nrmal"}}, "unknown healthy class .* did you mean Normal"),
     ],
 )
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
@@ -116,7 +116,8 @@ def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("keys", "kind"), [({"background": "mask"}, "lung"), ({"counterfactuals": 0.3, "healthy": "a"}, "infection")]
+    ("keys", "kind"),
+    [({"background": "mask"}, "lung"), ({"counterfactuals": {"share": 0.3, "healthy_class": "a"}}, "infection")],
 )
 def test_masks_that_are_not_there_are_said_before_the_training(tmp_path: Path, keys: dict[str, Any], kind: str) -> None:
     data = load_dataset(images(tmp_path / "images", ("a", "b")), "Train", 32, workers=1)
@@ -214,7 +215,7 @@ def names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
+@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy_class: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

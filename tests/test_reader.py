@@ -106,7 +106,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         row = list(dataset.sample_ids).index(radiograph.sample)
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(radiograph.mask))), dataset.masks("infection")[row])
         for arm, drawn in zip(arms, radiograph.maps, strict=True):
-            panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
+            panel = examples.make_panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
             assert drawn == prepare._draw_overlay(panel["image"][0], panel["saliency"][0])
     assert (
         len({png for radiograph in shown for png in radiograph.maps}) > 2

@@ -156,13 +156,13 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
     found: list[str] = []
-    real = evaluate.tune
+    real = evaluate.tune_thresholds
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
-    monkeypatch.setattr(evaluate, "tune", spy)
+    monkeypatch.setattr(evaluate, "tune_thresholds", spy)
     return found
 
 

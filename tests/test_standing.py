@@ -14,7 +14,7 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, tracked, with_seeds
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study import cost, engines, status, steps
@@ -186,7 +186,7 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
     content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
     atomic.write_yaml(asked, atomic.section(content, "recipe"))
-    followed = tracked(status.read_recipe(begun), "mlflow", "http://lab:5000")
+    followed = with_tracker(status.read_recipe(begun), "mlflow", "http://lab:5000")
     atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout

@@ -172,8 +172,8 @@ def test_same_seed_same_weights(radiographs: tuple[Any, Any], tmp_path: Path) ->
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "standard": ("standard", {}),
-    "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_share": 0.3}, {}),
-    "averaged, warm-up, balanced": ("standard", {"averaging": 0.9, "warmup_epochs": 1.5, "balanced": True}),
+    "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_weight": 0.3}, {}),
+    "averaged, warm-up, balanced": ("standard", {"ema_decay": 0.9, "warmup_epochs": 1.5, "balanced": True}),
     "bf16": ("fgsm", {"precision": "bf16-mixed"}),
 }
 
@@ -293,7 +293,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
     assert fit_run.fit(recipe(), *radiographs, tmp_path / "run").epochs == 2
-    assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
+    assert re.search(r"last\.ckpt: cannot be read.*training starts again", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
 
@@ -566,11 +566,11 @@ def test_fgsm_training_uses_the_recipe(
         return adversarial.fgsm(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
-    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
+    defence = {"name": "fgsm", "epsilon": 0.04, "clean_weight": 0.25}
     fit_run.fit(recipe(defence, epochs=1, label_smoothing=0.1), *radiographs, tmp_path)
     assert len(seen) == 3
     for step in seen:
-        asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
+        asked = {"epsilon": 0.04, "clean_weight": 0.25, "label_smoothing": 0.1, "training": True}
         assert step.items() >= asked.items()
         assert 0 <= step["range"][0] < step["range"][1] <= 1
 
@@ -604,7 +604,7 @@ def test_kept_weights_are_the_moving_average(
         real(self, *inputs)
 
     monkeypatch.setattr(TrainingStep, "on_train_batch_end", spy)
-    fit_run.fit(recipe(averaging=0.8, epochs=2), *radiographs, tmp_path)
+    fit_run.fit(recipe(ema_decay=0.8, epochs=2), *radiographs, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
     for step in steps[1:]:

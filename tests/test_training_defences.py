@@ -27,8 +27,8 @@ DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.item
 ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fgsm": {"ramp": 0.5, "clean_share": 0.5, "attack_precision": "bf16"},
-    "fgsm-rs": {"ramp": 0.8, "clean_share": 0.3},
+    "fgsm": {"ramp": 0.5, "clean_weight": 0.5, "attack_precision": "bf16"},
+    "fgsm-rs": {"ramp": 0.8, "clean_weight": 0.3},
     "n-fgsm": {"ramp": 0.5, "weight_perturbation": 0.01},
     "free": {"ramp": 0.5, "replays": 2},
     "pgd": {"steps": 2},
@@ -56,12 +56,12 @@ def defence(name: str) -> dict[str, Any]:
 @pytest.mark.sample("fgsm-0.9", "trades-0.9")
 @pytest.mark.slow
 @pytest.mark.usefixtures("rising")
-@pytest.mark.parametrize("averaging", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
-    name: str, averaging: float, radiographs: tuple[Any, Any], tmp_path: Path
+    name: str, ema_decay: float, radiographs: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    run = recipe(defence(name), averaging=averaging)
+    run = recipe(defence(name), ema_decay=ema_decay)
     per_epoch = 6 if name == "free" else 3
     fit_run.fit(run, *radiographs, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -199,8 +199,8 @@ def test_adamw_decouples_the_decay(radiographs: tuple[Any, Any], tmp_path: Path)
         ({"name": "standard", "ramp": 0.5}, "defence standard does not use ramp; it takes no options"),
         ({"name": "fgsm", "steps": 7}, "defence fgsm does not use steps"),
         ({"name": "pgd", "beta": 3}, "defence pgd does not use beta"),
-        ({"name": "free", "clean_share": 0.5}, "defence free does not use clean_share"),
-        ({"name": "trades", "clean_share": 0.5}, "defence trades does not use clean_share"),
+        ({"name": "free", "clean_weight": 0.5}, "defence free does not use clean_weight"),
+        ({"name": "trades", "clean_weight": 0.5}, "defence trades does not use clean_weight"),
         ({"name": "trades", "beta": -1}, "key 'defence.beta'"),
         ({"name": "pgd", "steps": 0}, "key 'defence.steps'"),
         ({"name": "free", "replays": 0}, "key 'defence.replays'"),
@@ -221,7 +221,7 @@ def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], c
 @pytest.mark.parametrize(
     ("training", "complaint"),
     [
-        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_share too"),
+        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_weight too"),
         ({"background": "emptied"}, "background: emptied shows images"),
         ({"background": "gate-emptied"}, "background: gate-emptied shows images"),
     ],
@@ -236,7 +236,7 @@ def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
 
 def test_images_shown_beside_bounds_can_be_guided(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
-        defence = {"name": "ibp", "clean_share": 0.5}
+        defence = {"name": "ibp", "clean_weight": 0.5}
         fit_run.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *radiographs, tmp_path / name)
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "guided"))
 

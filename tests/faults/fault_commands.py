@@ -48,7 +48,7 @@ def cases() -> list[Case]:
 def _numbers() -> Iterator[tuple[str, ...]]:
     """Wrong types and values of every number."""
     train = ("--size", "--seed", "--epochs", "--batch-size", "--learning-rate", "--patience", "--epsilon", "--ramp")
-    for option in (*train, "--clean-share"):
+    for option in (*train, "--clean-weight"):
         for value in (*NUMBERS, *(("1000000",) if option == "--size" else ())):
             yield (*TRAIN, option, value)
     for option in ("--epsilon", "--steps", "--queries", "--severity"):

@@ -12,7 +12,7 @@ from trustcxr.attacks.base import is_misclassified
 from trustcxr.attacks.bpda import AttackView, GradientTraits
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
-from trustcxr.models.fuse_batchnorm import fused
+from trustcxr.models.fuse_batchnorm import make_fused_copy
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
@@ -92,7 +92,7 @@ class AttackRunner:
     @cached_property
     def fast(self) -> nn.Module:
         """Return the model with BatchNorm fused."""
-        return fused(self.model, self.images[:COMPARED])
+        return make_fused_copy(self.model, self.images[:COMPARED])
 
     @property
     def plain(self) -> bool:

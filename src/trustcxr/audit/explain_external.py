@@ -69,7 +69,7 @@ def explain(
     _examined(subject, recipe.methods)
     check_out_folder(out, {"an audit": layout.AUDIT_FILE})
     images = open_images(subject, data, split, labels, listing)
-    evaluate.annotated(images.examined)
+    evaluate.find_annotated(images.examined)
     shown, _ = first_images(images.examined, VERIFIED, subject.device)
     subject, _ = verify_conversion(subject, shown)
     examined = _examined(subject, recipe.methods)
@@ -100,7 +100,7 @@ def explain(
             target.run,
             target.images,
             recipe,
-            lambda: {} if validation is None else evaluate.tune(target.run, validation, recipe.methods),
+            lambda: {} if validation is None else evaluate.tune_thresholds(target.run, validation, recipe.methods),
             data=data_hash(images.examined, "infection", "lung"),
             tuned="" if whole is None else data_hash(whole, "infection", "lung"),
             left_out=left_out,

@@ -57,7 +57,7 @@ def select_finding(
     examined = _labelled(images.examined, subject, index)
     if examined is None or not len(select_annotated(examined, np.arange(len(examined)))):
         raise UserError(f"{images.examined.where}: of no image it is known that it has {name}; say so with --label")
-    evaluate.annotated(examined)
+    evaluate.find_annotated(examined)
     answers = None
     if images.validation is not None and subject.output.thresholds is None:
         full = ModelUnderTest(subject.name, model, subject.classes, subject.device)
@@ -97,7 +97,7 @@ def _index(subject: ExternalModel, finding: str) -> int:
 def _only_masked(subject: ExternalModel, images: Dataset) -> int:
     """Return the index of the only finding that images with a lesion mask have."""
     labels = multilabel.labelled_findings(images.table, subject.classes)
-    present = np.flatnonzero((labels[evaluate.annotated(images)] == 1).any(0))
+    present = np.flatnonzero((labels[evaluate.find_annotated(images)] == 1).any(0))
     if len(present) == 1:
         return int(present[0])
     names = [subject.classes[index] for index in present]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.classifier import Ensemble
 from trustcxr.models.plain import PixelScale
 
 Images = Callable[[Tensor], Tensor]

@@ -75,7 +75,7 @@ def train(
     threads: Threads = None,
     epsilon: Annotated[float, Option(help="L-infinity radius; 0.02 is 5.1 grey levels.")] = 0.02,
     ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
-    clean_share: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
+    clean_weight: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
     background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
     set_: Annotated[
         list[str] | None,
@@ -89,7 +89,7 @@ def train(
     """Train one run. Start it again to resume from the last epoch."""
     from trustcxr.report.terminal import training_sentence
     from trustcxr.runs import run_folder
-    from trustcxr.training.threads import use_threads
+    from trustcxr.training.environment import use_threads
 
     tracker, uri = parse_tracker(track)
     training = {
@@ -104,7 +104,7 @@ def train(
     recipe = run_folder.recipe(
         model=model,
         weights=weights,
-        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
+        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_weight": clean_weight},
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},

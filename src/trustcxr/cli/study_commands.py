@@ -63,13 +63,13 @@ def study(
 
     To see the cost before anything is trained: trustcxr study paper --dry-run
     """
-    from trustcxr.recipes.study_recipe import load_study, tracked, with_seeds
+    from trustcxr.recipes.study_recipe import load_study, with_seeds, with_tracker
 
     if not measure and not dry_run:
         raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out.")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     if track is not None:
-        chosen = tracked(chosen, *parse_tracker(track))
+        chosen = with_tracker(chosen, *parse_tracker(track))
     from trustcxr.study import engines
 
     options = engines.EngineOptions(
@@ -167,9 +167,9 @@ def recipe(
     from trustcxr.recipes import template
 
     if name:
-        print(template.recipe(name), end="")
+        print(template.format_recipe(name), end="")
         return
-    for recipe_name, title in template.titles().items():
+    for recipe_name, title in template.recipe_titles().items():
         print(f"{recipe_name:<16}{title}")
 
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from trustcxr import attacks
 from trustcxr.attacks.base import lowered, radii, uniform_start
 from trustcxr.defences.base import Precision, Radius, smoothed_cross_entropy
-from trustcxr.models.fuse_batchnorm import folded
+from trustcxr.models.fuse_batchnorm import fold_batchnorm
 from trustcxr.models.preserve_state import uncached
 
 NOISE = 2.0  # half-width of N-FGSM's noise in radii, as in the paper
@@ -31,7 +31,7 @@ def fgsm(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
@@ -39,7 +39,7 @@ def fgsm(
     """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images only."""
     with _attacking(model, images, attack_precision):
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def fgsm_rs(
@@ -48,7 +48,7 @@ def fgsm_rs(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
@@ -58,7 +58,7 @@ def fgsm_rs(
     with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def n_fgsm(
@@ -67,7 +67,7 @@ def n_fgsm(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
@@ -81,7 +81,7 @@ def n_fgsm(
     with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def pgd(
@@ -91,7 +91,7 @@ def pgd(
     *,
     epsilon: Radius,
     steps: int = 3,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
@@ -100,7 +100,7 @@ def pgd(
     seed = int(torch.randint(2**31, ()))
     with _attacking(model, images, attack_precision):
         adversarial = attacks.pgd(model, images, labels, epsilon=epsilon, steps=steps, seed=seed)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def trades(
@@ -164,7 +164,7 @@ def _shared(
     images: Tensor,
     adversarial: Tensor,
     labels: Tensor,
-    clean_share: float,
+    clean_weight: float,
     weight_perturbation: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -174,9 +174,9 @@ def _shared(
         learner = weights_against(model, adversarial, labels, size=weight_perturbation)
     logits = learner(adversarial)
     loss = smoothed_cross_entropy(logits, labels, label_smoothing)
-    if clean_share > 0:
+    if clean_weight > 0:
         natural = smoothed_cross_entropy(learner(images), labels, label_smoothing)
-        loss = clean_share * natural + (1 - clean_share) * loss
+        loss = clean_weight * natural + (1 - clean_weight) * loss
     return loss, logits
 
 
@@ -229,5 +229,5 @@ def _attacking(model: nn.Module, images: Tensor, precision: Precision) -> Iterat
     """Set the precision of the attack's passes, and fold BatchNorm in them."""
     inside = getattr(model, "net", None)  # a Classifier's network can be traced
     network = inside if isinstance(inside, nn.Module) else model
-    with lowered("bf16" if precision == "bf16" else None, images), folded(network):
+    with lowered("bf16" if precision == "bf16" else None, images), fold_batchnorm(network):
         yield

@@ -5,7 +5,7 @@ the model.
 
 Shared options:
     epsilon: the radius at this step. The box is not clipped to [0, 1]: slightly wider, at half the cost.
-    clean_share, attack_share: shares of the loss on clean and on FGSM images (MTL-IBP; De Palma et al. 2024);
+    clean_weight, attack_share: shares of the loss on clean and on FGSM images (MTL-IBP; De Palma et al. 2024);
         the rest is on the bound.
     regulariser: weight of the two regularisers of Shi et al. (2021), which ends when epsilon is fully grown.
     grown: epsilon as a share of its final value.
@@ -31,7 +31,7 @@ def ibp(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
@@ -40,7 +40,7 @@ def ibp(
     """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019)."""
     layers, bounds = _bounded(model, images, epsilon)
     worst = -last_margins(layers, bounds, labels)
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
@@ -50,7 +50,7 @@ def crown_ibp(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_share: float = 0.0,
     regulariser: float = 0.0,
     grown: float = 1.0,
@@ -65,7 +65,7 @@ def crown_ibp(
     if grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
-    loss = _mixed(model, images, labels, worst, epsilon, clean_share, attack_share, label_smoothing)
+    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
@@ -97,14 +97,14 @@ def _mixed(
     labels: Tensor,
     worst: Tensor,
     epsilon: Radius,
-    clean_share: float,
+    clean_weight: float,
     attack_share: float,
     label_smoothing: float,
 ) -> Tensor:
     """Return the loss on the bound, on clean images and on FGSM's, in their shares."""
-    loss = (1 - clean_share - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
-    if clean_share:
-        loss = loss + clean_share * smoothed_cross_entropy(model(images), labels, label_smoothing)
+    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
+    if clean_weight:
+        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
     if attack_share:
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
         loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)

@@ -10,7 +10,7 @@ from trustcxr.storage import atomic, segments
 from trustcxr.storage.schemas import StudyDocument
 
 _UNSET = (None, "", False, 0)
-_UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
+_UNTOLD = ("name", "training", "track", "tracking_uri", "healthy_class", "swap_share")
 _NETWORK = {key: field.default for key, field in ModelRecipe.model_fields.items() if key != "weights"}
 _DEFENCE = {
     k: field.default for k, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str | None)
@@ -63,7 +63,9 @@ def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> lis
         if key in _UNTOLD:
             continue
         if isinstance(value, Mapping):
-            told += _settings(value, atomic.section(usual, key))
+            prefix = "counterfactual " if key == "counterfactuals" else ""
+            parts = _settings(value, atomic.section(usual, key)) if value.get("share", True) else []
+            told += [prefix + part for part in parts]
         elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
             text = formatting.listed(map(str, value)) if isinstance(value, list | tuple) else value
             told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))

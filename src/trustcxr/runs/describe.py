@@ -17,6 +17,8 @@ def describe(document: RunDocument, folder: Path, *, images: int, resamples: int
     if (path := folder / layout.SALIENCY_FILE).is_file():
         document.saliency = saliency_summary.summarise(atomic.read_table(path), images=images, resamples=resamples)
         document.alarms = [alarm for alarm in document.alarms if alarm.kind != verdicts.SURVIVES]
-        document.alarms += verdicts.alarms(document.saliency)
+        document.alarms += verdicts.list_alarms(document.saliency)
     path = folder / layout.LESIONS_FILE
-    document.lesions = lesion_effect.described(atomic.read_table(path), resamples=resamples) if path.is_file() else []
+    document.lesions = (
+        lesion_effect.summarise_effects(atomic.read_table(path), resamples=resamples) if path.is_file() else []
+    )

@@ -40,13 +40,15 @@ def measure(
     how = options.model_dump(mode="json", exclude={"panels"})
     results.table(
         layout.SALIENCY_FILE,
-        lambda: evaluate.batches(run, images, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask),
+        lambda: evaluate.score_batches(
+            run, images, options, thresholds=thresholds(), left_out=left_out, mean_mask=mean_mask
+        ),
         data=data,
         options=how,
         tuned=tuned,
         mean_mask="" if mean_mask is None else sha256(mean_mask.numpy().tobytes()).hexdigest()[:16],
     )
-    if not len(lesion_effect.with_lesions(images)):
+    if not len(lesion_effect.find_lesion_rows(images)):
         (results.folder / layout.LESIONS_FILE).unlink(missing_ok=True)
         return
     sample, epsilon = options.sample, 0.0 if left_out.attacks else options.epsilon

@@ -15,7 +15,7 @@ class Defending(TypedDict):
     name: str
     epsilon: float
     ramp: NotRequired[float]
-    clean_share: NotRequired[float]
+    clean_weight: NotRequired[float]
 
 
 def recipe(

@@ -60,7 +60,7 @@ def names(study: StudyRecipe, folder: Path | None) -> None:
 def cards(study: StudyRecipe, devices: int) -> None:
     """UserError where so many cards of this machine cannot share each training of a study."""
     for one in (one for model in study.models for one in _ways(study, model)):
-        Devices(devices).check(one, one.training.batch_size)
+        Devices(devices).check_recipe(one, one.training.batch_size)
 
 
 def run(one: RunRecipe) -> None:

@@ -77,7 +77,7 @@ class RunFolder:
     def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **how: Any) -> TrainingDocument:
         """Train, or go on; return training.json. UserError if the folder holds another run, or one of other images.
 
-        `how`: cards, as `training.fit` takes them.
+        `how`: devices, as `training.fit` takes them.
         """
         from trustcxr.training import checkpoint, fit_run
 
@@ -123,7 +123,7 @@ class RunFolder:
         """
 
         def thresholds() -> dict[str, float]:
-            return known if val is None else scores.tune(load_before_refit(self.run), val, options.methods)
+            return known if val is None else scores.tune_thresholds(load_before_refit(self.run), val, options.methods)
 
         own = own_figures(self.folder) if val is None and self.place != self.folder else None
         known = explain_run.thresholds_of(None if own is None else own.table(layout.SALIENCY_FILE))
@@ -219,8 +219,8 @@ def train(
 
     tested.check_out(folder, Path(data))
     repair.refuse_foreign(folder)
-    cards = Devices(devices, nodes, strategy)
-    cards.check(run, run.training.batch_size)
+    machines = Devices(devices, nodes, strategy)
+    machines.check_recipe(run, run.training.batch_size)
     if (folder / layout.STUDY_FILE).is_file():
         raise UserError(f"{folder}: holds a study, whose runs it trains itself; give another --out")
     steps = RunFolder(folder)
@@ -240,12 +240,12 @@ def train(
         log(note)
     report_skipped(*parts)
     preflight.classes({"train": parts[0], "val": parts[1]})
-    with folder_lock(folder) if cards.rank == 0 else nullcontext():
+    with folder_lock(folder) if machines.rank == 0 else nullcontext():
         if done:
             log(f"{folder}: already trained")
-        elif cards.rank == 0:
+        elif machines.rank == 0:
             repair.mend(folder)
-        return steps.train(run, parts[0], parts[1], cards=cards)
+        return steps.train(run, parts[0], parts[1], devices=machines)
 
 
 def evaluate(
@@ -335,7 +335,7 @@ def explain(
     run, given = load_run(folder), Source(data, split, labels, listing)
     scores.check_methods(run, wanted.methods)
     asked = _Asked.of(run, given)
-    scores.annotated(asked.images)  # images without masks are refused before anything is measured
+    scores.find_annotated(asked.images)  # images without masks are refused before anything is measured
     how = wanted.model_dump(mode="json", exclude={"panels"})
     with asked.measuring(hash_of(explain=how), out) as steps:
         val = tested.validation_of(run, given, "no threshold is tuned") if asked.own else None

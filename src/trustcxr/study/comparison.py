@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from trustcxr.explain.saliency_summary import cannot_hit, cells_of, means_over_severities, over_changes
+from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
 from trustcxr.registry import (
     ACTIVATION,
     AGAINST_MASKS,
@@ -198,7 +198,7 @@ def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """The rows of each method but the random one; of no map of one cell, and without a hit rate that no cell allows."""
     for method, rows in table[table["method"] != CONTROL].groupby("method", sort=False):
         if cells_of(rows) != ONE_CELL:
-            yield str(method), rows[rows["measure"] != HIT_RATE] if cannot_hit(rows) else rows
+            yield str(method), rows[rows["measure"] != HIT_RATE] if describe_ceiling(rows) else rows
 
 
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
@@ -208,6 +208,6 @@ def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
         kept = rows[(rows["condition"] == CLEAN) | stability]
         named = {str(measure): means_over_severities(some) for measure, some in kept.groupby("measure", sort=False)}
         if "severity" in rows:
-            named |= over_changes(rows)
+            named |= average_changes(rows)
         tables |= {Key(m, method): named[m] for m in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) if m in named}
     return tables

@@ -18,7 +18,14 @@ from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, grows, growth, run_recipe, untracked
+from trustcxr.recipes.study_recipe import (
+    StudyRecipe,
+    adds_seeds,
+    check_seeds,
+    describe_growth,
+    run_recipe,
+    without_tracker,
+)
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import check_out, report_skipped
@@ -55,8 +62,7 @@ from trustcxr.study import comparison, data_check, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
-from trustcxr.training.environment import hardware, source
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
@@ -170,11 +176,11 @@ class Study:
             before.pop(key, None)
         with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
             kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
-            before["recipe"] = untracked(kept).model_dump(mode="json")
+            before["recipe"] = without_tracker(kept).model_dump(mode="json")
         check_seeds(kept, self.recipe, self.folder)
-        now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
+        now = {"data": content["data"], "recipe": without_tracker(self.recipe).model_dump(mode="json")}
         without = left_out(self.folder, kept, self.recipe)
-        if (grown := grows(kept, self.recipe)) or without:
+        if (grown := adds_seeds(kept, self.recipe)) or without:
             before["recipe"] = now["recipe"]
         images = before.pop("fingerprint", None)
         before["data"] = now["data"]  # what the images are counts, and not what their folder is called
@@ -184,7 +190,7 @@ class Study:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if grown:
-            log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
+            log(f"it has grown {describe_growth(kept, self.recipe)}: runs that are finished stay")
         if without:
             log(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
         lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
@@ -275,9 +281,9 @@ class Study:
         if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
             return
         measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
-        chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
+        chosen = examples.choose_images(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
-            arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
+            arrays = examples.make_panels(load_run(folder), test, chosen, method=options.methods[0])
             atomic.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(

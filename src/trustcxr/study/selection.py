@@ -8,7 +8,7 @@ import numpy as np
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import Selection, StudyRecipe, drops, run_recipe
+from trustcxr.recipes.study_recipe import Selection, StudyRecipe, removed_models, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import TRAINING_FILE, VALIDATION_FILE
@@ -38,7 +38,7 @@ def left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
 
     UserError if a run of theirs was trained to the end: a network is not left out for what it did.
     """
-    ways, dropped = (DefenceRecipe(), *before.defences), drops(before, now)
+    ways, dropped = (DefenceRecipe(), *before.defences), removed_models(before, now)
     names = [run_recipe(before, m, way, seed).name for way in ways for m in dropped for seed in before.seeds]
     trained = [name for name in names if (study / "runs" / name / TRAINING_FILE).is_file()]
     if trained:

@@ -11,7 +11,14 @@ from trustcxr.console import format_duration, log
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, drops, grows, run_recipe, untracked
+from trustcxr.recipes.study_recipe import (
+    StudyRecipe,
+    adds_seeds,
+    check_seeds,
+    removed_models,
+    run_recipe,
+    without_tracker,
+)
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.os_errors import shell_quote
@@ -190,7 +197,11 @@ def dry_run(
 def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
     before = read_recipe(begun)
     check_seeds(before, recipe, begun)
-    if untracked(before) != untracked(recipe) and not grows(before, recipe) and not drops(before, recipe):
+    if (
+        without_tracker(before) != without_tracker(recipe)
+        and not adds_seeds(before, recipe)
+        and not removed_models(before, recipe)
+    ):
         raise UserError(
             f"{begun}: holds a study of another recipe. Choose another --out, or see "
             f"trustcxr status {shell_quote(begun)}"

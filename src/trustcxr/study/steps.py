@@ -23,7 +23,7 @@ from trustcxr.storage.locks import folder_lock
 from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Devices
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import use_threads
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
@@ -106,7 +106,7 @@ def _carry_out(task: Task) -> None:
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     repair.mend(steps.folder)
-    steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
+    steps.train(run, study.images("train"), study.images("val"), devices=Devices(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
