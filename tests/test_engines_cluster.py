@@ -184,7 +184,7 @@ def test_images_at_an_address_are_brought_once_and_whole(
     assert capsys.readouterr().err.count("brought to") == 1
     load_dataset(address, split="Val", size=32, workers=1)
     assert "brought" not in capsys.readouterr().err
-    assert remote.absolute(Path("s3://bucket/images")) == "s3://bucket/images"
+    assert remote.resolve_address(Path("s3://bucket/images")) == "s3://bucket/images"
     # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
     assert read_manifest(address).root == first.root
     with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):

@@ -263,7 +263,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     keep = manifest.table["patient"] != "3"
     gone = manifest.table[~keep].assign(dropped="the same image as sample 7")
     manifest.select(keep).write(tmp_path / name, dropped=gone)
-    again = Manifest.read(tmp_path / name)
+    again = Manifest.load(tmp_path / name)
     facts = ["sample_id", "class", "split", "patient", "group", "source", "view"]
     pd.testing.assert_frame_equal(again.table[facts], manifest.table[keep].reset_index(drop=True)[facts])
     assert again.root == tmp_path / "out"
@@ -282,7 +282,7 @@ def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "y.csv").write_text("path,class\n")
     for name, reason in [("x.parquet", "not a readable table"), ("y.csv", "it has no column 'sample_id', 'split'")]:
         with pytest.raises(UserError, match=reason) as caught:
-            Manifest.read(tmp_path / name)
+            Manifest.load(tmp_path / name)
         assert "\n" not in str(caught.value)
     image(tmp_path / "d/a/x.png")
     with pytest.raises(UserError, match=r"written as \.csv or \.parquet"):

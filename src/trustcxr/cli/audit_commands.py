@@ -9,7 +9,7 @@ import typer
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, label_map, listing, print_json
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
-from trustcxr.registry import AUDITED
+from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
@@ -25,7 +25,7 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to examine; the test split where there is one.")] = None,
     attack: Annotated[
-        list[str] | None, typer.Option(help=f"Others than the protocol's, of {', '.join(AUDITED)}; repeatable.")
+        list[str] | None, typer.Option(help=f"Others than the protocol's, of {', '.join(AUDIT_ATTACKS)}; repeatable.")
     ] = None,
     epsilon: Annotated[
         list[float] | None, typer.Option(help="Other radii than the protocol's (L-infinity); repeatable.")

@@ -27,7 +27,7 @@ ROTATION = (3.0, 6.0, 10.0, 15.0, 22.0)  # degrees, either way
 BREATH = 30.0  # degrees from upright within which a patient moves
 
 
-def scale(images: Tensor) -> float:
+def relative_size(images: Tensor) -> float:
     """The side of these images over that of the tables."""
     return min(images.shape[-2:]) / WRITTEN_FOR
 
@@ -35,30 +35,32 @@ def scale(images: Tensor) -> float:
 def gaussian_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """The same noise in every pixel, whatever its brightness. Fewer pixels on the same image have less of it each."""
     noise = draws.normal(*images.shape[-2:]).to(images.device)
-    return torch.add(images, noise, alpha=NOISE[severity - 1] * scale(images))
+    return torch.add(images, noise, alpha=NOISE[severity - 1] * relative_size(images))
 
 
 def poisson_noise(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Counts of quanta in their normal approximation: mean x, variance x over the quanta of a white pixel."""
-    quanta = QUANTA[severity - 1] / scale(images) ** 2  # a pixel of a smaller image is larger, and collects more
+    quanta = (
+        QUANTA[severity - 1] / relative_size(images) ** 2
+    )  # a pixel of a smaller image is larger, and collects more
     noise = draws.normal(*images.shape[-2:]).to(images.device)
     return torch.addcmul(images, images.sqrt(), noise, value=quanta**-0.5)
 
 
 def defocus_blur(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Each point becomes a disc."""
-    return convolve(images, disc(DEFOCUS[severity - 1] * scale(images)).to(images.device))
+    return convolve(images, disc_kernel(DEFOCUS[severity - 1] * relative_size(images)).to(images.device))
 
 
 def motion_blur(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Each point becomes a line; its direction is drawn for each image, near upright, as a chest breathes."""
     angles = torch.deg2rad(90 + draws.uniform(-BREATH, BREATH))
-    return convolve(images, lines(MOTION[severity - 1] * scale(images), angles).to(images.device))
+    return convolve(images, line_kernels(MOTION[severity - 1] * relative_size(images), angles).to(images.device))
 
 
 def resolution(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     """Averaged to fewer pixels, and enlarged again."""
-    factor = 1 + (COARSER[severity - 1] - 1) * scale(images)
+    factor = 1 + (COARSER[severity - 1] - 1) * relative_size(images)
     height, width = (max(round(n / factor), 1) for n in images.shape[-2:])
     small = F.interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(small, size=tuple(images.shape[-2:]), mode="bilinear", align_corners=False)
@@ -70,7 +72,7 @@ def jpeg(images: Tensor, severity: int, draws: ImageRandom) -> Tensor:
     What follows in a file loses nothing, so the result is that of writing and reading one. A smaller image has more of
     its content in each block, and its steps are finer in proportion.
     """
-    steps = quantisation(QUALITY[severity - 1], scale(images)).to(images.device).flatten()
+    steps = quantisation_steps(QUALITY[severity - 1], relative_size(images)).to(images.device).flatten()
     cosines = _cosines().to(images.device)
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate") if height % 8 or width % 8 else images
@@ -130,7 +132,7 @@ def convolve(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def disc(radius: float) -> Tensor:
+def disc_kernel(radius: float) -> Tensor:
     """A disc of that radius in pixels: (1, 1, K, K), sum 1."""
     side = torch.linspace(-radius, radius, 8 * int(radius) + 17)
     down, across = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
@@ -138,7 +140,7 @@ def disc(radius: float) -> Tensor:
     return _spread(down[None, inside], across[None, inside], int(radius) + 1)
 
 
-def lines(length: float, angles: Tensor) -> Tensor:
+def line_kernels(length: float, angles: Tensor) -> Tensor:
     """A line of that length in pixels in each direction (B,) in radians: (B, 1, K, K), sum 1."""
     along = torch.linspace(-length / 2, length / 2, 4 * int(length) + 9)[None]
     return _spread(angles.sin()[:, None] * along, angles.cos()[:, None] * along, int(length / 2) + 1)
@@ -165,7 +167,7 @@ _LUMINANCE = (
 
 
 @lru_cache(maxsize=32)
-def quantisation(quality: float, finer: float = 1.0) -> Tensor:
+def quantisation_steps(quality: float, finer: float = 1.0) -> Tensor:
     """The steps (8, 8) of the cosine transform at a quality as libjpeg has it; `finer` below 1 makes them finer."""
     percent = 5000 / quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(_LUMINANCE) * percent * finer + 50) / 100).floor().clamp(1, 255)

@@ -153,13 +153,13 @@ def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) ->
         start = np.array(spots[number]) + 0.05 * shifts[number, 0]
         out = np.clip(np.array(edges[number]) + 0.06 * shifts[number, 1], -0.02, 1.02)
         bend = (start + out) / 2 + 0.16 * shifts[number, 2]
-        layer.line(curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
+        layer.line(draw_curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
         layer.disc(_point(start), 0.026, 0.35 * opacity)
         layer.disc(_point(start), 0.011, min(1.25 * opacity, 1.0))
     for number, (sideways, aside, depth) in enumerate(tubes[: TUBES[severity - 1]]):
         side = 0.04 * (sideways - 0.5)
         end = (0.46 + side + 0.12 * aside, 0.4 + 0.12 * depth if number == 0 else 0.98)
-        path = curve([(0.5 + side, -0.02), (0.5 - side + 0.02 * number, 0.3), end])
+        path = draw_curve([(0.5 + side, -0.02), (0.5 - side + 0.02 * number, 0.3), end])
         layer.line(path, 0.02, 0.55 * opacity)
         layer.line(path, 0.011, 0.25 * opacity)  # its lumen is lighter than its walls
     return tone
@@ -175,11 +175,11 @@ def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
         tip = (0.5 + random.uniform(0.0, 0.16), random.uniform(0.56, 0.72) - 0.1 * (number == 1))
         inlet = (0.5 + side * random.uniform(0.02, 0.06), 0.24 + 0.03 * number)
         loop = (x - side * random.uniform(0.02, 0.08), y - random.uniform(0.06, 0.12))
-        path = curve([(x, y), loop, inlet, (0.47, 0.42), tip])
+        path = draw_curve([(x, y), loop, inlet, (0.47, 0.42), tip])
         layer.line(path, 0.008, 0.85)
         layer.line(path[-6:], 0.014, 0.95)  # the electrode at its tip
-    shape = [turned(p, turn) for p in rounded(wide / 2, 0.42 * wide)]
-    inside = [turned(p, turn) for p in rounded(0.4 * wide, 0.24 * wide)]
+    shape = [rotate_point(p, turn) for p in rounded_box(wide / 2, 0.42 * wide)]
+    inside = [rotate_point(p, turn) for p in rounded_box(0.4 * wide, 0.24 * wide)]
     layer.polygon([(x + a, y + b) for a, b in shape], 0.95)
     layer.polygon([(x + a, y + b + 0.06 * wide) for a, b in inside], 0.78)
     return tone
@@ -189,7 +189,7 @@ def _point(pair: NDArray[np.float64]) -> Point:
     return float(pair[0]), float(pair[1])
 
 
-def curve(points: Sequence[Point], count: int = 40) -> list[Point]:
+def draw_curve(points: Sequence[Point], count: int = 40) -> list[Point]:
     """A smooth line through the first and last point that the others pull at (Bézier)."""
     rest = np.array(points, dtype=float)[:, None]
     t = np.linspace(0, 1, count)[None, :, None]
@@ -198,7 +198,7 @@ def curve(points: Sequence[Point], count: int = 40) -> list[Point]:
     return [(float(x), float(y)) for x, y in rest[0]]
 
 
-def rounded(half_width: float, half_height: float) -> list[Point]:
+def rounded_box(half_width: float, half_height: float) -> list[Point]:
     """A box with very round corners about (0, 0)."""
     around = np.linspace(0, 2 * pi, 48, endpoint=False)
     return [
@@ -207,7 +207,7 @@ def rounded(half_width: float, half_height: float) -> list[Point]:
     ]
 
 
-def turned(point: Point, angle: float) -> Point:
+def rotate_point(point: Point, angle: float) -> Point:
     """A point turned about (0, 0); radians."""
     x, y = point
     return x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle)

@@ -51,7 +51,7 @@ def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 
 
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
-    if out.exists() and not generated.texts(out, _MARK):
+    if out.exists() and not generated.read_texts(out, _MARK):
         raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
     if image is None:
         picture = render("COVID-19", seed, size).image

@@ -179,7 +179,7 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
-def filled(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
+def has_filled_mask(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
     """bool (B,): which of these rows of a data set, or of a part of one, have a mask of that kind that is not empty."""
     has, masks = images.has_mask(kind)[rows], images.masks(kind)
     has[has] = [bool(masks[row].any()) for row in rows[has]]
@@ -210,7 +210,7 @@ def _file_hash(path: str) -> str:
         return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed
 
 
-class Joined:
+class JoinedDataset:
     """Two splits of the same data, the second after the first: what training reads."""
 
     def __init__(self, first: Dataset, second: Dataset) -> None:
@@ -253,7 +253,7 @@ class Joined:
         return np.concatenate([part.masks(kind) for part in self.parts])
 
 
-def sources_of(images: Dataset | Joined, column: str) -> np.ndarray | None:
+def read_sources(images: Dataset | JoinedDataset, column: str) -> np.ndarray | None:
     """What each image has in a column of its data, "" for nothing: (N,); None where no column is named.
 
     Raises UserError where there is no such column, or nothing in it.

@@ -10,7 +10,7 @@ from trustcxr.errors import UserError
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset, Joined
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 
 class TrainingData(TypedDict):
@@ -23,7 +23,7 @@ class TrainingData(TypedDict):
     fingerprints: dict[str, str]
 
 
-def describe_training_data(train: "Dataset | Joined") -> TrainingData:
+def describe_training_data(train: "Dataset | JoinedDataset") -> TrainingData:
     """What is kept of the images that are trained on."""
     return TrainingData(
         root_name=train.root.name,
@@ -34,7 +34,7 @@ def describe_training_data(train: "Dataset | Joined") -> TrainingData:
     )
 
 
-def list_training_images(train: "Dataset | Joined") -> pd.DataFrame:
+def list_training_images(train: "Dataset | JoinedDataset") -> pd.DataFrame:
     """The table of training_images.parquet:
 
     Sample_id and the checksum of the pixels of every image that is trained on.
@@ -42,7 +42,7 @@ def list_training_images(train: "Dataset | Joined") -> pd.DataFrame:
     return pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
 
 
-def check_same_images(run: Path, train: "Dataset | Joined") -> None:
+def check_same_images(run: Path, train: "Dataset | JoinedDataset") -> None:
     """UserError where the folder holds a training on other images or classes."""
     path = run / layout.RUN_FILE
     if not path.is_file():

@@ -37,12 +37,12 @@ class Pair:
     share: Tensor
     moves: tuple[tuple[bool, int, int], ...] = ()
 
-    def carried(self, fields: Tensor) -> Tensor:
+    def move_to_control(self, fields: Tensor) -> Tensor:
         """What lies at each lesion in fields (B, H, W), moved to its control as the part is; 0 where nothing comes."""
         moved = [_shifted(f.flip(1) if flip else f, *by) for f, (flip, *by) in zip(fields, self.moves, strict=True)]
         return torch.stack(moved) if moved else fields
 
-    def carried_back(self, fields: Tensor) -> Tensor:
+    def move_to_lesion(self, fields: Tensor) -> Tensor:
         """What lies at each control, moved to its lesion."""
         moved = []
         for field, (flip, down, right) in zip(fields, self.moves, strict=True):
@@ -51,7 +51,7 @@ class Pair:
         return torch.stack(moved) if moved else fields
 
 
-def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def compute_healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The mean of the lungs outside the lesion, (B, 1, 1, 1).
 
     Where the lesion leaves less than HEALTHY of the lungs it is the mean of their darkest fifth: air is dark.
@@ -66,7 +66,7 @@ def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     return torch.where(enough, mean, darkest[:, 0]).view(-1, 1, 1, 1)
 
 
-def congruent(lesion: Tensor, allowed: Tensor) -> Pair:
+def match_controls(lesion: Tensor, allowed: Tensor) -> Pair:
     """The largest part of each lesion that has a congruent counterpart inside `allowed` (B, H, W), and that.
 
     Every shift of the lesion and of its mirror image is tried; the one that covers most of `allowed` is taken, and what
@@ -104,18 +104,18 @@ def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
 # --- removed ---------------------------------------------------------------------------------------------------------
 
 
-def grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def fill_grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The grey of the image's own healthy lung, everywhere."""
-    return healthy_grey(images, lung, lesion).expand_as(images)
+    return compute_healthy_grey(images, lung, lesion).expand_as(images)
 
 
-def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def fill_mirrored(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The image mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
-    values, usable = mirrored(images, lung, lesion)
-    return torch.where(usable[:, None], values, grey(images, region, lung, lesion))
+    values, usable = mirror_lungs(images, lung, lesion)
+    return torch.where(usable[:, None], values, fill_grey(images, region, lung, lesion))
 
 
-def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
+def mirror_lungs(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
     """The image mirrored about the middle of its lungs (B, 1, H, W), and where that is healthy lung (B, H, W) bool."""
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
@@ -127,7 +127,7 @@ def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tens
     return images[:, 0].gather(2, source)[:, None], usable
 
 
-def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def fill_inpainted(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The region as healthy lung goes on into it: biharmonic inpainting (Damelin and Hoang 2018), scikit-image's.
 
     What is no healthy lung beside it (chest wall, heart, the rest of the lesion) is brighter, and would be drawn in: it
@@ -138,7 +138,7 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
     except ImportError:
         raise UserError("inpaint needs scikit-image: pip install '.[inpaint]', or choose grey or mirror") from None
     healthy = (lung & ~lesion)[:, None]
-    filled = torch.where(healthy, images, surroundings(images, region, lung, lesion)).detach().clone()
+    filled = torch.where(healthy, images, fill_from_surroundings(images, region, lung, lesion)).detach().clone()
     for image, hole in zip(filled[:, 0], _wide(region), strict=True):
         if hole.any() and not hole.all():
             found = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())
@@ -146,10 +146,11 @@ def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Ten
     return filled.clamp(0, 1)
 
 
-def drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def fill_drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """Greys of the image's own healthy lung, drawn at random for each pixel: as bright and as varied, and no tissue.
 
-    No fill that training may use is like it (`TAUGHT`). One pattern for every image, so that it does not hang on which
+    No fill that training may use is like it (`TRAINING_FILLS`). One pattern for every image, so that it does not
+    hang on which
     images stand beside it; the healthy grey where the lesion leaves less than HEALTHY of the lungs.
     """
     free = (lung & ~lesion).flatten(1)
@@ -159,10 +160,10 @@ def drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tenso
     places = torch.rand(images[0].numel(), generator=generator).to(images.device)
     greys = order.gather(1, (places * count).long().clamp(max=order.shape[1] - 1))
     enough = count >= HEALTHY * lung.flatten(1).sum(1, keepdim=True).clamp(min=1)
-    return torch.where(enough.view(-1, 1, 1, 1), greys.view_as(images), grey(images, region, lung, lesion))
+    return torch.where(enough.view(-1, 1, 1, 1), greys.view_as(images), fill_grey(images, region, lung, lesion))
 
 
-def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+def fill_from_surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     """The region from the healthy lung around it, coarser the further inside: push and pull (Gortler et al. 1996).
 
     Cheap enough to be made in every step of training, and never the same grey twice. The healthy grey where no healthy
@@ -170,7 +171,7 @@ def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -
     """
     known = (lung & ~_wide(region | lesion))[:, None].to(images)
     some = known.flatten(1).any(1).view(-1, 1, 1, 1)
-    return torch.where(some, _pulled(images * known, known), grey(images, region, lung, lesion))
+    return torch.where(some, _pulled(images * known, known), fill_grey(images, region, lung, lesion))
 
 
 def _pulled(sums: Tensor, known: Tensor) -> Tensor:
@@ -184,28 +185,37 @@ def _pulled(sums: Tensor, known: Tensor) -> Tensor:
 
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint, "drawn": drawn}  # effects are told of
-TAUGHT: dict[str, Fill] = {"grey": grey, "mirror": mirror, "surroundings": surroundings}  # training may use these
+FILLS: dict[str, Fill] = {
+    "grey": fill_grey,
+    "mirror": fill_mirrored,
+    "inpaint": fill_inpainted,
+    "drawn": fill_drawn,
+}  # effects are told of
+TRAINING_FILLS: dict[str, Fill] = {
+    "grey": fill_grey,
+    "mirror": fill_mirrored,
+    "surroundings": fill_from_surroundings,
+}  # training may use these
 
 
-def removed(
+def fill_region(
     images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey", only: Tensor | None = None
 ) -> Tensor:
-    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS or TAUGHT.
+    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS or TRAINING_FILLS.
 
     `lung` and `lesion` say what is healthy. A region may be the lesion, a part of it, or its control. An empty one
     leaves its image as it is. Outside `only` (B, H, W), where it is given, the fill gives way to the healthy grey.
     UserError for an unknown fill.
     """
-    if fill not in (known := FILLS | TAUGHT):
+    if fill not in (known := FILLS | TRAINING_FILLS):
         raise unknown("fill", fill, known)
-    weight, values = edge(region), known[fill](images, region, lung, lesion)
+    weight, values = soften_edge(region), known[fill](images, region, lung, lesion)
     if only is not None:
-        values = torch.where(only[:, None], values, grey(images, region, lung, lesion))
+        values = torch.where(only[:, None], values, fill_grey(images, region, lung, lesion))
     return images * (1 - weight) + values * weight
 
 
-def edge(region: Tensor) -> Tensor:
+def soften_edge(region: Tensor) -> Tensor:
     """Weights (B, 1, H, W) of a region: 1 inside, falling to 0 within about EDGE of the side around it."""
     inside = region[:, None].float()
     reach = _reach(region)
@@ -244,7 +254,7 @@ def make_edit_inputs(dataset: "Dataset", rows: np.ndarray, device: torch.device)
     return EditInputs(images, *masks)
 
 
-def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
+def align_donors(donors: EditInputs, lung: Tensor) -> EditInputs:
     """Each donor shifted so that the middle of its lungs lies on that of `lung` (B, H, W)."""
     if len(lung) == 0:
         return donors
@@ -256,7 +266,7 @@ def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
     return EditInputs(images[:, None], lungs, lesions)
 
 
-def transplanted(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
+def transplant(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
     """What the donors have in `region` (B, H, W) put into the images, soft at its edge and matched in grey.
 
     Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
@@ -264,12 +274,12 @@ def transplanted(images: EditInputs, donors: EditInputs, region: Tensor) -> Tens
     put in, at the soft edge neither: beside a lung lies chest wall, brighter than a lesion.
     """
     step = _healthy(images) - _healthy(donors)
-    weight = edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
+    weight = soften_edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
     return (images.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
 
 
 def _healthy(images: EditInputs) -> Tensor:
-    return healthy_grey(images.images, images.lung, images.lesion)
+    return compute_healthy_grey(images.images, images.lung, images.lesion)
 
 
 def _middle(mask: Tensor) -> Tensor:

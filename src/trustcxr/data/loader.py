@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset, Joined
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 _BANDS = 5  # of spatial frequency, in each of which `spectrum` draws a gain
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
@@ -20,7 +20,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64
 class _Rows(TorchDataset):
     """A data set that is read a batch at a time, so that no worker process is needed."""
 
-    def __init__(self, dataset: "Dataset | Joined") -> None:
+    def __init__(self, dataset: "Dataset | JoinedDataset") -> None:
         self.dataset, self.labels = dataset, torch.as_tensor(np.asarray(dataset.labels), dtype=torch.long)
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ def _rounds(random: np.random.Generator, rows: np.ndarray, count: int) -> np.nda
 
 
 def loader(
-    dataset: "Dataset | Joined",
+    dataset: "Dataset | JoinedDataset",
     batch_size: int,
     *,
     shuffle: bool = False,

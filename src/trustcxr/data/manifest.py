@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
+from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
 from trustcxr.errors import UserError, nearest
 from trustcxr.storage.atomic import atomic_write
 
@@ -117,7 +117,7 @@ class Manifest:
                 table.to_parquet(part, index=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: str | Path) -> "Manifest":
         """Read a manifest that `write` wrote. Raises UserError."""
 
         file = Path(path).expanduser().absolute()
@@ -283,7 +283,7 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
         raise UserError(f"{file}: no manifest: it has no column {', '.join(map(repr, missing))}")
     for name in map(str, table.columns):
         if name in (*COLUMNS, *OPTIONAL, "dropped") or name.endswith(MASK_SUFFIX):
-            check_distinct_columns(table, file, called_like(table, name, exactly=True))
+            check_distinct_columns(table, file, find_columns_like(table, name, exactly=True))
     notes = []
     if "dropped" in table:
         out = table["dropped"].map(_known).notna()
@@ -299,7 +299,7 @@ def from_table(table: pd.DataFrame, file: Path) -> Manifest:
     texts = {str(c): [_known(v) for v in table[c]] for c in table.columns}
     texts["split"] = [split_name(str(v)) or v for v in texts["split"]]
     for name in filter(texts.get, MAY_BE_UNKNOWN):
-        texts[name] = [None if v is None or says_nothing(v) else v for v in texts[name]]
+        texts[name] = [None if v is None or is_blank(v) else v for v in texts[name]]
     records = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     manifest = from_records(records, file.parent, "manifest", notes, file)
     manifest.split_column = "split"

@@ -28,7 +28,7 @@ def check_exists(data: str | Path) -> None:
         return  # something is wrong with it, which whoever opens it says
 
 
-def absolute(data: str | Path) -> str:
+def resolve_address(data: str | Path) -> str:
     """An address in full, or the whole path of a folder: what another process finds the images by."""
     found = _ADDRESS.fullmatch(str(data))
     if found is None or not is_address(data):
@@ -47,7 +47,7 @@ def fetch(data: str | Path) -> Path:
 
     from trustcxr.data.cache import cache_folder
 
-    address = absolute(data)
+    address = resolve_address(data)
     folder = cache_folder() / "images" / sha256(address.encode()).hexdigest()[:16]
     copy = folder / (PurePosixPath(address).name or "images")
     with writing(folder):

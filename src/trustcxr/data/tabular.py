@@ -81,17 +81,17 @@ def row_number(table: pd.DataFrame, file: Path, place: int) -> int:
     return place + (2 if has_header else 1)
 
 
-def header(table: pd.DataFrame) -> list[Any]:
+def file_header(table: pd.DataFrame) -> list[Any]:
     """The columns of a table as its file names them, where two may have one name."""
     found: list[Any] = table.attrs.get(_HEADER, list(table.columns))
     return found
 
 
-def called_like(table: pd.DataFrame, column: str, *, exactly: bool) -> list[int]:
+def find_columns_like(table: pd.DataFrame, column: str, *, exactly: bool) -> list[int]:
     """The places of the columns that have a column's name, or, unless exactly, one of other capitals or blanks."""
     return [
         place
-        for place, name in enumerate(header(table))
+        for place, name in enumerate(file_header(table))
         if name == column or (not exactly and isinstance(name, str) and _plain(name) == _plain(column))
     ]
 
@@ -100,7 +100,7 @@ def check_distinct_columns(table: pd.DataFrame, file: Path, places: Sequence[int
     """UserError where these are several columns; `word` is ours for what one of them must be, if it can be chosen."""
     if len(places) < 2:
         return
-    names, numbers = [str(header(table)[place]) for place in places], " and ".join(map(str, places))
+    names, numbers = [str(file_header(table)[place]) for place in places], " and ".join(map(str, places))
     if len(set(names)) == 1:
         said = f"columns {numbers}, counted from 0, are both called '{names[0]}'"
         chosen = str(places[0])
@@ -115,11 +115,11 @@ def _plain(name: str) -> str:
     return name.strip().lower()
 
 
-def says_nothing(value: str) -> bool:
+def is_blank(value: str) -> bool:
     """Tell whether a value of a table is one of the ways to write that a patient, source or view is not known."""
-    return value.strip().lower() in _UNKNOWN or is_unknown(value)
+    return value.strip().lower() in _UNKNOWN or has_unknown_word(value)
 
 
-def is_unknown(value: str) -> bool:
+def has_unknown_word(value: str) -> bool:
     """Tell whether a value says in words that nothing is known."""
     return any(word in value.lower() for word in _UNKNOWN_WORDS)

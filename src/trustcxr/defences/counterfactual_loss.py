@@ -63,8 +63,8 @@ def counterfactual(
     Lesion removed: it is labelled `healthy`, whatever else may be on the image. As much healthy lung removed: it keeps
     its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy image: that has the
     donor's label and lesion. A healthy image's lung put in at the same place: still healthy. Removed means filled by
-    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. An image
-    without a lung mask stays as it is: nobody knows what healthy lung is there.
+    one of `fills` (of `data.lesion_edits.TRAINING_FILLS`) after the other: with several, no fill alone gives an edit
+    away. An image without a lung mask stays as it is: nobody knows what healthy lung is there.
     """
     before = known.pixels
     usable = known.with_lungs()
@@ -86,21 +86,21 @@ def counterfactual(
 def _removed(known: LesionBatch, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
     images = known.images(gone)
-    pixels[gone] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+    pixels[gone] = lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
     labels[gone], lesion[gone] = healthy, 0.0
     images = known.images(controls)
-    control = lesion_edits.congruent(images.lesion, images.lung).control
-    pixels[controls] = lesion_edits.removed(images.images, control, images.lung, images.lesion, fill=fill)
+    control = lesion_edits.match_controls(images.lesion, images.lung).control
+    pixels[controls] = lesion_edits.fill_region(images.images, control, images.lung, images.lesion, fill=fill)
     return replace(known, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _transplanted(known: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
     """What `donors` have where the lesions of `patch` lie, put into other images; a lesion takes its label along."""
     images = known.images(into)
-    giver = lesion_edits.moved_onto(known.images(donors), images.lung)
-    region = lesion_edits.moved_onto(known.images(patch), images.lung).lesion & images.lung & giver.lung
+    giver = lesion_edits.align_donors(known.images(donors), images.lung)
+    region = lesion_edits.align_donors(known.images(patch), images.lung).lesion & images.lung & giver.lung
     pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    pixels[into] = lesion_edits.transplanted(images, giver, region)
+    pixels[into] = lesion_edits.transplant(images, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)

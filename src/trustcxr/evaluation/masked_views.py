@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.models.lung_gate import LEVEL
@@ -26,7 +26,7 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 
 def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
-    has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
+    has = has_filled_mask(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
     kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]

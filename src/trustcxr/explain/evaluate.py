@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, log, track
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
@@ -37,7 +37,7 @@ from trustcxr.explain.baseline_scores import (
     make_random_baseline,
 )
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
+from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
@@ -113,7 +113,7 @@ def annotated(dataset: "Dataset") -> np.ndarray:
     """
     for kind in ("infection", "lung"):
         rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask(kind)))
-        rows = rows[filled(dataset, kind, rows)]
+        rows = rows[has_filled_mask(dataset, kind, rows)]
         if len(rows):
             return rows
     raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
@@ -270,11 +270,13 @@ def _against_masks_and_stability(
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
-        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looks)
-        attacked = predicted(run, pixels) if way.condition == ATTACKED else None
+        changed = methods_by_name.maps(
+            run.model, pixels, labels, methods if way.condition == STABILITY_ATTACK else looks
+        )
+        attacked = predicted(run, pixels) if way.condition == STABILITY_ATTACK else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
-            if way.condition == ATTACKED:
+            if way.condition == STABILITY_ATTACK:
                 level = thresholds.get(name)
                 beside = of_image.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
                 add(against_masks(maps, masks, level), beside, threshold=level or np.nan)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.base import target_classes
@@ -69,7 +69,7 @@ def removal(
             for fill in fills:
                 gone, other = _changed(images, pair, fill, alike=control == "lung")
                 whole = answer.to(
-                    lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+                    lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
                 )
                 without, beside = answer.to(gone), answer.to(other)
                 share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
@@ -81,8 +81,8 @@ def removal(
 def pairs(images: EditInputs) -> dict[str, Pair]:
     """The part of each lesion that is compared, and its control, by the name of the control."""
     return {
-        "lung": lesion_edits.congruent(images.lesion, images.lung),
-        "background": lesion_edits.congruent(images.lesion, ~images.lung),
+        "lung": lesion_edits.match_controls(images.lesion, images.lung),
+        "background": lesion_edits.match_controls(images.lesion, ~images.lung),
     }
 
 
@@ -93,13 +93,15 @@ def _changed(images: EditInputs, pair: Pair, fill: str, *, alike: bool) -> tuple
     """
     only = None
     if fill == "mirror" and alike:
-        _, usable = lesion_edits.mirrored(images.images, images.lung, images.lesion)
-        only = usable & pair.carried_back(usable)
-    gone = lesion_edits.removed(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
+        _, usable = lesion_edits.mirror_lungs(images.images, images.lung, images.lesion)
+        only = usable & pair.move_to_lesion(usable)
+    gone = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
     if alike:
-        only = None if only is None else pair.carried(only)
-        return gone, lesion_edits.removed(images.images, pair.control, images.lung, images.lesion, fill=fill, only=only)
-    change = pair.carried((gone - images.images)[:, 0])
+        only = None if only is None else pair.move_to_control(only)
+        return gone, lesion_edits.fill_region(
+            images.images, pair.control, images.lung, images.lesion, fill=fill, only=only
+        )
+    change = pair.move_to_control((gone - images.images)[:, 0])
     return gone, (images.images + change[:, None]).clamp(0, 1)
 
 
@@ -117,10 +119,13 @@ def transplantation(
     """
     with evaluate_on(model, images.images.device), torch.no_grad():
         answer = _Answer(model, images.images, target)
-        donors, others = lesion_edits.moved_onto(diseased, images.lung), lesion_edits.moved_onto(healthy, images.lung)
+        donors, others = (
+            lesion_edits.align_donors(diseased, images.lung),
+            lesion_edits.align_donors(healthy, images.lung),
+        )
         region = donors.lesion & images.lung & others.lung
-        ill = answer.to(lesion_edits.transplanted(images, donors, region))
-        well = answer.to(lesion_edits.transplanted(images, others, region))
+        ill = answer.to(lesion_edits.transplant(images, donors, region))
+        well = answer.to(lesion_edits.transplant(images, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
         for some in (images, diseased, healthy):  # without lungs nobody knows where to, nor how grey
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
@@ -247,7 +252,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
     if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     well = np.setdiff1d(np.flatnonzero(healthy), with_lesions(dataset))
-    return well[filled(dataset, "lung", well)]
+    return well[has_filled_mask(dataset, "lung", well)]
 
 
 def _removed(
@@ -373,7 +378,7 @@ def causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, c
             cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
             has_lung = (cell & radiographs.lung).flatten(1).any(1)
             if has_lung.any():
-                edited = lesion_edits.removed(images, cell, radiographs.lung, radiographs.lesion)
+                edited = lesion_edits.fill_region(images, cell, radiographs.lung, radiographs.lesion)
                 after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
                 falls[has_lung, row, column] = (before - after)[has_lung]
     return falls

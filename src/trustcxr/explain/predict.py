@@ -86,16 +86,16 @@ class LoadedImage:
 
 def read_source(source: Source) -> LoadedImage:
     """An image from a file or its content. UnreadableImage, without the file's name, where it is none."""
-    if (why := is_own_output(source) or plausibility.another_kind(source)) is not None:
+    if (why := is_own_output(source) or plausibility.find_wrong_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
-    return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
+    return LoadedImage(reading.read_image(source), plausibility.measure_colour(source))
 
 
 def is_own_output(source: Source) -> str | None:
     """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
     if generated.read_source(source) is not None:
-        return generated.SAID
-    return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
+        return generated.HEATMAP_REASON
+    return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 
 
 def doubt(found: ImageAnswer, run: Run, known: Familiarity | None, image: LoadedImage) -> None:
@@ -103,7 +103,7 @@ def doubt(found: ImageAnswer, run: Run, known: Familiarity | None, image: Loaded
 
     `known`: what the run's training images are like; None where that was not fitted.
     """
-    found.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
+    found.warnings = list(plausibility.find_doubts(plausibility.make_thumbnail(image.pixels), image.colour).values())
     if known is not None:
         pixels = as_input(image.pixels, run.size, run.resize)
         score = float(known.score(run, pixels))

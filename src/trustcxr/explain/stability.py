@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.registry import ATTACKED, USUAL_ATTACKS
+from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS
 
 if TYPE_CHECKING:
     from trustcxr.evaluation.model_protocol import ModelUnderTest
@@ -53,7 +53,7 @@ def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str]
         return attacks.pgd(run.model, images, labels, epsilon=epsilon, steps=PGD_STEPS), None
 
     wanted = UNDER if names == "all" else tuple(corruptions.get(name).name for name in names)
-    found = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
+    found = [Change(STABILITY_ATTACK, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
     return found + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
 
 

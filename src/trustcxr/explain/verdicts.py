@@ -7,7 +7,7 @@ hits, the network has not found.
 from collections.abc import Mapping
 
 from trustcxr.explain.baseline_scores import SIMILARITY
-from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, format_control
+from trustcxr.registry import AGAINST_MASKS, CONTROLS, HEADLINE_MEASURES, MEASURES, SALIENCY, Method, format_control
 from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
@@ -17,13 +17,13 @@ ALIKE = 0.9  # mean SSIM with the maps of random weights, from which on it is th
 def set_verdict(method: str, part: SaliencyDocument) -> None:
     """Fill in `shows`, `verdict` and `survives` of a method that looks at the network; controls have none.
 
-    By each measure of TOLD_OF_MAPS a map shows something where the whole interval of its lead over the closest of its
-    other controls, and that of its lead over random weights, lie above 0.
+    By each measure of HEADLINE_MEASURES a map shows something where the whole interval of its lead over the closest
+    of its other controls, and that of its lead over random weights, lie above 0.
     """
     base = Method.parse(method).base
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     beyond = {lead.measure: lead for lead in part.beyond}
-    told = [name for name in TOLD_OF_MAPS if name in over and name in beyond]
+    told = [name for name in HEADLINE_MEASURES if name in over and name in beyond]
     if base in CONTROLS or base not in SALIENCY or not told:
         return
     part.shows = [name for name in told if _above(beyond[name]) and _above(over[name])]
@@ -47,7 +47,9 @@ def alarms(saliency: Mapping[str, SaliencyDocument]) -> list[Alarm]:
 def voided(part: SaliencyDocument) -> list[str]:
     """The measures that are above chance, and as high with random weights."""
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
-    return [n for n in TOLD_OF_MAPS if n in over and part.figure(n).against_chance == "above" and not _above(over[n])]
+    return [
+        n for n in HEADLINE_MEASURES if n in over and part.figure(n).against_chance == "above" and not _above(over[n])
+    ]
 
 
 def _survives(part: SaliencyDocument, over: Mapping[str, Lead]) -> str:

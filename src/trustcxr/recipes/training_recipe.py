@@ -9,7 +9,7 @@ from trustcxr.registry import DEFENCES, networks
 
 # The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
-Fill = Literal["grey", "mirror", "surroundings"]  # of data.lesions.TAUGHT, written out likewise
+Fill = Literal["grey", "mirror", "surroundings"]  # of data.lesion_edits.TRAINING_FILLS, written out likewise
 MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
 MONITOR_STEPS = 10
 

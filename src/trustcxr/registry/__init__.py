@@ -6,15 +6,15 @@ path of the module where it stands in another package.
 """
 
 from trustcxr.registry.attack_entries import (
-    ATTACKED,
     ATTACKS,
-    AUDITED,
+    AUDIT_ATTACKS,
     BLACK_BOX,
     HEADLINE_ATTACKS,
-    JUDGED,
     NEEDS_SURROGATE,
     ONE_STEP,
     PLAIN_STEP,
+    STABILITY_ATTACK,
+    STOCHASTIC_DRAWS,
     USUAL_ATTACKS,
     WORST_CASE,
     Attack,
@@ -36,6 +36,7 @@ from trustcxr.registry.defence_entries import (
 )
 from trustcxr.registry.measure_entries import (
     AGAINST_MASKS,
+    HEADLINE_MEASURES,
     HIGHER_IS_BETTER,
     HIT_RATE,
     LOWER_IS_BETTER,
@@ -43,7 +44,6 @@ from trustcxr.registry.measure_entries import (
     NO_MAP,
     NULL_MAPS,
     ONE_CELL,
-    TOLD_OF_MAPS,
     Measure,
     direction,
 )

@@ -32,7 +32,7 @@ class Attack:
     style: Style | None = None
     about: str = ""
 
-    def said(self, steps: object = None) -> str:
+    def format_name(self, steps: object = None) -> str:
         """The attack as a table says it: PGD-20, FGSM, worst case."""
         return f"{self.label}-{steps}" if self.shows_steps and steps else self.label
 
@@ -83,13 +83,17 @@ ATTACKS = by_name(
 )  # fmt: skip
 USUAL_ATTACKS = ("fgsm", "pgd")  # a single step and a climb: what is tested with unless a recipe says
 PLAIN_STEP = USUAL_ATTACKS[0]  # one step from the image itself: what stronger attacks are held against
-JUDGED = 16  # draws that a model which answers at random is judged by, and as many that its worst image is chosen by
+STOCHASTIC_DRAWS = (
+    16  # draws that a model which answers at random is judged by, and as many that its worst image is chosen by
+)
 WORST_CASE = "worst-case"  # all attacks one after the other
 HEADLINE_ATTACKS = (*USUAL_ATTACKS, WORST_CASE)  # the first columns of tables, in this order
-ATTACKED = USUAL_ATTACKS[0]  # under it saliency must be stable
+STABILITY_ATTACK = USUAL_ATTACKS[0]  # under it saliency must be stable
 ONE_STEP = tuple(a.name for a in ATTACKS.values() if a.steps == "one")
 NEEDS_SURROGATE = tuple(a.name for a in ATTACKS.values() if "surrogate" in a.options)
-AUDITED = tuple(name for name in ATTACKS if name not in NEEDS_SURROGATE)  # an audit has one model, and no surrogate
+AUDIT_ATTACKS = tuple(
+    name for name in ATTACKS if name not in NEEDS_SURROGATE
+)  # an audit has one model, and no surrogate
 BLACK_BOX = tuple(a.name for a in ATTACKS.values() if a.box == "black")
 
 
@@ -112,4 +116,4 @@ def is_linf(attack: str) -> bool:
 def format_attack(name: object, steps: object = None) -> str:
     """PGD-20, FGSM, worst case; a name that is not in the catalogue as it is, with its steps."""
     entry = ATTACKS.get(str(name))
-    return entry.said(steps) if entry else f"{name}-{steps}" if steps else str(name)
+    return entry.format_name(steps) if entry else f"{name}-{steps}" if steps else str(name)

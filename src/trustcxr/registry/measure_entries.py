@@ -300,7 +300,7 @@ ONE_CELL = "1 x 1"  # of a map that is the same everywhere, which has no figures
 NO_MAP = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
 NULL_MAPS = "null_map_rate"  # how often a map is the same everywhere: the one figure of a map of one cell
 # By these a map may be said to show something, in the order in which they are told.
-TOLD_OF_MAPS = (HIT_RATE, "infection_energy", "infection_energy_given_lung")
+HEADLINE_MEASURES = (HIT_RATE, "infection_energy", "infection_energy_given_lung")
 AGAINST_MASKS = tuple(m.name for m in MEASURES.values() if m.function)
 HIGHER_IS_BETTER = tuple(m.name for m in MEASURES.values() if m.compared and m.better == "higher")
 LOWER_IS_BETTER = tuple(m.name for m in MEASURES.values() if m.compared and m.better == "lower")

@@ -177,7 +177,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
         }
         return counts, f"without --data images are counted as COVID-QU-Ex was published: {max(totals):,}"
     if remote.is_address(data):
-        where = remote.absolute(data)
+        where = remote.resolve_address(data)
         raise UserError(f"{where}: a dry run downloads nothing. Leave --data out, or name a folder of this machine")
     manifest = read_manifest(data, **recipe.data.listing())
     if recipe.data.labels:

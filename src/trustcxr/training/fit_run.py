@@ -17,7 +17,7 @@ from torch import nn
 
 from trustcxr.console import log
 from trustcxr.data import fingerprints
-from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.dataset import JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
@@ -83,7 +83,7 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
         keep_freed_memory()
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe, cards))
-    both, first = Joined(train, val), folder / layout.BEFORE_REFIT
+    both, first = JoinedDataset(train, val), folder / layout.BEFORE_REFIT
     if cards.rank == 0:
         _write_recipe(folder, recipe, both, cards, None)
     if not (first / layout.TRAINING_FILE).is_file():
@@ -96,14 +96,14 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> TrainingDocument:
+def _fit(recipe: RunRecipe, train: "Dataset | JoinedDataset", monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.cards.rank == 0:
         fingerprints.check_same_images(folder, train)
     before = checkpoint.load_checkpoint(folder)
     # Images that lack what the recipe learns from are refused before anything is written.
-    sources_of(train, recipe.training.balanced_by)
+    read_sources(train, recipe.training.balanced_by)
     _healthy(train, recipe)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
@@ -125,7 +125,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
 
 def _run(
     recipe: RunRecipe,
-    train: "Dataset | Joined",
+    train: "Dataset | JoinedDataset",
     monitor: Monitor,
     model: classifier.Classifier,
     lungs: np.ndarray | None,
@@ -141,7 +141,7 @@ def _run(
         shuffle=True,
         seed=recipe.seed,
         balanced=training.balanced,
-        sources=sources_of(train, training.balanced_by),
+        sources=read_sources(train, training.balanced_by),
         drop_last=True,
         repeats=replays(recipe),
         part=(cards.rank, cards.world),
@@ -200,7 +200,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
 
 
 def _network(
-    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, *, resumed: bool
+    recipe: RunRecipe, train: "Dataset | JoinedDataset", lungs: np.ndarray | None, *, resumed: bool
 ) -> classifier.Classifier:
     """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
     weights = "none" if resumed else recipe.model.weights
@@ -211,7 +211,7 @@ def _network(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+def _lungs(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
     """The lung masks (N, H, W) where training needs them, and how many images have none or an empty one."""
     if not recipe.needs_lungs:
         return None, 0
@@ -227,7 +227,7 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     return lungs, without
 
 
-def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
+def _lesions(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> np.ndarray | None:
     """The lesion masks (N, H, W) where training needs them; says which classes have none, and so are unguided."""
     if not recipe.training.needs_lesions:
         return None
@@ -244,7 +244,7 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
     return lesions
 
 
-def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
+def _healthy(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> int | None:
     """The place of the class that an image without its lesion has; None where nothing asks for it."""
     if not recipe.training.counterfactuals:
         return None
@@ -304,7 +304,9 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Devices, done: int | None) -> None:
+def _write_recipe(
+    folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", cards: Devices, done: int | None
+) -> None:
     """run.yaml, and the images that it is trained on; UserError where the folder holds a training on other images.
 
     `done`: the epochs that it goes on from; None where nothing is trained into this folder now.

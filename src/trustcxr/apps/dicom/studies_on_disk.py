@@ -87,7 +87,7 @@ def _of_folder(folder: Path) -> DicomStudy:
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            why = dicom_files.not_an_image(path) or plausibility.another_kind(path)
+            why = dicom_files.reason_not_image(path) or plausibility.find_wrong_kind(path)
             if why is None:
                 found.images.append(path)
             else:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.dicom.structured_report import content
-from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, is_answer, read_header
+from trustcxr.data.images.dicom_files import INSTALL, MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
@@ -92,8 +92,8 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
     with Image.open(str(answer.heatmap)) as picture:
         found = make_objects(image, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
-    places = [Path(stem + ending) for ending in ANSWER_ENDINGS]
-    if any(place.exists() and not is_answer(place) for place in places):
+    places = [Path(stem + ending) for ending in RESULT_ENDINGS]
+    if any(place.exists() and not is_own_result(place) for place in places):
         raise NoDicomAnswer("where it would stand is a file that was not written here: choose another --out")
     source = str(found.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
     if any(place.exists() and source not in _referenced(place) for place in places):

@@ -107,7 +107,7 @@ def as_dicom(ready: ServedModel, data: bytes, image: one_image.LoadedImage, *, e
 
     The map is drawn over the image as large as the objects show it.
     """
-    if (why := dicom_files.not_an_image(data)) is not None:
+    if (why := dicom_files.reason_not_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = ready.run
     found = one_image.answer(run, image.pixels, epsilon=epsilon, searched=ready.searched)

@@ -15,8 +15,8 @@ from trustcxr.data.checks.confounds import Association, Probe
 from trustcxr.data.checks.issues import (
     SEVERITIES,
     Issue,
-    class_findings,
-    confound_findings,
+    class_issues,
+    confound_issues,
     file_issues,
     image_issues,
     leak_issues,
@@ -90,7 +90,7 @@ class DataAudit:
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
     probed: bool = True
 
-    def of(self, severity: str) -> list[Issue]:
+    def issues_of(self, severity: str) -> list[Issue]:
         """Return the findings of one severity: fault, leak, warning or note."""
         return [f for f in self.findings if f.severity == severity]
 
@@ -98,9 +98,9 @@ class DataAudit:
     def verdict(self) -> str:
         """Whether the data can be trusted, in a sentence or three."""
         parts = []
-        if faults := self.of("fault"):
+        if faults := self.issues_of("fault"):
             parts.append(f"Mend it first: {_joined(f.text for f in faults)}.")
-        if leaks := self.of("leak"):
+        if leaks := self.issues_of("leak"):
             parts.append(f"Results on it would flatter: {_joined(f.text for f in leaks)}.")
         beyond = [p for p in self.probes if p.view in confounds.WITHOUT_LUNGS and p.above_chance]
         if beyond:
@@ -109,7 +109,7 @@ class DataAudit:
                 f"A model can score {best.accuracy:.2f} (chance {best.chance:.2f}) from {_SOURCES[best.view]}: "
                 "high accuracy on these data is no proof that it reads the lungs."
             )
-        others = [f for f in self.of("warning") if f.kind != "confound"]
+        others = [f for f in self.issues_of("warning") if f.kind != "confound"]
         if others:
             parts.append(f"Look at this: {_joined(f.text for f in others)}.")
         if parts:
@@ -197,9 +197,9 @@ class DataAudit:
         reasons = np.full(len(table), None, dtype=object)
         reasons[self.unreadable] = "cannot be read"
         images = self.pairs[["first", "second"]].to_numpy(np.int64)
-        _mark_conflicts(table, duplicates.clusters(len(table), images), reasons)
+        _mark_conflicts(table, duplicates.find_clusters(len(table), images), reasons)
         ties = [images, *(_chain(table[column]) for column in ("patient", "group"))]
-        _mark_leaks(table, duplicates.clusters(len(table), np.concatenate(ties)), reasons)
+        _mark_leaks(table, duplicates.find_clusters(len(table), np.concatenate(ties)), reasons)
         out = pd.notna(reasons)
         self.dropped = table[out].assign(dropped=reasons[out]).reset_index(drop=True)
         return self.manifest.select(~out)
@@ -232,7 +232,7 @@ def check_data(
     >>> folder = tempfile.TemporaryDirectory()
     >>> images = write(f"{folder.name}/images", {"Train": 2, "Test": 1}, size=32)
     >>> found = tx.data.audit(images, workers=1, probes=False)
-    >>> found.counts["Test"], found.of("fault")
+    >>> found.counts["Test"], found.issues_of("fault")
     ({'COVID-19': 1, 'Non-COVID': 1, 'Normal': 1}, [])
     """
     started = time.perf_counter()
@@ -242,17 +242,17 @@ def check_data(
     read = scan(manifest, workers=workers)
     digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
     pairs = duplicates.find_duplicates(digests, read.thumbs, read.trimmed, seed=seed)
-    same_image = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
+    same_image = duplicates.find_clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
     tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
-    linked = confounds.associations(manifest, read)
+    linked = confounds.measure_associations(manifest, read)
     published, surplus = _against_published(manifest)
     findings = [
         *file_issues(manifest, read),
-        *class_findings(manifest),
+        *class_issues(manifest),
         *image_issues(manifest, read),
         *mask_issues(manifest, read, same_image),
         *leak_issues(manifest, pairs),
-        *confound_findings(tried, linked),
+        *confound_issues(tried, linked),
         *surplus,
     ]
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))

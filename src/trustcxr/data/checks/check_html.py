@@ -37,7 +37,7 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         seconds=duration(audit.seconds),
         notice=NOTICE,
         verdict=audit.verdict,
-        good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
+        good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
         counts=Markup(audit.count_table().to_html(border=0)),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
         probes=audit.probes,

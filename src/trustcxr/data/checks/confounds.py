@@ -59,13 +59,13 @@ def run_probes(manifest: Manifest, scan: Scan, *, seed: int = 0, resamples: int 
         lungs_needed = view in ("lungs blanked", "lungs only", "lung shape")
         rows = np.flatnonzero(scan.has_lungs if lungs_needed else scan.readable)
         part = table.iloc[rows]
-        probe = _probe(view, features(view, scan, rows), part, seed, resamples)
+        probe = _probe(view, select_features(view, scan, rows), part, seed, resamples)
         if probe is not None:
             probes.append(probe)
     return probes
 
 
-def features(view: str, scan: Scan, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+def select_features(view: str, scan: Scan, rows: NDArray[np.intp]) -> NDArray[np.float32]:
     """(len(rows), features) float32 of one of VIEWS."""
     if view == "grey levels":
         return scan.grey[rows]
@@ -157,7 +157,7 @@ class Association:
     counts: dict[str, dict[str, int]]  # value -> class -> images
 
 
-def associations(manifest: Manifest, scan: Scan) -> list[Association]:
+def measure_associations(manifest: Manifest, scan: Scan) -> list[Association]:
     """The class against source, view, file format, colour mode and size, each where it varies."""
     readable = scan.readable
     table = manifest.table[readable]

@@ -77,7 +77,7 @@ def find_duplicates(
     return pd.concat(filled, ignore_index=True) if filled else same
 
 
-def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
+def find_clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
     """Which of `count` rows hang together over pairs (M, 2): (count,) a number for each cluster."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -86,7 +86,7 @@ def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 
-def equalised(thumbs: np.ndarray) -> Floats:
+def equalise(thumbs: np.ndarray) -> Floats:
     """(N, H, W) float32: each pixel's rank in its image, -0.5 to 0.5, whatever the brightness and gamma."""
     flat = thumbs.reshape(len(thumbs), -1)
     places = flat + 256 * np.arange(len(flat))[:, None]
@@ -102,7 +102,7 @@ def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed
 
     def pictures(entries: NDArray[np.int64]) -> Floats:
         whole = (entries < len(rows))[:, None, None]
-        return equalised(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
+        return equalise(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
 
     described = np.concatenate([_described(pictures(part)) for part in _batches(np.arange(len(image)))])
     tables = []
@@ -110,7 +110,7 @@ def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
             first, second = pairs[part].T
-            correlation[part] = registration.correlation(turn.apply(pictures(first)), pictures(second))
+            correlation[part] = registration.correlate(turn.apply(pictures(first)), pictures(second))
         ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
         tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))

@@ -67,7 +67,7 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
     all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
-    heatmaps = [item for item in all_passed if item["detail"] in (generated.SAID, dicom_files.ANSWER)]
+    heatmaps = [item for item in all_passed if item["detail"] in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)]
     passed_over = [item for item in all_passed if item not in heatmaps]
     return [
         *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
@@ -79,7 +79,7 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     ]
 
 
-def class_findings(manifest: Manifest) -> list[Issue]:
+def class_issues(manifest: Manifest) -> list[Issue]:
     """Classes whose names differ only in capitals or blanks, and which are one class, most likely."""
     return [
         Issue(
@@ -108,7 +108,7 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     samples = _items(manifest.table, slice(None))
     for row in np.flatnonzero(scan.readable):
         colour = float(scan.files["colour"].iloc[row])
-        for kind, reason in plausibility.doubts(scan.thumbs[row], colour).items():
+        for kind, reason in plausibility.find_doubts(scan.thumbs[row], colour).items():
             items[kind].append(Item(**samples[row] | {"detail": reason}))
     found_all = []
     for kind, text in _DOUBTS.items():
@@ -230,7 +230,7 @@ def _stems(folder: str) -> dict[str, str]:
         names = os.listdir(folder)
     except OSError:  # that it cannot be listed is a finding of its own
         return {}
-    images = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
+    images = (name for name in names if not name.startswith(".") and not generated.is_heatmap(Path(folder, name)))
     return {os.path.splitext(name)[0]: name for name in images}
 
 
@@ -296,7 +296,7 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]
     return make_issues(kind, "leak", text, items)
 
 
-def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Issue]:
+def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issue]:
     """What tells the classes apart without the lungs, and what is known of the images that goes with the class."""
     findings = []
     for probe in probes:

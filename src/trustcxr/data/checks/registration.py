@@ -16,7 +16,7 @@ SURE = 0.95  # of detail, not aligned: the same image beyond doubt
 _RIDGE = 1e-3
 
 
-def correlation(first: Pictures, second: Pictures) -> NDArray[np.float64]:
+def correlate(first: Pictures, second: Pictures) -> NDArray[np.float64]:
     """(N,) correlation of local detail of each pair (N, H, W) once `first` is laid upon `second`, -1 to 1.
 
     Detail is what is left without the blur, at equal contrast: a marker, a border or the exposure do not decide. What
@@ -37,12 +37,12 @@ def _aligned(first: Pictures, second: Pictures) -> NDArray[np.float64]:
     if len(near):
         one, other = first[near], second[near]
         maps = _climb(_blurred(one, 1.0), _blurred(other, 1.0), maps[near], FINE_STEPS)
-        laid, inside = laid_upon(one, maps)
+        laid, inside = warp(one, maps)
         found[near] = _correlated(_detail(laid), _detail(other), _well_inside(inside))
     return found
 
 
-def laid_upon(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool_]]:
+def warp(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool_]]:
     """Each picture read at its map's places, bilinearly, and where these lie within it: both (N, H, W)."""
     count, height, width = pictures.shape
     places = maps.reshape(count, 2, 3) @ _grid(height, width)
@@ -73,7 +73,7 @@ def _coarse(first: Pictures, second: Pictures) -> tuple[Maps, NDArray[np.float64
     one, other = (_blurred(_halved(p), 1.5) for p in (first, second))
     maps = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (len(one), 1))
     maps = _climb(one, other, maps, COARSE_STEPS)
-    laid, inside = laid_upon(one, maps)
+    laid, inside = warp(one, maps)
     return maps, _correlated(laid, other, inside)
 
 
@@ -81,7 +81,7 @@ def _climb(first: Pictures, second: Pictures, maps: Maps, steps: int) -> Maps:
     height, width = first.shape[1:]
     x, y, one = _grid(height, width)
     for _ in range(steps):
-        laid, inside = laid_upon(first, maps)
+        laid, inside = warp(first, maps)
         weight = inside.astype(np.float32).reshape(len(first), -1)
         across = np.gradient(laid, 2 / (width - 1), axis=2).reshape(weight.shape)
         down = np.gradient(laid, 2 / (height - 1), axis=1).reshape(weight.shape)

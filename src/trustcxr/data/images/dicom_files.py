@@ -17,8 +17,8 @@ INSTALL = "pip install '.[dicom]'"
 MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no image
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
-ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
-ANSWER = "an answer that was written here, and no image"
+RESULT_ENDINGS = (".heatmap.dcm", ".finding.dcm")
+RESULT_REASON = "an answer that was written here, and no image"
 IMAGES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
@@ -55,7 +55,7 @@ def read_dicom(path: Source) -> np.ndarray:
             raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
 
 
-def not_an_image(path: Source) -> str | None:
+def reason_not_image(path: Source) -> str | None:
     """Why a DICOM file is not one frontal image, by its header alone;
 
     None for an image, and where it cannot be read.
@@ -64,7 +64,7 @@ def not_an_image(path: Source) -> str | None:
         with quiet():
             header = read_header(path)
             if _is_ours(header):
-                return ANSWER
+                return RESULT_REASON
             _check(header)
     except _CutOff:
         return None
@@ -77,7 +77,7 @@ def not_an_image(path: Source) -> str | None:
     return None
 
 
-def is_answer(source: Source) -> bool:
+def is_own_result(source: Source) -> bool:
     """Whether a file, or its content, is an answer in DICOM that was written here."""
     try:
         with quiet():

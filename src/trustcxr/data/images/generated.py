@@ -8,26 +8,26 @@ from trustcxr.data.images.greyscale import quiet
 from trustcxr.storage.os_errors import Source, open_source
 
 ENDING = ".heatmap.png"
-SAID = "a heatmap that predict wrote, and no image"
+HEATMAP_REASON = "a heatmap that predict wrote, and no image"
 MARK, SOURCE, MAKER = "TrustCXR heatmap", "of", "by"  # text chunks of the PNG
 
 
-def is_ours(path: Path) -> bool:
+def is_heatmap(path: Path) -> bool:
     """Whether a file is a heatmap that was written here."""
     return path.name.endswith(ENDING) and read_source(path) is not None
 
 
 def read_source(path: Source) -> str | None:
     """The fingerprint of the image whose heatmap this file is; None for any other file."""
-    return texts(path, MARK).get(SOURCE)
+    return read_texts(path, MARK).get(SOURCE)
 
 
 def read_maker(path: Source) -> str | None:
     """The fingerprint of the run whose heatmap this file is; None where that is not told, and for any other file."""
-    return texts(path, MARK).get(MAKER)
+    return read_texts(path, MARK).get(MAKER)
 
 
-def texts(path: Source, mark: str) -> dict[str, str]:
+def read_texts(path: Source, mark: str) -> dict[str, str]:
     """What a PNG that has this mark of ours says of itself in its text chunks; nothing for any other file."""
     try:
         with open_source(path) as file, quiet(), Image.open(file, formats=("PNG",)) as image:

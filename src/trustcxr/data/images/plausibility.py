@@ -45,7 +45,7 @@ class Signs:
         return self.symmetry + self.middle + self.below
 
 
-def measure(thumb: np.ndarray) -> Signs:
+def measure_signs(thumb: np.ndarray) -> Signs:
     """The signs of a thumbnail (64, 64) uint8."""
     levels = thumb.astype(np.float64)
     spread = float(levels.std())
@@ -59,12 +59,12 @@ def measure(thumb: np.ndarray) -> Signs:
     return Signs(spread, smoothness, _correlation(coarse, coarse[:, ::-1]), middle, below)
 
 
-def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
+def find_doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
     """What speaks against a chest image: a fixed word -> the reason. Empty where nothing does.
 
     thumb: (64, 64) uint8, the picture squeezed. colour: mean distance of the colour channels in grey levels.
     """
-    signs = measure(thumb)
+    signs = measure_signs(thumb)
     found = {}
     if colour > COLOURED:
         found["colour"] = "it is in colour"
@@ -79,12 +79,12 @@ def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
     return found
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
+def make_thumbnail(image: np.ndarray) -> np.ndarray:
     """An image (H, W) uint8 squeezed to (64, 64)."""
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def colourfulness(path: Source) -> float:
+def measure_colour(path: Source) -> float:
     """Mean distance of the largest from the smallest of red, green and blue, 0 to 255; 0 where there is no colour."""
     try:
         with open_source(path) as file, quiet(), Image.open(file, formats=FORMATS) as image:
@@ -103,7 +103,7 @@ def colour_of(image: Image.Image) -> float:
     return float((small.max(axis=2) - small.min(axis=2)).mean())
 
 
-def another_kind(path: Source) -> str | None:
+def find_wrong_kind(path: Source) -> str | None:
     """Why a DICOM file is not an image of the chest, by what it says of itself; None for all else.
 
     What the file says is not quoted, but for a known modality's code.

@@ -10,7 +10,7 @@ from trustcxr.data import remote
 from trustcxr.data.layouts.covidqu import _parts, read_covidqu
 from trustcxr.data.layouts.csv_lists import PUBLISHED, read_list
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.listing import _folders, noting
+from trustcxr.data.layouts.listing import _folders, record_skipped
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.os_errors import escaped, file_kind, open_regular
@@ -40,7 +40,7 @@ def read_manifest(
         raise unknown("layout", layout, ["auto", *LAYOUTS])
     if isinstance(columns, str) and columns not in PUBLISHED:
         raise unknown("list", columns, PUBLISHED)
-    with noting() as passed_over:
+    with record_skipped() as passed_over:
         manifest = _read(root, layout, columns, images)
     if manifest is not None:
         if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
@@ -53,7 +53,7 @@ def read_manifest(
         return manifest
     inside = [n for n in _folders(root)[:20] if _parts(root / n) or read_folders(root / n)] if root.is_dir() else []
     hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
-    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}{hint}")
+    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {describe_folder(root)}{hint}")
 
 
 def _root(path: str | Path) -> Path:
@@ -95,7 +95,7 @@ def _beside(side_car: Path) -> Manifest | None:
     return None if own else read_covidqu(side_car.parent)
 
 
-def what_is_there(folder: Path) -> str:
+def describe_folder(folder: Path) -> str:
     """A folder's content in a few words, for an error message."""
     if not folder.is_dir():
         return f"a file of type '{folder.suffix}'"

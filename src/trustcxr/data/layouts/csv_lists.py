@@ -21,7 +21,7 @@ from trustcxr.data.manifest import (
     from_table,
     split_name,
 )
-from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
+from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def read_list(file: Path, *, columns: str | Columns | None = None, images: str |
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
-        names = multilabel_columns.findings(table, mapping.values())
+        names = multilabel_columns.list_finding_columns(table, mapping.values())
         for name in names:
-            check_distinct_columns(table, file, called_like(table, name, exactly=False))
-        chosen["class"] = multilabel_columns.classes(table, names)
+            check_distinct_columns(table, file, find_columns_like(table, name, exactly=False))
+        chosen["class"] = multilabel_columns.build_classes(table, names)
         notes.append(f"the class of each image of {file.name} is what its columns say: {', '.join(names)}")
-        if "patient" not in mapping and (patients := multilabel_columns.patients(chosen["path"])):
+        if "patient" not in mapping and (patients := multilabel_columns.extract_patients(chosen["path"])):
             chosen["patient"] = patients
             notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
     # A finding's column that was named as the class still says what is known of that finding.
@@ -101,7 +101,7 @@ def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: st
         if not isinstance(column, str) or (ours in named and str(named[ours]) != column):  # by its place
             continue
         taken = [theirs for word, theirs in mapping.items() if word != ours]
-        alike = called_like(table, column, exactly=ours in named)
+        alike = find_columns_like(table, column, exactly=ours in named)
         check_distinct_columns(table, file, [place for place in alike if there[place] not in taken], ours)
 
 
@@ -119,7 +119,7 @@ def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -
     mapping = {**others, **found}
     missing = [str(theirs) for ours, theirs in named.items() if ours not in mapping]
     missing += [] if "path" in named or "path" in mapping else ["path"]
-    known = "class" in named or "class" in mapping or multilabel_columns.findings(table, mapping.values())
+    known = "class" in named or "class" in mapping or multilabel_columns.list_finding_columns(table, mapping.values())
     missing += [] if known else ["class"]
     if missing and columns is None:
         raise UserError(
@@ -229,7 +229,7 @@ def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row:
     incomplete = []
     for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
-        row |= {k: None for k in MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
+        row |= {k: None for k in MAY_BE_UNKNOWN if (said := row.get(k)) is not None and is_blank(said)}
         if row["path"] and row["class"]:
             yield number, row
         else:
@@ -308,7 +308,7 @@ class _Finder:
         return names
 
 
-def published_lists(folder: Path) -> list[Path]:
+def find_published_lists(folder: Path) -> list[Path]:
     """COVIDx's own lists (`train_COVIDx9A.txt`, `test_...`) in a folder; none where it has several of one split."""
     files = sorted(f for f in folder.glob("*_COVIDx*.txt") if split_name(f.name.split("_")[0]))
     counts = Counter(f.name.split("_")[0].lower() for f in files)
@@ -319,7 +319,7 @@ def read_covidx(folder: Path) -> Manifest | None:
     """COVIDx as published: its lists of each split in one folder, with `train/` and `test/` beside them."""
     if not folder.is_dir():
         return None
-    manifests = [m for f in published_lists(folder) if (m := read_list(f, columns="covidx")) is not None]
+    manifests = [m for f in find_published_lists(folder) if (m := read_list(f, columns="covidx")) is not None]
     if not manifests:
         return None
     rows: list[Any] = [row for m in manifests for row in m.table.to_dict("records")]

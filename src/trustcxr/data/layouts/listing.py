@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.data.images import generated
-from trustcxr.data.images.dicom_files import ANSWER, ANSWER_ENDINGS, is_answer
+from trustcxr.data.images.dicom_files import RESULT_ENDINGS, RESULT_REASON, is_own_result
 from trustcxr.data.images.read import SUFFIXES, is_dicom
 from trustcxr.storage.os_errors import escaped
 
@@ -17,7 +17,7 @@ _PASSED_OVER: ContextVar[dict[str, str] | None] = ContextVar("passed over while 
 
 
 @contextmanager
-def noting() -> Iterator[dict[str, str]]:
+def record_skipped() -> Iterator[dict[str, str]]:
     """While it lasts, what cannot be listed is passed over and kept here: its escaped path, and why."""
     found: dict[str, str] = {}
     token = _PASSED_OVER.set(found)
@@ -85,11 +85,11 @@ def _ending(name: str) -> str:
 
 def _answer(entry: os.DirEntry[str]) -> bool:
     """Whether a file is what `predict` wrote beside an image."""
-    if entry.name.endswith(generated.ENDING) and generated.is_ours(Path(entry.path)):
-        _pass_over(entry.path, generated.SAID)
+    if entry.name.endswith(generated.ENDING) and generated.is_heatmap(Path(entry.path)):
+        _pass_over(entry.path, generated.HEATMAP_REASON)
         return True
-    if entry.name.endswith(ANSWER_ENDINGS) and is_answer(entry.path):
-        _pass_over(entry.path, ANSWER)
+    if entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path):
+        _pass_over(entry.path, RESULT_REASON)
         return True
     return False
 

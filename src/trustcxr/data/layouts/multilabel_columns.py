@@ -27,7 +27,7 @@ _FINDINGS = {
 _PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
 
 
-def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
+def list_finding_columns(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
     """The columns, but those that are taken, that say of a known finding whether it is there, in their order.
 
     Other columns of 1 and 0 may be of anything, such as who smokes, and make no class; a model's own findings are read
@@ -37,7 +37,7 @@ def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
     return [c for c in named if _says_whether(set(map(_word, table[c])))]
 
 
-def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
+def build_classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
     """What each image has, `|` between several; else `No Finding`, or `Uncertain` where that is not said.
 
     It is said by the column of that name, or, without one, by every finding's that is not uncertain.
@@ -52,7 +52,7 @@ def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
     return found
 
 
-def patients(paths: Iterable[Any]) -> list[str] | None:
+def extract_patients(paths: Iterable[Any]) -> list[str] | None:
     """The patient of each image by the folder `patient...` that it lies in; None where not every image lies in one."""
     matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
     found = [match.group(1) for match in matches if match is not None]

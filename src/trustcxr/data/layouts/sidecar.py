@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trustcxr.data.layouts.listing import Record
 from trustcxr.data.manifest import NO_SPLIT, USUAL, extra_columns, split_name
-from trustcxr.data.tabular import called_like, check_distinct_columns, is_unknown, read_table, says_nothing
+from trustcxr.data.tabular import check_distinct_columns, find_columns_like, has_unknown_word, is_blank, read_table
 from trustcxr.errors import UserError
 
 _SIDECAR = {word: USUAL[word] for word in ("patient", "group", "source", "view")}
@@ -46,14 +46,14 @@ def side_car_rows(file: Path) -> dict[str, Mapping[str, str]]:
         raise UserError(f"{file}: expected a column 'path'; found {', '.join(map(str, table.columns))}")
     found = {ours: next((n for n in theirs if n in table), None) for ours, theirs in _SIDECAR.items()}
     for name in filter(None, ("path", *found.values())):
-        check_distinct_columns(table, file, called_like(table, name, exactly=True))
+        check_distinct_columns(table, file, find_columns_like(table, name, exactly=True))
     columns = {ours: table[name].tolist() for ours, name in found.items() if name}
     taken = [name for names in _SIDECAR.values() for name in names]
     columns |= {name: table[name].tolist() for name in extra_columns(table, taken)}
     rows: dict[str, Mapping[str, str]] = {}
     for i, path in enumerate(table["path"]):
         values = {ours: v[i].strip() for ours, v in columns.items()}
-        known = {k: v for k, v in values.items() if v and not (says_nothing(v) if k in _SIDECAR else is_unknown(v))}
+        known = {k: v for k, v in values.items() if v and not (is_blank(v) if k in _SIDECAR else has_unknown_word(v))}
         if split := known.get("split"):
             known["split"] = split_name(split) or split
         place = path.replace("\\", "/")

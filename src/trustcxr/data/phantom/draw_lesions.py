@@ -8,12 +8,12 @@ from trustcxr.data.phantom.anatomy import Array, Patient, Thorax, coordinates, e
 _COARSE = 56  # lesions and scatter are drawn on this grid and enlarged
 
 
-def cloud(random: np.random.Generator, cells: int, size: int) -> Array:
+def draw_cloud(random: np.random.Generator, cells: int, size: int) -> Array:
     """Smooth noise (size, size), about standard normal, with `cells` bumps across."""
     return enlarge(random.standard_normal((cells, cells), np.float32), size)
 
 
-def lesion(
+def draw_lesion(
     class_name: str, thorax: Thorax, patient: Patient, random: np.random.Generator, size: int
 ) -> tuple[Array, NDArray[np.bool_]]:
     """(attenuation added, (H, W) bool where the disease is: at least a quarter of its own full density)."""
@@ -28,13 +28,17 @@ def lesion(
         middle = side * (inner + along * (outer - inner))
         distance = ((u - middle) / radius_u) ** 2 + ((v - height) / radius_v) ** 2
         extent = np.maximum(extent, weight * np.exp(-0.7 * distance) * (np.sign(u) == side))
-    ragged = 0.9 * cloud(random, 9, _COARSE) + 0.6 * cloud(random, 18, _COARSE) + 0.4 * cloud(random, 36, _COARSE)
+    ragged = (
+        0.9 * draw_cloud(random, 9, _COARSE)
+        + 0.6 * draw_cloud(random, 18, _COARSE)
+        + 0.4 * draw_cloud(random, 36, _COARSE)
+    )
     extent += (0.15 if covid else 0.2) * ragged * np.minimum(extent * 4, 1)
     softness = random.uniform(0.35, 0.6) if covid else random.uniform(0.4, 0.7)
     density = np.clip((enlarge(extent, size) - 0.45) * np.float32(1 / softness) + 0.5, 0, 1)
     density *= density * (3 - 2 * density)
     infected = (density > 0.25) & thorax.lung
-    grain = 1 + (0.22 if covid else 0.10) * cloud(random, min(_COARSE, size // 4), size)
+    grain = 1 + (0.22 if covid else 0.10) * draw_cloud(random, min(_COARSE, size // 4), size)
     peak = random.uniform(0.08, 0.19) if covid else random.uniform(0.14, 0.28)
     if not covid:
         grain -= 0.45 * thorax.vessels  # air in the bronchi stays dark within a consolidation

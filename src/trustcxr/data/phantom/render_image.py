@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.data.phantom.anatomy import CLASSES, Array, draw_patient, lay_out
-from trustcxr.data.phantom.draw_lesions import cloud, lesion
+from trustcxr.data.phantom.draw_lesions import draw_cloud, draw_lesion
 from trustcxr.data.phantom.shortcuts import PLANT, SHORTCUTS
 from trustcxr.errors import UserError, unknown
 
@@ -52,7 +52,7 @@ def render(
     anatomy, disease, exposure = (np.random.default_rng([seed, part]) for part in range(3))
     patient = draw_patient(anatomy)
     thorax = lay_out(patient, size)
-    density, infected = lesion(class_name, thorax, patient, disease, size)
+    density, infected = draw_lesion(class_name, thorax, patient, disease, size)
     attenuation = thorax.attenuation + np.float32(conspicuity) * density
     radiograph = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
     marks: dict[str, NDArray[np.uint8]] = {}
@@ -84,8 +84,8 @@ def _grain(size: int) -> Array:
 
 def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: float) -> Array:
     """Attenuation -> image in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
-    attenuation = attenuation + random.uniform(0.01, 0.04) * cloud(random, 5, size)
-    attenuation += random.uniform(0.006, 0.016) * cloud(random, max(size // 3, 8), size)
+    attenuation = attenuation + random.uniform(0.01, 0.04) * draw_cloud(random, 5, size)
+    attenuation += random.uniform(0.006, 0.016) * draw_cloud(random, max(size // 3, 8), size)
     attenuation = _soften(attenuation, random.uniform(0.25, 0.5))
     # Exposure is drawn apart from the disease, and widely: a brighter image must not mean a sicker patient.
     middle, steepness = random.uniform(0.28, 0.64), random.uniform(3.0, 6.5)
