@@ -116,7 +116,7 @@ def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: 
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
         read_sources(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
-    with pytest.raises(UserError, match="no image of Train has anything in column source: leave out"):
+    with pytest.raises(UserError, match="no image of Train has a value in column source. Leave out"):
         read_sources(radiographs, "source")
 
 

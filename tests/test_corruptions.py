@@ -321,7 +321,7 @@ def test_the_sheet_takes_the_place_of_no_image(tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     Image.fromarray(render("COVID-19", 0, 32).image).save(image)
     before = image.read_bytes()
-    with pytest.raises(UserError, match=r"image\.png: is there, and is no earlier sheet; choose another OUT"):
+    with pytest.raises(UserError, match=r"image\.png: another file with this name exists. Choose another OUT"):
         preview.write(image, size=32, image=image)
     assert image.read_bytes() == before
     first = preview.write(tmp_path / "sheet.png", size=32).read_bytes()

@@ -124,14 +124,14 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
 
 def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
     radiographs, seen = _images("COVID-19"), []
-    asked = explained.lesion_edits.removed
+    asked = explained.lesion_edits.fill_region
 
     def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
         seen.append((given[1], only))
         return asked(*given, fill=fill, only=only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explained.lesion_edits, "removed", spied)
+        patch.setattr(explained.lesion_edits, "fill_region", spied)
         explained.removal(_lesion_reader(), radiographs, 0, fills=("mirror",))
     pair = explained.pairs(radiographs)["lung"]
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])

@@ -371,11 +371,11 @@ def test_a_image_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) ->
     image(tmp_path / "images/x.png")
     again = again.format(tmp_path / "other/../images/x.png")
     file = tmp_path / "list.csv"
-    file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},a,Train\n")
+    file.write_text(f"path,class,split\nimages/x.png,a,Train\n{again},a,Train\n")
     table = read_manifest(file).table
     assert table[["sample_id", "path"]].values.tolist() == [["Train/images/x.png", "images/x.png"]]
     for row, said in (("b,Train", "as 'a' and as 'b'"), ("a,Test", "with split 'Train' and with split 'Test'")):
-        file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},{row}\n")
+        file.write_text(f"path,class,split\nimages/x.png,a,Train\n{again},{row}\n")
         with pytest.raises(UserError, match=rf"the same image as images/x\.png, is listed {said}$"):
             read_manifest(file)
 
@@ -384,7 +384,7 @@ def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_t
     for name in ("images/x.png", "store/images/x.png", "store/inner/y.png"):
         image(tmp_path / name)
     (tmp_path / "link").symlink_to(tmp_path / "store/inner")
-    (tmp_path / "list.csv").write_text("path,class\nlink/../images/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
+    (tmp_path / "list.csv").write_text("path,class\nlink/../images/x.png,a\nimages/x.png,b\n./link/y.png,b\n")
     paths = set(read_manifest(tmp_path / "list.csv").table["path"])
     assert paths == {"link/../images/x.png", "images/x.png", "link/y.png"}
 

@@ -1,8 +1,7 @@
-"""Every name that a recipe, a table or a figure may use, once: what it is called, who described it, what it takes.
+"""List every name that a recipe, a table or a figure may use, with its label, paper and options.
 
-An attack, a defence, a corruption, a layout, a saliency method or a measure is a function, its entry here, its test.
-Nothing here imports torch: `function` says where the function is, as "module:name" in its own wing, or with the whole
-path of the module where it stands in another package.
+To add an attack, defence, corruption, layout, saliency method or measure, write the function, its entry and its test.
+Nothing here imports torch. `function` is "module:name" in the entry's package, or "package.module:name" elsewhere.
 """
 
 from trustcxr.registry.attack_entries import (
