@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.runs import preflight
-from trustcxr.training import fit_run
+from trustcxr.training import fit
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 
@@ -116,7 +116,7 @@ def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: 
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
         read_sources(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
-    with pytest.raises(UserError, match="no image of Train has a value in column source. Leave out"):
+    with pytest.raises(UserError, match=r"no image of Train has a value in column source. Leave out"):
         read_sources(radiographs, "source")
 
 
@@ -131,11 +131,11 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
     )
-    fit_run(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
     wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        fit_run(wrong, train, val, tmp_path / "refused")
+        fit(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",

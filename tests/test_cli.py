@@ -280,7 +280,7 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, images: Path, tmp_pat
     assert "no such study folder" in complaint("report", tmp_path / "gone")
     assert "no such image" in complaint("predict", trained, tmp_path / "gone.png")
     nowhere = complaint("evaluate", trained, "--data", tmp_path / "gone")
-    assert nowhere.endswith("gone: no such file or folder; give a folder of X-rays or a list")
+    assert nowhere.endswith("gone: no such file or folder. Give a folder of X-rays or a list")
     assert "did you mean quick? valid: ct, demo," in complaint("study", "quik", "--data", images, "--out", out)
     for jobs in ("0", "-1"):
         assert "--jobs" in complaint("demo", "--jobs", jobs, "--out", out)
@@ -389,7 +389,7 @@ def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said:
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for option, place, why in (
-        ("--clean", "out.txt", "a manifest is written as .csv or .parquet"),
+        ("--clean", "out.txt", "a manifest is is a .csv or .parquet file"),
         ("--html", "file/x.html", "a file is where a folder should be"),
         ("--html", "", "is a directory"),
         ("--clean", "file/x/y.csv", "a file is where a folder should be"),
@@ -438,7 +438,7 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     others = shutil.copytree(images, tmp_path / "others")
     Image.new("L", (40, 40), 99).save(others / rows[rows["split"] == "Train"]["path"].iloc[0])
     typed_here[4] = others
-    assert f"was trained on other images than those of {listed}" in complaint(*typed_here)
+    assert f"was trained on other images or classes than those of {listed}" in complaint(*typed_here)
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
     assert (document["split"], document["clean"]["n"]) == ("Test", 15)
@@ -446,9 +446,9 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     elsewhere = [("evaluate", out), ("audit", out)]
     for place, command in enumerate(elsewhere):
         kept = ["--attack", "fgsm", "--epsilon", "0.02", "--out", tmp_path / f"elsewhere{place}"]
-        assert "which these images are not" not in run(*command, "--data", images, *kept).stderr
+        assert "these images are not a list" not in run(*command, "--data", images, *kept).stderr
     typed = ["--attack", "fgsm", "--out", tmp_path / "typed", "--column", "nih"]
-    assert "which these images are not" in run("evaluate", out, "--data", images, *typed).stderr
+    assert "these images are not a list" in run("evaluate", out, "--data", images, *typed).stderr
     wrong = complaint(
         "data", "check", listed, "--images", images, "--column", "path=Image Index", "--column", "class=Fold"
     )

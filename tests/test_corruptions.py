@@ -311,7 +311,7 @@ def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cli.main()
     assert not ended.value.code
     assert Image.open(out).size == (150 + 6 * 164, 24 + 15 * 164)
-    with pytest.raises(UserError, match=r"nothing\.png: not read"):
+    with pytest.raises(UserError, match=r"nothing\.png: cannot be read"):
         preview.write(out, image=tmp_path / "nothing.png")
     with pytest.raises(UserError, match=r"path that ends in \.png"):
         preview.write(tmp_path / "sheet.nothing")

@@ -33,7 +33,7 @@ def test_shares_are_those_of_each_class() -> None:
         for split, share in SHARES.items():
             assert counts[split][name] == pytest.approx(share * total, abs=1)
     assert sum(SHARES.values()) == pytest.approx(1)
-    said = "these data have no splits: they were divided by seed 0 into 64% Train, 16% Val, 20% Test, classes alike"
+    said = "these data have no splits: they are divided by seed 0 into 64% Train, 16% Val, 20% Test, classes alike"
     assert found.notes == [said]
 
 

@@ -89,7 +89,7 @@ def open_images(
         resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
     if isinstance(subject, ExternalModel) and subject.kind == "sigmoid":
-        manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
+        manifest = manifest.with_labels(renamed, classes=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
     undivided = manifest.splits == (NO_SPLIT,)
     own = undivided and isinstance(subject, Run) and trained_on(subject) == manifest.root.name

@@ -40,8 +40,8 @@ RESIZES = ("squeeze", "pad", "crop")
 IMAGES, INDEX, HASHES = "images", "index.json", "hashes.bin"
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
 _HASH_BYTES = 16
-_WRITE_BYTES, _HASHED_AT_ONCE = 2**20, 2**24
-_PILLOW_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again
+_WRITE_BYTES, _HASH_CHUNK = 2**20, 2**24
+_PILLOW_BLOCKS = 64  # of memory that Pillow reuses for the next image
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
@@ -100,7 +100,7 @@ def open_store(
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
-        raise UserError(f"image size {size}: expected 8 to 4096 pixels")
+        raise UserError(f"image size {size}: expected 8 to 4096 pixels. Change --size")
     folder = cache_folder(cache) / "stores" / key(manifest, size, resize)
     if store := _read(folder, every=every):
         return store
@@ -110,11 +110,11 @@ def open_store(
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """Return the cache folder: the one given, else TRUSTCXR_CACHE, else the user's cache folder."""
+    """Return the cache folder: `cache`, else TRUSTCXR_CACHE, else the user's cache folder."""
     import platformdirs
 
-    given = cache or os.environ.get("TRUSTCXR_CACHE")
-    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
+    chosen = cache or os.environ.get("TRUSTCXR_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("trustcxr"))
 
 
 def _read(folder: Path, *, every: bool = False) -> Store | None:
@@ -139,7 +139,7 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
             if not same or (every and _hash_file(folder / file, store.size**2) != hashes.tobytes()):
                 raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
-        log(f"{folder}: damaged store ({file} is not what was written): the images are decoded again")
+        log(f"{folder}: damaged store ({file} has changed): decoding the images again")
         return None
     with suppress(OSError):
         os.utime(folder / INDEX)
@@ -168,7 +168,7 @@ def _facts(file: str) -> str:
         facts = os.stat(file)
     except OSError as fault:
         if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
-            raise UserError(f"{file}: {fault.strerror}; the data changed since it was listed") from None
+            raise UserError(f"{file}: {fault.strerror}: the data changed since they were listed. Start again") from None
         return f"!{fault.errno}"
     return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
 
@@ -183,7 +183,7 @@ def _build_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log("another process is decoding these images: waiting for it")
+        log("another process is decoding these images: waiting")
         lock.acquire()
     try:
         yield
@@ -200,12 +200,12 @@ def _cache_errors(folder: Path, most: int) -> Iterator[None]:
         if fault.errno in _FULL:
             free = megabytes(shutil.disk_usage(folder.parent).free)
             raise CannotWrite(
-                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} are needed, {free} are "
-                "free): free some space or set TRUSTCXR_CACHE to another disk"
+                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} needed, {free} free). "
+                "Free some space or set TRUSTCXR_CACHE to another disk"
             ) from None
         raise CannotWrite(
-            f"{folder.parent}: decoded images cannot be written there ({str(fault.strerror or fault).lower()}); set "
-            "TRUSTCXR_CACHE to another folder"
+            f"{folder.parent}: cannot write decoded images: {str(fault.strerror or fault).lower()}. Set TRUSTCXR_CACHE "
+            "to another folder"
         ) from None
 
 
@@ -239,7 +239,9 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
         good = np.ones(len(samples), dtype=bool)
         good[[row for row, name, _ in faults if name == IMAGES]] = False
         if not good.any():
-            raise UserError(f"{manifest.where}: none of the {len(good)} images is readable ({faults[0][2]})")
+            raise UserError(
+                f"{manifest.where}: none of the {len(good)} images is readable: {faults[0][2]}. Check the files"
+            )
         if not good.all():
             _keep_rows(work, list(columns), size, np.flatnonzero(good))
             hashes = np.ascontiguousarray(hashes[:, good])
@@ -282,7 +284,7 @@ def _decode(
     jobs = (
         call(decode_rows, f"{work}", root, first, {n: p[first:stop] for n, p in columns.items()}, size, resize)
         for first, stop in _chunks(count, crew.n_jobs)
-        if not failures  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
+        if not failures  # the pool finishes its current tasks; stopping it would print long errors
     )
     try:
         with Progress("Decoding images", count) as bar:
@@ -293,7 +295,7 @@ def _decode(
                 hashes[:, done.first : done.first + rows] = done.hashes
                 bar.advance(rows)
     except TerminatedWorkerError:
-        raise UserError("a process that decodes images was killed (out of memory?): try fewer workers") from None
+        raise UserError("a decoding process was killed (out of memory?). Use fewer workers") from None
     if failures:
         raise OSError(failures[0], os.strerror(failures[0]), str(work))
     return hashes, sorted(faults)
@@ -314,7 +316,7 @@ def decode_rows(
     """Decode the rows from `first` on of every column into the store being built. Runs in a worker."""
     Image.core.set_blocks_max(_PILLOW_BLOCKS)
     hashes = np.empty((len(paths), len(paths[IMAGES]), _HASH_BYTES), np.uint8)
-    hashes[:] = np.frombuffer(_hash(bytes(size**2)), np.uint8)  # of what has no file or cannot be read
+    hashes[:] = np.frombuffer(_hash(bytes(size**2)), np.uint8)  # of a missing or unreadable file
     faults: list[Fault] = []
     step = max(1, _WRITE_BYTES // size**2)
     try:
@@ -368,11 +370,11 @@ def _keep_rows(work: Path, names: list[str], size: int, rows: np.ndarray) -> Non
     step = max(1, _WRITE_BYTES // size**2)
     for name in names:
         pixels = np.memmap(work / f"{name}.u8", np.uint8, "r").reshape(-1, size, size)
-        with open(work / "kept", "wb", buffering=0) as file:
+        with open(work / "readable", "wb", buffering=0) as file:
             file.truncate(len(rows) * size**2)
             for start in range(0, len(rows), step):
                 _write_rows(file, pixels[rows[start : start + step]], start)
-        (work / "kept").replace(work / f"{name}.u8")
+        (work / "readable").replace(work / f"{name}.u8")
 
 
 def _hash(content: bytes | memoryview) -> bytes:
@@ -387,7 +389,7 @@ def _hash_file(path: Path, row_bytes: int) -> bytes:
     """Hash every row of a file, in threads: BLAKE2b releases Python's lock."""
     from joblib import cpu_count
 
-    step = max(_HASHED_AT_ONCE // row_bytes, 1) * row_bytes
+    step = max(_HASH_CHUNK // row_bytes, 1) * row_bytes
 
     def hashed(start: int) -> bytes:
         with open(path, "rb") as file:

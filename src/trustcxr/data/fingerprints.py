@@ -1,4 +1,4 @@
-"""Which images a result is of: what run.yaml keeps of them, and whether others are meant now."""
+"""Describe the images of a training in run.yaml, and compare them with others."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TrainingData(TypedDict):
-    """What run.yaml says of the data: folder's name, split, images, the fingerprint of these and of every split."""
+    """Data in run.yaml: folder's name, split, number of images, fingerprint of these and of every split."""
 
     root_name: str
     split: str | None
@@ -24,7 +24,7 @@ class TrainingData(TypedDict):
 
 
 def describe_training_data(train: "Dataset | JoinedDataset") -> TrainingData:
-    """What is kept of the images that are trained on."""
+    """Return the entry `data` of run.yaml."""
     return TrainingData(
         root_name=train.root.name,
         split=train.split,
@@ -35,15 +35,12 @@ def describe_training_data(train: "Dataset | JoinedDataset") -> TrainingData:
 
 
 def list_training_images(train: "Dataset | JoinedDataset") -> pd.DataFrame:
-    """The table of training_images.parquet:
-
-    Sample_id and the checksum of the pixels of every image that is trained on.
-    """
+    """Return the table of training_images.parquet: sample_id and checksum of each training image's pixels."""
     return pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
 
 
 def check_same_images(run: Path, train: "Dataset | JoinedDataset") -> None:
-    """UserError where the folder holds a training on other images or classes."""
+    """Raise UserError if the folder has a training on other images or classes."""
     path = run / layout.RUN_FILE
     if not path.is_file():
         return
@@ -52,12 +49,12 @@ def check_same_images(run: Path, train: "Dataset | JoinedDataset") -> None:
     now = describe_training_data(train)
     if data.get("fingerprint") != now["fingerprint"] or before.get("classes") != list(train.classes):
         raise UserError(
-            f"{run}: was trained on other images than those of {train.where} ({data.get('images', '?')} then, "
-            f"{now['images']} now, of other content or classes); choose another --out"
+            f"{run}: was trained on other images or classes than those of {train.where} ({data.get('images', '?')} "
+            f"images then, {now['images']} now). Choose another --out"
         )
 
 
 def hash_training_data(images: "Dataset") -> str:
-    """One fingerprint for every split of a data set together."""
-    lines = "\n".join(f"{split}\t{found}" for split, found in sorted(images.fingerprints().items()))
+    """Return one fingerprint of all splits of a data set."""
+    lines = "\n".join(f"{split}\t{value}" for split, value in sorted(images.fingerprints().items()))
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -188,7 +188,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
     for role, split in roles.items():
         rows = manifest.table[manifest.table["split"] == split]
         if rows.empty:
-            raise manifest.no_split(split)
+            raise manifest.missing_split(split)
         counts[role] = len(rows)
         if role != "train":
             masks = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]

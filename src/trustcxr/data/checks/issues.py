@@ -13,7 +13,7 @@ import pandas as pd
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
-from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_alike_classes
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
 
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
@@ -85,10 +85,10 @@ def class_issues(manifest: Manifest) -> list[Issue]:
         Issue(
             "class_spelling",
             "warning",
-            f"classes differ only in capitals or blanks: {format_alike_classes(names)}",
+            f"classes differ only in capitals or blanks: {format_similar_classes(names)}",
             len(names),
         )
-        for names in manifest.alike_classes()
+        for names in manifest.similar_classes()
     ]
 
 
