@@ -411,6 +411,6 @@ def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: P
     found = check_data(
         write_files.write(tmp_path / "images", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False
     )
-    assert "confounds were not to be looked for" in found.verdict
+    assert "confounds were not checked" in found.verdict
     few = check_data(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
     assert "too few images for confounds" in few.verdict

@@ -496,11 +496,11 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
     assert "--set data.splits.test='fold 3' for training" in said(file, "Test")
     assert "--split 2 for testing" in said(file, "Val")
     file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
-    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some images" in said(file, "Val")
+    assert "there is Test, Train: no row has it in the column 'Subset'. Give it to some images" in said(file, "Val")
     file = listed(tmp_path, "path,class", "a", "b")
-    assert "there is All: the list has no column of splits; Add a column 'split' with Train" in said(file, "3")
+    assert "there is All: the list has no column of splits. Add a column 'split' with Train" in said(file, "3")
     file = file.rename(tmp_path / "train.csv")
-    assert "there is Train: the list has no column of splits (what there is comes from its name" in said(file, "Val")
+    assert "there is Train: the list has no column of splits (its splits come from its name" in said(file, "Val")
     assert "or give the list a name without a split, and it is divided" in said(file, "Val")
     assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2
 

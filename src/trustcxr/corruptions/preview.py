@@ -50,7 +50,7 @@ def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 
     from trustcxr.data.phantom.render_image import render
 
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
+        raise UserError(f"seed {seed}: out of range. Choose 0 to {2**32 - 1}")
     if out.exists() and not generated.read_texts(out, _MARK):
         raise UserError(f"{out}: another file with this name exists. Choose another OUT")
     if image is None:

@@ -1,4 +1,4 @@
-"""One file becomes one grey image: decoding, depth, DICOM, squares.
+"""Read files as grey images: decoding, depth, DICOM, resizing.
 
 The names below are loaded on first use.
 """

@@ -1,4 +1,4 @@
-"""Lesions of the synthetic images: clouds by the pleura, or one focus in a lobe."""
+"""Draw lesions of synthetic images: clouds at the pleura, or one focus in a lobe."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +9,14 @@ _COARSE = 56  # lesions and scatter are drawn on this grid and enlarged
 
 
 def draw_cloud(random: np.random.Generator, cells: int, size: int) -> Array:
-    """Smooth noise (size, size), about standard normal, with `cells` bumps across."""
+    """Draw smooth noise (size, size), about standard normal, with `cells` bumps across."""
     return enlarge(random.standard_normal((cells, cells), np.float32), size)
 
 
 def draw_lesion(
     class_name: str, thorax: Thorax, patient: Patient, random: np.random.Generator, size: int
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """(attenuation added, (H, W) bool where the disease is: at least a quarter of its own full density)."""
+    """Return the added attenuation and the lesion mask (H, W) bool: at least a quarter of its full density."""
     if class_name == "Normal":
         return np.zeros((size, size), np.float32), np.zeros((size, size), bool)
     u, v = coordinates(patient, _COARSE)

@@ -1,8 +1,8 @@
-"""Synthetic chest X-rays that know their lesion, their masks and every shortcut planted in them.
+"""Render synthetic chest X-rays with masks of their lungs, lesions and planted shortcuts.
 
-COVID-19: several hazy patches, both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
-Normal: neither. Exposure is drawn apart from the class, so no global grey level gives it away. Same seed and another
-class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for images.
+COVID-19: several hazy patches in both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
+Normal: neither. Exposure is independent of the class, so no global grey level reveals it. The same seed with another
+class gives the same patient with another disease. This is no physical simulation, and no substitute for real images.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from trustcxr.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic X-ray.
+    """A synthetic X-ray.
 
     image (H, W) uint8; lung_mask and infection_mask (H, W) uint8, 0 or 1; marks: name of a planted shortcut -> (H, W)
-    uint8, 1 where it changed the image; parameters: what was drawn to make it.
+    uint8, 1 where it changed the image; parameters: the values drawn.
     """
 
     image: NDArray[np.uint8]
@@ -37,9 +37,9 @@ class Phantom:
 def render(
     class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = (), *, conspicuity: float = 1.0
 ) -> Phantom:
-    """One image of size x size pixels; every shortcut named is planted.
+    """Render an image of size x size pixels, with all `shortcuts`.
 
-    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is plain to see. UserError
+    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is obvious. Raises UserError
     for an unknown class or shortcut.
     """
     if class_name not in CLASSES:
@@ -48,7 +48,7 @@ def render(
         if name not in SHORTCUTS:
             raise unknown("shortcut", name, SHORTCUTS)
     if size < 32:
-        raise UserError(f"a synthetic X-ray of {size} pixels is too small to show anything: choose 32 or more")
+        raise UserError(f"size {size}: too small for a synthetic X-ray. Choose 32 or more")
     anatomy, disease, exposure = (np.random.default_rng([seed, part]) for part in range(3))
     patient = draw_patient(anatomy)
     thorax = lay_out(patient, size)
@@ -78,16 +78,16 @@ def _soften(image: Array, share: float) -> Array:
 
 @lru_cache(maxsize=4)
 def _grain(size: int) -> Array:
-    """White noise twice the image's size: each image cuts its own window, which is far cheaper than drawing it anew."""
+    """Return white noise of twice the image's size; each image takes a window, which is faster than new noise."""
     return np.random.default_rng(4).standard_normal((2 * size, 2 * size), np.float32)
 
 
 def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: float) -> Array:
-    """Attenuation -> image in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
+    """Convert attenuation to an image in about [0, 1]: scatter, characteristic curve, exposure, noise."""
     attenuation = attenuation + random.uniform(0.01, 0.04) * draw_cloud(random, 5, size)
     attenuation += random.uniform(0.006, 0.016) * draw_cloud(random, max(size // 3, 8), size)
     attenuation = _soften(attenuation, random.uniform(0.25, 0.5))
-    # Exposure is drawn apart from the disease, and widely: a brighter image must not mean a sicker patient.
+    # Independent of the disease, and wide: a brighter image must not mean a sicker patient.
     middle, steepness = random.uniform(0.28, 0.64), random.uniform(3.0, 6.5)
     black, white = random.uniform(-0.04, 0.08), random.uniform(0.80, 1.05)
     low, high = 1 / (1 + np.exp(middle * steepness)), 1 / (1 + np.exp((middle - 1) * steepness))
