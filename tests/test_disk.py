@@ -136,8 +136,8 @@ def test_what_a_killed_process_left_of_synthetic_images_is_swept(tmp_path: Path)
     [
         ({"counts": {"Train": -3}}, "-3 images of each class in Train: out of range. Choose 1 to"),
         ({"counts": {"Train": 0}}, "no images"),
-        ({"size": 10**6}, "size 1000000: out of range. Choose 32 to 4096 pixels"),
-        ({"size": 31}, "size 31: out of range. Choose 32 to 4096 pixels"),
+        ({"size": 10**6}, "size 1000000: out of range. Choose 32 to 4096"),
+        ({"size": 31}, "size 31: out of range. Choose 32 to 4096"),
         ({"seed": -1}, "seed -1: out of range. Choose 0 to"),
     ],
 )

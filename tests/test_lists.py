@@ -501,7 +501,7 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
     assert "there is All: the list has no column of splits. Add a column 'split' with Train" in said(file, "3")
     file = file.rename(tmp_path / "train.csv")
     assert "there is Train: the list has no column of splits (its splits come from its name" in said(file, "Val")
-    assert "or give the list a name without a split, and it is divided" in said(file, "Val")
+    assert "or remove the split from the list's name to have it divided" in said(file, "Val")
     assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2
 
 

@@ -7,9 +7,7 @@ The random numbers of an image depend on (seed, name, the image's key) alone, no
 severity uses the same draw, only stronger.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,28 +21,11 @@ SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """A corruption; `about` describes it in a few words. `apply` returns images and, for an artefact, its mask."""
-
-    name: str
-    about: str
-    apply: Callable[[Tensor, int, ImageRandom], tuple[Tensor, Tensor | None]]
-    is_artefact: bool = False
+CORRUPTIONS = registry.CORRUPTIONS
+ARTEFACTS = tuple(c.name for c in CORRUPTIONS.values() if c.artefact)
 
 
-def _load(entry: registry.Corruption) -> Corruption:
-    function = registry.load_function("corruptions", entry.where)
-    if entry.artefact:
-        return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
-    return Corruption(entry.name, entry.about, lambda *arguments: (function(*arguments), None))
-
-
-CORRUPTIONS: dict[str, Corruption] = {name: _load(entry) for name, entry in registry.CORRUPTIONS.items()}
-ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
-
-
-def get(name: str) -> Corruption:
+def get(name: str) -> registry.Corruption:
     """Return a corruption by name. Raises UserError for an unknown name."""
     return lookup(CORRUPTIONS, "corruption", name)
 
@@ -75,7 +56,7 @@ def artefact(
 
     Raises UserError as `corrupt` does, and for a corruption that is no artefact.
     """
-    if not get(name).is_artefact:
+    if not get(name).artefact:
         raise unknown("artefact", name, ARTEFACTS)
     changed, mask = _applied(get(name), images, severity, seed, keys)
     assert mask is not None
@@ -84,7 +65,7 @@ def artefact(
 
 @torch.no_grad()
 def _applied(
-    corruption: Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
+    corruption: registry.Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
 ) -> tuple[Tensor, Tensor | None]:
     _check(images)
     severity = check_severity(severity)
@@ -92,14 +73,16 @@ def _applied(
     if len(names) != len(images):
         raise UserError(f"{corruption.name}: {len(images)} images but {len(names)} keys; give one for each image")
     changed = torch.empty_like(images, requires_grad=False)
-    mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.is_artefact else None
+    mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.artefact else None
+    function = registry.load_function("corruptions", corruption.where)
     size = _chunk_size(images)
     for part in (slice(first, first + size) for first in range(0, len(images), size)):
-        draws = ImageRandom(corruption.name, seed, names[part])
-        pixels, where = corruption.apply(images[part].detach().float(), severity, draws)
+        draws, pixels = ImageRandom(corruption.name, seed, names[part]), images[part].detach().float()
+        if mask is None:
+            pixels = function(pixels, severity, draws)
+        else:
+            pixels, mask[part] = artefacts.paint(function, pixels, severity, draws)
         changed[part] = pixels.clamp_(0, 1)
-        if mask is not None and where is not None:
-            mask[part] = where
     return changed, mask
 
 

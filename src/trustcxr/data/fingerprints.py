@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -13,25 +13,10 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset, JoinedDataset
 
 
-class TrainingData(TypedDict):
-    """Data in run.yaml: folder's name, split, number of images, fingerprint of these and of every split."""
-
-    root_name: str
-    split: str | None
-    images: int
-    fingerprint: str
-    fingerprints: dict[str, str]
-
-
-def describe_training_data(train: "Dataset | JoinedDataset") -> TrainingData:
-    """Return the entry `data` of run.yaml."""
-    return TrainingData(
-        root_name=train.root.name,
-        split=train.split,
-        images=len(train),
-        fingerprint=train.fingerprint,
-        fingerprints=train.fingerprints(),
-    )
+def describe_training_data(train: "Dataset | JoinedDataset") -> dict[str, Any]:
+    """Return the entry `data` of run.yaml; `fingerprints` are of every split."""
+    described = {"root_name": train.root.name, "split": train.split, "images": len(train)}
+    return described | {"fingerprint": train.fingerprint, "fingerprints": train.fingerprints()}
 
 
 def list_training_images(train: "Dataset | JoinedDataset") -> pd.DataFrame:

@@ -59,7 +59,7 @@ def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str]
 
 def _corruption(name: str, severity: int) -> Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor | None]]:
     def make(images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        if corruptions.get(name).is_artefact:
+        if corruptions.get(name).artefact:
             return corruptions.artefact(images, name, severity, keys=list(ids))
         return corruptions.corrupt(images, name, severity, keys=list(ids)), None
 

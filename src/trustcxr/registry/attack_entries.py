@@ -63,9 +63,7 @@ ATTACKS = by_name(
         "transfer", "transfer", "Papernot et al. 2016", "transfer:transfer", {"steps": 10, "surrogate": None},
         box="black", shows_steps=True, seeded=False, style=("#544547", "^", (0, (1, 1.2))),
     ),
-    Attack(
-        "apgd-ce", "APGD-CE", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None}, shows_steps=True,
-    ),
+    Attack("apgd-ce", "APGD-CE", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None}, shows_steps=True),
     Attack(
         "apgd-margin", "APGD-margin", "Croce and Hein 2020", "apgd:apgd", _CLIMB | {"precision": None},
         fixed={"loss": "margin"}, shows_steps=True,
@@ -76,8 +74,8 @@ ATTACKS = by_name(
         style=("#809590", "s", (0, (1, 1.2))),
     ),
     Attack(
-        "worst-case", "worst case", "Croce and Hein 2020, for few classes", "worst_case:worst_case",
-        _CLIMB | _SEARCH, style=("#00002a", "D", "solid"),
+        "worst-case", "worst case", "Croce and Hein 2020, for few classes", "worst_case:worst_case", _CLIMB | _SEARCH,
+        style=("#00002a", "D", "solid"),
     ),
 )  # fmt: skip
 USUAL_ATTACKS = ("fgsm", "pgd")  # default attacks of an evaluation

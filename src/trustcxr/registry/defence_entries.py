@@ -38,19 +38,12 @@ DEFENCES = by_name(
     Defence("fgsm", "FGSM", "Goodfellow et al. 2015", "adversarial:fgsm", _WITH_CLEAN, "#0072b2"),
     Defence("fgsm-rs", "FGSM-RS", "Wong et al. 2020", "adversarial:fgsm_rs", _WITH_CLEAN, "#826762"),
     Defence("n-fgsm", "N-FGSM", "de Jorge et al. 2022", "adversarial:n_fgsm", _WITH_CLEAN, "#77718b"),
-    Defence(
-        "free", "free", "Shafahi et al. 2019", "adversarial:free",
-        ("epsilon", "ramp", "replays"), "#859a74",
-    ),
+    Defence("free", "free", "Shafahi et al. 2019", "adversarial:free", ("epsilon", "ramp", "replays"), "#859a74"),
     Defence("pgd", "PGD", "Madry et al. 2018", "adversarial:pgd", (*_WITH_CLEAN, "steps"), "#c44e00"),
-    Defence(
-        "trades", "TRADES", "Zhang et al. 2019", "adversarial:trades",
-        (*_PERTURBED, "steps", "beta"), "#5c3d03",
-    ),
+    Defence("trades", "TRADES", "Zhang et al. 2019", "adversarial:trades", (*_PERTURBED, "steps", "beta"), "#5c3d03"),
     Defence("ibp", "IBP", "Gowal et al. 2019", "bound_training:ibp", _BOUNDED, "#104232", certifies=True),
     Defence(
-        "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "bound_training:crown_ibp", _BOUNDED, "#1796ff",
-        certifies=True,
+        "crown-ibp", "CROWN-IBP", "Zhang et al. 2020", "bound_training:crown_ibp", _BOUNDED, "#1796ff", certifies=True,
     ),
     Defence("mixup", "mixup", "Zhang et al. 2018", "noise:mixup", ("alpha",), "#ad8899"),
     Defence("cutout", "cutout", "DeVries and Taylor 2017", "noise:cutout", ("size",), "#1c0000"),
@@ -85,9 +78,7 @@ BACKGROUNDS = by_name(
         "adds to each batch copies with the lungs filled with grey, trained towards equal class probabilities",
         emptied=True,
     ),
-    Background(
-        "gate", "the model contains a lung segmenter and replaces what is outside by mid-grey", gate=True
-    ),
+    Background("gate", "the model contains a lung segmenter and replaces what is outside by mid-grey", gate=True),
     Background("gate-emptied", "both gate and emptied", gate=True, emptied=True),
 )  # fmt: skip
 

@@ -35,34 +35,34 @@ _MASKS = "A map on the disease is no proof that the network answers by it: hold 
 _FEW = "A wide map has little, however well it lies; compare with chance and with the centre prior."
 _WITHOUT_LUNGS = "Accuracy on images whose lungs are hidden so."
 _HIDDEN = "What is left is answered by something that is no lung; the fill and the outline can tell the class too."
+_OUTLINE = "It asks for the outline of the disease, which a classifier need not know."
+_CONSTANT = "A map that is always the same is perfectly stable."
+_BLURRED = "Images half blurred are like none that the network was trained on."
 MEASURES = by_name(
     Measure(
         "infection_energy", "infection energy", "higher", "measures:energy_inside", "infection", charted=True,
         paper="Wang et al. 2020", beware=_FEW,
     ),
     Measure(
-        "infection_energy_given_lung", "infection energy given lung", "higher", "measures:energy_inside",
-        "infection", "lung", charted=True, paper="Wang et al. 2020",
+        "infection_energy_given_lung", "infection energy given lung", "higher", "measures:energy_inside", "infection",
+        "lung", charted=True, paper="Wang et al. 2020",
         beware="A map that lies outside the lungs altogether can do well here: read it with lung energy.",
     ),
     Measure(
         "pointing_hit_rate", "pointing hit rate", "higher", "measures:pointing_hit", "infection", charted=True,
-        paper="Zhang et al. 2018",
-        beware="Of a map of few cells it says nothing, and one bright pixel decides it.",
+        paper="Zhang et al. 2018", beware="Of a map of few cells it says nothing, and one bright pixel decides it.",
     ),
     Measure(
         "infection_iou", "infection IoU", "higher", "measures:iou_otsu", "infection", chance="pixels",
-        paper="Otsu 1979", beware="It asks for the outline of the disease, which a classifier need not know.",
+        paper="Otsu 1979", beware=_OUTLINE,
     ),
     Measure(
-        "infection_iou_tuned", "infection IoU, tuned threshold", "higher", "measures:iou", "infection",
-        chance="pixels", tuned=True, paper="Saporta et al. 2022",
-        beware="It asks for the outline of the disease, which a classifier need not know.",
+        "infection_iou_tuned", "infection IoU, tuned threshold", "higher", "measures:iou", "infection", chance="pixels",
+        tuned=True, paper="Saporta et al. 2022", beware=_OUTLINE,
     ),
     Measure(
-        "infection_iou_area", "infection IoU at the mask’s area", "higher", "measures:iou_at_mask_area",
-        "infection", chance="pixels", charted=True,
-        beware="It asks for the outline of the disease, which a classifier need not know.",
+        "infection_iou_area", "infection IoU at the mask’s area", "higher", "measures:iou_at_mask_area", "infection",
+        chance="pixels", charted=True, beware=_OUTLINE,
     ),
     Measure(
         "infection_rank_accuracy", "infection rank accuracy", "higher", "measures:rank_accuracy", "infection",
@@ -82,18 +82,15 @@ MEASURES = by_name(
     ),
     Measure(
         "stability_ssim", "stability (SSIM)", charted=True, paper="Wang et al. 2004",
-        about="How alike the maps of an image and of its perturbed version are.",
-        beware="A map that is always the same is perfectly stable.",
+        about="How alike the maps of an image and of its perturbed version are.", beware=_CONSTANT,
     ),
     Measure(
         "corruption_ssim", "stability under corruptions (SSIM)", charted=True,
-        about="How alike the maps of an image and of its corrupted version are.",
-        beware="A map that is always the same is perfectly stable.",
+        about="How alike the maps of an image and of its corrupted version are.", beware=_CONSTANT,
     ),
     Measure(
         "artefact_ssim", "stability under artefacts (SSIM)",
-        about="How alike the maps of an image without and with a drawn artefact are.",
-        beware="A map that is always the same is perfectly stable.",
+        about="How alike the maps of an image without and with a drawn artefact are.", beware=_CONSTANT,
     ),
     Measure(
         "artefact_gain", "saliency moved onto artefacts", "lower", charted=True,
@@ -102,13 +99,12 @@ MEASURES = by_name(
     ),
     Measure(
         "insertion", "insertion", charted=True, paper="Petsiuk et al. 2018",
-        about="How fast the class comes back as the most salient pixels are put into a blurred image.",
-        beware="Images half blurred are like none that the network was trained on.",
+        about="How fast the class comes back as the most salient pixels are put into a blurred image.", beware=_BLURRED,
     ),
     Measure(
         "deletion", "deletion (blurred)", "lower", charted=True, paper="Petsiuk et al. 2018",
         about="How fast the class goes as the most salient pixels are blurred; the paper sets them to a constant.",
-        beware="Images half blurred are like none that the network was trained on.",
+        beware=_BLURRED,
     ),
     Measure(
         "road", "ROAD", charted=True, paper="Rong et al. 2022",
@@ -136,24 +132,14 @@ MEASURES = by_name(
         beware="A calibrated network can be wrong, and under attack it is another figure.",
     ),
     # A model that reads the lungs must fall without them, so neither direction is better.
-    Measure("lungs_blacked_out", "lungs blacked out", None, compared=False, about=_WITHOUT_LUNGS, beware=_HIDDEN),
-    Measure(
-        "lungs_in_grey", "lungs hidden in mid-grey", None, compared=False, about=_WITHOUT_LUNGS, beware=_HIDDEN,
-    ),
-    Measure(
-        "lungs_in_mean", "lungs hidden in the image’s mean", None, compared=False, about=_WITHOUT_LUNGS,
-        beware=_HIDDEN,
-    ),
-    Measure(
-        "box_blacked_out", "box of the lungs blacked out", None, compared=False, about=_WITHOUT_LUNGS,
-        beware=_HIDDEN,
-    ),
-    Measure(
-        "box_in_grey", "box of the lungs in mid-grey", None, compared=False, about=_WITHOUT_LUNGS, beware=_HIDDEN,
-    ),
-    Measure(
-        "box_in_mean", "box of the lungs in the image’s mean", None, compared=False, about=_WITHOUT_LUNGS,
-        beware=_HIDDEN,
+    *(
+        Measure(name, label, None, compared=False, about=_WITHOUT_LUNGS, beware=_HIDDEN)
+        for name, label in (
+            ("lungs_blacked_out", "lungs blacked out"), ("lungs_in_grey", "lungs hidden in mid-grey"),
+            ("lungs_in_mean", "lungs hidden in the image’s mean"),
+            ("box_blacked_out", "box of the lungs blacked out"), ("box_in_grey", "box of the lungs in mid-grey"),
+            ("box_in_mean", "box of the lungs in the image’s mean"),
+        )
     ),
     Measure(
         "lungs_only_on_grey", "lungs only, on mid-grey", "higher", compared=False,
@@ -165,8 +151,8 @@ MEASURES = by_name(
         beware=_HIDDEN,
     ),
     Measure(
-        "silhouette_only", "silhouette only", None, compared=False,
-        about="Accuracy on the outline of the lungs alone.", beware=_HIDDEN,
+        "silhouette_only", "silhouette only", None, compared=False, about="Accuracy on the outline of the lungs alone.",
+        beware=_HIDDEN,
     ),
 )  # fmt: skip
 HIT_RATE = "pointing_hit_rate"  # withheld if the map has too few cells to hit

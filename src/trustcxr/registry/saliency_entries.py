@@ -25,38 +25,27 @@ class Saliency:
 
 
 SALIENCY = by_name(
+    Saliency("gradcam", "Grad-CAM", "Selvaraju et al. 2017", "cam:grad_cam", "cam:_grad_cam_map", "activation"),
     Saliency(
-        "gradcam", "Grad-CAM", "Selvaraju et al. 2017", "cam:grad_cam", "cam:_grad_cam_map", "activation"
+        "gradcam++", "Grad-CAM++", "Chattopadhay et al. 2018", "cam:grad_cam_plus_plus", "cam:_grad_cam_plus_plus_map",
+        "activation",
     ),
-    Saliency(
-        "gradcam++", "Grad-CAM++", "Chattopadhay et al. 2018", "cam:grad_cam_plus_plus",
-        "cam:_grad_cam_plus_plus_map", "activation",
-    ),
-    Saliency(
-        "hirescam", "HiResCAM", "Draelos and Carin 2020", "cam:hires_cam", "cam:_hires_cam_map", "activation"
-    ),
+    Saliency("hirescam", "HiResCAM", "Draelos and Carin 2020", "cam:hires_cam", "cam:_hires_cam_map", "activation"),
     Saliency("layercam", "LayerCAM", "Jiang et al. 2021", "cam:layer_cam", "cam:_layer_cam_map", "activation"),
     Saliency(
-        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "cam:smooth_layer_cam",
-        "cam:_layer_cam_map", "activation-smooth",
+        "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "cam:smooth_layer_cam", "cam:_layer_cam_map",
+        "activation-smooth",
     ),
     Saliency("activation", "activation (control)", "", "cam:activation_map", "cam:_activation_map"),
     Saliency(
-        "activation-smooth", "activation, smoothed (control)", "", "cam:smooth_activation_map",
-        "cam:_activation_map",
+        "activation-smooth", "activation, smoothed (control)", "", "cam:smooth_activation_map", "cam:_activation_map",
+    ),
+    Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"),
+    Saliency(
+        "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map", gradients=False,
     ),
     Saliency(
-        "evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"
-    ),
-    Saliency(
-        "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map",
-        gradients=False,
-    ),
-    Saliency(
-        "integrated-gradients",
-        "integrated gradients",
-        "Sundararajan et al. 2017",
-        "attribution:integrated_gradients",
+        "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "attribution:integrated_gradients",
     ),
     Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "attribution:smooth_grad"),
     Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "attribution:occlusion", gradients=False),

@@ -29,24 +29,16 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
 
     environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
     manifest = audit.manifest
-    listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     page = environment.get_template("audit.html.j2").render(
-        name=manifest.root.name,
-        images=len(manifest.table),
-        layout=manifest.layout,
-        seconds=duration(audit.seconds),
-        notice=NOTICE,
-        verdict=audit.verdict,
+        audit=audit, manifest=manifest, notice=NOTICE, seconds=duration(audit.seconds),
+        views=VIEWS, without=WITHOUT_LUNGS, mean_of=_MEAN_OF, side=SIDE,
         good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
         counts=Markup(audit.count_table().to_html(border=0)),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
-        probes=audit.probes,
-        views=VIEWS,
-        without=WITHOUT_LUNGS,
         sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
-        mean_of=_MEAN_OF,
-        findings=listed,
-        side=SIDE,
+        findings=[
+            _with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))
+        ],
     )
     file = Path(path)
     with atomic_write(file) as part:

@@ -48,11 +48,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.isascii() or name.encode("utf-8", "ignore").decode() == name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

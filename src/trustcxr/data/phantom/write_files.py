@@ -57,10 +57,9 @@ def _check_options(counts: Mapping[str, int], size: int, seed: int) -> None:
             raise UserError(f"{count} images of each class in {split}: out of range. Choose 1 to {_MOST_IMAGES:,}")
     if not sum(counts.values()):
         raise UserError("no images: choose at least one of each class")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"size {size}: out of range. Choose {SIZES[0]} to {SIZES[1]} pixels a side")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}: out of range. Choose 0 to {2**32 - 1}")
+    for name, value, (low, high) in (("size", size, SIZES), ("seed", seed, (0, 2**32 - 1))):
+        if not low <= value <= high:
+            raise UserError(f"{name} {value}: out of range. Choose {low} to {high}")
 
 
 @contextmanager
