@@ -312,7 +312,7 @@ def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
         *evaluated, listed, "--label", "well=Norml"
     )
     listed.write_text(f"one,two\n{image},well\n")
-    assert "(--column path='Image Index' ...)" in complaint(*evaluated, listed)
+    assert "--column path='Image Index' --column class=" in complaint(*evaluated, listed)
     listed.write_text("path,class\ngone.png,well\n")
     assert "give the folder of the images (--images)" in complaint(*evaluated, listed)
     assert "needs a surrogate (--surrogate)" in complaint(*evaluated, images, "--attack", "transfer")

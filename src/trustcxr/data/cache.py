@@ -1,10 +1,10 @@
 """Cache every image of a data set, decoded once, in one memory-mapped uint8 file.
 
-A store is a folder named by its key, the SHA-256 of what the files are (path, size, times, which file it is on its
-disk) and how they are decoded, so a changed file, another data set or another option never meets a stale store. In it:
+A store is a folder named by its key, the SHA-256 of the files' paths, sizes, times and inodes, and of
+the options of decoding. So a changed file or option never reads a stale store. It holds:
 `images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse if samples have none;
-`hashes.bin`, 16 bytes of BLAKE2b for each image and mask; `index.json`. A store is built in `<key>.building` by one
-process while others wait, and gets its name when it is whole. The next build removes what a killed one left.
+`hashes.bin`, 16 bytes of BLAKE2b for each image and mask; `index.json`. One process builds it in `<key>.building` while
+others wait, and renames it at the end. The next build removes the remains of a killed one.
 
 Worker processes import this module, so it imports no pandas: they start faster.
 """
@@ -46,7 +46,7 @@ _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 class Unread(TypedDict):
-    """Describe a file that cannot be read: its row in the manifest; `file` is `images` or `<kind>_mask`."""
+    """An unreadable file: `row` of the manifest; `file` is `images` or `<kind>_mask`."""
 
     row: int
     file: str
@@ -57,7 +57,7 @@ class Unread(TypedDict):
 
 @dataclass
 class Store:
-    """Give access to an open store. Rows are the manifest's, in its order, without those in `skipped`.
+    """An open store. Rows are the manifest's, in its order, without those in `skipped`.
 
     `names` are `images` and `<kind>_mask` of each kind of mask; `hashes` (names, count, 16) uint8.
     """
@@ -89,13 +89,12 @@ def open_store(
     resize: str = "squeeze",
     every: bool = False,
 ) -> Store:
-    """Open the store of a manifest's images at `size` x `size` pixels, and build it first if there is none.
+    """Open the store of a manifest's images at `size` x `size` pixels; build it first if it does not exist.
 
-    `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
-    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, `pad`
-    to one with black, or `crop` to the largest in the middle. `every`: read each byte and compare it with its hash,
-    not only the sizes of files. A damaged store is reported and built again. Raises UserError if a file is gone, the
-    disk is full, or no image is readable.
+    `cache`: folder of stores (default: TRUSTCXR_CACHE, else the user's cache folder). `workers`: decoding processes
+    (default: one for each core). `resize`: `squeeze` to a square as in COVID-QU-Ex, `pad` with black, or `crop` to the
+    central square. `every`: compare each byte with its hash, not only the sizes of files. A damaged store is reported
+    and built again. Raises UserError if a file is missing, the disk is full, or no image is readable.
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
@@ -118,10 +117,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 
 
 def _read(folder: Path, *, every: bool = False) -> Store | None:
-    """Read the store in `folder` and note that it was used now; None if there is none, or, with a message, if damaged.
-
-    `every`: compare each byte with its hash, not only the sizes of files.
-    """
+    """Read the store in `folder` and update its time of use; None if it is missing or, with a message, damaged."""
     if not folder.exists():
         return None
     file = INDEX
@@ -147,10 +143,10 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
 
 
 def key(manifest: "Manifest", size: int, resize: str) -> str:
-    """Return the SHA-256 over every file, its path and what the system says of it, in order, and how it is decoded."""
+    """Return the SHA-256 of every file's path and `_facts`, in order, and of the options of decoding."""
     from importlib.util import find_spec
 
-    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # with one more, more is read
+    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # they decide what is readable
     digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
     root = str(manifest.root)
     for name, paths in manifest.files.items():
@@ -160,9 +156,9 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
 
 
 def _facts(file: str) -> str:
-    """Return size, times and inode of a file, since files of two data sets may have one size and one date.
+    """Return size, times and inode of a file, or the error number of a broken link or unreadable file.
 
-    Of a broken link, or a file that may not be looked at, return the error number. UserError if the file is gone.
+    Raises UserError if the file is missing.
     """
     try:
         facts = os.stat(file)
@@ -175,7 +171,7 @@ def _facts(file: str) -> str:
 
 @contextmanager
 def _build_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time build a store; a second one says so and waits."""
+    """Lock a store for one building process; others print a message and wait."""
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +189,7 @@ def _build_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _cache_errors(folder: Path, most: int) -> Iterator[None]:
-    """Turn a full disk or a cache that cannot be written into one line."""
+    """Translate OSError of a full disk or an unwritable cache to CannotWrite."""
     try:
         yield
     except OSError as fault:
@@ -212,14 +208,11 @@ def _cache_errors(folder: Path, most: int) -> Iterator[None]:
 # Building ------------------------------------------------------------------------------------------------------------
 
 
-Fault = tuple[int, str, str]  # a file that cannot be read: its row, `images` or `<kind>_mask`, and why
+Fault = tuple[int, str, str]  # an unreadable file: row, `images` or `<kind>_mask`, reason
 
 
 class _Decoded(NamedTuple):
-    """Hold what a worker returns of its rows; `hashes` (columns, rows, 16).
-
-    `failure` is the error number if the pixels could not be written, else 0.
-    """
+    """A worker's result: `hashes` (columns, rows, 16); `failure`: error number of a failed write, else 0."""
 
     first: int
     hashes: np.ndarray
@@ -268,7 +261,7 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
 def _decode(
     work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
 ) -> tuple[np.ndarray, list[Fault]]:
-    """Decode every row in parallel; the hashes (columns, rows, 16), and the unreadable files by row and column."""
+    """Decode every row in parallel; return hashes (columns, rows, 16) and unreadable files, sorted."""
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     count = len(columns[IMAGES])
@@ -276,7 +269,7 @@ def _decode(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for name in columns:
         with open(work / f"{name}.u8", "wb") as file:
-            file.truncate(count * size**2)  # a hole: blocks are taken as rows are written
+            file.truncate(count * size**2)  # a hole, which written rows fill
     crew = pool(workers, files=count * len(columns), ordered=False)
     hashes = np.zeros((len(columns), count, _HASH_BYTES), np.uint8)
     faults: list[Fault] = []
@@ -302,7 +295,7 @@ def _decode(
 
 
 def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Yield spans of rows that become smaller: few to hand out, and no worker ends long after the others."""
+    """Yield spans of rows of decreasing length, so that all workers end at about the same time."""
     first = 0
     while first < count:
         stop = min(first + min(max((count - first) // (workers * 4), _LAST_CHUNK), _CHUNK), count)
@@ -321,7 +314,7 @@ def decode_rows(
     step = max(1, _WRITE_BYTES // size**2)
     try:
         for name, of_name in zip(paths, hashes, strict=True):
-            # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
+            # No memory map: there a full disk is a bus error.
             with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
                 for start in range(0, len(of_name), step):
                     part = {n: p[start : start + step] for n, p in paths.items()}
@@ -336,7 +329,7 @@ def decode_rows(
 def _decode_column(
     root: str, name: str, paths: dict[str, list[str | None]], size: int, resize: str, hashes: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Decode a few rows of a column, (n, size, size), and write their hashes; rows that cannot be read, and why."""
+    """Decode rows of a column to (n, size, size) and set `hashes`; return also unreadable rows with reasons."""
     pixels = np.zeros((len(hashes), size, size), np.uint8)
     bad = []
     for row, (path, image) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
@@ -354,7 +347,7 @@ def _decode_column(
 
 
 def _write_rows(file: FileIO, pixels: np.ndarray, first: int) -> None:
-    """Write rows (n, size, size) from row `first` on; runs of black ones stay a hole in the file."""
+    """Write rows (n, size, size) from row `first` on; black rows stay holes in the file."""
     filled = np.asarray(pixels.reshape(len(pixels), -1).any(axis=1))
     borders = [0, *(np.flatnonzero(np.diff(filled)) + 1), len(pixels)]
     for start, stop in pairwise(borders):

@@ -65,10 +65,10 @@ def split_name(name: str) -> str | None:
 class Manifest:
     """The samples of a data set.
 
-    `table` has one row for each sample, sorted by (split, class, sample_id), of objects with None if unknown:
-    sample_id (unique), path (relative to `root`, posix), class, split, patient, group (never None: else the patient,
-    else the sample), source, view, a `<kind>_mask` path for each kind of mask (lung_mask and infection_mask always),
-    then the other columns of the data's table (sex, age, scanner).
+    `table` has one row for each sample, sorted by (split, class, sample_id), of objects with None if unknown. Columns:
+    sample_id (unique), path (relative to `root`, posix), class, split, patient, source, view; group (by default the
+    patient, else the sample); `<kind>_mask` paths (lung_mask and infection_mask always); then other columns of the
+    data's table (sex, age, scanner).
     """
 
     table: pd.DataFrame

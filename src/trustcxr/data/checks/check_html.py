@@ -30,8 +30,14 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
     environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
     manifest = audit.manifest
     page = environment.get_template("audit.html.j2").render(
-        audit=audit, manifest=manifest, notice=NOTICE, seconds=duration(audit.seconds),
-        views=VIEWS, without=WITHOUT_LUNGS, mean_of=_MEAN_OF, side=SIDE,
+        audit=audit,
+        manifest=manifest,
+        notice=NOTICE,
+        seconds=duration(audit.seconds),
+        views=VIEWS,
+        without=WITHOUT_LUNGS,
+        mean_of=_MEAN_OF,
+        side=SIDE,
         good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
         counts=Markup(audit.count_table().to_html(border=0)),
         lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],

@@ -51,9 +51,9 @@ class NoColumns(UserError):
 def read_list(file: Path, *, columns: str | Columns | None = None, images: str | Path | None = None) -> Manifest | None:
     """Read a list of images into a manifest; None if `file` is not of a list's type.
 
-    `columns`: the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`, `chexpert`), or a mapping from our
-    words (path, class, split, patient, group, source, view, `<kind>_mask`) to columns by name or index. Words that the
-    mapping leaves out take the columns with usual names. None: chosen by the header. If the list has one column for
+    `columns`: the name of a published list (a key of PUBLISHED), or a mapping from our words to columns by name or
+    index. Our words are path, class, split, patient, group, source, view and `<kind>_mask`; those left out take the
+    columns with usual names. None: chosen by the header. If the list has one column for
     each finding (1, 0, -1 or blank) and no class, the class is the findings present, joined by `|`. `images`: the
     folder of the images (default: the list's), searched by file name if a path does not exist. Raises UserError if
     rows, columns or all images are missing.
