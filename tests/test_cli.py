@@ -314,7 +314,7 @@ def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
     listed.write_text(f"one,two\n{image},well\n")
     assert "--column path='Image Index' --column class=" in complaint(*evaluated, listed)
     listed.write_text("path,class\ngone.png,well\n")
-    assert "give the folder of the images (--images)" in complaint(*evaluated, listed)
+    assert "Name the folder of the images (--images)" in complaint(*evaluated, listed)
     assert "needs a surrogate (--surrogate)" in complaint(*evaluated, images, "--attack", "transfer")
     too_much = complaint(*evaluated, images, "--corruption", "all", "--severity", "9")
     assert "expected a number less than or equal to 5, not 9" in too_much
@@ -452,7 +452,7 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     wrong = complaint(
         "data", "check", listed, "--images", images, "--column", "path=Image Index", "--column", "class=Fold"
     )
-    assert "no column 'Image Index'; found Picture, Diagnosis read, Fold" in wrong
+    assert "no column 'Image Index' among Picture, Diagnosis read, Fold" in wrong
     assert "write word=column" in complaint("data", "check", listed, "--column", "path=Picture", "--column", "Fold")
 
 
