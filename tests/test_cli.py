@@ -389,7 +389,7 @@ def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said:
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for option, place, why in (
-        ("--clean", "out.txt", "a manifest is is a .csv or .parquet file"),
+        ("--clean", "out.txt", "a manifest is a .csv or .parquet file"),
         ("--html", "file/x.html", "a file is where a folder should be"),
         ("--html", "", "is a directory"),
         ("--clean", "file/x/y.csv", "a file is where a folder should be"),
@@ -412,7 +412,7 @@ def test_data_check_says_what_it_found_before_it_writes(
 
 def test_a_column_that_is_a_digit_of_another_script_is_a_name(images: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,class\nx.png,a\n")
-    assert "no column '²'; found path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
+    assert "no column '²' among path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
 
 
 @pytest.mark.slow
