@@ -389,7 +389,7 @@ def test_what_would_be_lost_without_a_word_is_refused(typed: list[object], said:
 def test_data_check_reads_nothing_for_a_file_that_it_could_not_write(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for option, place, why in (
-        ("--clean", "out.txt", "a manifest is a .csv or .parquet file"),
+        ("--clean", "out.txt", "a manifest is written as .csv or .parquet"),
         ("--html", "file/x.html", "a file is where a folder should be"),
         ("--html", "", "is a directory"),
         ("--clean", "file/x/y.csv", "a file is where a folder should be"),
