@@ -66,7 +66,7 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
     images = torch.rand(7, 1, 16, 16)
     options = {"flip": 0.5, "spectrum": 0.5}
     whole = augment(images, torch.Generator().manual_seed(1), **options)
-    part = augment(images[3:5], torch.Generator().manual_seed(1), of=(3, 7), **options)
+    part = augment(images[3:5], torch.Generator().manual_seed(1), part=(3, 7), **options)
     torch.testing.assert_close(part, whole[3:5], rtol=0, atol=0)
 
 

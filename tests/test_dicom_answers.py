@@ -298,10 +298,10 @@ def test_answers_beside_images_become_no_images_of_a_data_set(tmp_path: Path) ->
     studies_on_disk.predict(run, [place / "IM0000"], objects=True)
     found = read_manifest(tmp_path / "data")
     assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
-    assert sorted(Path(path).name for path in found.passed_over) == [
+    assert sorted(Path(path).name for path in found.skipped) == [
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
-    assert set(found.passed_over.values()) == {dicom_files.ANSWER, generated.SAID}
+    assert set(found.skipped.values()) == {dicom_files.RESULT_REASON, generated.HEATMAP_REASON}
     (told,) = (f for f in check_data(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
@@ -318,7 +318,7 @@ def test_an_answer_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
         image = tmp_path / f"image{number}{Path(place).suffix}"
         shutil.copy(place, image)
         (said,) = studies_on_disk.predict(run, [image], out=tmp_path / "again")
-        assert said.left_out in (generated.SAID, dicom_files.ANSWER)
+        assert said.left_out in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)
     assert not (tmp_path / "again").exists()
 
 

@@ -181,15 +181,15 @@ def test_images_at_an_address_are_brought_once_and_whole(
     assert first.root != images
     assert first.root.name == images.name
     assert first.fingerprint == load_dataset(images, split="Train", size=32, workers=1).fingerprint
-    assert capsys.readouterr().err.count("brought to") == 1
+    assert capsys.readouterr().err.count("copying to") == 1
     load_dataset(address, split="Val", size=32, workers=1)
     assert "brought" not in capsys.readouterr().err
-    assert remote.absolute(Path("s3://bucket/images")) == "s3://bucket/images"
+    assert remote.resolve_address(Path("s3://bucket/images")) == "s3://bucket/images"
     # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
     assert read_manifest(address).root == first.root
     with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
         load_dataset("file:///nowhere/at/all")
-    with pytest.raises(UserError, match="strange://images: cannot be brought here"):
+    with pytest.raises(UserError, match="strange://images: cannot be copied"):
         load_dataset("strange://images")
 
     class Sealed(Exception):
@@ -199,7 +199,7 @@ def test_images_at_an_address_are_brought_once_and_whole(
         raise Sealed("no credentials")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
-    with pytest.raises(UserError, match="s3://bucket/images: cannot be brought here: no credentials"):
+    with pytest.raises(UserError, match="s3://bucket/images: cannot be copied: no credentials"):
         load_dataset(Path("s3://bucket/images"))
 
 

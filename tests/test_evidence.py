@@ -152,7 +152,7 @@ def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> No
 
 
 def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
-    known, fills = _known(24), tuple(lesion_edits.TAUGHT)
+    known, fills = _known(24), tuple(lesion_edits.TRAINING_FILLS)
     random = torch.Generator().manual_seed(0)
     known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
     after = counterfactual_loss.counterfactual(
@@ -161,7 +161,7 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
     images = known.images(gone)
     by_fill = [
-        lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
+        lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
     ]
     which = [[torch.equal(filled[row], after.pixels[image]) for filled in by_fill] for row, image in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
@@ -176,12 +176,12 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     images[..., 2:30, 2:14], images[..., 2:30, 18:30] = 0.1, 0.4
     lesion[:, 10:20, 4:10] = lesion[:, 10:20, 20:26] = True
     images[lesion[:, None]] = 0.9
-    filled = lesion_edits.surroundings(images, lesion, lung, lesion)
+    filled = lesion_edits.fill_from_surroundings(images, lesion, lung, lesion)
     assert float(filled[0, 0, 15, 7]) == pytest.approx(0.1, abs=0.12)
     assert float(filled[0, 0, 15, 23]) == pytest.approx(0.4, abs=0.12)
     assert float(filled[0, 0].max()) < 0.5, "no bone and no other part of the lesion"
-    all_ill = lesion_edits.surroundings(images, lung, lung, lung)
-    assert torch.equal(all_ill, lesion_edits.grey(images, lung, lung, lung))
+    all_ill = lesion_edits.fill_from_surroundings(images, lung, lung, lung)
+    assert torch.equal(all_ill, lesion_edits.fill_grey(images, lung, lung, lung))
 
 
 def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:

@@ -10,7 +10,7 @@ from trustcxr.attacks import adaptive, surrogate
 from trustcxr.audit import active_test, audit_data, one_vs_rest
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import EffortRecipe, load_exam
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 
 
 def default(function: object, name: str) -> object:
@@ -22,7 +22,7 @@ def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
         threshold_steps=one_vs_rest.STEPS,
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
-        draws=JUDGED,
+        draws=STOCHASTIC_DRAWS,
         surrogate_images=audit_data.SURROGATE_IMAGES,
         surrogate_steps=default(surrogate.distil, "steps"),
         planted_steps=default(active_test.active_test, "steps"),

@@ -113,30 +113,32 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
     lesion = torch.rand(40, 12, 14, generator=generator) > 0.9
     allowed = torch.zeros_like(lesion)
     allowed[:, 2:9, 8:] = True
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert {flip for flip, _, _ in pair.moves} == {False, True}, "some are mirrored"
     field = torch.rand(40, 12, 14, generator=generator)
-    assert torch.equal(pair.carried(pair.lesion) & pair.control, pair.control)
-    assert torch.equal(pair.carried(field * pair.lesion), pair.carried(field) * pair.control)
-    assert torch.equal(pair.carried_back(pair.carried(field) * pair.control) * pair.lesion, field * pair.lesion)
+    assert torch.equal(pair.move_to_control(pair.lesion) & pair.control, pair.control)
+    assert torch.equal(pair.move_to_control(field * pair.lesion), pair.move_to_control(field) * pair.control)
+    assert torch.equal(
+        pair.move_to_lesion(pair.move_to_control(field) * pair.control) * pair.lesion, field * pair.lesion
+    )
 
 
 def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
     radiographs, seen = _images("COVID-19"), []
-    asked = explained.lesion_edits.removed
+    asked = explained.lesion_edits.fill_region
 
     def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
         seen.append((given[1], only))
         return asked(*given, fill=fill, only=only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explained.lesion_edits, "removed", spied)
+        patch.setattr(explained.lesion_edits, "fill_region", spied)
         explained.remove_lesions(_lesion_reader(), radiographs, 0, fills=("mirror",))
     pair = explained.pairs(radiographs)["lung"]
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])
     assert torch.equal(part, pair.lesion)
     assert torch.equal(control, pair.control)
-    _, usable = lesion_edits.mirrored(radiographs.images, radiographs.lung, radiographs.lesion)
+    _, usable = lesion_edits.mirror_lungs(radiographs.images, radiographs.lung, radiographs.lesion)
     assert (at_part & part).flatten(1).sum(1).tolist() == (at_control & control).flatten(1).sum(1).tolist()
     assert not (at_part & ~usable).any()
     assert not (at_control & control & ~usable).any()
@@ -145,16 +147,16 @@ def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
 
 def test_drawn_greys_are_of_healthy_lung_and_the_same_whatever_stands_beside() -> None:
     radiographs = _images("COVID-19")
-    whole = lesion_edits.drawn(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion)
+    whole = lesion_edits.fill_drawn(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion)
     one = radiographs[[4]]
-    assert torch.equal(whole[4:5], lesion_edits.drawn(one.images, one.lesion, one.lung, one.lesion))
+    assert torch.equal(whole[4:5], lesion_edits.fill_drawn(one.images, one.lesion, one.lung, one.lesion))
     healthy = one.images[0, 0][one.lung[0] & ~one.lesion[0]]
     assert torch.isin(whole[4], healthy).all()
     assert whole[4].mean() == pytest.approx(healthy.mean().item(), abs=0.02)
     assert whole[4].std() == pytest.approx(healthy.std().item(), abs=0.02)
-    full = lesion_edits.drawn(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+    full = lesion_edits.fill_drawn(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
     assert torch.equal(
-        full, lesion_edits.grey(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+        full, lesion_edits.fill_grey(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
     ), "none is left to draw"
 
 
@@ -196,7 +198,7 @@ def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> No
     lesion[1, 0:10, 0:10] = True  # of which a strip alone has room
     allowed[1, :, 15:18] = True
     lesion[2] = allowed[2] = True  # no healthy lung left
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert torch.equal(pair.lesion[0], lesion[0])
     assert pair.share.tolist() == pytest.approx([1.0, 0.3, 0.0])
     assert not (pair.control & (lesion | ~allowed)).any()
@@ -209,14 +211,14 @@ def test_a_lesion_fits_mirrored_where_it_does_not_as_it_is() -> None:
     lesion[0, 1:5, 1] = lesion[0, 4, 1:4] = True
     allowed = torch.zeros_like(lesion)
     allowed[0, 7:11, 10] = allowed[0, 10, 8:11] = True
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert torch.equal(pair.control, allowed)
     assert torch.equal(pair.lesion, lesion)
 
 
 def test_congruent_with_no_images_is_empty() -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.bool)
-    assert lesion_edits.congruent(empty, empty).share.shape == (0,)
+    assert lesion_edits.match_controls(empty, empty).share.shape == (0,)
 
 
 def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
@@ -229,13 +231,13 @@ def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
     lesion[1] = lung[1]  # all of the lung: its darkest fifth stands in
     images[1, :, 2:8, 2:8] = 0.6
     images[1, :, 2:4, 2:8] = 0.2
-    assert lesion_edits.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
+    assert lesion_edits.compute_healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
 
 
-@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TAUGHT)
+@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TRAINING_FILLS)
 def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
     radiographs = _images("COVID-19")
-    after = lesion_edits.removed(
+    after = lesion_edits.fill_region(
         radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill=fill
     )
     bare = _images("Normal").images
@@ -256,14 +258,16 @@ def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: 
     lung[:, 8:40, 6:20] = lung[:, 8:40, 28:42] = True
     lesion[:, 16:26, 6:12] = True  # as far as the wall
     images = torch.where(lung, 0.3, 0.9)[:, None] + 0.3 * lesion[:, None]
-    gone = lesion_edits.removed(images, lesion, lung, lesion, fill=fill)
+    gone = lesion_edits.fill_region(images, lesion, lung, lesion, fill=fill)
     assert gone[0, 0][lesion[0]].sub(0.3).abs().max() < 0.05
 
 
 def test_an_unknown_fill_is_said_in_one_line() -> None:
     radiographs = _images("COVID-19")
     with pytest.raises(UserError, match="grey"):
-        lesion_edits.removed(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill="gray")
+        lesion_edits.fill_region(
+            radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill="gray"
+        )
 
 
 def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
@@ -272,9 +276,9 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
     lung[0, 2:6, 1:4] = lung[0, 2:6, 8:11] = True
     images[0, 0, 2:6, 8:11] = torch.tensor([0.2, 0.4, 0.6])
     lesion[0, 3, 1:4] = True
-    found = lesion_edits.mirror(images, lesion, lung, lesion)[0, 0]
+    found = lesion_edits.fill_mirrored(images, lesion, lung, lesion)[0, 0]
     assert found[3, 1:4].tolist() == pytest.approx([0.6, 0.4, 0.2])
-    assert found[3, 8] == pytest.approx(float(lesion_edits.healthy_grey(images, lung, lesion))), (
+    assert found[3, 8] == pytest.approx(float(lesion_edits.compute_healthy_grey(images, lung, lesion))), (
         "its mirror is the lesion"
     )
 

@@ -187,7 +187,7 @@ def test_a_training_does_not_go_on_with_other_images_of_the_same_name(images: tu
     root = Path(shutil.copytree(images[0].root, tmp_path / "phantom"))
     Image.new("L", (32, 32), 90).save(root / images[0].table["path"][3])
     others = [load_dataset(root, split=split, size=32) for split in ("Train", "Val")]
-    with pytest.raises(UserError, match=r"was trained on other images.*choose another --out"):
+    with pytest.raises(UserError, match=r"was trained on other images.*Choose another --out"):
         fit_run.fit(recipe(), others[0], others[1], tmp_path / "run")
     copy = Path(shutil.copytree(images[0].root, tmp_path / "copy" / "renamed"))
     moved = [load_dataset(copy, split=split, size=32) for split in ("Train", "Val")]

@@ -113,7 +113,7 @@ def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, r
     assert Path(answer.heatmap).parent == radiograph.parent
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
-    assert after.passed_over == {answer.heatmap: "a heatmap that predict wrote, and no image"}
+    assert after.skipped == {answer.heatmap: "a heatmap that predict wrote, and no image"}
     checked = check_data(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)

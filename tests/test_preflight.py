@@ -192,7 +192,7 @@ def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path
     assert len(manifest.table) == 2
     assert any("1 rows of list.csv have no image or no class" in note for note in manifest.notes)
     renamed = manifest.with_labels({"a": "x", "b": "x", "nobody": "x"})
-    assert any("no class of these data: nobody" in note for note in renamed.notes)
+    assert any("these data lack: nobody" in note for note in renamed.notes)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import console, report
 from trustcxr.data import load_dataset
-from trustcxr.data.dataset import Joined
+from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import trained_run as evaluation_run
@@ -37,7 +37,7 @@ def images(pack: Pack) -> tuple[Any, Any]:
 
 
 def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
-    both, (train, val) = Joined(*images), images
+    both, (train, val) = JoinedDataset(*images), images
     assert len(both) == 72
     assert both.split == "Train+Val"
     rows = [70, 0, 48, 47, 70]

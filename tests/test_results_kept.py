@@ -491,7 +491,7 @@ def test_what_a_list_lacks_is_said_of_it_once(
     names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
     done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
     assert done.stderr.count("gone.png") == 1
-    assert done.stderr.count("names what is no class of these data: Nrmal") == 1
+    assert done.stderr.count("names classes that these data lack: Nrmal") == 1
 
 
 def test_one_split_in_two_roles_is_refused() -> None:

@@ -35,7 +35,7 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
+from trustcxr.registry import HEADLINE_MEASURES, HIT_RATE, REFERENCES
 from trustcxr.storage import atomic
 
 SIZE = 64
@@ -370,7 +370,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     gaps = {name: rows["value"] - rows[name] for name in beside}
     assert {control for measure, control in over if measure == "infection_energy"} == set(gaps)
     withheld = {HIT_RATE} if part["withheld"] else set()
-    assert {measure for measure, _ in over} == {*TOLD_OF_MAPS, "ranked_by_cause"} - withheld
+    assert {measure for measure, _ in over} == {*HEADLINE_MEASURES, "ranked_by_cause"} - withheld
     ranked = clean[clean["measure"] == "ranked_by_cause"]
     led = over["ranked_by_cause", "brightness"].value
     assert led == pytest.approx((ranked["value"] - ranked["brightness"]).mean())

@@ -24,7 +24,7 @@ from trustcxr.training.step import TrainingStep
 
 DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
-ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
+STABILITY_ATTACK = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "fgsm": {"ramp": 0.5, "clean_weight": 0.5, "attack_precision": "bf16"},
@@ -57,7 +57,7 @@ def defence(name: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("rising")
 @pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
     name: str, ema_decay: float, radiographs: tuple[Any, Any], tmp_path: Path
 ) -> None:
@@ -81,17 +81,17 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     summary = fit_run.fit(recipe(defence(name), epochs=1), *radiographs, tmp_path)
     history = atomic.read_table(tmp_path / "history.csv")
-    assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
-    assert summary.monitor == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
-    assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
+    assert ("val_pgd_accuracy" in history) == (name in STABILITY_ATTACK)
+    assert summary.monitor == ("val_pgd_accuracy" if name in STABILITY_ATTACK else "val_accuracy")
+    assert history["epsilon"].iloc[0] == (0.02 if name in STABILITY_ATTACK else 0.0)
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", ATTACKED)
+@pytest.mark.parametrize("name", STABILITY_ATTACK)
 def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
 
 
 @pytest.mark.sample("standard", "fgsm", "trades")
-@pytest.mark.parametrize("name", ["standard", *ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", ["standard", *STABILITY_ATTACK, *CHANGED])
 def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_weights_that_are_no_numbers_stop_the_run(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,4 +246,4 @@ def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
     for name in DEFENCE_OPTIONS:
         run = recipe({"name": name})
         assert DefenceRecipe.model_validate(run.defence.model_dump()) == run.defence
-        assert run.defence.attacks == (name in ATTACKED or run.defence.certifies)
+        assert run.defence.attacks == (name in STABILITY_ATTACK or run.defence.certifies)

@@ -15,7 +15,7 @@ from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
 from trustcxr.models.preserve_state import preserve_state
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 
 LONGER, CLIMBS = 10, 6  # with approximate gradients: factor of steps, and most repeats while they help
 
@@ -97,7 +97,7 @@ class _Worst:
 
     def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, *, random: bool) -> None:
         self.model, self.clean, self.labels = model, images, labels
-        self.draws = JUDGED if random else 1
+        self.draws = STOCHASTIC_DRAWS if random else 1
         self.images = images.clone()
         self.wrong, self.lead = self._measure(images, torch.arange(len(images), device=images.device))
 

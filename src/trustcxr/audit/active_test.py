@@ -19,7 +19,7 @@ from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
 from trustcxr.attacks.pgd import pgd
 from trustcxr.models.preserve_state import preserve_state
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 
 _READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # index of the features among the arguments
 _INSIDE = 0.9  # of the radius: the largest distance of clean points
@@ -62,7 +62,7 @@ def active_test(
     traits = traits or probe_gradients(model, images)
     with preserve_state(model), torch.no_grad():
         torch.manual_seed(seed)
-        draws = JUDGED if traits.random else 1
+        draws = STOCHASTIC_DRAWS if traits.random else 1
         call, width, margin = _find_readout(model, images)
         if call is None:
             return None

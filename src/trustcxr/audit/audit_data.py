@@ -159,7 +159,7 @@ def open_images(
         resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
     if is_multilabel(subject):
-        manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
+        manifest = manifest.with_labels(renamed, classes=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
     undivided = manifest.splits == (NO_SPLIT,)
     trained_here = undivided and isinstance(subject, Run) and training_data_name(subject) == manifest.root.name

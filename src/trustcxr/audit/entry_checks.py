@@ -25,7 +25,7 @@ from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.stochastic import OverDraws
 from trustcxr.models.preserve_state import preserve_state
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 from trustcxr.storage.schemas import EntryCheck
 
 SATURATED = 0.05  # allowed share of saturated answers
@@ -102,7 +102,7 @@ def run_entry_checks(
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
         checks = [
-            *_check_classes(subject, images, labels, JUDGED if traits.random else 1),
+            *_check_classes(subject, images, labels, STOCHASTIC_DRAWS if traits.random else 1),
             *_check_conversion(subject, gradients, len(images), difference),
             _check_random(traits),
             *([] if traits.random else _check_alone(model, few[:ALONE])),
@@ -167,7 +167,8 @@ def _check_random(traits: GradientTraits) -> Check:
     if not traits.random:
         return Check("same answer twice", True, "the same image has the same answer each time")
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
-    text += f"the answer that counts is the mean of {JUDGED} draws, under worst-case the worst of {JUDGED}"
+    text += f"the answer that counts is the mean of {STOCHASTIC_DRAWS} draws, "
+    text += f"under worst-case the worst of {STOCHASTIC_DRAWS}"
     return Check("same answer twice", False, text)
 
 

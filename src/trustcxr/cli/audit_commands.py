@@ -9,7 +9,7 @@ from typer import Argument, Option, Typer
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
-from trustcxr.registry import AUDITED
+from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
@@ -22,7 +22,7 @@ def audit(
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
-    attack: Annotated[list[str] | None, Option(help=f"Not the protocol's: {', '.join(AUDITED)}; repeatable.")] = None,
+    attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
     adversarial: Annotated[

@@ -59,8 +59,8 @@ def counterfactual(
     - A lesion is transplanted into a healthy image: it gets the donor's label and lesion.
     - A healthy image's lung is put in at the same position (control): still healthy.
 
-    Removal alternates between `fills` (of `data.lesion_edits.TAUGHT`), so that no fill gives an edit away. An image
-    without a lung mask is unchanged.
+    Removal alternates between `fills` (of `data.lesion_edits.TRAINING_FILLS`), so that no fill gives an edit away. An
+    image without a lung mask is unchanged.
     """
     before = batch.pixels
     usable = batch.with_lungs()
@@ -82,21 +82,21 @@ def counterfactual(
 def _removed(batch: LesionBatch, edited: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
     pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
     images = batch.images(edited)
-    pixels[edited] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+    pixels[edited] = lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
     labels[edited], lesion[edited] = healthy, 0.0
     images = batch.images(controls)
-    control = lesion_edits.congruent(images.lesion, images.lung).control
-    pixels[controls] = lesion_edits.removed(images.images, control, images.lung, images.lesion, fill=fill)
+    control = lesion_edits.match_controls(images.lesion, images.lung).control
+    pixels[controls] = lesion_edits.fill_region(images.images, control, images.lung, images.lesion, fill=fill)
     return replace(batch, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _transplanted(batch: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
     """Copy the region of `patch`'s lesions from `donors` into other images; a lesion brings its label."""
     images = batch.images(into)
-    giver = lesion_edits.moved_onto(batch.images(donors), images.lung)
-    region = lesion_edits.moved_onto(batch.images(patch), images.lung).lesion & images.lung & giver.lung
+    giver = lesion_edits.align_donors(batch.images(donors), images.lung)
+    region = lesion_edits.align_donors(batch.images(patch), images.lung).lesion & images.lung & giver.lung
     pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
-    pixels[into] = lesion_edits.transplanted(images, giver, region)
+    pixels[into] = lesion_edits.transplant(images, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.models.lung_gate import LEVEL
@@ -28,7 +28,7 @@ def generate_views(
     dataset: "Dataset", rows: np.ndarray, images: Tensor
 ) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """Yield VIEWS of the images with a non-empty lung mask: condition, rows, pixels."""
-    has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
+    has = has_filled_mask(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
     masked, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trustcxr import statistics
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration, multilabel_metrics
-from trustcxr.registry import GROUPINGS, JUDGED, LUNGS_HIDDEN, ONE_STEP, VIEWS
+from trustcxr.registry import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, STOCHASTIC_DRAWS, VIEWS
 from trustcxr.statistics import (
     Bootstrap,
     Bootstraps,
@@ -328,7 +328,7 @@ def _draws(rows: "pd.DataFrame", samples: Bootstraps) -> Draws | None:
         return None
     bootstrap, shares = samples.over(rows["group"]), rows[RIGHT_SHARE].to_numpy(dtype=float)
     one, each = (_share(bootstrap, bootstrap.means(values)) for values in (shares, shares == 1))
-    return Draws(count=JUDGED, one=one, each=each)
+    return Draws(count=STOCHASTIC_DRAWS, one=one, each=each)
 
 
 def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[np.bool_]) -> None:

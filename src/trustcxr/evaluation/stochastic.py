@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import AttackView
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 
 
 class OverDraws(AttackView):
-    """A random model that returns the mean of JUDGED draws."""
+    """A random model that returns the mean of STOCHASTIC_DRAWS draws."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, draws=JUDGED)
+        super().__init__(model, draws=STOCHASTIC_DRAWS)
 
     def each(self, images: Tensor) -> Tensor:
         """Return the logits of each draw, (draws, B, C), for images (B, 1, H, W) in [0, 1].

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, log, track
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
@@ -38,7 +38,7 @@ from trustcxr.explain.baseline_scores import (
     select_model_methods,
 )
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.stability import ATTACKED, CLEAN, Change, list_changes
+from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
@@ -108,7 +108,7 @@ def find_annotated(dataset: "Dataset") -> np.ndarray:
     """
     for kind in ("infection", "lung"):
         rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask(kind)))
-        rows = rows[filled(dataset, kind, rows)]
+        rows = rows[has_filled_mask(dataset, kind, rows)]
         if len(rows):
             return rows
     raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
@@ -269,11 +269,12 @@ def _against_masks_and_stability(
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
         # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
-        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looks)
-        attacked = predict_classes(run, pixels) if way.condition == ATTACKED else None
+        chosen = methods if way.condition == STABILITY_ATTACK else looks
+        changed = methods_by_name.maps(run.model, pixels, labels, chosen)
+        attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
-            if way.condition == ATTACKED:
+            if way.condition == STABILITY_ATTACK:
                 level = thresholds.get(name)
                 references = baseline.compare(name) | {"chance": score_chance(maps, masks, level)}
                 add(score_maps(maps, masks, level), references, threshold=level or np.nan)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.base import target_classes
@@ -65,7 +65,7 @@ def remove_lesions(
             for fill in fills:
                 edited, other = _changed(images, pair, fill, refilled=control == "lung")
                 whole = answer(
-                    lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+                    lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
                 )
                 without, control_answers = answer(edited), answer(other)
                 share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
@@ -77,8 +77,8 @@ def remove_lesions(
 def pairs(images: EditInputs) -> dict[str, Pair]:
     """Return the part of each lesion that is compared, and its control, by the control's name."""
     return {
-        "lung": lesion_edits.congruent(images.lesion, images.lung),
-        "background": lesion_edits.congruent(images.lesion, ~images.lung),
+        "lung": lesion_edits.match_controls(images.lesion, images.lung),
+        "background": lesion_edits.match_controls(images.lesion, ~images.lung),
     }
 
 
@@ -89,15 +89,15 @@ def _changed(images: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tu
     """
     only = None
     if fill == "mirror" and refilled:
-        _, usable = lesion_edits.mirrored(images.images, images.lung, images.lesion)
-        only = usable & pair.carried_back(usable)
-    without = lesion_edits.removed(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
+        _, usable = lesion_edits.mirror_lungs(images.images, images.lung, images.lesion)
+        only = usable & pair.move_to_lesion(usable)
+    without = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
     if refilled:
-        only = None if only is None else pair.carried(only)
-        return without, lesion_edits.removed(
+        only = None if only is None else pair.move_to_control(only)
+        return without, lesion_edits.fill_region(
             images.images, pair.control, images.lung, images.lesion, fill=fill, only=only
         )
-    change = pair.carried((without - images.images)[:, 0])
+    change = pair.move_to_control((without - images.images)[:, 0])
     return without, (images.images + change[:, None]).clamp(0, 1)
 
 
@@ -113,10 +113,11 @@ def transplant_lesions(
     """
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         answer = partial(_answer, model, target=target)
-        donors, others = lesion_edits.moved_onto(diseased, images.lung), lesion_edits.moved_onto(healthy, images.lung)
+        donors = lesion_edits.align_donors(diseased, images.lung)
+        others = lesion_edits.align_donors(healthy, images.lung)
         region = donors.lesion & images.lung & others.lung
-        ill = answer(lesion_edits.transplanted(images, donors, region))
-        well = answer(lesion_edits.transplanted(images, others, region))
+        ill = answer(lesion_edits.transplant(images, donors, region))
+        well = answer(lesion_edits.transplant(images, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
         for some in (images, diseased, healthy):  # without lungs neither position nor grey level is known
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
@@ -228,7 +229,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
     if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     well = np.setdiff1d(np.flatnonzero(healthy), find_lesion_rows(dataset))
-    return well[filled(dataset, "lung", well)]
+    return well[has_filled_mask(dataset, "lung", well)]
 
 
 def _removed(
@@ -336,7 +337,7 @@ def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tens
             cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
             has_lung = (cell & radiographs.lung).flatten(1).any(1)
             if has_lung.any():
-                edited = lesion_edits.removed(images, cell, radiographs.lung, radiographs.lesion)
+                edited = lesion_edits.fill_region(images, cell, radiographs.lung, radiographs.lesion)
                 after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
                 falls[has_lung, row, column] = (before - after)[has_lung]
     return falls

@@ -84,21 +84,21 @@ class LoadedImage:
 
 def read_source(source: Source) -> LoadedImage:
     """Load an image from a file or its content; raise UnreadableImage, without the file's name, if it is none."""
-    if (why := describe_own_output(source) or plausibility.another_kind(source)) is not None:
+    if (why := describe_own_output(source) or plausibility.find_wrong_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
-    return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
+    return LoadedImage(reading.read_image(source), plausibility.measure_colour(source))
 
 
 def describe_own_output(source: Source) -> str | None:
     """Return what a file, or its content, is if this package wrote it; else None."""
     if generated.read_source(source) is not None:
-        return generated.SAID
-    return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
+        return generated.HEATMAP_REASON
+    return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 
 
 def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
     """Add warnings to a prediction: no chest image, unlike the training images, poor quality, near the border."""
-    result.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
+    result.warnings = list(plausibility.find_doubts(plausibility.make_thumbnail(image.pixels), image.colour).values())
     if familiarity is not None:
         pixels = as_input(image.pixels, run.size, run.resize)
         score = float(familiarity.score(run, pixels))

@@ -10,8 +10,17 @@ from scipy import stats
 from trustcxr.explain import verdicts
 from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
-from trustcxr.explain.stability import ATTACKED, CLEAN
-from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
+from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK
+from trustcxr.registry import (
+    AGAINST_MASKS,
+    HEADLINE_MEASURES,
+    HIT_RATE,
+    NO_MAP,
+    NULL_MAPS,
+    ONE_CELL,
+    RANDOMISED,
+    REFERENCES,
+)
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 from trustcxr.storage.schemas import (
     Change,
@@ -156,7 +165,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
     elif withheld := describe_ceiling(rows):
         rows = rows[rows["measure"] != HIT_RATE]
-    clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
+    clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == STABILITY_ATTACK]
     stable = perturbed["measure"].isin(_STABLE)
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
@@ -170,7 +179,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         cells=cells,
         withheld=withheld,
         over_controls=[
-            *(lead for lead in over if lead.measure in TOLD_OF_MAPS),
+            *(lead for lead in over if lead.measure in HEADLINE_MEASURES),
             *counts.leads(faithfulness, ["brightness"]),
         ],
         beyond=find_closest(over),
@@ -179,7 +188,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
         perturbed=Perturbed(
-            attack=ATTACKED, epsilon=perturbed["epsilon"].max() if len(perturbed) else None, n=_images(clean)
+            attack=STABILITY_ATTACK, epsilon=perturbed["epsilon"].max() if len(perturbed) else None, n=_images(clean)
         ).with_figures(counts.means(perturbed[~stable])),
     ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
     if len(tuned := rows["threshold"].dropna()):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.registry import ATTACKED, USUAL_ATTACKS
+from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS
 
 if TYPE_CHECKING:
     from trustcxr.evaluation.trained_run import ModelUnderTest, Run
@@ -54,13 +54,13 @@ def list_changes(
         return attacks.pgd(run.model, images, labels, epsilon=epsilon, steps=PGD_STEPS), None
 
     wanted = UNDER if names == "all" else tuple(corruptions.get(name).name for name in names)
-    attacks_ = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, expensive=True)]
+    attacks_ = [Change(STABILITY_ATTACK, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, expensive=True)]
     return attacks_ + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
 
 
 def _corruption(name: str, severity: int) -> Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor | None]]:
     def make(images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        if corruptions.get(name).is_artefact:
+        if corruptions.get(name).artefact:
             return corruptions.artefact(images, name, severity, keys=list(ids))
         return corruptions.corrupt(images, name, severity, keys=list(ids)), None
 

@@ -6,7 +6,7 @@ A map that stays with random weights (Adebayo et al. 2018) depends on the image 
 from collections.abc import Mapping
 
 from trustcxr.explain.baseline_scores import SIMILARITY
-from trustcxr.registry import AGAINST_MASKS, CONTROLS, MEASURES, SALIENCY, TOLD_OF_MAPS, Method, format_control
+from trustcxr.registry import AGAINST_MASKS, CONTROLS, HEADLINE_MEASURES, MEASURES, SALIENCY, Method, format_control
 from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
@@ -16,13 +16,13 @@ SAME_MAP = 0.9  # mean SSIM with the maps of random weights from which it counts
 def set_verdict(method: str, part: SaliencyDocument) -> None:
     """Set `shows`, `verdict`, `survives` and `void` of a method that depends on the network; controls have none.
 
-    A map shows something by a measure of TOLD_OF_MAPS if two intervals lie above 0: those of its leads over the closest
-    control and over random weights.
+    A map shows something by a measure of HEADLINE_MEASURES if two intervals lie above 0: those of its leads over the
+    closest control and over random weights.
     """
     base = Method.parse(method).base
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     beyond = {lead.measure: lead for lead in part.beyond}
-    names = [name for name in TOLD_OF_MAPS if name in over and name in beyond]
+    names = [name for name in HEADLINE_MEASURES if name in over and name in beyond]
     if base in CONTROLS or base not in SALIENCY or not names:
         return
     part.shows = [name for name in names if _above(beyond[name]) and _above(over[name])]
@@ -48,7 +48,9 @@ def list_alarms(saliency: Mapping[str, SaliencyDocument]) -> list[Alarm]:
 def list_void(part: SaliencyDocument) -> list[str]:
     """Return the measures that are above chance, and as high with random weights."""
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
-    return [n for n in TOLD_OF_MAPS if n in over and part.figure(n).against_chance == "above" and not _above(over[n])]
+    return [
+        n for n in HEADLINE_MEASURES if n in over and part.figure(n).against_chance == "above" and not _above(over[n])
+    ]
 
 
 def _survives(part: SaliencyDocument, over: Mapping[str, Lead]) -> str:

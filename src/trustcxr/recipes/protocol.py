@@ -9,7 +9,7 @@ from pydantic import Field
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read_recipe, validate
-from trustcxr.registry import AUDITED, NEEDS_SURROGATE
+from trustcxr.registry import AUDIT_ATTACKS, NEEDS_SURROGATE
 
 EXAMS = Path(__file__).parent / "exams"
 NEWEST = "exam-1"
@@ -76,11 +76,11 @@ class ExamRecipe(Strict):
 
 def _check_options(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
     """Raise UserError for an attack that no audit has, or a radius of 0."""
-    for name in (name for name in attacks if name not in AUDITED):
+    for name in (name for name in attacks if name not in AUDIT_ATTACKS):
         if name in NEEDS_SURROGATE:
-            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDITED)}"
+            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDIT_ATTACKS)}"
             raise UserError(f"--attack {name}: {why}")
-        raise UserError(f"--attack {name}: {unknown('attack', name, AUDITED)}")
+        raise UserError(f"--attack {name}: {unknown('attack', name, AUDIT_ATTACKS)}")
     for epsilon in (epsilon for epsilon in epsilons if not epsilon > 0):
         why = "an attack needs a radius above 0; images as they are, without any attack, are examined as well"
         raise UserError(f"--epsilon {epsilon:g}: {why}")

@@ -9,7 +9,7 @@ from trustcxr.registry import DEFENCES, networks
 
 # The names of the registry's BACKGROUNDS, written out for the type checker.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
-Fill = Literal["grey", "mirror", "surroundings"]  # the names of data.lesion_edits.TAUGHT
+Fill = Literal["grey", "mirror", "surroundings"]  # the names of data.lesion_edits.TRAINING_FILLS
 MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
 MONITOR_STEPS = 10
 

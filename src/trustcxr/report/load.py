@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.registry import ATTACKED, is_linf
+from trustcxr.registry import STABILITY_ATTACK, is_linf
 from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
@@ -117,7 +117,7 @@ class Run:
         table = self.saliency
         if table is None or not {"method", "condition", "measure", "value"} <= set(table):
             return {}
-        rows = table[(table["method"] == method) & (table["condition"] == (ATTACKED if perturbed else CLEAN))]
+        rows = table[(table["method"] == method) & (table["condition"] == (STABILITY_ATTACK if perturbed else CLEAN))]
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
     def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:

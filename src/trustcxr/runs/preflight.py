@@ -174,7 +174,7 @@ def _of_one_cell(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
 def masks(study: StudyRecipe, train: "Dataset") -> None:
     """UserError where a run of a study learns from masks or a column of the data, and no training image has one."""
     for run in (run for model in study.models for run in _ways(study, model)):
-        dataset.sources_of(train, run.training.balanced_by)
+        dataset.read_sources(train, run.training.balanced_by)
         asked = {"lung": run.needs_lungs, "infection": run.training.needs_lesions}
         for kind in (kind for kind, needed in asked.items() if needed):
             if kind not in train.mask_kinds or not train.has_mask(kind).any():

@@ -13,7 +13,7 @@ from trustcxr.certify import affine_graph
 from trustcxr.certify.verify import Effort
 from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
-from trustcxr.data.dataset import Joined
+from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import certified, generalisation_gap
 from trustcxr.evaluation import predictions as evaluation
@@ -82,7 +82,7 @@ class RunFolder:
         from trustcxr.training import checkpoint, fit_run
 
         self.refuse_another(recipe)
-        fingerprints.check_same_images(self.folder, Joined(train, val) if recipe.training.refit else train)
+        fingerprints.check_same_images(self.folder, JoinedDataset(train, val) if recipe.training.refit else train)
         if repair.untrained(self.folder) is not None:
             return fit_run.fit(recipe, train, val, self.folder, **how)
         checkpoint.remove(self.folder)  # left if the training was killed when all but that was done

@@ -11,7 +11,6 @@ from trustcxr.explain.saliency_summary import average_changes, cells_of, describ
 from trustcxr.registry import (
     ACTIVATION,
     AGAINST_MASKS,
-    ATTACKED,
     BACKGROUNDS,
     CONTROL,
     CONTROLS,
@@ -19,6 +18,7 @@ from trustcxr.registry import (
     HIT_RATE,
     LOWER_IS_BETTER,
     ONE_CELL,
+    STABILITY_ATTACK,
     VIEWS,
     Method,
     direction,
@@ -204,7 +204,7 @@ def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
     for method, rows in _maps(table):
-        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == ATTACKED)
+        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == STABILITY_ATTACK)
         kept = rows[(rows["condition"] == CLEAN) | stability]
         named = {str(measure): means_over_severities(some) for measure, some in kept.groupby("measure", sort=False)}
         if "severity" in rows:

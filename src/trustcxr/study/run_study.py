@@ -166,7 +166,7 @@ class Study:
             written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
             check_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
         atomic.write_yaml(self.folder / STUDY_FILE, content)
-        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.resolve_address(self.data)})
 
     def _take_up(self, content: dict[str, object]) -> None:
         """Say what the folder holds of this study; UserError where it holds another, or one of other images."""

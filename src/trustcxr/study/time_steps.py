@@ -177,7 +177,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
         }
         return counts, f"without --data images are counted as COVID-QU-Ex was published: {max(totals):,}"
     if remote.is_address(data):
-        where = remote.absolute(data)
+        where = remote.resolve_address(data)
         raise UserError(f"{where}: a dry run downloads nothing. Leave --data out, or name a folder of this machine")
     manifest = read_manifest(data, **recipe.data.listing())
     if recipe.data.labels:
@@ -188,7 +188,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
     for role, split in roles.items():
         rows = manifest.table[manifest.table["split"] == split]
         if rows.empty:
-            raise manifest.no_split(split)
+            raise manifest.missing_split(split)
         counts[role] = len(rows)
         if role != "train":
             masks = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]

@@ -17,7 +17,7 @@ from torch import nn
 
 from trustcxr.console import log
 from trustcxr.data import fingerprints
-from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.dataset import JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
@@ -76,7 +76,7 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
         keep_freed_memory()
     if not recipe.training.refit:
         return _fit(recipe, train, Monitor(folder, val, recipe, devices))
-    both, first = Joined(train, val), folder / layout.BEFORE_REFIT
+    both, first = JoinedDataset(train, val), folder / layout.BEFORE_REFIT
     if devices.rank == 0:
         _write_recipe(folder, recipe, both, devices, None)
     if not (first / layout.TRAINING_FILE).is_file():
@@ -89,14 +89,14 @@ def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path,
     return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, devices))
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> TrainingDocument:
+def _fit(recipe: RunRecipe, train: "Dataset | JoinedDataset", monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
     if monitor.devices.rank == 0:
         fingerprints.check_same_images(folder, train)
     before = checkpoint.load_checkpoint(folder)
     # Raise for missing masks or sources before anything is written.
-    sources_of(train, recipe.training.balanced_by)
+    read_sources(train, recipe.training.balanced_by)
     _healthy(train, recipe)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
@@ -118,7 +118,7 @@ def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> Trai
 
 def _run(
     recipe: RunRecipe,
-    train: "Dataset | Joined",
+    train: "Dataset | JoinedDataset",
     monitor: Monitor,
     model: classifier.Classifier,
     lungs: np.ndarray | None,
@@ -134,7 +134,7 @@ def _run(
         shuffle=True,
         seed=recipe.seed,
         balanced=training.balanced,
-        sources=sources_of(train, training.balanced_by),
+        sources=read_sources(train, training.balanced_by),
         drop_last=True,
         repeats=replays(recipe),
         part=(devices.rank, devices.world),
@@ -193,7 +193,7 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
 
 
 def _network(
-    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, *, resumed: bool
+    recipe: RunRecipe, train: "Dataset | JoinedDataset", lungs: np.ndarray | None, *, resumed: bool
 ) -> classifier.Classifier:
     """Return the model before training, its lung gate trained and frozen; a checkpoint fills a resumed one later."""
     weights = "none" if resumed else recipe.model.weights
@@ -204,7 +204,7 @@ def _network(
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+def _lungs(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
     """Return the lung masks (N, H, W) if training needs them, and the number of images without one."""
     if not recipe.needs_lungs:
         return None, 0
@@ -220,7 +220,7 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
     return lungs, without
 
 
-def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
+def _lesions(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> np.ndarray | None:
     """Return the lesion masks (N, H, W) if training needs them; log the classes without any, which are unguided."""
     if not recipe.training.needs_lesions:
         return None
@@ -237,7 +237,7 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
     return lesions
 
 
-def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
+def _healthy(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> int | None:
     """Return the index of the class of an image without its lesion; None without counterfactual images."""
     edits = recipe.training.counterfactuals
     if not edits.share:
@@ -299,7 +299,7 @@ def keep_freed_memory() -> bool:
 
 
 def _write_recipe(
-    folder: Path, recipe: RunRecipe, train: "Dataset | Joined", devices: Devices, done: int | None
+    folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", devices: Devices, done: int | None
 ) -> None:
     """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images.
 

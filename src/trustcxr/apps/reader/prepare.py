@@ -1,7 +1,7 @@
 """Draw the random images of a reader study, with the map of every arm over each.
 
-An arm is a run with a saliency method. Maps are those saved by the study or, with data, computed as `examples.make_panels`
-does.
+An arm is a run with a saliency method. Maps are those that the study saved. With data they are computed
+as `examples.make_panels` does.
 """
 
 import io

@@ -115,7 +115,7 @@ def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) ->
 
 def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
     """Return the answer to a DICOM image as two packed DICOM objects. Raises UnreadableImage if there can be none."""
-    if (why := dicom_files.not_an_image(data)) is not None:
+    if (why := dicom_files.reason_not_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = model.run
     answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=model.searched)
