@@ -103,7 +103,7 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     study = tmp_path / "study"
     finished = checkpoint(study / "runs" / "a", finished=True, days=0)
     recent = checkpoint(study / "runs" / "b", finished=False, days=2)
-    forgotten = checkpoint(study / "runs" / "c" / "validated", finished=False, days=90)
+    forgotten = checkpoint(study / "runs" / "c" / "before_refit", finished=False, days=90)
     assert "old" in run("prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
     with locks.folder_lock(study / "runs" / "c"):

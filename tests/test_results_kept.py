@@ -196,7 +196,7 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
 
 def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(images, tmp_path / "images"))
-    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
+    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "example_maps.npz"))
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
             grown = before.filter(ImageFilter.MaxFilter(5))
@@ -207,7 +207,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
-    assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
+    assert not np.array_equal(shown["infection"], np.load(study / RUN / "example_maps.npz")["infection"])
     again(study, images)
     assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
 
@@ -230,7 +230,7 @@ def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Pat
     assert content(first) == before
     _, maps = run_folder.explain(trained, images, options=MAPS)
     assert maps not in (first, second)
-    assert {"predictions.parquet", "saliency.parquet", "lesions.parquet", "metrics.json"} <= {
+    assert {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet", "metrics.json"} <= {
         path.name for path in maps.iterdir()
     }
     assert attacked(maps) == []
@@ -272,10 +272,10 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
             with pytest.raises(KeyboardInterrupt):
                 run_folder.explain(trained, images, options=MAPS)
 
-    for name in ("saliency.parquet", "lesions.parquet", "validation.parquet"):
+    for name in ("saliency.parquet", "lesion_effects.parquet", "validation.parquet"):
         killed_before(name)
     before = content(place)
-    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesions.parquet"}
+    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet"}
     run_folder.explain(trained, images, options=MAPS)
     after = content(place)
     assert {path: after[path] for path in before} == before, "what was there is not measured again"

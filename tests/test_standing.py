@@ -102,7 +102,7 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     for name in layout.STEP_FILES.values():
         (robust / name).unlink(missing_ok=True)
     (robust / layout.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
-    atomic.write_json(robust / cost.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
+    atomic.write_json(robust / layout.TIMINGS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
     held_by(robust, os.getpid())
     document = json.loads(run("status", begun, "--json").stdout)
     (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
@@ -111,14 +111,14 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
     (robust / locks.HOLDER_FILE).unlink()
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
-    for path in (robust / cost.STEPS_FILE, begun / cost.COST_FILE, robust / layout.HISTORY_FILE):
+    for path in (robust / layout.TIMINGS_FILE, begun / layout.TIMINGS_FILE, robust / layout.HISTORY_FILE):
         path.write_text("damaged")
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
     assert f"--out {begun}` estimates it" in " ".join(printed.split())
     with cost.taken(robust, "explain"):
         pass
-    assert list(cost.steps_of(robust)) == ["explain"]
+    assert list(cost.read_seconds(robust)) == ["explain"]
 
 
 def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pyt
     monkeypatch.setattr(status, "EVERY", 0.01)
     monkeypatch.setattr(status, "log", said.append)
     held_by(begun / "runs" / ROBUST, os.getpid())
-    atomic.write_json(begun / "runs" / ROBUST / cost.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
+    atomic.write_json(begun / "runs" / ROBUST / layout.TIMINGS_FILE, {"explain": 200.0, "describe": 0.4})
     with status.watched(status.read_recipe(begun), begun):
         patience = time.monotonic() + 20
         while not said and time.monotonic() < patience:
@@ -159,7 +159,7 @@ def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
 
 def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None:
     one = small_run("fgsm", epochs=3, refit=True)
-    for folder, rows in ((tmp_path / "validated", 3), (tmp_path, 1)):
+    for folder, rows in ((tmp_path / "before_refit", 3), (tmp_path, 1)):
         folder.mkdir(exist_ok=True)
         (folder / layout.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
     found = status.read_state(one, tmp_path)
@@ -191,7 +191,7 @@ def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(be
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
-    assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
+    assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
     atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 

@@ -62,7 +62,7 @@ def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
     run_folder = tmp_path / "study" / "runs" / "a"
     assert tracking.home(run_folder) == run_folder
     atomic.write_yaml(tmp_path / "study" / "study.yaml", {})
-    assert tracking.home(run_folder) == tracking.home(run_folder / "validated") == tmp_path / "study"
+    assert tracking.home(run_folder) == tracking.home(run_folder / "before_refit") == tmp_path / "study"
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 for commands in (studies_app, recipes_app, runs_app, audits_app, serving_app):
     app.add_typer(commands)
-app.add_typer(data_app, name="data_commands")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

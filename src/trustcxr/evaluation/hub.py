@@ -24,7 +24,7 @@ _SENT = (
     layout.TRAINING_FILE,
     layout.HISTORY_FILE,
     layout.METRICS_FILE,
-    layout.FAMILIARITY_FILE,
+    layout.OOD_FILE,
     layout.IMAGES_FILE,
     # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
     *(f"{layout.BEFORE_REFIT}/{name}" for name in (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)),

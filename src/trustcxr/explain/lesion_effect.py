@@ -206,8 +206,7 @@ def lesion_effects(
     sample: int = 0,
     epsilon: float = 0.0,
 ) -> pd.DataFrame:
-    """The table of lesions.parquet: `removal` of every image with a lesion, for its own class, with sample_id and
-    group.
+    """The table of lesion_effects.parquet: `removal` of every image with a lesion, for its own class, with its group.
 
     Of `sample` images, drawn by a fixed seed, also: the lesion inpainted, where scikit-image is there; removed from the
     image under PGD at `epsilon`; and put into a healthy image, each into another, as it is and under PGD. Columns

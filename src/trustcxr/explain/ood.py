@@ -121,7 +121,7 @@ def save(found: Familiarity, folder: Path) -> None:
     tensors |= {name: getattr(found, name) for name in ("middle", "spread", "scores", "low", "high")}
     tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
     about = found.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
-    with atomic.atomic_write(folder / layout.FAMILIARITY_FILE) as temporary:
+    with atomic.atomic_write(folder / layout.OOD_FILE) as temporary:
         # By its bytes: a file that safetensors opens itself nobody else may read.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
@@ -129,7 +129,7 @@ def save(found: Familiarity, folder: Path) -> None:
 
 def load(folder: Path) -> Familiarity | None:
     """What was fitted for a run; None where nothing was. UserError where it is broken, or of other weights."""
-    path = folder / layout.FAMILIARITY_FILE
+    path = folder / layout.OOD_FILE
     if not path.is_file():
         return None
     again = "fit it again with trustcxr familiarity"

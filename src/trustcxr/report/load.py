@@ -161,8 +161,8 @@ class Run:
 
     @cached_property
     def panels(self) -> "dict[str, np.ndarray] | None":
-        """The arrays of panels.npz. Nothing in it is unpickled."""
-        return self._read(layout.PANELS_FILE, _read_panels)
+        """The arrays of example_maps.npz. Nothing in it is unpickled."""
+        return self._read(layout.EXAMPLES_FILE, _read_panels)
 
 
 @dataclass

@@ -32,7 +32,7 @@ def measure(
     left_out: LeftOut = ALL_DONE,
     train: "Dataset | None" = None,
 ) -> None:
-    """Write saliency.parquet and, if images have lesion masks, lesions.parquet, unless they are current.
+    """Write saliency.parquet and, if images have lesion masks, lesion_effects.parquet, unless they are current.
 
     `data`: a hash of the images and their masks. `thresholds` are asked for only if maps are made; `tuned`: a hash of
     what they are tuned on. `train`: training images, whose mean lesion mask a map must be better than.

@@ -22,7 +22,7 @@ def fit(
 ) -> FamiliarityDocument:
     """Fit on the run's training images, set the threshold on its validation images, count false alarms on test images.
 
-    Writes familiarity.safetensors into the run's folder. UserError where the data are not those of the run.
+    Writes ood.safetensors into the run's folder. UserError where the data are not those of the run.
     """
     run, given = load_run(folder), Source(data, None, labels, listing)
     splits = run.trained_by.data.splits

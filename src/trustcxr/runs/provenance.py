@@ -16,9 +16,9 @@ from trustcxr.errors import UserError
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.layout import (
     CERTIFIED_FILE,
+    EXAMPLES_FILE,
     LESIONS_FILE,
     METRICS_FILE,
-    PANELS_FILE,
     PREDICTIONS_FILE,
     SALIENCY_FILE,
     VALIDATION_FILE,
@@ -28,7 +28,7 @@ from trustcxr.storage.schemas import RunDocument
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-KEY = "provenance"  # of the hash among the arrays of panels.npz
+KEY = "provenance"  # of the hash among the arrays of example_maps.npz
 # Add one where the same weights, data and options give other figures than before.
 ALGORITHM_VERSION = {
     VALIDATION_FILE: 1,
@@ -37,7 +37,7 @@ ALGORITHM_VERSION = {
     LESIONS_FILE: 1,
     CERTIFIED_FILE: 1,
     METRICS_FILE: 1,
-    PANELS_FILE: 1,
+    EXAMPLES_FILE: 1,
 }
 TABLES = (VALIDATION_FILE, PREDICTIONS_FILE, SALIENCY_FILE, LESIONS_FILE, CERTIFIED_FILE)
 

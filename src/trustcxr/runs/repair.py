@@ -10,9 +10,9 @@ from trustcxr.storage import atomic, layout
 
 _MEASURED = (*TABLES, layout.METRICS_FILE)
 # What a run's folder may hold beside: pages, exports, evaluations.
-_MADE = (layout.PANELS_FILE, layout.FAMILIARITY_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
+_MADE = (layout.EXAMPLES_FILE, layout.OOD_FILE, layout.AUDIT_FILE, layout.HISTORY_FILE, layout.IMAGES_FILE)
 _ALSO = ("evaluations", "report.*", "report-*.csv", "model_card.md", "model.onnx*", "model.yaml", "program.*")
-_STAYS = ("checkpoint", layout.FAILURE_FILE, "timings.json")  # what a training goes on from, or says of its steps
+_STAYS = ("checkpoint", layout.FAILURE_FILE, layout.TIMINGS_FILE)  # what a training goes on from, or says of its steps
 
 
 def refuse_foreign(folder: Path) -> None:

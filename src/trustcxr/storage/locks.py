@@ -16,7 +16,7 @@ from trustcxr.storage.os_errors import writing
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 _TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>
-_WITHIN = (".", "checkpoint", "validated", "validated/checkpoint", "evaluations/*", "report-tables")  # where one writes
+_WITHIN = (".", "checkpoint", "before_refit", "before_refit/checkpoint", "evaluations/*", "report-tables")
 
 
 class _Note(TypedDict):

@@ -18,11 +18,10 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
-from trustcxr.storage import atomic, layout
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.schemas import CostDocument, RunPlan, WayCost
 
-COST_FILE = ".costs.json"  # in a study's folder: what a dry run timed
-STEPS_FILE = ".steps.json"  # in a run's folder: seconds that each step took
+COSTS = "costs"  # the key in a study's timings.json of what a dry run timed
 
 
 class Passes(NamedTuple):
@@ -49,16 +48,33 @@ def taken(folder: Path, step: str) -> Iterator[None]:
     before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
     yield
     if not before:
-        known = steps_of(folder) | {step: round(time.monotonic() - began, 2)}
-        atomic.write_json(folder / STEPS_FILE, known)
+        add_timings(folder, **{step: round(time.monotonic() - began, 2)})
 
 
-def steps_of(folder: Path) -> dict[str, float]:
-    """Return the recorded seconds of each step of a run."""
-    content: dict[str, object] = {}
-    with suppress(UserError):  # missing or damaged
-        content = atomic.read_document(folder / STEPS_FILE)
-    return {step: float(seconds) for step, seconds in content.items() if isinstance(seconds, int | float)}
+def read_timings(folder: Path) -> dict[str, object]:
+    """Return timings.json of a study or run; empty if it is missing or damaged."""
+    with suppress(UserError):
+        return atomic.read_document(folder / layout.TIMINGS_FILE)
+    return {}
+
+
+def add_timings(folder: Path, **timings: object) -> None:
+    """Add keys to timings.json of a study or run."""
+    atomic.write_json(folder / layout.TIMINGS_FILE, read_timings(folder) | timings)
+
+
+def read_costs(study: Path) -> CostDocument | None:
+    """Return what a dry run timed; None if there was none, or its record is damaged."""
+    costs = atomic.section(read_timings(study), COSTS)
+    with suppress(UserError):
+        return schemas.parse(CostDocument, costs, study / layout.TIMINGS_FILE) if costs else None
+    return None
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Return the recorded seconds of each step of a run, or of a study in all."""
+    timings = read_timings(folder).items()
+    return {name: float(seconds) for name, seconds in timings if isinstance(seconds, int | float)}
 
 
 def kind(run: RunRecipe) -> str:
@@ -82,7 +98,7 @@ class Times:
     def add(self, run: RunRecipe, epochs: list[float], folder: Path) -> None:
         """Add the seconds of the epochs and steps that a run has done."""
         self.epochs.setdefault(kind(run), []).extend(epochs)
-        self.steps.setdefault(kind(run), {}).update(steps_of(folder))
+        self.steps.setdefault(kind(run), {}).update(read_seconds(folder))
 
     def left(self, plan: RunPlan, run: RunRecipe) -> dict[str, float | None]:
         """Return the most seconds of each step that is not done; None without an estimate."""

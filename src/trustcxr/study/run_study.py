@@ -27,8 +27,8 @@ from trustcxr.storage.layout import (
     AUDIT_FILE,
     DATA_CHECK_FILE,
     DATA_FILE,
+    EXAMPLES_FILE,
     METRICS_FILE,
-    PANELS_FILE,
     RUN_FILE,
     SALIENCY_FILE,
     STEP_FILES,
@@ -51,7 +51,7 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, data_check, seed_spread, status
+from trustcxr.study import comparison, cost, data_check, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
@@ -61,9 +61,6 @@ from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-
-TIMES_FILE, TIME = "timings.json", "seconds"  # worked on this study so far, all its starts together
-
 
 LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
 
@@ -231,16 +228,13 @@ class Study:
 
     def _count_time(self) -> None:
         """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
-        path, now = self.folder / TIMES_FILE, time.monotonic()
-        times = atomic.read_document(path) if atomic.is_readable(path) else {}
-        atomic.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
+        now = time.monotonic()
+        cost.add_timings(self.folder, seconds=round(self._seconds() + now - self._clock, 1))
         self._clock = now
 
     def _seconds(self) -> float:
         """Return the time worked on this study so far, all its starts together."""
-        path = self.folder / TIMES_FILE
-        seconds = atomic.read_document(path).get(TIME) if atomic.is_readable(path) else 0.0
-        return float(seconds) if isinstance(seconds, int | float) else 0.0
+        return cost.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
@@ -271,14 +265,15 @@ class Study:
         folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
         test, options = self.datasets["test"], self.recipe.explanation
         tables = [provenance.read_hash(folder / SALIENCY_FILE) for folder in folders]
-        key = provenance.hash_of(tables=tables, count=options.panels, version=provenance.ALGORITHM_VERSION[PANELS_FILE])
-        if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
+        version = provenance.ALGORITHM_VERSION[EXAMPLES_FILE]
+        key = provenance.hash_of(tables=tables, count=options.panels, version=version)
+        if all(provenance.read_hash(folder / EXAMPLES_FILE) == key for folder in folders):
             return
         measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
-            atomic.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
+            atomic.write_arrays(folder / EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float

@@ -117,7 +117,7 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
     runs = plan_runs(recipe, study)
     if measured is None and study is not None:
-        measured = schemas.read_if_whole(CostDocument, study / cost.COST_FILE)
+        measured = cost.read_costs(study)
     at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
     times = cost.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
@@ -183,7 +183,7 @@ def dry_run(
     runs = plan_runs(recipe, None)
     document = time_steps.measure(recipe, [*runs.certain, *runs.open], data)
     if out is not None:
-        atomic.write_json(out / cost.COST_FILE, document)
+        cost.add_timings(out, **{cost.COSTS: document})
     return plan(recipe, begun or out, document)
 
 

@@ -132,7 +132,7 @@ def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 
 
 def _know_images(study: StudyFolder, steps: RunFolder) -> None:
-    """familiarity.safetensors, made once: `predict` and `serve` then warn of images unlike those of the training."""
+    """ood.safetensors, made once: `predict` and `serve` then warn of images unlike those of the training."""
     with suppress(UserError):  # damaged, or of other weights
         if ood.load(steps.folder) is not None:
             return

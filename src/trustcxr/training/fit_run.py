@@ -47,7 +47,7 @@ def fit(
     """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
 
     With `training.refit` the run is trained twice: on `train`
-    into `folder`/validated, where validation chooses the epoch, and then on both to that epoch of the same schedule.
+    into `folder`/before_refit, where validation chooses the epoch, and then on both to that epoch of the same schedule.
     On several `cards` each batch is shared by them. Where its part does not fit in memory, it is worked off in twice as
     many parts from the last epoch on, which is said.
     Raises UserError where the run cannot be trained, with the last good weights kept.

@@ -89,7 +89,7 @@ def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: i
 
 
 def _saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedMap:
-    """From panels.npz of each run: only images that all of them have, by the methods asked."""
+    """From example_maps.npz of each run: only images that all of them have, by the methods asked."""
     needed = "give --data with the study's data, and the maps are made again from the runs"
     kept = []
     for arm in chosen:
