@@ -29,7 +29,7 @@ def lost(task: Task, how: str) -> Failure:
     """
     failure = Failure(task.run, f"{task.step}: {how}")
     record(failure_folder(task), failure)
-    locks.abandoned(failure_folder(task))
+    locks.forget_lost(failure_folder(task))
     return failure
 
 
