@@ -99,8 +99,10 @@ def attacked(folder: Path) -> list[tuple[str, float]]:
 
 
 def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Time and bytes of every file that is no dot file."""
-    there = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    """Time and bytes of every result."""
+    there = [
+        path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "timings.json"
+    ]
     return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
 
 
@@ -136,7 +138,7 @@ def test_a_finished_study_computes_nothing_again(study: Path, images: Path, monk
     assert content(study / RUN) == before
 
 
-@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesions", "metrics", "panels"])
+@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesion_effects", "metrics", "example_maps"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
     name: str, damage: str, study: Path, images: Path
@@ -204,7 +206,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     again(study, other)
     after = atomic.read_json(study / "study.json")["runs"][0]
     assert after["clean"] == first["clean"], "the images are the same"
-    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
+    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
     assert not np.array_equal(shown["infection"], np.load(study / RUN / "example_maps.npz")["infection"])
@@ -503,8 +505,8 @@ def test_one_split_in_two_roles_is_refused() -> None:
 
 def test_the_second_command_is_told_who_holds_the_run(trained: Path, images: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
-        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)
     try:

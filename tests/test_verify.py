@@ -104,7 +104,9 @@ def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> Non
     for file, of_file in keys.items():
         for one in of_file:
             last = [key for key in one if isinstance(key, str)][-1]
-            assert any(p["file"].startswith(file) and last in p["key"] and p["said"] == 0.123456 for p in printed), one
+            assert any(p["file"].startswith(file) and last in p["key"] and p["stored"] == 0.123456 for p in printed), (
+                one
+            )
     # What study.json says of a training is compared with training.json, which one of these changed.
     assert len(printed) == 9
 

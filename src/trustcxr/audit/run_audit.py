@@ -124,7 +124,7 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     door = run_entry_checks(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
     examine = measure.finding_figures if whole.of_findings else measure.classes
     measured = examine(whole, door, shown, out / PARTS / key)
-    document = AuditDocument.of(
+    document = AuditDocument.from_figures(
         measured.figures,
         model=about(door.subject or subject),
         protocol=exam.version,

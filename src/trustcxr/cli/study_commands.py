@@ -216,7 +216,7 @@ def prune(
     found = cache_prune.prune(places or (), older_than=older_than, remove=remove)
     if json:
         return print_json(found)
-    if found.found:
+    if found.entries:
         report.print_rows(f"decoded images in {found.cache}, and checkpoints", status_text.prunable(found))
     done = f"{megabytes(found.freed)} are free again" if remove else f"{megabytes(found.removable)} are old"
     return print(done + ("" if remove or not found.removable else "; the same command with --remove removes them"))

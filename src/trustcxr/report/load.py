@@ -86,7 +86,7 @@ class Run:
 
     def at(self, epsilon: float | None) -> list[AttackResult]:
         """The entries of one epsilon."""
-        return [entry for entry in self.attacks if entry.at(epsilon)]
+        return [entry for entry in self.attacks if entry.is_at(epsilon)]
 
     def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
         """The entry of one attack at one epsilon, with these steps or, unless said, the one of lowest accuracy.

@@ -123,7 +123,7 @@ def check_begun(folder: Path) -> Path:
 
 
 def check_model(model: str | Path) -> None:
-    """Raise UserError if a run's folder, a model file or a model's own file does not exist; the loader checks others."""
+    """Raise UserError if a run's folder, a model file or a model is missing; the loader checks others."""
     path = Path(model)
     if path.is_dir():
         check_run(path)

@@ -183,7 +183,7 @@ class _Verification:
         at = {self.folder / "runs" / name: document for name, document in computed.items()}
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
         again: dict[str, object] = {
-            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap),
+            "comparisons": comparison.compare_documents(at, resamples=self.recipe.evaluation.bootstrap),
             "over_seeds": seed_spread.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
             "ranking": self._ranking(computed),
