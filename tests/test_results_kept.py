@@ -187,7 +187,7 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
 def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
     def asked(folder: Path) -> Any:
         attack = {"name": "transfer", "epsilons": [0.02], "surrogate": str(folder)}
-        return run_folder.explanation_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
+        return run_folder.prediction_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
 
     other = Path(shutil.copytree(study / RUN, tmp_path / "other"))
     assert asked(other) == asked(study / RUN)

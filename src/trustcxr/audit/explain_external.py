@@ -28,7 +28,6 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.runs import describe as beside
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
 from trustcxr.storage import atomic, layout, schemas
@@ -102,7 +101,7 @@ def explain(
             train=None if radiographs.taught is None else radiographs.taught.training,
         )
         images = len(select_annotated(asked.images, np.arange(len(asked.images))))
-        beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
+        explain_run.add_tables(document, out, images=images, resamples=explain_run.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
 
@@ -147,7 +146,7 @@ def _begun(whole: Audit, asked: ExplainedFinding, out: Path) -> RunDocument:
         return before
     check_empty(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
     table = evaluation.predict(asked.run, asked.images, views=not asked.name, at_once=whole.at_once)
-    document = describe(asked.run, table, resamples=beside.RESAMPLES)
+    document = describe(asked.run, table, resamples=explain_run.RESAMPLES)
     document.images, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
     document.given = about(whole.subject)
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)

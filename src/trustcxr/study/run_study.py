@@ -91,7 +91,7 @@ class Study:
         """Carry out the protocol and return study.json."""
         check_out(self.folder, self.data)
         self.engine.preflight(self.folder)
-        preflight.recipe(self.recipe, self.folder, self.devices)
+        preflight.check_study(self.recipe, self.folder, self.devices)
         with folder_lock(self.folder):
             self._fix_threads()
             with use_threads(self.threads):
@@ -110,7 +110,7 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
-        preflight.maps(self.recipe, self.folder)
+        preflight.warn_flat_maps(self.recipe, self.folder)
         if self.check_data:
             data_check.write(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
@@ -202,8 +202,8 @@ class Study:
                 f"{self.data}: the splits hold different classes: "
                 + ", ".join(f"{k} {v.classes}" for k, v in found.items())
             )
-        preflight.classes(found)
-        preflight.masks(self.recipe, found["train"])
+        preflight.check_classes(found)
+        preflight.check_masks(self.recipe, found["train"])
         self.datasets = found
         return found
 

@@ -172,9 +172,9 @@ def dry_run(
     begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:
         _refuse_another(begun, recipe)
-    preflight.names(recipe, begun)
+    preflight.check_names(recipe, begun)
     if devices != 1:
-        preflight.cards(recipe, devices)
+        preflight.check_devices(recipe, devices)
     if not measured:
         return plan(recipe, begun or out)
     log("timing each network and defence, some seconds each")

@@ -105,7 +105,7 @@ def _carry_out(task: Task) -> None:
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    repair.mend(steps.folder)
+    repair.supersede_damaged(steps.folder)
     steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
 
 

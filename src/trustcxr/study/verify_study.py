@@ -17,7 +17,7 @@ from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.runs import describe
+from trustcxr.runs import explain_run
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
@@ -239,7 +239,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
     validation = read(path) if path.is_file() else None
     if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
         validation = None
-    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), describe.RESAMPLES
+    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), explain_run.RESAMPLES
     if study is not None:
         resamples = study.evaluation.bootstrap
     stored = schemas.read_if_there(RunDocument, place / layout.METRICS_FILE) or RunDocument()
@@ -254,7 +254,7 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
         training=schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument(),
         at_random=lambda: bool(stored.masking and stored.masking.at_random),
     )
-    describe.describe(document, place, images=images, resamples=resamples)
+    explain_run.add_tables(document, place, images=images, resamples=resamples)
     if place != run and (run / layout.PREDICTIONS_FILE).is_file():
         document.drop_from_internal = generalisation_gap.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
     return document
