@@ -169,8 +169,8 @@ def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_pa
 HOLD = """
 import sys, time
 from pathlib import Path
-from trustcxr.storage.locks import holding
-with holding(Path(sys.argv[1])):
+from trustcxr.storage.locks import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

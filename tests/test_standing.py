@@ -87,7 +87,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
     assert done == [ROBUST, ROBUST]
-    assert capsys.readouterr().err.count(f"{ROBUST}: whoever worked on it before was killed") == 1
+    assert capsys.readouterr().err.count(f"{ROBUST}: the previous process was killed") == 1
 
 
 def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_on(begun: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
     assert f"--out {begun}` estimates it" in " ".join(printed.split())
-    with cost.taken(robust, "explain"):
+    with cost.record_time(robust, "explain"):
         pass
     assert list(cost.read_seconds(robust)) == ["explain"]
 

@@ -94,7 +94,7 @@ def study(
     from trustcxr.study import engines
 
     asked = engines.EngineOptions(jobs, engines.Needs(cpus, gpus), ray_address, pairs("--slurm", slurm or ()), devices)
-    where = engines.get(engine, asked=asked)
+    where = engines.get(engine, options=asked)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
     images, place = _places(recipe, data, out, at_once=devices == 1)

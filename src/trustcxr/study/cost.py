@@ -1,7 +1,7 @@
-"""Estimate what the steps of a run will take: the time of one pass, multiplied by the passes that its recipe asks for.
+"""Estimate the seconds of each step of a run: the time of one pass, multiplied by the passes of the recipe.
 
-A step that this study has done for the same network and defence counts as it was measured. Otherwise `study --dry-run`
-has timed one training step, one forward pass and one gradient of each network.
+A step that this study has done for the same network and defence counts as measured. Otherwise the times are those of
+`study --dry-run`: one training step, one forward pass and one gradient of each network.
 """
 
 import math
@@ -43,7 +43,7 @@ _SAMPLE, _SAMPLE_METHOD = Passes(0, 25), Passes(70, 0)  # of each sampled image,
 
 
 @contextmanager
-def taken(folder: Path, step: str) -> Iterator[None]:
+def record_time(folder: Path, step: str) -> Iterator[None]:
     """Record how long a step of a run takes, unless it was done already or fails."""
     before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
     yield
@@ -102,13 +102,13 @@ class Times:
 
     def left(self, plan: RunPlan, run: RunRecipe) -> dict[str, float | None]:
         """Return the most seconds of each step that is not done; None without an estimate."""
-        known: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
+        seconds: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
         if epochs := self.epochs.get(kind(run)):
-            known["train"] = most_epochs(run) * statistics.mean(epochs)
-        if "train" in known:
-            known["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
+            seconds["train"] = most_epochs(run) * statistics.mean(epochs)
+        if "train" in seconds:
+            seconds["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
         steps = list(layout.STEP_FILES)
-        return {step: known.get(step) for step in steps[steps.index(plan.step) :]}
+        return {step: seconds.get(step) for step in steps[steps.index(plan.step) :]}
 
     def _estimate(self, run: RunRecipe) -> dict[str, float]:
         """Return the most seconds of each step by a dry run; empty if it did not time this network and defence."""
@@ -125,7 +125,7 @@ class Times:
             "explain": annotated * _explain_passes(options).seconds(way)
             + drawn * (_SAMPLE.seconds(way) + len(options.methods) * _SAMPLE_METHOD.seconds(way))
             + counts.get("annotated_val", 0) * _map_passes(options).seconds(way),
-            "describe": (train + val) * (way.forward or 0.0),  # what the training images are like
+            "describe": (train + val) * (way.forward or 0.0),  # statistics of the training images
         }
 
 

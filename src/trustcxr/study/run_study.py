@@ -1,6 +1,6 @@
-"""The protocol: train, select on validation, train adversarially, evaluate and explain on test, report.
+"""Run a study: train, select on validation, train adversarially, evaluate and explain on test, compare.
 
-It says what to do, not where: an engine does the work. Every step that is done leaves a file, and is not done again.
+An engine does each step. A step writes a file, and a current file is not computed again.
 """
 
 import time
@@ -62,14 +62,14 @@ from trustcxr.version import NOTICE, __version__
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
+LEFT_OUT = "left_out"  # key of study.yaml: untrained standard runs of networks removed from the recipe, with reasons
 
 
 class Study:
-    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put.
+    """One recipe, one data set, one folder.
 
-    `devices`: cards of this machine that share each training. `threads` of torch, for every run: as the study was begun
-    with, or as the engine has, unless given.
+    `devices` of this machine share each training. `threads` of torch for every run: by default those of the study's
+    first start, or of the engine.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Study:
         self.failures: list[Failure] = []
 
     def run(self) -> StudyDocument:
-        """Carry out the protocol and return study.json."""
+        """Run the study and return study.json. A study that was cut off resumes."""
         check_out(self.folder, self.data)
         self.engine.preflight(self.folder)
         preflight.check_study(self.recipe, self.folder, self.devices)
@@ -98,7 +98,6 @@ class Study:
                 return self._carry_out()
 
     def _fix_threads(self) -> None:
-        """Set the threads of every run: as asked for, else as the study was begun with, else the engine's own."""
         begun = (self.folder / STUDY_FILE).is_file()
         before = read_study(self.folder).get("threads") if begun else None
         if self.threads is None:
@@ -124,7 +123,7 @@ class Study:
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
-            self._say_passed_over([run for run in trained if run.model.called not in chosen])
+            self._log_unchosen([run for run in trained if run.model.called not in chosen])
             done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
         self._show(done)
         self._count_time()
@@ -133,13 +132,13 @@ class Study:
         return document
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
-        """The robust runs of the networks and seeds of these standard ones."""
+        """Return the robust runs of the networks and seeds of standard ones."""
         return [run_recipe(self.recipe, b.model, d, b.seed) for d in self.recipe.defences for b in baselines]
 
-    def _say_passed_over(self, baselines: list[RunRecipe]) -> None:
-        """Say which robust runs are of networks that were chosen when there were fewer seeds, and are no longer."""
-        if left := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
-            log(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
+    def _log_unchosen(self, baselines: list[RunRecipe]) -> None:
+        """Log the robust runs of networks that were chosen with fewer seeds, and are no longer."""
+        if names := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
+            log(f"no longer chosen, by all seeds together: {', '.join(names)}; kept, and out of the study's figures")
 
     def _claim_folder(self) -> None:
         content: dict[str, object] = {
@@ -149,7 +148,7 @@ class Study:
             "threads": self.threads,
         }
         if (self.folder / STUDY_FILE).is_file():
-            self._take_up(content)
+            self._resume(content)
         else:
             for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
                 if (self.folder / name).exists():
@@ -159,59 +158,54 @@ class Study:
         atomic.write_yaml(self.folder / STUDY_FILE, content)
         atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
 
-    def _take_up(self, content: dict[str, object]) -> None:
-        """Say what the folder holds of this study; UserError where it holds another, or one of other images."""
-        before, kept = read_study(self.folder), self.recipe
-        lacking = atomic.section(before, LEFT_OUT)
-        for key in (LEFT_OUT, "threads"):
-            before.pop(key, None)
-        with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
-            kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
-            before["recipe"] = untracked(kept).model_dump(mode="json")
-        check_seeds(kept, self.recipe, self.folder)
-        now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
-        without = left_out(self.folder, kept, self.recipe)
-        if (grown := grows(kept, self.recipe)) or without:
-            before["recipe"] = now["recipe"]
-        images = before.pop("fingerprint", None)
-        before["data"] = now["data"]  # what the images are counts, and not what their folder is called
-        if changed := _differences(before, now):
+    def _resume(self, content: dict[str, object]) -> None:
+        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes.
+
+        Raises UserError if it is another study. A recipe may grow, or leave out networks that were not trained.
+        """
+        stored, recipe = read_study(self.folder), self.recipe
+        earlier, before = recipe, stored.get("recipe")
+        with suppress(UserError):  # a recipe that cannot be read is shown as it is
+            earlier = validate(StudyRecipe, before or {}, str(self.folder / STUDY_FILE))
+            before = untracked(earlier).model_dump(mode="json")
+        check_seeds(earlier, recipe, self.folder)
+        dropped, grown = left_out(self.folder, earlier, recipe), grows(earlier, recipe)
+        changed = _differences(before, untracked(recipe).model_dump(mode="json"), "recipe")
+        if changed and not (grown or dropped):
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
-        if images != content["fingerprint"]:
+        if stored.get("fingerprint") != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if grown:
-            log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
-        if without:
-            log(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
-        lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
-        if lacking:
-            content[LEFT_OUT] = lacking
+            log(f"it has grown {growth(earlier, recipe)}: runs that are finished stay")
+        if dropped:
+            log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
+        reasons = atomic.section(stored, LEFT_OUT)
+        reasons |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in dropped}
+        if reasons:
+            content[LEFT_OUT] = reasons
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
-        found = {
+        datasets = {
             role: load_dataset(self.data, split=split, every=role == "train", **self.recipe.data.reading())
             for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
         }
-        for note in found["train"].notes:
+        for note in datasets["train"].notes:
             log(note)
-        report_skipped(*found.values())
-        if any(part.classes != found["train"].classes for part in found.values()):
+        report_skipped(*datasets.values())
+        if any(part.classes != datasets["train"].classes for part in datasets.values()):
             raise UserError(
                 f"{self.data}: the splits hold different classes: "
-                + ", ".join(f"{k} {v.classes}" for k, v in found.items())
+                + ", ".join(f"{k} {v.classes}" for k, v in datasets.items())
             )
-        preflight.check_classes(found)
-        preflight.check_masks(self.recipe, found["train"])
-        self.datasets = found
-        return found
+        preflight.check_classes(datasets)
+        preflight.check_masks(self.recipe, datasets["train"])
+        self.datasets = datasets
+        return datasets
 
     def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
-        """Have the engine do every step of these runs, one run after another, so that what is done early is whole.
-
-        A run that fails was recorded as it did, and is left out of what is given back.
-        """
+        """Have the engine do every step of these runs, run by run; return the runs without failure."""
         tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
         with status.watched(self.recipe, self.folder):
             outcomes = self.engine.map(carry_out, tasks, self._count_time)
@@ -222,25 +216,25 @@ class Study:
                 failures.forget(folder)
                 continue
             self.failures.append(failure)
-            if failures.reason(folder) != failure.reason:  # an engine of somebody's own, that told it here alone
+            if failures.reason(folder) != failure.reason:  # of an engine that records none
                 failures.record(folder, failure)
         return [run for run in runs if run.name not in failed]
 
     def _count_time(self) -> None:
-        """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
+        """Add the seconds since the last call to timings.json, so that a study that is cut off does not lose them."""
         now = time.monotonic()
         cost.add_timings(self.folder, seconds=round(self._seconds() + now - self._clock, 1))
         self._clock = now
 
     def _seconds(self) -> float:
-        """Return the time worked on this study so far, all its starts together."""
+        """Return the seconds of all starts of this study."""
         return cost.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
 
     def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[Ranked]:
-        """The networks by validation, best first; none where one is missing that might have been chosen."""
+        """Rank the networks by validation, best first; return none if a missing one could be chosen."""
         by, split = self.recipe.selection.by, self.recipe.data.splits.val
         missing = [run.name for run in baselines if run not in trained]
         if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
@@ -252,13 +246,8 @@ class Study:
         log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
 
-    def _left_out(self) -> list[FailedRun]:
-        """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
-        said = atomic.section(read_study(self.folder), LEFT_OUT)
-        return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
-
     def _show(self, runs: list[RunRecipe]) -> None:
-        """Draw the same images for every run's panels; the best and worst are known once all are measured."""
+        """Write the maps of the same example images for every run, once all runs are measured."""
         from trustcxr.evaluation.trained_run import load_run
         from trustcxr.explain import examples
 
@@ -301,7 +290,10 @@ class Study:
                 by=recipe.selection.by,
                 count=recipe.selection.count,
                 ranking=ranking,
-                left_out=self._left_out(),
+                left_out=[
+                    FailedRun(run=name, reason=str(reason))
+                    for name, reason in atomic.section(read_study(self.folder), LEFT_OUT).items()
+                ],
             ),
             runs=tested,
             over_seeds=seed_spread.over_seeds(tested),
@@ -317,16 +309,15 @@ def _must_choose(recipe: StudyRecipe) -> bool:
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """Dotted keys in which two documents differ, and what stood there then and stands there now."""
+    """Return the dotted keys in which two documents differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    then, today = atomic.plain(before), atomic.plain(now)
-    return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
+    old, new = atomic.plain(before), atomic.plain(now)
+    return [] if old == new else [f"{at} was {_short(old)}, is {_short(new)}"]
 
 
 def _short(value: Any, most: int = 60) -> str:
-    """A value of a recipe, cut off where it is long."""
     if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
         value = ", ".join(str(one.get("label") or one["name"]) for one in value)
     text = str(value)
@@ -334,14 +325,14 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
-    """Count what was trained and tested on."""
+    """Count images, masks and groups of each split."""
     counts, masks = {}, {}
     for part in datasets.values():
         (split,) = set(np.asarray(part.splits)) or {""}
         labels = np.bincount(part.labels, minlength=len(part.classes))
         counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
-        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
-        masks[split] = int(sum(bool(mask.any()) for mask in held))
+        lesions = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
+        masks[split] = int(sum(bool(mask.any()) for mask in lesions))
     first = datasets["train"]
     return DataDescription(
         root_name=root.resolve().name,
@@ -358,17 +349,17 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
 
 
 def summary(document: StudyDocument) -> str:
-    """One line for the end of a study."""
+    """Summarise a finished study in one line."""
     return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {duration(document.seconds or 0)}"
 
 
 def missing(document: StudyDocument) -> str:
-    """The runs that a study could not finish, and those that it did not begin for want of them."""
+    """Name the runs that a study could not finish, and those that depend on them."""
     names = [str(failure.run) for failure in document.failures]
     recipe = validate(StudyRecipe, document.recipe, "recipe")
     if recipe.defences and not document.selection.ranking and _must_choose(recipe):
         names.append("every robust run, since no network is chosen while one is missing")
-    else:  # all networks go on, and of some no weights were there to start from
-        known = {*names, *(run.run for run in document.runs)}
-        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in known]
+    else:
+        listed = {*names, *(run.run for run in document.runs)}
+        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in listed]
     return ", ".join(names)

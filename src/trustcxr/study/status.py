@@ -72,7 +72,6 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
 
 def read_state(run: RunRecipe, folder: Path) -> RunPlan:
     """Return how far a run is: its step, its epoch, who works on it, and why it failed."""
-    times = _epoch_times(folder)
     plan = RunPlan(
         run=run.name,
         model=run.model.called,
@@ -80,7 +79,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
         seed=run.seed,
         state="waiting",
         step="",
-        epoch=len(times),
+        epoch=len(_epoch_times(folder)),
         epochs=cost.most_epochs(run),
         holder="",
         reason="",
@@ -98,14 +97,14 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
 
 def _epoch_times(folder: Path) -> list[float]:
     """Return the seconds of each finished epoch; with a refit those of both trainings."""
-    found: list[float] = []
+    seconds: list[float] = []
     for path in (folder / layout.BEFORE_REFIT / layout.HISTORY_FILE, folder / layout.HISTORY_FILE):
         with suppress(OSError, ValueError, csv.Error), open(path, newline="", encoding="utf-8") as file:
             before = 0.0
             for row in csv.DictReader(file):
                 now = float(row.get("seconds") or 0)
-                found, before = [*found, now - before], now
-    return found
+                seconds, before = [*seconds, now - before], now
+    return seconds
 
 
 def status(study: Path) -> StudyPlan:
@@ -118,14 +117,14 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     runs = plan_runs(recipe, study)
     if measured is None and study is not None:
         measured = cost.read_costs(study)
-    at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
+    folders = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
     times = cost.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
-        times.add(run, _epoch_times(at[run.name]), at[run.name])
-    certain, candidates = (
-        [_with_time_left(read_state(run, at[run.name]), run, times) for run in part]
-        for part in (runs.certain, runs.open)
-    )
+        times.add(run, _epoch_times(folders[run.name]), folders[run.name])
+    certain, candidates = ([read_state(run, folders[run.name]) for run in part] for part in (runs.certain, runs.open))
+    for one, run in zip((*certain, *candidates), (*runs.certain, *runs.open), strict=True):
+        if one.state != "done":
+            one.seconds = times.left(one, run)
     for one in candidates:
         one.state = "if chosen"
     least, most = _sum_left(certain, candidates, runs.to_choose)
@@ -141,10 +140,6 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
         most=most,
         costs=measured,
     )
-
-
-def _with_time_left(plan: RunPlan, run: RunRecipe, times: cost.Times) -> RunPlan:
-    return plan if plan.state == "done" else plan.model_copy(update={"seconds": times.left(plan, run)})
 
 
 def _sum_left(certain: list[RunPlan], candidates: list[RunPlan], to_choose: int) -> tuple[float | None, float | None]:
@@ -171,7 +166,7 @@ def dry_run(
 
     begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:
-        _refuse_another(begun, recipe)
+        _check_same_study(begun, recipe)
     preflight.check_names(recipe, begun)
     if devices != 1:
         preflight.check_devices(recipe, devices)
@@ -187,7 +182,7 @@ def dry_run(
     return plan(recipe, begun or out, document)
 
 
-def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
+def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
     before = read_recipe(begun)
     check_seeds(before, recipe, begun)
     if untracked(before) != untracked(recipe) and not grows(before, recipe) and not drops(before, recipe):
@@ -213,7 +208,7 @@ def watched(recipe: StudyRecipe, study: Path) -> Iterator[None]:
 def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
     before = ""
     while not over.wait(EVERY):
-        with suppress(UserError, OSError):  # a file that is being replaced: the next time will do
+        with suppress(UserError, OSError):  # a file that is being replaced
             now = line(plan(recipe, study))
             if now != before:
                 log(now)
