@@ -13,25 +13,22 @@ import pandas as pd
 
 from trustcxr.data.manifest import MASK_SUFFIX
 from trustcxr.errors import UserError
-from trustcxr.storage import atomic, schemas
-from trustcxr.storage.layout import (
-    CERTIFIED_FILE,
-    EXAMPLES_FILE,
-    LESIONS_FILE,
-    METRICS_FILE,
-    PREDICTIONS_FILE,
-    SALIENCY_FILE,
-    VALIDATION_FILE,
-)
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.schemas import RunDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 KEY = "provenance"  # of the hash among the arrays of example_maps.npz
-TABLES = (VALIDATION_FILE, PREDICTIONS_FILE, SALIENCY_FILE, LESIONS_FILE, CERTIFIED_FILE)
+TABLES = (
+    layout.VALIDATION_FILE,
+    layout.PREDICTIONS_FILE,
+    layout.SALIENCY_FILE,
+    layout.LESIONS_FILE,
+    layout.CERTIFIED_FILE,
+)
 # Add one to a file if the same weights, data and options give other figures.
-ALGORITHM_VERSION = dict.fromkeys((*TABLES, METRICS_FILE, EXAMPLES_FILE), 1)
+ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1)
 
 
 def hash_of(**parts: object) -> str:

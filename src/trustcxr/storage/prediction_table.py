@@ -49,11 +49,7 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
 
 
 def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
-    """Raise UserError if predictions are damaged.
-
-    Every column must be filled, and labels must be among the classes (`classes`, or as many as there are logits). Each
-    image stands once under a condition, and is among the clean ones.
-    """
+    """Raise UserError if predictions are damaged. `classes`: their number; by default that of the logits."""
     if damage := _find_damage(table, classes):
         raise UserError(f"{path}: damaged: {damage}; restore it, or make it anew")
 

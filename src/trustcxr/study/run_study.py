@@ -22,24 +22,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, grows, growt
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import check_out, report_skipped
-from trustcxr.storage import atomic, schemas
-from trustcxr.storage.layout import (
-    AUDIT_FILE,
-    DATA_CHECK_FILE,
-    DATA_FILE,
-    EXAMPLES_FILE,
-    METRICS_FILE,
-    RUN_FILE,
-    SALIENCY_FILE,
-    STEP_FILES,
-    STUDY_FILE,
-    STUDY_RESULTS,
-    TRAINING_FILE,
-    VALIDATION_FILE,
-    check_foreign,
-    read_study,
-    versions,
-)
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import (
     VERSION,
@@ -98,8 +81,8 @@ class Study:
                 return self._carry_out()
 
     def _fix_threads(self) -> None:
-        begun = (self.folder / STUDY_FILE).is_file()
-        before = read_study(self.folder).get("threads") if begun else None
+        begun = (self.folder / layout.STUDY_FILE).is_file()
+        before = layout.read_study(self.folder).get("threads") if begun else None
         if self.threads is None:
             self.threads = before if isinstance(before, int) else self.engine.threads
         elif before not in (None, self.threads):
@@ -119,7 +102,7 @@ class Study:
         log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
-        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
+        trained = [run for run in baselines if (self._run_folder(run) / layout.VALIDATION_FILE).is_file()]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
@@ -128,7 +111,7 @@ class Study:
         self._show(done)
         self._count_time()
         document = self._document(done, ranking, datasets, self._seconds())
-        atomic.write_json(self.folder / STUDY_RESULTS, document)
+        atomic.write_json(self.folder / layout.STUDY_RESULTS, document)
         return document
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
@@ -137,7 +120,9 @@ class Study:
 
     def _log_unchosen(self, baselines: list[RunRecipe]) -> None:
         """Log the robust runs of networks that were chosen with fewer seeds, and are no longer."""
-        if names := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
+        if names := [
+            run.name for run in self._defended(baselines) if (self._run_folder(run) / layout.RUN_FILE).is_file()
+        ]:
             log(f"no longer chosen, by all seeds together: {', '.join(names)}; kept, and out of the study's figures")
 
     def _claim_folder(self) -> None:
@@ -147,26 +132,26 @@ class Study:
             "recipe": self.recipe.model_dump(mode="json"),
             "threads": self.threads,
         }
-        if (self.folder / STUDY_FILE).is_file():
+        if (self.folder / layout.STUDY_FILE).is_file():
             self._resume(content)
         else:
-            for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
+            for what, name in {"a run": layout.RUN_FILE, "an audit": layout.AUDIT_FILE}.items():
                 if (self.folder / name).exists():
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
-            written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
-            check_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
-        atomic.write_yaml(self.folder / STUDY_FILE, content)
-        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+            written = (layout.STUDY_RESULTS, "report.*", layout.DATA_CHECK_FILE, "runs")
+            layout.check_foreign(self.folder, written, (f"runs/*/{layout.RUN_FILE}", layout.DATA_FILE))
+        atomic.write_yaml(self.folder / layout.STUDY_FILE, content)
+        atomic.write_yaml(self.folder / layout.DATA_FILE, {"path": remote.absolute(self.data)})
 
     def _resume(self, content: dict[str, object]) -> None:
         """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes.
 
         Raises UserError if it is another study. A recipe may grow, or leave out networks that were not trained.
         """
-        stored, recipe = read_study(self.folder), self.recipe
+        stored, recipe = layout.read_study(self.folder), self.recipe
         earlier, before = recipe, stored.get("recipe")
         with suppress(UserError):  # a recipe that cannot be read is shown as it is
-            earlier = validate(StudyRecipe, before or {}, str(self.folder / STUDY_FILE))
+            earlier = validate(StudyRecipe, before or {}, str(self.folder / layout.STUDY_FILE))
             before = untracked(earlier).model_dump(mode="json")
         check_seeds(earlier, recipe, self.folder)
         dropped, grown = left_out(self.folder, earlier, recipe), grows(earlier, recipe)
@@ -206,7 +191,7 @@ class Study:
 
     def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
         """Have the engine do every step of these runs, run by run; return the runs without failure."""
-        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
+        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in layout.STEP_FILES]
         with status.watched(self.recipe, self.folder):
             outcomes = self.engine.map(carry_out, tasks, self._count_time)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
@@ -251,26 +236,26 @@ class Study:
         from trustcxr.evaluation.trained_run import load_run
         from trustcxr.explain import examples
 
-        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
+        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / layout.SALIENCY_FILE).is_file()]
         test, options = self.datasets["test"], self.recipe.explanation
-        tables = [provenance.read_hash(folder / SALIENCY_FILE) for folder in folders]
-        version = provenance.ALGORITHM_VERSION[EXAMPLES_FILE]
+        tables = [provenance.read_hash(folder / layout.SALIENCY_FILE) for folder in folders]
+        version = provenance.ALGORITHM_VERSION[layout.EXAMPLES_FILE]
         key = provenance.hash_of(tables=tables, count=options.panels, version=version)
-        if all(provenance.read_hash(folder / EXAMPLES_FILE) == key for folder in folders):
+        if all(provenance.read_hash(folder / layout.EXAMPLES_FILE) == key for folder in folders):
             return
-        measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
+        measured = [atomic.read_table(folder / layout.SALIENCY_FILE) for folder in folders]
         chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
             arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
-            atomic.write_arrays(folder / EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
+            atomic.write_arrays(folder / layout.EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        tested = [schemas.read_schema(RunDocument, folder / METRICS_FILE) for folder in folders]
+        tested = [schemas.read_schema(RunDocument, folder / layout.METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
-            document.training = schemas.read_schema(TrainingDocument, folder / TRAINING_FILE)
+            document.training = schemas.read_schema(TrainingDocument, folder / layout.TRAINING_FILE)
         return StudyDocument(
             version=VERSION,
             study=recipe.name,
@@ -278,7 +263,7 @@ class Study:
             notice=NOTICE,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             trustcxr=__version__,
-            versions=versions(),
+            versions=layout.versions(),
             hardware=hardware(),
             source=source(),
             seconds=seconds,
@@ -292,7 +277,7 @@ class Study:
                 ranking=ranking,
                 left_out=[
                     FailedRun(run=name, reason=str(reason))
-                    for name, reason in atomic.section(read_study(self.folder), LEFT_OUT).items()
+                    for name, reason in atomic.section(layout.read_study(self.folder), LEFT_OUT).items()
                 ],
             ),
             runs=tested,

@@ -116,9 +116,6 @@ class Submitted(Document):
     missed: int | None = None
 
 
-_ROUNDING = 1e-9  # of a share
-
-
 class EntryCheck(Document):
     """What was checked of a given model at the door; `passed` is None where it could not be checked."""
 
@@ -210,16 +207,14 @@ class AuditDocument(RunDocument):
             return "no clean accuracy in it"
         for name, share in self._shown():
             for number in (share.value, *(share.ci or ())):
-                if number is not None and not -_ROUNDING <= number <= 1 + _ROUNDING:
+                if number is not None and not -1e-9 <= number <= 1 + 1e-9:
                     return f"a {name} of {number:g}, which is no share of one"
         return ""
 
     def _shown(self) -> Iterator[tuple[str, Share]]:
-        yield "clean accuracy", self.clean.accuracy
-        yield "clean AUROC", self.clean.auroc_macro
+        yield from (("clean accuracy", self.clean.accuracy), ("clean AUROC", self.clean.auroc_macro))
         yield "calibration error", self.clean.ece
-        for row in self.attacks:
-            yield f"{row.attack} accuracy", row.accuracy
+        yield from ((f"{row.attack} accuracy", row.accuracy) for row in self.attacks)
         if self.corruptions_mean is not None:
             yield "corruptions accuracy", self.corruptions_mean.accuracy
 

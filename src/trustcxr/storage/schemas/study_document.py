@@ -10,10 +10,7 @@ LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 
 
 class Comparison(Document):
-    """A robust run against the standard one on the same images, by one measure; `method` is None for accuracy.
-
-    `better`: the good direction (None: neither). `difference`: robust minus standard.
-    """
+    """A robust run less the standard one on the same images, by one measure; `better`: the good direction, if any."""
 
     model: str = ""
     seed: int | None = None
@@ -146,10 +143,7 @@ class FailedRun(Document):
 
 
 class Selection(Document):
-    """The networks chosen for robust training by a figure on one split.
-
-    `left_out`: standard runs that could not be finished and were removed from the recipe.
-    """
+    """The networks chosen for robust training; `left_out`: unfinished standard runs removed from the recipe."""
 
     split: str = ""
     by: str = ""

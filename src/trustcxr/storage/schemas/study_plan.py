@@ -23,10 +23,7 @@ class WayCost(Document):
 
 
 class CostDocument(Document):
-    """Times of every network and defence on one machine.
-
-    `counts`: images by role (train, val, test), and those with masks (annotated, annotated_val).
-    """
+    """Times of every network and defence on one machine; `counts`: images by role, and those with masks."""
 
     measured: str = ""
     hardware: Hardware = Hardware()
@@ -37,10 +34,7 @@ class CostDocument(Document):
 
 
 class RunPlan(Document):
-    """A run of a study. `seconds`: the most that each remaining step will take; None if unknown.
-
-    `epoch`: finished epochs, of at most `epochs`.
-    """
+    """A run of a study. `seconds`: the most that each remaining step takes (None: unknown). `epoch`: finished ones."""
 
     run: str = ""
     model: str = ""

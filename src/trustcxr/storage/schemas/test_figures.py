@@ -65,10 +65,6 @@ class Accuracy(Document):
     view: str = ""
 
 
-def _same(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and abs(one - other) < 1e-9
-
-
 class Attacked(Document):
     """A result under one attack at one epsilon (L-infinity in pixel space, except for L2 attacks)."""
 
@@ -77,7 +73,7 @@ class Attacked(Document):
 
     def is_at(self, epsilon: float | None) -> bool:
         """Return whether it is of this epsilon."""
-        return _same(self.epsilon, epsilon)
+        return self.epsilon is not None and epsilon is not None and abs(self.epsilon - epsilon) < 1e-9
 
 
 class AttackResult(Attacked):
@@ -116,7 +112,7 @@ class CertifiedResult(Document):
 
     def is_at(self, epsilon: float | None) -> bool:
         """Return whether it is of this epsilon."""
-        return _same(self.epsilon, epsilon)
+        return Attacked(epsilon=self.epsilon).is_at(epsilon)
 
 
 class CorruptionResult(Document):
