@@ -30,7 +30,7 @@ from trustcxr.data.phantom import write_files
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are POSIX's")
 KILLS = 60
-# One in each step: decoding, training, testing and explaining the first run, training the second.
+# One in each step: training, testing and explaining the first run, training the second.
 SOME_COMMITS = (
     r"^after first replace .*(standard.*(training\.json|predictions\.parquet|saliency\.parquet)|fgsm.*last\.ckpt)"
 )
