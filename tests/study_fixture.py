@@ -65,7 +65,7 @@ def make_study(
             (home / "metrics.json").write_text(json.dumps(plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:
-                np.savez(home / "panels.npz", **_heatmaps(random, pictures, defence, classes))
+                np.savez(home / "example_maps.npz", **_heatmaps(random, pictures, defence, classes))
             training = {"epochs": epochs, "best_epoch": epochs - 2, "seconds": 212.0, "parameters": 3_374_275}
             monitor = {"monitor": "val_accuracy", "best_value": 0.8, "stopped": "epochs"}
             runs.append(document | {"training": training | monitor})

@@ -143,7 +143,7 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
         "training": training | {"balanced_by": "hospital"},
     }
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        preflight.masks(StudyRecipe.model_validate(study), train)
+        preflight.check_masks(StudyRecipe.model_validate(study), train)
 
 
 @pytest.mark.parametrize(

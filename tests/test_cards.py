@@ -152,9 +152,9 @@ def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any]
     """As is advised where a batch does not fit and nobody can halve it."""
     fit_run.fit(recipe("fgsm", epochs=1), *radiographs, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
-    folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
+    folder.check_recipe(recipe("fgsm", epochs=1, accumulate=2))
     with pytest.raises(UserError, match="another run"):
-        folder.refuse_another(recipe("fgsm", epochs=1, batch_size=8))
+        folder.check_recipe(recipe("fgsm", epochs=1, batch_size=8))
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -56,7 +56,7 @@ def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 )
 def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        engines.get(name, asked=asked)
+        engines.get(name, options=asked)
 
 
 def test_what_is_not_installed_is_said_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
     for address, said in ((nobody, "no Ray cluster answers there"), ("here", "expected auto, HOST:PORT")):
         began = time.monotonic()
         with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
-            engines.get("ray", asked=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
+            engines.get("ray", options=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
         assert time.monotonic() - began < 30
 
 
@@ -165,7 +165,7 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine = engines.get("slurm", asked=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
+    engine = engines.get("slurm", options=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
     engine.preflight(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert ("SLURM is asked for no GPU" in capsys.readouterr().err) == said
@@ -223,7 +223,7 @@ def cluster() -> Iterator[Any]:
 
 
 def on(cluster: Any, **asked: Any) -> Any:
-    return engines.get("ray", asked=EngineOptions(address=cluster.address, **asked))
+    return engines.get("ray", options=EngineOptions(address=cluster.address, **asked))
 
 
 @pytest.mark.full

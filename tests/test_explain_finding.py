@@ -90,7 +90,7 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(radiographs: Path,
     (note,) = [note for note in document["notes"] if "operating point" in note or "from 0.3 on" in note]
     assert "Opacity is explained on the images that have it" in note
     assert note in done.stderr
-    removed = pd.read_parquet(tmp_path / "one" / "lesions.parquet")
+    removed = pd.read_parquet(tmp_path / "one" / "lesion_effects.parquet")
     assert {"grey", "mirror", "transplant"} <= set(removed["fill"])
     # The probability is counted from the operating point: at 0.3 of the model's own it is 0.5.
     plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", trust_code=True, **_rgb())

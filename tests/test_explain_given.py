@@ -83,7 +83,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, radiogra
     model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"
     done = run("explain", model, "--data", radiographs, "--out", out, "--trust-code", *QUICK)
     assert_same(*tables(own, out))
-    removed = [atomic.read_table(place / "lesions.parquet") for place in (newest(own), out)]
+    removed = [atomic.read_table(place / "lesion_effects.parquet") for place in (newest(own), out)]
     pd.testing.assert_frame_equal(*removed, atol=1e-4)
     assert "model, gradcam: 6 annotated images" in done.stdout
     # In a terminal of 80 columns each measure has its value, and of the controls the best with its name.

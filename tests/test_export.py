@@ -288,13 +288,13 @@ def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_ano
 def test_the_weights_that_validation_judged_go_along(plain: Path, tmp_path: Path) -> None:
     refit = tmp_path / "refit"
     shutil.copytree(plain, refit)
-    shutil.copytree(plain, refit / "validated")
+    shutil.copytree(plain, refit / "before_refit")
     content = atomic.read_yaml(refit / "run.yaml")
     content["recipe"].setdefault("training", {})["refit"] = True
     atomic.write_yaml(refit / "run.yaml", content)
     run("push", refit, tmp_path / "shared")
     there = tx.load_run(tmp_path / "shared", on="cpu")
-    assert load_before_refit(there).folder == tmp_path / "shared" / "validated"
-    shutil.rmtree(tmp_path / "shared" / "validated")
+    assert load_before_refit(there).folder == tmp_path / "shared" / "before_refit"
+    shutil.rmtree(tmp_path / "shared" / "before_refit")
     with pytest.raises(UserError, match="validation judged"):
         load_before_refit(there)

@@ -69,7 +69,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
-    first = atomic.read_json(tmp_path / "validated" / "training.json")
+    first = atomic.read_json(tmp_path / "before_refit" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     assert {k: summary.plain()[k] for k in ("epochs", "best_epoch", "best_value")} == {
@@ -81,19 +81,19 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
-    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "before_refit", tmp_path)]
     assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
     assert atomic.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
-    assert atomic.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
-    assert not same(weights(tmp_path), weights(tmp_path / "validated"))
+    assert atomic.read_yaml(tmp_path / "before_refit" / "run.yaml")["data"]["images"] == 48
+    assert not same(weights(tmp_path), weights(tmp_path / "before_refit"))
 
 
 @pytest.mark.slow
 def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path) -> None:
     fit_run.fit(recipe("fgsm", refit=True), *images, tmp_path / "twice")
     fit_run.fit(recipe("fgsm"), *images, tmp_path / "once")
-    assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
-    assert not (tmp_path / "once" / "validated").exists()
+    assert same(weights(tmp_path / "twice" / "before_refit"), weights(tmp_path / "once"))
+    assert not (tmp_path / "once" / "before_refit").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
     assert evaluation_run.load_before_refit(loaded) is loaded
 
@@ -119,7 +119,7 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
         fit_run.fit(made, *images, tmp_path / "cut")
-    assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
+    assert (tmp_path / "cut" / "before_refit" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
     again = fit_run.fit(made, *images, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
@@ -149,7 +149,7 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
     assert "the weights of epoch 2 are kept" in summary.alarm
-    assert "alarm" not in atomic.read_json(tmp_path / "validated" / "training.json")
+    assert "alarm" not in atomic.read_json(tmp_path / "before_refit" / "training.json")
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
     stored = prediction_table.logits_of(atomic.read_table(folder / "validation.parquet"))
     first, second = (
         prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
-        for run in (folder / "validated", folder)
+        for run in (folder / "before_refit", folder)
     )
     assert not np.allclose(first, second, atol=1e-3)
     return np.allclose(stored, first, atol=1e-5)
@@ -196,7 +196,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     document = Study(study, images[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, images[1])
-    assert tuned_on == ["validated", "validated"]
+    assert tuned_on == ["before_refit", "before_refit"]
     tested = atomic.read_table(folder / "predictions.parquet")
     test = load_dataset(images[0].root, split="Test", size=32)
     again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
@@ -220,7 +220,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert judged_by_the_first(tmp_path, images[1])
-    assert tuned_on == ["validated"]
+    assert tuned_on == ["before_refit"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
         run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
@@ -229,7 +229,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
         assert f"measured on the split {split} of phantom, not on a split Test" in said
     run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert "was trained on these 24 images" in capsys.readouterr().err
-    run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
+    run_folder.evaluate(tmp_path / "before_refit", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 

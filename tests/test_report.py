@@ -220,13 +220,13 @@ def test_any_gap_in_study_json_is_survived(tmp_path: Path, document: dict[str, A
 def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
     path = make_study(tmp_path / "s", models=("ResNet18",), images=30, resamples=20)
     home = path / "runs" / "resnet18-fgsm-s0"
-    for name in ("history.csv", "predictions.parquet", "panels.npz"):
+    for name in ("history.csv", "predictions.parquet", "example_maps.npz"):
         (home / name).write_bytes(b"\x00broken")
-    np.savez(path / "runs" / "resnet18-standard-s0" / "panels.npz", image=np.array([{"code": 1}], dtype=object))
+    np.savez(path / "runs" / "resnet18-standard-s0" / "example_maps.npz", image=np.array([{"code": 1}], dtype=object))
     shown = Page(report.write(path).read_text()).text
-    for name in ("predictions.parquet", "panels.npz"):
+    for name in ("predictions.parquet", "example_maps.npz"):
         assert f"resnet18-fgsm-s0/{name} could not be read" in shown
-    assert "resnet18-standard-s0/panels.npz could not be read" in shown, "a pickle must not be loaded"
+    assert "resnet18-standard-s0/example_maps.npz could not be read" in shown, "a pickle must not be loaded"
     assert "No heatmaps were kept" in shown
 
 

@@ -99,8 +99,10 @@ def attacked(folder: Path) -> list[tuple[str, float]]:
 
 
 def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Time and bytes of every file that is no dot file."""
-    there = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    """Time and bytes of every result."""
+    there = [
+        path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "timings.json"
+    ]
     return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
 
 
@@ -136,7 +138,7 @@ def test_a_finished_study_computes_nothing_again(study: Path, images: Path, monk
     assert content(study / RUN) == before
 
 
-@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesions", "metrics", "panels"])
+@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesion_effects", "metrics", "example_maps"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
     name: str, damage: str, study: Path, images: Path
@@ -185,7 +187,7 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
 def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
     def asked(folder: Path) -> Any:
         attack = {"name": "transfer", "epsilons": [0.02], "surrogate": str(folder)}
-        return run_folder.explanation_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
+        return run_folder.prediction_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
 
     other = Path(shutil.copytree(study / RUN, tmp_path / "other"))
     assert asked(other) == asked(study / RUN)
@@ -196,7 +198,7 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
 
 def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(images, tmp_path / "images"))
-    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
+    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "example_maps.npz"))
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
             grown = before.filter(ImageFilter.MaxFilter(5))
@@ -207,7 +209,7 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
-    assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
+    assert not np.array_equal(shown["infection"], np.load(study / RUN / "example_maps.npz")["infection"])
     again(study, images)
     assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
 
@@ -230,7 +232,7 @@ def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Pat
     assert content(first) == before
     _, maps = run_folder.explain(trained, images, options=MAPS)
     assert maps not in (first, second)
-    assert {"predictions.parquet", "saliency.parquet", "lesions.parquet", "metrics.json"} <= {
+    assert {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet", "metrics.json"} <= {
         path.name for path in maps.iterdir()
     }
     assert attacked(maps) == []
@@ -272,10 +274,10 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
             with pytest.raises(KeyboardInterrupt):
                 run_folder.explain(trained, images, options=MAPS)
 
-    for name in ("saliency.parquet", "lesions.parquet", "validation.parquet"):
+    for name in ("saliency.parquet", "lesion_effects.parquet", "validation.parquet"):
         killed_before(name)
     before = content(place)
-    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesions.parquet"}
+    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet"}
     run_folder.explain(trained, images, options=MAPS)
     after = content(place)
     assert {path: after[path] for path in before} == before, "what was there is not measured again"

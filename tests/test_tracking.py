@@ -30,9 +30,9 @@ def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert one.same_as(other)
     assert not one.same_as(recipe(epochs=3))
     atomic.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
-    RunFolder(tmp_path).refuse_another(one)
+    RunFolder(tmp_path).check_recipe(one)
     with pytest.raises(UserError, match="holds another run"):
-        RunFolder(tmp_path).refuse_another(recipe(epochs=3))
+        RunFolder(tmp_path).check_recipe(recipe(epochs=3))
     demo = load_study("demo")
     assert with_tracker(demo, "tensorboard").training.track == "tensorboard"
     assert without_tracker(with_tracker(demo, "mlflow", "http://lab:5000")) == demo
@@ -63,7 +63,9 @@ def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
     assert tracking.tracking_folder(run_folder) == run_folder
     atomic.write_yaml(tmp_path / "study" / "study.yaml", {})
     assert (
-        tracking.tracking_folder(run_folder) == tracking.tracking_folder(run_folder / "validated") == tmp_path / "study"
+        tracking.tracking_folder(run_folder)
+        == tracking.tracking_folder(run_folder / "before_refit")
+        == tmp_path / "study"
     )
 
 

@@ -33,7 +33,7 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import REFERENCES, SALIENCY, Saliency
-from trustcxr.runs import describe
+from trustcxr.runs import explain_run
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
 
@@ -145,7 +145,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
     atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    describe.describe(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
+    explain_run.add_tables(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 

@@ -107,7 +107,9 @@ def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> Non
     for file, of_file in keys.items():
         for one in of_file:
             last = [key for key in one if isinstance(key, str)][-1]
-            assert any(p["file"].startswith(file) and last in p["key"] and p["said"] == 0.123456 for p in printed), one
+            assert any(p["file"].startswith(file) and last in p["key"] and p["stored"] == 0.123456 for p in printed), (
+                one
+            )
     # What study.json says of a training is compared with training.json, which one of these changed.
     assert len(printed) == 9
 
@@ -140,9 +142,8 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
     content = json.loads(path.read_text())
     runs = [entry for entry in content["runs"] if entry["run"] != NAME]
     twice = next(entry for entry in runs if entry["run"] == OTHER)
-    better = {"run": "better", "clean": {"accuracy": {"value": 1.0}}}
-    path.write_text(json.dumps(content | {"runs": [*runs, twice, better]}))
-    shutil.copyfile(study / "runs" / OTHER / "familiarity.safetensors", study / "runs" / OTHER / "model.safetensors")
+    path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": 1.0}}]}))
+    shutil.copyfile(study / "runs" / OTHER / "ood.safetensors", study / "runs" / OTHER / "model.safetensors")
     document = verify(study)
     weights = f"runs/{OTHER}/model.safetensors", "checksum of model.safetensors"
     assert found(document) == {weights, *(("study.json", f"runs[{name}]") for name in (NAME, OTHER, "better"))}
@@ -162,7 +163,7 @@ def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         ("predictions.parquet", lambda t: t.assign(label=[99, *t["label"].iloc[1:]]), "the label 99, of 3 classes"),
         ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
         ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),
-        ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesions.parquet"),
+        ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesion_effects.parquet"),
         ("history.csv", lambda t: t[:0], "Restore it: only a new training makes it again"),
         ("history.csv", lambda t: t.drop(columns="seconds"), "damaged: 'seconds'"),
         ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "could not convert string to float"),

@@ -125,7 +125,8 @@ def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -
         raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}")
     if not one.data.same_images(other.data):
         raise UserError(
-            f"{pair}: not the same images {one.data.apart(other.data)}; audit both on one data set and split"
+            f"{pair}: not the same images {one.data.describe_difference(other.data)}; "
+            "audit both on one data set and split"
         )
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")

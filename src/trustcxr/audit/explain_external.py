@@ -32,7 +32,6 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import SALIENCY, Method
-from trustcxr.runs import describe as run_description
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
 from trustcxr.storage import atomic, layout, schemas
@@ -107,7 +106,7 @@ def explain(
             train=None if images.surrogate is None else images.surrogate.training,
         )
         count = len(select_annotated(target.images, np.arange(len(target.images))))
-        run_description.describe(document, out, images=count, resamples=run_description.RESAMPLES)
+        explain_run.add_tables(document, out, images=count, resamples=explain_run.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
 
@@ -141,7 +140,7 @@ def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
         return document
     check_out_folder(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
     table = evaluation.predict(target.run, target.images, views=not target.name, at_once=audit.parallel)
-    document = describe(target.run, table, resamples=run_description.RESAMPLES)
+    document = describe(target.run, table, resamples=explain_run.RESAMPLES)
     document.images, document.examination, document.finding = audit.dataset.fingerprint, key, target.name
     document.given = describe_model(audit.subject)
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)

@@ -95,7 +95,7 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     report = run_entry_checks(subject, shown, labels, **options)  # type: ignore[arg-type]
     measure_all = measure.measure_findings if is_multilabel(subject) else measure.measure_classes
     measured = measure_all(audit, report, shown, out / PARTS / key)
-    document = AuditDocument.of(
+    document = AuditDocument.from_figures(
         measured.figures,
         model=describe_model(report.subject or subject),
         protocol=exam.version,

@@ -75,7 +75,7 @@ def study(
     options = engines.EngineOptions(
         jobs, engines.Needs(cpus, gpus), ray_address, parse_pairs("--slurm", slurm or ()), devices
     )
-    chosen_engine = engines.get(engine, asked=options)
+    chosen_engine = engines.get(engine, options=options)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
     if data is None or out is None:

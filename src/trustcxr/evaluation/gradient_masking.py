@@ -191,7 +191,7 @@ def _single_attacks(rows: list[AttackResult]) -> list[AttackResult]:
 
 def _epsilons(rows: list[AttackResult]) -> Iterator[tuple[float, list[AttackResult]]]:
     for epsilon in sorted({_radius(row) for row in rows} - {0.0}):
-        yield epsilon, [row for row in rows if row.at(epsilon)]
+        yield epsilon, [row for row in rows if row.is_at(epsilon)]
 
 
 def _worst(rows: list[AttackResult]) -> AttackResult:

@@ -21,7 +21,7 @@ _ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\
 _MODEL = (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)
 _FILES = (
     *_MODEL,
-    *(layout.HISTORY_FILE, layout.METRICS_FILE, layout.FAMILIARITY_FILE, layout.IMAGES_FILE),
+    *(layout.HISTORY_FILE, layout.METRICS_FILE, layout.OOD_FILE, layout.IMAGES_FILE),
     # The weights before a refit, on which thresholds are chosen.
     *(f"{layout.BEFORE_REFIT}/{name}" for name in _MODEL),
 )

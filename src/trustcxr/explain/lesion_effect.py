@@ -33,7 +33,8 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
-from trustcxr.storage.schemas import LesionDocument, LesionSize, Share
+from trustcxr.storage.schemas import LesionDocument, Share
+from trustcxr.storage.schemas.saliency_figures import LesionSize
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset

@@ -120,7 +120,7 @@ def save(familiarity: Familiarity, folder: Path) -> None:
     tensors |= {name: getattr(familiarity, name) for name in _TENSORS}
     tensors["threshold"] = torch.tensor(familiarity.threshold, dtype=torch.float64)
     about = familiarity.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
-    with atomic.atomic_write(folder / layout.FAMILIARITY_FILE) as temporary:
+    with atomic.atomic_write(folder / layout.OOD_FILE) as temporary:
         # By its bytes: safetensors would make the file readable for its owner alone.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
@@ -128,7 +128,7 @@ def save(familiarity: Familiarity, folder: Path) -> None:
 
 def load(folder: Path) -> Familiarity | None:
     """Load what was fitted for a run; None if nothing was. Raises UserError if it is damaged, or of other weights."""
-    path = folder / layout.FAMILIARITY_FILE
+    path = folder / layout.OOD_FILE
     if not path.is_file():
         return None
     advice = "Fit it again: trustcxr fit-ood"

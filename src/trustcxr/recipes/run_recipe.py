@@ -134,7 +134,7 @@ class RunRecipe(Strict):
         Ignored are trackers, parts of a batch (memory decides; run.yaml records them) and the folder of a list's images
         (images are identified by their pixels).
         """
-        trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
+        trainings = [each.training.without_tracker().model_copy(update={"accumulate": 1}) for each in (self, other)]
         data = other.data.model_copy(update={"images": self.data.images})
         rest = other.model_copy(update={"training": self.training, "data": data})
         return trainings[0] == trainings[1] and self == rest

@@ -77,7 +77,7 @@ def with_tracker(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
 
 def without_tracker(study: StudyRecipe) -> StudyRecipe:
     """Return the study without a tracker."""
-    return study.model_copy(update={"training": study.training.untracked()})
+    return study.model_copy(update={"training": study.training.without_tracker()})
 
 
 def adds_seeds(before: StudyRecipe, now: StudyRecipe) -> bool:

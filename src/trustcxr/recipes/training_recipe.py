@@ -104,7 +104,7 @@ class TrainingRecipe(Strict):
         "", description="with track: mlflow: its server; a SQLite file beside the runs unless said"
     )
 
-    def untracked(self) -> "TrainingRecipe":
+    def without_tracker(self) -> "TrainingRecipe":
         """Return the same training without a tracker."""
         return self.model_copy(update={"track": "none", "tracking_uri": ""})
 

@@ -69,7 +69,7 @@ def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str
             continue
         if document.protocol is None:
             refused.append((name, "examined with other options than a protocol's"))
-        elif not document.data.known:
+        elif not document.data.is_identified:
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
@@ -117,7 +117,7 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
     if not document.same_classes(others):
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
     if not document.data.same_images(others.data):
-        return f"not the same images as the others {document.data.apart(others.data)}"
+        return f"not the same images as the others {document.data.describe_difference(others.data)}"
     if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
     return ""

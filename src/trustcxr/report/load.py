@@ -86,7 +86,7 @@ class Run:
 
     def at(self, epsilon: float | None) -> list[AttackResult]:
         """The entries of one epsilon."""
-        return [entry for entry in self.attacks if entry.at(epsilon)]
+        return [entry for entry in self.attacks if entry.is_at(epsilon)]
 
     def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
         """The entry of one attack at one epsilon, with these steps or, unless said, the one of lowest accuracy.
@@ -161,8 +161,8 @@ class Run:
 
     @cached_property
     def panels(self) -> "dict[str, np.ndarray] | None":
-        """The arrays of panels.npz. Nothing in it is unpickled."""
-        return self._read(layout.PANELS_FILE, _read_panels)
+        """The arrays of example_maps.npz. Nothing in it is unpickled."""
+        return self._read(layout.EXAMPLES_FILE, _read_panels)
 
 
 @dataclass

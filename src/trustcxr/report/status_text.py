@@ -91,7 +91,7 @@ def measured(costs: CostDocument) -> Iterator[str]:
 def verified(result: VerifiedDocument) -> Iterator[str]:
     """Say what `verify` found, a line for each figure that differs."""
     for one in result.differences:
-        yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
+        yield f"DIFFERS {one.file}: {one.key}: stored {one.stored}, computed {one.computed}"
     for line in result.unchecked:
         yield f"not checked: {line}"
     if not result.runs and not result.differences:
@@ -109,8 +109,8 @@ def prunable(found: PruneDocument) -> list[dict[str, str]]:
             "what": f"{one.kind}: {one.what}",
             "size": megabytes(one.bytes),
             "days": f"{one.days:.0f}",
-            "": "removed" if one.removed else f"held by {one.held}" if one.held else one.why or "old",
+            "": "removed" if one.removed else f"held by {one.user}" if one.user else one.why or "old",
             "where": one.path,
         }
-        for one in found.found
+        for one in found.entries
     ]

@@ -66,8 +66,8 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     """Write report.html into the folder of a study, or of one tested run, and return its path.
 
     `tables`: also each of its tables, as CSV, LaTeX and Markdown, into report-tables/.
-    Reads study.json, and of each run history.csv, predictions.parquet, saliency.parquet and panels.npz; a part that is
-    missing leaves a dash or a line that says so. The page is one file without outside addresses, whole without its
+    Reads study.json, and of each run history.csv, predictions.parquet, saliency.parquet and example_maps.npz. A missing
+    part leaves a dash or a line that says so. The page is one file without outside addresses, whole without its
     script. Each trained run gets its model card. Raises UserError if the folder holds neither a readable study.json
     nor a run's metrics.json.
     """

@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the page shows of panels.npz, and what it had to leave out."""
+    """What the page shows of example_maps.npz, and what it had to leave out."""
 
     examples: tuple[Example, ...]
     shown: tuple[str, ...]
@@ -214,7 +214,7 @@ def _chance(infection: "np.ndarray | None") -> float | None:
 
 
 def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
-    """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
+    """The first `most` X-rays of example_maps.npz, each with the heatmap of every run that fits.
 
     Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
     None where no run has panels.

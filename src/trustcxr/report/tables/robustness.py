@@ -118,7 +118,7 @@ def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibr
     """Clean, and the attacks of the headline's epsilon, with their names."""
     found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
     for part in document.attacks:
-        if part.at(head.epsilon):
+        if part.is_at(head.epsilon):
             found.append((f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}", part))
     return found
 

@@ -55,7 +55,7 @@ def measures(runs: list[Run]) -> Table:
                     *names(run, method),
                     Cell(formatting.measure(name), tuned),
                     _void(figure) if name in document.void else _noted(figure),
-                    *[plain(figure.beside(reference)) for reference in REFERENCES],
+                    *[plain(figure.baseline(reference)) for reference in REFERENCES],
                     _led(document.beyond, name),
                     _led(document.random_weights.leads if document.random_weights else [], name, named=False),
                     Cell(formatting.decimal(right), of, value=right),
