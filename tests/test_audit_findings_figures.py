@@ -27,8 +27,8 @@ from trustcxr.evaluation import alarms, each_finding
 from trustcxr.evaluation.masked_views import _views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import sentences
-from trustcxr.report.terminal import percent
+from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
 
@@ -155,12 +155,12 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     expected = constant(known)
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
-    said = f"always giving the commoner answer to each finding would have {percent(expected)}"
+    said = f"always giving the commoner answer to each finding would have {format_percent(expected)}"
     page = " ".join(audit_html.render(document).split())
-    assert said in "\n".join(sentences(document))
+    assert said in "\n".join(describe_audit(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
-    entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
+    entry = leaderboard.to_json(leaderboard.gather_audits(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 

@@ -15,7 +15,7 @@ from pack import Pack
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_html, leaderboard, load, terminal
-from trustcxr.report.audit_text import hardest, sentences, under_attack
+from trustcxr.report.audit_text import describe_attacked, describe_audit, find_hardest
 from trustcxr.report.tables import robustness
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, read_schema
@@ -54,7 +54,7 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
     for point in document.operating_points:
         assert f'<data value="{point.auroc.value}">' in page
     assert page == audit_html.render(document), "the same document gives the same page"
-    assert any("sensitivity" in line for line in sentences(document))
+    assert any("sensitivity" in line for line in describe_audit(document))
 
 
 def test_what_was_not_measured_is_not_the_worst() -> None:
@@ -71,19 +71,19 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
         ],
     }
     document = AuditDocument.model_validate(content)
-    said = "\n".join(sentences(document))
+    said = "\n".join(describe_audit(document))
     assert "at worst (blur) 20.0%" in said
     assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
     of_run = RunDocument.model_validate({key: content[key] for key in ("corruptions", "corruptions_mean")})
-    assert "worst blur at 1: 20.0%" in "\n".join(terminal.remarks(of_run))
+    assert "worst blur at 1: 20.0%" in "\n".join(terminal.describe_metrics(of_run))
     table = robustness.corrupted([load.Run(of_run, Path("a"), [])])
     assert table is not None
     assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
     for part in ("corruptions", "operating_points"):
         content[part] = content[part][:1] if part == "corruptions" else content[part][:2]
     document = AuditDocument.model_validate(content)
-    assert "at worst" not in "\n".join(sentences(document))
-    assert hardest(document, "A") is None
+    assert "at worst" not in "\n".join(describe_audit(document))
+    assert find_hardest(document, "A") is None
 
 
 def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_attack_in_terminal_and_card() -> None:
@@ -101,11 +101,11 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     document = AuditDocument.model_validate({"operating_points": [about | point for point in points]})
     as_it_is = "specificity 100.0% [-, -], LR+ ∞ [9.5, ∞], LR- 0.2 [0.1, 0.314], AUROC 90.0% [80.0%, 95.0%]"
     attacked = "under PGD-20 at epsilon 0.02: sensitivity 30.0% [-, -], specificity 40.0% [-, -], LR+ 0.5 [0.25, 0.75]"
-    for told in ("\n".join(sentences(document)), audit_html.card(document)):
+    for told in ("\n".join(describe_audit(document)), audit_html.card(document)):
         assert as_it_is in told
         assert f"{attacked}, LR- 1.75, AUROC" in told
     document.operating_points = document.operating_points[::2]
-    (line,) = under_attack(document, "ill")
+    (line,) = describe_attacked(document, "ill")
     assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"
 
 
@@ -250,10 +250,10 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
         "value": None
     }  # so what stands on the board is what PGD leaves, without theirs
     atomic.write_json(path, content)
-    page, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
+    page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     assert "handed in" not in page.read_text().split("</script>")[1]
-    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == []
-    assert [name for name, _ in leaderboard.gather(tmp_path).entries] == ["withdrawn", "plain"]
+    assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
+    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["withdrawn", "plain"]
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],
         }
         atomic.write_json(tmp_path / name / "audit.json", content)
-    path, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
+    path, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     with chromium() as browser, opened(browser, path) as found:
         page = found.page
 
@@ -326,7 +326,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
         atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
-    found = leaderboard.gather(audits)
+    found = leaderboard.gather_audits(audits)
     assert {name for name, _ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
     assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
@@ -342,7 +342,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
     atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
-    page, _ = leaderboard.write(leaderboard.gather(audits), audits)
+    page, _ = leaderboard.write(leaderboard.gather_audits(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()
     rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}

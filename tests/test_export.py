@@ -265,7 +265,7 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
     import yaml
 
-    text = model_card.card(plain)
+    text = model_card.render_card(plain)
     front, body = text.split("---\n", 2)[1:]
     assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
     assert "Research software. Not for diagnosis." in body

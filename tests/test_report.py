@@ -171,7 +171,7 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
     from trustcxr.report.tables import confusion
 
     found = load.load_report(study)
-    head = ranking.headline(found.study, found.runs)
+    head = ranking.choose_headline(found.study, found.runs)
     for run in found.runs:
         counted = confusion.under_attack(run, head, len(CLASSES))
         assert counted is not None
@@ -275,9 +275,9 @@ def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
     for text in {a["text"] for a in document["alarms"]}:
         assert shown.count(f": {text}") == sum(a["text"] == text for a in document["alarms"])
     found = load.load_report(study)
-    assert alarm_list.find(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
+    assert alarm_list.gather_alarms(found, found.runs).count == len(document["alarms"]), "as many as the terminal says"
     found.study.alarms = [Alarm(kind="new", text="said by the study alone")]
-    groups = alarm_list.find(found, found.runs).groups
+    groups = alarm_list.gather_alarms(found, found.runs).groups
     assert [g.lines for g in groups if g.kind == "new"] == [["said by the study alone"]]
 
 

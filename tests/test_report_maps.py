@@ -139,13 +139,13 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
     assert "What each map has over every control" in report.write(study).read_text(encoding="utf-8")
     assert "| +0.123 (0.103 to 0.143) | −0.041 (−0.061 to −0.021) |" in table.markdown()
-    shown = terminal.saliency_rows(found.runs[0].saliency_methods()["gradcam"])
+    shown = terminal.list_saliency(found.runs[0].saliency_methods()["gradcam"])
     (row,) = (row for row in shown if row["measure"] == "infection energy")
     assert row["less its closest control"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
 
 
 def test_the_terminal_says_it() -> None:
-    lines = terminal.saliency_remarks(SaliencyDocument.model_validate(said(False)))
+    lines = terminal.describe_saliency(SaliencyDocument.model_validate(said(False)))
     assert lines == [
         "2 x 2 cells",
         "random weights: 3 networks on 30 images",
@@ -153,7 +153,7 @@ def test_the_terminal_says_it() -> None:
         f"it {NOTHING}",
         f"ALARM: {SURVIVES}",
     ]
-    assert terminal.saliency_remarks(SaliencyDocument()) == []
+    assert terminal.describe_saliency(SaliencyDocument()) == []
 
 
 def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
     cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
-    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
+    assert terminal.describe_saliency(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
     page = report.write(study).read_text(encoding="utf-8")
     assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
 

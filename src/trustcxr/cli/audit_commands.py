@@ -71,7 +71,7 @@ def audit(
     audit_html.write(document, out)
     if json:
         return print_json(document)
-    for line in audit_text.sentences(document):
+    for line in audit_text.describe_audit(document):
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
@@ -106,8 +106,8 @@ def compare(
     found = audit_pairs.compare(first, second)
     if json:
         return print_json(found)
-    report.print_rows(f"{found.second} less {found.first}, by {found.protocol}", audit_text.pair_rows(found))
-    for line in audit_text.pair_remarks(found):
+    report.print_rows(f"{found.second} less {found.first}, by {found.protocol}", audit_text.list_pairs(found))
+    for line in audit_text.describe_pairs(found):
         print(line)
     return print(NOTICE)
 
@@ -122,12 +122,12 @@ def leaderboard(
     from trustcxr import report
     from trustcxr.report import leaderboard as board
 
-    found = board.gather(folder)
+    found = board.gather_audits(folder)
     page, table = board.write(found, out or folder)
     if json:
-        return print_json(board.plain(found))
+        return print_json(board.to_json(found))
     report.print_table(board.terminal_table(found))
-    for line in board.remarks(found):
+    for line in board.list_remarks(found):
         print(line)
     for name, why in found.refused:
         print(f"not compared: {name}: {why}")

@@ -95,7 +95,7 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Started again after a cut, it goes on from its last epoch."""
-    from trustcxr.report.terminal import training_sentence
+    from trustcxr.report.terminal import describe_training
     from trustcxr.runs import run_folder
     from trustcxr.training.threads import use_threads
 
@@ -121,7 +121,7 @@ def train(
     )
     with use_threads(threads):
         summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
-    print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
+    print(f"{out}: {describe_training(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
@@ -178,8 +178,10 @@ def evaluate(
         return print_json(document)
     for note in document.notes:
         print(f"NOTE: {note}")
-    report.print_rows(f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.rows(document))
-    for line in terminal_lines.remarks(document):
+    report.print_rows(
+        f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.list_accuracies(document)
+    )
+    for line in terminal_lines.describe_metrics(document):
         print(line)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
@@ -297,11 +299,11 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
     from trustcxr.report.tables.lesions import effects
-    from trustcxr.report.terminal import saliency_remarks, saliency_rows
+    from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
-        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
-        for line in saliency_remarks(part):
+        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", list_saliency(part))
+        for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
         report.print_table(effects([Run(document, folder, [])]))
@@ -338,9 +340,9 @@ def predict(
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
-            print("\n".join(terminal.sentences(answer)))
+            print("\n".join(terminal.describe_answer(answer)))
         print(NOTICE)
-    if refused := terminal.not_answered(answers):
+    if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 
 
@@ -369,7 +371,7 @@ def export(
     found = export_run.export(run, format, out, data=data)
     if json:
         return print_json(found)
-    for line in terminal.exported(found):
+    for line in terminal.describe_export(found):
         print(line)
     return print(NOTICE)
 
@@ -384,7 +386,7 @@ def push(
     from trustcxr.evaluation import hub
     from trustcxr.report import model_card
 
-    where = hub.push(run, place, model_card.card(run), private=not public)
+    where = hub.push(run, place, model_card.render_card(run), private=not public)
     a_hub = f"; for a hub write hf://{place}" if place.count("/") == 1 and not place.startswith(("/", ".")) else ""
     kind = "" if hub.is_address(place) else f" (a folder of this machine{a_hub})"
     print(f'{run} is at {where}{kind}; tx.load_run("{where}") loads it\n{NOTICE}')

@@ -111,11 +111,11 @@ def familiarity(
     Wants the data that the run was trained on. The threshold accepts 95 % of its validation images; how many of its
     test images are called unlike is counted and said. Written into the run's folder, as tensors alone.
     """
-    from trustcxr.report.terminal import familiarity_sentence
+    from trustcxr.report.terminal import describe_ood_fit
     from trustcxr.runs import fit_ood as known
 
     found = known.fit(run, data, labels=label_map(label), listing=listing(column, images))
     if json:
         return print_json(found)
-    print(f"{familiarity_sentence(found)}\nwritten to {run}\n{NOTICE}")
+    print(f"{describe_ood_fit(found)}\nwritten to {run}\n{NOTICE}")
     return None

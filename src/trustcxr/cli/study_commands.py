@@ -126,8 +126,10 @@ def _dry_run(recipe: "StudyRecipe", data: Path | None, out: Path | None, *, json
     plan = standing.dry_run(recipe, data, out, **how)
     if json:
         return print_json(plan)
-    report.print_rows(f"{plan.study}: {recipe.title}", status_text.costs(plan))
-    return _print_lines((*(status_text.measured(plan.costs) if plan.costs else ()), *status_text.sentences(plan)))
+    report.print_rows(f"{plan.study}: {recipe.title}", status_text.list_costs(plan))
+    return _print_lines(
+        (*(status_text.describe_timing(plan.costs) if plan.costs else ()), *status_text.describe_status(plan))
+    )
 
 
 @studies_app.command(epilog="Example: trustcxr status out/quick")
@@ -143,8 +145,8 @@ def status(
     plan = standing.status(study)
     if json:
         return print_json(plan)
-    report.print_rows(str(study), status_text.rows(plan))
-    return _print_lines(status_text.sentences(plan))
+    report.print_rows(str(study), status_text.list_states(plan))
+    return _print_lines(status_text.describe_status(plan))
 
 
 @studies_app.command(epilog="Example: trustcxr verify out/quick")
@@ -162,7 +164,7 @@ def verify(
     if json:
         print_json(result)
     else:
-        _print_lines(status_text.verified(result))
+        _print_lines(status_text.describe_verification(result))
     if not result.agrees:
         raise typer.Exit(1)
 
@@ -193,7 +195,7 @@ def figures(
     """Every figure of the report as a file for a paper, and beside them its tables as CSV, LaTeX and Markdown."""
     from trustcxr.report import figure_export
 
-    for path in figure_export.write(study, kind=kind, width=width, out=out):
+    for path in figure_export.write_figures(study, kind=kind, width=width, out=out):
         print(path)
 
 
@@ -217,7 +219,7 @@ def prune(
     if json:
         return print_json(found)
     if found.found:
-        report.print_rows(f"decoded images in {found.cache}, and checkpoints", status_text.prunable(found))
+        report.print_rows(f"decoded images in {found.cache}, and checkpoints", status_text.list_prunable(found))
     done = f"{megabytes(found.freed)} are free again" if remove else f"{megabytes(found.removable)} are old"
     return print(done + ("" if remove or not found.removable else "; the same command with --remove removes them"))
 

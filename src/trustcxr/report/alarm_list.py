@@ -65,7 +65,7 @@ SHORT = {
 
 
 @dataclass
-class Group:
+class AlarmGroup:
     """Alarms of one kind, with a line for each run."""
 
     kind: str
@@ -74,18 +74,18 @@ class Group:
     lines: list[str] = field(default_factory=list)
     who: list[str] = field(default_factory=list)  # the runs' labels, each once
 
-    def add(self, who: str, text: str) -> None:
+    def add(self, name: str, text: str) -> None:
         """One alarm, of a run or of the study as a whole."""
-        self.lines.append(f"{who}: {text}" if who else text)
-        if who and who not in self.who:
-            self.who.append(who)
+        self.lines.append(f"{name}: {text}" if name else text)
+        if name and name not in self.who:
+            self.who.append(name)
 
 
 @dataclass
-class Findings:
+class AlarmList:
     """The alarms, which kinds were looked for, and what could not be looked at."""
 
-    groups: list[Group]
+    groups: list[AlarmGroup]
     looked_for: list[str]
     unchecked: list[str]
 
@@ -99,25 +99,25 @@ class Findings:
         return next((len(group.lines) for group in self.groups if group.kind == kind), 0)
 
 
-def find(folder: StudyFolder, runs: list[Run]) -> Findings:
+def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
     """Gather the alarms of the runs and of the study into groups."""
-    groups = {kind: Group(kind, *KINDS[kind]) for kind in KINDS}
+    groups = {kind: AlarmGroup(kind, *KINDS[kind]) for kind in KINDS}
     for run in runs:
         for recorded in run.metrics.alarms:
             groups[_record(groups, recorded)].add(run.label, _text(recorded))
-    known = {run.name for run in runs}
+    run_names = {run.name for run in runs}
     for recorded in folder.study.alarms:
-        if recorded.run not in known:  # the study repeats the alarms of its runs
+        if recorded.run not in run_names:  # the study repeats the alarms of its runs
             groups[_record(groups, recorded)].add("", _text(recorded))
     failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
-    groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
+    groups["failed"] = AlarmGroup("failed", "Runs that failed", "They are not in the tables of this page.", failed)
     titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]
-    return Findings([g for g in groups.values() if g.lines], titles, _unchecked(runs))
+    return AlarmList([g for g in groups.values() if g.lines], titles, _unchecked(runs))
 
 
-def _record(groups: dict[str, Group], recorded: Alarm) -> str:
+def _record(groups: dict[str, AlarmGroup], recorded: Alarm) -> str:
     kind = recorded.kind or "other"
-    groups.setdefault(kind, Group(kind, formatting.measure(kind).capitalize(), "Recorded by the study."))
+    groups.setdefault(kind, AlarmGroup(kind, formatting.measure(kind).capitalize(), "Recorded by the study."))
     return kind
 
 

@@ -25,16 +25,16 @@ def render(document: AuditDocument) -> str:
     """Return the page as text. The same document gives the same text."""
     from markupsafe import Markup
 
-    pairs = [(point, audit_text.hardest(document, point.finding)) for point in _clean_points(document)]
+    pairs = [(point, audit_text.find_hardest(document, point.finding)) for point in _clean_points(document)]
     parts = {
         "document": document,
         "notice": NOTICE,
         "version": __version__,
         "first": first_page(document),
-        "curves": [Markup(svg.inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
+        "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
     }
-    return html.filled("audit.html.j2", parts)
+    return html.fill_template("audit.html.j2", parts)
 
 
 def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
@@ -48,8 +48,8 @@ def first_page(document: AuditDocument) -> dict[str, tuple[str, ...]]:
     return {
         "What was given": given,
         "What was examined": examined,
-        f"What may {'NOT ' if document.unreliable else ''}be relied on": audit_text.relied_on(document),
-        not_relied_on: audit_text.not_relied_on(document),
+        f"What may {'NOT ' if document.unreliable else ''}be relied on": audit_text.describe_results(document),
+        not_relied_on: audit_text.describe_limits(document),
     }
 
 
@@ -60,12 +60,14 @@ def card(document: AuditDocument) -> str:
     """
     model = document.model
     data = {"name": document.data.name, "split": document.split, "revision": document.data.fingerprint}
-    results = model_card.figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
-    front = model_card.front(
-        model.name, [document.protocol or "no-protocol"], [model_card.index(model.name, data, results)]
+    results = model_card.list_results(
+        document.clean.accuracy, document.clean.auroc_macro, leaderboard.find_worst_attack(document)
+    )
+    front = model_card.front_matter(
+        model.name, [document.protocol or "no-protocol"], [model_card.index_results(model.name, data, results)]
     )
     text = (
-        html.environment()
+        html.load_templates()
         .get_template("model_card.md.j2")
         .render(
             document=document,

@@ -1,14 +1,14 @@
 """audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
 
 from trustcxr.registry import WORST_CASE, format_attack
-from trustcxr.report.load import least
-from trustcxr.report.terminal import percent, with_interval
+from trustcxr.report.load import find_lowest
+from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
 
 
-def sentences(document: AuditDocument) -> list[str]:
+def describe_audit(document: AuditDocument) -> list[str]:
     """An audit, a line each."""
     given_lines, examined = describe_model(document)
     return [
@@ -17,10 +17,10 @@ def sentences(document: AuditDocument) -> list[str]:
         *(f"  note: {note}" for note in given_lines[1:]),
         *_gate(document),
         "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
-        *(f"  {line}" for line in relied_on(document)),
-        *operating_sentences(document),
+        *(f"  {line}" for line in describe_results(document)),
+        *describe_operating_points(document),
         "May not be relied on:",
-        *(f"  {line}" for line in not_relied_on(document)),
+        *(f"  {line}" for line in describe_limits(document)),
     ]
 
 
@@ -39,28 +39,28 @@ def _gate(document: AuditDocument) -> list[str]:
     return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.gate]
 
 
-def relied_on(document: AuditDocument) -> tuple[str, ...]:
+def describe_results(document: AuditDocument) -> tuple[str, ...]:
     """What accuracy is left as images are, under attack, and of images that went wrong."""
     clean = document.clean
     what, common = "images", "the commonest class"
     if clean.findings:
         what, common = "decisions on findings (each finding on each image)", "the commoner answer to each finding"
     lines = [
-        f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
-        f"have {percent(clean.constant_answer)}{format_draws(clean.draws)}",
+        f"of {what} as they are, {format_share(clean.accuracy)} are answered rightly; always giving {common} would "
+        f"have {format_percent(clean.constant_answer)}{format_draws(clean.draws)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
             name = format_attack(row.attack, row.steps)
-            left = f"at most {with_interval(row.accuracy)} still are{format_draws(row.draws)}"
+            left = f"at most {format_share(row.accuracy)} still are{format_draws(row.draws)}"
             lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
     lines += [format_submitted(found) for found in document.handed_in]
     if mean := document.corruptions_mean:
-        worst = least(document.corruptions)
+        worst = find_lowest(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""
-        at_worst = f"; at worst ({name}) {percent(worst.accuracy.value)}" if worst else ""
+        at_worst = f"; at worst ({name}) {format_percent(worst.accuracy.value)}" if worst else ""
         lines.append(
-            f"of images that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
+            f"of images that went wrong in {mean.conditions} ways, {format_share(mean.accuracy)} on average{at_worst}"
         )
     return tuple(lines)
 
@@ -69,39 +69,39 @@ def format_draws(found: Draws | None) -> str:
     """Of a model that answers at random, what one answer is worth, and how often every one is right; else nothing."""
     if found is None:
         return ""
-    one, each = with_interval(found.one), with_interval(found.each)
+    one, each = format_share(found.one), format_share(found.each)
     return f" (it answers at random: one answer is right in {one}, every one of {found.count} in {each})"
 
 
 def format_submitted(found: Submitted) -> str:
     """What images that were handed in add to our own worst case."""
     return (
-        f"on {found.n} images that {found.by} made at epsilon {found.epsilon:g}, {with_interval(found.accuracy)} are "
+        f"on {found.n} images that {found.by} made at epsilon {found.epsilon:g}, {format_share(found.accuracy)} are "
         f"answered rightly; {found.found_alone} of them mislead it where ours did not, ours {found.missed} where they "
         "did not: the worse of the two counts, image by image"
     )
 
 
-def operating_sentences(document: AuditDocument) -> list[str]:
+def describe_operating_points(document: AuditDocument) -> list[str]:
     """Errors of both kinds of each class or finding, as images are and under the attack that leaves least."""
     lines = []
     for point in document.operating_points:
         if point.attack == CLEAN:
-            lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}")
-            lines += [f"    {line}" for line in under_attack(document, point.finding)]
+            lines.append(f"  {point.finding}, {format_threshold(point)}: {format_rates(point)}")
+            lines += [f"    {line}" for line in describe_attacked(document, point.finding)]
     return ["At the operating point:", *lines] if lines else []
 
 
-def under_attack(document: AuditDocument, finding: str) -> list[str]:
+def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
     """A sentence of the attack that leaves least of a finding, and what that is; none where nothing was measured."""
-    worst = hardest(document, finding)
+    worst = find_hardest(document, finding)
     if worst is None:
         return []
     name = format_attack(worst.attack, worst.steps)
-    return [f"under {name} at epsilon {worst.epsilon:g}{format_targeted(worst)}: {rates(worst)}"]
+    return [f"under {name} at epsilon {worst.epsilon:g}{format_targeted(worst)}: {format_rates(worst)}"]
 
 
-def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
+def find_hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
     """The attack under which a finding's sensitivity and specificity together are least; None without any measured."""
     attacked = [p for p in document.operating_points if p.finding == finding and p.attack != CLEAN]
     measured = [p for p in attacked if (p.sensitivity.value, p.specificity.value) != (None, None)]
@@ -119,17 +119,17 @@ def format_targeted(point: OperatingPoint) -> str:
     return ", made against this threshold, at most" if point.aimed_at else ""
 
 
-def at_threshold(point: OperatingPoint) -> str:
+def format_threshold(point: OperatingPoint) -> str:
     """Where the line is drawn, and who drew it."""
     return (
         point.origin if point.threshold is None else f"from {format_probability(point.threshold)} on ({point.origin})"
     )
 
 
-def rates(point: OperatingPoint) -> str:
+def format_rates(point: OperatingPoint) -> str:
     """Sensitivity, specificity, likelihood ratios and AUROC with their intervals, in words."""
     parts = [("sensitivity", point.sensitivity), ("specificity", point.specificity), ("AUROC", point.auroc)]
-    said = [f"{name} {with_interval(share)}" for name, share in parts]
+    said = [f"{name} {format_share(share)}" for name, share in parts]
     return ", ".join([*said[:2], *_ratios(point), *said[2:]])
 
 
@@ -152,7 +152,7 @@ def _ratio(found: Share) -> str:
     return ("∞" if found.value is None else f"{found.value:.3g}") + inside
 
 
-def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
+def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     """Why its figures may not be relied on, where they may not, and what they say nothing of."""
     lines: list[str] = []
     if document.unreliable:
@@ -171,13 +171,13 @@ def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def pair_rows(found: AuditPair) -> list[dict[str, str | int | None]]:
+def list_pairs(found: AuditPair) -> list[dict[str, str | int | None]]:
     """Two audits side by side, for the terminal."""
     return [
         {
             "measure": row.measure,
-            "A": percent(row.first),
-            "B": percent(row.second),
+            "A": format_percent(row.first),
+            "B": format_percent(row.second),
             "B less A": f"{_signed(row.difference.value)} [{', '.join(map(_signed, row.difference.ci or ()))}]",
             "p, corrected": "-" if row.p_corrected is None else f"{row.p_corrected:.2g}",
             "differ": "yes" if row.settled else "not settled",
@@ -191,7 +191,7 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1%}"
 
 
-def pair_remarks(found: AuditPair) -> list[str]:
+def describe_pairs(found: AuditPair) -> list[str]:
     """What must be known beside the rows."""
     names = zip((found.first, found.second), found.unreliable, strict=True)
     lines = [f"The audit of {name} says that its figures may not be relied on" for name, bad in names if bad]

@@ -23,7 +23,9 @@ _BAR = 1.0  # points, of an interval
 _DOTS = 600  # an inch, of a PNG
 
 
-def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
+def write_figures(
+    study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None
+) -> list[Path]:
     """NAME.`kind` of every figure of the page, and its tables as CSV and LaTeX, into `out` (figures/); their paths.
 
     Raises UserError for another format or width, and where the folder holds no study and no tested run.
@@ -32,35 +34,35 @@ def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: 
         raise unknown("format", kind, FORMATS)
     if width not in WIDTHS:
         raise unknown("width", width, list(WIDTHS))
-    found = load_report(Path(study_folder))
-    folder, done = Path(out or found.path / FOLDER), []
-    for drawing in drawings(found, narrow=width == "single"):
+    study = load_report(Path(study_folder))
+    folder, paths = Path(out or study.path / FOLDER), []
+    for drawing in drawings(study, narrow=width == "single"):
         path = folder / f"{_file_name(drawing.name)}.{kind}"
         with atomic.atomic_write(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
-        done.append(path)
-    return done + table.write_tables(table.find_tables(study_html.gather(found)), folder / table.FOLDER)
+        paths.append(path)
+    return paths + table.write_tables(table.find_tables(study_html.gather_parts(study)), folder / table.FOLDER)
 
 
-def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
+def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     """Every figure that there is something for, in the order of the page. `narrow`: for one column."""
-    head = ranking.headline(found.study, found.runs)
-    runs = ranking.ordered(found.runs, head)
+    head = ranking.choose_headline(study.study, study.runs)
+    runs = ranking.rank_runs(study.runs, head)
     if not runs:
         return
     yield accuracy.accuracy_dots(runs, head)
-    for model, group in ranking.by_model([run for run in runs if run.attacks]).items():
+    for model, group in ranking.group_by_model([run for run in runs if run.attacks]).items():
         yield accuracy.epsilon_curves(model, group)
-    drawn = [
+    results = [
         drawing for run in runs for drawing in (calibration.reliability(run, head), training_curves.training_curve(run))
     ]
-    drawn += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
-    drawn.append(heatmaps.sheet(runs, columns=3 if narrow else 6))
-    rows = found.study.comparisons
-    drawn += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
+    results += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
+    rows = study.study.comparisons
+    results += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
     for measure in dict.fromkeys(row.measure for row in rows if not row.method):
-        drawn.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
-    yield from filter(None, drawn)
+        results.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
+    yield from filter(None, results)
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:
@@ -91,9 +93,9 @@ def _thinner(figure: "Figure") -> None:
         if isinstance(line, Line2D):
             line.set_linewidth(line.get_linewidth() * _SCALE)
             line.set_markersize(line.get_markersize() * _SCALE)
-    for found in figure.findobj(PathCollection):
-        if isinstance(found, PathCollection):
-            found.set_sizes(found.get_sizes() * _SCALE**2)
+    for points in figure.findobj(PathCollection):
+        if isinstance(points, PathCollection):
+            points.set_sizes(points.get_sizes() * _SCALE**2)
     for bars in figure.findobj(LineCollection):
         if isinstance(bars, LineCollection):
             bars.set_linewidth(_BAR)

@@ -46,7 +46,7 @@ def signed(value: Value, digits: int = 3) -> str:
     return text if text == DASH or text.startswith(MINUS) or not float(text) else "+" + text
 
 
-def hundred(value: Value, digits: int = 1) -> str:
+def percent_number(value: Value, digits: int = 1) -> str:
     """A share of one as a figure out of a hundred, without the sign: 0.823 is 82.3."""
     number = finite(value)
     return DASH if number is None else decimal(100 * number, digits)
@@ -54,11 +54,13 @@ def hundred(value: Value, digits: int = 1) -> str:
 
 def percent(value: Value, digits: int = 1) -> str:
     """82.3 % (with a space that does not break), or a dash."""
-    text = hundred(value, digits)
+    text = percent_number(value, digits)
     return text if text == DASH else f"{text}\u00a0%"
 
 
-def between(ends: Sequence[float | None] | None, digits: int = 3, *, scale: float = 1.0, reveal: bool = False) -> str:
+def range_text(
+    ends: Sequence[float | None] | None, digits: int = 3, *, scale: float = 1.0, reveal: bool = False
+) -> str:
     """An interval as medical journals write it, `0.10 to 0.20`, or an empty string.
 
     `reveal`: more digits where a bound that is not zero would be written as zero, and hide on which side it lies.
@@ -71,13 +73,13 @@ def between(ends: Sequence[float | None] | None, digits: int = 3, *, scale: floa
 
 def interval(ends: Sequence[float | None] | None, digits: int = 3, *, scale: float = 1.0, reveal: bool = False) -> str:
     """` (95 % CI 79.0 to 85.3)`, to stand behind a figure; empty where there is no interval."""
-    inside = between(ends, digits, scale=scale, reveal=reveal)
+    inside = range_text(ends, digits, scale=scale, reveal=reveal)
     return f" (95\u00a0% CI {inside})" if inside else ""
 
 
-def measured(found: Share, n: Value = None) -> str:
+def with_count(found: Share, n: Value = None) -> str:
     """82.3 % (95 % CI 79.0 to 85.3, n = 570)."""
-    inside = between(found.interval, 1, scale=100)
+    inside = range_text(found.interval, 1, scale=100)
     told = [f"95\u00a0% CI {inside}" if inside else "", "" if n is None else f"n\u00a0=\u00a0{count(n)}"]
     brackets = ", ".join(filter(None, told))
     return percent(found.value) + (f" ({brackets})" if brackets else "")
@@ -157,7 +159,7 @@ def plural(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def listed(items: Iterable[str]) -> str:
+def join_words(items: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     words = list(items)
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else DASH
@@ -168,13 +170,13 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def way(defence: object, background: object, label: str = "") -> str:
+def training_name(defence: object, background: object, label: str = "") -> str:
     """How a run was trained: its defence, its label where it has one, its background where not the whole image."""
-    parts = apart(background, label)
+    parts = variant(background, label)
     return f"{defence} ({parts})" if parts else str(defence)
 
 
-def apart(background: object, label: str = "", seed: str = "") -> str:
+def variant(background: object, label: str = "", seed: str = "") -> str:
     """What tells runs of one network and defence apart: label, background where not the whole image, seed."""
     beyond = "" if str(background or "full") == "full" else f"background {background}"
     return ", ".join(part for part in (label, beyond, seed) if part)

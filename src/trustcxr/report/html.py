@@ -19,7 +19,7 @@ _ON_DARK = "lab(from {} calc(100 - .94 * l) a b)"
 
 
 @lru_cache(maxsize=1)
-def environment() -> "Environment":
+def load_templates() -> "Environment":
     """Return the templates, with styles, script and the policy that lets no other script run; compiled once."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -40,9 +40,9 @@ def environment() -> "Environment":
     return templates
 
 
-def filled(template: str, parts: Mapping[str, object]) -> str:
+def fill_template(template: str, parts: Mapping[str, object]) -> str:
     """Return a template with its parts, every drawing in the colours of light and dark."""
-    page = environment().get_template(template).render(parts)
+    page = load_templates().get_template(template).render(parts)
     colours = {f"--c{digits}": f"#{digits}" for digits in sorted(set(_COLOUR.findall(page)))}
     for mark, form in ((_LIGHT, "{}"), (_DARK, _ON_DARK)):
         variables = ";".join(f"{name}:{form.format(colour)}" for name, colour in colours.items())

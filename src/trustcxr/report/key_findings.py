@@ -7,8 +7,8 @@ from trustcxr.report.load import Run
 from trustcxr.report.ranking import (
     Headline,
     better_than_constant,
-    by_model,
     constant_answer,
+    group_by_model,
     main_method,
     shared_constant_answer,
 )
@@ -22,7 +22,7 @@ def describe_question(runs: list[Run], head: Headline) -> str:
     """Return the questions, of which networks, and on which images."""
     if not runs:
         return "Nothing has been tested yet."
-    one, networks = len(runs) == 1, len(by_model(runs))
+    one, networks = len(runs) == 1, len(group_by_model(runs))
     who, verb = (runs[0].label, "does") if one else (formatting.plural(networks, "network"), "do")
     questions = [f"How often are X-rays answered rightly by {who}?"]
     if head.attacks:
@@ -34,14 +34,14 @@ def describe_question(runs: list[Run], head: Headline) -> str:
     beside = (
         "" if constant is None else f"; always giving the commonest class would have {formatting.percent(constant)}"
     )
-    sizes = formatting.listed(
+    sizes = formatting.join_words(
         formatting.count(n) for n in sorted({run.clean.n for run in runs if run.clean.n is not None})
     )
     tested = "" if one else f"{formatting.plural(len(runs), 'run')} of {who} were tested: "
     return f"{' '.join(questions)} {formatting.capital(f'{tested}{sizes} X-rays of the split “{head.split}”{beside}')}."
 
 
-def sentences(study: StudyDocument, runs: list[Run], head: Headline) -> list[str]:
+def summarise(study: StudyDocument, runs: list[Run], head: Headline) -> list[str]:
     """Return three sentences: X-rays as they are; under attack; where the networks look."""
     best = best_by(runs, lambda run: run.clean)
     if best is None:
@@ -64,7 +64,7 @@ def _named(best: Run, runs: list[Run], numbers: Numbers) -> str:
 
 
 def _clean(runs: list[Run], best: Run) -> str:
-    figure = formatting.measured(best.clean.accuracy, best.clean.n)
+    figure = formatting.with_count(best.clean.accuracy, best.clean.n)
     if not better_than_constant(best):
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
@@ -104,7 +104,7 @@ def _attacked(runs: list[Run], head: Headline) -> str:
     unknown = "; whether its gradients fail could not be looked for" if best.masked is None else ""
     return (
         f"When every pixel may change by at most {formatting.epsilon(head.epsilon)}, {who} "
-        f"{formatting.measured(entry.accuracy, entry.n)} under {formatting.attack(entry.attack, entry.steps)}, "
+        f"{formatting.with_count(entry.accuracy, entry.n)} under {formatting.attack(entry.attack, entry.steps)}, "
         f"the strongest attack tried on it{doubt}{unknown}{out}."
     )
 
@@ -128,9 +128,9 @@ def _robust_heatmaps(study: StudyDocument) -> str:
         return ""
     outcomes = [row.outcome for row in rows]
     gains = sorted(row.difference.value or 0.0 for row in rows)
-    sizes = formatting.listed(formatting.count(n) for n in sorted({row.n for row in rows if row.n is not None}))
+    sizes = formatting.join_words(formatting.count(n) for n in sorted({row.n for row in rows if row.n is not None}))
     by = f"{formatting.method(rows[0].method)}, " if rows[0].method else ""
-    inside = formatting.between(rows[0].difference.interval, reveal=True)
+    inside = formatting.range_text(rows[0].difference.interval, reveal=True)
     ends = f" to {formatting.signed(gains[-1])}" if len(rows) > 1 else f", 95\u00a0% CI {inside}" if inside else ""
     return (
         f"Robust heatmaps agree better with the infection masks in {outcomes.count('higher')} of "
@@ -145,7 +145,7 @@ def _energy(run: Run) -> str:
     figure = methods[name].figure(_ENERGY)
     if figure.value is None:
         return f"Its {formatting.method(name)} heatmaps were not held against infection masks"
-    inside = formatting.between(figure.interval)
+    inside = formatting.range_text(figure.interval)
     ends = f"95\u00a0% CI {inside}; " if inside else ""
     return (
         f"Of the energy of its {formatting.method(name)} heatmaps {formatting.decimal(figure.value)} ({ends}chance "

@@ -10,7 +10,7 @@ from trustcxr.errors import UserError
 from trustcxr.registry import WORST_CASE, format_attack, is_linf
 from trustcxr.report import formatting
 from trustcxr.report.tables.table import Cell, Table, share
-from trustcxr.report.terminal import percent
+from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.os_errors import reason
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Submitted, read_audit
@@ -38,7 +38,7 @@ class Board:
         return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
 
 
-def gather(folder: Path) -> Board:
+def gather_audits(folder: Path) -> Board:
     """Gather the audits under `folder` that most of them compare with; UserError if there is none."""
     audits, refused = _find(folder)
     if not audits:
@@ -105,8 +105,8 @@ def _rank(document: AuditDocument) -> tuple[bool, float, float]:
 
     Most robust against our own attacks: nobody stands lower since images were handed in for it and not for others.
     """
-    own, clean = by_ours(document), document.clean.accuracy.value
-    left = attacked(document).accuracy.value if own is None else own
+    own, clean = own_accuracy(document), document.clean.accuracy.value
+    left = find_worst_attack(document).accuracy.value if own is None else own
     return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
 
 
@@ -123,7 +123,7 @@ def _why(document: AuditDocument, others: AuditDocument) -> str:
     return ""
 
 
-def attacked(document: RunDocument) -> AttackResult:
+def find_worst_attack(document: RunDocument) -> AttackResult:
     """Return the attack at the largest L-infinity epsilon that left least; the worst case if it was tried."""
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
@@ -131,12 +131,12 @@ def attacked(document: RunDocument) -> AttackResult:
     return min(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
 
 
-def by_ours(document: AuditDocument) -> float | None:
+def own_accuracy(document: AuditDocument) -> float | None:
     """Return what our own attacks leave, without images that somebody handed in; None if the audit does not tell.
 
     It does at the smallest radius of worst-case that the images' own fits in: there they were counted.
     """
-    worst = attacked(document)
+    worst = find_worst_attack(document)
     value, more = worst.accuracy.value, _more(document)
     if value is None or not more:
         return value
@@ -149,30 +149,32 @@ def by_ours(document: AuditDocument) -> float | None:
 
 def _more(document: AuditDocument) -> list[Submitted]:
     """Return the images handed in that made the worst case on the board worse."""
-    worst = attacked(document)
+    worst = find_worst_attack(document)
     if worst.attack != WORST_CASE:
         return []
     within = (worst.epsilon or 0.0) + 1e-9
     return [one for one in document.misled_alone if (one.epsilon or 0.0) <= within]
 
 
-def with_more(document: AuditDocument) -> str:
+def describe_submitted(document: AuditDocument) -> str:
     """Say what it was attacked with beyond our own attacks, and by what it is ranked then; empty without any."""
     more = _more(document)
     if not more:
         return ""
     who = " and ".join(f"{one.by} on {formatting.plural(one.found_alone or 0, 'image')}" for one in more)
     text = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
-    own = by_ours(document)
+    own = own_accuracy(document)
     if own is None:
         return f"{text}; it is ranked with these, since the audit does not tell what ours alone leave at this radius"
-    return f"{text}; it is ranked by ours alone, which leave {percent(own)}"
+    return f"{text}; it is ranked by ours alone, which leave {format_percent(own)}"
 
 
-def remarks(board: Board) -> list[str]:
+def list_remarks(board: Board) -> list[str]:
     """Return a line for each worst case that counts images handed in, and for each audit that stands twice."""
     names = _names(board)
-    handed = [f"{names[folder]}: {text}" for folder, document in board.entries if (text := with_more(document))]
+    handed = [
+        f"{names[folder]}: {text}" for folder, document in board.entries if (text := describe_submitted(document))
+    ]
     return handed + _twice(board)
 
 
@@ -185,7 +187,7 @@ def _names(board: Board) -> dict[str, str]:
     }
 
 
-def copies(board: Board) -> list[list[str]]:
+def find_copies(board: Board) -> list[list[str]]:
     """Return the folders of audits of one model, by its checksum, with the same figures."""
     alike: dict[tuple[str, str], list[str]] = {}
     for folder, document in board.entries:
@@ -196,29 +198,29 @@ def copies(board: Board) -> list[list[str]]:
 
 def _twice(board: Board) -> list[str]:
     rows = "one model with the same figures, so one audit in {} rows"
-    return [f"{formatting.listed(same)}: {rows.format(len(same))}" for same in copies(board)]
+    return [f"{formatting.join_words(same)}: {rows.format(len(same))}" for same in find_copies(board)]
 
 
 def _shares(document: AuditDocument) -> dict[str, Share]:
     mean, clean = document.corruptions_mean, document.clean
     return {
         "clean": clean.accuracy,
-        "attacked": attacked(document).accuracy,
+        "attacked": find_worst_attack(document).accuracy,
         "corrupted": mean.accuracy if mean else Share(),
         "AUROC": clean.auroc_macro,
         "calibration error": clean.ece,
     }
 
 
-def row(name: str, document: AuditDocument) -> dict[str, Cell]:
+def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     """Return the cells of one audit, by column."""
-    reported, worst = document.model.reported, attacked(document)
+    reported, worst = document.model.reported, find_worst_attack(document)
     by = (
         f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
         if worst.epsilon is not None
         else formatting.DASH
     )
-    by += f"; {more}" if (more := with_more(document)) else ""
+    by += f"; {more}" if (more := describe_submitted(document)) else ""
     shares = {column: share(figure) for column, figure in _shares(document).items()}
     bad = bool(document.unreliable)
     return {
@@ -242,9 +244,9 @@ def _text(text: str) -> Cell:
     return Cell(text or formatting.DASH, note="text")
 
 
-def table(board: Board) -> Table:
+def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    rows = [row(name, document) for name, document in board.entries]
+    rows = [make_row(name, document) for name, document in board.entries]
     return Table("Leaderboard", list(map(_headed, rows[0])), [list(cells.values()) for cells in rows])
 
 
@@ -255,7 +257,7 @@ def _headed(column: str) -> str:
 def terminal_table(board: Board) -> Table:
     """Return the columns that a terminal shows; models of one name with their folders."""
     names = _names(board)
-    rows = [row(name, document) for name, document in board.entries]
+    rows = [make_row(name, document) for name, document in board.entries]
     for (folder, _), cells in zip(board.entries, rows, strict=True):
         cells["model"] = replace(cells["model"], text=names[folder] or formatting.DASH)
     return Table(
@@ -263,14 +265,14 @@ def terminal_table(board: Board) -> Table:
     )
 
 
-def plain(board: Board) -> dict[str, object]:
+def to_json(board: Board) -> dict[str, object]:
     """Return the board as one JSON document: texts as they are written, figures as numbers with their intervals."""
     return {
         "protocol": board.protocol,
         "data": board.data,
         "n": board.n,
         "classes": list(board.classes),
-        "copies": copies(board),
+        "copies": find_copies(board),
         "rows": [_plain(name, document) for name, document in board.entries],
         "refused": [{"folder": name, "why": why} for name, why in board.refused],
     }
@@ -279,11 +281,11 @@ def plain(board: Board) -> dict[str, object]:
 def _plain(name: str, document: AuditDocument) -> dict[str, object]:
     values: dict[str, object] = {
         column: None if cell.text == formatting.DASH else cell.text if cell.value is None else cell.value
-        for column, cell in row(name, document).items()
+        for column, cell in make_row(name, document).items()
     }
     for column, figure in _shares(document).items():
         values[f"{column}_ci"] = None if figure.interval is None else list(figure.interval)
-    values |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
+    values |= {"attacked_by_ours": own_accuracy(document), "attacked_with_more": describe_submitted(document)}
     return values | {
         "unreliable": bool(document.unreliable),
         "because": document.because if document.unreliable else "",
@@ -292,17 +294,23 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; return their paths."""
-    for path, text in ((out / PAGE, page(board)), (out / TABLE, table(board).csv())):
+    for path, text in ((out / PAGE, render(board)), (out / TABLE, make_table(board).csv())):
         with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out / PAGE, out / TABLE
 
 
-def page(board: Board) -> str:
+def render(board: Board) -> str:
     """Return the page: one file, whole without its script."""
     from trustcxr.report import html
 
     names = _names(board)
-    handed = [names[folder] for folder, document in board.entries if with_more(document)]
-    parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "handed_in": handed, "twice": _twice(board)}
-    return html.filled("board.html.j2", parts)
+    handed = [names[folder] for folder, document in board.entries if describe_submitted(document)]
+    parts = {
+        "board": board,
+        "notice": NOTICE,
+        "leaderboard": make_table(board),
+        "handed_in": handed,
+        "twice": _twice(board),
+    }
+    return html.fill_template("board.html.j2", parts)

@@ -57,7 +57,7 @@ class Run:
     @property
     def way(self) -> str:
         """How it was trained: fgsm, or fgsm (background gate)."""
-        return formatting.way(self.defence, self.metrics.background, self.metrics.label)
+        return formatting.training_name(self.defence, self.metrics.background, self.metrics.label)
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class Run:
         """Its figures on other data, by the name of the data set and its split."""
         if not (self.folder / layout.RUN_FILE).is_file():
             return {}
-        return {name: found.document for name, found in other_figures(self.folder).items()}
+        return {name: result.document for name, result in other_figures(self.folder).items()}
 
     def predictions(self) -> "pd.DataFrame | None":
         """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
@@ -178,13 +178,13 @@ class StudyFolder:
 
 def _lowest(entries: list[AttackResult]) -> AttackResult:
     """The entry of lowest accuracy: the strongest attack counts. An empty one without any."""
-    return least(entries) or (entries[0] if entries else AttackResult())
+    return find_lowest(entries) or (entries[0] if entries else AttackResult())
 
 
-def least(entries: Sequence[_A]) -> _A | None:
+def find_lowest(entries: Sequence[_A]) -> _A | None:
     """The entry of lowest accuracy, of those that have one: what was withdrawn is not the worst."""
-    known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
-    return min(known, key=lambda pair: pair[0])[1] if known else None
+    scored = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
+    return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
@@ -211,7 +211,7 @@ def load_report(path: Path) -> StudyFolder:
         study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # A folder's name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
-    label(runs)
+    label_runs(runs)
     return StudyFolder(path, study, runs, notes, _read_check(path, notes))
 
 
@@ -246,7 +246,7 @@ def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     )
 
 
-def label(runs: list[Run]) -> None:
+def label_runs(runs: list[Run]) -> None:
     """Name each run by network and defence, and by label, background and seed only where they tell runs apart."""
 
     def pair(run: Run) -> tuple[str, ...]:
@@ -257,5 +257,5 @@ def label(runs: list[Run]) -> None:
         seed = (
             f"seed {formatting.DASH if run.metrics.seed is None else run.metrics.seed}" if seeds[pair(run)] > 1 else ""
         )
-        run.qualifier = formatting.apart(run.metrics.background, run.metrics.label, seed)
+        run.qualifier = formatting.variant(run.metrics.background, run.metrics.label, seed)
         run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if run.qualifier else "")

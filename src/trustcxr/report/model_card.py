@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trustcxr.registry import format_attack
 from trustcxr.report import formatting, leaderboard, methods_text
-from trustcxr.report.html import environment
+from trustcxr.report.html import load_templates
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
 from trustcxr.storage.schemas import AttackResult, RunDocument, Share, TrainingDocument
 from trustcxr.version import NOTICE, __version__
@@ -20,13 +20,13 @@ CARD_FILE = "model_card.md"
 def write(run: Path) -> Path:
     """Write model_card.md into a run's folder; its path."""
     path = run / CARD_FILE
-    text = card(run)
+    text = render_card(run)
     with atomic.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def card(run: Path) -> str:
+def render_card(run: Path) -> str:
     """The card of a run as Markdown, from its folder; figures where it was tested."""
     content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)
     measured = evaluations.own_figures(run)
@@ -35,10 +35,10 @@ def card(run: Path) -> str:
     data, recipe = atomic.section(content, "data"), atomic.section(content, "recipe")
     defence = atomic.section(recipe, "defence")
     name = str(content.get("name") or run.name)
-    results = figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
+    results = list_results(document.clean.accuracy, document.clean.auroc_macro, leaderboard.find_worst_attack(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.images}
     body = (
-        environment()
+        load_templates()
         .get_template("run_card.md.j2")
         .render(
             name=name,
@@ -47,7 +47,7 @@ def card(run: Path) -> str:
             content=content,
             recipe=recipe,
             model=atomic.section(recipe, "model"),
-            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods_text.options(defence)]),
+            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods_text.list_options(defence)]),
             fitting=atomic.section(recipe, "training"),
             data=data,
             classes=content.get("classes") or [],
@@ -55,7 +55,7 @@ def card(run: Path) -> str:
             document=document,
             training=training,
             shown=[
-                (label, formatting.percent(part.value), formatting.between(part.ci, 1, scale=100))
+                (label, formatting.percent(part.value), formatting.range_text(part.ci, 1, scale=100))
                 for label, part in results
             ],
             saliency=_saliency(document),
@@ -68,7 +68,7 @@ def card(run: Path) -> str:
             split=segments.describe_split(training.parts, training.world, training.strategy),
         )
     )
-    return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)
+    return front_matter(name, ["trained-by-trustcxr"], [index_results(name, measured_on, results)]) + as_markdown(body)
 
 
 def as_markdown(rendered: str) -> str:
@@ -78,7 +78,7 @@ def as_markdown(rendered: str) -> str:
     return str(Markup(rendered).unescape()).replace("<", "&lt;")
 
 
-def front(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:
+def front_matter(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:
     """The front matter of a card, as Hugging Face's have it."""
     import yaml
 
@@ -92,7 +92,7 @@ def front(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> s
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def figures(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[str, Share]]:
+def list_results(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[str, Share]]:
     """The figures that a card is known by, each with its name; those that were measured."""
     measured = [("Accuracy", accuracy), ("AUROC, macro", auroc)]
     if worst.epsilon is not None:
@@ -101,7 +101,7 @@ def figures(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[st
     return [(name, part) for name, part in measured if part.value is not None]
 
 
-def index(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, Share]]) -> dict[str, object]:
+def index_results(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, Share]]) -> dict[str, object]:
     """Results as Hugging Face's `model-index` has them. `data`: name, split and revision."""
     metrics = [
         {"type": "roc_auc" if label.startswith("AUROC") else "accuracy", "name": label, "value": part.value}

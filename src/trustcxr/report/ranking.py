@@ -30,7 +30,7 @@ class Headline:
         return formatting.decimal(None if self.epsilon is None else 255 * self.epsilon, 1)
 
 
-def headline(study: StudyDocument, runs: list[Run]) -> Headline:
+def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
     """Choose the epsilon that the recipe trains against if tested, else the usual 0.02, else the one tested most."""
     tested = Counter(round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None)
     wanted = _recipe_epsilon(study.recipe) or _USUAL_EPSILON
@@ -50,11 +50,11 @@ def headline(study: StudyDocument, runs: list[Run]) -> Headline:
 
 def attacks_at(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
     """The attacks that were tried at an epsilon, in order of strength as far as known, and what tables call them."""
-    found: dict[str, set[int]] = {}
+    steps_of: dict[str, set[int]] = {}
     for entry in (entry for run in runs for entry in run.at(epsilon)):
-        found.setdefault(entry.attack, set()).update([entry.steps] if entry.steps else [])
-    order = [a for a in HEADLINE_ATTACKS if a in found] + sorted(a for a in found if a not in HEADLINE_ATTACKS)
-    return {name: _name(name, sorted(found[name])) for name in order}
+        steps_of.setdefault(entry.attack, set()).update([entry.steps] if entry.steps else [])
+    order = [a for a in HEADLINE_ATTACKS if a in steps_of] + sorted(a for a in steps_of if a not in HEADLINE_ATTACKS)
+    return {name: _name(name, sorted(steps_of[name])) for name in order}
 
 
 def _name(attack: str, steps: list[int]) -> str:
@@ -66,8 +66,8 @@ def _strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str 
     """The attack with the lowest mean accuracy over the runs that it was tried on, the later of equals."""
     means: dict[str, float] = {}
     for name in names:
-        known = [run.attacked(name, epsilon).accuracy.value for run in runs]
-        values = [value for value in known if value is not None]
+        accuracies = [run.attacked(name, epsilon).accuracy.value for run in runs]
+        values = [value for value in accuracies if value is not None]
         if values and (is_linf(name) or len(names) == 1):
             means[name] = sum(values) / len(values)
     return min(reversed(list(means)), key=lambda name: means[name]) if means else None
@@ -92,7 +92,7 @@ def _recipe_epsilon(recipe: Any) -> float | None:
     return next((e for e in (_recipe_epsilon(value) for _, value in deeper) if e), None)
 
 
-def ordered(runs: list[Run], head: Headline) -> list[Run]:
+def rank_runs(runs: list[Run], head: Headline) -> list[Run]:
     """By the lowest accuracy under any attack in whole percent, so that noise does not rank, then by clean accuracy.
 
     Behind them those whose gradients fail, so that what attacks leave says nothing; last those that are not shown to
@@ -101,8 +101,8 @@ def ordered(runs: list[Run], head: Headline) -> list[Run]:
 
     def key(run: Run) -> tuple[bool, bool, float, float, str]:
         under, clean = run.strongest(head.epsilon).accuracy.value, run.clean.accuracy.value
-        place = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
-        return (not better_than_constant(run), run.masked is True, *place)
+        order = (-round(100 * under) if under is not None else 1, -clean if clean is not None else 1, run.label)
+        return (not better_than_constant(run), run.masked is True, *order)
 
     return sorted(runs, key=key)
 
@@ -112,7 +112,7 @@ def main_method(methods: Mapping[str, object]) -> str:
     return next(iter(methods), "")
 
 
-def by_model(runs: list[Run]) -> dict[str, list[Run]]:
+def group_by_model(runs: list[Run]) -> dict[str, list[Run]]:
     """Runs under their network, networks in the order given, `standard` first within each."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -122,14 +122,9 @@ def by_model(runs: list[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def defences(runs: list[Run]) -> list[str]:
+def list_defences(runs: list[Run]) -> list[str]:
     """The defences of these runs, `standard` first."""
     return sorted({run.defence for run in runs}, key=lambda name: (_place(name), name))
-
-
-def ways(runs: list[Run]) -> list[str]:
-    """The ways of training of these runs, standard first: defences, each with each of its backgrounds."""
-    return list(dict.fromkeys(run.way for run in sorted(runs, key=lambda r: (_place(r.defence), r.defence, r.way))))
 
 
 def _place(defence: str) -> int:

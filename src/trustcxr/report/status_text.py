@@ -12,7 +12,7 @@ from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, Study
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
-def rows(plan: StudyPlan) -> list[dict[str, str]]:
+def list_states(plan: StudyPlan) -> list[dict[str, str]]:
     """Return a row for each run: its state, and the time left if any run has an estimate."""
     timed = any(one.left for one in plan.runs)
     return [
@@ -22,19 +22,19 @@ def rows(plan: StudyPlan) -> list[dict[str, str]]:
     ]
 
 
-def costs(plan: StudyPlan) -> list[dict[str, str]]:
+def list_costs(plan: StudyPlan) -> list[dict[str, str]]:
     """Return a row for each run: the steps left, or, if they were timed, the time of the training and of the others."""
-    found = []
+    rows = []
     for one in plan.runs:
         row = {"run": one.run if one.state == "waiting" else f"{one.run} ({one.state})"}
         if plan.costs is None:
             every = "every step" if len(one.seconds) == len(STEP_FILES) else ", ".join(one.seconds)
-            found.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
+            rows.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
             continue
         others = sum(seconds or 0.0 for step, seconds in one.seconds.items() if step != "train")
-        train, judge = _time(one.seconds.get("train")), _time(others or None)
-        found.append(row | {"train": train, "judge": judge, "in all": _time_left(one)})
-    return found
+        train, evaluation = _time(one.seconds.get("train")), _time(others or None)
+        rows.append(row | {"train": train, "judge": evaluation, "in all": _time_left(one)})
+    return rows
 
 
 def _time_left(one: RunPlan) -> str:
@@ -47,7 +47,7 @@ def _time(seconds: float | None) -> str:
     return next((f"{seconds / size:.1f} {unit}" for size, unit in _UNITS if seconds >= size), f"{seconds:.0f} s")
 
 
-def sentences(plan: StudyPlan) -> Iterator[str]:
+def describe_status(plan: StudyPlan) -> Iterator[str]:
     """Say how many runs are done, who works on the study, which runs failed and why, and the time left."""
     states = Counter(str(one.state) for one in plan.runs)
     yield f"{plan.study}: " + ", ".join(
@@ -76,7 +76,7 @@ def _left(plan: StudyPlan) -> str:
     return f"time left, at most: {' to '.join(ends)}{together}" + (", by which are chosen" if len(ends) > 1 else "")
 
 
-def measured(costs: CostDocument) -> Iterator[str]:
+def describe_timing(costs: CostDocument) -> Iterator[str]:
     """Say what the estimates of a dry run are based on."""
     machine = costs.hardware
     accelerator = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
@@ -88,7 +88,7 @@ def measured(costs: CostDocument) -> Iterator[str]:
     yield from costs.notes
 
 
-def verified(result: VerifiedDocument) -> Iterator[str]:
+def describe_verification(result: VerifiedDocument) -> Iterator[str]:
     """Say what `verify` found, a line for each figure that differs."""
     for one in result.differences:
         yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
@@ -102,7 +102,7 @@ def verified(result: VerifiedDocument) -> Iterator[str]:
     yield f"{result.study}: {count}: " + (f"{len(result.differences)} differ" if result.differences else agree)
 
 
-def prunable(found: PruneDocument) -> list[dict[str, str]]:
+def list_prunable(document: PruneDocument) -> list[dict[str, str]]:
     """A row a store or checkpoint: how large, how old, and why it stays."""
     return [
         {
@@ -112,5 +112,5 @@ def prunable(found: PruneDocument) -> list[dict[str, str]]:
             "": "removed" if one.removed else f"held by {one.held}" if one.held else one.why or "old",
             "where": one.path,
         }
-        for one in found.found
+        for one in document.found
     ]

@@ -72,8 +72,8 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     nor a run's metrics.json.
     """
     study = load_report(Path(study_folder))
-    parts = gather(study)
-    page = html.filled("report.html.j2", parts)
+    parts = gather_parts(study)
+    page = html.fill_template("report.html.j2", parts)
     if tables:
         table.write_tables(table.find_tables(parts), study.path / table.FOLDER)
     for run in study.runs:
@@ -97,19 +97,19 @@ def _write_card(folder: Path) -> None:
 
 def render(study: StudyFolder) -> str:
     """Return the page as text. The same folder gives the same text."""
-    return html.filled("report.html.j2", gather(study))
+    return html.fill_template("report.html.j2", gather_parts(study))
 
 
-def gather(found: StudyFolder) -> Parts:
+def gather_parts(folder: StudyFolder) -> Parts:
     """Gather all that the page shows."""
-    head = ranking.headline(found.study, found.runs)
-    runs = ranking.ordered(found.runs, head)
+    head = ranking.choose_headline(folder.study, folder.runs)
+    runs = ranking.rank_runs(folder.runs, head)
     parts: Parts = {"head": head, "several": len(runs) > 1}
-    parts |= _front(found, runs, head) | _results(found, runs, head) | _robustness(runs, head)
-    parts |= _looks(found, runs) | _provenance(found, runs)
+    parts |= _front(folder, runs, head) | _results(folder, runs, head) | _robustness(runs, head)
+    parts |= _looks(folder, runs) | _provenance(folder, runs)
     sections = {key: title for key, title in _SECTIONS.items() if any(parts[k] for k in _OPTIONAL.get(key, ("head",)))}
     parts["sections"] = sections if len(runs) > 1 else sections | {"leaderboard": "Figures"}
-    parts["notes"] = found.notes  # last: reading the parts may have added to it
+    parts["notes"] = folder.notes  # last: reading the parts may have added to it
     return parts
 
 
@@ -117,30 +117,30 @@ def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
     """A drawing as markup; its texts are escaped as it is drawn."""
     from markupsafe import Markup
 
-    return None if drawing is None else Markup(svg.inline(drawing, key))
+    return None if drawing is None else Markup(svg.render_inline(drawing, key))
 
 
 def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup]":
-    marks = (_drawn(drawing, f"{key}{place}") for place, drawing in enumerate(drawings))
+    marks = (_drawn(drawing, f"{key}{number}") for number, drawing in enumerate(drawings))
     return [mark for mark in marks if mark is not None]
 
 
-def _front(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     """Title, notice, summary and alarms."""
-    study, findings = found.study, alarm_list.find(found, runs)
-    made = [
-        f"Study “{study.study or found.path.name}”",
+    study, findings = folder.study, alarm_list.gather_alarms(folder, runs)
+    meta = [
+        f"Study “{study.study or folder.path.name}”",
         f"created {study.created[:16].replace('T', ' ')}" if study.created else "",
         f"TrustCXR {study.trustcxr}" if study.trustcxr else "",
     ]
     return {
         "title": study.title or study.study or "A study of chest X-ray classifiers",
         "notice": study.notice or NOTICE,
-        "meta": " · ".join(filter(None, made)),
-        "files": _files(found.path),
+        "meta": " · ".join(filter(None, meta)),
+        "files": _files(folder.path),
         "alarms": findings,
         "asked": key_findings.describe_question(runs, head),
-        "sentences": key_findings.sentences(study, runs, head),
+        "sentences": key_findings.summarise(study, runs, head),
         "models": networks.models(runs, head),
     }
 
@@ -153,18 +153,18 @@ def _files(folder: Path) -> str:
     return f"{', '.join(there)} and the tables {'in runs/ ' if of_study else ''}beside it"
 
 
-def _results(found: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
+def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
     """Leaderboard, accuracy figures, confusion, classes and training curves."""
     under = "the lowest accuracy under any of these attacks in whole percent, then clean accuracy"
     order = under if head.strongest else "clean accuracy"
     attacked = [run for run in runs if run.attacks]
     epsilons = accuracy.radii(runs)
     dots = accuracy.accuracy_dots(runs, head) if runs else None
-    curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.by_model(attacked).items()]
+    curves = [accuracy.epsilon_curves(model, group) for model, group in ranking.group_by_model(attacked).items()]
     histories = [training_curves.training_curve(run) for run in runs]
     return {
         "leaderboard": leaderboard.leaderboard(runs, head),
-        "over_seeds": seeds.over_seeds(found.study),
+        "over_seeds": seeds.over_seeds(folder.study),
         "order_note": f"Ordered by {order}.",
         "dots": _drawn(dots, "dots"),
         "dots_legend": svg.legend([dots]),
@@ -200,9 +200,9 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     }
 
 
-def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
+def _looks(folder: StudyFolder, runs: list[Run]) -> Parts:
     """Explanations, panels, comparisons and shortcuts."""
-    rows = found.study.comparisons
+    rows = folder.study.comparisons
     accuracies = [row for row in rows if not row.method]
     measures = list(dict.fromkeys(row.measure for row in accuracies))
     forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
@@ -224,21 +224,21 @@ def _looks(found: StudyFolder, runs: list[Run]) -> Parts:
         "changes": saliency.changes(runs),
         "faithfulness": saliency.faithfulness(runs),
         "sanity": _all_drawn(saliency_figures.sanity(runs), "sanity"),
-        "verdicts": saliency.verdicts(found.study),
+        "verdicts": saliency.verdicts(folder.study),
         "saliency_forests": [(name, _drawn(one, f"forests{i}")) for i, (name, one) in enumerate(by_method)],
-        "gallery": heatmaps.gallery(runs),
+        "gallery": heatmaps.build_gallery(runs),
         "colour_bar": heatmaps.colour_bar(),
-        "comparisons": comparisons.comparisons(found.study),
+        "comparisons": comparisons.comparisons(folder.study),
         "forests": _all_drawn(forests, "forest"),
         "shortcuts": leaderboard.shortcuts(runs),
     }
 
 
-def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
+def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
     """Data, recipe, hardware and times."""
     import yaml
 
-    study = found.study
+    study = folder.study
     facts = _facts(study.hardware.model_dump(exclude_unset=True))
     facts += [("Time in all", formatting.seconds(study.seconds)), ("TrustCXR", _fact(study.trustcxr))]
     facts += list(_came_from(study, runs))
@@ -246,11 +246,11 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
     chosen, split = formatting.count(study.selection.count), study.selection.split or formatting.DASH
     return {
         "data_line": _data_line(study.data),
-        "check": found.check,
-        "check_findings": provenance.data_check_table(found.check),
-        "check_probes": provenance.probes(found.check),
-        "methods": methods_text.paragraphs(study, runs),
-        "counts": provenance.counts(study, ranking.headline(study, runs).classes),
+        "check": folder.check,
+        "check_findings": provenance.data_check_table(folder.check),
+        "check_probes": provenance.probes(folder.check),
+        "methods": methods_text.write_methods(study, runs),
+        "counts": provenance.counts(study, ranking.choose_headline(study, runs).classes),
         "facts": facts,
         "training": provenance.training(runs),
         "refit": any(run.metrics.training.refit for run in runs),
@@ -263,8 +263,8 @@ def _provenance(found: StudyFolder, runs: list[Run]) -> Parts:
 
 def _left_out(study: StudyDocument) -> str:
     """Networks that were meant to be among them, and could not be trained; empty where there are none."""
-    told = "; ".join(f"{run.run} ({run.reason or 'why is not known'})" for run in study.selection.left_out)
-    return f"Left out of the study, as they could not be trained: {told}." if told else ""
+    texts = "; ".join(f"{run.run} ({run.reason or 'why is not known'})" for run in study.selection.left_out)
+    return f"Left out of the study, as they could not be trained: {texts}." if texts else ""
 
 
 def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str]]:
@@ -273,7 +273,7 @@ def _came_from(study: StudyDocument, runs: list[Run]) -> Iterator[tuple[str, str
         changed = ", with changes since" if study.source.get("changed") else ""
         yield "Source", f"commit {study.source.get('commit')}{changed}"
     yield from (
-        (f"Runs were trained {name}", said) for name, said in methods_text.trained_elsewhere(study, runs).items()
+        (f"Runs were trained {name}", text) for name, text in methods_text.trained_elsewhere(study, runs).items()
     )
     if seeds := sorted({run.metrics.seed for run in runs if run.metrics.seed is not None}):
         yield "Seeds", ", ".join(map(str, seeds))

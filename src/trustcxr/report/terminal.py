@@ -6,8 +6,8 @@ from pathlib import Path
 
 from trustcxr.registry import ONE_CELL, format_control
 from trustcxr.report import formatting
-from trustcxr.report.load import Run, label, least
-from trustcxr.report.ranking import headline, ordered
+from trustcxr.report.load import Run, find_lowest, label_runs
+from trustcxr.report.ranking import choose_headline, rank_runs
 from trustcxr.report.tables import certified, networks, seeds
 from trustcxr.report.tables.table import Table
 from trustcxr.storage.os_errors import shell_quote
@@ -60,24 +60,24 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], rig
 def print_study(study: StudyDocument) -> None:
     """Print alarms and main figures of each run of a study, figures over seeds, and what is proved."""
     runs = [Run(document, Path(), []) for document in study.runs]
-    label(runs)
-    head = headline(study, runs)
-    runs = ordered(runs, head)
+    label_runs(runs)
+    head = choose_headline(study, runs)
+    runs = rank_runs(runs, head)
     for table in (networks.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
 
 
-def exported(found: ExportDocument) -> list[str]:
+def describe_export(export: ExportDocument) -> list[str]:
     """What was written, and how near its answers are."""
-    kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"
-    trust = " --trust-code" if found.format == "torch-export" else ""
+    kind = f"ONNX, opset {export.opset}" if export.opset else "a program of torch.export"
+    trust = " --trust-code" if export.format == "torch-export" else ""
     lines = [
-        f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
-        f"answers as the run to within {found.largest:.1e} on {found.images} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {shell_quote(found.model_file)} --data PATH --out DIR{trust}",
+        f"{export.file}: {kind}, any batch of images of {export.size} x {export.size} pixels in [0, 1]",
+        f"answers as the run to within {export.largest:.1e} on {export.images} ({export.allowed:.0e} is let pass)",
+        f"to audit it: trustcxr audit {shell_quote(export.model_file)} --data PATH --out DIR{trust}",
     ]
-    return lines + ([f"note: {found.note}"] if found.note else [])
+    return lines + ([f"note: {export.note}"] if export.note else [])
 
 
 CALIBRATED = "probabilities are calibrated on the run's validation images; on images from elsewhere they may not be"
@@ -85,7 +85,7 @@ NOT_CALIBRATED = "probabilities are not calibrated: `trustcxr evaluate` on the r
 SURVIVES = "to survive is to keep the class, whatever the attack changed within that radius; it is no proof"
 
 
-def sentences(answer: ImageAnswer) -> list[str]:
+def describe_answer(answer: ImageAnswer) -> list[str]:
     """An answer in words."""
     if answer.error is not None and not answer.predicted:
         return [f"{answer.image}: {_fault(answer)}"]
@@ -118,54 +118,54 @@ def sentences(answer: ImageAnswer) -> list[str]:
     return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
 
 
-def not_answered(answers: Sequence[ImageAnswer]) -> str:
+def describe_failures(answers: Sequence[ImageAnswer]) -> str:
     """Which images could not be read, or their answers not be written, why the first could not, and what to do.
 
     Empty where all have their answers.
     """
-    failed, said = [answer for answer in answers if answer.error is not None], []
+    failed, parts = [answer for answer in answers if answer.error is not None], []
     for unwritten, advice in ((False, "; give chest images as PNG, JPEG, TIFF or DICOM files"), (True, "")):
-        if alike := [answer for answer in failed if answer.unwritten == unwritten]:
-            others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-            said.append(f"{alike[0].image}{others}: {_fault(alike[0])}{advice}")
-    return "; ".join(said)
+        if same := [answer for answer in failed if answer.unwritten == unwritten]:
+            others = f" and {len(same) - 1} more" if len(same) > 1 else ""
+            parts.append(f"{same[0].image}{others}: {_fault(same[0])}{advice}")
+    return "; ".join(parts)
 
 
 def _fault(answer: ImageAnswer) -> str:
     return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
-def familiarity_sentence(found: FamiliarityDocument) -> str:
+def describe_ood_fit(fit: FamiliarityDocument) -> str:
     """How a run's threshold for foreign images was set, and how many of its own test images it calls foreign."""
     return (
-        f"{found.run}: fitted on {found.trained} training images; the threshold accepts {percent(found.accepted)} of "
-        f"{found.validated} validation images; false alarms: {with_interval(found.false_alarms)} of {found.tested} "
+        f"{fit.run}: fitted on {fit.trained} training images; the threshold accepts {format_percent(fit.accepted)} of "
+        f"{fit.validated} validation images; false alarms: {format_share(fit.false_alarms)} of {fit.tested} "
         "test images"
     )
 
 
-def training_sentence(training: TrainingDocument, at: str = "") -> str:
+def describe_training(training: TrainingDocument, at: str = "") -> str:
     """A training.json in a line; `at`: the radius of the attacks that its figure is under, as " at epsilon 0.02"."""
     again = f"; then {training.refit.epochs} with the validation images too" if training.refit else ""
-    return f"best {training.monitor} {percent(training.best_value)}{at} after {training.epochs} epochs{again}"
+    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {training.epochs} epochs{again}"
 
 
-def rows(document: RunDocument) -> list[dict[str, str]]:
+def list_accuracies(document: RunDocument) -> list[dict[str, str]]:
     """A metrics document as rows for the terminal."""
     clean = document.clean
     names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
     empty = dict.fromkeys(names, "")
     figures = {
-        "accuracy": with_interval(clean.accuracy),
-        "balanced": percent(clean.balanced_accuracy.value),
+        "accuracy": format_share(clean.accuracy),
+        "balanced": format_percent(clean.balanced_accuracy.value),
         "macro F1": _number(clean.f1_macro.value),
         "AUROC": _number(clean.auroc_macro.value),
         "calibration error": _error(clean.ece),
     }
     lines = [empty | {"condition": "clean", "n": str(clean.n)} | figures]
     for attack in document.attacks:
-        shown = {"accuracy": with_interval(attack.accuracy), "calibration error": _error(attack.ece)}
-        shown["balanced"] = percent(attack.balanced_accuracy.value)
+        shown = {"accuracy": format_share(attack.accuracy), "calibration error": _error(attack.ece)}
+        shown["balanced"] = format_percent(attack.balanced_accuracy.value)
         about = {"condition": _attack(attack), "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
         lines.append(empty | about | shown)
     return lines
@@ -176,20 +176,22 @@ def _attack(row: AttackResult | Drop) -> str:
     return row.attack + (f"-{row.steps}" if row.steps is not None else "") + made_on
 
 
-def remarks(document: RunDocument) -> list[str]:
+def describe_metrics(document: RunDocument) -> list[str]:
     """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
     lines = [document.masking.sentence] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
-        worst = least(document.corruptions)
-        at_worst = f"; worst {worst.corruption} at {worst.severity}: {percent(worst.accuracy.value)}" if worst else ""
+        worst = find_lowest(document.corruptions)
+        at_worst = (
+            f"; worst {worst.corruption} at {worst.severity}: {format_percent(worst.accuracy.value)}" if worst else ""
+        )
         lines.append(
-            f"Corruptions: {with_interval(mean.accuracy)} on the mean of {mean.conditions}, "
-            f"{percent(mean.flip_rate.value)} of answers change{at_worst}"
+            f"Corruptions: {format_share(mean.accuracy)} on the mean of {mean.conditions}, "
+            f"{format_percent(mean.flip_rate.value)} of answers change{at_worst}"
         )
     for row in document.drop_from_internal:
         at = f" at {row.epsilon:g}" if row.epsilon else ""
-        ends = f"{percent(row.internal)} internal, {percent(row.external)} here"
-        lines.append(f"Drop from internal, {_attack(row)}{at}: {with_interval(row.drop)} ({ends})")
+        ends = f"{format_percent(row.internal)} internal, {format_percent(row.external)} here"
+        lines.append(f"Drop from internal, {_attack(row)}{at}: {format_share(row.drop)} ({ends})")
     if worst_view := document.without_lungs:
         name = formatting.measure(worst_view.view)
         lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
@@ -197,10 +199,10 @@ def remarks(document: RunDocument) -> list[str]:
         lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]
     for kind, planted in document.planted_shortcuts.items():
         ways = {"as is": planted.as_is, "removed": planted.removed, "moved": planted.moved}
-        shown = ", ".join(f"{how} {with_interval(part.accuracy)}" for how, part in ways.items())
+        shown = ", ".join(f"{how} {format_share(part.accuracy)}" for how, part in ways.items())
         lines.append(
             f"Planted {kind} of {planted.carrier}, moved to {planted.moved_to}: {shown}; "
-            f"{percent(planted.follows)} follow it ({percent(planted.follows_before)} without it)"
+            f"{format_percent(planted.follows)} follow it ({format_percent(planted.follows_before)} without it)"
         )
     if fitted := document.calibration:
         error = f"error on clean images {_error(fitted.clean.ece)}"
@@ -213,7 +215,7 @@ def remarks(document: RunDocument) -> list[str]:
     return lines
 
 
-def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
+def list_saliency(part: SaliencyDocument) -> list[dict[str, str]]:
     """The saliency of one method as rows for the terminal: of what it is held against the closest control alone.
 
     All of them are in metrics.json and in the report.
@@ -241,7 +243,7 @@ def _over(lead: Lead | None) -> str:
     return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
 
 
-def saliency_remarks(part: SaliencyDocument) -> list[str]:
+def describe_saliency(part: SaliencyDocument) -> list[str]:
     """What a map may be said to show, a line each: its cells, why it has no hit rate, its verdict, what voids it."""
     lines = [f"{part.cells} cells"] if part.cells else []
     if control := part.random_weights:
@@ -252,13 +254,13 @@ def saliency_remarks(part: SaliencyDocument) -> list[str]:
     return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
 
 
-def with_interval(share: Share) -> str:
+def format_share(share: Share) -> str:
     """A share as percent with its 95 % interval."""
     low, high = share.ci or (None, None)
-    return f"{percent(share.value)} [{percent(low)}, {percent(high)}]"
+    return f"{format_percent(share.value)} [{format_percent(low)}, {format_percent(high)}]"
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """12.3%, or a dash."""
     return "-" if value is None else f"{value:.1%}"
 
@@ -276,5 +278,5 @@ def _error(share: Share) -> str:
 def _beside_constant(part: Accuracy) -> str:
     """Accuracy and balanced accuracy of a part, what a constant answer has, and how many images."""
     balanced = part.balanced_accuracy.value
-    told = "" if balanced is None else f", balanced {percent(balanced)}"
-    return f"{with_interval(part.accuracy)}{told}, constant answer {percent(part.constant_answer)}, n {part.n}"
+    text = "" if balanced is None else f", balanced {format_percent(balanced)}"
+    return f"{format_share(part.accuracy)}{text}, constant answer {format_percent(part.constant_answer)}, n {part.n}"

@@ -19,10 +19,10 @@ from trustcxr.report.figures.svg import (
     error_bars,
     label_rows,
     percent_axis,
-    titled,
+    set_title,
 )
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, constant_answer, defences
+from trustcxr.report.ranking import Headline, constant_answer, list_defences
 from trustcxr.storage.schemas import AttackResult, Classification, Comparison
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
         for row, run in enumerate(runs):
             series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *CLEAN_STYLE)]
             series += [(head.names[a], run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
-            for place, (name, entry, colour, mark) in enumerate(series):
+            for index, (name, entry, colour, mark) in enumerate(series):
                 value = entry.accuracy.value
                 if value is None:
                     continue
-                y = row + shift * (place - (len(series) - 1) / 2)
+                y = row + shift * (index - (len(series) - 1) / 2)
                 error = error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
-                add_titles(drawn, f"{run.label}, {name}: {formatting.measured(entry.accuracy, entry.n)}")
+                add_titles(drawn, f"{run.label}, {name}: {formatting.with_count(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -59,7 +59,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
     names = ["clean", *[head.names[a] for a in head.attacks]]
     at = f"at epsilon {formatting.epsilon(head.epsilon)}"
     keys = (Key("clean", *CLEAN_STYLE), *(Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks))
-    alt = f"Dot plot of {formatting.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
+    alt = f"Dot plot of {formatting.join_words(names)} accuracy of {len(runs)} runs; see the leaderboard."
     return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, keys)
 
 
@@ -80,11 +80,11 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
         percent_axis(axes.yaxis)
         axes.grid(axis="y", color=RULE, lw=0.7)
         axes.set_axisbelow(True)
-        titled(axes, model)
+        set_title(axes, model)
         axes.set_xlabel("epsilon")
         axes.set_ylabel("accuracy, %")
 
-    keys = [Key(name, defence_colour(name)) for name in defences(runs)]
+    keys = [Key(name, defence_colour(name)) for name in list_defences(runs)]
     for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
         _, mark, dash = attack_style(name)
         keys.append(Key(formatting.attack(name, steps), INK, mark, dash=dash))
@@ -108,8 +108,8 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
     name = f"{run.way}, {formatting.attack(attack, steps)}"
-    told = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
-    add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
+    texts = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
+    add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, texts, strict=True)))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
@@ -141,8 +141,8 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
 
 def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
     """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
-    known = [(row, row.difference.value) for row in rows if row.difference.value is not None]
-    if not known:
+    differences = [(row, row.difference.value) for row in rows if row.difference.value is not None]
+    if not differences:
         return None
     scale = 100 if "accuracy" in measure else 1
 
@@ -150,21 +150,24 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
         axes = figure.add_subplot()
         label_rows(
             axes,
-            [f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}" for row, _ in known],
+            [
+                f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}"
+                for row, _ in differences
+            ],
         )
         axes.axvline(0, color=INK, lw=1)
-        for place, (row, difference) in enumerate(known):
+        for index, (row, difference) in enumerate(differences):
             value, pair = scale * difference, row.difference.interval
             error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
-            drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
+            drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
             inside = formatting.interval(pair, scale=scale, reveal=True)
             add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)
         unit = ", points" if scale == 100 else ""
-        titled(axes, formatting.measure(measure))
+        set_title(axes, formatting.measure(measure))
         axes.set_xlabel(f"robust minus standard{unit}")
 
     alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; the numbers stand in the table."
-    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, OUTCOMES)
+    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(differences), plot, alt, OUTCOMES)

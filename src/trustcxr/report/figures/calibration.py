@@ -40,23 +40,23 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
         axes.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         for bins, key in zip(series, LEGEND, strict=True):
             points = [(part.confidence, part.accuracy, part.n) for part in bins]
-            known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
-            x, y, counts = known.T
+            complete = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
+            x, y, counts = complete.T
             sizes = 6 + 90 * counts / max(counts.sum(), 1)
             axes.plot(x, y, color=key.colour, ls=key.dash, lw=1.3, alpha=0.8)
             marks = axes.scatter(x, y, s=sizes, color=key.colour, marker=key.mark, lw=0, clip_on=False)
-            told = (
+            texts = (
                 f"says {formatting.percent(c, 0)}, is right {formatting.percent(a, 0)} (n = {n:.0f})"
-                for c, a, n in known
+                for c, a, n in complete
             )
-            svg.add_titles(marks, *(f"{key.text}: {text}" for text in told))
+            svg.add_titles(marks, *(f"{key.text}: {text}" for text in texts))
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
         svg.percent_axis(axes.xaxis)
         svg.percent_axis(axes.yaxis)
         axes.grid(color=svg.RULE, lw=0.7)
         axes.set_axisbelow(True)
-        svg.titled(axes, run.label)
+        svg.set_title(axes, run.label)
         axes.set_xlabel("stated confidence, %")
         axes.set_ylabel("accuracy, %")
 

@@ -21,14 +21,14 @@ LEGEND = (
 
 def bars(runs: list[Run]) -> Drawing | None:
     """A bar for each run and epsilon, from 0 to clean accuracy; None where nothing was certified."""
-    found = gaps(runs)
-    if not found:
+    rows = gaps(runs)
+    if not rows:
         return None
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in found])
-        for row, gap in enumerate(found):
+        label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in rows])
+        for row, gap in enumerate(rows):
             for (start, end, colour), key in zip(parts(gap), LEGEND, strict=True):
                 drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
                 add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
@@ -38,12 +38,12 @@ def bars(runs: list[Run]) -> Drawing | None:
         axes.set_xlabel("accuracy, %")
 
     alt = "What is proved, what is open, what is lost."
-    return Drawing("proved", 720, 70 + 26 * len(found), plot, alt, LEGEND)
+    return Drawing("proved", 720, 70 + 26 * len(rows), plot, alt, LEGEND)
 
 
 def parts(gap: Gap) -> list[tuple[float, float, str]]:
     """Start, end and colour of each part of the bar."""
     clean = gap.run.clean.accuracy.value
     top = gap.certified if clean is None else max(clean, gap.certified)
-    held = top if gap.attacked is None else max(gap.attacked, gap.certified)
-    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, held, _OPEN), (held, top, _LOST)]
+    broken = top if gap.attacked is None else max(gap.attacked, gap.certified)
+    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, broken, _OPEN), (broken, top, _LOST)]

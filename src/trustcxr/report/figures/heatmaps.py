@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import by_model, main_method
+from trustcxr.report.ranking import group_by_model, main_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,13 +213,13 @@ def _chance(infection: "np.ndarray | None") -> float | None:
     return None if infection is None else float((infection > 0).mean())
 
 
-def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
+def build_gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
     """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
 
     Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
     None where no run has panels.
     """
-    groups = by_model([run for run in runs if run.panels is not None])
+    groups = group_by_model([run for run in runs if run.panels is not None])
     if not groups:
         return None
     first = next(iter(groups.values()))[0]
@@ -258,8 +258,8 @@ def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
     reasons = _text(arrays, "why", index)
     if reasons == formatting.DASH:
         return ""
-    told = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
-    return f" {formatting.DASH} {'; '.join(told)}"
+    words = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
+    return f" {formatting.DASH} {'; '.join(words)}"
 
 
 def _size(columns: list[list[Panel]]) -> int:
@@ -272,12 +272,12 @@ def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -
     return one["image"].shape == other.get("image", np.empty(0)).shape and bool((one["image"] == other["image"]).all())
 
 
-def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
+def draw_sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
     """X-rays one below the other, each beside the heatmaps of the first runs, for a paper; None without panels.
 
     `columns` counts the X-ray too.
     """
-    groups = by_model([run for run in runs if run.panels is not None])
+    groups = group_by_model([run for run in runs if run.panels is not None])
     every = [run for group in groups.values() for run in group]
     if not every:
         return None
@@ -291,11 +291,11 @@ def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | 
             axes.set_axis_off()
         for row in range(count):
             grid[row, 0].imshow(_image(arrays, row))
-            for place, run in enumerate(shown, start=1):
-                grid[row, place].imshow(_over_image(run, run.panels or {}, row))
+            for column, run in enumerate(shown, start=1):
+                grid[row, column].imshow(_over_image(run, run.panels or {}, row))
         grid[0, 0].set_title("X-ray", fontsize="small")
-        for place, run in enumerate(shown, start=1):
-            grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
+        for column, run in enumerate(shown, start=1):
+            grid[0, column].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
 
     alt = f"{count} X-rays with the outlines of infection and lungs, each beside {len(shown)} heatmaps."
     wide = _SHEET[columns > 4]

@@ -26,8 +26,8 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
             if point.sensitivity.value is not None and point.specificity.value is not None:
                 left.scatter([1 - point.specificity.value], [point.sensitivity.value], color=colour, s=36, zorder=3)
         left.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        said = ((left, "1 - specificity, %", "sensitivity, %"), (right, "recall, %", "precision, %"))
-        for axes, across, along in said:
+        titles = ((left, "1 - specificity, %", "sensitivity, %"), (right, "recall, %", "precision, %"))
+        for axes, across, along in titles:
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1.02)
             svg.percent_axis(axes.xaxis)
@@ -35,7 +35,7 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
             axes.grid(color=svg.RULE, lw=0.7)
             axes.set_xlabel(across)
             axes.set_ylabel(along)
-        svg.titled(left, clean.finding)
+        svg.set_title(left, clean.finding)
         left.legend(loc="lower right", frameon=False, fontsize="small")
 
     alt = f"ROC and precision-recall curves of {clean.finding}; the figures stand in the table."

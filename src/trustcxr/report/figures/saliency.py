@@ -6,7 +6,7 @@ from trustcxr.registry import MEASURES
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import defences, main_method
+from trustcxr.report.ranking import list_defences, main_method
 from trustcxr.report.tables.saliency import documents
 from trustcxr.storage.schemas import Comparison, SaliencyDocument
 
@@ -31,20 +31,20 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
             svg.label_rows(axes, [run.label for run, _ in measured])
             axes.set_title(formatting.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
-                found = document.figure(name)
-                if found.chance is not None:
-                    axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
-                if found.value is not None:
-                    error, colour = svg.error_bars(found.value, found.interval), svg.defence_colour(run.defence)
-                    drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
-                    beside = formatting.decimal(found.value) + formatting.interval(found.interval)
-                    svg.add_titles(drawn, f"{run.label}: {beside}, chance {formatting.decimal(found.chance)}")
+                figure_ = document.figure(name)
+                if figure_.chance is not None:
+                    axes.plot([figure_.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
+                if figure_.value is not None:
+                    error, colour = svg.error_bars(figure_.value, figure_.interval), svg.defence_colour(run.defence)
+                    drawn = axes.errorbar(figure_.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
+                    text = formatting.decimal(figure_.value) + formatting.interval(figure_.interval)
+                    svg.add_titles(drawn, f"{run.label}: {text}, chance {formatting.decimal(figure_.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
     alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
     height = (74 + 24 * len(measured)) * (len(names) if narrow else 1)
-    keys = [svg.Key(name, svg.defence_colour(name), "o") for name in defences([run for run, _ in measured])]
+    keys = [svg.Key(name, svg.defence_colour(name), "o") for name in list_defences([run for run, _ in measured])]
     chance = svg.Key("chance", svg.INK, "|", line=False)
     return svg.Drawing("localisation", 760, height, plot, alt, (*keys, chance))
 
@@ -54,14 +54,14 @@ _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
 
 def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
     """For each saliency method its name and one forest plot over models and measures, `columns` of these a row."""
-    found = []
+    results = []
     methods = list(dict.fromkeys(row.method for row in rows if row.method))
     for method in methods:
         mine = [row for row in rows if row.method == method and row.difference.value is not None]
         drawn = forest(method, mine, columns)
         if drawn:
-            found.append((formatting.method(method), drawn))
-    return found
+            results.append((formatting.method(method), drawn))
+    return results
 
 
 def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing | None:
@@ -78,9 +78,9 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
             svg.label_rows(axes, labels)
             axes.axvline(0, color=svg.INK, lw=1)
             for row in (row for row in rows if row.measure == name):
-                value, place = row.difference.value or 0.0, labels.index(_label(row))
+                value, index = row.difference.value or 0.0, labels.index(_label(row))
                 error = svg.error_bars(value, row.difference.interval)
-                drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
+                drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
                 inside = formatting.interval(row.difference.interval, reveal=True)
                 svg.add_titles(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
@@ -103,12 +103,12 @@ def _label(row: Comparison) -> str:
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:
     """For each run how like the trained model's map is left as the network is made random, from the logits down."""
-    found = []
+    results = []
     for run in runs:
         methods = [(m, d) for r, m, d in documents([run], control=False) if d.sanity]
         if methods:
-            found.append(_cascade(run, methods))
-    return found
+            results.append(_cascade(run, methods))
+    return results
 
 
 def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawing:
@@ -126,7 +126,7 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawi
         axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize="small")
         axes.axhline(0, color=svg.RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)
-        svg.titled(axes, run.label)
+        svg.set_title(axes, run.label)
         axes.set_ylabel("SSIM with the map before")
 
     alt = f"SSIM of the heatmaps of {run.label} as its layers are made random; the ends stand in the table."

@@ -106,7 +106,7 @@ def add_titles(artists: Any, *texts: str) -> None:
         artists.set_gid(_SAID + "\n".join(texts))
 
 
-def titled(axes: "Axes", text: str) -> None:
+def set_title(axes: "Axes", text: str) -> None:
     """A title that is never cut: a name that is too long for the figure goes on in the next line."""
     import textwrap
 
@@ -114,7 +114,7 @@ def titled(axes: "Axes", text: str) -> None:
     axes.set_title("\n".join(lines), fontsize="large", fontweight="bold", loc="left")
 
 
-def inline(drawing: Drawing, key: str) -> str:
+def render_inline(drawing: Drawing, key: str) -> str:
     """An inline SVG element. `key` is unique in the page: it keeps this figure's ids apart from the others'."""
     import io
 
@@ -165,19 +165,19 @@ def _local(name: str) -> str:
 
 def _tidy(element: "Element", used: set[str], key: str) -> None:
     """Ids that are referred to become the figure's own, others go; font and colours are the page's; no blanks."""
-    own = element.attrib.pop("id", None)
+    name_ = element.attrib.pop("id", None)
     for name, value in element.attrib.items():
-        element.attrib[name] = _REFERENCE.sub(lambda found: found[0].replace(found[1], f"{key}-{found[1]}"), value)
-    if own in used:
-        element.attrib = {"id": f"{key}-{own}", **element.attrib}
+        element.attrib[name] = _REFERENCE.sub(lambda match: match[0].replace(match[1], f"{key}-{match[1]}"), value)
+    if name_ in used:
+        element.attrib = {"id": f"{key}-{name_}", **element.attrib}
     if "style" in element.attrib:
         parts = [part.strip() for part in element.attrib["style"].split(";")]
-        kept = "; ".join(part for part in parts if not part.startswith("font-family"))
-        element.attrib["style"] = page_colour(kept)
+        style = "; ".join(part for part in parts if not part.startswith("font-family"))
+        element.attrib["style"] = page_colour(style)
     element.text = element.text if (element.text or "").strip() else None
     element.tail = "\n"
-    if own and own.startswith(_SAID):
-        _speak(element, own.removeprefix(_SAID).split("\n"))
+    if name_ and name_.startswith(_SAID):
+        _speak(element, name_.removeprefix(_SAID).split("\n"))
 
 
 def _speak(element: "Element", texts: list[str]) -> None:

@@ -13,7 +13,7 @@ from trustcxr.report.figures.svg import (
     add_titles,
     attack_style,
     percent_axis,
-    titled,
+    set_title,
 )
 from trustcxr.report.load import Run
 
@@ -42,7 +42,7 @@ def training_curve(run: Run) -> Drawing | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        for name, said, colour, dash in _HISTORY:
+        for name, label, colour, dash in _HISTORY:
             if name in table:
                 rows = table[["epoch", name]].apply(_numeric).dropna()
                 size = 4 if len(rows) == 1 else 1.8
@@ -50,7 +50,7 @@ def training_curve(run: Run) -> Drawing | None:
                 line.set(marker="o", markersize=size)
                 pairs = zip(rows["epoch"], rows[name], strict=True)
                 add_titles(
-                    line, *(f"{said}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs)
+                    line, *(f"{label}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs)
                 )
         if best is not None:
             axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -58,7 +58,7 @@ def training_curve(run: Run) -> Drawing | None:
         percent_axis(axes.yaxis)
         axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", color=RULE, lw=0.7)
-        titled(axes, run.label)
+        set_title(axes, run.label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
 

@@ -23,13 +23,13 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
         entries = [run.attacked(name, head.epsilon) for name in attacks]
         clean_n = run.clean.n
         fewer = sorted({entry.n for entry in entries if entry.n is not None and entry.n != clean_n})
-        attacked = f"attacks {formatting.listed([formatting.count(c) for c in fewer])}" if fewer else ""
+        attacked = f"attacks {formatting.join_words([formatting.count(c) for c in fewer])}" if fewer else ""
         drawn = run.clean.groups
         groups = f"{formatting.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
         clean = share(run.clean.accuracy)
         constant = None if better_than_constant(run) else constant_answer(run)
         if constant is not None:
-            clean = replace(clean, beside=f"constant answer {formatting.hundred(constant)}", note="bad")
+            clean = replace(clean, beside=f"constant answer {formatting.percent_number(constant)}", note="bad")
         rows.append(
             [
                 *run_cells(run),
@@ -55,7 +55,7 @@ def sweeps(runs: list[Run]) -> Table:
             counts = sorted({entry.n for entry in entries if entry.n is not None})
             cells = [share(entry.accuracy) for entry in entries]
             n = Cell(
-                formatting.listed([formatting.count(c) for c in counts]),
+                formatting.join_words([formatting.count(c) for c in counts]),
                 value=formatting.finite(counts[0]) if len(counts) == 1 else None,
             )
             rows.append([*run_cells(run), Cell(formatting.attack(attack, steps)), *cells, n])
@@ -67,8 +67,8 @@ def per_class(run: Run, classes: tuple[str, ...]) -> Table:
     """Precision, recall and F1 of each class on the clean test images."""
     documents, clean, rows = run.clean.per_class, run.clean, []
     for name in [*classes, *[name for name in documents if name not in classes]]:
-        found = documents.get(name, ClassResult())
-        rows.append([Cell(name), *map(share, (found.precision, found.recall, found.f1)), whole(found.n)])
+        result = documents.get(name, ClassResult())
+        rows.append([Cell(name), *map(share, (result.precision, result.recall, result.f1)), whole(result.n)])
     totals = map(share, (clean.precision_macro, clean.balanced_accuracy, clean.f1_macro))
     rows.append([Cell("mean of classes", note="quiet"), *totals, whole(clean.n)])
     return Table(f"Per class, {run.label}", ["Class", "Precision, %", "Recall, %", "F1, %", "n"], rows)
@@ -92,14 +92,14 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
             part = document.perturbed if perturbed else document
             if part is None:
                 continue
-            own = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(formatting.DASH)]
+            first_cells = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(formatting.DASH)]
             measured = run.measured(method, perturbed=perturbed)
             counts = {name: measured.get(name, part.n) for name in _EXPLANATION}
             without = None if perturbed else document.without_mask
             left_out = f"{formatting.count(without)} without mask left out" if without else ""
             rows.append(
                 [
-                    *own,
+                    *first_cells,
                     Cell(formatting.method(method), _condition(part, document)),
                     *[_explained(document, part, name, counts[name]) for name in _EXPLANATION],
                     plain(part.figure("stability_ssim")),
@@ -129,14 +129,14 @@ def _against_chance(figure: Figure, count: int | None, images: int | None) -> Ce
     """A measure beside chance and the centre prior; `count` of the images have a value."""
     value = plain(figure)
     sign, note = {"above": ("> ", "good"), "below": ("< ", "bad")}.get(figure.against_chance, ("", ""))
-    beside = f"{sign}chance {formatting.decimal(figure.chance)}"
+    second_line = f"{sign}chance {formatting.decimal(figure.chance)}"
     if figure.centre is not None:
-        beside += f", centre {formatting.decimal(figure.centre)}"
+        second_line += f", centre {formatting.decimal(figure.centre)}"
     if figure.randomised is not None:
-        beside += f", random weights {formatting.decimal(figure.randomised)}"
+        second_line += f", random weights {formatting.decimal(figure.randomised)}"
     if count != images:
-        beside += f", n\u00a0=\u00a0{count}"
-    return Cell(value.text, value.small, beside, value.value, note)
+        second_line += f", n\u00a0=\u00a0{count}"
+    return Cell(value.text, value.small, second_line, value.value, note)
 
 
 def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -> str:
@@ -149,13 +149,13 @@ def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -
 
 def shortcuts(runs: list[Run]) -> Table | None:
     """Accuracy with parts of the picture taken away; None where no run has it."""
-    found = {run.name: shown(run) for run in runs}
-    keys = list(dict.fromkeys(key for entries in found.values() for key in entries))
+    views = {run.name: shown(run) for run in runs}
+    keys = list(dict.fromkeys(key for entries in views.values() for key in entries))
     if not keys:
         return None
     rows = []
     for run in runs:
-        entries = [found[run.name].get(key, Accuracy()) for key in keys]
+        entries = [views[run.name].get(key, Accuracy()) for key in keys]
         counts = [entry.n for entry in entries if entry.n is not None]
         cells = [share(entry.accuracy) for entry in entries]
         rows.append([*run_cells(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])

@@ -37,9 +37,9 @@ def tables(document: AuditDocument) -> dict[str, object]:
 
 def as_run(document: AuditDocument) -> Run:
     """Return the audited model as the tables of a study take it; a model of findings has the answers as classes."""
-    own = {name: getattr(document, name) for name in document.model_fields_set & RunDocument.model_fields.keys()}
+    fields = {name: getattr(document, name) for name in document.model_fields_set & RunDocument.model_fields.keys()}
     classes = list(document.clean.per_class) if document.findings else document.classes
-    metrics = RunDocument(**(own | {"model": document.model.name, "classes": classes}))
+    metrics = RunDocument(**(fields | {"model": document.model.name, "classes": classes}))
     return Run(metrics, Path(), [], label=document.model.name)
 
 

@@ -26,19 +26,19 @@ class Gap:
 
 def gaps(runs: list[Run]) -> list[Gap]:
     """Every run and epsilon that was certified, runs in their order."""
-    found = []
+    results = []
     for run in runs:
         for entry in run.metrics.certified:
             if entry.epsilon is not None and entry.accuracy.value is not None:
                 lowest = run.strongest(entry.epsilon)
-                found.append(Gap(run, entry.epsilon, entry.accuracy.value, entry, lowest))
-    return found
+                results.append(Gap(run, entry.epsilon, entry.accuracy.value, entry, lowest))
+    return results
 
 
 def by_intervals(runs: list[Run]) -> str:
     """Where intervals alone were tried, in words; nothing where CROWN was tried everywhere, or nobody noted it."""
-    found = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
-    return formatting.listed(f"epsilon {formatting.epsilon(gap.epsilon)} of {gap.run.name}" for gap in found)
+    rows = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
+    return formatting.join_words(f"epsilon {formatting.epsilon(gap.epsilon)} of {gap.run.name}" for gap in rows)
 
 
 def proved(runs: list[Run]) -> Table | None:
@@ -55,7 +55,7 @@ def proved(runs: list[Run]) -> Table | None:
                 share(gap.lowest.accuracy),
                 Cell(formatting.attack(gap.lowest.attack) if gap.attacked is not None else formatting.DASH),
                 # A bound of another bound: no number of study.json that it could be checked against.
-                Cell(formatting.hundred(between), value=None),
+                Cell(formatting.percent_number(between), value=None),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),
             ]

@@ -30,19 +30,19 @@ def comparisons(study: StudyDocument) -> Table:
         cell = share if out_of_hundred else plain
         scale, digits = (100, 1) if out_of_hundred else (1, 3)
         difference, ends = c.difference.value, c.difference.interval
-        found = "the same" if ends == (0.0, 0.0) else c.outcome
+        outcome = "the same" if ends == (0.0, 0.0) else c.outcome
         rows.append(
             [
                 Cell(c.model or formatting.DASH),
-                Cell(c.defence or formatting.DASH, formatting.apart(c.background, c.label, seed)),
+                Cell(c.defence or formatting.DASH, formatting.variant(c.background, c.label, seed)),
                 Cell(formatting.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
                 cell(c.standard),
                 cell(c.robust),
                 Cell(formatting.signed(None if difference is None else scale * difference, digits), value=difference),
-                Cell(formatting.between(ends, digits, scale=scale, reveal=True) or formatting.DASH),
+                Cell(formatting.range_text(ends, digits, scale=scale, reveal=True) or formatting.DASH),
                 Cell(formatting.p_value(c.p_value), _corrected(c), value=c.p_value),
                 whole(c.n),
-                Cell(found, note=_NOTES[c.side]),
+                Cell(outcome, note=_NOTES[c.side]),
             ]
         )
     return Table("Standard against robust", header, rows, heads=3)

@@ -25,9 +25,9 @@ def models(runs: list[Run], head: Headline) -> Table:
 
 
 def _alarms(run: Run) -> Cell:
-    said = list(dict.fromkeys(SHORT.get(alarm.kind, formatting.measure(alarm.kind)) for alarm in run.metrics.alarms))
-    if said:
-        return Cell(formatting.capital("; ".join(said)), note="bad prose")
+    alarms = list(dict.fromkeys(SHORT.get(alarm.kind, formatting.measure(alarm.kind)) for alarm in run.metrics.alarms))
+    if alarms:
+        return Cell(formatting.capital("; ".join(alarms)), note="bad prose")
     return Cell("No alarm" if run.masked is not None else "No alarm; gradients not looked at", note="quiet prose")
 
 
@@ -37,18 +37,20 @@ def _least(run: Run, head: Headline) -> Cell:
     cell = share(entry.accuracy)
     by = formatting.attack(entry.attack, entry.steps) if cell.value is not None else ""
     failing = run.masked is True and cell.value is not None
-    beside = f"{by}; gradients fail" if failing else by
-    return Cell(cell.text, cell.small, beside, cell.value, "bad" if failing else "")
+    second_line = f"{by}; gradients fail" if failing else by
+    return Cell(cell.text, cell.small, second_line, cell.value, "bad" if failing else "")
 
 
 def _energy(run: Run) -> Cell:
     """Of the main saliency method, beside chance; whatever survives random weights is marked."""
     methods = run.saliency_methods()
     document = methods.get(main_method(methods), SaliencyDocument())
-    found = document.figure(_ENERGY)
-    cell = plain(found)
+    figure = document.figure(_ENERGY)
+    cell = plain(figure)
     if cell.value is None:
         return cell
     void = _ENERGY in document.void
-    beside = f"chance {formatting.decimal(found.chance)}" + ("; void: survives randomising the network" if void else "")
-    return Cell(cell.text, cell.small, beside, cell.value, "bad" if void else "")
+    second_line = f"chance {formatting.decimal(figure.chance)}" + (
+        "; void: survives randomising the network" if void else ""
+    )
+    return Cell(cell.text, cell.small, second_line, cell.value, "bad" if void else "")

@@ -23,7 +23,7 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
 
 
-def data_check_table(found: DataCheck | None) -> Table | None:
+def data_check_table(check: DataCheck | None) -> Table | None:
     """What was found wrong with the data, worst first; None where nothing was, or nobody looked."""
     rows = [
         [
@@ -31,12 +31,12 @@ def data_check_table(found: DataCheck | None) -> Table | None:
             Cell(formatting.capital(each.text), note="prose"),
             whole(each.count),
         ]
-        for each in (found.findings if found else [])
+        for each in (check.findings if check else [])
     ]
     return Table("What was found in the data", ["Kind", "What was found", "How many"], rows) if rows else None
 
 
-def probes(found: DataCheck | None) -> Table | None:
+def probes(check: DataCheck | None) -> Table | None:
     """How much of the class a linear model reads off parts of the picture that a network should not need."""
     rows = [
         [
@@ -46,7 +46,7 @@ def probes(found: DataCheck | None) -> Table | None:
             Cell(each.how or formatting.DASH, note="prose"),
             whole(each.tested_on),
         ]
-        for each in (found.probes if found else [])
+        for each in (check.probes if check else [])
     ]
     header = ["What a linear model was shown", "Balanced accuracy, %", "Chance, %", "How", "n"]
     return Table("What gives the class away", header, rows) if rows else None
@@ -59,10 +59,10 @@ def selection(study: StudyDocument) -> Table | None:
         return None
     by = study.selection.by or "figure"
     rows = []
-    for place, entry in enumerate(ranking, start=1):
+    for rank, entry in enumerate(ranking, start=1):
         value = share(entry.value) if _is_share(entry.value) else plain(entry.value)
         chosen = Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet")
-        rows.append([Cell(str(place)), Cell(entry.model or formatting.DASH), value, chosen])
+        rows.append([Cell(str(rank)), Cell(entry.model or formatting.DASH), value, chosen])
     unit = ", %" if all(_is_share(entry.value) for entry in ranking) else ""
     return Table(
         "Ranking on validation", ["Rank", "Model", f"{formatting.capital(formatting.measure(by))}{unit}", ""], rows

@@ -1,7 +1,7 @@
 """What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
 
 from trustcxr.report import formatting
-from trustcxr.report.load import Run, least
+from trustcxr.report.load import Run, find_lowest
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables.confusion import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
@@ -17,7 +17,7 @@ def corrupted(runs: list[Run]) -> Table | None:
         mean, entries = run.metrics.corruptions_mean or CorruptionsMean(), _corruptions(run)
         if not entries:
             continue
-        worst = least(entries)
+        worst = find_lowest(entries)
         name = (
             f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
             if worst
@@ -58,7 +58,7 @@ def heats(runs: list[Run]) -> list[Table]:
 
 def _heat(accuracy: float | None, clean: float | None) -> Cell:
     lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
-    return Cell(formatting.hundred(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
+    return Cell(formatting.percent_number(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
 def _corruptions(run: Run) -> list[CorruptionResult]:
@@ -84,7 +84,7 @@ def masking(runs: list[Run]) -> Table | None:
                 *run_cells(run),
                 _OVERSTATES if verdict.masked is False and run.alarmed(FGSM_OVERSTATES) else cell,
                 Cell(formatting.capital(verdict.because or formatting.DASH), note="prose"),
-                Cell(formatting.listed(verdict.looked_for), note="prose"),
+                Cell(formatting.join_words(verdict.looked_for), note="prose"),
             ]
         )
     header = ["Model", "Defence", "Failing gradients", "Because", "What these attacks allowed to look for"]
@@ -104,8 +104,11 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
                     plain(document.temperature if document else None, 2),
                     plain(part.ece),
                     plain(part.ece_scaled),
-                    *(share(found.value) for found in (part.accuracy, part.confidence, part.confidence_scaled)),
-                    *(plain(found.value, 2) for found in (part.log_loss, part.log_loss_scaled)),
+                    *(
+                        share(part_share.value)
+                        for part_share in (part.accuracy, part.confidence, part.confidence_scaled)
+                    ),
+                    *(plain(part_share.value, 2) for part_share in (part.log_loss, part.log_loss_scaled)),
                     whole(part.n),
                 ]
             )
@@ -116,11 +119,13 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
 
 def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
     """Clean, and the attacks of the headline's epsilon, with their names."""
-    found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
+    conditions = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
     for part in document.attacks:
         if part.at(head.epsilon):
-            found.append((f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}", part))
-    return found
+            conditions.append(
+                (f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}", part)
+            )
+    return conditions
 
 
 def planted(runs: list[Run]) -> Table | None:
@@ -162,15 +167,15 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
 
 
 def _drops(document: RunDocument) -> list[list[Cell]]:
-    found = []
+    rows = []
     for part in document.drop_from_internal:
         attack = f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}"
         lost = share(part.drop)
         sides = [share(part.internal), share(part.external)]
-        found.append([Cell(CLEAN if part.attack == CLEAN else attack), *sides, lost, whole(part.n_external)])
-    if not found:
+        rows.append([Cell(CLEAN if part.attack == CLEAN else attack), *sides, lost, whole(part.n_external)])
+    if not rows:
         clean = document.clean
-        found = [
+        rows = [
             [Cell(CLEAN), Cell(formatting.DASH), share(clean.accuracy.value), Cell(formatting.DASH), whole(clean.n)]
         ]
-    return found
+    return rows

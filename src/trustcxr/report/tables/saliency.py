@@ -30,8 +30,8 @@ def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, s
 
 def names(run: Run, method: str) -> list[Cell]:
     """Model, defence and method; the random map is nobody's."""
-    own = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
-    return [*own, Cell(formatting.method(method))]
+    first_cells = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
+    return [*first_cells, Cell(formatting.method(method))]
 
 
 def measures(runs: list[Run]) -> Table:
@@ -99,7 +99,7 @@ def shown(runs: list[Run]) -> Table:
     for run, method, document in documents(runs, control=False):
         if not (document.verdict or document.withheld or document.cells):
             continue
-        ceiling, alike = document.figure("pointing_ceiling"), document.figure("random_network_ssim")
+        ceiling, similarity = document.figure("pointing_ceiling"), document.figure("random_network_ssim")
         chance = "" if ceiling.chance is None else f"chance {formatting.decimal(ceiling.chance)}"
         note = "" if document.shows is None else "good" if document.shows and not document.survives else "bad"
         # A verdict that names every measure is long: what voids it stands first.
@@ -108,8 +108,8 @@ def shown(runs: list[Run]) -> Table:
             [
                 *names(run, method),
                 Cell(document.cells or "every pixel"),
-                Cell(formatting.decimal(ceiling.value), formatting.between(ceiling.interval), chance, ceiling.value),
-                plain(alike),
+                Cell(formatting.decimal(ceiling.value), formatting.range_text(ceiling.interval), chance, ceiling.value),
+                plain(similarity),
                 Cell(formatting.capital(says), document.withheld, note=note),
             ]
         )
@@ -118,10 +118,10 @@ def shown(runs: list[Run]) -> Table:
 
 def over_controls(runs: list[Run]) -> Table:
     """What each map has over every control on the same images: a row for each run, method and measure."""
-    found = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
-    controls = list(dict.fromkeys(lead.control for _, _, part in found for lead in part.over_controls))
+    measured = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
+    controls = list(dict.fromkeys(lead.control for _, _, part in measured for lead in part.over_controls))
     rows = []
-    for run, method, part in found:
+    for run, method, part in measured:
         for measure in dict.fromkeys(lead.measure for lead in part.over_controls):
             if part.figure(measure).value is None:
                 continue
@@ -175,11 +175,11 @@ def stability(runs: list[Run]) -> Table:
         if not entries:
             continue
         under.append(_strengths(document))
-        found = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
-        found += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
+        figures = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
+        figures += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
         gain = document.figure("artefact_gain")
-        beside = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
-        rows.append([*names(run, method), *map(plain, found), gained(gain, beside)])
+        area = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
+        rows.append([*names(run, method), *map(plain, figures), gained(gain, area)])
     if len(set(under)) > 1:
         rows = [[*row[:2], replace(row[2], beside=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
     return Table("Stability of the explanations", header, rows, heads=3)
@@ -188,18 +188,18 @@ def stability(runs: list[Run]) -> Table:
 def _strengths(document: SaliencyDocument) -> str:
     """Under which changes a map's stability was measured: epsilon 0.02; 15 corruptions at severity 3."""
     radii = sorted({entry.epsilon for entry in document.stability if entry.epsilon is not None and not entry.severity})
-    said = [f"epsilon {formatting.epsilon(radius)}" for radius in radii]
+    texts = [f"epsilon {formatting.epsilon(radius)}" for radius in radii]
     for severity in sorted({entry.severity for entry in document.stability if entry.severity}):
         changed = [formatting.corruption(e.condition) for e in document.stability if e.severity == severity]
-        some = formatting.listed(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
-        said.append(f"{some} at severity {severity}")
-    return "; ".join(said)
+        some = formatting.join_words(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
+        texts.append(f"{some} at severity {severity}")
+    return "; ".join(texts)
 
 
 def _area(part: Measured) -> float | None:
     """The share of the picture that the inserted artefacts cover, with their energy or alone."""
-    own = part.figure("artefact_energy").chance
-    return part.figure("artefact_energy_chance").value if own is None else own
+    chance = part.figure("artefact_energy").chance
+    return part.figure("artefact_energy_chance").value if chance is None else chance
 
 
 def changes(runs: list[Run]) -> Table:
@@ -223,11 +223,11 @@ def changes(runs: list[Run]) -> Table:
             strength = (
                 f"severity {entry.severity}" if entry.severity else f"epsilon {formatting.epsilon(entry.epsilon)}"
             )
-            found = [entry.figure(f"stability_{name}") for name in ("ssim", "rank_correlation", "top_tenth")]
+            figures = [entry.figure(f"stability_{name}") for name in ("ssim", "rank_correlation", "top_tenth")]
             gain = entry.figure("artefact_gain")
-            moved = Cell(formatting.signed(gain.value), formatting.between(gain.interval), value=gain.value)
+            moved = Cell(formatting.signed(gain.value), formatting.range_text(gain.interval), value=gain.value)
             about = Cell(formatting.measure(formatting.attack(entry.condition)), strength)
-            rows.append([*run_cells(run), about, *map(plain, found), moved, plain(_area(entry)), whole(entry.n)])
+            rows.append([*run_cells(run), about, *map(plain, figures), moved, plain(_area(entry)), whole(entry.n)])
     return Table("Stability under each change", header, rows, heads=3)
 
 
@@ -237,22 +237,22 @@ def faithfulness(runs: list[Run]) -> Table:
     header += ["Left of the map after", "n"]
     rows = []
     for run, method, document in documents(runs, control=False):
-        found = document.faithfulness
-        if found is None:
+        figures = document.faithfulness
+        if figures is None:
             continue
         control = run.saliency_methods().get(CONTROL)
         random = (control.faithfulness if control else None) or Measured()
         cells = []
         for name in ("insertion", "deletion", "road"):
-            beside = f"random {formatting.decimal(random.figure(name).value)}"
-            cells.append(replace(plain(found.figure(name)), beside=beside))
-        cause = found.figure(_BY_CAUSE)
+            second_line = f"random {formatting.decimal(random.figure(name).value)}"
+            cells.append(replace(plain(figures.figure(name)), beside=second_line))
+        cause = figures.figure(_BY_CAUSE)
         over = _led(document.over_controls, _BY_CAUSE, named=False)
-        beside = f"brightness {formatting.decimal(cause.brightness)}"
+        second_line = f"brightness {formatting.decimal(cause.brightness)}"
         if over.value is not None:
-            beside += f"; over it {over.text} ({over.small})"
-        cells.append(replace(plain(cause), beside=beside, note=over.note))
-        rows.append([*names(run, method), *cells, _randomised(document), whole(found.n)])
+            second_line += f"; over it {over.text} ({over.small})"
+        cells.append(replace(plain(cause), beside=second_line, note=over.note))
+        rows.append([*names(run, method), *cells, _randomised(document), whole(figures.n)])
     return Table("Faithfulness and sanity", header, rows, heads=3)
 
 
@@ -274,6 +274,6 @@ def verdicts(study: StudyDocument) -> list[str]:
     lines = []
     for row in study.comparisons:
         if row.method and row.verdict:
-            where = formatting.apart(row.background, row.label)
+            where = formatting.variant(row.background, row.label)
             lines.append(f"{row.model} · {row.defence}{', ' if where else ''}{where}: {row.verdict}")
     return lines

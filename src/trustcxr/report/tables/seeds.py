@@ -12,10 +12,10 @@ def over_seeds(study: StudyDocument) -> Table | None:
     rows = [
         [
             Cell(group.model),
-            Cell(group.defence, formatting.apart(group.background, group.label)),
+            Cell(group.defence, formatting.variant(group.background, group.label)),
             Cell(_named(figure)),
             *(Cell(_number(figure, value), value=value) for value in _values(figure)),
-            Cell(formatting.count(figure.n), formatting.listed(map(str, group.seeds)), value=figure.n),
+            Cell(formatting.count(figure.n), formatting.join_words(map(str, group.seeds)), value=figure.n),
         ]
         for group in study.over_seeds
         for figure in group.figures
@@ -31,7 +31,7 @@ def _named(figure: SeedFigure) -> str:
 
 def _number(figure: SeedFigure, value: float | None) -> str:
     """A value of that figure: accuracies out of a hundred, others as they are."""
-    return formatting.hundred(value) if _is_share(figure) else formatting.decimal(value)
+    return formatting.percent_number(value) if _is_share(figure) else formatting.decimal(value)
 
 
 def _values(figure: SeedFigure) -> tuple[float | None, ...]:

@@ -72,10 +72,10 @@ class Table:
         """
         from markupsafe import Markup
 
-        from trustcxr.report.html import environment
+        from trustcxr.report.html import load_templates
 
         kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
-        return Markup(environment().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
+        return Markup(load_templates().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
 
     def markdown(self) -> str:
         """Return a Markdown table; small print stands in brackets."""
@@ -178,18 +178,20 @@ def _scriptsize(small: str) -> str:
 def share(figure: Share | float | None) -> Cell:
     """Return a share of one as a figure out of a hundred, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(formatting.hundred(value), formatting.between(ends, 1, scale=100), value=formatting.finite(value))
+    return Cell(
+        formatting.percent_number(value), formatting.range_text(ends, 1, scale=100), value=formatting.finite(value)
+    )
 
 
 def plain(figure: Share | float | None, digits: int = 3) -> Cell:
     """Return a number as it is, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(formatting.decimal(value, digits), formatting.between(ends, digits), value=formatting.finite(value))
+    return Cell(formatting.decimal(value, digits), formatting.range_text(ends, digits), value=formatting.finite(value))
 
 
 def gained(difference: Share, beside: str = "", note: str = "") -> Cell:
     """Return a difference with its sign; its interval has enough digits to tell the side of zero."""
-    ends = formatting.between(difference.interval, reveal=True)
+    ends = formatting.range_text(difference.interval, reveal=True)
     return Cell(formatting.signed(difference.value), ends, beside, difference.value, note)
 
 
