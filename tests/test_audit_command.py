@@ -44,9 +44,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol with few steps; what is equal and what is said does not hang on them."""
     real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 4})
+    entry_checks = real.entry_checks.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
-    changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
+    changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "entry_checks": entry_checks, "bootstrap": 200}
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
@@ -139,9 +139,9 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
     document = atomic.read_json(out / "audit.json")
-    assert not document["unreliable"], document["because"]
+    assert not document["unreliable"], document["reasons"]
     assert document["clean"]["accuracy"]["value"] > 0.9
-    assert all(check["passed"] is not False for check in document["gate"])
+    assert all(check["passed"] is not False for check in document["entry_checks"])
     assert "May be relied on:" in done.stdout
     assert "Research" in done.stdout
     assert not (out / ".parts").exists()
@@ -185,11 +185,11 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
 def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Brightness(), classes=("grey", "dark", "bright"))
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
-    declared = next(check for check in document.plain()["gate"] if check["check"] == "declaration")
+    declared = next(check for check in document.plain()["entry_checks"] if check["check"] == "declaration")
     assert declared["passed"] is False
     assert "dark, grey, bright" in declared["text"]
     assert document.plain()["unreliable"]
-    assert "declaration" in document.plain()["because"]
+    assert "declaration" in document.plain()["reasons"]
 
 
 def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Path) -> None:
@@ -275,10 +275,10 @@ class Quantised(nn.Module):
 def test_gradients_that_are_stopped_do_not_save_a_model(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Quantised())
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["pgd"], epsilons=[0.2])
-    assert next(check for check in document.plain()["gate"] if check["check"] == "gradients")["passed"] is False
+    assert next(check for check in document.plain()["entry_checks"] if check["check"] == "gradients")["passed"] is False
     assert document.plain()["clean"]["accuracy"]["value"] > 0.9
     assert document.plain()["attacks"][0]["accuracy"]["value"] < 0.2
-    assert not document.plain()["unreliable"], document.plain()["because"]
+    assert not document.plain()["unreliable"], document.plain()["reasons"]
 
 
 def blind(images: Tensor) -> Any:
@@ -297,7 +297,7 @@ def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: P
         < document.plain()["clean"]["accuracy"]["value"]
     )
     assert document.plain()["unreliable"]
-    assert "no gradients" in document.plain()["because"]
+    assert "no gradients" in document.plain()["reasons"]
 
 
 def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
@@ -383,15 +383,15 @@ def test_a_wrong_order_that_the_gates_images_do_not_tell_is_noticed_on_all(
             pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
     short = audits.load_exam()
-    gate = short.gate.model_copy(update={"images": 24})
-    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"gate": gate}))
+    entry_checks = short.entry_checks.model_copy(update={"images": 24})
+    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"entry_checks": entry_checks}))
     right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
-    (check,) = [check for check in right.gate if check.check == "declaration"]
+    (check,) = [check for check in right.entry_checks if check.check == "declaration"]
     assert check.passed
     assert "on 24 images" in check.text
     assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
     wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
-    (check,) = [check for check in wrong.gate if check.check == "declaration"]
+    (check,) = [check for check in wrong.entry_checks if check.check == "declaration"]
     assert check.passed is False
     assert "on 180 images" in check.text
     assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text

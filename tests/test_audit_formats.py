@@ -218,7 +218,7 @@ def test_dropout_left_on_has_the_figures_of_the_run(
     classes = load_run(resnet18, on="cpu").classes
     own = benchmark.figures(bare[1])
     found = audit(written(tmp_path, "dropping", "logits", classes), images, tmp_path / "drops", **ASKED)
-    assert [check.passed for check in found.gate if check.check == "same answer twice"] == [False]
+    assert [check.passed for check in found.entry_checks if check.check == "same answer twice"] == [False]
     assert found.clean.draws is not None
     other = benchmark.figures(found)
     for condition in ("clean", "fgsm 0.02", "pgd 0.02"):

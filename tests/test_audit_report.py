@@ -41,7 +41,7 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
         (audits / "good" / "report.html").read_text(),
     )
     assert page.index("What was given") < page.index("What was examined") < page.index("What may be relied on")
-    assert page.index("What may not be relied on") < page.index("At the door")
+    assert page.index("What may not be relied on") < page.index("Entry checks")
     assert page.lower().count("research software") >= 2
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
@@ -111,7 +111,7 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
 
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    document.unreliable, document.because = True, "the attack <b>failed</b>"
+    document.unreliable, document.reasons = True, "the attack <b>failed</b>"
     page = audit_html.render(document)
     assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
     assert page.index("may not be relied on") < page.index("What was given")
@@ -174,7 +174,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     content = atomic.read_json(audits / "good" / "audit.json")
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
     for name, change in {
-        "too good": {"unreliable": True, "because": "it never moves?"},
+        "too good": {"unreliable": True, "reasons": "it never moves?"},
         "broken": {"attacks": attacks},
         "not attacked": {"attacks": []},
         "good": {},
@@ -203,7 +203,7 @@ def handed(
         "model": {"name": name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9}, "n": 40},
         "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
-        "handed_in": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
+        "submitted": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
     }
     atomic.write_json(folder / name / "audit.json", content)
 
@@ -259,7 +259,7 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     content = atomic.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
-    changed = content | {"model": model, "unreliable": True, "because": "its attack failed"}
+    changed = content | {"model": model, "unreliable": True, "reasons": "its attack failed"}
     atomic.write_json(audits / "bad" / "audit.json", changed)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
@@ -272,9 +272,9 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     low, high = document.clean.accuracy.interval or (0, 0)
     assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
     assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
-    assert (good["unreliable"], good["because"]) == (False, "")
+    assert (good["unreliable"], good["reasons"]) == (False, "")
     assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
-    assert (bad["unreliable"], bad["because"]) == (True, "its attack failed")
+    assert (bad["unreliable"], bad["reasons"]) == (True, "its attack failed")
     table = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [row["attacked, %"] for row in table] == [f"{100 * row['attacked']:.1f}" for row in (good, bad)]
 
@@ -341,7 +341,7 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
-    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
+    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "reasons": "its attack failed"})
     page, _ = leaderboard.write(leaderboard.gather_audits(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()

@@ -296,33 +296,33 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     content = atomic.read_json(other / "audit.json")
     by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "found_alone": 1, "missed": 0}
     by["accuracy"] = {"value": 0.0}
-    atomic.write_json(other / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", content | {"submitted": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)
     pair = compare.compare(first, other, resamples=200)
-    assert pair.handed_in == [[], ["Ada"]]
+    assert pair.submitted == [[], ["Ada"]]
     (line,) = [line for line in describe_pairs(pair) if "handed in" in line]
     assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
     # The one that was attacked with more may lead: that is settled.
     content = atomic.read_json(first / "audit.json")
     better = Path(shutil.copytree(first, tmp_path / "better"))
-    atomic.write_json(better / "audit.json", content | {"handed_in": [by]})
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": []})
+    atomic.write_json(better / "audit.json", content | {"submitted": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": []})
     assert settled(better, other)
     # Images that find nothing alone changed no worst case: as if none had been handed in.
     nothing = by | {"found_alone": 0, "missed": 36}
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": [nothing]})
     assert settled(first, other)
     pair = compare.compare(first, other, resamples=200)
-    assert pair.handed_in == [[], []]
+    assert pair.submitted == [[], []]
     assert not any("handed in" in line for line in describe_pairs(pair))
-    more = atomic.read_json(other / "audit.json") | {"handed_in": [by]}
-    atomic.write_json(first / "audit.json", content | {"handed_in": [nothing]})
+    more = atomic.read_json(other / "audit.json") | {"submitted": [by]}
+    atomic.write_json(first / "audit.json", content | {"submitted": [nothing]})
     atomic.write_json(other / "audit.json", more)
     assert not settled(first, other), "of the two one alone was attacked with more"
     atomic.write_json(first / "audit.json", content)
     # Attacked alike: nothing to say.
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": [by]})
     assert settled(better, other)
     assert not any("handed in" in line for line in describe_pairs(compare.compare(better, other, resamples=200)))
 
@@ -330,7 +330,7 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
 def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on() -> None:
     def audit(*handed: tuple[str, float, int]) -> AuditDocument:
         rows = [{"by": by, "epsilon": epsilon, "n": 9, "found_alone": alone} for by, epsilon, alone in handed]
-        return AuditDocument.model_validate({"handed_in": rows})
+        return AuditDocument.model_validate({"submitted": rows})
 
     names, plain = ("Edema", "Mass"), audit()
     edema = audit(("Ada (Edema)", 0.02, 2), ("Ada (Mass)", 0.02, 0))

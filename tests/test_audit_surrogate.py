@@ -127,19 +127,19 @@ def test_the_audit_says_what_the_surrogate_learned_from(
     tmp_path: Path,
 ) -> None:
     document = audits.audit(without_gradients, listed, tmp_path / "split", trust_code=True)
-    text = next(check.text for check in document.gate if check.check == "surrogate")
+    text = next(check.text for check in document.entry_checks if check.check == "surrogate")
     assert text.endswith("from 45 images of the split Train, none of a patient who is examined")
-    assert text in document.because
+    assert text in document.reasons
     examined = opened(without_gradients, listed).examined
     assert [len(images) for images in learned] == [45]
     assert same_images(learned[0], examined.images) == 0
     document = audits.audit(without_gradients, greys, tmp_path / "whole", trust_code=True)
-    text = next(check.text for check in document.gate if check.check == "surrogate")
+    text = next(check.text for check in document.entry_checks if check.check == "surrogate")
     assert "from 36 of the images that are examined, since these data have no training images" in text
-    assert text in document.because
+    assert text in document.reasons
     assert [len(images) for images in learned] == [45, 36]
     plain = audits.audit(model_file(tmp_path / "plain", Brightness()), listed, tmp_path / "honest", attacks=["fgsm"])
-    assert not [check for check in plain.gate if check.check == "surrogate"]
+    assert not [check for check in plain.entry_checks if check.check == "surrogate"]
     assert len(learned) == 2, "an honest network needs none"
 
 

@@ -57,7 +57,7 @@ def test_who_leaves_out_images_leads_no_board(
     assert (whole.data.n, whole.data.total, whole.unreliable) == (36, 36, False)
     assert (part.data.n, part.data.total, part.unreliable) == (30, 36, True)
     assert part.clean.accuracy.value == 1
-    assert "30 of 36 images have a score" in part.because
+    assert "30 of 36 images have a score" in part.reasons
     said = describe_audit(part)
     assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of images")]
     assert [line for line in describe_audit(whole) if line.startswith("ModelUnderTest: 36 images of images")]
@@ -146,7 +146,7 @@ def four(folder: Path, count: int) -> Path:
 
 def told(document: AuditDocument) -> tuple[bool | None, str]:
     """What is said of the declaration."""
-    (found,) = [check for check in document.gate if check.check == "declaration"]
+    (found,) = [check for check in document.entry_checks if check.check == "declaration"]
     return found.passed, found.text
 
 
@@ -176,7 +176,7 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
         "scores.csv: B in place of C, C in place of B"
     )
     assert wrong.unreliable
-    assert text in wrong.because
+    assert text in wrong.reasons
     # Another order in the model file changes nothing, for columns are found by their names; those names must change.
     for name, head, classes, accuracy in (("same", "A,C,B,D", QUARTERS, 0.5), ("right", "A,B,C,D", QUARTERS, 1)):
         model = table(tmp_path / name, scores, classes=list(classes))
@@ -254,7 +254,7 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.clean.constant_answer is not None
     assert document.clean.accuracy.interval[0] < document.clean.constant_answer
     assert document.unreliable == bool(words)
-    assert words in document.because
+    assert words in document.reasons
     assert ("Figures, which may NOT be relied on (see below):" in describe_audit(document)) == bool(words)
     assert "\n".join(describe_audit(document)).count(words or "ranked better") == bool(words), "said once"
 
@@ -294,7 +294,7 @@ def test_ids_keep_their_zeros(tmp_path: Path) -> None:
 
 
 def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_images(tmp_path: Path) -> None:
-    """The gate's 120 images would not tell."""
+    """The 120 images of the entry checks would not tell."""
     images, header = four(tmp_path / "images", 60), ("B", "A", "C", "D")
     scores = scores_of(header, 60, right=0.55, beside=2)
     document = audits.audit(table(tmp_path / "a", scores, classes=list(QUARTERS)), images, tmp_path / "out")

@@ -142,7 +142,7 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert page.index(note) < page.index("What may NOT be relied on")
     assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
     assert document["unreliable"]
-    assert "attacks without them can only overestimate" in document["because"]
+    assert "attacks without them can only overestimate" in document["reasons"]
     # Images as they are have onnxruntime's answers: the conversion takes no image for a bright one.
     table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]

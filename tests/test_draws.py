@@ -132,17 +132,17 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
-    assert again.handed_in[0].plain() == found.handed_in[0].plain()
+    assert again.submitted[0].plain() == found.submitted[0].plain()
     assert again.attacks[0].plain() == found.attacks[0].plain()
     table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     rows = table[(table["attack"] == "worst-case").to_numpy()]
     theirs = rows[(rows["broken_by"] == "somebody").to_numpy()]
-    assert len(theirs) == found.handed_in[0].found_alone > 0
+    assert len(theirs) == found.submitted[0].found_alone > 0
     assert (theirs["right_share"] < 1).all()
     assert (np.stack(theirs["logits"].tolist()).argmax(1) != theirs["label"].to_numpy()).all()
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value  # type: ignore[union-attr]
     assert found.clean.accuracy.value == 1
-    assert found.handed_in[0].accuracy.value < 0.6, "their mean over draws is right, and not each draw"  # type: ignore[operator]
+    assert found.submitted[0].accuracy.value < 0.6, "their mean over draws is right, and not each draw"  # type: ignore[operator]
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, images: Path) -> Non
     at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
     assert at_zero == [document.plain()["clean"]["accuracy"]["value"]["value"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
-    assert document["masking"]["because"] in " ".join(done.stdout.split())
+    assert document["masking"]["reasons"] in " ".join(done.stdout.split())
 
 
 def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:

@@ -246,7 +246,7 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert (found["masked"], found["signs"], found.get("at_random", False)) == (None, [], False), (
         "so little trained, it knows nothing"
     )
-    assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
+    assert "not shown to be answered better than by one constant answer (33.3%)" in found["reasons"]
     assert found["looked_for"] == ["input gradients", "one step against many", "the fall with epsilon"]
     clean = part(table, "clean")
     predicted = np.stack(clean["logits"]).argmax(1)
@@ -421,8 +421,8 @@ def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(r
     flattered = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
     document = run_figures.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
     assert document.masking.at_random is True
-    assert document.masking.because.endswith(flattered)
+    assert document.masking.reasons.endswith(flattered)
     assert flattered in "\n".join(describe_metrics(document))
     plain = run_figures.describe(run, table, resamples=100)
     assert plain.masking.at_random is False
-    assert flattered not in plain.masking.because
+    assert flattered not in plain.masking.reasons

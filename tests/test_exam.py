@@ -45,7 +45,7 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
         ("worst-case", (0.02,), 20, 300),
     ]
     assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
-    assert (exam.gate.images, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
+    assert (exam.entry_checks.images, exam.entry_checks.epsilon, exam.entry_checks.planted) == (120, 0.02, 16)
     assert (exam.batch_size, exam.bootstrap, exam.seeds) == (32, 2000, "batch")
 
 

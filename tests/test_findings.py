@@ -44,9 +44,9 @@ class Sigmoids(nn.Module):
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 2, "images": 16})
+    entry_checks = real.entry_checks.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
-    changed = {"attacks": tuple(few), "gate": gate, "bootstrap": 200, "corruptions": light}
+    changed = {"attacks": tuple(few), "entry_checks": entry_checks, "bootstrap": 200, "corruptions": light}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
@@ -161,7 +161,7 @@ def test_unknown_labels_are_left_out_and_counted(
 def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, model: Path, tmp_path: Path) -> None:
     turned = {"Normal": "Bright", "COVID-19": "Normal", "Non-COVID": "Normal"}
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=turned, attacks=["fgsm"])
-    declared = next(check for check in document.gate if check.check == "declaration")
+    declared = next(check for check in document.entry_checks if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
     assert document.unreliable
@@ -248,10 +248,10 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model
             return self.net(images / 255)
 
     honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
-    assert {c.check: c.passed for c in honest.gate}["declaration"]
+    assert {c.check: c.passed for c in honest.entry_checks}["declaration"]
     write_onnx(Divides(), tmp_path / "net.onnx", 16)
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
-    said = {check.check: check for check in document.gate}
+    said = {check.check: check for check in document.entry_checks}
     assert said["declaration"].passed is False
     assert said["declaration"].text.endswith("write input.range: [0, 255]")
     assert said["better than one answer"].passed is False

@@ -63,7 +63,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     assert leaderboard.own_accuracy(both) == leaderboard.own_accuracy(alone) == ours, (
         "by which a leaderboard ranks both"
     )
-    found = both.handed_in[0]
+    found = both.submitted[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
     table = atomic.read_table(tmp_path / "both" / "predictions.parquet")
@@ -196,7 +196,7 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     path = written(tmp_path / "a.safetensors", given, by="<script>alert(1)</script>")
     labels = {"bright": "Bright", "dark": "Dark", "grey": "Normal"}
     document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
-    (found,) = document.handed_in
+    (found,) = document.submitted
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
     card = audit_html.card(document)
     assert "<script>" not in card

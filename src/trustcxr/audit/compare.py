@@ -64,7 +64,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         unreliable=[bool(document.unreliable) for document in audits],
         withdrawn=sorted(gone),
         other_lungs=other_lungs,
-        handed_in=[[found.by for found in document.misled_alone] for document in audits],
+        submitted=[[found.by for found in document.misled_alone] for document in audits],
         rows=rows,
     )
 

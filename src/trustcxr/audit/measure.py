@@ -184,7 +184,7 @@ def _aimed(
             parts=parts / f"class{place}",
             title=_title(name, place, len(places)),
         )
-        pieces.append(table.assign(aimed_at=name))
+        pieces.append(table.assign(target_class=name))
     return pd.concat(pieces, ignore_index=True)
 
 
@@ -330,7 +330,7 @@ def _remedies(
     scores = _file_of(whole.subject) if door.model is None else None
     found = [declared.other_names(whole.subject.classes, radiographs, table=scores)]
     if door.model is not None:
-        rows = declared.chosen(radiographs.truth, whole.exam.gate.images)
+        rows = declared.chosen(radiographs.truth, whole.exam.entry_checks.images)
         places = dict(zip(whole.dataset.sample_ids, range(len(whole.dataset)), strict=True))
         shown = np.array([places[name] for name in clean["sample_id"].to_numpy()[rows]])
         images = pixels_of(whole.dataset, shown, whole.subject.device)

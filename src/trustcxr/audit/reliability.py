@@ -27,7 +27,7 @@ def withdraw(document: AuditDocument, door: EntryReport) -> None:
     why = "the attack missed adversarial examples that were planted, so its figures say nothing"
     document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
     document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
-    document.masking = Verdict(masked=None, because=f"withdrawn: {why}", looked_for=[])
+    document.masking = Verdict(masked=None, reasons=f"withdrawn: {why}", looked_for=[])
     document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
     document.withdrawn = why
 
@@ -52,7 +52,7 @@ def compared(document: RunDocument) -> list[Check]:
 
 
 def verdict(document: AuditDocument, checks: Sequence[Check], door: EntryReport) -> tuple[bool, str]:
-    """`unreliable` and `because` of audit.json."""
+    """`unreliable` and `reasons` of audit.json."""
     reasons = [f"{check.check}: {check.text}" for check in checks if check.passed is False and check.check in _GRAVE]
     reasons += [*_by_chance(document), *(alarm.text for alarm in document.alarms if alarm.kind == "weak_attack")]
     if door.model is not None and not door.gradients:

@@ -25,7 +25,7 @@ from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
 PARTS = ".parts"  # rows of finished batches, until all are there
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
+_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
 
 
 def audit(
@@ -43,7 +43,7 @@ def audit(
 ) -> AuditDocument:
     """Examine a model (a run's folder, or a model file) on a data set; the document of audit.json, written into `out`.
 
-    `adversarial`: a file of images that somebody hands in (`evaluation.handed_in`), judged beside our own attacks.
+    `adversarial`: a file of images that somebody hands in (`evaluation.submitted`), judged beside our own attacks.
     Started again after a cut, it goes on; where the same was examined before, that is the answer.
     Raises UserError for a model or data that cannot be had, or an `out` that holds something else or that another
     process writes to.
@@ -120,8 +120,10 @@ def _is_bare(model: str) -> bool:
 
 def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     subject, dataset, exam = whole.subject, whole.dataset, whole.exam
-    shown, labels = first_images(dataset, exam.gate.images, subject.device)
-    door = run_entry_checks(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
+    shown, labels = first_images(dataset, exam.entry_checks.images, subject.device)
+    door = run_entry_checks(
+        subject, shown, labels, epsilon=exam.entry_checks.epsilon, planted=exam.entry_checks.planted
+    )
     examine = measure.finding_figures if whole.of_findings else measure.classes
     measured = examine(whole, door, shown, out / PARTS / key)
     document = AuditDocument.of(
@@ -134,15 +136,17 @@ def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
     if dataset.notes:
         document.notes = list(dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
-    document.findings, document.handed_in = measured.findings, measured.handed
+    document.findings, document.submitted = measured.findings, measured.handed
     checks = _on_all_images([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
     reliability.withdraw(document, door)
     checks += reliability.compared(document)
-    document.gate = [check.document() for check in checks]
-    document.unreliable, document.because = reliability.verdict(document, checks, door)
+    document.entry_checks = [check.document() for check in checks]
+    document.unreliable, document.reasons = reliability.verdict(document, checks, door)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
     tables = (measured.table, measured.aimed, measured.validation)
-    for name, table in zip((layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE), tables, strict=True):
+    for name, table in zip(
+        (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE), tables, strict=True
+    ):
         if table is not None:
             atomic.write_table(out / name, table)
     return document

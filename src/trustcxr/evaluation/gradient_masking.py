@@ -80,8 +80,8 @@ def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float
     return _verdict(False, signs, looked, parts + overstates)
 
 
-def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], because: list[str]) -> Verdict:
-    return Verdict(masked=masked, because="; ".join(because), looked_for=looked, signs=signs)
+def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> Verdict:
+    return Verdict(masked=masked, reasons="; ".join(reasons), looked_for=looked, signs=signs)
 
 
 def _no_proof(

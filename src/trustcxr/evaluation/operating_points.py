@@ -123,7 +123,7 @@ def of_classes(
                 scores, said = _said(rows, k, threshold)
             if condition["attack"] != CLEAN:
                 whole = condition["attack"] == WORST_CASE and aimed is not None
-                condition["aimed_at"] = THRESHOLD if whole else ANSWER
+                condition["target_class"] = THRESHOLD if whole else ANSWER
             found.append(judge.of(condition, rows, scores, said, positive))
     return found
 
@@ -163,7 +163,7 @@ def of_finding(
     for condition, rows in conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
-        condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
+        condition |= {} if condition["attack"] == CLEAN else {"target_class": THRESHOLD}
         found.append(judge.of(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
     return found
 

@@ -70,7 +70,7 @@ def figures(
     document.masking = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
-        document.masking.because += f"; {AT_RANDOM}"
+        document.masking.reasons += f"; {AT_RANDOM}"
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
     document.alarms = alarms.find_alarms(document.model_copy(update={"training": training}))

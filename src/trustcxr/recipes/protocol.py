@@ -15,8 +15,8 @@ EXAMS = Path(__file__).parent / "exams"
 NEWEST = "exam-1"
 
 
-class GateRecipe(Strict):
-    """What is asked at the door, before anything is measured."""
+class EntryChecksRecipe(Strict):
+    """Settings of the entry checks, which run before anything is measured."""
 
     images: int = Field(120, ge=1, description="on which the declaration is tried, the classes evenly among them")
     epsilon: Fraction = 0.02
@@ -47,7 +47,7 @@ class ExamRecipe(Strict):
     attacks: tuple[AttackRecipe, ...]
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
-    gate: GateRecipe = GateRecipe()
+    entry_checks: EntryChecksRecipe = EntryChecksRecipe()
     effort: EffortRecipe = EffortRecipe()
     seeds: Literal["batch"] = Field(
         "batch", description="the number of a batch is the seed of its attacks, from 0; corruptions are drawn by name"

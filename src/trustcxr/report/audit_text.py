@@ -15,7 +15,7 @@ def describe_audit(document: AuditDocument) -> list[str]:
         *(f"Given: {line}" for line in given_lines[:1]),
         *(f"ModelUnderTest: {line}" for line in examined),
         *(f"  note: {note}" for note in given_lines[1:]),
-        *_gate(document),
+        *_entry_checks(document),
         "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
         *(f"  {line}" for line in describe_results(document)),
         *describe_operating_points(document),
@@ -34,9 +34,9 @@ def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str,
     return (what, *model.notes), (images,)
 
 
-def _gate(document: AuditDocument) -> list[str]:
+def _entry_checks(document: AuditDocument) -> list[str]:
     marks = {True: "ok", False: "LOOK", None: "not checked"}
-    return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.gate]
+    return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.entry_checks]
 
 
 def describe_results(document: AuditDocument) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def describe_results(document: AuditDocument) -> tuple[str, ...]:
             name = format_attack(row.attack, row.steps)
             left = f"at most {format_share(row.accuracy)} still are{format_draws(row.draws)}"
             lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
-    lines += [format_submitted(found) for found in document.handed_in]
+    lines += [format_submitted(found) for found in document.submitted]
     if mean := document.corruptions_mean:
         worst = find_lowest(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""
@@ -114,9 +114,9 @@ def _youden(point: OperatingPoint) -> float:
 
 def format_targeted(point: OperatingPoint) -> str:
     """What an attack was made against, and so how far its figures reach; nothing where nobody wrote it down."""
-    if point.aimed_at == "answer":
+    if point.target_class == "answer":
         return ", made against the answer and not against this threshold, at most"
-    return ", made against this threshold, at most" if point.aimed_at else ""
+    return ", made against this threshold, at most" if point.target_class else ""
 
 
 def format_threshold(point: OperatingPoint) -> str:
@@ -156,13 +156,13 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     """Why its figures may not be relied on, where they may not, and what they say nothing of."""
     lines: list[str] = []
     if document.unreliable:
-        lines.append(document.because)
+        lines.append(document.reasons)
     if why := document.withdrawn:
         gone = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
         lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
     if not document.attacks:
         lines.append("robustness: nothing was attacked, so nothing is known of it")
-    lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.because)]
+    lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.reasons)]
     lines += [division.text for division in document.subgroups]
     lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
     unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
@@ -205,7 +205,7 @@ def describe_pairs(found: AuditPair) -> list[str]:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
     if found.other_lungs:
         lines.append(f"Not compared, since by other lung masks in one of them: {', '.join(found.other_lungs)}")
-    handed = list(zip((found.first, found.second), found.handed_in, strict=False))
+    handed = list(zip((found.first, found.second), found.submitted, strict=False))
     if len([by for _, by in handed if by]) == 1:
         ((name, by),) = [(name, by) for name, by in handed if by]
         lines.append(

@@ -225,7 +225,7 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     bad = bool(document.unreliable)
     return {
         "model": Cell(document.model.name or formatting.DASH, note="unreliable" if bad else ""),
-        "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
+        "unreliable": Cell("unreliable" if bad else "no", document.reasons if bad else "", note="why"),
         "kind": _text(document.model.kind),
         "clean reported": share(reported.clean),
         "clean": shares.pop("clean"),
@@ -288,7 +288,7 @@ def _plain(name: str, document: AuditDocument) -> dict[str, object]:
     values |= {"attacked_by_ours": own_accuracy(document), "attacked_with_more": describe_submitted(document)}
     return values | {
         "unreliable": bool(document.unreliable),
-        "because": document.because if document.unreliable else "",
+        "reasons": document.reasons if document.unreliable else "",
     }
 
 
@@ -310,7 +310,7 @@ def render(board: Board) -> str:
         "board": board,
         "notice": NOTICE,
         "leaderboard": make_table(board),
-        "handed_in": handed,
+        "submitted": handed,
         "twice": _twice(board),
     }
     return html.fill_template("board.html.j2", parts)

@@ -21,7 +21,7 @@ def tables(document: AuditDocument) -> dict[str, object]:
     run = as_run(document)
     head = Headline(None, (), {}, document.split, tuple(run.metrics.classes))
     return {
-        "gate": _checks(document),
+        "entry_checks": _checks(document),
         "clean": None if document.clean.accuracy.value is None else _clean(document),
         "matrices": confusion.matrices(run, head),
         "per_class": accuracy.per_class(run, head.classes) if run.clean.per_class else None,
@@ -46,7 +46,7 @@ def as_run(document: AuditDocument) -> Run:
 def _checks(document: AuditDocument) -> Table:
     rows = [
         [Cell(c.check), Cell(_PASSED[c.passed][0], note=_PASSED[c.passed][1]), Cell(c.text, note="prose")]
-        for c in document.gate
+        for c in document.entry_checks
     ]
     return Table("Checks", ["check", "", "what was seen"], rows)
 
@@ -133,7 +133,7 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
 def _images(point: OperatingPoint) -> Cell:
     if point.attack == CLEAN:
         return Cell("as it is")
-    against = f"against the {point.aimed_at}" if point.aimed_at else ""
+    against = f"against the {point.target_class}" if point.target_class else ""
     return Cell(f"{format_attack(point.attack, point.steps)} {point.epsilon:g}", against)
 
 

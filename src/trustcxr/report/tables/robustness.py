@@ -83,7 +83,7 @@ def masking(runs: list[Run]) -> Table | None:
             [
                 *run_cells(run),
                 _OVERSTATES if verdict.masked is False and run.alarmed(FGSM_OVERSTATES) else cell,
-                Cell(formatting.capital(verdict.because or formatting.DASH), note="prose"),
+                Cell(formatting.capital(verdict.reasons or formatting.DASH), note="prose"),
                 Cell(formatting.join_words(verdict.looked_for), note="prose"),
             ]
         )

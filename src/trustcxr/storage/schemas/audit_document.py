@@ -23,16 +23,16 @@ class OperatingPoint(Document):
     threshold has on these images at a specificity of `at_specificity` or more. Average precision has the interval of
     resamples alone, which says too little near 0 and 1; the others have the score interval there.
 
-    `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case an image counts with
-    its worst score under any attack within epsilon. "answer": the highest class, so that an attack on the threshold may
-    leave less. Empty where nothing was attacked, or nobody wrote it down.
+    `target_class` names what the attack aimed at. "threshold": this class at its threshold; under worst-case an image
+    counts with its worst score under any attack within epsilon. "answer": the highest class, so an attack on the
+    threshold may leave less. Empty if nothing was attacked.
     """
 
     finding: str = ""
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
-    aimed_at: str = ""
+    target_class: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None
@@ -122,7 +122,7 @@ _ROUNDING = 1e-9  # of a share
 
 
 class EntryCheck(Document):
-    """What was checked of a given model at the door; `passed` is None where it could not be checked."""
+    """One entry check of an external model; `passed` is None if it could not be carried out."""
 
     check: str = ""
     passed: bool | None = None
@@ -196,14 +196,14 @@ class AuditDocument(RunDocument):
     model: AuditedModel = AuditedModel()  # type: ignore[assignment]
     protocol: str | None = None
     data: AuditedData = AuditedData()
-    gate: list[EntryCheck] = []
+    entry_checks: list[EntryCheck] = []
     unreliable: bool | None = None
-    because: str = ""
+    reasons: str = ""
     withdrawn: str | None = None
     operating_points: list[OperatingPoint] = []
     subgroups: list[Division] = []
     findings: list[Finding] = []
-    handed_in: list[Submitted] = []
+    submitted: list[Submitted] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Whether it knows the classes of another one, in whichever order."""
@@ -235,7 +235,7 @@ class AuditDocument(RunDocument):
     @property
     def misled_alone(self) -> list[Submitted]:
         """Of what was handed in, that of which images mislead the model where our own attacks do not."""
-        return [found for found in self.handed_in if found.found_alone]
+        return [found for found in self.submitted if found.found_alone]
 
     @classmethod
     def of(
@@ -265,7 +265,7 @@ class PairRow(Document):
 class AuditPair(Document):
     """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
 
-    `handed_in`: of each, who handed in adversarial images that alone changed its worst case.
+    `submitted`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
     same pixels; not where they want images of different sizes. `other_lungs`: images on which the lungs are changed, by
     other lung masks in one of them, and so not compared.
@@ -279,5 +279,5 @@ class AuditPair(Document):
     unreliable: list[bool] = []
     withdrawn: list[str] = []
     other_lungs: list[str] = []
-    handed_in: list[list[str]] = []
+    submitted: list[list[str]] = []
     rows: list[PairRow] = []

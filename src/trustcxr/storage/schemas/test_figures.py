@@ -227,7 +227,7 @@ class Verdict(Document):
     """
 
     masked: bool | None = None
-    because: str = ""
+    reasons: str = ""
     looked_for: list[str] = []
     signs: list[Sign] = []
     at_random: bool = False
@@ -236,7 +236,7 @@ class Verdict(Document):
     def sentence(self) -> str:
         """Return the verdict as the terminal and the report print it."""
         heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
-        return f"{heading[self.masked]}: {self.because}"
+        return f"{heading[self.masked]}: {self.reasons}"
 
 
 class Alarm(Document):
