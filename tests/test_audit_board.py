@@ -77,9 +77,9 @@ def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
 
 def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
     path = audit(tmp_path / "one") / "audit.json"
-    advice = "give the folder that the folders of audits are in"
-    assert f"{tmp_path / 'nowhere'}: no such folder; {advice}" in complaint("leaderboard", tmp_path / "nowhere")
-    assert f"{path}: a file, where a folder is wanted; {advice}" in complaint("leaderboard", path)
+    advice = "Give the folder that contains the folders of audits."
+    assert f"{tmp_path / 'nowhere'}: no such folder. {advice}" in complaint("leaderboard", tmp_path / "nowhere")
+    assert f"{path}: this is a file. {advice}" in complaint("leaderboard", path)
 
 
 def test_one_audit_is_one(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_copied_audit_is_said_to_be_one(tmp_path: Path) -> None:
         audit(tmp_path / name, model={"name": name, "sha256": "1"}, **more)
     for name in ("unknown", "nor this"):
         audit(tmp_path / name)
-    line = "one and two: one model with the same figures, so one audit in 2 rows"
+    line = "one and two: the same model with the same figures, so 2 rows are one audit"
     assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == [line]
     assert line in run("leaderboard", tmp_path).stdout
     assert f"<p>{line}.</p>" in (tmp_path / "leaderboard.html").read_text()

@@ -59,8 +59,8 @@ def test_who_leaves_out_images_leads_no_board(
     assert part.clean.accuracy.value == 1
     assert "30 of 36 images have a score" in part.reasons
     said = describe_audit(part)
-    assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of images")]
-    assert [line for line in describe_audit(whole) if line.startswith("ModelUnderTest: 36 images of images")]
+    assert [line for line in said if line.startswith("Tested on: 30 of 36 images of images")]
+    assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of images")]
     found = leaderboard.gather_audits(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
@@ -255,7 +255,7 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.clean.accuracy.interval[0] < document.clean.constant_answer
     assert document.unreliable == bool(words)
     assert words in document.reasons
-    assert ("Figures, which may NOT be relied on (see below):" in describe_audit(document)) == bool(words)
+    assert ("Results, NOT reliable (see Limits):" in describe_audit(document)) == bool(words)
     assert "\n".join(describe_audit(document)).count(words or "ranked better") == bool(words), "said once"
 
 

@@ -192,8 +192,8 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
     assert segments.describe_segments(tmp_path) == said
     card = report_cards.render_card(tmp_path)
-    assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
-    assert f"- Not trained on one and the same: {said}\n" in card
+    assert "- Batches: worked off in 2 parts; BatchNorm statistics over one part at a time\n" in card
+    assert f"- Resumed on a different machine or version: {said}\n" in card
 
 
 def test_processor_seconds_are_those_of_all_processes(

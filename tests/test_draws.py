@@ -109,7 +109,7 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
     text = "\n".join(describe_audit(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
-    assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
+    assert f"its answers are random: accuracy of one draw {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 

@@ -132,7 +132,7 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
     text = "\n".join(describe_audit(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
-    assert "Hernia: not judged" in text
+    assert "Hernia: not evaluated" in text
     assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
 

@@ -69,7 +69,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     table = atomic.read_table(tmp_path / "both" / "predictions.parquet")
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
-    assert "images that somebody made at epsilon 0.2" in "\n".join(describe_audit(both))
+    assert "adversarial images of somebody at epsilon 0.2" in "\n".join(describe_audit(both))
     assert both.plain()["protocol"] is None
     assert both.plain()["examination"] != alone.plain()["examination"]
 
@@ -198,7 +198,7 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
     (found,) = document.submitted
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
-    card = audit_html.card(document)
+    card = audit_html.render_card(document)
     assert "<script>" not in card
     assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
     assert "<script>alert" not in audit_html.render(document)

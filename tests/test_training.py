@@ -336,7 +336,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
     assert f"torch {layout.versions()['torch']}" in told[2]
     assert "batches" not in line, "what is alike is not said"
     card = model_card.render_card(tmp_path)
-    assert f"- Not trained on one and the same: {told[0]}" in card
+    assert f"- Resumed on a different machine or version: {told[0]}" in card
     assert f"of training on Another, then {origins.processor()}" in card
     assert load_run(tmp_path).training == summary
 

@@ -87,8 +87,8 @@ def test_no_name_becomes_a_formula_of_a_spreadsheet_and_figures_stay_figures() -
     assert {line[1] for line in lines} == {"'=B()"}
     audit = AuditDocument(model=AuditedModel(name="@SUM(1)"), clean=Classification(accuracy=Share(value=-0.5)))
     whole = leaderboard.Board("", "=data", 1, (), (("=f", audit),), ())
-    line = next(csv.DictReader(io.StringIO(leaderboard.make_table(whole).csv())))
-    assert (line["model"], line["folder"], line["clean, %"], line["paper"]) == ("'@SUM(1)", "'=f", "−50.0", "–")
+    line = next(csv.DictReader(io.StringIO(leaderboard.to_csv(whole))))
+    assert (line["model"], line["folder"], line["clean"], line["paper"]) == ("'@SUM(1)", "'=f", "-0.5", "")
 
 
 def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_single_run_has_a_page_of_its_own(study: Path, tmp_path: Path) -> None
     text = run_and_read(one)
     assert "TrustCXR 0.1.7" in text
     assert "3 images are in two splits." in text, "where the page says that it will be looked for"
-    assert "comes from metrics.json, data-check.json and the tables beside it" in text
+    assert "comes from metrics.json, data-check.json and the tables in this folder" in text
     (one / "metrics.json").unlink()
-    assert f"not tested yet: `trustcxr evaluate {one} --data PATH` comes first" in complaint("report", one)
+    assert f"this run is not tested yet. First run: trustcxr evaluate {one} --data PATH" in complaint("report", one)
 
 
 def test_the_card_of_a_run_says_of_its_defence_what_that_uses(tmp_path: Path) -> None:

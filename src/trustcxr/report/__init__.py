@@ -1,4 +1,4 @@
-"""From a study folder to one self-contained page, and tables for the terminal and for papers.
+"""Write a study folder as one self-contained page, and as tables for the terminal and for papers.
 
 The names below are loaded on first use.
 """

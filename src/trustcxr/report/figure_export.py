@@ -1,4 +1,4 @@
-"""Figures of a study as files for a journal: vector, as wide as one or two columns, in letters that can be read."""
+"""Write the figures of a study as files for a journal, one or two columns wide."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 FOLDER = "figures"
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = {"single": 89, "double": 183}  # millimetres: one and two columns of most journals
-_LETTERS = 7.5  # points; the smallest of a figure are 0.69 of it
-_SCALE = _LETTERS / 11  # of the page's drawings, whose letters have 11
-_BAR = 1.0  # points, of an interval
-_DOTS = 600  # an inch, of a PNG
+_FONT_SIZE = 7.5  # points; the smallest are 0.69 of it
+_SCALE = _FONT_SIZE / 11  # the page uses 11 points
+_BAR = 1.0  # line width of an interval, points
+_DPI = 600  # of a PNG
 
 
 def write_figures(
     study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None
 ) -> list[Path]:
-    """NAME.`kind` of every figure of the page, and its tables as CSV and LaTeX, into `out` (figures/); their paths.
+    """Write every figure of the page and its tables into `out`, by default STUDY/figures; return the paths.
 
-    Raises UserError for another format or width, and where the folder holds no study and no tested run.
+    `kind`: pdf, svg or png. `width`: single (89 mm) or double (183 mm). Raises UserError for any other value, and if
+    the folder has no study and no tested run.
     """
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
@@ -45,7 +46,7 @@ def write_figures(
 
 
 def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
-    """Every figure that there is something for, in the order of the page. `narrow`: for one column."""
+    """Yield every figure that has data, in the order of the page. `narrow`: for one column."""
     head = ranking.choose_headline(study.study, study.runs)
     runs = ranking.rank_runs(study.runs, head)
     if not runs:
@@ -66,26 +67,26 @@ def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:
-    """Draw into a file, by its ending; `width` in millimetres."""
+    """Save a drawing in the format of the file name; `width` in millimetres."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = svg.SETTINGS | {"font.size": _LETTERS, "axes.linewidth": 0.55, "pdf.fonttype": 42}
+    settings = svg.SETTINGS | {"font.size": _FONT_SIZE, "axes.linewidth": 0.55, "pdf.fonttype": 42}
     columns = 2 if width < 120 else 4
     rows = -(-len(drawing.legend) // columns)
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(width / 25.4, (drawing.height * _SCALE + 1.6 * _LETTERS * rows) / 72))
+        figure = Figure(figsize=(width / 25.4, (drawing.height * _SCALE + 1.6 * _FONT_SIZE * rows) / 72))
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
         drawing.plot(figure)
-        _thinner(figure)
+        _scale_lines(figure)
         _legend(figure, drawing.legend, columns)
-        # Without the date the same study gives the same file.
+        # without a date the same study gives the same file
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:], {})
-        figure.savefig(path, dpi=_DOTS, metadata=dated)
+        figure.savefig(path, dpi=_DPI, metadata=dated)
 
 
-def _thinner(figure: "Figure") -> None:
-    """Lines and marks as much smaller as the letters are."""
+def _scale_lines(figure: "Figure") -> None:
+    """Scale lines and marks with the font."""
     from matplotlib.collections import LineCollection, PathCollection
     from matplotlib.lines import Line2D
 
@@ -108,8 +109,14 @@ def _legend(figure: "Figure", keys: tuple[svg.Key, ...], columns: int) -> None:
         handles = [
             Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1) for k in keys
         ]
-        words = [key.text for key in keys]
-        figure.legend(handles, words, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
+        figure.legend(
+            handles,
+            [key.text for key in keys],
+            loc="outside upper left",
+            ncols=columns,
+            frameon=False,
+            fontsize="small",
+        )
 
 
 def _file_name(name: str) -> str:

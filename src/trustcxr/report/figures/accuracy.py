@@ -1,4 +1,4 @@
-"""Curves and dot plots as small SVGs that go into the page as they are: text stays text, nothing points outside."""
+"""Draw accuracy as dot plots, curves against epsilon, and forest plots."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
-    """Clean, FGSM and PGD accuracy of every run as dots with their 95 % intervals, rows as in the leaderboard."""
+    """Draw clean and attacked accuracy of every run with 95 % intervals, rows as in the leaderboard."""
     attacks = [(name, *attack_style(name)[:2]) for name in head.attacks]
     shift = 0.2 if attacks else 0.0
 
@@ -64,7 +64,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
 
 
 def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
-    """Accuracy against epsilon for the runs of one network: a colour per defence, a dash and marker per attack."""
+    """Draw accuracy against epsilon for one network: a colour per defence, a dash and marker per attack."""
     epsilons = radii(runs)
 
     def plot(figure: "Figure") -> None:
@@ -88,12 +88,12 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
     for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
         _, mark, dash = attack_style(name)
         keys.append(Key(formatting.attack(name, steps), INK, mark, dash=dash))
-    alt = f"Accuracy against epsilon, {model}; the numbers stand in the table below."
+    alt = f"Accuracy against epsilon, {model}; see the table below."
     return Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
 
 
 def radii(runs: list[Run]) -> list[float]:
-    """Every epsilon above 0 at which a run was attacked."""
+    """Return every epsilon above 0 at which a run was attacked."""
     return sorted({entry.epsilon for run in runs for entry in run.attacks if entry.epsilon})
 
 
@@ -107,7 +107,7 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
         points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
-    name = f"{run.way}, {formatting.attack(attack, steps)}"
+    name = f"{run.training_name}, {formatting.attack(attack, steps)}"
     texts = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
     add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, texts, strict=True)))
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
@@ -117,12 +117,12 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
 
 
 def is_wide(epsilons: Sequence[float]) -> bool:
-    """Whether the positive epsilons span more than an even axis shows."""
+    """Return True if the positive epsilons need a logarithmic axis."""
     return max(epsilons) / min(epsilons) > 12
 
 
 def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
-    """Even steps to the smallest epsilon, decades beyond it where the range is wide; ticks at what was tested."""
+    """Set a linear axis, or a symmetric log axis if the range is wide, with ticks at the tested epsilons."""
     if not epsilons:
         return
     wide = is_wide(epsilons)
@@ -131,16 +131,16 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     shown: list[float] = [0.0]
     position = axes.transData.transform
     axes.set_xlim(0, epsilons[-1] * (1.08 if wide else 1.03))
-    room = 0.13 * (position((axes.get_xlim()[1], 0))[0] - position((0, 0))[0])
+    gap = 0.13 * (position((axes.get_xlim()[1], 0))[0] - position((0, 0))[0])
     for value in epsilons:
-        if position((value, 0))[0] - position((shown[-1], 0))[0] > room:
+        if position((value, 0))[0] - position((shown[-1], 0))[0] > gap:
             shown.append(value)
     axes.set_xticks(shown, [formatting.epsilon(v) for v in shown])
     axes.set_xticks([], minor=True)
 
 
 def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
-    """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
+    """Draw robust minus standard of one measure with its interval, a row per comparison."""
     differences = [(row, row.difference.value) for row in rows if row.difference.value is not None]
     if not differences:
         return None
@@ -169,5 +169,5 @@ def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
         set_title(axes, formatting.measure(measure))
         axes.set_xlabel(f"robust minus standard{unit}")
 
-    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; the numbers stand in the table."
+    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; see the table."
     return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(differences), plot, alt, OUTCOMES)

@@ -1,4 +1,4 @@
-"""Proof and attack as one bar: what is proved, what is open, what is lost."""
+"""Draw certified accuracy and accuracy under attack as one bar."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ LEGEND = (
 
 
 def bars(runs: list[Run]) -> Drawing | None:
-    """A bar for each run and epsilon, from 0 to clean accuracy; None where nothing was certified."""
+    """Draw a bar per run and epsilon, from 0 to clean accuracy; None if nothing was certified."""
     rows = gaps(runs)
     if not rows:
         return None
@@ -37,12 +37,12 @@ def bars(runs: list[Run]) -> Drawing | None:
         percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
-    alt = "What is proved, what is open, what is lost."
+    alt = "Bars of certified accuracy, open accuracy, and accuracy lost to an attack; see the table."
     return Drawing("proved", 720, 70 + 26 * len(rows), plot, alt, LEGEND)
 
 
 def parts(gap: Gap) -> list[tuple[float, float, str]]:
-    """Start, end and colour of each part of the bar."""
+    """Return start, end and colour of each part of the bar."""
     clean = gap.run.clean.accuracy.value
     top = gap.certified if clean is None else max(clean, gap.certified)
     broken = top if gap.attacked is None else max(gap.attacked, gap.certified)

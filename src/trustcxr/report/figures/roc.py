@@ -1,4 +1,4 @@
-"""ROC and precision-recall of a given model, as images are and under the attack that leaves least."""
+"""Draw ROC and precision-recall curves of an audit, clean and under the strongest attack."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawing:
-    """Both curves of one class or finding with their intervals, clean and, where there is one, attacked."""
-    shown = [(clean, svg.CLEAN_STYLE[0], "as it is")]
+    """Draw both curves of one class or finding with intervals, clean and, if measured, attacked."""
+    shown = [(clean, svg.CLEAN_STYLE[0], "unperturbed")]
     if attacked is not None:
         colour = svg.attack_style(attacked.attack)[0]
         shown.append((attacked, colour, f"{format_attack(attacked.attack, attacked.steps)} {attacked.epsilon:g}"))
@@ -38,7 +38,7 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
         svg.set_title(left, clean.finding)
         left.legend(loc="lower right", frameon=False, fontsize="small")
 
-    alt = f"ROC and precision-recall curves of {clean.finding}; the figures stand in the table."
+    alt = f"ROC and precision-recall curves of {clean.finding}; see the table."
     return svg.Drawing(f"operating-{clean.finding}", 620, 290, plot, alt)
 
 

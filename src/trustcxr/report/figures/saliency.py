@@ -1,4 +1,4 @@
-"""Figures of the comparison of heatmaps and of their sanity check, and where the maps lie."""
+"""Draw localisation, comparisons of heatmaps, and the randomisation check."""
 
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | None:
-    """Infection energy, IoU and hit rate of every run (first method) as dots with intervals, chance as a tick.
+    """Draw infection energy, IoU and hit rate of each run's first method with intervals and chance.
 
-    `narrow`: one below the other.
+    `narrow`: the three panels in one column.
     """
     measured = [(run, next(iter(run.saliency_methods().values()))) for run in runs if run.saliency_methods()]
     names = ("infection_energy", "infection_iou", "pointing_hit_rate")
@@ -42,7 +42,7 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
-    alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
+    alt = f"Dot plot of localisation and chance for {len(measured)} runs; see the table."
     height = (74 + 24 * len(measured)) * (len(names) if narrow else 1)
     keys = [svg.Key(name, svg.defence_colour(name), "o") for name in list_defences([run for run, _ in measured])]
     chance = svg.Key("chance", svg.INK, "|", line=False)
@@ -53,19 +53,19 @@ _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
 
 
 def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
-    """For each saliency method its name and one forest plot over models and measures, `columns` of these a row."""
+    """Return the name and forest plot of each saliency method, with `columns` panels a row."""
     results = []
     methods = list(dict.fromkeys(row.method for row in rows if row.method))
     for method in methods:
-        mine = [row for row in rows if row.method == method and row.difference.value is not None]
-        drawn = forest(method, mine, columns)
+        compared = [row for row in rows if row.method == method and row.difference.value is not None]
+        drawn = forest(method, compared, columns)
         if drawn:
             results.append((formatting.method(method), drawn))
     return results
 
 
 def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing | None:
-    """Robust minus standard with intervals: a panel for each measure, a row for each comparison, zero marked."""
+    """Draw robust minus standard with intervals: a panel per measure, a row per comparison."""
     names = [name for name in _SHOWN if any(row.measure == name for row in rows)]
     if not names:
         return None
@@ -102,7 +102,7 @@ def _label(row: Comparison) -> str:
 
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:
-    """For each run how like the trained model's map is left as the network is made random, from the logits down."""
+    """Draw for each run the similarity with the trained map as layers become random from the logits down."""
     results = []
     for run in runs:
         methods = [(m, d) for r, m, d in documents([run], control=False) if d.sanity]
@@ -127,7 +127,7 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawi
         axes.axhline(0, color=svg.RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)
         svg.set_title(axes, run.label)
-        axes.set_ylabel("SSIM with the map before")
+        axes.set_ylabel("SSIM with the trained map")
 
-    alt = f"SSIM of the heatmaps of {run.label} as its layers are made random; the ends stand in the table."
+    alt = f"SSIM of the heatmaps of {run.label} as its layers become random; the table gives the ends."
     return svg.Drawing(f"sanity-{run.name}", 330, 250, plot, alt)

@@ -1,4 +1,4 @@
-"""How a run was trained, epoch by epoch."""
+"""Draw accuracy against epoch."""
 
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ LEGEND = tuple(Key(label, colour, dash=dash) for _, label, colour, dash in _HIST
 
 
 def training_curve(run: Run) -> Drawing | None:
-    """Accuracy against epoch, from 1, with the one that was kept marked; None where there is nothing to draw."""
+    """Draw accuracy against epoch, from 1, with the best epoch marked; None without a history."""
     table = run.history
     if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
         return None
