@@ -59,8 +59,8 @@ def test_who_leaves_out_images_leads_no_board(
     assert part.clean.accuracy.value == 1
     assert "30 of 36 images have a score" in part.reasons
     said = describe_audit(part)
-    assert [line for line in said if line.startswith("Tested on: 30 of 36 images of images")]
-    assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of images")]
+    assert [line for line in said if line.startswith("Tested on: 30 of 36 images of “images”")]
+    assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of “images”")]
     found = leaderboard.gather_audits(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36

@@ -66,9 +66,9 @@ def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
     assert first[3].text == second[3].text == "2 x 2"
     assert (first[4].text, first[4].second) == ("0.089", "chance 0.132")
     assert first[5].value == 0.41
-    assert (first[6].note, first[6].small) == ("good", WITHHELD)
+    assert (first[6].note, first[6].small) == ("good prose", WITHHELD)
     assert first[6].text.startswith("Above its other controls and above random weights")
-    assert second[6].note == "bad"
+    assert second[6].note == "bad prose"
     assert second[6].text.startswith("The map survives randomising the network")
 
 

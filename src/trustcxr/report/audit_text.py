@@ -33,7 +33,7 @@ def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:
     protocol = document.protocol or "options of its own, so it compares with no other audit"
     return (
         (f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}", *model.notes),
-        f"{data.images} images of {data.name}, split {document.split}, by {protocol}",
+        f"{data.images} images of “{data.name}”, split {document.split}, by {protocol}",
     )
 
 

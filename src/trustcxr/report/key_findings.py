@@ -2,27 +2,19 @@
 
 from collections.abc import Callable
 
-from trustcxr.report import formatting
+from trustcxr.report import formatting, ranking
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import (
-    Headline,
-    better_than_constant,
-    constant_answer,
-    group_by_model,
-    main_method,
-    shared_constant_answer,
-)
 from trustcxr.storage.schemas import AttackResult, Classification, StudyDocument
 
 _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]
 
 
-def describe_question(runs: list[Run], head: Headline) -> str:
+def describe_question(runs: list[Run], head: ranking.Headline) -> str:
     """Return the questions of the study, its networks, and its test images."""
     if not runs:
         return "Nothing has been tested yet."
-    one, networks = len(runs) == 1, formatting.plural(len(group_by_model(runs)), "network")
+    one, networks = len(runs) == 1, formatting.plural(len(ranking.group_by_model(runs)), "network")
     name = runs[0].label if one else networks
     questions = [f"How many images {'does' if one else 'do'} {name} classify correctly?"]
     if head.attacks:
@@ -33,14 +25,14 @@ def describe_question(runs: list[Run], head: Headline) -> str:
     counts = formatting.join_counts(run.clean.n for run in runs)
     tested = f"{counts} images of the split “{head.split}”"
     tested = tested if one else f"{formatting.plural(len(runs), 'run')} of {networks} were tested on {tested}"
-    constant = shared_constant_answer(runs)
+    constant = ranking.shared_constant_answer(runs)
     text = f"{' '.join(questions)} {formatting.capital(tested)}."
     if constant is None:
         return text
     return f"{text} Always giving the commonest class would score {formatting.percent(constant)}."
 
 
-def summarise(study: StudyDocument, runs: list[Run], head: Headline) -> list[str]:
+def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> list[str]:
     """Return three sentences: unperturbed images, images under attack, and where the networks look."""
     best = best_by(runs, lambda run: run.clean)
     if best is None:
@@ -51,7 +43,7 @@ def summarise(study: StudyDocument, runs: list[Run], head: Headline) -> list[str
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
     """Return the run of highest accuracy, better than a constant answer if one is; None without any accuracy."""
     scored = [run for run in runs if numbers(run).accuracy.value is not None]
-    scored = [run for run in scored if better_than_constant(run)] or scored
+    scored = [run for run in scored if ranking.better_than_constant(run)] or scored
     return max(scored, key=lambda run: numbers(run).accuracy.value or 0.0, default=None)
 
 
@@ -63,14 +55,14 @@ def _name_best(best: Run, runs: list[Run], numbers: Numbers) -> str:
 
 def _clean(runs: list[Run], best: Run) -> str:
     figure = formatting.with_count(best.clean.accuracy, best.clean.n)
-    if not better_than_constant(best):
+    if not ranking.better_than_constant(best):
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
         return f"On unperturbed images its accuracy is {figure}."
     return f"On unperturbed images {_name_best(best, runs, lambda run: run.clean)} is most accurate: {figure}."
 
 
-def _attacked(runs: list[Run], head: Headline) -> str:
+def _attacked(runs: list[Run], head: ranking.Headline) -> str:
     """Describe the run with the highest worst-attack accuracy among runs whose gradients do not fail."""
     if not head.attacks:
         return "No attack was measured, so nothing is known about robustness."
@@ -85,7 +77,7 @@ def _attacked(runs: list[Run], head: Headline) -> str:
     if best is None:
         which = "no L-infinity attack" + ("" if one else " on a run whose gradients hold")
         return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
-    entry, constant = lowest(best), constant_answer(best)
+    entry, constant = lowest(best), ranking.constant_answer(best)
     figure = formatting.with_count(entry.accuracy, entry.n)
     attack = formatting.attack(entry.attack, entry.steps)
     name = "its accuracy is" if one else f"{_name_best(best, trusted, lowest)} is most accurate:"
@@ -131,7 +123,7 @@ def _robust_heatmaps(study: StudyDocument) -> str:
 
 def _energy(run: Run) -> str:
     methods = run.saliency_methods()
-    name = main_method(methods)
+    name = ranking.main_method(methods)
     figure, method = methods[name].figure(_ENERGY), formatting.method(name)
     if figure.value is None:
         return f"Its {method} heatmaps were not compared with infection masks"
@@ -145,7 +137,7 @@ def _energy(run: Run) -> str:
 
 def _above_baselines(runs: list[Run]) -> str:
     """Return in how many runs the main heatmap is above its baselines and above random weights."""
-    parts = [methods[main_method(methods)] for methods in (run.saliency_methods() for run in runs)]
+    parts = [methods[ranking.main_method(methods)] for methods in (run.saliency_methods() for run in runs)]
     tested = [part for part in parts if part.shows is not None]
     if not tested:
         return ""

@@ -207,7 +207,9 @@ def _shares(document: AuditDocument) -> dict[str, Share]:
 def _record(name: str, document: AuditDocument) -> dict[str, object]:
     """Return one audit as values: shares of one with intervals, counts and texts; None if missing."""
     reported, worst, mean = document.model.reported, find_worst_attack(document), document.corruptions_mean
-    shares = {column: figure.value for column, figure in _shares(document).items()}
+    shares: dict[str, object] = {}
+    for column, figure in _shares(document).items():
+        shares |= {column: figure.value, f"{column}_ci": list(figure.interval) if figure.interval else None}
     return {
         "model": document.model.name or None,
         "unreliable": bool(document.unreliable),
@@ -222,7 +224,6 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
         "clean reported": reported.clean,
         "attacked reported": reported.attacked,
         **shares,
-        **{f"{column}_ci": list(f.interval) if f.interval else None for column, f in _shares(document).items()},
         "by": _format_attack(worst) or None,
         "attacked_by_ours": own_accuracy(document),
         "attacked_with_more": describe_submitted(document),
@@ -273,9 +274,8 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
     fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
     return {
-        "model": Cell(document.model.name or formatting.DASH, note="unreliable" if bad else ""),
+        "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="unreliable" if bad else ""),
         "unreliable": Cell("unreliable" if bad else "no", document.reasons if bad else "", note="why"),
-        "kind": _text(document.model.kind),
         "clean reported, %": share(reported.clean),
         "clean, %": shares.pop("clean, %"),
         "attacked reported, %": share(reported.attacked),
@@ -305,7 +305,7 @@ def terminal_table(board: Board) -> Table:
     rows = []
     for folder, document in board.entries:
         cells = make_row(folder, document)
-        cells["model"] = replace(cells["model"], text=board.names[folder])
+        cells["model"] = replace(cells["model"], text=board.names[folder], small="")
         rows.append([cells[column] for column in _IN_TERMINAL])
     return Table(board.title, _IN_TERMINAL, rows)
 

@@ -90,11 +90,14 @@ class Run:
 
     def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
         """Return one attack at one epsilon, by default with the steps of lowest accuracy; empty if not measured."""
-        return _lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
+        return (
+            find_lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
+            or AttackResult()
+        )
 
     def strongest(self, epsilon: float | None) -> AttackResult:
         """Return the L-infinity attack of lowest accuracy at one epsilon; empty without any."""
-        return _lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)])
+        return find_lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)]) or AttackResult()
 
     def efforts(self) -> list[tuple[str, int | None]]:
         """Return every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
@@ -172,15 +175,10 @@ class StudyFolder:
     check: DataCheck | None = None  # result of `data check`, if it was run
 
 
-def _lowest(entries: list[AttackResult]) -> AttackResult:
-    """Return the attack of lowest accuracy; empty without any."""
-    return find_lowest(entries) or (entries[0] if entries else AttackResult())
-
-
 def find_lowest(entries: Sequence[_A]) -> _A | None:
     """Return the entry of lowest accuracy, without those withdrawn; None without any."""
-    scored = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+    scored = [entry for entry in entries if entry.accuracy.value is not None]
+    return min(scored, key=lambda entry: entry.accuracy.value or 0.0, default=None)
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
@@ -198,26 +196,23 @@ def load_report(path: Path) -> StudyFolder:
     """Load study.json, or the metrics.json of one run as a study of one; UserError if neither is readable."""
     path, notes = Path(path), list[str]()
     if (path / layout.RUN_FILE).is_file() and not (path / layout.STUDY_RESULTS).is_file():
-        study = _read_run(path, notes)
-        runs = [Run(study.runs[0], path, notes)]
+        study, run = _load_run(path, notes)
+        runs = [run]
     else:
         study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
         # The name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
     label_runs(runs)
-    return StudyFolder(path, study, runs, notes, _read_check(path, notes))
-
-
-def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
-    file = path / layout.DATA_CHECK_FILE
     try:
-        return schemas.read_if_there(DataCheck, file)
+        check = schemas.read_if_there(DataCheck, path / layout.DATA_CHECK_FILE)
     except UserError:
-        notes.append(f"{file.name} could not be read.")
-        return None
+        notes.append(f"{layout.DATA_CHECK_FILE} could not be read.")
+        check = None
+    return StudyFolder(path, study, runs, notes, check)
 
 
-def _read_run(path: Path, notes: list[str]) -> StudyDocument:
+def _load_run(path: Path, notes: list[str]) -> tuple[StudyDocument, Run]:
+    """Return a run on its own with its newest evaluation, as a study of one; UserError if it was never tested."""
     measured = own_figures(layout.check_run(path))
     if measured is None:
         command = f"trustcxr evaluate {shell_quote(path)} --data PATH"
@@ -229,14 +224,11 @@ def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     except UserError:
         notes.append(f"{layout.RUN_FILE} could not be read.")
         versions = {}
-    name = document.run or path.name
-    return StudyDocument(
-        trustcxr=str(versions.get("trustcxr") or ""),
-        study=name,
-        title=f"The run {name}",
-        classes=document.classes,
-        runs=[document],
+    name, version = document.run or path.name, str(versions.get("trustcxr") or "")
+    study = StudyDocument(
+        trustcxr=version, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
     )
+    return study, Run(document, path, notes, sources=measured.folders)
 
 
 def label_runs(runs: list[Run]) -> None:

@@ -54,8 +54,8 @@ def _attack_names(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
     for entry in (entry for run in runs for entry in run.at(epsilon)):
         steps.setdefault(entry.attack, set()).update([entry.steps] if entry.steps else [])
     order = [a for a in HEADLINE_ATTACKS if a in steps] + sorted(a for a in steps if a not in HEADLINE_ATTACKS)
-    ordered = {name: sorted(steps[name]) or [None] for name in order}
-    return {name: "/".join([formatting.attack(name, n[0]), *map(str, n[1:])]) for name, n in ordered.items()}
+    ordered = {name: sorted(steps[name]) for name in order}
+    return {name: "/".join([formatting.attack(name, *n[:1]), *map(str, n[1:])]) for name, n in ordered.items()}
 
 
 def _find_strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str | None:

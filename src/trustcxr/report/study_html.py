@@ -61,7 +61,7 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     """
     study = load_report(Path(study_folder))
     parts = gather_parts(study)
-    page = html.fill_template("report.html.j2", parts)
+    page = html.fill_template("report.html.j2", parts)  # the same folder gives the same text
     if tables:
         table.write_tables(table.find_tables(parts), study.path / table.FOLDER)
     for run in study.runs:
@@ -81,11 +81,6 @@ def _write_card(folder: Path) -> None:
     except UserError:
         return
     model_card.write(folder)
-
-
-def render(study: StudyFolder) -> str:
-    """Return the page as text. The same folder gives the same text."""
-    return html.fill_template("report.html.j2", gather_parts(study))
 
 
 def gather_parts(folder: StudyFolder) -> Parts:

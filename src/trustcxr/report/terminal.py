@@ -10,21 +10,8 @@ from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
 from trustcxr.report.tables import accuracy, certified, comparisons
 from trustcxr.report.tables.table import Table
+from trustcxr.storage import schemas
 from trustcxr.storage.os_errors import shell_quote
-from trustcxr.storage.schemas import (
-    Accuracy,
-    AttackResult,
-    Drop,
-    ExportDocument,
-    FamiliarityDocument,
-    ImageAnswer,
-    Lead,
-    RunDocument,
-    SaliencyDocument,
-    Share,
-    StudyDocument,
-    TrainingDocument,
-)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
@@ -57,7 +44,7 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], rig
     console.print(shown)
 
 
-def print_study(study: StudyDocument) -> None:
+def print_study(study: schemas.StudyDocument) -> None:
     """Print alarms and main figures of each run of a study, figures over seeds, and what is proved."""
     runs = [Run(document, Path(), []) for document in study.runs]
     label_runs(runs)
@@ -68,7 +55,7 @@ def print_study(study: StudyDocument) -> None:
             print_table(table)
 
 
-def describe_export(export: ExportDocument) -> list[str]:
+def describe_export(export: schemas.ExportDocument) -> list[str]:
     """Return the exported file, the largest difference from the run, and the next command."""
     kind = f"ONNX, opset {export.opset}" if export.opset else "torch.export program"
     trust = " --trust-code" if export.format == "torch-export" else ""
@@ -85,7 +72,7 @@ NOT_CALIBRATED = "probabilities are not calibrated. Run `trustcxr evaluate` on t
 SURVIVES = "survive: the attack does not change the class within that radius, which is no proof"
 
 
-def describe_answer(answer: ImageAnswer) -> list[str]:
+def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
     """Return the answer for one image as lines."""
     if answer.error is not None and not answer.predicted:
         return [f"{answer.image}: {_fault(answer)}"]
@@ -118,7 +105,7 @@ def describe_answer(answer: ImageAnswer) -> list[str]:
     return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
 
 
-def describe_failures(answers: Sequence[ImageAnswer]) -> str:
+def describe_failures(answers: Sequence[schemas.ImageAnswer]) -> str:
     """Return the images without an answer, the first reason, and what to do; empty if all are answered."""
     failed, parts = [answer for answer in answers if answer.error is not None], []
     for unwritten, advice in ((False, ". Give chest images as PNG, JPEG, TIFF or DICOM files."), (True, "")):
@@ -128,11 +115,11 @@ def describe_failures(answers: Sequence[ImageAnswer]) -> str:
     return "; ".join(parts)
 
 
-def _fault(answer: ImageAnswer) -> str:
+def _fault(answer: schemas.ImageAnswer) -> str:
     return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
-def describe_ood_fit(fit: FamiliarityDocument) -> str:
+def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
     """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
         f"{fit.run}: fitted on {fit.trained} training images; the threshold accepts {format_percent(fit.accepted)} of "
@@ -141,13 +128,13 @@ def describe_ood_fit(fit: FamiliarityDocument) -> str:
     )
 
 
-def describe_training(training: TrainingDocument, at: str = "") -> str:
+def describe_training(training: schemas.TrainingDocument, at: str = "") -> str:
     """Return training.json in a line; `at`: the radius of the validation attack, as " at epsilon 0.02"."""
     again = f"; then a refit of {training.refit.epochs} epochs with the validation images" if training.refit else ""
     return f"best {training.monitor} {format_percent(training.best_value)}{at} after {training.epochs} epochs{again}"
 
 
-def list_accuracies(document: RunDocument) -> list[dict[str, str]]:
+def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
     """Return accuracy clean and under each attack, a row each."""
     clean = document.clean
     names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
@@ -168,12 +155,12 @@ def list_accuracies(document: RunDocument) -> list[dict[str, str]]:
     return lines
 
 
-def _attack(row: AttackResult | Drop) -> str:
-    surrogate = f" from {row.surrogate}" if isinstance(row, AttackResult) and row.surrogate else ""
+def _attack(row: schemas.AttackResult | schemas.Drop) -> str:
+    surrogate = f" from {row.surrogate}" if isinstance(row, schemas.AttackResult) and row.surrogate else ""
     return row.attack + (f"-{row.steps}" if row.steps is not None else "") + surrogate
 
 
-def describe_metrics(document: RunDocument) -> list[str]:
+def describe_metrics(document: schemas.RunDocument) -> list[str]:
     """Return the other metrics, a line each: masking, corruptions, external data, shortcuts, calibration."""
     lines = [document.masking.sentence] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
@@ -188,7 +175,7 @@ def describe_metrics(document: RunDocument) -> list[str]:
     for row in document.drop_from_internal:
         at = f" at {row.epsilon:g}" if row.epsilon else ""
         ends = f"{format_percent(row.internal)} internal, {format_percent(row.external)} here"
-        lines.append(f"Drop from internal, {_attack(row)}{at}: {format_share(row.drop)} ({ends})")
+        lines.append(f"schemas.Drop from internal, {_attack(row)}{at}: {format_share(row.drop)} ({ends})")
     if worst_view := document.without_lungs:
         name = formatting.measure(worst_view.view)
         lines.append(f"Without the lungs, at worst ({name}): {_with_constant(worst_view)}")
@@ -212,7 +199,7 @@ def describe_metrics(document: RunDocument) -> list[str]:
     return lines
 
 
-def list_saliency(part: SaliencyDocument) -> list[dict[str, str]]:
+def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
     """Return the measures of one saliency method with the lead over the closest baseline map, a row each."""
     closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
@@ -229,7 +216,7 @@ def list_saliency(part: SaliencyDocument) -> list[dict[str, str]]:
     ]
 
 
-def _format_lead(lead: Lead | None) -> str:
+def _format_lead(lead: schemas.Lead | None) -> str:
     """Return the lead over a baseline map with interval and name, or a dash."""
     if lead is None or lead.difference.value is None:
         return "-"
@@ -237,7 +224,7 @@ def _format_lead(lead: Lead | None) -> str:
     return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
 
 
-def describe_saliency(part: SaliencyDocument) -> list[str]:
+def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
     if control := part.random_weights:
@@ -248,7 +235,7 @@ def describe_saliency(part: SaliencyDocument) -> list[str]:
     return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
 
 
-def format_share(share: Share) -> str:
+def format_share(share: schemas.Share) -> str:
     """Return a share as percent with its 95 % interval."""
     low, high = share.ci or (None, None)
     return f"{format_percent(share.value)} [{format_percent(low)}, {format_percent(high)}]"
@@ -263,13 +250,13 @@ def _number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
-def _error(share: Share) -> str:
+def _error(share: schemas.Share) -> str:
     """Return a calibration error with its 95 % interval."""
     ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
     return _number(share.value) + ends
 
 
-def _with_constant(part: Accuracy) -> str:
+def _with_constant(part: schemas.Accuracy) -> str:
     """Return accuracy, balanced accuracy, the constant answer and the number of images."""
     balanced = part.balanced_accuracy.value
     text = "" if balanced is None else f", balanced {format_percent(balanced)}"

@@ -14,9 +14,9 @@ from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
 _PASSED = {
-    True: Cell("passed", note="good"),
-    False: Cell("failed", note="bad"),
-    None: Cell("not checked", note="quiet"),
+    True: Cell("passed", note="good text"),
+    False: Cell("failed", note="bad text"),
+    None: Cell("not checked", note="quiet text"),
 }
 
 
@@ -112,8 +112,8 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
         rows.append(
             [
                 Cell(p.finding),
-                Cell(attack, target),
-                Cell(threshold, p.origin, value=p.threshold),
+                Cell(attack, target, note="text"),
+                Cell(threshold, p.origin, value=p.threshold, note="text"),
                 *map(share, (p.sensitivity, p.specificity)),
                 *map(_ratio, (p.likelihood_positive, p.likelihood_negative)),
                 *map(share, (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
@@ -137,7 +137,7 @@ def _division(division: Division) -> Table:
             Cell(g.name),
             *map(share, (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
             Cell(formatting.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
-            Cell("yes" if g.settled else "not settled", note="bad" if g.settled else "quiet"),
+            Cell("yes" if g.settled else "not settled", note="bad text" if g.settled else "quiet text"),
             Cell(str(g.n), "" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"),
         ]
         for g in division.groups

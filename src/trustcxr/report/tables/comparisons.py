@@ -30,13 +30,13 @@ def comparisons(study: StudyDocument) -> Table:
                 Cell(formatting.range_text(ends, digits, scale=scale, reveal=True) or formatting.DASH),
                 Cell(formatting.p_value(c.p_value), corrected, value=c.p_value),
                 whole(c.n),
-                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=_NOTES[c.side]),
+                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=f"{_NOTES[c.side]} text"),
             ]
         )
     return Table("Standard against robust", header, rows, heads=3)
 
 
-def _name_measure(measure: str, method: str, *, percent: bool) -> str:
+def _name_measure(measure: str, method: str | None, *, percent: bool) -> str:
     """Return the measure with its saliency method and unit: clean accuracy, %."""
     return formatting.measure(measure) + (f", {formatting.method(method)}" if method else "") + ", %" * percent
 

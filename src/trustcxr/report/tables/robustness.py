@@ -51,8 +51,8 @@ def _corruptions(run: Run) -> list[CorruptionResult]:
     return [e for e in entries if e.corruption and e.severity is not None and e.accuracy.value is not None]
 
 
-_VERDICTS: dict[bool | None, Cell] = {True: Cell("failing", note="bad"), False: Cell("no sign", note="good")}
-_OVERSTATES = Cell("no sign, but FGSM overstates")
+_VERDICTS: dict[bool | None, Cell] = {True: Cell("failing", note="bad text"), False: Cell("no sign", note="good text")}
+_OVERSTATES = Cell("no sign, but FGSM overstates", note="text")
 
 
 def masking(runs: list[Run]) -> Table | None:
@@ -62,7 +62,7 @@ def masking(runs: list[Run]) -> Table | None:
         verdict = run.metrics.masking
         if verdict is None:
             continue
-        unknown = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet")
+        unknown = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet text")
         cell = _VERDICTS.get(verdict.masked, unknown)
         if verdict.masked is False and run.alarmed(FGSM_OVERSTATES):
             cell = _OVERSTATES

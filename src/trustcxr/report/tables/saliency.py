@@ -100,7 +100,7 @@ def shown(runs: list[Run]) -> Table:
                 Cell(document.cells or "every pixel"),
                 replace(plain(ceiling), second=chance),
                 plain(document.figure("random_network_ssim")),
-                Cell(text, document.withheld, note=note),
+                Cell(text, document.withheld, note=f"{note} prose".strip()),
             ]
         )
     return Table("Verdict on each map", header, rows, heads=3)
