@@ -51,7 +51,7 @@ def describe_results(document: AuditDocument) -> tuple[str, ...]:
         if row.accuracy.value is not None:
             name, left = format_attack(row.attack, row.steps), format_share(row.accuracy)
             lines.append(f"under {name} at epsilon {row.epsilon:g}: accuracy at most {left}{_format_draws(row.draws)}")
-    lines += [_format_submitted(images_) for images_ in document.submitted]
+    lines += [_format_submitted(part) for part in document.submitted]
     if mean := document.corruptions_mean:
         worst = find_lowest(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""

@@ -23,9 +23,7 @@ _BAR = 1.0  # line width of an interval, points
 _DPI = 600  # of a PNG
 
 
-def write_figures(
-    study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None
-) -> list[Path]:
+def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
     """Write every figure of the page and its tables into `out`, by default STUDY/figures; return the paths.
 
     `kind`: pdf, svg or png. `width`: single (89 mm) or double (183 mm). Raises UserError for any other value, and if
@@ -35,14 +33,15 @@ def write_figures(
         raise unknown("format", kind, FORMATS)
     if width not in WIDTHS:
         raise unknown("width", width, list(WIDTHS))
-    study = load_report(Path(study_folder))
-    folder, paths = Path(out or study.path / FOLDER), []
+    study = load_report(Path(folder))
+    out, paths = Path(out or study.path / FOLDER), []
     for drawing in drawings(study, narrow=width == "single"):
-        path = folder / f"{_file_name(drawing.name)}.{kind}"
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in drawing.name).lstrip(".")
+        path = out / f"{name}.{kind}"
         with atomic.atomic_write(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
         paths.append(path)
-    return paths + table.write_tables(table.find_tables(study_html.gather_parts(study)), folder / table.FOLDER)
+    return paths + table.write_tables(table.find_tables(study_html.gather_parts(study)), out / table.FOLDER)
 
 
 def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
@@ -54,9 +53,9 @@ def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     yield accuracy.accuracy_dots(runs, head)
     for model, group in ranking.group_by_model([run for run in runs if run.attacks]).items():
         yield accuracy.epsilon_curves(model, group)
-    results = [
-        drawing for run in runs for drawing in (calibration.reliability(run, head), training_curves.training_curve(run))
-    ]
+    results: list[svg.Drawing | None] = []
+    for run in runs:
+        results += [calibration.reliability(run, head), training_curves.training_curve(run)]
     results += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
     results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
     rows = study.study.comparisons
@@ -105,19 +104,9 @@ def _scale_lines(figure: "Figure") -> None:
 def _legend(figure: "Figure", keys: tuple[svg.Key, ...], columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    if keys:
-        handles = [
-            Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1) for k in keys
-        ]
-        figure.legend(
-            handles,
-            [key.text for key in keys],
-            loc="outside upper left",
-            ncols=columns,
-            frameon=False,
-            fontsize="small",
-        )
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".")
+    handles = [
+        Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1, label=k.text)
+        for k in keys
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")

@@ -104,17 +104,12 @@ def _defences(study: StudyDocument) -> str:
         if not isinstance(defence, dict):
             continue
         entry = DEFENCES.get(str(defence.get("name")))
-        name = (
-            f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or formatting.DASH)
-        )
-        name = "standard training" if name == formatting.STANDARD else name
+        name = str(defence.get("name") or formatting.DASH)
+        name = {formatting.STANDARD: "standard training"}.get(name, name)
+        name = _cited(entry.label, entry.paper) if entry and entry.paper else name
         rest = {key: defence[key] for key in ("label", "background") if key in defence}
-        settings = [
-            *list_options(defence),
-            *_settings(rest, {}),
-            *_settings(atomic.section(defence, "training"), training),
-        ]
-        parts.append(", ".join([name, *settings]))
+        settings = _settings(rest, {}) + _settings(atomic.section(defence, "training"), training)
+        parts.append(", ".join([name, *list_options(defence), *settings]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
     return f"{each} had standard training and {'; '.join(parts)}." if parts else ""
 

@@ -89,7 +89,7 @@ def gather_parts(folder: StudyFolder) -> Parts:
     runs = ranking.rank_runs(folder.runs, head)
     parts: Parts = {"head": head, "several": len(runs) > 1}
     parts |= _front(folder, runs, head) | _results(folder, runs, head) | _robustness(runs, head)
-    parts |= _looks(folder, runs) | _provenance(folder, runs)
+    parts |= _explanations(folder, runs) | _provenance(folder, runs)
     sections = {key: title for key, title in _SECTIONS.items() if any(parts[k] for k in _OPTIONAL.get(key, ("head",)))}
     parts["sections"] = sections if len(runs) > 1 else sections | {"leaderboard": "Figures"}
     parts["notes"] = folder.notes  # last: reading the parts may add notes
@@ -182,7 +182,7 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     }
 
 
-def _looks(folder: StudyFolder, runs: list[Run]) -> Parts:
+def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
     """Return explanations, panels, comparisons and shortcuts."""
     rows = folder.study.comparisons
     accuracies = [row for row in rows if not row.method]

@@ -31,14 +31,14 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
             svg.label_rows(axes, [run.label for run, _ in measured])
             axes.set_title(formatting.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
-                figure_ = document.figure(name)
-                if figure_.chance is not None:
-                    axes.plot([figure_.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
-                if figure_.value is not None:
-                    error, colour = svg.error_bars(figure_.value, figure_.interval), svg.defence_colour(run.defence)
-                    drawn = axes.errorbar(figure_.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
-                    text = formatting.decimal(figure_.value) + formatting.interval(figure_.interval)
-                    svg.add_titles(drawn, f"{run.label}: {text}, chance {formatting.decimal(figure_.chance)}")
+                measure = document.figure(name)
+                if measure.chance is not None:
+                    axes.plot([measure.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
+                if measure.value is not None:
+                    error, colour = svg.error_bars(measure.value, measure.interval), svg.defence_colour(run.defence)
+                    drawn = axes.errorbar(measure.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
+                    text = formatting.decimal(measure.value) + formatting.interval(measure.interval)
+                    svg.add_titles(drawn, f"{run.label}: {text}, chance {formatting.decimal(measure.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
@@ -96,19 +96,15 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
 
 
 def _label(row: Comparison) -> str:
-    background = row.background or "full"
-    parts = [row.model or formatting.DASH, row.defence or formatting.DASH]
-    return " · ".join([*parts, *([row.label] if row.label else []), *([background] if background != "full" else [])])
+    background = "" if row.background == "full" else row.background
+    parts = (row.model or formatting.DASH, row.defence or formatting.DASH, row.label, background)
+    return " · ".join(part for part in parts if part)
 
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:
     """Draw for each run the similarity with the trained map as layers become random from the logits down."""
-    results = []
-    for run in runs:
-        methods = [(m, d) for r, m, d in documents([run], control=False) if d.sanity]
-        if methods:
-            results.append(_cascade(run, methods))
-    return results
+    tested = [(run, [(m, d) for _, m, d in documents([run], control=False) if d.sanity]) for run in runs]
+    return [_cascade(run, methods) for run, methods in tested if methods]
 
 
 def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawing:

@@ -165,19 +165,19 @@ def _local(name: str) -> str:
 
 def _tidy(element: "Element", used: set[str], key: str) -> None:
     """Make referenced ids unique, drop other ids, fonts and blanks, and use the colours of the page."""
-    name_ = element.attrib.pop("id", None)
+    identifier = element.attrib.pop("id", None)
     for name, value in element.attrib.items():
         element.attrib[name] = _REFERENCE.sub(lambda match: match[0].replace(match[1], f"{key}-{match[1]}"), value)
-    if name_ in used:
-        element.attrib = {"id": f"{key}-{name_}", **element.attrib}
+    if identifier in used:
+        element.attrib = {"id": f"{key}-{identifier}", **element.attrib}
     if "style" in element.attrib:
         parts = [part.strip() for part in element.attrib["style"].split(";")]
         style = "; ".join(part for part in parts if not part.startswith("font-family"))
         element.attrib["style"] = page_colour(style)
     element.text = element.text if (element.text or "").strip() else None
     element.tail = "\n"
-    if name_ and name_.startswith(_TITLED):
-        _add_tooltips(element, name_.removeprefix(_TITLED).split("\n"))
+    if identifier and identifier.startswith(_TITLED):
+        _add_tooltips(element, identifier.removeprefix(_TITLED).split("\n"))
 
 
 def _add_tooltips(element: "Element", texts: list[str]) -> None:
