@@ -122,7 +122,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
                 continue
             counts = run.measured(method, perturbed=perturbed)
             without = None if perturbed else document.without_mask
-            left_out = f"{formatting.count(without)} without mask left out" if without else ""
+            left_out = f"{formatting.count(without)} without mask" if without else ""
             *first, name = method_cells(run, method)
             cells = [_localisation(document, part, key, counts.get(key, part.n)) for key in _EXPLANATION]
             cells += [plain(part.figure("stability_ssim")), share(part.figure(NULL_MAPS).value)]

@@ -9,7 +9,7 @@ _NOTES = {"better": "good", "worse": "bad", None: "quiet"}
 
 def comparisons(study: StudyDocument) -> Table:
     """Return standard against robust on the same images: difference, interval, p, n and outcome."""
-    header = ["Model", "Robust defence", "Measure", "Standard", "Robust", "Difference", "95 % CI", "p", "n", "Robust"]
+    header = ["Model", "Robust defence", "Measure", "Standard", "Robust", "Difference", "95 % CI", "p", "n", "Outcome"]
     rows = []
     seeds = {c.seed for c in study.comparisons}
     for c in study.comparisons:
