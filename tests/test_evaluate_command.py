@@ -75,7 +75,7 @@ def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
-    assert "on the mean of 4, " in done.stdout
+    assert "over 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", images, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
     place = newest(trained)

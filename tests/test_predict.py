@@ -155,7 +155,7 @@ def test_a_heatmap_that_cannot_be_written_costs_its_image_alone(
     assert terminal.describe_failures([first, lost, last]) == f"{lost.image}: {lost.error}"
     broken = ImageAnswer(image="broken.png", error="no picture")
     assert terminal.describe_failures([lost, broken, broken, lost]) == (
-        "broken.png and 1 more: not read: no picture; give chest images as PNG, JPEG, TIFF or DICOM files; "
+        "broken.png and 1 more: not read: no picture. Give chest images as PNG, JPEG, TIFF or DICOM files; "
         f"{lost.image} and 1 more: {lost.error}"
     )
     assert terminal.describe_failures([first, last]) == ""
@@ -275,7 +275,7 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
     words = "\n".join(terminal.describe_answer(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
-    assert "to survive is to keep the class" in words
+    assert "survive: the attack does not change the class" in words
     assert "not calibrated" in "\n".join(terminal.describe_answer(before.model_copy(update={"image": "x"})))
 
 

@@ -108,7 +108,7 @@ def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
 def describe_failures(answers: Sequence[schemas.ImageAnswer]) -> str:
     """Return the images without an answer, the first reason, and what to do; empty if all are answered."""
     failed, parts = [answer for answer in answers if answer.error is not None], []
-    for unwritten, advice in ((False, ". Give chest images as PNG, JPEG, TIFF or DICOM files."), (True, "")):
+    for unwritten, advice in ((False, ". Give chest images as PNG, JPEG, TIFF or DICOM files"), (True, "")):
         if same := [answer for answer in failed if answer.unwritten == unwritten]:
             others = f" and {len(same) - 1} more" if len(same) > 1 else ""
             parts.append(f"{same[0].image}{others}: {_fault(same[0])}{advice}")
