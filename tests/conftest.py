@@ -83,7 +83,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their drawings, for tests that ask for words and tables: matplotlib takes seconds for each page."""
     from trustcxr.report.figures import svg
 
-    monkeypatch.setattr(svg, "inline", lambda *_: "")
+    monkeypatch.setattr(svg, "render_inline", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

@@ -192,6 +192,6 @@ def test_a_finding_turned_round_is_examined_anew_and_compares_with_no_other(
     assert area(audits.audit(model, data, out / "first")) == area(turned) < 0.2
     assert turned.data.fingerprint == first.data.fingerprint
     assert "labels of findings" in complaint("compare", out / "same", out / "turned")
-    found = leaderboard.gather(out)
+    found = leaderboard.gather_audits(out)
     assert len(found.entries) == 2
     assert dict(found.refused)["same"].startswith("not the same labels of findings")

@@ -142,7 +142,7 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     assert not document["unreliable"], document["reasons"]
     assert document["clean"]["accuracy"]["value"] > 0.9
     assert all(check["passed"] is not False for check in document["entry_checks"])
-    assert "May be relied on:" in done.stdout
+    assert "Results:" in done.stdout
     assert "Research" in done.stdout
     assert not (out / ".parts").exists()
     again = run("audit", model, "--data", greys, "--out", out)

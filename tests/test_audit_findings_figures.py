@@ -27,8 +27,8 @@ from trustcxr.evaluation import multilabel_metrics, run_figures
 from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import sentences
-from trustcxr.report.terminal import percent
+from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
 
@@ -155,12 +155,12 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     expected = constant(known)
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
-    said = f"always giving the commoner answer to each finding would have {percent(expected)}"
+    said = f"always giving the commoner answer to each finding would score {format_percent(expected)}"
     page = " ".join(audit_html.render(document).split())
-    assert said in "\n".join(sentences(document))
+    assert said in "\n".join(describe_audit(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
-    entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
+    entry = leaderboard.to_json(leaderboard.gather_audits(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 
@@ -269,7 +269,7 @@ def test_findings_are_asked_of_images_without_their_lungs(masked: tuple[AuditDoc
     assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
     assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three images; severe: one of three"
     assert document.without_lungs is not None
-    assert "What was shown" in audit_html.render(document)
+    assert '<th scope="col">Image' in audit_html.render(document)
 
 
 def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(
@@ -316,8 +316,8 @@ def test_the_page_says_why_nothing_was_shown_without_lungs(
     if not scores:
         document.model.kind = "TorchScript"
     page = audit_html.render(document)
-    assert ("Not looked for: scores alone were given" in page) == scores
-    assert ("Not looked for: no image has a lung mask" in page) == (not scores)
+    assert ("Not tested: the audit has scores alone" in page) == scores
+    assert ("Not tested: no image has a lung mask" in page) == (not scores)
 
 
 def test_two_models_compare_finding_by_finding(

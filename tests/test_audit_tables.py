@@ -15,7 +15,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
 from trustcxr.audit.subject import load_model
 from trustcxr.report import leaderboard
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
@@ -58,10 +58,10 @@ def test_who_leaves_out_images_leads_no_board(
     assert (part.data.n, part.data.total, part.unreliable) == (30, 36, True)
     assert part.clean.accuracy.value == 1
     assert "30 of 36 images have a score" in part.reasons
-    said = sentences(part)
-    assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of images")]
-    assert [line for line in sentences(whole) if line.startswith("ModelUnderTest: 36 images of images")]
-    found = leaderboard.gather(tmp_path / "out")
+    said = describe_audit(part)
+    assert [line for line in said if line.startswith("Tested on: 30 of 36 images of “images”")]
+    assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of “images”")]
+    found = leaderboard.gather_audits(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
     for pair in (("whole", "part"), ("part", "whole")):
@@ -114,7 +114,7 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     assert "by diagnosis: not judged, since each of its values belongs to one class" in diagnosis.text
     card, page = (out / "model_card.md").read_text(), (out / "report.html").read_text()
     for division in document.subgroups:
-        assert any(line.endswith(division.text) for line in sentences(document))
+        assert any(line.endswith(division.text) for line in describe_audit(document))
         assert f"- {division.text}" in card
         assert f"<h3>{division.column}</h3><p>{division.text}.</p>" in page
     assert "- Factors: maker\n" in card
@@ -255,8 +255,8 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.clean.accuracy.interval[0] < document.clean.constant_answer
     assert document.unreliable == bool(words)
     assert words in document.reasons
-    assert ("Figures, which may NOT be relied on (see below):" in sentences(document)) == bool(words)
-    assert "\n".join(sentences(document)).count(words or "ranked better") == bool(words), "said once"
+    assert ("Results, NOT reliable (see Limits):" in describe_audit(document)) == bool(words)
+    assert "\n".join(describe_audit(document)).count(words or "ranked better") == bool(words), "said once"
 
 
 def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said(
@@ -268,9 +268,9 @@ def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said
     for kind in (None, "logits"):
         found = audits.audit(table(tmp_path / str(kind), answers, kind=kind), greys, tmp_path / "out" / str(kind))
         assert found.clean.plain() == wanted.clean.plain()
-        (said,) = [line for line in sentences(found) if "write output.kind: probabilities" in line]
+        (said,) = [line for line in describe_audit(found) if "write output.kind: probabilities" in line]
         assert said.startswith("  note: its scores sum to 1 for each image, so they were taken as probabilities")
-    assert "output.kind" not in "\n".join(sentences(wanted))
+    assert "output.kind" not in "\n".join(describe_audit(wanted))
 
 
 def test_scores_that_are_not_what_is_declared_are_taken_as_declared_and_it_is_said(

@@ -141,7 +141,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     for place in ("halved", "a"):
         assert atomic.read_json(tmp_path / place / "training.json")["parts"] == 4
         assert atomic.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
-        assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
+        assert "- Batches: worked off in 4 parts\n" in report_cards.render_card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
@@ -192,9 +192,9 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
     assert segments.describe_segments(tmp_path) == said
-    card = report_cards.card(tmp_path)
-    assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
-    assert f"- Not trained on one and the same: {said}\n" in card
+    card = report_cards.render_card(tmp_path)
+    assert "- Batches: worked off in 2 parts; BatchNorm statistics over one part at a time\n" in card
+    assert f"- Resumed on a different machine or version: {said}\n" in card
 
 
 def test_processor_seconds_are_those_of_all_processes(
@@ -274,7 +274,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
         "world": 2,
         "strategy": "ddp",
     }
-    assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.card(tmp_path / "2")
+    assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.render_card(tmp_path / "2")
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 
 

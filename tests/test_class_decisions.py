@@ -17,7 +17,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")
@@ -92,7 +92,9 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
         ("pgd", "answer"),
         ("worst-case", "threshold"),
     }
-    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(sentences(document))
+    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(
+        describe_audit(document)
+    )
     assert (tmp_path / "out" / "one_vs_rest.parquet").is_file()
 
 

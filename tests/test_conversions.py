@@ -139,7 +139,7 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert document["model"]["notes"][0].startswith(note)
     assert printed.index(note) < printed.index("declaration")
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert page.index(note) < page.index("What may NOT be relied on")
+    assert page.index(note) < page.index("Results (NOT reliable)")
     assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
     assert document["unreliable"]
     assert "attacks without them can only overestimate" in document["reasons"]

@@ -220,7 +220,7 @@ def test_a_study_folder_is_read_and_what_is_no_image_is_named(tmp_path: Path) ->
     assert "no image" in why["s/DX1/2.heatmap.dcm"]
     assert "no image" in why["s/DX1/2.finding.dcm"]
     assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
-    assert all(len(terminal.sentences(answer)) == 1 for answer in found.left_out)
+    assert all(len(terminal.describe_answer(answer)) == 1 for answer in found.left_out)
 
 
 def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     assert "lateral" in str(left_out.left_out)
     finding = pydicom.dcmread(image.dicom[1]).to_json()
     assert f"{image.predicted}" in finding
-    assert "as DICOM" in "\n".join(terminal.sentences(image))
+    assert "as DICOM" in "\n".join(terminal.describe_answer(image))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
 
 
@@ -285,7 +285,7 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
     assert first.predicted
     assert not first.dicom
     assert re.match(r"no DICOM answer: .*a\.heatmap\.dcm: cannot be written: no space left", str(first.error))
-    assert terminal.not_answered([first, second]) == f"{first.image}: {first.error}"
+    assert terminal.describe_failures([first, second]) == f"{first.image}: {first.error}"
     assert len(second.dicom) == 2
 
 

@@ -15,7 +15,7 @@ from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.evaluation.stochastic import OverDraws, predict_logits
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import read_schema
 
@@ -107,9 +107,9 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
-    text = "\n".join(sentences(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
+    text = "\n".join(describe_audit(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
-    assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
+    assert f"its answers are random: accuracy of one draw {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 
@@ -163,7 +163,7 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
     assert "right_share" not in atomic.read_table(tmp_path / "out" / "predictions.parquet")
-    assert "at random" not in "\n".join(sentences(found))
+    assert "at random" not in "\n".join(describe_audit(found))
 
 
 @pytest.mark.slow

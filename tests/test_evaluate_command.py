@@ -76,7 +76,7 @@ def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
-    assert "on the mean of 4, " in done.stdout
+    assert "over 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", images, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
     place = newest(trained)
@@ -117,7 +117,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     low, high = drops[0]["drop"]["ci"]
     assert low <= drops[0]["drop"]["value"] <= high
     assert {name: part["n"] for name, part in document.plain()["by_source"].items()} == {"one": 18, "other": 6}
-    said = "\n".join(terminal.remarks(document))
+    said = "\n".join(terminal.describe_metrics(document))
     assert "Drop from internal, clean: " in said
     assert "Drop from internal, pgd-3 at 0.02: " in said
     assert "one: " in said
@@ -137,8 +137,8 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
         document.plain()["clean"]["ece"]["value"]
     )
     error = document.plain()["clean"]["ece"]["value"], *document.plain()["clean"]["ece"]["ci"]
-    assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
-    said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
+    assert terminal.list_accuracies(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
+    said = next(line for line in terminal.describe_metrics(document) if line.startswith("Calibration"))
     assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
     on_validation, place = run_folder.evaluate(trained, images, split="Val", attacks=["fgsm"])
     assert place.name.startswith("phantom-Val-")

@@ -26,7 +26,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.report.terminal import remarks
+from trustcxr.report.terminal import describe_metrics
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm
 from trustcxr.training import fit_run
@@ -422,7 +422,7 @@ def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(r
     document = run_figures.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
     assert document.masking.at_random is True
     assert document.masking.reasons.endswith(flattered)
-    assert flattered in "\n".join(remarks(document))
+    assert flattered in "\n".join(describe_metrics(document))
     plain = run_figures.describe(run, table, resamples=100)
     assert plain.masking.at_random is False
     assert flattered not in plain.masking.reasons

@@ -53,7 +53,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_program_of_torch_export_answers_as_the_run_and_is_taken_by_an_audit(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.pt2"
     done = run("export", plain, "--format", "torch-export", "--out", out)
-    assert "answers as the run to within" in done.stdout
+    assert "logits differ from the run by at most" in done.stdout
     assert "--out DIR --trust-code" in done.stdout
     given = formats.load(out.with_suffix(".yaml"), trust_code=True)
     assert (given.classes, given.size, given.origin.gradients) == (tuple(CLASSES), 32, "own")
@@ -265,7 +265,7 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
     import yaml
 
-    text = model_card.card(plain)
+    text = model_card.render_card(plain)
     front, body = text.split("---\n", 2)[1:]
     assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
     assert "Research software. Not for diagnosis." in body

@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
@@ -130,9 +130,9 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     assert robust.sensitivity_at_specificity.interval is not None
     assert document.clean.n == 60, "a decision an image and finding"
     assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
-    text = "\n".join(sentences(document))
+    text = "\n".join(describe_audit(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
-    assert "Hernia: not judged" in text
+    assert "Hernia: not evaluated" in text
     assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
 
@@ -153,7 +153,7 @@ def test_unknown_labels_are_left_out_and_counted(
     bright = document.findings[0]
     assert (bright.n, bright.positives, bright.unknown) == (24, 16, 6)
     assert [p.n for p in document.operating_points] == [24] * 3
-    assert "not known: Bright 6" in "\n".join(sentences(document))
+    assert "not known: Bright 6" in "\n".join(describe_audit(document))
     assert {group.name for division in document.subgroups for group in division.groups} >= {"F", "M"}
     assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 

@@ -105,7 +105,7 @@ def test_what_three_judges_disagreed_on(
     made = run_figures.find_alarms(stored)
     assert [alarm.kind for alarm in made] == signs
     run = load.Run(stored.model_copy(update={"alarms": made}), Path(), [])
-    shown = report_alarms.find(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
+    shown = report_alarms.gather_alarms(load.StudyFolder(Path(), StudyDocument(), [run], []), [run])
     assert [(g.kind, len(g.lines)) for g in shown.groups] == [(kind, 1) for kind in signs]
     assert shown.count == len(made)
 

@@ -442,7 +442,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
     assert len(shown.rows) == len(document) == 12
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
-    assert "put into a healthy image" in [row[2].text for row in shown.rows]
+    assert "transplanted into a healthy image" in [row[2].text for row in shown.rows]
 
 
 def test_the_patch_and_the_lesion_are_of_other_images_than_the_one_they_are_put_into(

@@ -93,7 +93,7 @@ def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, rad
     left_out = [a for a in answers if "left_out" in a.plain()]
     assert len(answers) == 2
     assert len(left_out) == 1
-    assert "heatmap" in terminal.sentences(left_out[0])[0]
+    assert "heatmap" in terminal.describe_answer(left_out[0])[0]
     assert len(list((radiographs / "a").glob("*.png"))) == 2
 
 
@@ -151,14 +151,14 @@ def test_a_heatmap_that_cannot_be_written_costs_its_image_alone(
         lost.error
         == f"no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; choose --out"
     )
-    assert terminal.sentences(lost) == [f"{lost.image}: {lost.error}"]
-    assert terminal.not_answered([first, lost, last]) == f"{lost.image}: {lost.error}"
+    assert terminal.describe_answer(lost) == [f"{lost.image}: {lost.error}"]
+    assert terminal.describe_failures([first, lost, last]) == f"{lost.image}: {lost.error}"
     broken = ImageAnswer(image="broken.png", error="no picture")
-    assert terminal.not_answered([lost, broken, broken, lost]) == (
-        "broken.png and 1 more: not read: no picture; give chest images as PNG, JPEG, TIFF or DICOM files; "
+    assert terminal.describe_failures([lost, broken, broken, lost]) == (
+        "broken.png and 1 more: not read: no picture. Give chest images as PNG, JPEG, TIFF or DICOM files; "
         f"{lost.image} and 1 more: {lost.error}"
     )
-    assert terminal.not_answered([first, last]) == ""
+    assert terminal.describe_failures([first, last]) == ""
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -273,10 +273,10 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     assert (before.calibrated, after.calibrated) == (False, True)
     logits = np.log(list(before.probabilities.values()))
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
-    words = "\n".join(terminal.sentences(after.model_copy(update={"image": "x"})))
+    words = "\n".join(terminal.describe_answer(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
-    assert "to survive is to keep the class" in words
-    assert "not calibrated" in "\n".join(terminal.sentences(before.model_copy(update={"image": "x"})))
+    assert "survive: the attack does not change the class" in words
+    assert "not calibrated" in "\n".join(terminal.describe_answer(before.model_copy(update={"image": "x"})))
 
 
 def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_pat
     black, coloured = predict.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
     assert black.warnings == ["it is nearly one grey level"]
     assert "it is in colour" in coloured.warnings
-    assert "DOUBTFUL" in "\n".join(terminal.sentences(black))
+    assert "DOUBTFUL" in "\n".join(terminal.describe_answer(black))
     pydicom = pytest.importorskip("pydicom")
     (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
     assert slice_of.error == "a DICOM file of CT: expected a chest image (CR or DX)"
@@ -322,6 +322,6 @@ def test_a_image_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(
 def test_an_answer_without_its_dicom_objects_is_told_with_what_is_missing() -> None:
     error = "no DICOM answer: x.finding.dcm: cannot be written: no space left on the disk"
     given = {"image": "x", "predicted": "Normal", "probabilities": {"Normal": 0.9, "COVID-19": 0.1}, "error": error}
-    said = terminal.sentences(ImageAnswer.model_validate(given))
+    said = terminal.describe_answer(ImageAnswer.model_validate(given))
     assert said[0] == "x: Normal 90.0%, COVID-19 10.0%"
     assert said[-1] == f"  {error}"

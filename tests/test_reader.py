@@ -414,7 +414,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"
     assert model[1].value == pytest.approx(0.25)
-    assert "to" in model[1].beside
+    assert "to" in model[1].second
     written = reader_results.write_tables(reader_results.gather(store), runs, tmp_path / "out")
     assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
     page = written[0].read_text(encoding="utf-8")

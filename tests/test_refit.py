@@ -77,7 +77,9 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     }
     assert summary.refit.epochs == 2
     assert summary.seconds == pytest.approx(first["seconds"] + summary.refit.seconds)
-    assert terminal.training_sentence(summary).endswith("after 4 epochs; then 2 with the validation images too")
+    assert terminal.describe_training(summary).endswith(
+        "after 4 epochs; then a refit of 2 epochs with the validation images"
+    )
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]

@@ -332,7 +332,7 @@ def test_no_command_writes_into_a_run_a_study_or_an_audit(
 def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_maps_and_proofs(
     trained: Path, images: Path, others: Path, tmp_path: Path
 ) -> None:
-    assert "a run that is not tested yet" in complaint("report", trained)
+    assert "this run is not tested yet" in complaint("report", trained)
     run_folder.evaluate(trained, images, attacks=["pgd"], steps=1)
     run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
     run_folder.explain(trained, images, options=MAPS)

@@ -118,7 +118,7 @@ def test_the_images_are_the_same_but_for_the_marker(marked: Run) -> None:
 def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     document, place = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
     assert atomic.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
-    (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
+    (line,) = [line for line in terminal.describe_metrics(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
     again, other = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
     assert other != place

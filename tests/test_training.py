@@ -335,8 +335,8 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
     assert "commit abcdef0" in told[1]
     assert f"torch {layout.versions()['torch']}" in told[2]
     assert "batches" not in line, "what is alike is not said"
-    card = model_card.card(tmp_path)
-    assert f"- Not trained on one and the same: {told[0]}" in card
+    card = model_card.render_card(tmp_path)
+    assert f"- Resumed on a different machine or version: {told[0]}" in card
     assert f"of training on Another, then {origins.processor()}" in card
     assert load_run(tmp_path).training == summary
 
@@ -350,8 +350,8 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(radiographs: tuple[Any, 
                     fit_run.fit(recipe(), *radiographs, tmp_path / place)
         fit_run.fit(recipe(), *radiographs, tmp_path / place)
         about = atomic.read_yaml(tmp_path / place / "run.yaml")
-        assert list(about)[-5:] == ["recipe", "data", "segments", "checksums", "took"]
-        assert "one and the same" not in model_card.card(tmp_path / place)
+        assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
+        assert "one and the same" not in model_card.render_card(tmp_path / place)
 
 
 def test_epochs_that_are_trained_anew_are_of_who_trained_them(radiographs: tuple[Any, Any], tmp_path: Path) -> None:

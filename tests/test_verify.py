@@ -133,7 +133,7 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     assert "all agree" not in run("verify", study).stdout
     for table in study.rglob("predictions.parquet"):
         table.unlink()
-    assert "of no run could the figures be computed again" in run("verify", study, expect=1).stdout
+    assert "the figures of no run could be recomputed" in run("verify", study, expect=1).stdout
 
 
 @pytest.mark.slow

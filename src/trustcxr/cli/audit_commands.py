@@ -64,7 +64,7 @@ def audit(
     audit_html.write(document, out)
     if json:
         return print_json(document)
-    for line in audit_text.sentences(document):
+    for line in audit_text.describe_audit(document):
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
@@ -97,8 +97,8 @@ def compare(
     if json:
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"
-    report.print_rows(title, audit_text.pair_rows(document))
-    for line in audit_text.pair_remarks(document):
+    report.print_rows(title, audit_text.list_pairs(document))
+    for line in audit_text.describe_pairs(document):
         print(line)
     return print(NOTICE)
 
@@ -113,12 +113,12 @@ def leaderboard(
     from trustcxr import report
     from trustcxr.report import leaderboard as board
 
-    ranking = board.gather(folder)
+    ranking = board.gather_audits(folder)
     page, table = board.write(ranking, out or folder)
     if json:
-        return print_json(board.plain(ranking))
+        return print_json(board.to_json(ranking))
     report.print_table(board.terminal_table(ranking))
-    for line in board.remarks(ranking):
+    for line in board.list_remarks(ranking):
         print(line)
     for name, why in ranking.refused:
         print(f"not compared: {name}: {why}")

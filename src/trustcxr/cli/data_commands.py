@@ -145,4 +145,4 @@ def _print_cache(document: "PruneDocument") -> None:
     from trustcxr.report import status_text
 
     if document.entries:
-        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.prunable(document))
+        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.list_prunable(document))
