@@ -109,7 +109,7 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     run("audit", model, "--data", tmp_path / "list.csv", "--out", out, *labels)
     document = read_schema(AuditDocument, out / "audit.json")
     maker, scanner, diagnosis = document.subgroups
-    assert (maker.column, maker.alike) == ("maker", ["ward"])
+    assert (maker.column, maker.same_groups) == ("maker", ["ward"])
     assert scanner.text.startswith("by scanner: no two groups have 20 images")
     assert "by diagnosis: not judged, since each of its values belongs to one class" in diagnosis.text
     card, page = (out / "model_card.md").read_text(), (out / "report.html").read_text()

@@ -95,8 +95,8 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, radiogra
     assert "Not for diagnosis" in done.stdout
     document = schemas.read_schema(schemas.RunDocument, out / "metrics.json")
     assert (document.run, document.origin, document.classes) == ("model", "given", list(CLASSES))
-    assert (document.given.kind, document.given.path) == ("python", "of_a_run:network")
-    assert document.given.sha256
+    assert (document.external_model.kind, document.external_model.path) == ("python", "of_a_run:network")
+    assert document.external_model.sha256
     theirs = schemas.read_schema(schemas.RunDocument, newest(own) / "metrics.json")
     for name, part in theirs.saliency.items():
         assert document.saliency[name].threshold == part.threshold

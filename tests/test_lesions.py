@@ -511,4 +511,4 @@ def test_means_are_of_the_images_that_the_effect_is_of() -> None:
     (found,) = explained.summarise_effects(table, resamples=100)
     assert (found.images, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
-    assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)
+    assert (found.control_answer or 0) - (found.without or 0) == pytest.approx(0.6)

@@ -218,12 +218,12 @@ def test_the_class_under_another_name_is_no_group_and_that_is_said() -> None:
 def test_columns_that_divide_the_images_alike_are_judged_once() -> None:
     images = pd.DataFrame({"class": ["a", "b", "c"] * 40, "source": ["X"] * 40 + ["Y"] * 50 + ["Z"] * 30})
     alone = judged(images, images["source"] == "Y")["source"]
-    assert (alone.worst, alone.alike) == ("Y", [])
+    assert (alone.worst, alone.same_groups) == ("Y", [])
     licences = {"X": "free", "Y": "not stated", "Z": ""}
     images = images.assign(licence=images["source"].map(licences), maker=images["source"].str.lower() + " and sons")
     found = judged(images, images["source"] == "Y")
     assert set(found) == {"source"}
-    assert found["source"].alike == ["licence", "maker"]
+    assert found["source"].same_groups == ["licence", "maker"]
     assert found["source"].text.startswith("by source, and exactly alike by licence and maker: worst is Y with 0.0% ")
     assert "corrected for 3 groups" in found["source"].text
     assert [g.p_corrected for g in found["source"].groups] == [g.p_corrected for g in alone.groups]

@@ -248,7 +248,7 @@ class GradientTraits:
 
     @property
     def needs_bpda(self) -> bool:
-        """Whether the model's own gradients are incomplete."""
+        """Return whether the model's own gradients are incomplete."""
         return bool(self.stopped) or self.zero_gradients > 0.02 or self.broken_gradients > 0
 
     def variants(self, model: nn.Module) -> list[AttackView]:

@@ -142,7 +142,7 @@ def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
     table = evaluation.predict(target.run, target.images, views=not target.name, at_once=audit.parallel)
     document = describe(target.run, table, resamples=explain_run.RESAMPLES)
     document.images, document.examination, document.finding = audit.dataset.fingerprint, key, target.name
-    document.given = describe_model(audit.subject)
+    document.external_model = describe_model(audit.subject)
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)
     atomic.write_json(path, document)
     return document

@@ -124,7 +124,7 @@ def _division(
     lowest = min(eligible, key=lambda row: row["accuracy"]["value"]) if len(eligible) > 1 else None
     worst = lowest["name"] if lowest is not None and lowest["gap"]["value"] < 0 else ""
     column, *others = (name.removeprefix(PREFIX) for name in columns)
-    return {"column": column, "alike": others, "groups": rows, "worst": worst, "merged": merged}
+    return {"column": column, "same_groups": others, "groups": rows, "worst": worst, "merged": merged}
 
 
 def _eligible(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
 def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
     """Describe a division in a sentence. `first`: the names of groups of the same images in earlier divisions."""
     rows = {row["name"]: row for row in division["groups"]}
-    others = f", and exactly alike by {' and '.join(division['alike'])}" if division["alike"] else ""
+    others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""
     text = f"by {division['column']}{others}: "
     if not division["worst"]:
         few = len(_eligible(division["groups"])) < 2

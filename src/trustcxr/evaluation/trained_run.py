@@ -96,7 +96,7 @@ class Run:
 
     @property
     def resize(self) -> str:
-        """How its training images became squares: squeeze or pad."""
+        """Return how its training images became squares: squeeze or pad."""
         return self.recipe.data.resize if self.recipe is not None else "squeeze"
 
     @property

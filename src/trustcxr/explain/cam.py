@@ -110,7 +110,7 @@ def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, laye
 
 
 def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """The control for `smooth_layer_cam`: `activation_map`, then the same Gaussian.
+    """Return the baseline of `smooth_layer_cam`: `activation_map`, then the same Gaussian.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -184,7 +184,7 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     batches = x.split(external.batch)
     targets: Sequence[Target] = [None] * len(batches)
     if target is not None:
-        targets = target_classes(target, x.new_empty(len(x), len(external.given.classes))).split(external.batch)
+        targets = target_classes(target, x.new_empty(len(x), len(external.output_spec.classes))).split(external.batch)
     parts = [
         [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]
         for batch, classes in zip(batches, targets, strict=True)

@@ -85,7 +85,7 @@ def deletion(
     blur: float | None = None,
     curve_ends: Ends | None = None,
 ) -> Curve:
-    """Deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
+    """Measure deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
     Petsiuk et al. 2018 (RISE) use a constant instead, so figures do not compare.
     """

@@ -154,7 +154,7 @@ def _compared(
     table = pd.DataFrame({"image": np.arange(len(before.label)), **about})
     whole = whole or without
     table["before"], table["without"] = before.probability, without.probability
-    table["beside"], table["whole"] = control.probability, whole.probability
+    table["control_answer"], table["whole"] = control.probability, whole.probability
     enough = table["share"].to_numpy() >= SMALLEST
     table["effect"] = np.where(enough, control.probability - without.probability, np.nan)
     for name, other in (("flipped", without), ("flipped_control", control), ("flipped_whole", whole)):
@@ -277,7 +277,9 @@ def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[Les
         groups, counted = rows["group"].to_numpy(dtype=str), rows[rows["effect"].notna()]
         effect = summarise_effect(rows, groups, resamples=resamples)
         content = dict(zip(about, values, strict=True)) | effect.model_dump(exclude_unset=True)
-        content |= {name: float(counted[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
+        content |= {
+            name: float(counted[name].mean()) for name in ("before", "without", "control_answer", "whole", "share")
+        }
         content["by_size"] = summarise_by_size(rows, groups, resamples=resamples)
         documents.append(LesionDocument.model_validate(content))
     return documents

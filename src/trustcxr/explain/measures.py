@@ -117,7 +117,7 @@ def iou_at_mask_area(saliency: Tensor, mask: Tensor) -> Tensor:
 
 
 def rank_accuracy(saliency: Tensor, mask: Tensor) -> Tensor:
-    """The share of the M most salient pixels that lie inside a mask of M pixels, [0, 1].
+    """Return the share of the M most salient pixels that lie inside a mask of M pixels, [0, 1].
 
     Relevance rank accuracy, Arras et al. 2022. Ties as in `iou_at_mask_area`.
     """

@@ -146,7 +146,7 @@ class Association:
     column: str
     cramers_v: float
     p_value: float
-    known: int
+    labelled: int
     n: int
     counts: dict[str, dict[str, int]]  # value -> class -> images
 

@@ -298,7 +298,7 @@ def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issu
     for link in linked:
         if link.cramers_v < _WEAK or link.p_value > 0.001:
             continue
-        share = "" if link.known == link.n else f" (known for {link.known:,} of {link.n:,})"
+        share = "" if link.labelled == link.n else f" (known for {link.labelled:,} of {link.n:,})"
         strength = "strongly" if link.cramers_v >= _STRONG else "weakly"
         text = f"the {link.column}{share} is {strength} associated with the class: Cramér's V {link.cramers_v:.2f}"
         severity = "warning" if link.cramers_v >= _STRONG else "note"

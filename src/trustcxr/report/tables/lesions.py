@@ -53,7 +53,7 @@ def _cells(row: LesionDocument) -> list[Cell]:
     return [
         Cell(FILLS.get(row.fill, formatting.DASH), "" if row.condition == CLEAN else attack),
         Cell({"lung": "healthy lung"}.get(row.control, row.control) or formatting.DASH),
-        *[plain(value) for value in (row.before, row.without, row.beside, row.whole)],
+        *[plain(value) for value in (row.before, row.without, row.control_answer, row.whole)],
         gained(row.effect, note=note),
         Cell(formatting.percent(row.flipped.value, 0), flips, value=row.flipped.value),
         whole(row.left_out),

@@ -74,11 +74,11 @@ class Subgroup(Document):
 class Division(Document):
     """The images divided by a column of the data's table. `merged`: sizes of groups that are too small.
 
-    `alike`: other columns with the same division. `text`: why there are no groups.
+    `same_groups`: other columns with the same division. `text`: why there are no groups.
     """
 
     column: str = ""
-    alike: list[str] = []
+    same_groups: list[str] = []
     groups: list[Subgroup] = []
     worst: str = ""
     merged: dict[str, int] = {}
@@ -142,7 +142,7 @@ class AuditedData(Document):
 
     @property
     def is_identified(self) -> bool:
-        """Whether a checksum identifies the images."""
+        """Return whether a checksum identifies the images."""
         return bool(self.files or self.fingerprint)
 
     def same_images(self, other: "AuditedData") -> bool:
@@ -166,7 +166,7 @@ class AuditedData(Document):
 
     @property
     def partial(self) -> bool:
-        """Whether images without a score were left out."""
+        """Return whether images without a score were left out."""
         return self.n is not None and self.total is not None and self.n < self.total
 
     @property

@@ -34,7 +34,7 @@ class ImageAnswer(Document):
 
     @property
     def unwritten(self) -> bool:
-        """Whether the error is of the disk and not of the image."""
+        """Return whether the error is of the disk and not of the image."""
         return self.error is not None and self.error.startswith(UNWRITTEN)
 
 
@@ -89,7 +89,7 @@ class Prunable(Document):
 
     @property
     def old(self) -> bool:
-        """Whether it may be removed."""
+        """Return whether it may be removed."""
         return not self.user and not self.why
 
 
@@ -127,5 +127,5 @@ class VerifiedDocument(Document):
 
     @property
     def agrees(self) -> bool:
-        """Whether figures were computed again, and all are as stored."""
+        """Return whether figures were computed again, and all are as stored."""
         return self.runs > 0 and not self.differences

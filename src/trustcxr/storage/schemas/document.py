@@ -60,7 +60,7 @@ class Figure(Share):
 
     @property
     def against_chance(self) -> str:
-        """Whether the interval is `above`, `below` or `around` chance; empty if a number is missing."""
+        """Return whether the interval is `above`, `below` or `around` chance; empty if a number is missing."""
         if self.interval is None or self.chance is None:
             return ""
         low, high = self.interval

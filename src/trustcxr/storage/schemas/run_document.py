@@ -120,6 +120,6 @@ class RunDocument(Document):
     drop_from_internal: list[Drop] = []
     planted_shortcuts: dict[str, PlantedShortcut] = {}
     training: TrainingDocument = TrainingDocument()
-    given: AuditedModel = AuditedModel()
+    external_model: AuditedModel = AuditedModel()
     examination: str = ""
     finding: str = ""

@@ -68,7 +68,7 @@ class SlurmEngine:
 
 
 class _Step:
-    """What a job does, and does again when it is queued again: it goes on from the files."""
+    """Run one task as a job; queued again, it resumes from the files."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
