@@ -164,7 +164,7 @@ def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() ->
     table = explained.remove_lesions(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
     lung = table[table["control"] == "lung"].dropna(subset="effect")
     assert lung["before"].mean() > 0.8
-    assert lung["whole"].mean() < lung["without"].mean() < lung["beside"].mean()
+    assert lung["whole"].mean() < lung["without"].mean() < lung["control_answer"].mean()
     assert lung["flipped_whole"].mean() > 0.7
     assert lung["flipped_control"].mean() < 0.2
 
@@ -432,7 +432,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     under = table[(table["fill"] == "transplant") & (table["condition"] == "pgd")]
     assert under["image"].tolist() == moved["image"].tolist()
     assert (under["before"].to_numpy() > moved["before"].to_numpy()).all(), "attacked away from Normal"
-    assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["beside"]).to_numpy())
+    assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["control_answer"]).to_numpy())
 
     document = explained.summarise_effects(table, resamples=100)
     told = [(row.condition, row.epsilon, row.fill, row.control, row.images) for row in document if row.fill != "mirror"]
@@ -495,7 +495,10 @@ def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
 
 
 def test_means_are_of_the_images_that_the_effect_is_of() -> None:
-    one, other = ({"before": 0.9, "without": 0.2, "beside": 0.8}, {"before": 0.1, "without": 0.1, "beside": 0.1})
+    one, other = (
+        {"before": 0.9, "without": 0.2, "control_answer": 0.8},
+        {"before": 0.1, "without": 0.1, "control_answer": 0.1},
+    )
     about = {
         "condition": "clean",
         "epsilon": 0.0,

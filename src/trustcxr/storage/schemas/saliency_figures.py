@@ -102,7 +102,8 @@ class LesionDocument(Document):
     """The probability of the image's class with and without its lesion, by one fill and control.
 
     `before`: unchanged; `without`: the part of the lesion with a congruent counterpart removed, `share` of it;
-    `control_answer`: the counterpart removed instead; `whole`: all of the lesion removed. `effect`: `control_answer` less `without`. Of
+    `control_answer`: the counterpart removed instead; `whole`: all of the lesion removed. `effect`: `control_answer`
+    less `without`. Of
     the fill transplant: a healthy image before, with another's lesion, and with a healthy patch instead; `effect`:
     `without` less `control_answer`. `condition`: clean, or the attack at `epsilon` on the image.
     """

@@ -41,7 +41,7 @@ class Comparison(Document):
 
     @property
     def side(self) -> Literal["better", "worse"] | None:
-        """Return whether the robust run is better or worse; None if that is not settled, or neither direction is good."""
+        """Return whether the robust run is better or worse; None if neither is settled or good."""
         if self.better is None or self.outcome == "not settled":
             return None
         return "better" if self.outcome == self.better else "worse"
