@@ -21,7 +21,7 @@ from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.storage.schemas import AuditDocument
 
 ATTACKS = ("fgsm", "pgd", "worst-case")
-CLEAN, ATTACKED = 1e-9, 0.005  # what an audit may differ by from that of the run
+CLEAN, STABILITY_ATTACK = 1e-9, 0.005  # what an audit may differ by from that of the run
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 TORCHVISION = ("resnet18", "resnet50")  # whose layers torchvision names as timm does
 NAMED = "TRUSTCXR_BENCHMARK_RUN"  # the run that `network` loads

@@ -24,13 +24,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the cases as `full` that `sample` leaves out or that are `expensive`."""
+    named: dict[str, set[str]] = {}
     for item in items:
-        case = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        test, _, case = item.nodeid.removesuffix("]").partition("[")
         sample, expensive = item.get_closest_marker("sample"), item.get_closest_marker("expensive")
         if (sample and case not in sample.args) or (expensive and case in expensive.args):
             item.add_marker(pytest.mark.full)
+        for marker in filter(None, (sample, expensive)):
+            named.setdefault(test, set(marker.args)).discard(case)
+    lost = {test: cases for test, cases in named.items() if cases}
+    if lost and not any("::" in arg for arg in config.args):
+        raise pytest.UsageError(f"sample and expensive name cases that do not exist: {lost}. Name others.")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -77,7 +83,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without their drawings, for tests that ask for words and tables: matplotlib takes seconds for each page."""
     from trustcxr.report.figures import svg
 
-    monkeypatch.setattr(svg, "inline", lambda *_: "")
+    monkeypatch.setattr(svg, "render_inline", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.evaluation import alarms, calibration, metrics
+from trustcxr.evaluation import calibration, gradient_masking, metrics, run_figures
 from trustcxr.storage.atomic import plain
 from trustcxr.storage.schemas import RunDocument
 
@@ -55,15 +55,17 @@ def make_study(
                 **metrics.from_predictions(table, classes, resamples=resamples).plain(),
                 "saliency": _saliency(random, defence, images // 3) if saliency else {},
             }  # fmt: skip
-            document["masking"] = alarms.verdict(RunDocument.model_validate(document)).plain()
+            document["masking"] = gradient_masking.verdict(RunDocument.model_validate(document)).plain()
             if corrupted:
                 validation = _predictions(random, defence, gift, classes, images, (), (), ()).assign(split="Val")
                 document["calibration"] = calibration.describe(table, validation, resamples=resamples).plain()
-            document["alarms"] = [alarm.plain() for alarm in alarms.find_alarms(RunDocument.model_validate(document))]
+            document["alarms"] = [
+                alarm.plain() for alarm in run_figures.find_alarms(RunDocument.model_validate(document))
+            ]
             (home / "metrics.json").write_text(json.dumps(plain(document)))
             _history(random, defence, epochs).to_csv(home / "history.csv", index=False)
             if panels:
-                np.savez(home / "panels.npz", **_heatmaps(random, pictures, defence, classes))
+                np.savez(home / "example_maps.npz", **_heatmaps(random, pictures, defence, classes))
             training = {"epochs": epochs, "best_epoch": epochs - 2, "seconds": 212.0, "parameters": 3_374_275}
             monitor = {"monitor": "val_accuracy", "best_value": 0.8, "stopped": "epochs"}
             runs.append(document | {"training": training | monitor})

@@ -628,7 +628,7 @@ def test_a_draft_asks_whether_answers_between_0_and_1_are_sigmoids(net: nn.Modul
     text = formats.describe_file(onnx(Small().eval(), tmp_path / "m.onnx"))
     [line] = [line for line in text.splitlines() if line.strip().startswith("kind:")]
     assert line.startswith("  kind: sigmoid  # ? its answers to noise lie between 0 and 1: logits, ")
-    assert "kind" in str(formats.drafted(tmp_path / "m.onnx")["questions"])
+    assert "kind" in str(formats.describe_as_dict(tmp_path / "m.onnx")["questions"])
     assert yaml.safe_load(text)["output"]["thresholds"] == [0.5, 0.5, 0.5]
     plain = formats.describe_file(onnx(nn.Sequential(net, nn.Flatten()).eval(), tmp_path / "plain.onnx"))
     assert "kind: logits\n" in plain
@@ -656,7 +656,7 @@ def test_a_draft_asks_where_names_and_outputs_are_not_as_many(net: nn.Module, tm
     (line,) = (line for line in formats.describe_file(path).splitlines() if "  classes:" in line)
     asked = "# ? the file says 2 names and has 3 outputs: one name for each, in their order"
     assert line == f'  classes: ["COVID-19", "Normal"]  {asked}'
-    assert asked in str(formats.drafted(path)["questions"])
+    assert asked in str(formats.describe_as_dict(path)["questions"])
     save_file({"w": torch.zeros(1, 4)}, tmp_path / "m.safetensors", metadata={"classes": "ill, well"})
     assert "2 names and has 1 output: one" in formats.describe_file(tmp_path / "m.safetensors")
 
@@ -695,7 +695,7 @@ def test_load_model_takes_a_run_too(tmp_path: Path) -> None:
     from trustcxr.training import fit_run
 
     train, val = make_images(tmp_path)
-    fit_run(recipe(epochs=1), train, val, tmp_path / "run")
+    fit_run.fit(recipe(epochs=1), train, val, tmp_path / "run")
     assert type(tx.load_model(tmp_path / "run")).__name__ == "Run"
     with pytest.raises(UserError, match="a run says all this itself; leave out size"):
         tx.load_model(tmp_path / "run", size=64)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.liars import LIARS, TWINS, EveryNoise, EveryResizing, Jpeg, Liar
+from benchmarks.masked_models import MASKED_MODELS, TWINS, EveryNoise, EveryResizing, Jpeg, MaskedModel
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -35,9 +35,9 @@ def left(model: nn.Module, radiographs: tuple[Tensor, Tensor], found: Tensor, *,
 
 
 @pytest.mark.expensive("random resizing")
-@pytest.mark.parametrize("name", LIARS)
+@pytest.mark.parametrize("name", MASKED_MODELS)
 def test_a_liar_is_broken_as_its_honest_twin_is(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    honest, liar = trained(), LIARS[name](trained())
+    honest, liar = trained(), MASKED_MODELS[name](trained())
     truth = left(honest, radiographs, adaptive(honest, *radiographs, epsilon=EPSILON, steps=20))
     assert truth < 0.05
     steps = 20 if name != "random resizing" else 10
@@ -46,11 +46,11 @@ def test_a_liar_is_broken_as_its_honest_twin_is(name: str, radiographs: tuple[Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "every", "images", "over"),
+    ("name", "every", "radiographs", "over"),
     [("noise", EveryNoise, 256, 0.04), ("random resizing", EveryResizing, 128, 0.03)],
 )
 def test_a_random_network_is_attacked_as_if_every_draw_were_known(
-    name: str, every: type[Liar], radiographs: int, over: float
+    name: str, every: type[MaskedModel], radiographs: int, over: float
 ) -> None:
     """Where a network is partly robust, one that blurs its answer over draws truly is a little harder to attack.
 
@@ -58,7 +58,7 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
     resizings can be known; who knows 64 draws of noise by heart breaks a few images that fall to no other draws (of
     three networks trained from other seeds 1.6, 2.3 and 2.7 points), which the hundredth allows for.
     """
-    many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), LIARS[name](trained())
+    many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), MASKED_MODELS[name](trained())
     known = left(mean, many, adaptive(mean, *many, epsilon=0.04, steps=20), draws=1)
     found = adaptive(liar, *many, epsilon=0.04, steps=20)
     # The mean over all resizings is what the liar is, and over some of the draws of noise nearly.
@@ -72,7 +72,7 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
 def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(
     name: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    twin, liar = TWINS[name](trained()), LIARS[name](trained())
+    twin, liar = TWINS[name](trained()), MASKED_MODELS[name](trained())
     with torch.no_grad():
         answer = twin(radiographs[0]).exp()
         assert torch.equal(twin(radiographs[0]).exp(), answer)
@@ -85,7 +85,7 @@ def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(
 
 @pytest.mark.slow
 def test_what_stands_behind_a_stand_in_gets_a_longer_climb(monkeypatch: pytest.MonkeyPatch) -> None:
-    many, liar = images_and_labels(96, seed=5), LIARS["jpeg"](trained())
+    many, liar = images_and_labels(96, seed=5), MASKED_MODELS["jpeg"](trained())
     remains = []
     for climbs in (0, 1):  # a stand-in's gradient is a guess: a short climb along it leaves more
         monkeypatch.setattr("trustcxr.attacks.adaptive.CLIMBS", climbs)
@@ -104,7 +104,7 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
     name: str, helps: int, climbs: int, radiographs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[int, int]] = []
-    liar, (images, labels) = LIARS[name](trained()), radiographs
+    liar, (images, labels) = MASKED_MODELS[name](trained()), radiographs
     broken = pgd(trained(), images, labels, epsilon=0.3)
 
     def finds_one(model: nn.Module, some: Tensor, true: Tensor, **options: int) -> Tensor:
@@ -124,13 +124,13 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
 def test_pgd_alone_is_fooled_by_it(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = LIARS[name](trained())
+    liar = MASKED_MODELS[name](trained())
     assert left(liar, radiographs, pgd(liar, *radiographs, epsilon=EPSILON)) > 0.6
 
 
 @pytest.mark.slow
 def test_the_found_images_lie_within_epsilon(radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = LIARS["jpeg"](trained())
+    liar = MASKED_MODELS["jpeg"](trained())
     found = adaptive(liar, *radiographs, epsilon=0.03, steps=5, queries=5, surrogate=trained())
     assert float((found - radiographs[0]).abs().max()) <= 0.03 + 1e-6
     assert float(found.min()) >= 0
@@ -140,8 +140,8 @@ def test_the_found_images_lie_within_epsilon(radiographs: tuple[Tensor, Tensor])
 def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> None:
     traits = probe_gradients(trained(), radiographs[0])
     assert (traits.random, traits.scale, traits.stopped, traits.zero_gradients) == (False, 1.0, {}, 0.0)
-    assert not traits.needs_stand_ins
-    assert [v.stand_ins for v in traits.variants(trained())] == [False]
+    assert not traits.needs_bpda
+    assert [v.bpda for v in traits.variants(trained())] == [False]
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> 
     ],
 )
 def test_what_a_liar_does_is_seen(name: str, sign: object, radiographs: tuple[Tensor, Tensor]) -> None:
-    assert sign(probe_gradients(LIARS[name](trained()), radiographs[0]))  # type: ignore[operator]
+    assert sign(probe_gradients(MASKED_MODELS[name](trained()), radiographs[0]))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
 def test_stand_ins_leave_the_answers_as_they_are(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = LIARS[name](trained())
+    liar = MASKED_MODELS[name](trained())
     images = radiographs[0].clone().requires_grad_(True)
-    assert torch.equal(AttackView(liar, stand_ins=True)(images), liar(radiographs[0]))
+    assert torch.equal(AttackView(liar, bpda=True)(images), liar(radiographs[0]))
 
 
 class Wrong(nn.Module):
@@ -210,7 +210,7 @@ def test_no_grad_and_detach_are_passed_over() -> None:
     with BPDA() as seen:
         answer = NoGrad()(images)
     assert torch.equal(torch.autograd.grad(answer.sum(), images)[0], torch.full_like(images, 2))
-    assert set(seen.found) == {"no_grad", "detach"}
+    assert set(seen.stopped) == {"no_grad", "detach"}
     assert torch.is_grad_enabled()
 
 
@@ -253,7 +253,7 @@ def test_noise_is_not_taken_for_the_image() -> None:
         _ = (images > 0.5).sum()
         noise = torch.rand(2, 1, 16, 16) + 0.0
     assert not noise.requires_grad
-    assert "detour" not in seen.found
+    assert "detour" not in seen.stopped
 
 
 def test_jpeg_has_the_slope_of_the_image(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -323,7 +323,7 @@ def test_the_slope_at_a_frequency_is_neither_nothing_nor_chance() -> None:
     assert float(made.max()) <= 2 * float(made[..., 0, 0].max()) + 1e-6, "what came from elsewhere is no slope"
 
 
-@pytest.mark.parametrize("image", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
+@pytest.mark.parametrize("radiograph", [(64, 64), (16, 16)])  # of the second the maps have the sides, and more channels
 def test_feature_maps_are_no_pictures_and_keep_one_slope(radiograph: tuple[int, int]) -> None:
     """Through whole numbers inside a network: 16 x 16 cells of 32 channels, many of them hardly varying."""
     drawn = torch.Generator().manual_seed(0)
@@ -360,8 +360,8 @@ def test_a_surrogate_learns_from_the_images_that_it_is_given_for_that(
     model, others = trained(), images_and_labels(8, seed=77)[0]
     traits = probe_gradients(model, radiographs[0])
     for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
-        carried = AttackRunner(model, traits, gradients, radiographs[0], taught=taught)
-        assert carried.ready([AttackRecipe(name="worst-case")]).surrogate is None
+        carried = AttackRunner(model, traits, gradients, radiographs[0], load_surrogate_images=taught)
+        assert carried.prepare([AttackRecipe(name="worst-case")]).surrogate is None
     assert len(learned) == 2, "of a network with its own gradients there is none"
     assert learned[0] is others
     assert learned[1] is radiographs[0]
@@ -374,5 +374,5 @@ def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tenso
         def forward(self, images: Tensor) -> Tensor:
             return trained()(images).detach()
 
-    with pytest.raises(UserError, match="no gradient that torch can follow: take square"):
+    with pytest.raises(UserError, match="no gradient that torch can follow"):
         pgd(Blind(), *radiographs, epsilon=0.02)

@@ -124,7 +124,7 @@ def test_captum_needs_probabilities_where_ours_needs_logits(batch: tuple[Tensor,
     assert float(differ[unsure].max()) < 0.02
     assert float(differ[~unsure].mean()) > float(differ[unsure].mean())
     for attack in EVERY.values():
-        with pytest.raises(UserError, match="probabilities; it must return logits"):
+        with pytest.raises(UserError, match="returns probabilities"):
             attack(probabilities, images, labels, epsilon=EPSILON)
 
 
@@ -485,7 +485,7 @@ def test_probabilities_of_any_precision_are_no_logits(classes: int, precision: t
     images, labels = images_and_labels(64)
     logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)) * 3
     sure = Returns(lambda x: (logits + 0 * x.sum()).softmax(1).to(precision))
-    with pytest.raises(UserError, match="probabilities; it must return logits"):
+    with pytest.raises(UserError, match="returns probabilities"):
         attacks.fgsm(sure, images, labels.clamp(max=classes - 1), epsilon=0.02)
     spread = Returns(lambda x: (logits.sigmoid() + 0 * x.sum()).to(precision))  # in [0, 1], of any sum
     attacks.fgsm(spread, images, labels.clamp(max=classes - 1), epsilon=0.02)

@@ -230,7 +230,7 @@ def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run,
     made_on = load_run(place / "run1", on="cpu").name
     document = RunDocument.model_validate(run_figures.describe(run, table, resamples=50))
     assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
-    shown = [row["condition"] for row in terminal.rows(document)]
+    shown = [row["condition"] for row in terminal.list_accuracies(document)]
     assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from small_networks import SmallNet, accuracy, images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.attacks.apgd import _begun, _check, _note
+from trustcxr.attacks.apgd import _check, _note, _start_state
 from trustcxr.attacks.fab import _to_plane
 from trustcxr.errors import UserError
 
@@ -336,7 +336,7 @@ def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
     """Croce and Hein's first condition: the step is halved where fewer than 3 of 4 steps since the last look rose."""
     start = torch.rand(2, 1, 4, 4)
     labels, ends = torch.zeros(2, dtype=torch.long), torch.zeros_like(start)
-    climbers = _begun(start, labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2))
+    climbers = _start_state(start, labels, labels, ends, ends + 1, torch.full((2, 1, 1, 1), 0.2))
     for values in ([0.0, 0.0], [1.0, 1.0], [0.5, 2.0], [2.0, 3.0], [3.0, 4.0]):  # the start, and four steps
         _note(climbers, torch.tensor(values), torch.zeros_like(start))
     assert climbers.gains.tolist() == [3, 4]
@@ -572,7 +572,7 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, restarts=0), "apgd: restarts"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="dlr"), "'ce' or 'margin', not 'dlr'"),
-        (lambda *a: attacks.apgd(*a, epsilon=0.02, target=a[2] + 1), "needs loss 'margin'"),
+        (lambda *a: attacks.apgd(*a, epsilon=0.02, target=a[2] + 1), "needs the margin"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2]), "wrong class"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2] + 3), "the model has 3 classes"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2][:1]), "a class for each image"),

@@ -231,7 +231,7 @@ def test_source_and_view_that_go_with_the_class_are_said(
     linked = {a.column: a for a in found.associations}
     assert linked["source"].cramers_v == pytest.approx(1.0)
     assert linked["view"].cramers_v < 0.2  # drawn apart from the class
-    assert [f.kind for f in found.of("warning")] == ["association"]
+    assert [f.kind for f in found.issues_of("warning")] == ["association"]
     assert "Cramér's V 1.00" in found.verdict
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
     classes = anatomy.CLASSES
@@ -239,7 +239,7 @@ def test_source_and_view_that_go_with_the_class_are_said(
     monkeypatch.setattr(sys.modules["trustcxr.data.checks.check"], "PUBLISHED", few)
     found = check_data(root, workers=1, probes=False)
     assert [p["said"] for p in found.published] == ["more than", "all of"]
-    assert "more_than_published" in {f.kind for f in found.of("warning")}
+    assert "more_than_published" in {f.kind for f in found.issues_of("warning")}
 
 
 def test_images_of_one_patient_are_no_independent_evidence_of_an_association() -> None:
@@ -284,7 +284,7 @@ def test_the_clean_manifest_has_no_leak_and_says_what_was_dropped(
     assert len(kept) + len(found.dropped) == len(found.manifest.table)
     assert found.dropped["dropped"].notna().all()
     rest = check_data(again, workers=1, probes=False)
-    assert not rest.of("leak")
+    assert not rest.issues_of("leak")
     # What leaks is taken out of training; the test images that came with the data all stay.
     assert {s for s in found.manifest.table["sample_id"] if s.startswith("Test/")} <= kept
     written = pd.read_parquet(tmp_path / "clean.parquet")
@@ -310,7 +310,7 @@ def test_a_planted_border_is_told_apart_without_the_lungs(tmp_path: Path) -> Non
     )
     frame = {name: next(p for p in a.probes if p.view == "outer frame") for name, a in (("p", plain), ("m", marked))}
     assert frame["m"].accuracy > 0.6 > 0.5 > frame["p"].accuracy
-    assert any("outer frame" in f.text for f in marked.of("warning"))
+    assert any("outer frame" in f.text for f in marked.issues_of("warning"))
     assert "no proof that it reads the lungs" in marked.verdict
 
 
@@ -343,7 +343,7 @@ def test_the_same_image_under_two_classes_is_dropped(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image if seed == 1 else render("Normal", seed, 64).image).save(path)
     found = check_data(tmp_path / "x", workers=1)
-    assert [f.kind for f in found.of("fault")] == ["label_conflict"]
+    assert [f.kind for f in found.issues_of("fault")] == ["label_conflict"]
     assert set(found.clean_manifest().table["sample_id"]) == {"a/0.png", "b/2.png"}
 
 
@@ -354,7 +354,7 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_a_finding(tmp_path: 
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(render("Normal", seed, 64).image).save(path)
     found = check_data(tmp_path / "x", workers=1, probes=False)
-    spelt = [finding for finding in found.of("warning") if finding.kind == "class_spelling"]
+    spelt = [finding for finding in found.issues_of("warning") if finding.kind == "class_spelling"]
     assert [(finding.text, finding.count) for finding in spelt] == [
         ("classes differ only in capitals or blanks: 'COVID-19' (3 images) and 'covid-19' (1 image)", 2),
         ("classes differ only in capitals or blanks: 'Nofinding' (2 images) and 'No finding' (1 image)", 2),
@@ -369,13 +369,14 @@ def test_probe_views_are_what_they_say(clean: Path) -> None:
     read = scan(read_manifest(clean), workers=1)
     rows = np.arange(5)
     full, blanked, lungs = (
-        confounds.features(v, read, rows).reshape(5, 32, 32) for v in ("full image", "lungs blanked", "lungs only")
+        confounds.select_features(v, read, rows).reshape(5, 32, 32)
+        for v in ("full image", "lungs blanked", "lungs only")
     )
-    shape = confounds.features("lung shape", read, rows).reshape(5, 32, 32)
+    shape = confounds.select_features("lung shape", read, rows).reshape(5, 32, 32)
     assert np.abs(blanked[shape == 255]).max() == 0  # deep in the lungs nothing is left
     assert np.abs(full[shape == 0] - blanked[shape == 0]).max() <= 6  # resized by two ways
     assert lungs[shape == 0].max() == 0
-    assert confounds.features("outer frame", read, rows).shape == (5, 32 * 32 - 26 * 26)
+    assert confounds.select_features("outer frame", read, rows).shape == (5, 32 * 32 - 26 * 26)
 
 
 @pytest.mark.slow
@@ -387,9 +388,11 @@ def test_real_images_give_the_published_confounds_and_no_false_alarm(covidqu: Pa
     assert got.keys() == published.keys()
     for view, value in published.items():
         assert got[view] == pytest.approx(value, abs=0.05), view
-    assert not found.of("fault")
+    assert not found.issues_of("fault")
     # Its README looked without aligning the images.
-    leaked = {(i["sample_id"].split("/")[-1], i["other_id"].split("/")[-1]) for f in found.of("leak") for i in f.items}
+    leaked = {
+        (i["sample_id"].split("/")[-1], i["other_id"].split("/")[-1]) for f in found.issues_of("leak") for i in f.items
+    }
     assert {frozenset(pair) for pair in leaked} <= {frozenset(pair) for pair in REAL_LEAKS}
     assert len(leaked) >= 2
     assert [p["said"] for p in found.published] == ["a subset of", "a subset of"]
@@ -408,6 +411,6 @@ def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: P
     found = check_data(
         write_files.write(tmp_path / "images", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False
     )
-    assert "confounds were not to be looked for" in found.verdict
+    assert "confounds were not checked" in found.verdict
     few = check_data(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
     assert "too few images for confounds" in few.verdict

@@ -14,8 +14,7 @@ from PIL import Image
 
 from test_cli import complaint
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.audit_data import open_images
-from trustcxr.audit.identity import Audit
+from trustcxr.audit.audit_data import Audit, open_images
 from trustcxr.audit.subject import load_model
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import leaderboard
@@ -193,6 +192,6 @@ def test_a_finding_turned_round_is_examined_anew_and_compares_with_no_other(
     assert area(audits.audit(model, data, out / "first")) == area(turned) < 0.2
     assert turned.data.fingerprint == first.data.fingerprint
     assert "labels of findings" in complaint("compare", out / "same", out / "turned")
-    found = leaderboard.gather(out)
+    found = leaderboard.gather_audits(out)
     assert len(found.entries) == 2
     assert dict(found.refused)["same"].startswith("not the same labels of findings")

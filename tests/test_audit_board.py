@@ -28,7 +28,7 @@ def audit(folder: Path, **changes: Any) -> Path:
 
 
 def on_board(folder: Path) -> list[str]:
-    return sorted(name for name, _ in leaderboard.gather(folder).entries)
+    return sorted(name for name, _ in leaderboard.gather_audits(folder).entries)
 
 
 def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pyt
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    found = leaderboard.gather(tmp_path)
+    found = leaderboard.gather_audits(tmp_path)
     assert [name for name, _ in found.entries] == ["open"]
     assert found.refused == (("shut", "this folder cannot be read: permission denied"),)
 
@@ -70,16 +70,16 @@ def test_unknown_images_are_nobodys(tmp_path: Path) -> None:
         audit(tmp_path / name, data=None)
     assert "unknown images" in complaint("leaderboard", tmp_path)
     audit(tmp_path / "known")
-    found = leaderboard.gather(tmp_path)
+    found = leaderboard.gather_audits(tmp_path)
     assert [name for name, _ in found.entries] == ["known"]
     assert dict(found.refused) == dict.fromkeys(("one", "two"), "unknown images: no checksum of them in its audit.json")
 
 
 def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
     path = audit(tmp_path / "one") / "audit.json"
-    advice = "give the folder that the folders of audits are in"
-    assert f"{tmp_path / 'nowhere'}: no such folder; {advice}" in complaint("leaderboard", tmp_path / "nowhere")
-    assert f"{path}: a file, where a folder is wanted; {advice}" in complaint("leaderboard", path)
+    advice = "Give the folder that contains the folders of audits."
+    assert f"{tmp_path / 'nowhere'}: no such folder. {advice}" in complaint("leaderboard", tmp_path / "nowhere")
+    assert f"{path}: this is a file. {advice}" in complaint("leaderboard", path)
 
 
 def test_one_audit_is_one(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
     path = audit(tmp_path / "damaged", **changes) / "audit.json"
     if changes.get("clean"):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))  # NaN as it is
-    found = leaderboard.gather(tmp_path)
+    found = leaderboard.gather_audits(tmp_path)
     assert [name for name, _ in found.entries] == ["whole"]
     ((name, why),) = found.refused
     assert name == "damaged"
@@ -155,7 +155,7 @@ def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monke
     for place, sha256 in (("ada", "1"), ("bo", "2")):
         audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
     audit(tmp_path / "other")
-    assert {row[0].text for row in leaderboard.terminal_table(leaderboard.gather(tmp_path)).rows} == {
+    assert {row[0].text for row in leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows} == {
         "good (ada/good)",
         "good (bo/good)",
         "other",
@@ -172,8 +172,8 @@ def test_a_copied_audit_is_said_to_be_one(tmp_path: Path) -> None:
         audit(tmp_path / name, model={"name": name, "sha256": "1"}, **more)
     for name in ("unknown", "nor this"):
         audit(tmp_path / name)
-    line = "one and two: one model with the same figures, so one audit in 2 rows"
-    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == [line]
+    line = "one and two: the same model with the same figures, so 2 rows are one audit"
+    assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == [line]
     assert line in run("leaderboard", tmp_path).stdout
     assert f"<p>{line}.</p>" in (tmp_path / "leaderboard.html").read_text()
     assert json.loads(run("leaderboard", tmp_path, "--json").stdout)["copies"] == [["one", "two"]]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benchmarks.speed import examination
+from benchmarks.speed import audit_parts
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,9 +44,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol with few steps; what is equal and what is said does not hang on them."""
     real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 4})
+    entry_checks = real.entry_checks.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
-    changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "gate": gate, "bootstrap": 200}
+    changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "entry_checks": entry_checks, "bootstrap": 200}
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
@@ -139,10 +139,10 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
     document = atomic.read_json(out / "audit.json")
-    assert not document["unreliable"], document["because"]
+    assert not document["unreliable"], document["reasons"]
     assert document["clean"]["accuracy"]["value"] > 0.9
-    assert all(check["passed"] is not False for check in document["gate"])
-    assert "May be relied on:" in done.stdout
+    assert all(check["passed"] is not False for check in document["entry_checks"])
+    assert "Results:" in done.stdout
     assert "Research" in done.stdout
     assert not (out / ".parts").exists()
     again = run("audit", model, "--data", greys, "--out", out)
@@ -185,11 +185,11 @@ def test_two_audits_compare_image_by_image_or_it_is_said_why_not(greys: Path, tm
 def test_classes_in_the_wrong_order_are_noticed(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Brightness(), classes=("grey", "dark", "bright"))
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
-    declared = next(check for check in document.plain()["gate"] if check["check"] == "declaration")
+    declared = next(check for check in document.plain()["entry_checks"] if check["check"] == "declaration")
     assert declared["passed"] is False
     assert "dark, grey, bright" in declared["text"]
     assert document.plain()["unreliable"]
-    assert "declaration" in document.plain()["because"]
+    assert "declaration" in document.plain()["reasons"]
 
 
 def test_a_table_of_scores_is_audited_without_attacks(greys: Path, tmp_path: Path) -> None:
@@ -219,6 +219,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
     assert atomic.read_json(tmp_path / "audit" / "audit.json")["model"]["kind"] == "python"
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
     monkeypatch.setattr(audits, "load_exam", lambda: short)
@@ -232,7 +233,7 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
         return real(*args, seed=seed, **options)
 
     monkeypatch.setattr(predictions, "_attacked", cut)
-    monkeypatch.setattr(audits.Audit, "at_once", False)  # of two at once either may come first
+    monkeypatch.setattr(audits.Audit, "parallel", False)  # of two at once either may come first
     with pytest.raises(KeyboardInterrupt):
         audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["fgsm"])
@@ -241,6 +242,7 @@ def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pyte
     assert whole == document
 
 
+@pytest.mark.slow
 def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,10 +277,10 @@ class Quantised(nn.Module):
 def test_gradients_that_are_stopped_do_not_save_a_model(greys: Path, tmp_path: Path) -> None:
     model = model_file(tmp_path / "model", Quantised())
     document = audits.audit(model, greys, tmp_path / "audit", attacks=["pgd"], epsilons=[0.2])
-    assert next(check for check in document.plain()["gate"] if check["check"] == "gradients")["passed"] is False
+    assert next(check for check in document.plain()["entry_checks"] if check["check"] == "gradients")["passed"] is False
     assert document.plain()["clean"]["accuracy"]["value"] > 0.9
     assert document.plain()["attacks"][0]["accuracy"]["value"] < 0.2
-    assert not document.plain()["unreliable"], document.plain()["because"]
+    assert not document.plain()["unreliable"], document.plain()["reasons"]
 
 
 def blind(images: Tensor) -> Any:
@@ -297,7 +299,7 @@ def test_without_gradients_it_is_attacked_without_them_and_that_is_said(greys: P
         < document.plain()["clean"]["accuracy"]["value"]
     )
     assert document.plain()["unreliable"]
-    assert "no gradients" in document.plain()["because"]
+    assert "no gradients" in document.plain()["reasons"]
 
 
 def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
@@ -308,7 +310,10 @@ def test_init_prints_a_model_file_with_questions(tmp_path: Path) -> None:
     assert "--data" in complaint("audit", tmp_path / "model.yaml")
     for bare, place in ((tmp_path / "net.onnx", tmp_path / "model.yaml"), ("their_module:make", "model.yaml")):
         refused = complaint("audit", bare, "--data", "x", "--out", "y")
-        assert refused.endswith(f"{bare}: say what it wants and answers: trustcxr audit {bare} --init > {place}")
+        assert refused.endswith(
+            f"{bare}: needs a model file that describes its input and output. Create one: "
+            f"trustcxr audit {bare} --init > {place}"
+        )
 
 
 def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_said_where_that_is_looked_for(
@@ -362,13 +367,13 @@ def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) 
 
 
 def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) -> None:
-    parts, count, document = examination.of_an_audit(trained, images, 2, "Val", None)
+    parts, count, document = audit_parts.time_audit(trained, images, 2, "Val", None)
     assert (count, document.protocol) == (6, "exam-1")
     attacked = {"fgsm 0.01", "fgsm 0.02", "pgd 0.01", "pgd 0.02", "square 0.02", "worst-case 0.02"}
-    assert parts.keys() == {examination.DOOR, *attacked, examination.REST, examination.FIGURES}
+    assert parts.keys() == {audit_parts.ENTRY_CHECKS, *attacked, audit_parts.REST, audit_parts.FIGURES}
     assert min(parts.values()) > 0
-    assert examination.whole_of({"a": 6.0, examination.DOOR: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
-    assert examination.whole_of({"a": 6.0, examination.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
+    assert audit_parts.extrapolate({"a": 6.0, audit_parts.ENTRY_CHECKS: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
+    assert audit_parts.extrapolate({"a": 6.0, audit_parts.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
 
 
 @pytest.mark.slow
@@ -383,15 +388,15 @@ def test_a_wrong_order_that_the_gates_images_do_not_tell_is_noticed_on_all(
             pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
     short = audits.load_exam()
-    gate = short.gate.model_copy(update={"images": 24})
-    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"gate": gate}))
+    entry_checks = short.entry_checks.model_copy(update={"images": 24})
+    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"entry_checks": entry_checks}))
     right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
-    (check,) = [check for check in right.gate if check.check == "declaration"]
+    (check,) = [check for check in right.entry_checks if check.check == "declaration"]
     assert check.passed
     assert "on 24 images" in check.text
     assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
     wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
-    (check,) = [check for check in wrong.gate if check.check == "declaration"]
+    (check,) = [check for check in wrong.entry_checks if check.check == "declaration"]
     assert check.passed is False
     assert "on 180 images" in check.text
     assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text

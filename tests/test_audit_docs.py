@@ -40,7 +40,7 @@ def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeyp
     light = real.model_copy(
         update={
             "bootstrap": 100,
-            "gate": real.gate.model_copy(update={"images": 6, "planted": 1}),
+            "entry_checks": real.entry_checks.model_copy(update={"images": 6, "planted": 1}),
             "corruptions": real.corruptions.model_copy(update={"names": ("gamma",)}),
         }
     )
@@ -54,7 +54,7 @@ def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeyp
     )
     assert [found.name for found in document.findings if found.judged] == ["Pneumonia", "Lung Opacity"]
     assert {(p.finding, p.attack) for p in document.operating_points} >= {("Pneumonia", "fgsm"), ("Pneumonia", "clean")}
-    logits = next(check for check in document.gate if check.check == "logits")
+    logits = next(check for check in document.entry_checks if check.check == "logits")
     assert logits.passed is None
     assert "taken for the logit of its finding" in logits.text
 

@@ -53,7 +53,7 @@ def test_a_model_of_14_findings_on_another_hospitals_images_by_a_label_map(
     assert found.classes == list(NIH)
     judged = {finding.name: finding for finding in found.findings if finding.judged}
     assert set(judged) == {"Pneumonia", "Infiltration"}
-    assert all("of no image it is known" in finding.why for finding in found.findings if finding.name not in judged)
+    assert all("no image has a label" in finding.why for finding in found.findings if finding.name not in judged)
     counts = {name: (finding.n, finding.positives, finding.unknown) for name, finding in judged.items()}
     total, of_class = found.data.n, count(images)
     assert counts["Infiltration"] == (total, of_class["COVID-19"], 0)
@@ -84,7 +84,9 @@ def test_another_hospitals_images_and_ct_slices_through_a_whole_audit(
         assert left["worst-case", 0.02] <= min(left["pgd", 0.02], left["square", 0.02], left["fgsm", 0.02])
         assert [point.finding for point in found.operating_points if point.attack == "clean"] == list(classes)
         # Random weights know nothing, and that is said.
-        assert any(check.check == "declaration" and check.passed is False for check in found.gate) or found.alarms
+        assert (
+            any(check.check == "declaration" and check.passed is False for check in found.entry_checks) or found.alarms
+        )
         assert (
             f"{found.data.n} images of {name}"
             in run("leaderboard", folder).stdout + (folder / "audit" / "report.html").read_text()

@@ -17,18 +17,18 @@ from small_networks import write_onnx
 from test_audit_command import few_steps
 from test_audit_tables import table
 from trustcxr import statistics
+from trustcxr.audit import audit_data as audited_
 from trustcxr.audit import compare, multilabel
-from trustcxr.audit import identity as audited_
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
 from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
-from trustcxr.evaluation import alarms, each_finding
-from trustcxr.evaluation.masked_views import _views
+from trustcxr.evaluation import multilabel_metrics, run_figures
+from trustcxr.evaluation.masked_views import generate_views
 from trustcxr.registry import VIEWS
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import sentences
-from trustcxr.report.terminal import percent
+from trustcxr.report.audit_text import describe_audit
+from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument
 
@@ -155,12 +155,12 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     expected = constant(known)
     assert document.clean.constant_answer == pytest.approx(expected)
     assert expected > 0.7
-    said = f"always giving the commoner answer to each finding would have {percent(expected)}"
+    said = f"always giving the commoner answer to each finding would score {format_percent(expected)}"
     page = " ".join(audit_html.render(document).split())
-    assert said in "\n".join(sentences(document))
+    assert said in "\n".join(describe_audit(document))
     assert said in page
     assert "the mean over 3 findings of what each has by itself" in page
-    entry = leaderboard.plain(leaderboard.gather(out))["rows"][0]  # type: ignore[index]
+    entry = leaderboard.to_json(leaderboard.gather_audits(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 
 
@@ -168,8 +168,8 @@ def test_who_does_no_better_than_that_is_told_so(known: pd.DataFrame, tmp_path: 
     document = audited(known, tmp_path, lambda row: row[[0, 1, 1]])
     low, high = document.clean.accuracy.interval or (0, 0)
     assert 0.5 < low < constant(known), "more than the commoner state of all decisions, less than one answer to each"
-    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == alarms.CONSTANT]
-    assert f"where the commoner answer to each finding has {constant(known):.1%}" in alarm.text
+    (alarm,) = [alarm for alarm in document.alarms if alarm.kind == run_figures.CONSTANT]
+    assert f"the commoner answer to each finding has {constant(known):.1%}" in alarm.text
     assert not document.unreliable, "it ranks images of the findings"
     assert high > low
 
@@ -212,18 +212,18 @@ def decisions(parts: dict[str, tuple[list[float], list[int]]]) -> pd.DataFrame:
 def test_a_finding_that_all_images_of_a_group_have_or_none_is_left_out_of_its_means() -> None:
     rows = decisions({"a": ([1, 2, 3, 0], [0, 0, 1, 1]), "b": ([-1, -1, -1, -1], [0, 0, 0, 0])})
     bootstrap = statistics.Bootstrap.over(rows["group"], resamples=200)
-    areas = each_finding.auroc(rows, bootstrap)
+    areas = multilabel_metrics.auroc(rows, bootstrap)
     assert areas[0] == sk.roc_auc_score([0, 0, 1, 1], [1, 2, 3, 0])
-    assert len(each_finding.has_both_labels(rows)) == 1
-    assert each_finding.constant_answer(rows) == 6 / 8
+    assert len(multilabel_metrics.has_both_labels(rows)) == 1
+    assert multilabel_metrics.constant_answer(rows) == 6 / 8
     alone = rows[rows["finding"] == "b"]
-    assert np.isnan(each_finding.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
+    assert np.isnan(multilabel_metrics.auroc(alone, statistics.Bootstrap.over(alone["group"], resamples=5))).all()
 
 
 def test_a_resample_without_a_rare_finding_still_says_something_of_the_mean() -> None:
     rare = {f"f{n}": ([float(k == n) for k in range(40)], [int(k == n) for k in range(40)]) for n in range(12)}
     rows = decisions(rare)
-    areas = each_finding.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
+    areas = multilabel_metrics.auroc(rows, statistics.Bootstrap.over(rows["group"], resamples=300))
     assert np.isfinite(areas).all(), "of twelve findings of one image each hardly any resample has them all"
     assert areas[0] == 1
 
@@ -269,7 +269,7 @@ def test_findings_are_asked_of_images_without_their_lungs(masked: tuple[AuditDoc
     assert (found.n, found.accuracy.value) == (2 * len(data), pytest.approx(right.mean()))
     assert found.constant_answer == pytest.approx(2 / 3), "ill: two of three images; severe: one of three"
     assert document.without_lungs is not None
-    assert "What was shown" in audit_html.render(document)
+    assert '<th scope="col">Image' in audit_html.render(document)
 
 
 def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(
@@ -283,7 +283,9 @@ def test_the_image_behind_has_the_finding_where_the_lungs_have_it_not(
     for name, has in (("Ill", ("COVID-19", "Non-COVID")), ("Severe", ("COVID-19",))):
         truth = data.table["class"].isin(has).to_numpy()
         one = multilabel.OneFinding(data, np.arange(len(data)), truth.astype(float))
-        views = {key: view for (key, *_), _, view in _views(one, np.arange(len(data)), torch.tensor(images[:, None]))}
+        views = {
+            key: view for (key, *_), _, view in generate_views(one, np.arange(len(data)), torch.tensor(images[:, None]))
+        }
         for place, view in enumerate(views["lungs_on_another_image"][:, 0].numpy()):
             away = [np.abs(view - other)[outside[place]].sum() for other in images]
             assert truth[int(np.argmin(away))] != truth[place], name
@@ -314,8 +316,8 @@ def test_the_page_says_why_nothing_was_shown_without_lungs(
     if not scores:
         document.model.kind = "TorchScript"
     page = audit_html.render(document)
-    assert ("Not looked for: scores alone were given" in page) == scores
-    assert ("Not looked for: no image has a lung mask" in page) == (not scores)
+    assert ("Not tested: the audit has scores alone" in page) == scores
+    assert ("Not tested: no image has a lung mask" in page) == (not scores)
 
 
 def test_two_models_compare_finding_by_finding(

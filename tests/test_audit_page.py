@@ -64,7 +64,13 @@ def test_an_audit_is_as_its_schema_says(name: str, audited: dict[str, Path]) -> 
     checks = jsonschema.Draft202012Validator(schema)
     assert [f"{found.json_path}: {found.message}" for found in checks.iter_errors(content)] == []
     assert content.keys() <= schema["properties"].keys(), "what stands there is described"
-    for part, wrong in (("gate", {}), ("attacks", [1]), ("clean", []), ("unreliable", "maybe"), ("model", "resnet")):
+    for part, wrong in (
+        ("entry_checks", {}),
+        ("attacks", [1]),
+        ("clean", []),
+        ("unreliable", "maybe"),
+        ("model", "resnet"),
+    ):
         assert not checks.is_valid(content | {part: wrong}), part
 
 
@@ -73,11 +79,11 @@ def test_the_images_as_they_are_have_all_their_figures(name: str, audited: dict[
     document = read_schema(AuditDocument, audited[name])
     page, clean = shown(document), document.clean
     assert not page.open
-    _, (_, accuracy, balanced, constant, f1, auroc, error, plug_in, n) = page.tables["Images as they are"]
+    _, (_, accuracy, balanced, constant, f1, auroc, error, plug_in, n) = page.tables["Unperturbed images"]
     figures = [clean.accuracy, clean.balanced_accuracy, clean.f1_macro, clean.auroc_macro, clean.ece]
     assert [cell[0] for cell in (accuracy, balanced, f1, auroc, error)] == [found.value for found in figures]
     assert (constant, plug_in, n) == ([clean.constant_answer], [clean.ece_plug_in], [clean.n])
-    words = section(page, "Images as they are", "At the operating point")
+    words = section(page, "Unperturbed images", "Operating points")
     for found in figures[:2]:
         low, high = found.interval or (0, 0)
         assert f"{100 * low:.1f} to {100 * high:.1f}" in words
@@ -85,51 +91,51 @@ def test_the_images_as_they_are_have_all_their_figures(name: str, audited: dict[
     for found, row in zip(clean.per_class.values(), rows, strict=True):
         assert row[1:] == [[figure] for figure in (found.precision.value, found.recall.value, found.f1.value, found.n)]
     assert mean[-1] == [clean.n]
-    assert "it says nothing of how sure the model may be of one image" in words
+    assert "does not show the certainty on one image" in words
     answers = STATES if name == "findings" else PHANTOM
     matrix = r"<tr><th scope=\"row\">([^<]*)</th>((?:<td style=[^>]*>\d+ <small>[^<]*</small></td>)+)</tr>"
     rows = re.findall(matrix, audit_html.render(document))
     counts = [[int(count) for count in re.findall(r">(\d+) <small>", cells)] for _, cells in rows]
     assert ([name for name, _ in rows], counts) == (list(answers), clean.confusion)
-    assert ("each finding on each image is one decision" in words) == (name == "findings")
+    assert ("Each finding on each image is one decision" in words) == (name == "findings")
 
 
 def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(audited: dict[str, Path]) -> None:
     document = read_schema(AuditDocument, audited["network"])
     page = shown(document)
     assert document.masking is not None
-    under = section(page, "Under attack", "What real images suffer")
-    assert "Is this robustness real?" in under
-    because = document.masking.because
-    assert because[0].upper() + because[1:] in under
-    assert "No sign is no proof" in under
+    under = section(page, "Under attack", "Corrupted images")
+    assert "Are the gradients masked?" in under
+    reasons = document.masking.reasons
+    assert reasons[0].upper() + reasons[1:] in under
+    assert "“No sign” is no proof" in under
     assert len(document.shortcuts) > 5
     _, whole, *rows = page.tables["Shortcuts"]
     assert whole[1][0] == document.clean.accuracy.value
     parts = [[p.accuracy, p.balanced_accuracy, p.constant_answer, p.n] for p in document.shortcuts.values()]
     assert [[cell[0] for cell in row[1:]] for row in rows] == [[a.value, b.value, c, n] for a, b, c, n in parts]
-    told = section(page, "Shortcuts", "Who is it bad for?")
+    told = section(page, "Shortcuts", "Subgroups")
     for accuracy, *_ in parts:
         low, high = accuracy.interval
         assert f"{100 * low:.1f} to {100 * high:.1f}" in told
-    assert "a fall alone does not show that the lungs are read" in told
+    assert "a fall alone does not show that the model reads the lungs" in told
 
 
 @pytest.mark.parametrize("name", ["scores", "findings"])
 def test_what_was_not_measured_has_no_part(name: str, audited: dict[str, Path]) -> None:
     page = shown(read_schema(AuditDocument, audited[name]))
-    assert "Is this robustness real?" not in page.text
+    assert "Are the gradients masked?" not in page.text
     assert not {"Shortcuts", "Verdict on masked gradients"} & page.tables.keys()
     empty = AuditDocument.model_validate({"classes": ["A", "B"]})
     page = shown(empty)
-    assert not {"Images as they are", "Per class, ", "Shortcuts"} & page.tables.keys()
-    assert "What is taken for what" not in page.text
+    assert not {"Unperturbed images", "Per class, ", "Shortcuts"} & page.tables.keys()
+    assert "Confusion matrix" not in page.text
 
 
 def test_a_verdict_that_was_withdrawn_is_not_made_anew(audited: dict[str, Path]) -> None:
     content: dict[str, Any] = atomic.read_json(audited["network"])
-    withdrawn = {"masked": None, "because": "withdrawn: it missed all", "looked_for": []}
+    withdrawn = {"masked": None, "reasons": "withdrawn: it missed all", "looked_for": []}
     document = AuditDocument.model_validate(content | {"masking": withdrawn})
-    under = section(shown(document), "Under attack", "What real images suffer")
+    under = section(shown(document), "Under attack", "Corrupted images")
     assert "Withdrawn: it missed all" in under
-    assert "not looked for" in under
+    assert "not checked" in under

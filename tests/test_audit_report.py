@@ -15,7 +15,7 @@ from pack import Pack
 from test_audit_command import Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint, run
 from trustcxr.report import audit_html, leaderboard, load, terminal
-from trustcxr.report.audit_text import hardest, sentences, under_attack
+from trustcxr.report.audit_text import describe_attacked, describe_audit, find_hardest
 from trustcxr.report.tables import robustness
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, RunDocument, read_schema
@@ -40,21 +40,21 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
         read_schema(AuditDocument, audits / "good" / "audit.json"),
         (audits / "good" / "report.html").read_text(),
     )
-    assert page.index("What was given") < page.index("What was examined") < page.index("What may be relied on")
-    assert page.index("What may not be relied on") < page.index("At the door")
+    assert page.index("<h3>Model") < page.index("<h3>Data and protocol") < page.index("<h3>Results")
+    assert page.index("<h3>Limits") < page.index("Entry checks")
     assert page.lower().count("research software") >= 2
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert page.count("<script") == 1, "one of its own, which it can do without"
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page), "nothing is loaded from elsewhere"
     shown = re.sub(r"<[^>]+>", "", page).replace("&#39;", "'")
-    for lines in audit_html.first_page(document).values():
+    for lines in audit_html._summarise(document).values():
         for line in lines:
             assert line in shown.replace("&gt;", ">")
     for point in document.operating_points:
         assert f'<data value="{point.auroc.value}">' in page
     assert page == audit_html.render(document), "the same document gives the same page"
-    assert any("sensitivity" in line for line in sentences(document))
+    assert any("sensitivity" in line for line in describe_audit(document))
 
 
 def test_what_was_not_measured_is_not_the_worst() -> None:
@@ -71,19 +71,19 @@ def test_what_was_not_measured_is_not_the_worst() -> None:
         ],
     }
     document = AuditDocument.model_validate(content)
-    said = "\n".join(sentences(document))
+    said = "\n".join(describe_audit(document))
     assert "at worst (blur) 20.0%" in said
     assert "under PGD at epsilon 0.02: sensitivity 20.0%" in said
     of_run = RunDocument.model_validate({key: content[key] for key in ("corruptions", "corruptions_mean")})
-    assert "worst blur at 1: 20.0%" in "\n".join(terminal.remarks(of_run))
+    assert "worst blur at 1: 20.0%" in "\n".join(terminal.describe_metrics(of_run))
     table = robustness.corrupted([load.Run(of_run, Path("a"), [])])
     assert table is not None
     assert [cell.text for cell in table.rows[0]][5:7] == ["blur, severity 1", "20.0"]
     for part in ("corruptions", "operating_points"):
         content[part] = content[part][:1] if part == "corruptions" else content[part][:2]
     document = AuditDocument.model_validate(content)
-    assert "at worst" not in "\n".join(sentences(document))
-    assert hardest(document, "A") is None
+    assert "at worst" not in "\n".join(describe_audit(document))
+    assert find_hardest(document, "A") is None
 
 
 def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_attack_in_terminal_and_card() -> None:
@@ -101,21 +101,21 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     document = AuditDocument.model_validate({"operating_points": [about | point for point in points]})
     as_it_is = "specificity 100.0% [-, -], LR+ ∞ [9.5, ∞], LR- 0.2 [0.1, 0.314], AUROC 90.0% [80.0%, 95.0%]"
     attacked = "under PGD-20 at epsilon 0.02: sensitivity 30.0% [-, -], specificity 40.0% [-, -], LR+ 0.5 [0.25, 0.75]"
-    for told in ("\n".join(sentences(document)), audit_html.card(document)):
+    for told in ("\n".join(describe_audit(document)), audit_html.render_card(document)):
         assert as_it_is in told
         assert f"{attacked}, LR- 1.75, AUROC" in told
     document.operating_points = document.operating_points[::2]
-    (line,) = under_attack(document, "ill")
+    (line,) = describe_attacked(document, "ill")
     assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"
 
 
 def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    document.unreliable, document.because = True, "the attack <b>failed</b>"
+    document.unreliable, document.reasons = True, "the attack <b>failed</b>"
     page = audit_html.render(document)
-    assert "may not be relied on: the attack &lt;b&gt;failed&lt;/b&gt;" in page
-    assert page.index("may not be relied on") < page.index("What was given")
-    assert "What may NOT be relied on" in page
+    assert "are not reliable: the attack &lt;b&gt;failed&lt;/b&gt;" in page
+    assert page.index("are not reliable") < page.index("<h3>Model")
+    assert "Results (NOT reliable)" in page
 
 
 def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
@@ -153,8 +153,11 @@ def test_the_leaderboard_has_reported_beside_measured(audits: Path, monkeypatch:
     rows = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [row["model"] for row in rows] == ["good", "bad"]
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    assert float(rows[0]["clean, %"]) == pytest.approx(100 * (document.clean.accuracy.value or 0), abs=0.05)
-    assert (rows[0]["clean reported, %"], rows[0]["threat model"]) == ("99.0", "L-infinity 0.02")
+    clean = document.clean.accuracy
+    assert [float(rows[0][f"clean{end}"]) for end in ("", " low", " high")] == [clean.value, *(clean.interval or ())]
+    counted = (str(document.clean.n), document.data.name, document.split, "exam-1")
+    assert tuple(rows[0][name] for name in ("n", "data", "split", "protocol")) == counted
+    assert (rows[0]["clean reported"], rows[0]["threat model"]) == ("0.99", "L-infinity 0.02")
     assert rows[0]["training data"] == "greys"
     page = (audits / "leaderboard.html").read_text()
     body = page.split("</script>")[1]
@@ -174,7 +177,7 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     content = atomic.read_json(audits / "good" / "audit.json")
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
     for name, change in {
-        "too good": {"unreliable": True, "because": "it never moves?"},
+        "too good": {"unreliable": True, "reasons": "it never moves?"},
         "broken": {"attacks": attacks},
         "not attacked": {"attacks": []},
         "good": {},
@@ -203,7 +206,7 @@ def handed(
         "model": {"name": name, "kind": "run"},
         "clean": {"accuracy": {"value": 0.9}, "n": 40},
         "attacks": [*attacks, {"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.8}, "n": 40}],
-        "handed_in": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
+        "submitted": [{"by": by, "epsilon": e, "n": 30, "found_alone": n, "missed": 0} for by, e, n in more],
     }
     atomic.write_json(folder / name / "audit.json", content)
 
@@ -218,23 +221,22 @@ def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with
     rows = {row["model"]: row for row in csv.DictReader((tmp_path / "leaderboard.csv").open())}
     assert list(rows) == ["attacked", "plain", "unknown", "finding", "untouched"]
     words = {
-        "attacked": "images handed in by Ada on 10 images misled it where ours did not; it is ranked by ours alone, "
-        "which leave 65.0%",
-        "finding": "images handed in by Ada (Edema) on 1 image and Ada (Mass) on 2 images misled it where ours did "
-        "not; it "
-        "is ranked by ours alone, which leave 52.5%",
-        "unknown": "images handed in by Bo on 8 images misled it where ours did not; it is ranked with these, since "
-        "the audit does not tell what ours alone leave at this radius",
+        "attacked": "images submitted by Ada (10 images) mislead it but our attacks do not; its rank is by our attacks "
+        "alone, which leave 65.0%",
+        "finding": "images submitted by Ada (Edema) (1 image) and Ada (Mass) (2 images) mislead it but our attacks do "
+        "not; its rank is by our attacks alone, which leave 52.5%",
+        "unknown": "images submitted by Bo (8 images) mislead it but our attacks do not; its rank includes them, since "
+        "accuracy under our attacks alone is unknown",
     }
     page = (tmp_path / "leaderboard.html").read_text().split("</script>")[1]
     for name, text in words.items():
-        assert rows[name]["by"].endswith(f"; attacked with more than our own attacks: {text}")
-        assert f"{name}: attacked with more than our own attacks: {text}" in said
+        assert rows[name]["attacked_with_more"] == text
+        assert f"{name}: {text}" in said
         assert text in page
-    assert "of attacked, unknown, finding images that somebody handed in count" in page
-    assert [rows[name]["attacked, %"] for name in rows] == ["40.0", "60.0", "55.0", "45.0", "50.0"]
+    assert "Submitted images also count under “attacked” for attacked, unknown, finding." in page
+    assert [rows[name]["attacked"] for name in rows] == ["0.4", "0.6", "0.55", "0.45", "0.5"]
     for name in ("plain", "untouched"):
-        assert "attacked with more" not in rows[name]["by"]
+        assert rows[name]["attacked_with_more"] == ""
     found = {row["model"]: row for row in json.loads(run("leaderboard", tmp_path, "--json").stdout)["rows"]}
     assert [found[name]["attacked_by_ours"] for name in rows] == [0.65, 0.6, None, 0.525, 0.5]
     assert found["attacked"]["attacked_with_more"].endswith(words["attacked"])
@@ -250,16 +252,16 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
         "value": None
     }  # so what stands on the board is what PGD leaves, without theirs
     atomic.write_json(path, content)
-    page, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
-    assert "handed in" not in page.read_text().split("</script>")[1]
-    assert leaderboard.remarks(leaderboard.gather(tmp_path)) == []
-    assert [name for name, _ in leaderboard.gather(tmp_path).entries] == ["withdrawn", "plain"]
+    page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
+    assert "ubmitted" not in page.read_text().split("</script>")[1]
+    assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
+    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["withdrawn", "plain"]
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     content = atomic.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
-    changed = content | {"model": model, "unreliable": True, "because": "its attack failed"}
+    changed = content | {"model": model, "unreliable": True, "reasons": "its attack failed"}
     atomic.write_json(audits / "bad" / "audit.json", changed)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
@@ -272,11 +274,11 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     low, high = document.clean.accuracy.interval or (0, 0)
     assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
     assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
-    assert (good["unreliable"], good["because"]) == (False, "")
+    assert (good["unreliable"], good["reasons"]) == (False, "")
     assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
-    assert (bad["unreliable"], bad["because"]) == (True, "its attack failed")
+    assert (bad["unreliable"], bad["reasons"]) == (True, "its attack failed")
     table = list(csv.DictReader((audits / "leaderboard.csv").open()))
-    assert [row["attacked, %"] for row in table] == [f"{100 * row['attacked']:.1f}" for row in (good, bad)]
+    assert [float(row["attacked"]) for row in table] == [row["attacked"] for row in (good, bad)]
 
 
 @pytest.mark.full
@@ -291,7 +293,7 @@ def test_the_columns_of_the_leaderboard_sort_in_a_browser(tmp_path: Path) -> Non
             "attacks": [{"attack": "pgd", "epsilon": 0.02, "steps": 20, "accuracy": {"value": 0.1}}],
         }
         atomic.write_json(tmp_path / name / "audit.json", content)
-    path, _ = leaderboard.write(leaderboard.gather(tmp_path), tmp_path)
+    path, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     with chromium() as browser, opened(browser, path) as found:
         page = found.page
 
@@ -326,11 +328,11 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
         atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
-    found = leaderboard.gather(audits)
+    found = leaderboard.gather_audits(audits)
     assert {name for name, _ in found.entries} == {"good", "bad"}
     why = dict(found.refused)
     assert set(why) == {"own", "older", "elsewhere", "classes", "broken"}
-    assert "examined by exam-0" in why["older"]
+    assert "audited by exam-0" in why["older"]
     assert "not the same images" in why["elsewhere"]
     assert "other options" in why["own"]
     said = run("leaderboard", audits, "--out", tmp_path / "page").stdout
@@ -341,12 +343,12 @@ def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Pa
 
 def test_an_unreliable_audit_is_marked(audits: Path) -> None:
     path = audits / "bad" / "audit.json"
-    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "because": "its attack failed"})
-    page, _ = leaderboard.write(leaderboard.gather(audits), audits)
+    atomic.write_json(path, atomic.read_json(path) | {"unreliable": True, "reasons": "its attack failed"})
+    page, _ = leaderboard.write(leaderboard.gather_audits(audits), audits)
     assert 'class="unreliable"' in page.read_text()
     assert "its attack failed" in page.read_text()
     rows = {row["model"]: row for row in csv.DictReader((audits / "leaderboard.csv").open())}
-    assert (rows["good"]["unreliable"], rows["bad"]["unreliable"]) == ("no", "unreliable")
+    assert (rows["good"]["unreliable"], rows["bad"]["unreliable"]) == ("False", "True")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_an_audit_reads_images_as_the_model_file_says(
     found = audit(path, images, tmp_path / "audit", attacks=["fgsm"])
     assert found.clean.accuracy.value is not None
     assert (found.clean.accuracy.value == 1) == (resize == "crop"), "what lies beyond the middle misleads"
-    assert "resize" not in {check.check for check in found.gate}
+    assert "resize" not in {check.check for check in found.entry_checks}
     if resize == "crop":
         table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
         row = table[table["attack"] == "clean"].set_index("sample_id").filter(like="bright3", axis=0)

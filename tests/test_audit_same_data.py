@@ -23,7 +23,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.report import leaderboard
-from trustcxr.report.audit_text import pair_remarks
+from trustcxr.report.audit_text import describe_pairs
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, AuditedData, read_schema
 
@@ -72,19 +72,20 @@ def right(folder: Path) -> float:
     return float((np.array(answered) == table["class"].to_numpy()).mean())
 
 
+@pytest.mark.slow
 def test_models_of_two_sizes_compare_image_by_image(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     larger = audits.audit(model_file(tmp_path / "model", size=24), greys, tmp_path / "out" / "larger")
     before = atomic.read_json(first / "audit.json")["data"]
     assert before["fingerprint"] != larger.data.fingerprint
     assert before["files"] == larger.data.files != ""
     pair = compare.compare(first, tmp_path / "out" / "larger", resamples=100)
-    assert any("at different sizes" in line for line in pair_remarks(pair))
-    assert not pair_remarks(compare.compare(first, first, resamples=100))
+    assert any("at different sizes" in line for line in describe_pairs(pair))
+    assert not describe_pairs(compare.compare(first, first, resamples=100))
     found = rows(first, tmp_path / "out" / "larger")
     assert set(ATTACKS) <= set(found)
     assert found["clean accuracy"] == (right(first), right(tmp_path / "out" / "larger"), 36)
     shutil.copytree(first, tmp_path / "out" / "smaller")
-    together = leaderboard.gather(tmp_path / "out")
+    together = leaderboard.gather_audits(tmp_path / "out")
     assert {name for name, _ in together.entries} == {"larger", "smaller"}
     assert not together.refused
 
@@ -97,7 +98,7 @@ def test_the_order_of_the_classes_does_not_matter(first: Path, greys: Path, tmp_
     found = rows(out / "straight", out / "turned")["clean accuracy"]
     assert found == (right(first), right(out / "turned"), 36)
     assert found[0] == found[1] > 0.9
-    assert len(leaderboard.gather(out).entries) == 2
+    assert len(leaderboard.gather_audits(out).entries) == 2
 
 
 def test_a_table_of_scores_compares_with_a_network_of_another_size(
@@ -115,9 +116,10 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(
     assert document.data.fingerprint != atomic.read_json(first / "audit.json")["data"]["fingerprint"]
     assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
     shutil.copytree(first, tmp_path / "out" / "network")
-    assert len(leaderboard.gather(tmp_path / "out").entries) == 2
+    assert len(leaderboard.gather_audits(tmp_path / "out").entries) == 2
 
 
+@pytest.mark.slow
 def test_other_images_of_the_same_names_are_refused(first: Path, greys: Path, tmp_path: Path) -> None:  # noqa: F811
     others = Path(shutil.copytree(greys, tmp_path / greys.name))
     (others / "dark" / "dark0.png").write_bytes((others / "dark" / "dark1.png").read_bytes())
@@ -126,7 +128,7 @@ def test_other_images_of_the_same_names_are_refused(first: Path, greys: Path, tm
     assert "not the same images (images, 36; images, 36): their names, labels or files differ" in said
     for name in ("one", "two"):
         shutil.copytree(first, tmp_path / "out" / name)
-    found = leaderboard.gather(tmp_path / "out")
+    found = leaderboard.gather_audits(tmp_path / "out")
     assert dict(found.refused)["others"].startswith("not the same images as the others (images, 36; images, 36): their")
 
 
@@ -153,6 +155,7 @@ def listed(root: Path, to: Path, change: int | None = None) -> Path:
     return to / "list.csv"
 
 
+@pytest.mark.slow
 def test_an_audit_on_one_data_set_takes_the_place_of_none_on_another(
     first: Path,
     greys: Path,  # noqa: F811
@@ -183,7 +186,7 @@ def test_one_changed_label_is_refused(greys: Path, tmp_path: Path) -> None:  # n
         audits.audit(model_file(tmp_path / "model", size=16 if name == "as it is" else 20), data, out / name)
     assert rows(out / "as it is", out / "again")["clean accuracy"][2] == 36
     assert "their names, labels or files differ" in complaint("compare", out / "as it is", out / "relabelled")
-    assert set(dict(leaderboard.gather(out).refused)) == {"relabelled"}
+    assert set(dict(leaderboard.gather_audits(out).refused)) == {"relabelled"}
 
 
 def test_without_checksums_of_files_audits_of_one_size_compare(first: Path, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_findings_in_another_order_are_the_same_findings(greys: Path, tmp_path: 
     found = rows(out / "16", out / "24")["clean accuracy"]
     assert found[0] == found[1] == documents[0].clean.accuracy.value
     assert found[2] == 72
-    assert len(leaderboard.gather(out).entries) == 2
+    assert len(leaderboard.gather_audits(out).entries) == 2
 
 
 def test_audits_of_the_same_findings_compare_whatever_their_order() -> None:
@@ -257,7 +260,7 @@ def test_images_changed_by_other_lung_masks_are_not_compared(tmp_path: Path, mon
     assert set(of_before) - kept == set(pair.other_lungs) >= {"lungs_blacked_out accuracy", "lungs_only accuracy"}
     assert set(of_before) > kept > {"clean accuracy", "fgsm accuracy @0.01"}
     said = "Not compared, since by other lung masks in one of them: lungs_blacked_out accuracy, "
-    assert any(line.startswith(said) for line in pair_remarks(pair))
+    assert any(line.startswith(said) for line in describe_pairs(pair))
     old = changed(tmp_path / "out" / "again", tmp_path / "old", lungs=None)  # of which nobody knows
     assert compare.compare(tmp_path / "out" / "first", old, resamples=100).other_lungs == []
 
@@ -296,41 +299,41 @@ def test_no_lead_is_settled_over_a_model_that_alone_was_attacked_with_images_han
     content = atomic.read_json(other / "audit.json")
     by = {"by": "Ada", "sha256": "0", "epsilon": 0.02, "n": 36, "found_alone": 1, "missed": 0}
     by["accuracy"] = {"value": 0.0}
-    atomic.write_json(other / "audit.json", content | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", content | {"submitted": [by]})
     assert not settled(first, other), "the one attacked with less leads"
     assert not settled(other, first)
     pair = compare.compare(first, other, resamples=200)
-    assert pair.handed_in == [[], ["Ada"]]
-    (line,) = [line for line in pair_remarks(pair) if "handed in" in line]
-    assert line.startswith(f"The worst case of {pair.second} alone counts images that Ada handed in")
+    assert pair.submitted == [[], ["Ada"]]
+    (line,) = [line for line in describe_pairs(pair) if "submitted" in line]
+    assert line.startswith(f"Only the worst case of {pair.second} counts images submitted by Ada")
     # The one that was attacked with more may lead: that is settled.
     content = atomic.read_json(first / "audit.json")
     better = Path(shutil.copytree(first, tmp_path / "better"))
-    atomic.write_json(better / "audit.json", content | {"handed_in": [by]})
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": []})
+    atomic.write_json(better / "audit.json", content | {"submitted": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": []})
     assert settled(better, other)
     # Images that find nothing alone changed no worst case: as if none had been handed in.
     nothing = by | {"found_alone": 0, "missed": 36}
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [nothing]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": [nothing]})
     assert settled(first, other)
     pair = compare.compare(first, other, resamples=200)
-    assert pair.handed_in == [[], []]
-    assert not any("handed in" in line for line in pair_remarks(pair))
-    more = atomic.read_json(other / "audit.json") | {"handed_in": [by]}
-    atomic.write_json(first / "audit.json", content | {"handed_in": [nothing]})
+    assert pair.submitted == [[], []]
+    assert not any("submitted" in line for line in describe_pairs(pair))
+    more = atomic.read_json(other / "audit.json") | {"submitted": [by]}
+    atomic.write_json(first / "audit.json", content | {"submitted": [nothing]})
     atomic.write_json(other / "audit.json", more)
     assert not settled(first, other), "of the two one alone was attacked with more"
     atomic.write_json(first / "audit.json", content)
     # Attacked alike: nothing to say.
-    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"handed_in": [by]})
+    atomic.write_json(other / "audit.json", atomic.read_json(other / "audit.json") | {"submitted": [by]})
     assert settled(better, other)
-    assert not any("handed in" in line for line in pair_remarks(compare.compare(better, other, resamples=200)))
+    assert not any("submitted" in line for line in describe_pairs(compare.compare(better, other, resamples=200)))
 
 
 def test_images_handed_in_count_for_their_own_finding_and_from_their_radius_on() -> None:
     def audit(*handed: tuple[str, float, int]) -> AuditDocument:
         rows = [{"by": by, "epsilon": epsilon, "n": 9, "found_alone": alone} for by, epsilon, alone in handed]
-        return AuditDocument.model_validate({"handed_in": rows})
+        return AuditDocument.model_validate({"submitted": rows})
 
     names, plain = ("Edema", "Mass"), audit()
     edema = audit(("Ada (Edema)", 0.02, 2), ("Ada (Mass)", 0.02, 0))

@@ -57,7 +57,7 @@ def test_a_name_that_images_of_two_splits_have_says_of_none_which_it_is(images: 
     with pytest.raises(UserError, match=r"24 are named as several images are: give their ids or paths"):
         audited(images, tmp_path / "bare", "probabilities", bare)
     some = audited(images, tmp_path / "some", "probabilities", paths("Test")[:14] + bare[14:])
-    text = next(check.text for check in some.gate if check.check == "scores")
+    text = next(check.text for check in some.entry_checks if check.check == "scores")
     assert text.startswith("14 of 24 images have a score")
     assert "10 are named as several images are" in text
     assert {point.threshold for point in some.operating_points} == {None}, "no validation image has a score"

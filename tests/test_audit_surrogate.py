@@ -15,8 +15,7 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, blind, greys,
 from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
-from trustcxr.audit.audit_data import AuditImages, open_images
-from trustcxr.audit.identity import Audit
+from trustcxr.audit.audit_data import Audit, AuditImages, open_images
 from trustcxr.audit.subject import load_model
 from trustcxr.evaluation import predictions
 from trustcxr.recipes.protocol import load_exam
@@ -68,16 +67,16 @@ def test_it_learns_from_training_images_of_other_patients(
     without_gradients: Path, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = opened(without_gradients, listed)
-    assert images.taught is not None
-    training, rows = images.taught.training, images.taught.rows
+    assert images.surrogate is not None
+    training, rows = images.surrogate.training, images.surrogate.rows
     assert (images.examined.split, training.split) == ("Test", "Train")
     assert len(rows) == len(set(rows)) == 3 * (SPLITS["Train"] - SHARED - COPIES)
     assert not set(training.groups[rows]) & set(images.examined.groups)
-    pixels = images.taught.pixels(torch.device("cpu"))
+    pixels = images.surrogate.load(torch.device("cpu"))
     assert same_images(pixels, training.images) == len(rows)
     assert same_images(pixels, images.examined.images) == 0
-    monkeypatch.setattr(audit_data, "TAUGHT", 9)
-    few = [opened(without_gradients, listed).taught for _ in range(2)]
+    monkeypatch.setattr(audit_data, "SURROGATE_IMAGES", 9)
+    few = [opened(without_gradients, listed).surrogate for _ in range(2)]
     assert few[0] is not None
     assert few[1] is not None
     assert few[0].rows.tolist() == few[1].rows.tolist()
@@ -90,17 +89,17 @@ def test_where_there_are_no_training_images_beside_those_examined_there_is_nothi
     greys: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    assert opened(without_gradients, greys).taught is None, "all images are examined"
-    assert opened(without_gradients, listed, "Train").taught is None
-    divided = opened(without_gradients, greys, "Test").taught
+    assert opened(without_gradients, greys).surrogate is None, "all images are examined"
+    assert opened(without_gradients, listed, "Train").surrogate is None
+    divided = opened(without_gradients, greys, "Test").surrogate
     assert divided is not None
     assert divided.training.split == "Train"
     table = pd.read_csv(listed, dtype=str)
     shutil.copytree(listed.parent, tmp_path / "one")
     table.assign(patient_id="one").to_csv(tmp_path / "one" / "list.csv", index=False)
-    assert opened(without_gradients, tmp_path / "one" / "list.csv").taught is None, "all are of one patient"
+    assert opened(without_gradients, tmp_path / "one" / "list.csv").surrogate is None, "all are of one patient"
     table[table["split"] == "Test"].to_csv(tmp_path / "one" / "list.csv", index=False)
-    assert opened(without_gradients, tmp_path / "one" / "list.csv").taught is None
+    assert opened(without_gradients, tmp_path / "one" / "list.csv").surrogate is None
 
 
 @pytest.fixture
@@ -127,19 +126,19 @@ def test_the_audit_says_what_the_surrogate_learned_from(
     tmp_path: Path,
 ) -> None:
     document = audits.audit(without_gradients, listed, tmp_path / "split", trust_code=True)
-    text = next(check.text for check in document.gate if check.check == "surrogate")
+    text = next(check.text for check in document.entry_checks if check.check == "surrogate")
     assert text.endswith("from 45 images of the split Train, none of a patient who is examined")
-    assert text in document.because
+    assert text in document.reasons
     examined = opened(without_gradients, listed).examined
     assert [len(images) for images in learned] == [45]
     assert same_images(learned[0], examined.images) == 0
     document = audits.audit(without_gradients, greys, tmp_path / "whole", trust_code=True)
-    text = next(check.text for check in document.gate if check.check == "surrogate")
+    text = next(check.text for check in document.entry_checks if check.check == "surrogate")
     assert "from 36 of the images that are examined, since these data have no training images" in text
-    assert text in document.because
+    assert text in document.reasons
     assert [len(images) for images in learned] == [45, 36]
     plain = audits.audit(model_file(tmp_path / "plain", Brightness()), listed, tmp_path / "honest", attacks=["fgsm"])
-    assert not [check for check in plain.gate if check.check == "surrogate"]
+    assert not [check for check in plain.entry_checks if check.check == "surrogate"]
     assert len(learned) == 2, "an honest network needs none"
 
 

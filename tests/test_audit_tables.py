@@ -15,7 +15,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
 from trustcxr.audit.subject import load_model
 from trustcxr.report import leaderboard
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
 ILL = {"dark": "Normal", "grey": "Normal", "bright": "Ill"}
@@ -57,11 +57,11 @@ def test_who_leaves_out_images_leads_no_board(
     assert (whole.data.n, whole.data.total, whole.unreliable) == (36, 36, False)
     assert (part.data.n, part.data.total, part.unreliable) == (30, 36, True)
     assert part.clean.accuracy.value == 1
-    assert "30 of 36 images have a score" in part.because
-    said = sentences(part)
-    assert [line for line in said if line.startswith("ModelUnderTest: 30 of 36 images of images")]
-    assert [line for line in sentences(whole) if line.startswith("ModelUnderTest: 36 images of images")]
-    found = leaderboard.gather(tmp_path / "out")
+    assert "30 of 36 images have a score" in part.reasons
+    said = describe_audit(part)
+    assert [line for line in said if line.startswith("Tested on: 30 of 36 images of “images”")]
+    assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of “images”")]
+    found = leaderboard.gather_audits(tmp_path / "out")
     assert [name for name, _ in found.entries] == ["whole", "part"]
     assert found.n == 36
     for pair in (("whole", "part"), ("part", "whole")):
@@ -114,7 +114,7 @@ def test_columns_that_are_not_judged_are_named_in_the_audit(
     assert "by diagnosis: not judged, since each of its values belongs to one class" in diagnosis.text
     card, page = (out / "model_card.md").read_text(), (out / "report.html").read_text()
     for division in document.subgroups:
-        assert any(line.endswith(division.text) for line in sentences(document))
+        assert any(line.endswith(division.text) for line in describe_audit(document))
         assert f"- {division.text}" in card
         assert f"<h3>{division.column}</h3><p>{division.text}.</p>" in page
     assert "- Factors: maker\n" in card
@@ -146,7 +146,7 @@ def four(folder: Path, count: int) -> Path:
 
 def told(document: AuditDocument) -> tuple[bool | None, str]:
     """What is said of the declaration."""
-    (found,) = [check for check in document.gate if check.check == "declaration"]
+    (found,) = [check for check in document.entry_checks if check.check == "declaration"]
     return found.passed, found.text
 
 
@@ -176,7 +176,7 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
         "scores.csv: B in place of C, C in place of B"
     )
     assert wrong.unreliable
-    assert text in wrong.because
+    assert text in wrong.reasons
     # Another order in the model file changes nothing, for columns are found by their names; those names must change.
     for name, head, classes, accuracy in (("same", "A,C,B,D", QUARTERS, 0.5), ("right", "A,B,C,D", QUARTERS, 1)):
         model = table(tmp_path / name, scores, classes=list(classes))
@@ -234,7 +234,7 @@ def shifted(name: str, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "finding", "words"),
     [
-        (drawn, False, "one and the same answer to all of them has 33.3%"),
+        (drawn, False, "one constant answer has 33.3%"),
         (drawn, True, "no finding is shown to be ranked better than by chance"),
         (shifted, True, ""),
     ],
@@ -254,9 +254,9 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     assert document.clean.constant_answer is not None
     assert document.clean.accuracy.interval[0] < document.clean.constant_answer
     assert document.unreliable == bool(words)
-    assert words in document.because
-    assert ("Figures, which may NOT be relied on (see below):" in sentences(document)) == bool(words)
-    assert "\n".join(sentences(document)).count(words or "ranked better") == bool(words), "said once"
+    assert words in document.reasons
+    assert ("Results, NOT reliable (see Limits):" in describe_audit(document)) == bool(words)
+    assert "\n".join(describe_audit(document)).count(words or "ranked better") == bool(words), "said once"
 
 
 def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said(
@@ -268,9 +268,9 @@ def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said
     for kind in (None, "logits"):
         found = audits.audit(table(tmp_path / str(kind), answers, kind=kind), greys, tmp_path / "out" / str(kind))
         assert found.clean.plain() == wanted.clean.plain()
-        (said,) = [line for line in sentences(found) if "write output.kind: probabilities" in line]
+        (said,) = [line for line in describe_audit(found) if "write output.kind: probabilities" in line]
         assert said.startswith("  note: its scores sum to 1 for each image, so they were taken as probabilities")
-    assert "output.kind" not in "\n".join(sentences(wanted))
+    assert "output.kind" not in "\n".join(describe_audit(wanted))
 
 
 def test_scores_that_are_not_what_is_declared_are_taken_as_declared_and_it_is_said(
@@ -294,7 +294,7 @@ def test_ids_keep_their_zeros(tmp_path: Path) -> None:
 
 
 def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_images(tmp_path: Path) -> None:
-    """The gate's 120 images would not tell."""
+    """The 120 images of the entry checks would not tell."""
     images, header = four(tmp_path / "images", 60), ("B", "A", "C", "D")
     scores = scores_of(header, 60, right=0.55, beside=2)
     document = audits.audit(table(tmp_path / "a", scores, classes=list(QUARTERS)), images, tmp_path / "out")

@@ -15,13 +15,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
 from trustcxr.data import load_dataset, phantom
-from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.dataset import JoinedDataset, read_sources
 from trustcxr.data.loader import BatchRows, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.runs import preflight
-from trustcxr.training import fit_run
+from trustcxr.training import fit
 
 NOTHING: dict[str, float] = dict.fromkeys(("rotation", "shift", "scale", "brightness", "contrast", "flip"), 0.0)
 
@@ -108,13 +108,16 @@ def test_no_source_is_left_out_for_good_where_there_are_many() -> None:
 def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: Path) -> None:
     phantom.write(tmp_path / "images", {"Train": 4, "Val": 4}, size=32, seed=0)
     radiographs, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
-    assert sources_of(radiographs, "") is None
-    assert sources_of(Joined(radiographs, val), "class").tolist() == [*radiographs.table["class"], *val.table["class"]]  # type: ignore[union-attr]
+    assert read_sources(radiographs, "") is None
+    assert read_sources(JoinedDataset(radiographs, val), "class").tolist() == [
+        *radiographs.table["class"],
+        *val.table["class"],
+    ]  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
-        sources_of(radiographs, "sourse")
+        read_sources(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
-    with pytest.raises(UserError, match="no image of Train has anything in column source: leave out"):
-        sources_of(radiographs, "source")
+    with pytest.raises(UserError, match=r"no image of Train has a value in column source. Leave out"):
+        read_sources(radiographs, "source")
 
 
 def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,11 +131,11 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     monkeypatch.setattr(
         BatchRows, "__init__", lambda self, *a, **k: seen.append(k.get("sources")) or usual(self, *a, **k)
     )
-    fit_run(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
+    fit(RunRecipe.model_validate(recipe), train, val, tmp_path / "run")
     assert [one.tolist() for one in seen if one is not None] == [["a", "b"] * 6]
     wrong = RunRecipe.model_validate(recipe | {"training": training | {"balanced_by": "hospital"}})
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        fit_run(wrong, train, val, tmp_path / "refused")
+        fit(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
     study = {
         "name": "by-source",
@@ -140,7 +143,7 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
         "training": training | {"balanced_by": "hospital"},
     }
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
-        preflight.masks(StudyRecipe.model_validate(study), train)
+        preflight.check_masks(StudyRecipe.model_validate(study), train)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_part_of_a_batch_is_augmented_as_it_is_in_the_whole() -> None:
     images = torch.rand(7, 1, 16, 16)
     options = {"flip": 0.5, "spectrum": 0.5}
     whole = augment(images, torch.Generator().manual_seed(1), **options)
-    part = augment(images[3:5], torch.Generator().manual_seed(1), of=(3, 7), **options)
+    part = augment(images[3:5], torch.Generator().manual_seed(1), part=(3, 7), **options)
     torch.testing.assert_close(part, whole[3:5], rtol=0, atol=0)
 
 
@@ -87,6 +87,7 @@ def test_parts_of_a_batch_add_up_to_its_gradients(
 GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defence", "keys"),
     [
@@ -128,7 +129,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     assert fit_run.fit(how, *radiographs, tmp_path / "halved").steps == 3
     assert worked == [4] * 12
     said = capsys.readouterr().err
-    assert "a batch does not fit in memory: worked off in 4 parts, gradients added up" in said
+    assert "a batch does not fit in memory: using 4 parts" in said
     monkeypatch.setattr(TrainingStep, "_on", real)
     fit_run.fit(
         how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}),
@@ -140,7 +141,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     for place in ("halved", "a"):
         assert atomic.read_json(tmp_path / place / "training.json")["parts"] == 4
         assert atomic.read_yaml(tmp_path / place / "run.yaml")["segments"][-1]["split_batches"] == {"parts": 4}
-        assert "- Batches: worked off in 4 parts\n" in report_cards.card(tmp_path / place)
+        assert "- Batches: worked off in 4 parts\n" in report_cards.render_card(tmp_path / place)
     most = 0
     monkeypatch.setattr(TrainingStep, "_on", on)
     with pytest.raises(UserError, match="not even one image fits in memory"):
@@ -151,9 +152,9 @@ def test_a_run_that_was_begun_goes_on_in_more_parts(radiographs: tuple[Any, Any]
     """As is advised where a batch does not fit and nobody can halve it."""
     fit_run.fit(recipe("fgsm", epochs=1), *radiographs, tmp_path)
     folder = run_folder.RunFolder(tmp_path)
-    folder.refuse_another(recipe("fgsm", epochs=1, accumulate=2))
+    folder.check_recipe(recipe("fgsm", epochs=1, accumulate=2))
     with pytest.raises(UserError, match="another run"):
-        folder.refuse_another(recipe("fgsm", epochs=1, batch_size=8))
+        folder.check_recipe(recipe("fgsm", epochs=1, batch_size=8))
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -171,7 +172,7 @@ def test_processes_that_others_started_are_not_waited_for_where_a_batch_does_not
     with pytest.raises(
         UserError, match=r"does not fit in memory; start all of them again with --set training\.accumulate=2"
     ):
-        fit_run.fit(how, *radiographs, tmp_path, cards=cards)
+        fit_run.fit(how, *radiographs, tmp_path, devices=cards)
 
 
 def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
@@ -191,9 +192,9 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     assert [(one["from_epoch"], one.get("split_batches")) for one in listed] == [(0, None), (1, {"parts": 2})]
     said = "from epoch 1 with batches whole; from epoch 2 with batches worked off in 2 parts"
     assert segments.describe_segments(tmp_path) == said
-    card = report_cards.card(tmp_path)
-    assert "- Batches: worked off in 2 parts; BatchNorm has seen a part at a time\n" in card
-    assert f"- Not trained on one and the same: {said}\n" in card
+    card = report_cards.render_card(tmp_path)
+    assert "- Batches: worked off in 2 parts; BatchNorm statistics over one part at a time\n" in card
+    assert f"- Resumed on a different machine or version: {said}\n" in card
 
 
 def test_processor_seconds_are_those_of_all_processes(
@@ -205,7 +206,7 @@ def test_processor_seconds_are_those_of_all_processes(
         summed.extend(values.flatten().tolist())
         return values
 
-    monkeypatch.setattr(Devices, "summed", keep)
+    monkeypatch.setattr(Devices, "sum", keep)
     found = fit_run.fit(recipe(epochs=1), *radiographs, tmp_path)
     assert found.processor_seconds in summed
 
@@ -219,13 +220,13 @@ def test_processor_seconds_are_those_of_all_processes(
         (Devices(devices=0), "fgsm", "--devices 0: expected 1 or more"),
         (Devices(devices=2, strategy="dpp"), "fgsm", "unknown strategy 'dpp': did you mean ddp"),
         (Devices(devices=17), "fgsm", "17 processes share each batch, and training.batch_size is smaller"),
-        (Devices(devices=2), "free", "free keeps a state of its own"),
+        (Devices(devices=2), "free", "free keeps a state"),
         (Devices(nodes=2), "fgsm", "--nodes 2: start the same command on every machine, by srun or by torchrun"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        asked.check(recipe(defence), 48)
+        asked.check_recipe(recipe(defence), 48)
 
 
 def test_it_is_refused_before_any_image_is_looked_for(tmp_path: Path) -> None:
@@ -251,13 +252,13 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
             sent.append(bucket.index())
             return allreduce_hook(group, bucket)
 
-        if self.cards.world > 1:
+        if self.devices.world > 1:
             self.trainer.strategy.model.register_comm_hook(None, hook)  # type: ignore[union-attr]
 
     monkeypatch.setattr(TrainingStep, "on_train_start", count)
     train, val = radiographs
-    how = recipe(defence, model=GROUP, epochs=1, batch_size=47, averaging=0.5, **PLAIN)  # uneven: 23 and 24 images
-    found = [fit_run.fit(how, train, val, tmp_path / str(n), cards=Devices(devices=n)) for n in (1, 2)]
+    how = recipe(defence, model=GROUP, epochs=1, batch_size=47, ema_decay=0.5, **PLAIN)  # uneven: 23 and 24 images
+    found = [fit_run.fit(how, train, val, tmp_path / str(n), devices=Devices(devices=n)) for n in (1, 2)]
     assert furthest(gradients[0], gradients[1]) < 1e-5
     assert len(gradients) == 2
     assert sent == sorted(set(sent)), "each gradient once, however many passes an attack makes"
@@ -273,7 +274,7 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
         "world": 2,
         "strategy": "ddp",
     }
-    assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.card(tmp_path / "2")
+    assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.render_card(tmp_path / "2")
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 
 
@@ -291,7 +292,7 @@ def test_a_lost_process_ends_the_training_with_its_cause_and_nothing_is_left(
     monkeypatch.setattr(devices.Team, "__init__", lambda self, *a: (team.append(self), began(self, *a))[1])
     monkeypatch.setattr(TrainingStep, "on_train_epoch_start", mortal)
     with pytest.raises(UserError, match=r"a process of the training ended with code -9 \(killed, or out of memory"):
-        fit_run.fit(recipe(model=GROUP), *radiographs, tmp_path, cards=Devices(devices=2))
+        fit_run.fit(recipe(model=GROUP), *radiographs, tmp_path, devices=Devices(devices=2))
     assert not any(process.is_alive() for process in team[-1].processes)
     assert not torch.distributed.is_initialized()
 
@@ -307,7 +308,7 @@ def test_validation_of_parts_adds_up_to_the_whole(
     counted: list[list[float]] = []
 
     class Part(Devices):
-        def summed(self, values: Tensor) -> Tensor:
+        def sum(self, values: Tensor) -> Tensor:
             counted[-1].append(float(values))
             return values
 
@@ -352,7 +353,7 @@ def test_a_study_refuses_before_any_image_what_cannot_be_shared(tmp_path: Path) 
     path, model = tmp_path / "free.yaml", {"name": MODEL, "weights": "none"}
     atomic.write_yaml(path, {"name": "free", "data": {"size": 32}, "models": [model], "defences": [{"name": "free"}]})
     said = complaint("study", path, "--data", tmp_path / "gone", "--out", tmp_path / "out", "--devices", 2)
-    assert "free keeps a state of its own for each process" in said
+    assert "free keeps a state for each process" in said
 
 
 @pytest.mark.full

@@ -132,10 +132,10 @@ from typer.testing import CliRunner
 from trustcxr import attacks, corruptions, defences, explain
 from trustcxr.cli import app
 from trustcxr.data import layouts
-from trustcxr.explain import scores
+from trustcxr.explain import evaluate as scores
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, ExplanationRecipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
-from trustcxr.report import words
+from trustcxr.report import formatting as words
 from trustcxr.report.figures.svg import defence_colour
 
 flat = {}
@@ -158,8 +158,8 @@ net.add_module("head", nn.Linear(4, 3))
 assert explain.methods.maps(net, images, None, ["toycam@conv"])["toycam@conv"].shape == (2, 16, 16)
 masks = scores.Masks(infection=torch.ones(2, 16, 16) > 0, lung=torch.ones(2, 16, 16) > 0)
 maps = torch.rand(2, 16, 16)
-assert "infection_toy" in scores.against_masks(maps, masks, None)
-assert "infection_toy" in scores.by_chance(maps, masks, None)
+assert "infection_toy" in scores.score_maps(maps, masks, None)
+assert "infection_toy" in scores.score_chance(maps, masks, None)
 assert (words.attack("toyattack", 3), words.corruption("toyhaze")) == ("Toy-3", "toy haze")
 assert (words.method("toycam@-2"), words.measure("infection_toy")) == ("ToyCAM, stage \\u22122", "infection toy")
 assert defence_colour("toydefence") == "#123456"
@@ -171,9 +171,9 @@ import json
 from pathlib import Path
 from study_fixture import make_study
 from trustcxr import report
-from trustcxr.report import page as pages
-from trustcxr.report import study_folder
-from trustcxr.report.tables import cells
+from trustcxr.report import study_html as pages
+from trustcxr.report import load as study_folder
+from trustcxr.report.tables import table as cells
 
 folder = make_study(
     Path(sys.argv[1]) / "study", models=("ResNet18",), defences=("standard", "toydefence"), panels=0, images=60,

@@ -53,7 +53,7 @@ def some(count: int, size: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor, epsilon: float = EPSILON) -> ibp.Interval:
-    return ibp.Interval.of(*affine_graph.box(images.double(), epsilon))
+    return ibp.Interval.from_ends(*affine_graph.box(images.double(), epsilon))
 
 
 @pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS)
@@ -89,7 +89,7 @@ def test_without_a_relu_every_bound_is_the_exact_minimum() -> None:
     weights = torch.stack([torch.autograd.functional.jacobian(net.double(), x[None]).squeeze((0, 2)) for x in low])
     at_low = net(low)
     for bound in BOUNDS.values():
-        found = bound(affine_graph.exact(net), ibp.Interval.of(low, high), labels)
+        found = bound(affine_graph.exact(net), ibp.Interval.from_ends(low, high), labels)
         for row, label in enumerate(labels):
             slope = (weights[row][label] - weights[row]).flatten(1)
             exact = at_low[row][label] - at_low[row] + (slope.clamp(max=0) * (high - low)[row].flatten()).sum(1)

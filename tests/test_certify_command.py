@@ -35,7 +35,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run trained by bounds, and certified at two radii."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 6 --learning-rate 0.004 --epsilon 0.01"
-    shares = "--ramp 0.5 --clean-share 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
+    shares = "--ramp 0.5 --clean-weight 0.2 --set defence.attack_share=0.1 --set defence.regulariser=0.5"
     typed = ["train", "--data", str(images), "--out", str(folder), *options.split(), *shares.split()]
     done = RUNNER.invoke(app, typed)
     assert done.exit_code == 0, done.output
@@ -160,14 +160,14 @@ def test_bounds_in_the_model_as_it_is_loaded_hold_its_logits(run: Path) -> None:
     from trustcxr.certify import affine_graph, ibp
 
     model, images = load_run(run).model, torch.rand(3, 1, 32, 32)
-    found = ibp.intervals(affine_graph.exact(model), Interval.of(*affine_graph.box(images.double(), 0.01)))[-1]
+    found = ibp.intervals(affine_graph.exact(model), Interval.from_ends(*affine_graph.box(images.double(), 0.01)))[-1]
     logits = model(images).double()
     assert (found.low - 1e-4 <= logits).all()
     assert (logits <= found.high + 1e-4).all()
 
 
 PLAIN = ["--model", "plain3", "--weights", "none"]
-TOO_MUCH = ["--defence", "ibp", "--clean-share", "0.9", "--set", "defence.attack_share=0.2"]
+TOO_MUCH = ["--defence", "ibp", "--clean-weight", "0.9", "--set", "defence.attack_share=0.2"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_cannot_be_is_said_in_one_line(images: Path, tmp_path: Path, typed:
 def test_what_intervals_have_no_use_for_is_refused(run: Path, images: Path) -> None:
     typed = ["certify", str(run), "--data", str(images), "--method", "ibp"]
     for option in ("--steps", "--neurons"):
-        with pytest.raises(UserError, match="neurons and steps are of the method crown"):
+        with pytest.raises(UserError, match="neurons and steps need the method crown"):
             RUNNER.invoke(app, [*typed, option, "500"], catch_exceptions=False)
 
 

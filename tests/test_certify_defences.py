@@ -78,7 +78,7 @@ def test_ibp_is_the_cross_entropy_of_the_worst_logits(model: Small, batch: tuple
 
 def test_shares_of_clean_and_attacked_images_stand_beside_the_bound(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
-    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_share=0.2, attack_share=0.3)
+    loss, _ = bound_training.ibp(model, images, labels, epsilon=EPSILON, clean_weight=0.2, attack_share=0.3)
     adversarial = attacks.fgsm(model, images, labels, epsilon=EPSILON)
     parts = worst_logits(model, images, labels, EPSILON), model(images), model(adversarial)
     bound, clean, attacked = (F.cross_entropy(each, labels) for each in parts)
@@ -113,7 +113,7 @@ def test_regularisers_are_shi_s_and_end_when_epsilon_is_grown(model: Small, batc
     low, high = model[0](images - 0.01), model[0](images + 0.01)
     first = float((high - low).mean())
     for layers in (list(model)[1:2], list(model)[1:5]):
-        at = ibp.intervals(affine_graph.layers(nn.Sequential(*layers)), ibp.Interval.of(low, high))[-1]
+        at = ibp.intervals(affine_graph.layers(nn.Sequential(*layers)), ibp.Interval.from_ends(low, high))[-1]
         tightness.append(max(0.0, 0.5 - first / float(2 * at.radius.mean())) / 0.5)
         centre, active, inactive = at.centre, at.low > 0, at.high < 0
         mean = float(centre[active].sum() / -centre[inactive].sum())
@@ -156,13 +156,13 @@ def test_training_by_bounds_proves_what_standard_training_cannot(defence: bound_
             for step in range(60):
                 grown = min(1.0, step / 40)
                 if bounded:
-                    loss, _ = defence(net, images, labels, epsilon=0.02 * grown, clean_share=0.3, grown=grown)
+                    loss, _ = defence(net, images, labels, epsilon=0.02 * grown, clean_weight=0.3, grown=grown)
                 else:
                     loss = F.cross_entropy(net(images), labels)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            at = ibp.Interval.of(*affine_graph.box(images.double(), 0.02))
+            at = ibp.Interval.from_ends(*affine_graph.box(images.double(), 0.02))
             least = ibp.least_margins(affine_graph.exact(net), at, labels)
             proved.append(float((least + F.one_hot(labels, 3) > 0).all(1).float().mean()))
     assert proved[0] < 0.3
@@ -175,7 +175,7 @@ SHORT = Plain(((6, 4, 2), (12, 3, 2)), grid=5, hidden=16)
 def test_the_loss_leaves_the_model_as_it_was(model: Small, batch: tuple[Tensor, Tensor]) -> None:
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_share=0.2, attack_share=0.2, grown=0.5)
+    bound_training.crown_ibp(model, *batch, epsilon=EPSILON, clean_weight=0.2, attack_share=0.2, grown=0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training

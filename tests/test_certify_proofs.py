@@ -27,7 +27,7 @@ def trained() -> nn.Module:
         optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
         for step in range(80):
             grown = min(1.0, step / 50)
-            loss, _ = bound_training.ibp(net, images, labels, epsilon=RADIUS * grown, clean_share=0.5, grown=grown)
+            loss, _ = bound_training.ibp(net, images, labels, epsilon=RADIUS * grown, clean_weight=0.5, grown=grown)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

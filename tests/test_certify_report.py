@@ -44,7 +44,7 @@ def test_the_bar_goes_from_proof_by_the_open_part_to_what_is_lost() -> None:
     assert [(start, end) for start, end, _ in figure.parts(alone)] == [(0.0, 0.6), (0.6, 0.8), (0.8, 0.8)]
     drawn = figure.bars([run([ENTRY], ATTACKS)])
     assert drawn is not None
-    assert svg.inline(drawn, "k").startswith("<svg role")
+    assert svg.render_inline(drawn, "k").startswith("<svg role")
 
 
 @pytest.mark.parametrize("missing", [[], [{"epsilon": 0.1}]])

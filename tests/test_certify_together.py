@@ -17,8 +17,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import certified
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models import factory
-from trustcxr.models.classifier import Classifier
-from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.classifier import Classifier, Ensemble
 from trustcxr.storage import atomic
 
 EPSILON = 0.01
@@ -40,7 +39,7 @@ def some(count: int) -> tuple[Tensor, Tensor]:
 
 
 def interval(images: Tensor) -> ibp.Interval:
-    return ibp.Interval.of(*affine_graph.box(images.double(), EPSILON))
+    return ibp.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
 
 
 def test_layers_give_the_ensemble_s_own_answer() -> None:
@@ -116,7 +115,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
     one, deeper = together(1).net, factory.build("plain5", classes=3, weights="none").net
     for nets, means in (([one, deeper], (0.5, 0.5)), ([one, one], (0.5, 0.4))):
         model = Classifier(Ensemble(nets, means, (0.25, 0.25)), mean=0.5, std=0.25)
-        with pytest.raises(UserError, match=r"networks of the ensemble 'net' are unlike.*model\.members"):
+        with pytest.raises(UserError, match=r"networks of the ensemble 'net' differ.*model\.members"):
             affine_graph.layers(model)
 
 
@@ -124,7 +123,7 @@ def test_unlike_networks_are_refused_with_the_reason() -> None:
 def test_members_are_trained_and_certified_by_the_commands(tmp_path: Path) -> None:
     images = write_files.write(tmp_path / "phantom", {"Train": 24, "Val": 8, "Test": 8}, size=32)
     options = "--model plain3 --weights none --defence ibp --size 32 --epochs 4 --learning-rate 0.004 --epsilon 0.005"
-    shares = "--ramp 0.5 --clean-share 0.3 --set model.members=2 --set defence.regulariser=0.5"
+    shares = "--ramp 0.5 --clean-weight 0.3 --set model.members=2 --set defence.regulariser=0.5"
     run = tmp_path / "run"
     done = CliRunner().invoke(
         app, ["train", "--data", str(images), "--out", str(run), *options.split(), *shares.split()]

@@ -17,7 +17,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage.schemas import OperatingPoint
 
 CLASSES = ("a", "b", "c")
@@ -33,8 +33,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
         for a in attacked
     ]
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
-    gate = real.gate.model_copy(update={"planted": 1, "images": 8})
-    changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "gate": gate}
+    entry_checks = real.entry_checks.model_copy(update={"planted": 1, "images": 8})
+    changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "entry_checks": entry_checks}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
@@ -87,13 +87,15 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
         for other in points:
             if other.finding == name:
                 _at_most(worst, other)
-    assert {(p.attack, p.aimed_at) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
+    assert {(p.attack, p.target_class) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
         ("clean", ""),
         ("pgd", "answer"),
         ("worst-case", "threshold"),
     }
-    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(sentences(document))
-    assert (tmp_path / "out" / "aimed.parquet").is_file()
+    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(
+        describe_audit(document)
+    )
+    assert (tmp_path / "out" / "one_vs_rest.parquet").is_file()
 
 
 def _at_most(worst: OperatingPoint, other: OperatingPoint) -> None:
@@ -129,10 +131,10 @@ def test_a_image_counts_with_its_worst_score_under_any_attack_within_the_radius(
     predictions = pd.concat([clean, fgsm, beyond, length, worst], ignore_index=True)
     given = {"a": Threshold(0.42), "b": Threshold(0.5), "c": Threshold(None)}
     for extra, specificity in ((None, 1.0), (aimed, 0.0)):
-        found = operating_points.of_classes(predictions, CLASSES, given, aimed=extra, resamples=20)
+        found = operating_points.measure_classes(predictions, CLASSES, given, aimed=extra, resamples=20)
         row = next(p for p in found if (p.finding, p.attack) == ("a", "worst-case"))
         assert (row.sensitivity.value, row.specificity.value) == (0.0, specificity), "0.4 under FGSM; 0.6 when aimed at"
         assert row.auroc.value == (0.0 if extra is not None else 1.0)
-        assert row.aimed_at == ("answer" if extra is None else "threshold")
+        assert row.target_class == ("answer" if extra is None else "threshold")
         other = next(p for p in found if (p.finding, p.attack) == ("c", "worst-case"))
         assert other.specificity.value == 0.5, "of one image c is the highest, under FGSM and worst case"

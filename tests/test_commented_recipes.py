@@ -7,19 +7,19 @@ import yaml
 
 from test_cli import complaint, run
 from trustcxr.recipes import template
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped_recipes
 from trustcxr.recipes.training_recipe import TrainingRecipe
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_what_is_written_is_the_same_recipe(name: str, tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
-    path.write_text(template.recipe(name))
+    path.write_text(template.format_recipe(name))
     assert load_study(path) == load_study(name)
 
 
 def test_every_key_is_there_and_says_what_it_means() -> None:
-    text = template.recipe("quick")
+    text = template.format_recipe("quick")
     content = yaml.safe_load(text)
     assert set(content) == set(StudyRecipe.model_fields)
     assert set(content["training"]) == set(TrainingRecipe.model_fields)
@@ -30,16 +30,16 @@ def test_every_key_is_there_and_says_what_it_means() -> None:
 
 
 def test_the_words_that_a_key_may_have_are_listed_once() -> None:
-    said = {line.split(":")[0].strip(" -"): line for line in reversed(template.recipe("quick").splitlines())}
+    said = {line.split(":")[0].strip(" -"): line for line in reversed(template.format_recipe("quick").splitlines())}
     assert said["normalisation"].endswith("one of batch, group")
     assert said["schedule"].endswith("# one of cosine, constant")
     assert "one of" not in said["names"], "a list will do as well"
 
 
 def test_the_command_prints_lists_and_suggests() -> None:
-    assert run("recipe", "quick").stdout == template.recipe("quick")
+    assert run("recipe", "quick").stdout == template.format_recipe("quick")
     listed = run("recipe").stdout
-    assert [line.split()[0] for line in listed.splitlines()] == shipped()
+    assert [line.split()[0] for line in listed.splitlines()] == shipped_recipes()
     assert load_study("quick").title in listed
     assert "unknown recipe 'quik': did you mean quick?" in complaint("recipe", "quik")
 

@@ -16,7 +16,7 @@ from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
 from trustcxr.audit.entry_checks import EntryReport, run_entry_checks
 from trustcxr.audit.formats import load, onnx_operators
-from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.run_audit import audit
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
@@ -97,20 +97,20 @@ def test_a_conversion_that_is_right_on_noise_alone_gives_none(
     assert found.subject is not None
     assert found.subject.origin.gradients == "none"
     images, _ = radiographs()
-    assert found.judged is not None
-    assert torch.allclose(found.judged(images), BrightAbove()(images), atol=1e-4)
+    assert found.evaluated_model is not None
+    assert torch.allclose(found.evaluated_model(images), BrightAbove()(images), atol=1e-4)
     assert check(found, "declaration").text.startswith("accuracy on 30 images is 100.0%")
 
 
 def test_a_fixed_batch_is_compared_in_its_batches(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "net.onnx"
     torch.onnx.export(BrightAbove().eval(), (torch.rand(4, 1, SIDE, SIDE),), path, dynamo=False)
-    given, differ = open_on(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
+    given, differ = verify_conversion(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
     assert differ is not None
     assert differ <= 1e-4
     assert given.origin.gradients == "converted"
     request.getfixturevalue("misread")
-    given, _ = open_on(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
+    given, _ = verify_conversion(load(path, classes=CLASSES, size=SIDE), radiographs()[0])
     assert given.model is not None
     assert torch.allclose(given.model(radiographs()[0]), BrightAbove()(radiographs()[0]), atol=1e-4)
 
@@ -118,7 +118,7 @@ def test_a_fixed_batch_is_compared_in_its_batches(tmp_path: Path, request: pytes
 def test_other_models_are_not_asked_twice() -> None:
     images, _ = images_and_labels(4)
     given = load(BrightAbove(), classes=CLASSES, size=SIDE)
-    assert open_on(given, images) == (given, None)
+    assert verify_conversion(given, images) == (given, None)
 
 
 @pytest.mark.slow
@@ -139,10 +139,10 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert document["model"]["notes"][0].startswith(note)
     assert printed.index(note) < printed.index("declaration")
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert page.index(note) < page.index("What may NOT be relied on")
+    assert page.index(note) < page.index("Results (NOT reliable)")
     assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
     assert document["unreliable"]
-    assert "attacks without them can only overestimate" in document["because"]
+    assert "attacks without them can only overestimate" in document["reasons"]
     # Images as they are have onnxruntime's answers: the conversion takes no image for a bright one.
     table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]
@@ -158,7 +158,7 @@ def test_images_that_onnxruntime_does_not_take_are_said_in_a_line(
     assert given.original is not None
     monkeypatch.setattr(given.original.net, "input", "another")
     with pytest.raises(UserError, match=r"net.onnx: onnxruntime fails on images \(30, 1, 20, 20\)"):
-        open_on(given, radiographs()[0])
+        verify_conversion(given, radiographs()[0])
 
 
 @pytest.mark.slow

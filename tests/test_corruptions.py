@@ -177,7 +177,7 @@ def test_jpeg_is_what_pillow_writes_and_reads(severity: int) -> None:
 
 def test_blurs_are_convolutions() -> None:
     picture = IMAGES[0, 0].numpy()
-    for kernel in (acquisition.disc(2.3), acquisition.lines(6.0, torch.tensor([0.4]))):
+    for kernel in (acquisition.disc_kernel(2.3), acquisition.line_kernels(6.0, torch.tensor([0.4]))):
         assert float(kernel.sum()) == pytest.approx(1)
         expected = ndimage.convolve(picture, kernel[0, 0].numpy(), mode="nearest")
         found = acquisition.convolve(IMAGES[:1], kernel)[0, 0].numpy()
@@ -185,13 +185,13 @@ def test_blurs_are_convolutions() -> None:
 
 
 def test_a_disc_is_round_and_a_line_lies_in_its_direction() -> None:
-    area = acquisition.disc(4.0)[0, 0]
+    area = acquisition.disc_kernel(4.0)[0, 0]
     assert float(1 / area[5, 5]) == pytest.approx(np.pi * 16, rel=0.03)
     assert torch.allclose(area, area.T, atol=1e-6)
-    assert 0.6 < float(acquisition.disc(0.3)[0, 0, 1, 1]) < 0.9, "smaller than a pixel, and yet it blurs"
-    upright = acquisition.lines(8.0, torch.tensor([np.pi / 2]))[0, 0]
+    assert 0.6 < float(acquisition.disc_kernel(0.3)[0, 0, 1, 1]) < 0.9, "smaller than a pixel, and yet it blurs"
+    upright = acquisition.line_kernels(8.0, torch.tensor([np.pi / 2]))[0, 0]
     assert float(upright[:, 5].sum()) > 0.999
-    flat = acquisition.lines(8.0, torch.tensor([0.0]))[0, 0]
+    flat = acquisition.line_kernels(8.0, torch.tensor([0.0]))[0, 0]
     assert torch.allclose(flat, upright.T, atol=1e-5)
 
 
@@ -311,7 +311,7 @@ def test_the_sheet_shows_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         cli.main()
     assert not ended.value.code
     assert Image.open(out).size == (150 + 6 * 164, 24 + 15 * 164)
-    with pytest.raises(UserError, match=r"nothing\.png: not read"):
+    with pytest.raises(UserError, match=r"nothing\.png: cannot be read"):
         preview.write(out, image=tmp_path / "nothing.png")
     with pytest.raises(UserError, match=r"path that ends in \.png"):
         preview.write(tmp_path / "sheet.nothing")
@@ -321,7 +321,7 @@ def test_the_sheet_takes_the_place_of_no_image(tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     Image.fromarray(render("COVID-19", 0, 32).image).save(image)
     before = image.read_bytes()
-    with pytest.raises(UserError, match=r"image\.png: is there, and is no earlier sheet; choose another OUT"):
+    with pytest.raises(UserError, match=r"image\.png: another file with this name exists. Choose another OUT"):
         preview.write(image, size=32, image=image)
     assert image.read_bytes() == before
     first = preview.write(tmp_path / "sheet.png", size=32).read_bytes()

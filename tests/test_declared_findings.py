@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trustcxr.audit.declaration_check import DeclarationResult, chosen, other_input, other_names
+from trustcxr.audit.declaration_check import FindingAnswers, find_other_input, find_other_names, select_rows
 from trustcxr.audit.formats import load
 
 NAMES = ("Left", "Right", "Never known")
@@ -51,9 +51,11 @@ def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 
     given = load(net, classes=NAMES, size=8, output="sigmoid")
     assert given.model is not None
     margins = given.model(images).detach().double().numpy() - cuts
-    judged = DeclarationResult(truth, margins, np.arange(COUNT).astype(str))
-    rows = chosen(truth, 60)
-    return other_names(NAMES, judged), other_input(given.model, images[rows], np.full(3, cuts), judged.at(rows))
+    judged = FindingAnswers(truth, margins, np.arange(COUNT).astype(str))
+    rows = select_rows(truth, 60)
+    return find_other_names(NAMES, judged), find_other_input(
+        given.model, images[rows], np.full(3, cuts), judged.select(rows)
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def nested(order: tuple[int, int], cuts: tuple[float, float]) -> str | None:
     truth = np.stack([severity > 0, severity > 1], 1).astype(float)
     answers = np.array([[-2.5, -4.0], [2.5, -1.5], [5.5, 2.5]])[severity][:, order]
     answers = answers + random.standard_normal((COUNT, 2))
-    return other_names(("Any", "Severe"), DeclarationResult(truth, answers - cuts, np.arange(COUNT).astype(str)))
+    return find_other_names(("Any", "Severe"), FindingAnswers(truth, answers - cuts, np.arange(COUNT).astype(str)))
 
 
 def test_findings_that_include_each_other_are_told_apart_from_badly_chosen_thresholds() -> None:
@@ -109,5 +111,5 @@ def test_a_model_that_knows_one_of_two_findings_is_bad_and_not_wrongly_declared(
 def test_few_images_accuse_nobody() -> None:
     images, truth = radiographs()
     margins = Sides(order=(1, 0))(images).logit().double().numpy()
-    few = DeclarationResult(truth, margins, np.arange(COUNT).astype(str)).at(np.arange(4, 22))
-    assert other_names(NAMES, few) is None
+    few = FindingAnswers(truth, margins, np.arange(COUNT).astype(str)).select(np.arange(4, 22))
+    assert find_other_names(NAMES, few) is None

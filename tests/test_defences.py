@@ -46,7 +46,7 @@ def test_standard_is_cross_entropy(model: SmallNet, batch: tuple[Tensor, Tensor]
 def test_fgsm_shares_clean_and_adversarial_loss(share: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     twin = copy.deepcopy(model)
-    loss, logits = fgsm(model, images, labels, epsilon=0.05, clean_share=share)
+    loss, logits = fgsm(model, images, labels, epsilon=0.05, clean_weight=share)
     leaf = images.clone().requires_grad_(True)
     F.cross_entropy(copy.deepcopy(twin).eval()(leaf), labels).backward()
     adversarial = (images + 0.05 * leaf.grad.sign()).clamp(0, 1)
@@ -105,7 +105,7 @@ def test_label_smoothing_reaches_the_loss(name: str, model: SmallNet, batch: tup
         logits = model(images)
     assert torch.allclose(loss, -F.log_softmax(logits, dim=1).mean(), atol=1e-6)
     if name == "fgsm":
-        both, _ = fgsm(model, images, labels, epsilon=0.0, clean_share=0.5, label_smoothing=1.0)
+        both, _ = fgsm(model, images, labels, epsilon=0.0, clean_weight=0.5, label_smoothing=1.0)
         assert torch.allclose(both, -F.log_softmax(model(images), dim=1).mean(), atol=1e-6)
 
 
@@ -147,9 +147,9 @@ def test_autocast_training_step_is_close_to_full_precision(model: SmallNet, batc
     images, labels = batch
     twin = copy.deepcopy(model)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = fgsm(model, images, labels, epsilon=0.05, clean_share=0.5)
+        loss, _ = fgsm(model, images, labels, epsilon=0.05, clean_weight=0.5)
     loss.backward()
-    full, _ = fgsm(twin, images, labels, epsilon=0.05, clean_share=0.5)
+    full, _ = fgsm(twin, images, labels, epsilon=0.05, clean_weight=0.5)
     full.backward()
     assert float(loss) == pytest.approx(float(full), rel=0.02)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):

@@ -125,7 +125,7 @@ def test_pgd_trains_on_what_pgd_finds(share: float, model: SmallNet, batch: tupl
     images, labels = batch
     twin, seen = copy.deepcopy(model), seen_by(model)
     torch.manual_seed(5)
-    loss, _ = pgd(model, images, labels, epsilon=EPSILON, steps=4, clean_share=share)
+    loss, _ = pgd(model, images, labels, epsilon=EPSILON, steps=4, clean_weight=share)
     assert len(seen) == 4 + 1 + (share > 0)
     torch.manual_seed(5)
     seed = int(torch.randint(2**31, ()))

@@ -177,7 +177,7 @@ def test_an_inflating_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         assert path.stat().st_size < 1 << 20
         with pytest.raises(UnreadableImage, match=why):
             read_image(path)
-        assert plausibility.another_kind(path) is None
+        assert plausibility.find_wrong_kind(path) is None
     assert inflated == []
 
 

@@ -220,7 +220,7 @@ def test_a_study_folder_is_read_and_what_is_no_image_is_named(tmp_path: Path) ->
     assert "no image" in why["s/DX1/2.heatmap.dcm"]
     assert "no image" in why["s/DX1/2.finding.dcm"]
     assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
-    assert all(len(terminal.sentences(answer)) == 1 for answer in found.left_out)
+    assert all(len(terminal.describe_answer(answer)) == 1 for answer in found.left_out)
 
 
 def test_what_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     assert "lateral" in str(left_out.left_out)
     finding = pydicom.dcmread(image.dicom[1]).to_json()
     assert f"{image.predicted}" in finding
-    assert "as DICOM" in "\n".join(terminal.sentences(image))
+    assert "as DICOM" in "\n".join(terminal.describe_answer(image))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
 
 
@@ -285,7 +285,7 @@ def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, m
     assert first.predicted
     assert not first.dicom
     assert re.match(r"no DICOM answer: .*a\.heatmap\.dcm: cannot be written: no space left", str(first.error))
-    assert terminal.not_answered([first, second]) == f"{first.image}: {first.error}"
+    assert terminal.describe_failures([first, second]) == f"{first.image}: {first.error}"
     assert len(second.dicom) == 2
 
 
@@ -298,10 +298,10 @@ def test_answers_beside_images_become_no_images_of_a_data_set(tmp_path: Path) ->
     studies_on_disk.predict(run, [place / "IM0000"], objects=True)
     found = read_manifest(tmp_path / "data")
     assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
-    assert sorted(Path(path).name for path in found.passed_over) == [
+    assert sorted(Path(path).name for path in found.skipped) == [
         "IM0000.finding.dcm", "IM0000.heatmap.dcm", "IM0000.heatmap.png",
     ]  # fmt: skip
-    assert set(found.passed_over.values()) == {dicom_files.ANSWER, generated.SAID}
+    assert set(found.skipped.values()) == {dicom_files.RESULT_REASON, generated.HEATMAP_REASON}
     (told,) = (f for f in check_data(tmp_path / "data", probes=False, workers=1).findings if f.kind == "heatmaps")
     assert (told.severity, told.count) == ("note", 3)
     Image.fromarray(render("Normal", 9, 64).image).save(place / "thumb.png")  # an image hides no DICOM file
@@ -318,7 +318,7 @@ def test_an_answer_is_no_image_whatever_it_is_called(tmp_path: Path) -> None:
         image = tmp_path / f"image{number}{Path(place).suffix}"
         shutil.copy(place, image)
         (said,) = studies_on_disk.predict(run, [image], out=tmp_path / "again")
-        assert said.left_out in (generated.SAID, dicom_files.ANSWER)
+        assert said.left_out in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)
     assert not (tmp_path / "again").exists()
 
 

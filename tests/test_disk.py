@@ -134,11 +134,11 @@ def test_what_a_killed_process_left_of_synthetic_images_is_swept(tmp_path: Path)
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"counts": {"Train": -3}}, "-3 images of a class in Train: choose 1 to"),
-        ({"counts": {"Train": 0}}, "no image at all"),
-        ({"size": 10**6}, "size 1000000: a synthetic image has 32 to 4096 pixels"),
-        ({"size": 31}, "size 31: a synthetic image has 32 to 4096 pixels"),
-        ({"seed": -1}, "seed -1: choose 0 to"),
+        ({"counts": {"Train": -3}}, "-3 images of each class in Train: out of range. Choose 1 to"),
+        ({"counts": {"Train": 0}}, "no images"),
+        ({"size": 10**6}, "size 1000000: out of range. Choose 32 to 4096"),
+        ({"size": 31}, "size 31: out of range. Choose 32 to 4096"),
+        ({"seed": -1}, "seed -1: out of range. Choose 0 to"),
     ],
 )
 def test_synthetic_images_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, object], complaint: str) -> None:
@@ -187,7 +187,7 @@ def test_links_to_themselves_and_names_that_are_no_text_are_counted_and_escaped(
     found.text().encode("utf-8")
     data = load_dataset(images, split="Train", size=32, workers=1)
     assert len(data) == 7
-    assert any("2 files or folders were passed over" in note for note in data.notes)
+    assert any("2 files or folders are skipped" in note for note in data.notes)
 
 
 def test_a_file_s_name_moves_no_cursor_and_makes_no_line_in_the_terminal(images: Path) -> None:

@@ -60,21 +60,6 @@ def test_what_is_missing_has_a_default_and_stays_missing() -> None:
     assert (run.clean.accuracy.interval, run.background, run.masking, run.training.epochs) == (None, "full", None, None)
 
 
-def test_one_document_over_another_keeps_what_it_has() -> None:
-    clean = {"accuracy": {"value": 0.5}}
-    below = RunDocument.model_validate({"model": "a", "seed": 1, "clean": clean})
-    above = RunDocument.model_validate({"model": "b", "masking": None})
-    assert above.over(below).plain() == {"model": "b", "seed": 1, "clean": clean, "masking": None}
-    assert (below.model, above.seed) == ("a", None), "neither is changed"
-
-
-def test_the_figures_with_an_interval_are_listed(study: dict[str, Any]) -> None:
-    clean = RunDocument.model_validate(study["runs"][0]).clean
-    names = [name for name, part in study["runs"][0]["clean"].items() if isinstance(part, dict) and "ci" in part]
-    assert sorted(name for name, _ in clean.shares()) == sorted(names)
-    assert dict(clean.shares())["ece"] == clean.ece
-
-
 @pytest.mark.parametrize("version", [1, schemas.VERSION + 1, None])
 def test_another_version_of_the_shape_is_refused(tmp_path: Path, version: int | None) -> None:
     (tmp_path / "run.yaml").write_text("name: a\n")

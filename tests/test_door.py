@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from benchmarks.liars import LIARS
+from benchmarks.masked_models import MASKED_MODELS
 from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
@@ -19,7 +19,7 @@ from trustcxr.audit import active_test as active_test_
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
 from trustcxr.audit.formats import load
-from trustcxr.audit.formats.outputs import InBatches
+from trustcxr.audit.formats.outputs import FixedBatch
 from trustcxr.errors import UserError
 from trustcxr.models import export
 
@@ -46,9 +46,9 @@ def text(found: EntryReport, check: str) -> str:
 
 def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: list) -> None:
     found = door(trained(), radiographs)
-    assert [(done, total) for said, done, total in bars if said.endswith("the gate at the door")] == [(3, 3)]
+    assert [(done, total) for said, done, total in bars if said.endswith("entry checks")] == [(3, 3)]
     assert failed(found) == set()
-    assert found.believed
+    assert found.attacks_reliable
     assert {c.check for c in found.checks if c.passed} >= {
         "declaration",
         "same answer twice",
@@ -75,9 +75,9 @@ def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: lis
     ],
 )
 def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS[name](trained()), radiographs)
+    found = door(MASKED_MODELS[name](trained()), radiographs)
     assert failed(found) == checks
-    assert found.believed  # through stand-ins and draws the attack finds what was planted
+    assert found.attacks_reliable  # with BPDA and draws the attack finds what was planted
 
 
 def test_a_wrong_class_order_is_noticed_with_the_remedy(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -151,7 +151,7 @@ def test_probabilities_in_place_of_logits_are_noticed_both_ways(radiographs: tup
     taken_as_logits = door(ends_in_softmax, radiographs)
     assert "write output.kind: probabilities" in text(taken_as_logits, "logits")
     assert torch.allclose(taken_as_logits.model(radiographs[0]), trained()(radiographs[0]).log_softmax(1), atol=1e-5)
-    assert taken_as_logits.believed
+    assert taken_as_logits.attacks_reliable
     assert failed(door(ends_in_softmax, radiographs, output="probabilities")) == set()
     assert "write output.kind: logits" in text(door(trained(), radiographs, output="probabilities"), "logits")
 
@@ -178,7 +178,7 @@ def test_one_sigmoid_a_class_is_noticed_and_its_logits_are_taken(output: str, cl
         assert "do not sum to 1: each was taken as the sigmoid of its class" in text(found, "logits")
         assert found.model is not None
         assert torch.allclose(found.model(images), trained(classes=classes)(images), atol=1e-3)
-        assert found.believed
+        assert found.attacks_reliable
 
 
 class Unsure(nn.Module):
@@ -277,7 +277,7 @@ def test_saturated_probabilities_are_measured(radiographs: tuple[Tensor, Tensor]
 
     found = door(Sure(), radiographs, output="probabilities")
     assert "100.0% are 0 or 1 to rounding" in text(found, "logits")
-    assert found.believed
+    assert found.attacks_reliable
 
 
 class UsesGradients(nn.Module):
@@ -318,8 +318,8 @@ def test_a_network_behind_numpy_is_attacked_through_it(radiographs: tuple[Tensor
 
     found = door(behind, radiographs)
     assert found.gradients
-    assert found.believed
-    assert "stand-ins give it some" in text(found, "conversion")
+    assert found.attacks_reliable
+    assert "BPDA gives it some" in text(found, "conversion")
 
 
 class Searches(nn.Module):
@@ -345,6 +345,7 @@ def test_a_search_inside_is_said_and_one_pass_too(radiographs: tuple[Tensor, Ten
     assert "one pass" not in {check.check for check in once.checks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("kind", ["in batches of two", "with a normalised weight"])
 def test_passes_are_counted_of_whatever_a_image_goes_through(
@@ -352,7 +353,7 @@ def test_passes_are_counted_of_whatever_a_image_goes_through(
 ) -> None:
     net: nn.Module = Searches(deepcopy(trained()), copies).eval()
     if kind == "in batches of two":
-        net = InBatches(net, 2)
+        net = FixedBatch(net, 2)
     else:
         nn.utils.parametrizations.weight_norm(net.net.body[0])
     found = door(net, radiographs)
@@ -385,14 +386,14 @@ def test_only_scores_pass_the_door_unattacked(radiographs: tuple[Tensor, Tensor]
 def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
     name: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    images, liar = radiographs[0][:4], LIARS[name](trained())
+    images, liar = radiographs[0][:4], MASKED_MODELS[name](trained())
     plain = active_test(liar, images, epsilon=0.03, variants=[AttackView(liar)])
     assert plain is not None
     assert not plain.passed
     mended = active_test(liar, images, epsilon=0.03)
     assert mended is not None
     assert mended.passed
-    assert mended.by_chance < mended.found
+    assert mended.random_share < mended.share
 
 
 @pytest.mark.slow
@@ -404,8 +405,8 @@ def test_the_attack_finds_what_is_planted_in_an_honest_network_and_random_corner
     net = timm.create_model("resnet18", in_chans=1, num_classes=3).eval()
     planted = active_test(net, radiographs[0][:6], epsilon=0.02)
     assert planted is not None
-    assert (planted.count, planted.found) == (6, 1.0)
-    assert planted.by_chance < 0.3
+    assert (planted.count, planted.share) == (6, 1.0)
+    assert planted.random_share < 0.3
 
 
 def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -414,7 +415,7 @@ def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiogr
     images = nn.functional.interpolate(radiographs[0][:16], size=(32, 32), mode="bilinear")
     planted = active_test(net, images, epsilon=0.02)
     assert planted is not None
-    assert (planted.count, planted.found, planted.by_chance) == (16, 1.0, 0.0)
+    assert (planted.count, planted.share, planted.random_share) == (16, 1.0, 0.0)
 
 
 class CornerSeen(nn.Module):
@@ -435,7 +436,7 @@ def test_a_closer_layer_tells_what_the_smoothest_does_not_and_none_what_is_alike
     radiograph, corner = torch.full((1, 2, 2), 0.99), torch.ones(1, 2, 2)
     fitted = active_test_._fit(
         CornerSeen(apart),
-        active_test_._Place(0, 0),
+        active_test_._Call(0, 0),
         radiograph,
         corner,
         0.01,
@@ -455,19 +456,19 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(
     with torch.no_grad():
         net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
         net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
-    model = net.eval() if name is None else LIARS[name](net.eval())
+    model = net.eval() if name is None else MASKED_MODELS[name](net.eval())
     plain = active_test(model, radiographs[0][:4], epsilon=0.03, variants=[AttackView(model)])
     mended = active_test(model, radiographs[0][:4], epsilon=0.03)
     assert plain is not None
     assert mended is not None
     assert plain.passed == (name is None)
     assert mended.passed
-    assert mended.by_chance < mended.found
+    assert mended.random_share < mended.share
 
 
 def test_an_attack_that_fails_the_active_test_is_not_believed() -> None:
     checks = (Check("active test", False, "found 3 of 16"),)
-    assert not EntryReport(checks).believed
+    assert not EntryReport(checks).attacks_reliable
 
 
 def test_black_box_beats_white_box() -> None:
@@ -528,17 +529,17 @@ def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(
 
 
 def test_a_random_model_is_not_accused_twice(radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS["noise"](trained()), radiographs)
+    found = door(MASKED_MODELS["noise"](trained()), radiographs)
     assert "same answer alone" not in {check.check for check in found.checks}
 
 
 def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(LIARS["noise"](trained()), radiographs)
-    assert isinstance(found.judged, AttackView)
-    assert found.judged.draws == 16
+    found = door(MASKED_MODELS["noise"](trained()), radiographs)
+    assert isinstance(found.evaluated_model, AttackView)
+    assert found.evaluated_model.draws == 16
     assert "the mean of 16 draws" in text(found, "same answer twice")
     honest = door(trained(), radiographs)
-    assert honest.judged is honest.model
+    assert honest.evaluated_model is honest.model
 
 
 @pytest.mark.slow

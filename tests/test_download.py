@@ -13,6 +13,7 @@ from trustcxr.errors import UserError
 kagglehub = pytest.importorskip("kagglehub")
 
 
+@pytest.mark.slow
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import requests
 

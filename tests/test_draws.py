@@ -14,8 +14,8 @@ from test_audit_command import CLASSES, GREYS, Brightness, _short, greys  # noqa
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.data import load_dataset
-from trustcxr.evaluation.stochastic import OverDraws, judge
-from trustcxr.report.audit_text import sentences
+from trustcxr.evaluation.stochastic import OverDraws, predict_logits
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import read_schema
 
@@ -54,9 +54,9 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
         torch.manual_seed(3)
         drawn = model.each(images)
         torch.manual_seed(3)
-        mean, share = judge(model, images, labels, at_worst=False)
+        mean, share = predict_logits(model, images, labels, at_worst=False)
         torch.manual_seed(3)
-        worst, again = judge(model, images, labels, at_worst=True)
+        worst, again = predict_logits(model, images, labels, at_worst=True)
     assert drawn.shape == (16, 6, 3)
     assert len(drawn.unique(dim=0)) == 16
     assert not (drawn == first).all((1, 2)).any(), "an attack that begins with this random state has seen none of them"
@@ -75,7 +75,7 @@ def test_the_worst_draw_of_each_image_counts_and_how_many_are_right() -> None:
 def test_a_model_that_always_answers_the_same_has_no_draws() -> None:
     images = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
-        logits, share = judge(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
+        logits, share = predict_logits(Brightness(), images, torch.zeros(4, dtype=torch.long), at_worst=True)
         assert torch.equal(logits, Brightness()(images))
     assert share is None
 
@@ -107,9 +107,9 @@ def test_what_counts_in_the_worst_case_stands_beside_what_one_answer_is_worth(
     assert rows["right_share"].mean() == pytest.approx(worst["draws"]["one"]["value"])
     right = np.stack(rows["logits"].tolist()).argmax(1) == rows["label"].to_numpy()
     assert np.array_equal(right, rows["right_share"].to_numpy() == 1)
-    text = "\n".join(sentences(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
+    text = "\n".join(describe_audit(read_schema(audits.AuditDocument, tmp_path / "audit" / "audit.json")))
     one = f"{100 * worst['draws']['one']['value']:.1f} %"
-    assert f"it answers at random: one answer is right in {one}" in text.replace("%", " %").replace("  %", " %")
+    assert f"its answers are random: accuracy of one draw {one}" in text.replace("%", " %").replace("  %", " %")
     assert "the mean of 16 draws, under worst-case the worst of 16" in text
     assert "under FGSM but" not in text, "the one is judged by the mean of its draws, the other by the worst"
 
@@ -132,17 +132,17 @@ def test_images_that_are_handed_in_are_judged_by_the_worst_draw_too(
     model = restless(tmp_path / "model", Restless(), LOGITS)
     found = audits.audit(model, greys, tmp_path / "out", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
     again = audits.audit(model, greys, tmp_path / "again", adversarial=tmp_path / "a.safetensors", **asked)  # type: ignore[arg-type]
-    assert again.handed_in[0].plain() == found.handed_in[0].plain()
+    assert again.submitted[0].plain() == found.submitted[0].plain()
     assert again.attacks[0].plain() == found.attacks[0].plain()
     table = atomic.read_table(tmp_path / "out" / "predictions.parquet")
     rows = table[(table["attack"] == "worst-case").to_numpy()]
     theirs = rows[(rows["broken_by"] == "somebody").to_numpy()]
-    assert len(theirs) == found.handed_in[0].found_alone > 0
+    assert len(theirs) == found.submitted[0].found_alone > 0
     assert (theirs["right_share"] < 1).all()
     assert (np.stack(theirs["logits"].tolist()).argmax(1) != theirs["label"].to_numpy()).all()
     assert found.attacks[0].accuracy.value == found.attacks[0].draws.each.value  # type: ignore[union-attr]
     assert found.clean.accuracy.value == 1
-    assert found.handed_in[0].accuracy.value < 0.6, "their mean over draws is right, and not each draw"  # type: ignore[operator]
+    assert found.submitted[0].accuracy.value < 0.6, "their mean over draws is right, and not each draw"  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_model_without_chance_has_no_such_figures(greys: Path, tmp_path: Path)
     assert "draws" not in found.plain()["clean"]
     assert "draws" not in found.plain()["attacks"][0]
     assert "right_share" not in atomic.read_table(tmp_path / "out" / "predictions.parquet")
-    assert "at random" not in "\n".join(sentences(found))
+    assert "at random" not in "\n".join(describe_audit(found))
 
 
 @pytest.mark.slow

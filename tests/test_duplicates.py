@@ -105,9 +105,10 @@ def test_hundreds_of_images_that_are_all_alike_hang_together_in_bounded_work() -
     thumbs = np.broadcast_to(radiograph, (400, 64, 64))
     found = duplicates.find_duplicates([str(i) for i in range(400)], thumbs, thumbs)
     assert len(found) <= 10 * 400
-    assert len(set(duplicates.clusters(400, found[["first", "second"]].to_numpy()))) == 1
+    assert len(set(duplicates.find_clusters(400, found[["first", "second"]].to_numpy()))) == 1
 
 
+@pytest.mark.slow
 def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs that are looked at closely: four times the images, at most some six times the pairs."""
     looked_at: list[int] = []
@@ -128,23 +129,23 @@ def test_work_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_equalised_is_the_same_at_any_gamma_and_turned_over_when_inverted() -> None:
     radiograph = np.random.default_rng(0).integers(0, 128, (1, 64, 64)).astype(np.uint8)
-    level = duplicates.equalised(radiograph)
-    assert np.allclose(level, duplicates.equalised(radiograph * 2))
-    assert np.allclose(level, -duplicates.equalised(255 - radiograph), atol=1e-6)
+    level = duplicates.equalise(radiograph)
+    assert np.allclose(level, duplicates.equalise(radiograph * 2))
+    assert np.allclose(level, -duplicates.equalise(255 - radiograph), atol=1e-6)
     assert abs(level.mean()) < 1e-4
 
 
 def test_alignment_finds_the_map_that_a_image_was_moved_by(synthetic: list[Pixels]) -> None:
     thumbs, _ = pictures(synthetic[:8])
-    still = duplicates.equalised(thumbs)
-    moved, _ = registration.laid_upon(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
-    assert np.median(registration.correlation(still, moved)) > 0.97
-    assert np.median(registration.correlation(still, np.roll(still, 1, axis=0))) < 0.8
+    still = duplicates.equalise(thumbs)
+    moved, _ = registration.warp(still, np.tile(np.float32([0.97, 0.02, 0.05, -0.02, 1.03, -0.04]), (8, 1)))
+    assert np.median(registration.correlate(still, moved)) > 0.97
+    assert np.median(registration.correlate(still, np.roll(still, 1, axis=0))) < 0.8
 
 
 def test_laid_upon_by_the_identity_is_the_picture_itself() -> None:
     radiograph = np.random.default_rng(0).random((2, 64, 64)).astype(np.float32)
-    same, inside = registration.laid_upon(radiograph, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
+    same, inside = registration.warp(radiograph, np.tile(np.float32([1, 0, 0, 0, 1, 0]), (2, 1)))
     assert np.allclose(same, radiograph, atol=2e-3)
     assert inside.all()
 

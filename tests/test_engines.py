@@ -20,7 +20,7 @@ from trustcxr.study import engines
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.engines import ray as of_ray
 from trustcxr.study.run_study import Study
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import use_threads
 
 BITS = ("model.safetensors", "validation.parquet", "predictions.parquet", "saliency.parquet", "metrics.json")
 
@@ -57,6 +57,7 @@ def named(tmp_path: Path, *pairs: tuple[str, str]) -> list[Task]:
     return [Task(tmp_path, run, step) for run, step in pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_task_that_fails_fails_its_run_and_no_other(
     jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,7 +124,7 @@ def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path
     Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
-        assert atomic.section(atomic.read_yaml(run), "hardware")["threads"] == 1
+        assert atomic.read_yaml(run)["segments"][-1]["hardware"]["threads"] == 1
     first, second = (atomic.read_json(folder / "study.json") for folder in (alone, tmp_path))
     for key in ("selection", "comparisons", "alarms", "data"):
         assert first[key] == second[key]
@@ -169,8 +170,8 @@ def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_pa
 HOLD = """
 import sys, time
 from pathlib import Path
-from trustcxr.storage.locks import holding
-with holding(Path(sys.argv[1])):
+from trustcxr.storage.locks import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

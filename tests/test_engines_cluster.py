@@ -56,7 +56,7 @@ def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 )
 def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        engines.get(name, asked=asked)
+        engines.get(name, options=asked)
 
 
 def test_what_is_not_installed_is_said_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
     for address, said in ((nobody, "no Ray cluster answers there"), ("here", "expected auto, HOST:PORT")):
         began = time.monotonic()
         with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
-            engines.get("ray", asked=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
+            engines.get("ray", options=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
         assert time.monotonic() - began < 30
 
 
@@ -165,7 +165,7 @@ def test_where_slurm_is_asked_for_no_card_it_is_said_with_how_to_ask(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    engine = engines.get("slurm", asked=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
+    engine = engines.get("slurm", options=EngineOptions(needs=Needs(gpus=gpus), slurm=options))
     engine.preflight(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert ("SLURM is asked for no GPU" in capsys.readouterr().err) == said
@@ -181,15 +181,15 @@ def test_images_at_an_address_are_brought_once_and_whole(
     assert first.root != images
     assert first.root.name == images.name
     assert first.fingerprint == load_dataset(images, split="Train", size=32, workers=1).fingerprint
-    assert capsys.readouterr().err.count("brought to") == 1
+    assert capsys.readouterr().err.count("copying to") == 1
     load_dataset(address, split="Val", size=32, workers=1)
     assert "brought" not in capsys.readouterr().err
-    assert remote.absolute(Path("s3://bucket/images")) == "s3://bucket/images"
+    assert remote.resolve_address(Path("s3://bucket/images")) == "s3://bucket/images"
     # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
     assert read_manifest(address).root == first.root
     with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
         load_dataset("file:///nowhere/at/all")
-    with pytest.raises(UserError, match="strange://images: cannot be brought here"):
+    with pytest.raises(UserError, match="strange://images: cannot be copied"):
         load_dataset("strange://images")
 
     class Sealed(Exception):
@@ -199,7 +199,7 @@ def test_images_at_an_address_are_brought_once_and_whole(
         raise Sealed("no credentials")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
-    with pytest.raises(UserError, match="s3://bucket/images: cannot be brought here: no credentials"):
+    with pytest.raises(UserError, match="s3://bucket/images: cannot be copied: no credentials"):
         load_dataset(Path("s3://bucket/images"))
 
 
@@ -223,7 +223,7 @@ def cluster() -> Iterator[Any]:
 
 
 def on(cluster: Any, **asked: Any) -> Any:
-    return engines.get("ray", asked=EngineOptions(address=cluster.address, **asked))
+    return engines.get("ray", options=EngineOptions(address=cluster.address, **asked))
 
 
 @pytest.mark.full

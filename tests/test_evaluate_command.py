@@ -65,9 +65,10 @@ def test_the_sweep_goes_to_where_all_is_lost(trained: Path, images: Path) -> Non
     at_zero = [row["accuracy"]["value"] for row in document["attacks"] if row["epsilon"] == 0]
     assert at_zero == [document.plain()["clean"]["accuracy"]["value"]["value"]] * 2
     assert "about zero at 0.3" in document["masking"]["looked_for"]
-    assert document["masking"]["because"] in " ".join(done.stdout.split())
+    assert document["masking"]["reasons"] in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     options = ["--corruption", "jpeg", "--corruption", "device", "--severity", 2, "--severity", 5]
     done = run("evaluate", trained, "--data", images, "--attack", "fgsm", *options)
@@ -75,7 +76,7 @@ def test_corruptions_by_name_and_severity(trained: Path, images: Path) -> None:
     found = [(row["corruption"], row["severity"]) for row in document["corruptions"]]
     assert found == [("jpeg", 2), ("jpeg", 5), ("device", 2), ("device", 5)]
     assert all(row["n"] == 15 and 0 <= row["flip_rate"]["value"] <= 1 for row in document["corruptions"])
-    assert "on the mean of 4, " in done.stdout
+    assert "over 4, " in done.stdout
     assert "; worst " in done.stdout
     run("evaluate", trained, "--data", images, "--attack", "fgsm", "--corruption", "all", "--severity", 3)
     place = newest(trained)
@@ -93,6 +94,7 @@ def test_bad_corruptions_are_one_line(trained: Path, images: Path) -> None:
     assert "no shortcut was planted" in complaint(*at, "--shortcuts")
 
 
+@pytest.mark.slow
 def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Path, tmp_path: Path) -> None:
     outside = other(images, tmp_path / "outside")
     first, _ = run_folder.evaluate(trained, outside, attacks=["fgsm"])
@@ -115,7 +117,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     low, high = drops[0]["drop"]["ci"]
     assert low <= drops[0]["drop"]["value"] <= high
     assert {name: part["n"] for name, part in document.plain()["by_source"].items()} == {"one": 18, "other": 6}
-    said = "\n".join(terminal.remarks(document))
+    said = "\n".join(terminal.describe_metrics(document))
     assert "Drop from internal, clean: " in said
     assert "Drop from internal, pgd-3 at 0.02: " in said
     assert "one: " in said
@@ -123,6 +125,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     assert document.plain()["calibration"]["split"] == "Val", "the temperature of the run's own validation images"
 
 
+@pytest.mark.slow
 def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Path, images: Path) -> None:
     document, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
     table = atomic.read_table(place / "validation.parquet")
@@ -134,8 +137,8 @@ def test_calibration_is_fitted_on_validation_and_never_judged_by_it(trained: Pat
         document.plain()["clean"]["ece"]["value"]
     )
     error = document.plain()["clean"]["ece"]["value"], *document.plain()["clean"]["ece"]["ci"]
-    assert terminal.rows(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
-    said = next(line for line in terminal.remarks(document) if line.startswith("Calibration"))
+    assert terminal.list_accuracies(document)[0]["calibration error"] == "{:.3f} [{:.3f}, {:.3f}]".format(*error)
+    said = next(line for line in terminal.describe_metrics(document) if line.startswith("Calibration"))
     assert len(re.findall(r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)) == 2, "before and with the temperature"
     on_validation, place = run_folder.evaluate(trained, images, split="Val", attacks=["fgsm"])
     assert place.name.startswith("phantom-Val-")

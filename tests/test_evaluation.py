@@ -20,13 +20,13 @@ from trustcxr.data.lung_masks import soften
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
-from trustcxr.evaluation.masked_views import _of_another_class, _views, boxes
+from trustcxr.evaluation.masked_views import _of_another_class, boxes, generate_views
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.report.terminal import remarks
+from trustcxr.report.terminal import describe_metrics
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm
 from trustcxr.training import fit_run
@@ -179,7 +179,7 @@ def test_lungs_are_shown_on_a_image_of_another_class(held_out: Any) -> None:
     assert len(set(other)) > len(labels) / 3, "not one image for all"
     pixels = to_pixels(torch.from_numpy(np.array(held_out.images)))
     lungs = torch.from_numpy(np.array(held_out.masks("lung"))).float()[:, None]
-    halves = [list(_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
+    halves = [list(generate_views(held_out, part, pixels[part])) for part in (rows[:5], rows[5:])]
     ((name, *_), _, first), ((_, *_), _, second) = (views[-1] for views in halves)
     assert name == "lungs_on_another_image"
     shown = torch.cat([first, second])
@@ -246,7 +246,7 @@ def test_the_document_is_the_designs(run: Run, table: pd.DataFrame) -> None:
     assert (found["masked"], found["signs"], found.get("at_random", False)) == (None, [], False), (
         "so little trained, it knows nothing"
     )
-    assert "not shown to be answered better than by one constant answer (33.3%)" in found["because"]
+    assert "not shown to be better than one constant answer (33.3%)" in found["reasons"]
     assert found["looked_for"] == ["input gradients", "one step against many", "the fall with epsilon"]
     clean = part(table, "clean")
     predicted = np.stack(clean["logits"]).argmax(1)
@@ -418,11 +418,11 @@ class Noisy(torch.nn.Module):
 
 
 def test_a_model_that_answers_at_random_is_said_to_be_flattered_in_the_verdict(run: Run, table: pd.DataFrame) -> None:
-    flattered = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
+    flattered = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
     document = run_figures.describe(dataclasses.replace(run, model=Noisy(run.model)), table, resamples=100)
     assert document.masking.at_random is True
-    assert document.masking.because.endswith(flattered)
-    assert flattered in "\n".join(remarks(document))
+    assert document.masking.reasons.endswith(flattered)
+    assert flattered in "\n".join(describe_metrics(document))
     plain = run_figures.describe(run, table, resamples=100)
     assert plain.masking.at_random is False
-    assert flattered not in plain.masking.because
+    assert flattered not in plain.masking.reasons

@@ -59,7 +59,7 @@ def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits = model(images)
-    found = evidence_networks.per_class(model, seen[0])
+    found = evidence_networks.evidence_per_class(model, seen[0])
     assert found.shape == (3, 3, SIZE // evidence_networks.STRIDE, SIZE // evidence_networks.STRIDE)
     assert torch.allclose(found.sum((2, 3)), logits, atol=1e-6)
     assert found.sum(1).abs().max() < 1e-6, "what is said for all classes alike is left out"
@@ -152,7 +152,7 @@ def test_a_removed_lesion_makes_a_image_healthy_and_its_control_does_not() -> No
 
 
 def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
-    known, fills = _known(24), tuple(lesion_edits.TAUGHT)
+    known, fills = _known(24), tuple(lesion_edits.TRAINING_FILLS)
     random = torch.Generator().manual_seed(0)
     known = replace(known, pixels=known.pixels + 0.05 * torch.rand(known.pixels.shape, generator=random))
     after = counterfactual_loss.counterfactual(
@@ -161,7 +161,7 @@ def test_removed_lesions_are_filled_in_each_way_in_turn() -> None:
     gone = ((known.labels == 0) & (after.labels == 2)).nonzero()[:, 0]
     images = known.images(gone)
     by_fill = [
-        lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
+        lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill) for fill in fills
     ]
     which = [[torch.equal(filled[row], after.pixels[image]) for filled in by_fill] for row, image in enumerate(gone)]
     assert all(sum(one) == 1 for one in which), "each by one of them"
@@ -176,17 +176,17 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     images[..., 2:30, 2:14], images[..., 2:30, 18:30] = 0.1, 0.4
     lesion[:, 10:20, 4:10] = lesion[:, 10:20, 20:26] = True
     images[lesion[:, None]] = 0.9
-    filled = lesion_edits.surroundings(images, lesion, lung, lesion)
+    filled = lesion_edits.fill_from_surroundings(images, lesion, lung, lesion)
     assert float(filled[0, 0, 15, 7]) == pytest.approx(0.1, abs=0.12)
     assert float(filled[0, 0, 15, 23]) == pytest.approx(0.4, abs=0.12)
     assert float(filled[0, 0].max()) < 0.5, "no bone and no other part of the lesion"
-    all_ill = lesion_edits.surroundings(images, lung, lung, lung)
-    assert torch.equal(all_ill, lesion_edits.grey(images, lung, lung, lung))
+    all_ill = lesion_edits.fill_from_surroundings(images, lung, lung, lung)
+    assert torch.equal(all_ill, lesion_edits.fill_grey(images, lung, lung, lung))
 
 
 def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:
     for share in (0.0, 1.0):
-        recipe = _recipe(counterfactuals=0.5, counterfactual_epsilon=share, defence={"name": "fgsm"})
+        recipe = _recipe(counterfactuals={"share": 0.5, "epsilon": share}, defence={"name": "fgsm"})
         module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
         edited = torch.tensor([True, False, True])
         radius = module.radii(1, edited)
@@ -198,7 +198,7 @@ def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -
     assert after.edited is not None
     assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
     assert 0 < int(after.edited.sum()) < 24
-    assert torch.equal(after.of(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
+    assert torch.equal(after.slice_rows(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
 
 
 def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(
@@ -211,8 +211,8 @@ def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_o
         return real(known, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(counterfactual_loss, "counterfactual", counterfactual)
-    keys = {"counterfactuals": 0.5, "counterfactual_epsilon": 0.0}
-    recipe = _recipe(**keys, counterfactual_fills=["mirror", "grey"], defence={"name": "fgsm"})
+    edits = {"share": 0.5, "epsilon": 0.0, "fills": ["mirror", "grey"]}
+    recipe = _recipe(counterfactuals=edits, defence={"name": "fgsm"})
     masks = {"lungs": known.lung[:, 0].numpy(), "lesions": known.lesion[:, 0].numpy()}
     module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4, healthy=2, **masks)
     defence = module.defence
@@ -312,7 +312,7 @@ def test_only_the_passes_of_training_are_followed() -> None:
         with torch.no_grad():
             net.train()(torch.rand(2, 1, 16, 16))
     net(torch.rand(2, 1, 16, 16))
-    assert [(tuple(p.read.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
+    assert [(tuple(p.source.shape), p.on) for p in passes] == [((2, 4, 4, 4), "evidence")]
     assert passes[0].logits.shape == (2, 3)
     with guidance.followed(net.train(), wanted=False) as none:
         net(torch.rand(2, 1, 16, 16))
@@ -331,7 +331,7 @@ def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = Non
 
 
 def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
-    recipe = _recipe(guidance=1.0, counterfactuals=0.3, background="emptied", defence={"name": "fgsm"})
+    recipe = _recipe(guidance=1.0, counterfactuals={"share": 0.3}, background="emptied", defence={"name": "fgsm"})
     assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
     assert recipe.needs_lungs
@@ -342,7 +342,7 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
     [
         ({"name": "resnet18", "guidance": 1.0}, "resnet18"),
         ({"guidance": 1.0, "defence": {"name": "mixup"}}, "mixup"),
-        ({"counterfactuals": 0.2, "background": "crop"}, "crop"),
+        ({"counterfactuals": {"share": 0.2}, "background": "crop"}, "crop"),
     ],
 )
 def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: str) -> None:
@@ -360,9 +360,9 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
     phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
     train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
-    for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": 0.3}}.items():
+    for name, keys in {"plain": {}, "guided": {"guidance": 4.0, "counterfactuals": {"share": 0.3}}}.items():
         recipe = _recipe(epochs=4, learning_rate=1e-2, background="emptied", defence={"name": "fgsm"}, **keys)
-        fit_run(recipe, train, val, tmp_path / name)
+        fit_run.fit(recipe, train, val, tmp_path / name)
         model = load_run(tmp_path / name).model
         ill = np.flatnonzero(train.masks("infection").any((1, 2)))
         pixels = torch.from_numpy(train.batch(ill)).float() / 255

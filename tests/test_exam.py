@@ -10,7 +10,7 @@ from trustcxr.attacks import adaptive, surrogate
 from trustcxr.audit import active_test, audit_data, one_vs_rest
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import EffortRecipe, load_exam
-from trustcxr.registry import JUDGED
+from trustcxr.registry import STOCHASTIC_DRAWS
 
 
 def default(function: object, name: str) -> object:
@@ -22,8 +22,8 @@ def test_the_efforts_that_stand_in_the_code_are_those_of_the_recipe() -> None:
         threshold_steps=one_vs_rest.STEPS,
         longer=adaptive.LONGER,
         climbs=adaptive.CLIMBS,
-        draws=JUDGED,
-        surrogate_images=audit_data.TAUGHT,
+        draws=STOCHASTIC_DRAWS,
+        surrogate_images=audit_data.SURROGATE_IMAGES,
         surrogate_steps=default(surrogate.distil, "steps"),
         planted_steps=default(active_test.active_test, "steps"),
         planted_found=active_test.ENOUGH,
@@ -45,7 +45,7 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
         ("worst-case", (0.02,), 20, 300),
     ]
     assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
-    assert (exam.gate.images, exam.gate.epsilon, exam.gate.planted) == (120, 0.02, 16)
+    assert (exam.entry_checks.images, exam.entry_checks.epsilon, exam.entry_checks.planted) == (120, 0.02, 16)
     assert (exam.batch_size, exam.bootstrap, exam.seeds) == (32, 2000, "batch")
 
 
@@ -53,7 +53,7 @@ def test_the_number_of_a_batch_is_the_seed_of_its_attacks(monkeypatch: pytest.Mo
     from trustcxr.data import load_dataset
     from trustcxr.data.phantom import write_files
     from trustcxr.evaluation import predictions
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
+    from trustcxr.evaluation.trained_run import ModelUnderTest
     from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
     radiographs = load_dataset(write_files.write(tmp_path / "images", {"Test": 3}, size=32), "Test", 32)

@@ -90,7 +90,7 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(radiographs: Path,
     (note,) = [note for note in document["notes"] if "operating point" in note or "from 0.3 on" in note]
     assert "Opacity is explained on the images that have it" in note
     assert note in done.stderr
-    removed = pd.read_parquet(tmp_path / "one" / "lesions.parquet")
+    removed = pd.read_parquet(tmp_path / "one" / "lesion_effects.parquet")
     assert {"grey", "mirror", "transplant"} <= set(removed["fill"])
     # The probability is counted from the operating point: at 0.3 of the model's own it is 0.5.
     plain = load(tmp_path / "findings.pt2", classes=FINDINGS, output="sigmoid", trust_code=True, **_rgb())
@@ -165,15 +165,15 @@ def test_what_is_said_of_a_finding_before_its_maps(radiographs: Path, tmp_path: 
     notes = notes_of(high, radiographs, tmp_path / "high")
     assert "it counts as there from 0.999999 on, of the model file" in notes[0]
     assert notes[1] == (
-        "Opacity is told no better than by one answer for all images: 66.7% are answered rightly, always absent would "
-        "be right in 66.7%; so its maps are of an answer that does not tell it"
+        "Opacity: accuracy (66.7%) is no better than that of a constant answer (always absent: 66.7%), so its maps are "
+        "not informative"
     )
     # Chosen on validation, its answers are better than that.
     chosen = model_file(tmp_path, source, "sigmoid", FINDINGS, "chosen")
     notes = notes_of(chosen, radiographs, tmp_path / "chosen")
     table = pd.read_parquet(tmp_path / "chosen" / "predictions.parquet")
     right = (np.stack(table["logits"]).argmax(1) == table["label"]).mean()
-    assert any("told no better" in note for note in notes) == (right <= 2 / 3)
+    assert any("constant answer" in note for note in notes) == (right <= 2 / 3)
     # Where the validation images are those that are explained, nothing can be chosen on them.
     (note, *others) = notes_of(chosen, radiographs, tmp_path / "val", "--split", "Val")
     assert note.split(", and probabilities")[0].endswith(

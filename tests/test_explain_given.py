@@ -14,7 +14,7 @@ import torch
 from foreign_models import CLASSES, IMAGENET, SIDE, exported, onnx, small, traced
 from small_runs import newest, untrained
 from test_cli import complaint, run
-from trustcxr.audit import saliency_support
+from trustcxr.audit import explain_external
 from trustcxr.audit.formats import load
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.phantom import write_files
@@ -83,7 +83,7 @@ def test_a_module_has_the_table_of_the_same_network_as_a_run(own: Path, radiogra
     model, out = model_file(tmp_path, "python: of_a_run:network", of_run(own)), tmp_path / "out"
     done = run("explain", model, "--data", radiographs, "--out", out, "--trust-code", *QUICK)
     assert_same(*tables(own, out))
-    removed = [atomic.read_table(place / "lesions.parquet") for place in (newest(own), out)]
+    removed = [atomic.read_table(place / "lesion_effects.parquet") for place in (newest(own), out)]
     pd.testing.assert_frame_equal(*removed, atol=1e-4)
     assert "model, gradcam: 6 annotated images" in done.stdout
     # In a terminal of 80 columns each measure has its value, and of the controls the best with its name.
@@ -134,6 +134,7 @@ def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, radiographs:
     assert f"{own}: holds a run" in complaint("explain", model, *trusted, "--out", own)
 
 
+@pytest.mark.slow
 def test_a_function_without_gradients_is_explained_by_what_follows_none(radiographs: Path, tmp_path: Path) -> None:
     model, out = model_file(tmp_path, "python: foreign_models:scores"), tmp_path / "out"
     typed = ("explain", model, "--data", radiographs, "--out", out, "--trust-code")
@@ -166,7 +167,7 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(
 def test_of_programs_one_reason_is_said_and_it_is_the_right_one(tmp_path: Path) -> None:
     for source in (traced(small(), tmp_path / "m.pt"), exported(small(), tmp_path / "m.pt2")):
         found = load(source, classes=CLASSES, trust_code=True, **IMAGENET)
-        left = saliency_support.left_out(found, saliency_support.check_supported(found, ["occlusion"]))
+        left = explain_external.find_left_out(found, explain_external.check_supported(found, ["occlusion"]))
         assert left.notes() == [left.cascade]
 
 
@@ -190,7 +191,7 @@ def test_what_cannot_be_explained_is_refused_in_one_line(radiographs: Path, tmp_
     assert "findings: has a sigmoid for each finding" in complaint("explain", findings, *data, *out)
     (tmp_path / "scores.csv").write_text(f"id,{','.join(CLASSES)}\nfilm,1,0,0\n")
     table = model_file(tmp_path, "predictions: scores.csv", "", name="table")
-    assert "only scores of table were given" in complaint("explain", table, *data, *out)
+    assert "only scores of table are available" in complaint("explain", table, *data, *out)
     code = model_file(tmp_path, "python: foreign_models:a_network", name="code")
     assert "Give --trust-code" in complaint("explain", code, *data, *out)
     assert "trustcxr audit" in complaint("explain", tmp_path / "m.onnx", *data, *out)

@@ -85,7 +85,7 @@ def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Fam
     folder = served.untrained_run(tmp_path)
     ood.save(known, folder)
     (folder / "like-any-other").touch()
-    modes = {(folder / name).stat().st_mode for name in ("familiarity.safetensors", "like-any-other")}
+    modes = {(folder / name).stat().st_mode for name in ("ood.safetensors", "like-any-other")}
     assert len(modes) == 1, "whoever may read the run may read this too"
     again = ood.load(folder)
     assert again is not None
@@ -95,10 +95,10 @@ def test_it_is_stored_as_tensors_and_belongs_to_its_weights(run: Run, known: Fam
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
     with pytest.raises(UserError, match="other weights"):
         ood.load(folder)
-    (folder / "familiarity.safetensors").write_bytes(b"nothing of the kind")
+    (folder / "ood.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="not readable"):
         ood.load(folder)
-    (folder / "familiarity.safetensors").unlink()
+    (folder / "ood.safetensors").unlink()
     assert ood.load(folder) is None
 
 
@@ -118,7 +118,7 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
     assert "fewer than the network's 32" in tiny
     assert answers[1].rarer_than == 1.0
     json.dumps([answer.plain() for answer in answers])
-    (run.folder / "familiarity.safetensors").unlink()
+    (run.folder / "ood.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
     ],
 )
 def test_poor_quality_is_said_in_words(known: Familiarity, image: torch.Tensor, said: str) -> None:
-    assert any(said in words for words in ood.poor(known, image))
+    assert any(said in words for words in ood.describe_quality(known, image))
 
 
 def test_two_classes_nearly_as_likely_are_a_border() -> None:

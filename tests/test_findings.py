@@ -21,7 +21,7 @@ from trustcxr.errors import UserError
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation.operating_points import Threshold
 from trustcxr.recipes import protocol
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 
 NAMES = ("Bright", "Dark", "Edema", "Hernia")
@@ -44,9 +44,9 @@ class Sigmoids(nn.Module):
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     real = protocol.load_exam()
     few = [a.model_copy(update={"steps": a.steps and 3, "queries": a.queries and 3}) for a in real.attacks]
-    gate = real.gate.model_copy(update={"planted": 2, "images": 16})
+    entry_checks = real.entry_checks.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
-    changed = {"attacks": tuple(few), "gate": gate, "bootstrap": 200, "corruptions": light}
+    changed = {"attacks": tuple(few), "entry_checks": entry_checks, "bootstrap": 200, "corruptions": light}
     monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
 
 
@@ -113,7 +113,7 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP)
     about = {found.name: found for found in document.findings}
     assert [found.judged for found in document.findings] == [True, False, True, False]
-    assert "of no image it is known" in about["Dark"].why
+    assert "no image has a label" in about["Dark"].why
     assert (about["Bright"].positives, about["Edema"].positives, about["Bright"].n) == (20, 10, 30)
     points = {(p.finding, p.attack, p.epsilon): p for p in document.operating_points}
     clean = points["Bright", "clean", 0.0]
@@ -130,9 +130,9 @@ def test_findings_are_judged_each_by_itself(radiographs: Path, model: Path, tmp_
     assert robust.sensitivity_at_specificity.interval is not None
     assert document.clean.n == 60, "a decision an image and finding"
     assert document.clean.accuracy.value == pytest.approx((np.stack(_clean(table)).argmax(1) == _labels(table)).mean())
-    text = "\n".join(sentences(document))
+    text = "\n".join(describe_audit(document))
     assert "Bright, from 0.7 on (of the model file): sensitivity" in text
-    assert "Hernia: not judged" in text
+    assert "Hernia: not evaluated" in text
     assert document.protocol == "exam-1"
     assert {row.corruption for row in document.corruptions} == {"gamma"}
 
@@ -153,7 +153,7 @@ def test_unknown_labels_are_left_out_and_counted(
     bright = document.findings[0]
     assert (bright.n, bright.positives, bright.unknown) == (24, 16, 6)
     assert [p.n for p in document.operating_points] == [24] * 3
-    assert "not known: Bright 6" in "\n".join(sentences(document))
+    assert "not known: Bright 6" in "\n".join(describe_audit(document))
     assert {group.name for division in document.subgroups for group in division.groups} >= {"F", "M"}
     assert "Bright" not in {division.column for division in document.subgroups}, "that is what the model is asked for"
 
@@ -161,7 +161,7 @@ def test_unknown_labels_are_left_out_and_counted(
 def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, model: Path, tmp_path: Path) -> None:
     turned = {"Normal": "Bright", "COVID-19": "Normal", "Non-COVID": "Normal"}
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=turned, attacks=["fgsm"])
-    declared = next(check for check in document.gate if check.check == "declaration")
+    declared = next(check for check in document.entry_checks if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
     assert document.unreliable
@@ -187,7 +187,7 @@ def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> Non
 
 
 def test_where_nothing_can_be_judged_it_is_said(radiographs: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say with --label"):
+    with pytest.raises(UserError, match="Say with --label"):
         audits.audit(
             model, radiographs / "images", tmp_path / "out", labels=dict.fromkeys(MAP, "Normal"), attacks=["fgsm"]
         )
@@ -234,7 +234,7 @@ def test_a_score_at_the_threshold_is_a_finding_wherever_it_is_judged(threshold: 
     expected = [True, False, True]
     assert (np.stack(decided["logits"]).argmax(1) == 1).tolist() == expected
     assert (multilabel.Decision(Scores(), 0, threshold)(torch.zeros(3, 1, 2, 2)).argmax(1) == 1).tolist() == expected
-    (point,) = operating_points.of_finding(decided, "a", Threshold(threshold), resamples=20)
+    (point,) = operating_points.measure_finding(decided, "a", Threshold(threshold), resamples=20)
     assert point.sensitivity.value == pytest.approx(2 / 3)
 
 
@@ -248,10 +248,10 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model
             return self.net(images / 255)
 
     honest = audits.audit(model, radiographs / "images", tmp_path / "honest", labels=MAP, attacks=["fgsm"])
-    assert {c.check: c.passed for c in honest.gate}["declaration"]
+    assert {c.check: c.passed for c in honest.entry_checks}["declaration"]
     write_onnx(Divides(), tmp_path / "net.onnx", 16)
     document = audits.audit(model, radiographs / "images", tmp_path / "out", labels=MAP, attacks=["fgsm"])
-    said = {check.check: check for check in document.gate}
+    said = {check.check: check for check in document.entry_checks}
     assert said["declaration"].passed is False
     assert said["declaration"].text.endswith("write input.range: [0, 255]")
     assert said["better than one answer"].passed is False

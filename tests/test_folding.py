@@ -9,7 +9,7 @@ from trustcxr.audit.formats import load
 from trustcxr.audit.multilabel import Decision
 from trustcxr.defences import adversarial
 from trustcxr.models import factory, zoo
-from trustcxr.models.fuse_batchnorm import folded, fused, pairs
+from trustcxr.models.fuse_batchnorm import find_pairs, fold_batchnorm, make_fused_copy
 
 IMAGES = torch.rand((4, 1, 64, 64), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -49,11 +49,11 @@ def test_each_of_the_21_with_batchnorm_answers_as_before(name: str) -> None:
     size = 96 if name.startswith("Inception") else 64
     images = torch.rand((2, 1, size, size), generator=torch.Generator().manual_seed(2)).double()
     plain = answer_and_gradient(model, images)
-    with folded(model.net):
+    with fold_batchnorm(model.net):
         left = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
         found = answer_and_gradient(model, images)
     there = sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
-    assert there - left == len(pairs(model.net))
+    assert there - left == len(find_pairs(model.net))
     assert there == 0 or there - left >= 0.4 * there  # DenseNet norms what it has joined: no convolution to fold into
     for before, after in zip(plain, found, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6 * float(before.abs().max()))
@@ -63,7 +63,7 @@ def test_nothing_is_left_behind_even_after_an_error() -> None:
     model = lived_in(factory.build("resnet10t", classes=3)).train()
     model.net.layer1.eval()  # a part that was frozen on purpose
     before = state(model)
-    with pytest.raises(RuntimeError, match="channels"), folded(model.net):
+    with pytest.raises(RuntimeError, match="channels"), fold_batchnorm(model.net):
         model.eval()(torch.rand(2, 3, 64, 64))  # colour, which this network does not take
     model.train()
     model.net.layer1.eval()
@@ -88,7 +88,7 @@ class Shared(nn.Module):
 def test_what_cannot_be_folded_is_left_alone() -> None:
     model = lived_in(Shared()).eval()
     plain = model(IMAGES)
-    with folded(model):
+    with fold_batchnorm(model):
         assert [type(layer) for layer in model.children()] == [nn.Conv2d] * 4 + [nn.BatchNorm2d] * 3
         assert torch.equal(model(IMAGES), plain)
 
@@ -106,7 +106,7 @@ class Depends(nn.Module):
 
 def test_a_network_that_cannot_be_followed_is_attacked_as_it_is() -> None:
     model = lived_in(Depends()).train()
-    assert pairs(model) == []
+    assert find_pairs(model) == []
     loss, logits = adversarial.fgsm(model, IMAGES, LABELS, epsilon=0.02)
     assert torch.isfinite(loss)
     assert logits.shape == (4, 3)
@@ -138,7 +138,7 @@ def test_a_defence_attacks_the_folded_model_and_trains_the_whole_one(defence: st
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trustcxr.models.fuse_batchnorm.pairs", lambda network: [])
+        patch.setattr("trustcxr.models.fuse_batchnorm.find_pairs", lambda network: [])
         torch.manual_seed(5)
         unfolded, _ = defences.get(defence)(plain, IMAGES, LABELS, epsilon=0.02, **options)
     assert loss.item() == pytest.approx(unfolded.item(), rel=1e-4)
@@ -153,7 +153,7 @@ def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: st
         assert found is not None
         model = Decision(found, 1, 0.5) if around == "finding" else found
     before, labels, met = state(model), LABELS.clamp(max=1), []
-    quick = fused(model, IMAGES)
+    quick = make_fused_copy(model, IMAGES)
     model.register_forward_pre_hook(lambda *_: met.append(1))
     assert quick is not model
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in quick.modules())
@@ -176,7 +176,7 @@ class ReadsItsNorm(nn.Module):
 
 
 def test_what_looks_into_its_own_layers_or_has_nothing_to_fold_is_searched_as_it_is() -> None:
-    assert pairs(own := lived_in(ReadsItsNorm()).eval())
-    assert fused(own, IMAGES) is own
+    assert find_pairs(own := lived_in(ReadsItsNorm()).eval())
+    assert make_fused_copy(own, IMAGES) is own
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 3)).eval()
-    assert fused(plain, IMAGES) is plain
+    assert make_fused_copy(plain, IMAGES) is plain

@@ -19,7 +19,7 @@ RESIDENT = 1 << 30
 READER = """
 import json, resource, signal, sys
 import numpy as np
-from trustcxr.data.images import UnreadableImage, read_image
+from trustcxr.data import UnreadableImage, read_image
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 for line in sys.stdin:

@@ -236,7 +236,7 @@ def test_training_moves_what_explains_the_answer_onto_the_lesion(
     train, val = images
     inside = {}
     for name, keys in {"plain": {}, "guided": {"guidance": 2.0, "guidance_on": on, "guidance_layer": layer}}.items():
-        fit_run(_recipe(epochs=epochs, learning_rate=1e-3, **keys), train, val, tmp_path / name)
+        fit_run.fit(_recipe(epochs=epochs, learning_rate=1e-3, **keys), train, val, tmp_path / name)
         inside[name] = _energy_inside(load_run(tmp_path / name).model, val, on, layer)
     assert inside["guided"] > 1.2 * inside["plain"]
 
@@ -250,9 +250,9 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     asked, real = [], guidance.guidance
 
     def spied(found: Pass, known: LesionBatch, *, loss: str, depth: float) -> Tensor:
-        assert len(found.read) >= len(known.labels) == len(known.pixels)
+        assert len(found.source) >= len(known.labels) == len(known.pixels)
         assert found.model.training
-        asked.append((found.on, loss, tuple(found.read.shape[2:]), bool(known.ill().any())))
+        asked.append((found.on, loss, tuple(found.source.shape[2:]), bool(known.ill().any())))
         assert depth > 0, "maps that have gone out are brought back"
         return real(found, known, loss=loss, depth=depth)
 
@@ -260,5 +260,5 @@ def test_every_step_of_training_is_guided_as_the_recipe_says(
     keys = {"guidance": 0.5, "guidance_on": "cam", "guidance_layer": -3, "guidance_loss": "l1"}
     recipe = _recipe(defence=defence, background=background, epochs=1, batch_size=48, **keys)
     assert "guided" in recipe.name
-    fit_run(recipe, train, val, tmp_path / "run")
+    fit_run.fit(recipe, train, val, tmp_path / "run")
     assert asked == [("cam", "l1", (4, 4), True)] * 3

@@ -17,7 +17,7 @@ from trustcxr.audit import submitted
 from trustcxr.data import load_dataset
 from trustcxr.errors import UserError
 from trustcxr.report import audit_html, leaderboard
-from trustcxr.report.audit_text import sentences
+from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage import atomic
 
 
@@ -36,6 +36,7 @@ def written(path: Path, images: dict[str, torch.Tensor], **about: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     greys: Path,  # noqa: F811
     tmp_path: Path,
@@ -60,14 +61,16 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     assert ours is not None
     assert theirs is not None
     assert theirs < ours - 0.5
-    assert leaderboard.by_ours(both) == leaderboard.by_ours(alone) == ours, "by which a leaderboard ranks both"
-    found = both.handed_in[0]
+    assert leaderboard.own_accuracy(both) == leaderboard.own_accuracy(alone) == ours, (
+        "by which a leaderboard ranks both"
+    )
+    found = both.submitted[0]
     assert (found.by, found.epsilon, found.n, found.missed) == ("somebody", 0.2, 36, pytest.approx(0, abs=3))
     assert both.attacks[0].broken_by["somebody"] == found.found_alone
     table = atomic.read_table(tmp_path / "both" / "predictions.parquet")
     worst = table[table["attack"] == "worst-case"]
     assert theirs == pytest.approx((np.stack(worst["logits"]).argmax(1) == worst["label"]).mean())
-    assert "images that somebody made at epsilon 0.2" in "\n".join(sentences(both))
+    assert "adversarial images of somebody at epsilon 0.2" in "\n".join(describe_audit(both))
     assert both.plain()["protocol"] is None
     assert both.plain()["examination"] != alone.plain()["examination"]
 
@@ -194,9 +197,9 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     path = written(tmp_path / "a.safetensors", given, by="<script>alert(1)</script>")
     labels = {"bright": "Bright", "dark": "Dark", "grey": "Normal"}
     document = audits.audit(model, greys, out, labels=labels, adversarial=path, **asked)
-    (found,) = document.handed_in
+    (found,) = document.submitted
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
-    card = audit_html.card(document)
+    card = audit_html.render_card(document)
     assert "<script>" not in card
     assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
     assert "<script>alert" not in audit_html.render(document)

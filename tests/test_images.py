@@ -233,7 +233,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     for content, reason in [
         (b"", "empty file"),
         (whole[:900], "truncated"),
-        (b"GIF? no", "not an image"),
+        (b"GIF? no", "not a supported image"),
         (whole[8:], ""),
     ]:
         (tmp_path / "y.png").write_bytes(content)

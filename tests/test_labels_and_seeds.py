@@ -9,7 +9,7 @@ from pack import Pack
 from test_engines import small
 from trustcxr import report
 from trustcxr.report.load import load_report
-from trustcxr.report.tables import comparisons, seeds
+from trustcxr.report.tables import comparisons
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import OverSeeds, RunDocument, StudyDocument
 from trustcxr.study import engines
@@ -71,14 +71,14 @@ def test_figures_over_seeds_are_those_of_the_runs(study: StudyDocument) -> None:
     assert (figure.n, group.seeds) == (2, [0, 1])
     assert figure.mean == pytest.approx(fmean(v for v in values if v is not None))
     assert figure.deviation == pytest.approx(stdev(v for v in values if v is not None))
-    table = seeds.over_seeds(study)
+    table = comparisons.over_seeds(study)
     assert table is not None
     assert figure.mean in [cell.value for row in table.rows for cell in row]
 
 
 def test_one_seed_has_no_spread() -> None:
     assert over_seeds([RunDocument(model="a", defence="fgsm", seed=0)]) == []
-    assert seeds.over_seeds(StudyDocument()) is None
+    assert comparisons.over_seeds(StudyDocument()) is None
 
 
 def test_of_several_numbers_of_steps_the_lowest_counts() -> None:

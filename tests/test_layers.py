@@ -12,7 +12,7 @@ from trustcxr import attacks
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import cam
-from trustcxr.models import classifier, ensemble, factory, zoo
+from trustcxr.models import classifier, factory, zoo
 from trustcxr.recipes.run_recipe import DataRecipe
 from trustcxr.runs import run_folder
 from trustcxr.training import fit_run, step
@@ -236,7 +236,7 @@ def test_members_share_the_weights_and_leave_the_model_as_it_is() -> None:
     assert [m.net for m in members] == list(model.net.nets)
     with torch.no_grad():
         assert torch.allclose(model.eval()(IMAGES), torch.stack([m.eval()(IMAGES) for m in members]).mean(0), atol=1e-5)
-    assert isinstance(model.net, ensemble.Ensemble)
+    assert isinstance(model.net, classifier.Ensemble)
     assert built().members()[0].net is not None
     gated = built("resnet10t+resnet18", lung_gate=True).eval()
     assert all(member.gate is gated.gate for member in gated.members()), "one gate before them all"

@@ -140,12 +140,12 @@ def test_folders_beside_the_splits_that_are_none_are_said_to_be_left_out(tmp_pat
     (tmp_path / "papers").mkdir()
     manifest = read_manifest(tmp_path)
     assert manifest.splits == ("Test", "Train")
-    assert [n for n in manifest.notes if n.endswith("were left out: holdout")]
+    assert [n for n in manifest.notes if n.endswith("are left out: holdout")]
 
 
 def test_a_side_car_that_says_two_things_of_a_image_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.jpg")
-    for rows, wrong in (("a/x.jpg;p1\na/x.jpg;p2", "with another patient each time"), ("a/x.jpg;p1;\n", "more cells")):
+    for rows, wrong in (("a/x.jpg;p1\na/x.jpg;p2", "with two values of patient"), ("a/x.jpg;p1;\n", "more cells")):
         (tmp_path / "manifest.csv").write_text(f"path;patient\n{rows}\n")
         with pytest.raises(UserError, match=wrong):
             read_manifest(tmp_path)
@@ -162,7 +162,7 @@ def test_a_side_car_gives_splits_in_any_usual_spelling_and_images_without_one_ar
         "a/1.jpg": "Train", "a/2.jpg": "All", "a/3.jpg": "Test", "b/4.jpg": "All"
     }  # fmt: skip
     assert (
-        "2 images have no split in manifest.csv where others have one, and are in a split 'All' of their own, "
+        "2 images have no split in manifest.csv, where others have one: they are in the split 'All', "
         "which is not trained on; the first is a/2.jpg"
     ) in manifest.notes
     (tmp_path / "manifest.csv").write_text("path,patient\na/1.jpg,p1\n")
@@ -209,7 +209,7 @@ def test_labels_are_mapped_and_an_unmapped_one_is_an_error_that_lists_all(tmp_pa
     labels = {"covid": "COVID-19", "pneumonia": "Non-COVID", "normal": "Normal", "odd": None}
     data = load_dataset(tmp_path, size=16, labels=labels, classes=wanted)
     assert data.table["class"].tolist() == list(wanted)
-    assert any("'odd' were left out" in n for n in data.notes)
+    assert any("'odd' are left out" in n for n in data.notes)
 
 
 def test_a_class_that_the_run_does_not_know_is_an_error(tmp_path: Path) -> None:

@@ -67,20 +67,21 @@ def _marker_reader() -> Reader:
 
 def test_a_model_that_reads_the_lesion_has_a_lesion_effect_by_every_fill_and_control() -> None:
     radiographs = _images("COVID-19")
-    table = explained.removal(_lesion_reader(), radiographs, 0)
+    table = explained.remove_lesions(_lesion_reader(), radiographs, 0)
     assert set(table["fill"]) == set(lesion_edits.FILLS)
     assert set(table["control"]) == {"lung", "background"}
     for (fill, control), rows in table.groupby(["fill", "control"]):
-        found = explained.summed_up(rows, rows["image"].astype(str).to_numpy())
-        assert found.effect > 0.1, (fill, control)
-        assert found.effect_ci[0] > 0, (fill, control)
-        assert found.images + found.left_out == COUNT
+        found = explained.summarise_effect(rows, rows["image"].astype(str).to_numpy())
+        assert (found.effect.value or 0) > 0.1, (fill, control)
+        assert found.effect.interval is not None
+        assert found.effect.interval[0] > 0, (fill, control)
+        assert (found.images or 0) + (found.left_out or 0) == COUNT
 
 
 def test_a_model_that_reads_the_marker_has_none() -> None:
     radiographs = _images("COVID-19")
     assert (_marker_reader()(radiographs.images).softmax(1)[:, 0] > 0.9).all(), "it does answer, by the letter"
-    table = explained.removal(_marker_reader(), radiographs, 0, fills=("grey", "mirror"))
+    table = explained.remove_lesions(_marker_reader(), radiographs, 0, fills=("grey", "mirror"))
     for control in explained.CONTROLS:
         rows = table[table["control"] == control]
         assert rows["effect"].max() < 0.01, "an edge of the lungs may lie under the letter"
@@ -96,7 +97,7 @@ def test_the_background_takes_on_the_very_change_of_the_lesion() -> None:
     )  # nothing is cut
     model = _marker_reader()
     model.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
-    explained.removal(model, radiographs, 0, fills=("grey",))
+    explained.remove_lesions(model, radiographs, 0, fills=("grey",))
     before, *_, gone, other = (seen[k] for k in (0, 1, 2, 3, 5, 6))  # as it is; whole, part and control, twice
     pair = explained.pairs(radiographs)["background"]
     there, here = (((after - before).abs() > 1e-3)[:, 0] for after in (other, gone))
@@ -112,30 +113,32 @@ def test_what_lies_at_a_part_is_carried_to_its_control_and_back() -> None:
     lesion = torch.rand(40, 12, 14, generator=generator) > 0.9
     allowed = torch.zeros_like(lesion)
     allowed[:, 2:9, 8:] = True
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert {flip for flip, _, _ in pair.moves} == {False, True}, "some are mirrored"
     field = torch.rand(40, 12, 14, generator=generator)
-    assert torch.equal(pair.carried(pair.lesion) & pair.control, pair.control)
-    assert torch.equal(pair.carried(field * pair.lesion), pair.carried(field) * pair.control)
-    assert torch.equal(pair.carried_back(pair.carried(field) * pair.control) * pair.lesion, field * pair.lesion)
+    assert torch.equal(pair.move_to_control(pair.lesion) & pair.control, pair.control)
+    assert torch.equal(pair.move_to_control(field * pair.lesion), pair.move_to_control(field) * pair.control)
+    assert torch.equal(
+        pair.move_to_lesion(pair.move_to_control(field) * pair.control) * pair.lesion, field * pair.lesion
+    )
 
 
 def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
     radiographs, seen = _images("COVID-19"), []
-    asked = explained.lesion_edits.removed
+    asked = explained.lesion_edits.fill_region
 
     def spied(*given: Tensor, fill: str, only: Tensor | None = None) -> Tensor:
         seen.append((given[1], only))
         return asked(*given, fill=fill, only=only)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(explained.lesion_edits, "removed", spied)
-        explained.removal(_lesion_reader(), radiographs, 0, fills=("mirror",))
+        patch.setattr(explained.lesion_edits, "fill_region", spied)
+        explained.remove_lesions(_lesion_reader(), radiographs, 0, fills=("mirror",))
     pair = explained.pairs(radiographs)["lung"]
     (part, at_part), (control, at_control) = ((region, only) for region, only in seen[:2])
     assert torch.equal(part, pair.lesion)
     assert torch.equal(control, pair.control)
-    _, usable = lesion_edits.mirrored(radiographs.images, radiographs.lung, radiographs.lesion)
+    _, usable = lesion_edits.mirror_lungs(radiographs.images, radiographs.lung, radiographs.lesion)
     assert (at_part & part).flatten(1).sum(1).tolist() == (at_control & control).flatten(1).sum(1).tolist()
     assert not (at_part & ~usable).any()
     assert not (at_control & control & ~usable).any()
@@ -144,21 +147,21 @@ def test_mirrored_lung_is_taken_where_part_and_control_both_have_it() -> None:
 
 def test_drawn_greys_are_of_healthy_lung_and_the_same_whatever_stands_beside() -> None:
     radiographs = _images("COVID-19")
-    whole = lesion_edits.drawn(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion)
+    whole = lesion_edits.fill_drawn(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion)
     one = radiographs[[4]]
-    assert torch.equal(whole[4:5], lesion_edits.drawn(one.images, one.lesion, one.lung, one.lesion))
+    assert torch.equal(whole[4:5], lesion_edits.fill_drawn(one.images, one.lesion, one.lung, one.lesion))
     healthy = one.images[0, 0][one.lung[0] & ~one.lesion[0]]
     assert torch.isin(whole[4], healthy).all()
     assert whole[4].mean() == pytest.approx(healthy.mean().item(), abs=0.02)
     assert whole[4].std() == pytest.approx(healthy.std().item(), abs=0.02)
-    full = lesion_edits.drawn(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+    full = lesion_edits.fill_drawn(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
     assert torch.equal(
-        full, lesion_edits.grey(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
+        full, lesion_edits.fill_grey(radiographs.images, radiographs.lung, radiographs.lung, radiographs.lung)
     ), "none is left to draw"
 
 
 def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() -> None:
-    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
+    table = explained.remove_lesions(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
     lung = table[table["control"] == "lung"].dropna(subset="effect")
     assert lung["before"].mean() > 0.8
     assert lung["whole"].mean() < lung["without"].mean() < lung["beside"].mean()
@@ -169,9 +172,11 @@ def test_a_removed_lesion_takes_the_answer_with_it_and_its_control_does_not() ->
 def test_a_transplanted_lesion_brings_the_answer_and_a_healthy_patch_does_not() -> None:
     healthy, donors, others = _images("Normal"), _images("COVID-19", seed=50), _images("Normal", seed=90)
     model = Reader(healthy.images, healthy.lung, _images("COVID-19").images)
-    table = explained.transplantation(model, healthy, donors, others, 0)
-    assert explained.summed_up(table, table["image"].astype(str).to_numpy()).effect_ci[0] > 0.1
-    blind = explained.transplantation(Reader(healthy.images, ~healthy.lung, healthy.images), healthy, donors, others, 0)
+    table = explained.transplant_lesions(model, healthy, donors, others, 0)
+    assert explained.summarise_effect(table, table["image"].astype(str).to_numpy()).effect.interval > (0.1,)  # type: ignore[operator]
+    blind = explained.transplant_lesions(
+        Reader(healthy.images, ~healthy.lung, healthy.images), healthy, donors, others, 0
+    )
     assert blind["effect"].abs().max() < 1e-6, "what is put in stays inside the lungs"
 
 
@@ -182,7 +187,7 @@ def test_a_healthy_patch_is_healthy_lung_alone() -> None:
     narrow = EditInputs(
         others.images, others.lung & (rows % 2 == 0), others.lesion
     )  # half of it is no lung of the donor
-    whole, half = (explained.transplantation(model, healthy, donors, each, 0)["share"] for each in (others, narrow))
+    whole, half = (explained.transplant_lesions(model, healthy, donors, each, 0)["share"] for each in (others, narrow))
     assert half.mean() < 0.65 * whole.mean(), "where the donor has no lung nothing is put in, neither lesion nor patch"
 
 
@@ -193,7 +198,7 @@ def test_a_part_and_its_control_are_one_shape_and_the_control_is_healthy() -> No
     lesion[1, 0:10, 0:10] = True  # of which a strip alone has room
     allowed[1, :, 15:18] = True
     lesion[2] = allowed[2] = True  # no healthy lung left
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert torch.equal(pair.lesion[0], lesion[0])
     assert pair.share.tolist() == pytest.approx([1.0, 0.3, 0.0])
     assert not (pair.control & (lesion | ~allowed)).any()
@@ -206,14 +211,14 @@ def test_a_lesion_fits_mirrored_where_it_does_not_as_it_is() -> None:
     lesion[0, 1:5, 1] = lesion[0, 4, 1:4] = True
     allowed = torch.zeros_like(lesion)
     allowed[0, 7:11, 10] = allowed[0, 10, 8:11] = True
-    pair = lesion_edits.congruent(lesion, allowed)
+    pair = lesion_edits.match_controls(lesion, allowed)
     assert torch.equal(pair.control, allowed)
     assert torch.equal(pair.lesion, lesion)
 
 
 def test_congruent_with_no_images_is_empty() -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.bool)
-    assert lesion_edits.congruent(empty, empty).share.shape == (0,)
+    assert lesion_edits.match_controls(empty, empty).share.shape == (0,)
 
 
 def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
@@ -226,13 +231,13 @@ def test_the_healthy_grey_is_of_the_lung_outside_the_lesion() -> None:
     lesion[1] = lung[1]  # all of the lung: its darkest fifth stands in
     images[1, :, 2:8, 2:8] = 0.6
     images[1, :, 2:4, 2:8] = 0.2
-    assert lesion_edits.healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
+    assert lesion_edits.compute_healthy_grey(images, lung, lesion).flatten().tolist() == pytest.approx([0.3, 0.2])
 
 
-@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TAUGHT)
+@pytest.mark.parametrize("fill", lesion_edits.FILLS | lesion_edits.TRAINING_FILLS)
 def test_a_removed_lesion_is_gone_and_nothing_far_from_it_changes(fill: str) -> None:
     radiographs = _images("COVID-19")
-    after = lesion_edits.removed(
+    after = lesion_edits.fill_region(
         radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill=fill
     )
     bare = _images("Normal").images
@@ -253,14 +258,16 @@ def test_a_lesion_at_the_chest_wall_is_filled_with_lung_and_not_with_wall(fill: 
     lung[:, 8:40, 6:20] = lung[:, 8:40, 28:42] = True
     lesion[:, 16:26, 6:12] = True  # as far as the wall
     images = torch.where(lung, 0.3, 0.9)[:, None] + 0.3 * lesion[:, None]
-    gone = lesion_edits.removed(images, lesion, lung, lesion, fill=fill)
+    gone = lesion_edits.fill_region(images, lesion, lung, lesion, fill=fill)
     assert gone[0, 0][lesion[0]].sub(0.3).abs().max() < 0.05
 
 
 def test_an_unknown_fill_is_said_in_one_line() -> None:
     radiographs = _images("COVID-19")
     with pytest.raises(UserError, match="grey"):
-        lesion_edits.removed(radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill="gray")
+        lesion_edits.fill_region(
+            radiographs.images, radiographs.lesion, radiographs.lung, radiographs.lesion, fill="gray"
+        )
 
 
 def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
@@ -269,9 +276,9 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
     lung[0, 2:6, 1:4] = lung[0, 2:6, 8:11] = True
     images[0, 0, 2:6, 8:11] = torch.tensor([0.2, 0.4, 0.6])
     lesion[0, 3, 1:4] = True
-    found = lesion_edits.mirror(images, lesion, lung, lesion)[0, 0]
+    found = lesion_edits.fill_mirrored(images, lesion, lung, lesion)[0, 0]
     assert found[3, 1:4].tolist() == pytest.approx([0.6, 0.4, 0.2])
-    assert found[3, 8] == pytest.approx(float(lesion_edits.healthy_grey(images, lung, lesion))), (
+    assert found[3, 8] == pytest.approx(float(lesion_edits.compute_healthy_grey(images, lung, lesion))), (
         "its mirror is the lesion"
     )
 
@@ -279,37 +286,38 @@ def test_the_mirrored_lung_is_that_of_the_other_side() -> None:
 def test_a_lesion_that_has_no_counterpart_is_left_out_and_counted() -> None:
     radiographs = _images("COVID-19")
     full = EditInputs(radiographs.images, radiographs.lung, radiographs.lung)
-    table = explained.removal(_lesion_reader(), full, 0, fills=("grey",))
-    found = explained.summed_up(table[table["control"] == "lung"], np.arange(COUNT).astype(str))
+    table = explained.remove_lesions(_lesion_reader(), full, 0, fills=("grey",))
+    found = explained.summarise_effect(table[table["control"] == "lung"], np.arange(COUNT).astype(str))
     assert (found.images, found.left_out) == (0, COUNT)
-    assert np.isnan(found.effect)
+    assert found.effect.value is None or np.isnan(found.effect.value)
 
 
 def test_effects_of_two_fills_are_not_summed_up_as_one() -> None:
-    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey", "mirror"))
+    table = explained.remove_lesions(_lesion_reader(), _images("COVID-19"), 0, fills=("grey", "mirror"))
     with pytest.raises(UserError, match="one fill"):
-        explained.summed_up(table, table["image"].astype(str).to_numpy())
+        explained.summarise_effect(table, table["image"].astype(str).to_numpy())
 
 
 def test_by_size_the_images_are_those_of_the_table() -> None:
-    table = explained.removal(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
+    table = explained.remove_lesions(_lesion_reader(), _images("COVID-19"), 0, fills=("grey",))
     lung = table[table["control"] == "lung"]
-    sizes = explained.by_size(lung, lung["image"].astype(str).to_numpy())
-    assert sizes["images"].sum() == lung["effect"].notna().sum()
-    weighted = (sizes["effect"] * sizes["images"]).sum() / sizes["images"].sum()
+    sizes = explained.summarise_by_size(lung, lung["image"].astype(str).to_numpy())
+    counts = [size.images or 0 for size in sizes]
+    assert sum(counts) == lung["effect"].notna().sum()
+    weighted = np.average([size.effect or 0 for size in sizes], weights=counts)
     assert weighted == pytest.approx(lung["effect"].mean())
 
 
 def test_a_map_is_judged_by_what_removing_does() -> None:
     radiographs = _images("COVID-19")
-    falls = explained.causes(_lesion_reader(), radiographs, 0)
+    falls = explained.measure_causes(_lesion_reader(), radiographs, 0)
     bright = (radiographs.images - _images("Normal").images).clamp(min=0)[:, 0] * radiographs.lung
-    by_truth = explained.ranked_by_cause(bright, falls)
-    by_marker = explained.ranked_by_cause((radiographs.images - _images("COVID-19", ()).images).abs()[:, 0], falls)
+    by_truth = explained.rank_by_cause(bright, falls)
+    by_marker = explained.rank_by_cause((radiographs.images - _images("COVID-19", ()).images).abs()[:, 0], falls)
     assert np.nanmean(by_truth) > 0.5
     assert abs(np.nanmean(by_marker)) < 0.2
-    assert np.nanmean(explained.ranked_by_cause(-bright, falls)) < -0.5
-    assert explained.ranked_by_cause(torch.ones(COUNT, SIZE, SIZE), falls).tolist() == [0.0] * COUNT
+    assert np.nanmean(explained.rank_by_cause(-bright, falls)) < -0.5
+    assert explained.rank_by_cause(torch.ones(COUNT, SIZE, SIZE), falls).tolist() == [0.0] * COUNT
     outside = ~torch.nn.functional.adaptive_max_pool2d(radiographs.lung.float(), explained.CELLS).bool()
     assert torch.equal(falls.isnan(), outside)
 
@@ -317,7 +325,7 @@ def test_a_map_is_judged_by_what_removing_does() -> None:
 def test_the_model_is_left_as_it_was_found() -> None:
     radiographs = _images("COVID-19")
     model = _lesion_reader().train()
-    explained.removal(model, radiographs, 0, fills=("grey",))
+    explained.remove_lesions(model, radiographs, 0, fills=("grey",))
     assert model.training
 
 
@@ -325,17 +333,17 @@ def test_a_image_without_lungs_has_no_effect_and_is_counted() -> None:
     radiographs = _images("COVID-19")
     lung = radiographs.lung.clone()
     lung[3] = False
-    table = explained.removal(
+    table = explained.remove_lesions(
         _marker_reader(), EditInputs(radiographs.images, lung, radiographs.lesion), 0, fills=("grey",)
     )
     for control, rows in table.groupby("control"):
-        whole = explained.removal(_marker_reader(), radiographs, 0, fills=("grey",))
+        whole = explained.remove_lesions(_marker_reader(), radiographs, 0, fills=("grey",))
         known = whole[whole["control"] == control]["effect"].notna().to_numpy()
         assert rows["effect"].notna().tolist() == [
             bool(had) and radiograph != 3 for radiograph, had in enumerate(known)
         ]
-    found = explained.summed_up(rows, rows["image"].astype(str).to_numpy())
-    assert found.images + found.left_out == COUNT
+    found = explained.summarise_effect(rows, rows["image"].astype(str).to_numpy())
+    assert (found.images or 0) + (found.left_out or 0) == COUNT
 
 
 @pytest.mark.parametrize("side", [64, 100, 30])
@@ -344,15 +352,15 @@ def test_a_map_of_each_cells_own_cause_ranks_as_the_causes_at_any_size(side: int
     saliency = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     cells = [explained._cell(row, column, 8, shape) for row in range(8) for column in range(8)]
     own = torch.stack([saliency[:, cell].mean(1) for cell in cells], 1).view(2, 8, 8)
-    assert explained.ranked_by_cause(saliency, own).tolist() == pytest.approx([1, 1])
+    assert explained.rank_by_cause(saliency, own).tolist() == pytest.approx([1, 1])
 
 
 def test_a_class_that_the_model_does_not_have_is_named() -> None:
     radiographs = _images("COVID-19")
     for ask in (
-        lambda: explained.removal(_lesion_reader(), radiographs, 7, fills=("grey",)),
-        lambda: explained.transplantation(_lesion_reader(), radiographs, radiographs, radiographs, 7),
-        lambda: explained.causes(_lesion_reader(), radiographs, 7),
+        lambda: explained.remove_lesions(_lesion_reader(), radiographs, 7, fills=("grey",)),
+        lambda: explained.transplant_lesions(_lesion_reader(), radiographs, radiographs, radiographs, 7),
+        lambda: explained.measure_causes(_lesion_reader(), radiographs, 7),
     ):
         with pytest.raises(UserError, match="target 7 is outside the model's 2 classes"):
             ask()
@@ -368,20 +376,20 @@ def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(
     model = models.build("evidence-17x8", classes=3).eval()
     recipe = RunRecipe(model=ModelRecipe(name="evidence-17x8", weights="none"))
     table = explained.lesion_effects(Run(tmp_path, model, data.classes, recipe), data, batch_size=4)
-    ill = explained.with_lesions(data)
+    ill = explained.find_lesion_rows(data)
     assert len(ill) == 10
     assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 3, 3), "the time that is left is said"
     for (_, _), rows in table.groupby(["fill", "control"]):
         assert rows["image"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
-    whole = explained.removal(
+    whole = explained.remove_lesions(
         model, lesion_edits.make_edit_inputs(data, ill, torch.device("cpu")), torch.from_numpy(data.labels[ill])
     )
     first = whole[(whole["fill"] == "mirror") & (whole["control"] == "lung")]["effect"].to_numpy()
     ours = table[(table["fill"] == "mirror") & (table["control"] == "lung")]["effect"].to_numpy()
     assert ours == pytest.approx(first, abs=1e-5, nan_ok=True), "batches change nothing"
 
-    document = explained.described(table, resamples=100)
+    document = explained.summarise_effects(table, resamples=100)
     assert [(row.fill, row.control) for row in document] == [
         (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
     ]
@@ -408,7 +416,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     drawn = table[table["fill"] == "inpaint"]
     assert set(drawn["control"]) == set(explained.CONTROLS)
     assert drawn["image"].nunique() == 3
-    assert set(drawn["image"]) < set(explained.with_lesions(data))
+    assert set(drawn["image"]) < set(explained.find_lesion_rows(data))
 
     attacked = table[table["condition"] == "pgd"]
     assert set(attacked.loc[attacked["fill"] == "grey", "image"]) == set(drawn["image"])
@@ -426,7 +434,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     assert (under["before"].to_numpy() > moved["before"].to_numpy()).all(), "attacked away from Normal"
     assert moved["effect"].to_numpy() == pytest.approx((moved["without"] - moved["beside"]).to_numpy())
 
-    document = explained.described(table, resamples=100)
+    document = explained.summarise_effects(table, resamples=100)
     told = [(row.condition, row.epsilon, row.fill, row.control, row.images) for row in document if row.fill != "mirror"]
     assert ("pgd", 0.02, "grey", "lung", 3) in told
     assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
@@ -434,7 +442,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
     assert len(shown.rows) == len(document) == 12
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
-    assert "put into a healthy image" in [row[2].text for row in shown.rows]
+    assert "transplanted into a healthy image" in [row[2].text for row in shown.rows]
 
 
 def test_the_patch_and_the_lesion_are_of_other_images_than_the_one_they_are_put_into(
@@ -443,7 +451,7 @@ def test_the_patch_and_the_lesion_are_of_other_images_than_the_one_they_are_put_
     run, data, _ = _asked(tmp_path)
     given: list[EditInputs] = []
     monkeypatch.setattr(
-        explained, "transplantation", lambda model, *radiographs, **_: given.extend(radiographs[:3]) or _nothing()
+        explained, "transplant_lesions", lambda model, *radiographs, **_: given.extend(radiographs[:3]) or _nothing()
     )
     with pytest.raises(RuntimeError, match="far enough"):
         explained.lesion_effects(run, data, sample=4)
@@ -473,31 +481,34 @@ def test_images_without_lungs_are_left_out_of_transplants() -> None:
     given = [healthy, donors, others]
     for place in range(3):
         radiographs = [EditInputs(f.images, without if k == place else f.lung, f.lesion) for k, f in enumerate(given)]
-        table = explained.transplantation(_lesion_reader(), *radiographs, 0)
+        table = explained.transplant_lesions(_lesion_reader(), *radiographs, 0)
         assert table["effect"].isna().all(), place
-        assert explained.summed_up(table, table["image"].astype(str).to_numpy()).left_out == COUNT
-    table = explained.transplantation(_lesion_reader(), *given, 0)
+        assert explained.summarise_effect(table, table["image"].astype(str).to_numpy()).left_out == COUNT
+    table = explained.transplant_lesions(_lesion_reader(), *given, 0)
     assert table["effect"].notna().any()
     assert table["whole"].isna().all(), "nothing was removed"
 
 
-def test_a_table_of_an_earlier_version_is_of_images_as_they_are(tmp_path: Path) -> None:
-    _, _, table = _asked(tmp_path)
-    before = explained.described(table.drop(columns=["condition", "epsilon"]), resamples=100)
-    assert before == explained.described(table, resamples=100)
-
-
 def test_data_without_lesion_masks_has_no_lesion_effect(tmp_path: Path) -> None:
-    assert explained.described(pd.DataFrame()) == []
+    assert explained.summarise_effects(pd.DataFrame()) == []
     assert effects([ReportRun(RunDocument(), tmp_path, [])]).rows == []
 
 
 def test_means_are_of_the_images_that_the_effect_is_of() -> None:
     one, other = ({"before": 0.9, "without": 0.2, "beside": 0.8}, {"before": 0.1, "without": 0.1, "beside": 0.1})
-    about = {"fill": "grey", "control": "lung", "whole": 0.1, "lesion": 0.2, "flipped": 1.0, "flipped_control": 0.0}
+    about = {
+        "condition": "clean",
+        "epsilon": 0.0,
+        "fill": "grey",
+        "control": "lung",
+        "whole": 0.1,
+        "lesion": 0.2,
+        "flipped": 1.0,
+        "flipped_control": 0.0,
+    }
     rows = [one | about | {"share": 0.9, "effect": 0.6}, other | about | {"share": 0.1, "effect": np.nan}]
     table = pd.DataFrame(rows).assign(image=[0, 1], group=["a", "b"])
-    (found,) = explained.described(table, resamples=100)
+    (found,) = explained.summarise_effects(table, resamples=100)
     assert (found.images, found.left_out) == (1, 1)
     assert found.effect.value == pytest.approx(0.6)
     assert (found.beside or 0) - (found.without or 0) == pytest.approx(0.6)

@@ -132,9 +132,9 @@ def test_columns_that_say_something_else_are_no_findings(tmp_path: Path) -> None
     assert dict(zip(found["path"], found["class"], strict=True)) == {"x.png": "Uncertain", "y.png": "Pneumonia"}
     assert found["smoker"].notna().all()
     (tmp_path / "list.csv").write_text("path,age,strict_external,sex\nx.png,41,1,M\n")
-    with pytest.raises(UserError, match=r"its class\? found path.* or columns of 1 and 0 that are called"):
+    with pytest.raises(UserError, match=r"its class among path.* or give columns of 1 and 0 with the names"):
         read_manifest(tmp_path / "list.csv")
-    with pytest.raises(UserError, match="no column 'class'; found path, age"):
+    with pytest.raises(UserError, match="no column 'class' among path, age"):
         read_manifest(tmp_path / "list.csv", columns={"path": "path"})
 
 
@@ -147,15 +147,15 @@ def test_any_other_list_by_a_mapping(tmp_path: Path) -> None:
     columns = {"path": "Bild", "class": "Bild;Befund", "lung_mask": "Maske", "split": "Teil"}
     manifest = read_manifest(file, columns=columns, images=tmp_path / "pictures")
     assert manifest.table[["path", "lung_mask", "split"]].values.tolist() == [["x 1.png", "x 1 lungs.png", "Val"]]
-    with pytest.raises(UserError, match=r"no column 'Befund'; found Bild;Befund, Bild"):
+    with pytest.raises(UserError, match=r"no column 'Befund' among Bild;Befund, Bild"):
         read_manifest(file, columns={"path": "Bild", "class": "Befund"}, images=tmp_path / "pictures")
     with pytest.raises(UserError, match="unknown column 'colour'"):
         read_manifest(file, columns=columns | {"colour": "Teil"}, images=tmp_path / "pictures")
-    with pytest.raises(UserError, match=r"which columns hold the image and its class\? found Bild;Befund"):
+    with pytest.raises(UserError, match=r"no columns for the image and its class among Bild;Befund"):
         read_manifest(file)
     with pytest.raises(UserError, match="unknown list 'nhi': did you mean nih"):
         read_manifest(file, columns="nhi")
-    with pytest.raises(UserError, match=r"none of its images was found: x 1\.png"):
+    with pytest.raises(UserError, match=r"none of its images exists: x 1\.png"):
         read_manifest(file, columns=columns, images=tmp_path / "lists")
 
 
@@ -190,8 +190,8 @@ def test_a_file_of_the_same_name_in_another_folder_is_not_what_is_listed(tmp_pat
         ["img/0.png", "inf/0.png"],
         ["img/1.png", None],
     ]
-    assert [n for n in manifest.notes if n.startswith("1 images of the list are not there") and "img/2.png" in n]
-    assert [n for n in manifest.notes if n.startswith("1 masks of the list are not there") and "inf/1.png" in n]
+    assert [n for n in manifest.notes if n.startswith("1 images of the list do not exist") and "img/2.png" in n]
+    assert [n for n in manifest.notes if n.startswith("1 masks of the list do not exist") and "inf/1.png" in n]
     (tmp_path / "list.csv").write_text("path,class,split,infection_mask\nimg/1.png,COVID-19,Test,elsewhere/1.png\n")
     assert read_manifest(tmp_path / "list.csv").table["infection_mask"].tolist() == [None]
 
@@ -230,7 +230,7 @@ def test_a_image_of_two_splits_or_patients_is_an_error(again: str, tmp_path: Pat
 def test_a_row_of_more_cells_than_columns_is_one_line(tmp_path: Path) -> None:
     image(tmp_path / "0.png")
     (tmp_path / "list.csv").write_text("path,class,patient\n0.png,a,p0,\n")
-    with pytest.raises(UserError, match=r"more cells than its header names columns: a ',' at their end"):
+    with pytest.raises(UserError, match=r"more cells than its header. Remove a ',' at their end"):
         read_manifest(tmp_path / "list.csv")
 
 
@@ -263,7 +263,7 @@ def test_our_own_manifest_comes_back_as_it_was(covidx: Path, tmp_path: Path, nam
     keep = manifest.table["patient"] != "3"
     gone = manifest.table[~keep].assign(dropped="the same image as sample 7")
     manifest.select(keep).write(tmp_path / name, dropped=gone)
-    again = Manifest.read(tmp_path / name)
+    again = Manifest.load(tmp_path / name)
     facts = ["sample_id", "class", "split", "patient", "group", "source", "view"]
     pd.testing.assert_frame_equal(again.table[facts], manifest.table[keep].reset_index(drop=True)[facts])
     assert again.root == tmp_path / "out"
@@ -282,10 +282,10 @@ def test_a_file_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "y.csv").write_text("path,class\n")
     for name, reason in [("x.parquet", "not a readable table"), ("y.csv", "it has no column 'sample_id', 'split'")]:
         with pytest.raises(UserError, match=reason) as caught:
-            Manifest.read(tmp_path / name)
+            Manifest.load(tmp_path / name)
         assert "\n" not in str(caught.value)
     image(tmp_path / "d/a/x.png")
-    with pytest.raises(UserError, match=r"written as \.csv or \.parquet"):
+    with pytest.raises(UserError, match=r"is a \.csv or \.parquet file"):
         read_manifest(tmp_path / "d").write(tmp_path / "z.xlsx")
 
 
@@ -358,7 +358,7 @@ def test_a_number_is_a_columns_name_before_it_is_its_place(tmp_path: Path) -> No
 def test_columns_for_images_in_folders_are_said_to_have_no_effect(tmp_path: Path) -> None:
     image(tmp_path / "a/x.png")
     image(tmp_path / "b/y.png")
-    assert "which these images are not" in " ".join(read_manifest(tmp_path, columns="nih").notes)
+    assert "these images are not a list" in " ".join(read_manifest(tmp_path, columns="nih").notes)
     assert not read_manifest(tmp_path).notes
     with pytest.raises(UserError, match="unknown list 'nihh': did you mean nih"):
         read_manifest(tmp_path, columns="nihh")
@@ -371,11 +371,11 @@ def test_a_image_is_one_however_its_path_is_spelt(again: str, tmp_path: Path) ->
     image(tmp_path / "images/x.png")
     again = again.format(tmp_path / "other/../images/x.png")
     file = tmp_path / "list.csv"
-    file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},a,Train\n")
+    file.write_text(f"path,class,split\nimages/x.png,a,Train\n{again},a,Train\n")
     table = read_manifest(file).table
     assert table[["sample_id", "path"]].values.tolist() == [["Train/images/x.png", "images/x.png"]]
     for row, said in (("b,Train", "as 'a' and as 'b'"), ("a,Test", "with split 'Train' and with split 'Test'")):
-        file.write_text(f"path,class,split\nfilms/x.png,a,Train\n{again},{row}\n")
+        file.write_text(f"path,class,split\nimages/x.png,a,Train\n{again},{row}\n")
         with pytest.raises(UserError, match=rf"the same image as images/x\.png, is listed {said}$"):
             read_manifest(file)
 
@@ -384,7 +384,7 @@ def test_a_path_through_a_link_to_a_folder_elsewhere_is_the_file_that_it_leads_t
     for name in ("images/x.png", "store/images/x.png", "store/inner/y.png"):
         image(tmp_path / name)
     (tmp_path / "link").symlink_to(tmp_path / "store/inner")
-    (tmp_path / "list.csv").write_text("path,class\nlink/../images/x.png,a\nfilms/x.png,b\n./link/y.png,b\n")
+    (tmp_path / "list.csv").write_text("path,class\nlink/../images/x.png,a\nimages/x.png,b\n./link/y.png,b\n")
     paths = set(read_manifest(tmp_path / "list.csv").table["path"])
     assert paths == {"link/../images/x.png", "images/x.png", "link/y.png"}
 
@@ -406,7 +406,7 @@ def test_two_columns_of_one_name_are_refused_where_it_is_read(header: str, said:
     image(tmp_path / "0.png")
     row = "0.png,0.png,0,Train,1" if header.startswith("sample_id") else "0.png,0,Train,p,1"
     (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
-    with pytest.raises(UserError, match=rf"list\.csv: {said}.*: rename or remove one") as caught:
+    with pytest.raises(UserError, match=rf"list\.csv: {said}.*. Rename or remove one") as caught:
         read_manifest(tmp_path / "list.csv")
     assert "\n" not in str(caught.value)
 
@@ -439,7 +439,7 @@ def test_a_side_car_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     image(tmp_path / "a/x.png")
     (tmp_path / "manifest.csv").write_text("path,patient,note,patient,note\na/x.png,p1,1,p2,2\n")
     with pytest.raises(
-        UserError, match=r"manifest\.csv: columns 1 and 3, .* both called 'patient': rename or remove one$"
+        UserError, match=r"manifest\.csv: columns 1 and 3, .* both called 'patient'. Rename or remove one$"
     ):
         read_manifest(tmp_path)
     (tmp_path / "manifest.csv").write_text("path,patient,note,note\na/x.png,p1,1,2\n")
@@ -450,15 +450,15 @@ def test_rows_that_lack_something_are_told_with_the_first_of_them(tmp_path: Path
     file = listed(tmp_path, "path,class,split", "a,Train", "a,", ",Test", "b,Test", "b,", "b, ")
     manifest = read_manifest(file)
     assert manifest.notes == [
-        "1 rows of list.csv have no image or no class and were left out; the first is row 4",
-        "3 rows of list.csv have no split where others have one, and are in a split 'All' of their own, "
+        "1 rows of list.csv have no image or no class and are left out; the first is row 4",
+        "3 rows have no split in list.csv, where others have one: they are in the split 'All', "
         "which is not trained on; the first is row 3",
     ]
     assert manifest.table["split"].tolist() == ["All"] * 3 + ["Test", "Train"]
     assert load_dataset(file, "Train", 16).notes == manifest.notes
     assert not read_manifest(listed(tmp_path, "path,class,split", "a,", "b,")).notes, "no row has a split"
     file = listed(tmp_path, "sample_id,path,class,split", "0.png,a,Train", "1.png,a,")
-    assert "1 rows lack one of sample_id, path, class, split, the first is row 3: fill in" in refused(file)
+    assert "1 rows lack one of sample_id, path, class, split, the first is row 3. Fill in" in refused(file)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_a_list_in_another_encoding_is_said_with_its_row(
     encoding: str, said: str, name: str, text: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(text.encode(encoding))
-    with pytest.raises(UserError, match=rf"{name}: {said}: save it as UTF-8, which spreadsheets call 'CSV UTF-8'$"):
+    with pytest.raises(UserError, match=rf"{name}: {said}. Save it as UTF-8, which spreadsheets call 'CSV UTF-8'$"):
         read_manifest(tmp_path / name)
 
 
@@ -492,16 +492,16 @@ def test_a_split_that_a_list_has_not_is_said_of_the_list_and_with_what_to_do(tmp
         return str(caught.value)
 
     file = listed(tmp_path, "path,class,split", "a,1", "b,2", "a,fold 3")
-    assert "there is 1, 2, fold 3; say which of them it is: --set data.splits.train=1 where" in said(file, "Train")
-    assert "--set data.splits.test='fold 3' where it is trained" in said(file, "Test")
-    assert "--split 2 where it is tested" in said(file, "Val")
+    assert "there is 1, 2, fold 3. Choose one of them: --set data.splits.train=1 for training" in said(file, "Train")
+    assert "--set data.splits.test='fold 3' for training" in said(file, "Test")
+    assert "--split 2 for testing" in said(file, "Val")
     file = listed(tmp_path, "path,class,Subset", "a,train", "b,test")
-    assert "there is Test, Train: no row has it in the column 'Subset'; give it to some images" in said(file, "Val")
+    assert "there is Test, Train: no row has it in the column 'Subset'. Give it to some images" in said(file, "Val")
     file = listed(tmp_path, "path,class", "a", "b")
-    assert "there is All: the list has no column of splits; add a column 'split' that says Train" in said(file, "3")
+    assert "there is All: the list has no column of splits. Add a column 'split' with Train" in said(file, "3")
     file = file.rename(tmp_path / "train.csv")
-    assert "there is Train: the list has no column of splits (what there is comes from its name" in said(file, "Val")
-    assert "or give the list a name without a split, and it is divided" in said(file, "Val")
+    assert "there is Train: the list has no column of splits (its splits come from its name" in said(file, "Val")
+    assert "or remove the split from the list's name to have it divided" in said(file, "Val")
     assert load_dataset(file.rename(tmp_path / "list.csv"), "Train", 16).table["split"].tolist() == ["Train"] * 2
 
 
@@ -510,11 +510,11 @@ def test_classes_that_differ_only_in_capitals_or_blanks_are_said(again: str, tmp
     rows = [f"{number},{name},Train" for number, name in enumerate(("a-1", again, "a-1", "b"))]
     file = listed(tmp_path, "path,sample_id,class,split", *rows)
     (note,) = load_dataset(file, "Train", 16).notes
-    assert f"taken for different ones: 'a-1' (2 images) and '{again}' (1 image); --label " in note
+    assert f"count as different: 'a-1' (2 images) and '{again}' (1 image); to join them, give --label " in note
     mapped = load_dataset(file, "Train", 16, labels={again: "a-1", "b": "b"})
     assert (mapped.notes, mapped.classes) == ([], ("a-1", "b"))
     (note,) = load_dataset(file, "Train", 16, labels={"a-1": "B", again: "B", "b": "b"}).notes
-    assert "'B' (3 images) and 'b' (1 image); --label b=B makes them one" in note
+    assert "'B' (3 images) and 'b' (1 image); to join them, give --label b=B" in note
 
 
 def test_samples_are_called_as_their_list_spells_them_so_that_runs_of_before_know_them(tmp_path: Path) -> None:

@@ -75,7 +75,11 @@ def test_what_the_gate_closes_changes_no_answer() -> None:
 def test_every_saliency_method_of_every_shipped_recipe_has_its_place_in_a_model(lung_gate: bool) -> None:
     model = factory.build("test_resnet", classes=3, lung_gate=lung_gate).eval()
     images = torch.rand((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
-    every = {name for recipe in study_recipe.shipped() for name in study_recipe.load_study(recipe).explanation.methods}
+    every = {
+        name
+        for recipe in study_recipe.shipped_recipes()
+        for name in study_recipe.load_study(recipe).explanation.methods
+    }
     names = every - {"evidence"}  # of evidence networks, which test_evidence has
     assert "layercam@gate" in names
     found = methods.maps(model, images, 0, sorted(names))
@@ -141,6 +145,7 @@ def test_dice() -> None:
     assert lung_segmenter.dice(a, b).tolist() == [0.5, 0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_gated_run_is_named_kept_and_resumed(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     run = recipe("fgsm", background="gate")
@@ -171,7 +176,7 @@ def test_the_classifier_does_not_bend_the_gate(radiographs: tuple[Any, Any], tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lung_segmenter, "fit", fit)
-        loop.fit(recipe("standard", background="gate", averaging=0.5), *radiographs, tmp_path)
+        loop.fit(recipe("standard", background="gate", ema_decay=0.5), *radiographs, tmp_path)
     kept = weights(tmp_path)
     assert gates[0]
     assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())

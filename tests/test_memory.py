@@ -13,7 +13,7 @@ from trustcxr.training import fit_run
 FAULTS = """
 import resource
 import numpy as np
-from trustcxr.training import loop
+from trustcxr.training import fit_run
 
 def step():
     kept = [np.ones(megabytes << 20, np.uint8) for megabytes in (16, 40)]  # above and below what glibc maps apart
@@ -26,7 +26,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 first = faults()
-print(loop.keep_freed_memory(), first, faults())
+print(fit_run.keep_freed_memory(), first, faults())
 """
 
 

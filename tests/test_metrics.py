@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import registry, statistics
 from trustcxr.errors import NotFiniteError
-from trustcxr.evaluation import alarms, generalisation_gap, metrics
+from trustcxr.evaluation import generalisation_gap, gradient_masking, metrics, run_figures
 from trustcxr.statistics import softmax
 from trustcxr.storage import atomic
 from trustcxr.storage.prediction_table import logits_of
@@ -290,7 +290,7 @@ def test_corruptions_stand_apart_from_attacks() -> None:
     assert mean["accuracy"]["value"] == pytest.approx(np.mean(shares))
     assert mean["flip_rate"]["value"] == pytest.approx(np.mean(flips))
     within = np.mean(shares, axis=0)
-    by_hand = statistics.mean_interval(within, clean["group"], resamples=200)[1]
+    by_hand = statistics.interval(statistics.Bootstrap.over(clean["group"], resamples=200).means(within))
     assert mean["accuracy"]["ci"] == pytest.approx(by_hand), "over images: conditions of one image are no new images"
 
 
@@ -464,8 +464,8 @@ def found(clean: float, *rows: tuple[str, float, float]) -> list[Alarm]:
 
 def alarms_of(content: dict[str, Any]) -> list[Alarm]:
     made = RunDocument.model_validate(content)
-    made.masking = alarms.verdict(made)
-    return alarms.find_alarms(made)
+    made.masking = gradient_masking.verdict(made)
+    return run_figures.find_alarms(made)
 
 
 def kinds(clean: float, *rows: tuple[str, float, float]) -> list[str]:

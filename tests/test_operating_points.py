@@ -74,7 +74,9 @@ def test_errors_of_both_kinds_at_a_threshold_by_hand() -> None:
     scores, positive, groups = sample()
     both = pd.concat([predictions(scores, positive, groups), predictions(scores - 1, positive, groups, "pgd")])
     given = {"absent": Threshold(None), "there": Threshold(0.6, "of the model file")}
-    rows = [point.plain() for point in operating_points.of_classes(both, ("absent", "there"), given, resamples=200)]
+    rows = [
+        point.plain() for point in operating_points.measure_classes(both, ("absent", "there"), given, resamples=200)
+    ]
     clean, attacked = (next(r for r in rows if (r["finding"], r["attack"]) == ("there", a)) for a in ("clean", "pgd"))
     for row, seen in ((clean, scores), (attacked, scores - 1)):
         said = 1 / (1 + np.exp(-seen)) >= 0.6
@@ -96,7 +98,7 @@ def test_errors_of_both_kinds_at_a_threshold_by_hand() -> None:
 
 def test_a_ratio_without_limit_is_no_number() -> None:
     scores, positive = np.array([0.1] * 20 + [0.9] * 20), np.array([False] * 20 + [True] * 20)
-    row = operating_points.of_finding(
+    row = operating_points.measure_finding(
         predictions(scores * 4 - 2, positive, np.arange(40)), "a", Threshold(0.5), resamples=200
     )[0].plain()
     assert (row["sensitivity"]["value"], row["specificity"]["value"]) == (1, 1)

@@ -28,6 +28,7 @@ def test_import_takes_no_time() -> None:
     assert seconds("import trustcxr") < 0.5
 
 
+@pytest.mark.slow
 def test_help_takes_no_time() -> None:
     assert seconds(HELP) < 0.5
 

@@ -13,7 +13,7 @@ from trustcxr.registry import ATTACKS, DEFENCES
 from trustcxr.report import figure_export, load
 from trustcxr.report.figures import svg, training_curves
 from trustcxr.report.figures.accuracy import accuracy_dots
-from trustcxr.report.ranking import headline
+from trustcxr.report.ranking import choose_headline
 
 color = pytest.importorskip("skimage.color", reason="scikit-image is not installed: colours were not compared")
 
@@ -93,13 +93,13 @@ def test_titles_are_whole_and_marks_say_their_values(study: Path) -> None:
     one = found.runs[2]
     drawing = training_curves.training_curve(one)
     assert drawing is not None
-    drawn = svg.inline(drawing, "k")
+    drawn = svg.render_inline(drawing, "k")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
     title = "".join(texts).replace(" ", "")
     assert one.label.replace(" ", "") in title, "in two lines, none of it cut"
     assert all(f"epoch {epoch}: " in drawn for epoch in (1, 2, 3))
-    head = headline(found.study, found.runs)
-    dots = svg.inline(accuracy_dots(found.runs, head), "d")
+    head = choose_headline(found.study, found.runs)
+    dots = svg.render_inline(accuracy_dots(found.runs, head), "d")
     for run_ in found.runs:
         share = run_.clean.accuracy
         assert f"{run_.label}, clean: {100 * (share.value or 0):.1f}\u00a0% (95\u00a0% CI" in dots

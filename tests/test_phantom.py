@@ -98,7 +98,7 @@ def test_parse_shortcut() -> None:
     assert shortcuts.parse_shortcut("marker=0.9") == shortcuts.Shortcut("marker", 0.9, "COVID-19")
     assert shortcuts.parse_shortcut("tube:Normal=0.25") == shortcuts.Shortcut("tube", 0.25, "Normal")
     assert shortcuts.parse_shortcut("border").share == 1.0
-    share = "the share after '=' is a number from 0 to 1"
+    share = "the share is not a number from 0 to 1"
     complaints = dict.fromkeys(("marker=lots", "marker=1.5", "marker=nan"), share)
     complaints |= {"market=0.9": "did you mean marker", "marker:Flu=0.5": "unknown class 'Flu'"}
     complaints |= {"": "unknown shortcut ''"}

@@ -13,7 +13,7 @@ from trustcxr.data.phantom.render_image import render
 
 
 def doubts(pixels: np.ndarray, colour: float = 0.0) -> set[str]:
-    return set(plausibility.doubts(plausibility.thumbnail(pixels), colour))
+    return set(plausibility.find_doubts(plausibility.make_thumbnail(pixels), colour))
 
 
 def photograph(name: str) -> np.ndarray:
@@ -43,11 +43,11 @@ def test_photographs_are_in_colour_and_laid_out_otherwise(tmp_path: Path) -> Non
     for name in ("china.jpg", "flower.jpg"):
         pixels = photograph(name)
         Image.fromarray(pixels).save(tmp_path / name)
-        assert plausibility.colourfulness(tmp_path / name) > plausibility.COLOURED
+        assert plausibility.measure_colour(tmp_path / name) > plausibility.COLOURED
         grey = np.asarray(Image.fromarray(pixels).convert("L"))
         assert doubts(grey) & {"unlike", "inverted"}
         Image.fromarray(grey).save(tmp_path / "grey.png")
-        assert plausibility.colourfulness(tmp_path / "grey.png") == 0
+        assert plausibility.measure_colour(tmp_path / "grey.png") == 0
 
 
 def test_the_check_finds_something_on_photographs(tmp_path: Path) -> None:
@@ -97,5 +97,5 @@ def dicom(path: Path, **tags: str) -> Path:
     ],
 )
 def test_a_dicom_file_of_another_kind_is_refused(tmp_path: Path, tags: dict[str, str], said: str | None) -> None:
-    found = plausibility.another_kind(dicom(tmp_path / "x.dcm", **tags))
+    found = plausibility.find_wrong_kind(dicom(tmp_path / "x.dcm", **tags))
     assert (found is None) if said is None else (found is not None and said in found and "DOE" not in found)

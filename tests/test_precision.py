@@ -5,7 +5,7 @@ import torch
 
 from small_networks import images_and_labels, trained
 from trustcxr import attacks
-from trustcxr.training import precision
+from trustcxr.training import environment
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         ("16-mixed", "cuda", "16-mixed"),
     ],
 )
-def test_what_is_used_in_its_place_is_said(asked: precision.Precision, device: str, used: str) -> None:
-    assert precision.used(asked, device) == used
-    told = precision.instead(asked, device)
-    assert told == "" if used == asked else (asked in told and f"{used} is used in its place" in told)
-    assert (precision.lower(asked, device) is None) == (used == "32-true")
+def test_what_is_used_in_its_place_is_said(asked: environment.Precision, device: str, used: str) -> None:
+    assert environment.supported_precision(asked, device) == used
+    told = environment.describe_substitute(asked, device)
+    assert told == "" if used == asked else (asked in told and f"{used} instead" in told)
+    assert (environment.autocast_dtype(asked, device) is None) == (used == "32-true")
 
 
 @pytest.mark.usefixtures("no_bfloat16")
@@ -46,5 +46,5 @@ def test_an_attack_asks_the_network_in_float32_there() -> None:
 
 @pytest.mark.usefixtures("bfloat16")
 def test_where_there_is_no_such_doubt_it_is_used() -> None:
-    assert precision.used("bf16-mixed", "cpu") == "bf16-mixed"
-    assert "16-mixed needs a card: bf16-mixed" in precision.instead("16-mixed", "cpu")
+    assert environment.supported_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert "16-mixed needs a GPU: using bf16-mixed" in environment.describe_substitute("16-mixed", "cpu")

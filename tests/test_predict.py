@@ -93,7 +93,7 @@ def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, rad
     left_out = [a for a in answers if "left_out" in a.plain()]
     assert len(answers) == 2
     assert len(left_out) == 1
-    assert "heatmap" in terminal.sentences(left_out[0])[0]
+    assert "heatmap" in terminal.describe_answer(left_out[0])[0]
     assert len(list((radiographs / "a").glob("*.png"))) == 2
 
 
@@ -113,7 +113,7 @@ def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, r
     assert Path(answer.heatmap).parent == radiograph.parent
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
-    assert after.passed_over == {answer.heatmap: "a heatmap that predict wrote, and no image"}
+    assert after.skipped == {answer.heatmap: "a heatmap that predict wrote, and no image"}
     checked = check_data(tmp_path, probes=False, workers=1)
     (finding,) = (f for f in checked.findings if f.kind in ("heatmaps", "passed_over", "mask_missing"))
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
@@ -151,14 +151,14 @@ def test_a_heatmap_that_cannot_be_written_costs_its_image_alone(
         lost.error
         == f"no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot be written: permission denied; choose --out"
     )
-    assert terminal.sentences(lost) == [f"{lost.image}: {lost.error}"]
-    assert terminal.not_answered([first, lost, last]) == f"{lost.image}: {lost.error}"
+    assert terminal.describe_answer(lost) == [f"{lost.image}: {lost.error}"]
+    assert terminal.describe_failures([first, lost, last]) == f"{lost.image}: {lost.error}"
     broken = ImageAnswer(image="broken.png", error="no picture")
-    assert terminal.not_answered([lost, broken, broken, lost]) == (
-        "broken.png and 1 more: not read: no picture; give chest images as PNG, JPEG, TIFF or DICOM files; "
+    assert terminal.describe_failures([lost, broken, broken, lost]) == (
+        "broken.png and 1 more: not read: no picture. Give chest images as PNG, JPEG, TIFF or DICOM files; "
         f"{lost.image} and 1 more: {lost.error}"
     )
-    assert terminal.not_answered([first, last]) == ""
+    assert terminal.describe_failures([first, last]) == ""
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -183,7 +183,7 @@ def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
     run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "answer", lambda *_, **__: pytest.fail("in vain"))
+    monkeypatch.setattr(predict, "predict_image", lambda *_, **__: pytest.fail("in vain"))
     (radiographs / "taken").touch()
     answers = predict.predict(run, three, out=radiographs / "taken" / "out")
     assert all("a file is where a folder should be; choose --out" in str(answer.error) for answer in answers)
@@ -220,7 +220,7 @@ def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
     claims: bool, run: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, radiograph = load_run(run, on="cpu"), predict.read_source(radiographs / "a" / "x.png").pixels
-    plain = predict.answer(loaded, radiograph, epsilon=0.02)
+    plain = predict.predict_image(loaded, radiograph, epsilon=0.02)
     predicted, count = loaded.classes.index(plain.predicted), len(loaded.classes)
     copy = Claims((predicted + claims) % count, count)
     searched, pgd = [], predict.attacks.pgd
@@ -230,7 +230,7 @@ def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
         return pgd(model, *given, **options)
 
     monkeypatch.setattr(predict.attacks, "pgd", watched)
-    told = predict.answer(loaded, radiograph, epsilon=0.02, searched=copy)
+    told = predict.predict_image(loaded, radiograph, epsilon=0.02, searched=copy)
     assert searched == ([copy, loaded.model] if claims else [copy]), "claimed in vain: the model itself is searched"
     assert told.survives == plain.survives or not claims
 
@@ -251,7 +251,7 @@ def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path, tm
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     radiograph = render("COVID-19", 1, 200).image[:, 50:150]
-    said = predict.answer(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
+    said = predict.predict_image(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
     square = (
         torch.from_numpy(np.array(resize.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
     )
@@ -269,14 +269,14 @@ def test_probabilities_are_calibrated_where_the_run_has_a_temperature(run: Path)
     plain = load_run(run)
     scaled = load_run(run)
     scaled.metrics = RunDocument(calibration=Calibration(temperature=4.0))
-    before, after = (predict.answer(r, radiograph, epsilon=0.0) for r in (plain, scaled))
+    before, after = (predict.predict_image(r, radiograph, epsilon=0.0) for r in (plain, scaled))
     assert (before.calibrated, after.calibrated) == (False, True)
     logits = np.log(list(before.probabilities.values()))
     assert list(after.probabilities.values()) == pytest.approx(softmax(logits[None] / 4)[0], abs=1e-6)
-    words = "\n".join(terminal.sentences(after.model_copy(update={"image": "x"})))
+    words = "\n".join(terminal.describe_answer(after.model_copy(update={"image": "x"})))
     assert "calibrated on the run's validation images" in words
-    assert "to survive is to keep the class" in words
-    assert "not calibrated" in "\n".join(terminal.sentences(before.model_copy(update={"image": "x"})))
+    assert "survive: the attack does not change the class" in words
+    assert "not calibrated" in "\n".join(terminal.describe_answer(before.model_copy(update={"image": "x"})))
 
 
 def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_pat
     black, coloured = predict.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
     assert black.warnings == ["it is nearly one grey level"]
     assert "it is in colour" in coloured.warnings
-    assert "DOUBTFUL" in "\n".join(terminal.sentences(black))
+    assert "DOUBTFUL" in "\n".join(terminal.describe_answer(black))
     pydicom = pytest.importorskip("pydicom")
     (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
     assert slice_of.error == "a DICOM file of CT: expected a chest image (CR or DX)"
@@ -295,8 +295,8 @@ def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_pat
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from trustcxr.explain import one_image
-(answer,) = one_image.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
+from trustcxr.explain import predict
+(answer,) = predict.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
 """
@@ -322,6 +322,6 @@ def test_a_image_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(
 def test_an_answer_without_its_dicom_objects_is_told_with_what_is_missing() -> None:
     error = "no DICOM answer: x.finding.dcm: cannot be written: no space left on the disk"
     given = {"image": "x", "predicted": "Normal", "probabilities": {"Normal": 0.9, "COVID-19": 0.1}, "error": error}
-    said = terminal.sentences(ImageAnswer.model_validate(given))
+    said = terminal.describe_answer(ImageAnswer.model_validate(given))
     assert said[0] == "x: Normal 90.0%, COVID-19 10.0%"
     assert said[-1] == f"  {error}"

@@ -32,7 +32,7 @@ def study(**keys: Any) -> StudyRecipe:
 
 
 def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
-    preflight.recipe(study(), tmp_path)
+    preflight.check_study(study(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
 )
 def test_what_is_not_there_is_said_before_the_training(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        preflight.recipe(study(**keys), tmp_path)
+        preflight.check_study(study(**keys), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("training", "said"),
     [
         (GUIDED, "training.guidance_layer: unknown layer -9"),
-        ({"counterfactuals": 0.3, "healthy": "Nrmal"}, "unknown healthy class .* did you mean Normal"),
+        ({"counterfactuals": {"share": 0.3, "healthy_class": "Nrmal"}}, "unknown healthy class .* did you mean Normal"),
     ],
 )
 def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
@@ -74,9 +74,9 @@ def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
 
 def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> None:
     moved = study(models=[NETWORK | {"weights": "gone.safetensors"}])
-    preflight._network(moved.models[0], 32, trained=True)
+    preflight._check_network(moved.models[0], 32, trained=True)
     with pytest.raises(UserError, match="no such file"):
-        preflight._network(moved.models[0], 32, trained=False)
+        preflight._check_network(moved.models[0], 32, trained=False)
 
 
 def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) ->
     alone = study(models=moved, seeds=[0])
     assert preflight._trained(alone, alone.models[0], tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        preflight.names(study(models=moved, seeds=[0, 1]), tmp_path)
+        preflight.check_names(study(models=moved, seeds=[0, 1]), tmp_path)
 
 
 def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
@@ -94,17 +94,17 @@ def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
-    preflight.maps(study(data={"size": 32}, explanation=methods))
+    preflight.warn_flat_maps(study(data={"size": 32}, explanation=methods))
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("no map of test_resnet by gradcam: at 32 pixels what is read there has one cell")
-    assert said.endswith("as in gradcam@-2")
+    assert said.startswith("no map of test_resnet by gradcam: at 32 pixels such a map has one cell")
+    assert said.endswith("such as gradcam@-2")
     for quiet in ({"size": 96}, {"size": 32}):
         shown = methods if quiet["size"] == 96 else {"methods": ["gradcam@-2", "occlusion"]}
-        preflight.maps(study(data=quiet, explanation=shown))
+        preflight.warn_flat_maps(study(data=quiet, explanation=shown))
         assert capsys.readouterr().err == ""
     for name in ("standard", "fgsm"):
         atomic.write_json(tmp_path / "runs" / f"test_resnet-{name}-s0" / "training.json", {})
-    preflight.maps(study(data={"size": 32}, explanation=methods), tmp_path)
+    preflight.warn_flat_maps(study(data={"size": 32}, explanation=methods), tmp_path)
     assert capsys.readouterr().err == "", "it is trained: it was said before"
 
 
@@ -112,17 +112,18 @@ def test_weights_that_do_not_fit_are_said_before_the_training(tmp_path: Path) ->
     save_file({"something.else": np.zeros(3, np.float32)}, tmp_path / "alien.safetensors")
     alien = NETWORK | {"weights": str(tmp_path / "alien.safetensors")}
     with pytest.raises(UserError, match="do not fit test_resnet"):
-        preflight.recipe(study(models=[NETWORK | {"label": "own"}, alien]), tmp_path)
+        preflight.check_study(study(models=[NETWORK | {"label": "own"}, alien]), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("keys", "kind"), [({"background": "mask"}, "lung"), ({"counterfactuals": 0.3, "healthy": "a"}, "infection")]
+    ("keys", "kind"),
+    [({"background": "mask"}, "lung"), ({"counterfactuals": {"share": 0.3, "healthy_class": "a"}}, "infection")],
 )
 def test_masks_that_are_not_there_are_said_before_the_training(tmp_path: Path, keys: dict[str, Any], kind: str) -> None:
     data = load_dataset(images(tmp_path / "images", ("a", "b")), "Train", 32, workers=1)
-    preflight.masks(study(), data)
+    preflight.check_masks(study(), data)
     with pytest.raises(UserError, match=f"no training image has a mask of kind (lung|{kind}), which test_resnet-"):
-        preflight.masks(study(training=keys), data)
+        preflight.check_masks(study(training=keys), data)
 
 
 def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +132,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
 
     monkeypatch.setattr(factory, "_from_hub", none)
     with pytest.raises(UserError, match="no ImageNet weights for test_resnet"):
-        preflight.recipe(study(models=[{"name": "test_resnet"}]), tmp_path)
+        preflight.check_study(study(models=[{"name": "test_resnet"}]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -169,14 +170,14 @@ def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> N
     ):
         parts = {role: load_dataset(data, split, 32, workers=1) for role, split in (("train", "Train"), ("val", "Val"))}
         with pytest.raises(UserError, match=said):
-            preflight.classes(parts)
+            preflight.check_classes(parts)
 
 
 def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
     root = images(tmp_path / "images", ("a",))
     (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{p},a\n" for p in root.rglob("*.png")))
     with pytest.raises(UserError, match=r"list\.csv: one class alone \(a\)"):
-        preflight.classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
+        preflight.check_classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
     with pytest.raises(UserError, match=r"list\.csv: no label mapping for 'a'"):
         load_dataset(tmp_path / "list.csv", None, 32, workers=1, labels={"b": "c"})
     with pytest.raises(UserError, match=r"list\.csv: classes a do not match the expected c"):
@@ -191,7 +192,7 @@ def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path
     assert len(manifest.table) == 2
     assert any("1 rows of list.csv have no image or no class" in note for note in manifest.notes)
     renamed = manifest.with_labels({"a": "x", "b": "x", "nobody": "x"})
-    assert any("no class of these data: nobody" in note for note in renamed.notes)
+    assert any("these data lack: nobody" in note for note in renamed.notes)
 
 
 @pytest.fixture
@@ -214,17 +215,17 @@ def names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
 
-@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy: Normal\n"])
+@pytest.mark.parametrize("last", ["patience:", "rotation: 1", "healthy_class: Normal\n"])
 def test_a_run_whose_recipe_lost_its_end_is_trained_again_and_not_believed(
     finished: Path, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    repair.mend(finished)
+    repair.supersede_damaged(finished)
     load_run(finished)
     whole = (finished / "run.yaml").read_text()
     (finished / "run.yaml").write_text(whole[: whole.index(last) + len(last)])
     with pytest.raises(UserError):  # the first is no recipe; the others are, and not that of the training
         load_run(finished)
-    repair.mend(finished)
+    repair.supersede_damaged(finished)
     assert names(finished) == {"superseded-1"}
     assert "trained again" in capsys.readouterr().err
 
@@ -234,5 +235,5 @@ def test_a_recipe_of_a_later_version_is_not_taken_for_a_damaged_one(finished: Pa
     content["recipe"]["training"]["of_the_future"] = 1
     atomic.write_yaml(finished / "run.yaml", content)
     before = names(finished)
-    repair.mend(finished)
+    repair.supersede_damaged(finished)
     assert names(finished) == before

@@ -47,9 +47,9 @@ def checkpoint(run_folder: Path, *, finished: bool, days: float) -> Path:
 
 def test_old_stores_are_listed_and_removed_only_when_asked(cache: Path) -> None:
     old, young = store(cache, "a" * 40), store(cache, "b" * 40, days=3)
-    listed = json.loads(run("cache", "prune", "--json").stdout)
-    assert {one["path"]: one["why"] for one in listed["found"]} == {str(old): "", str(young): "used within 30 days"}
-    assert listed["found"][0]["what"] == "4 images of 32 pixels"
+    listed = json.loads(run("prune", "--json").stdout)
+    assert {one["path"]: one["why"] for one in listed["entries"]} == {str(old): "", str(young): "used within 30 days"}
+    assert listed["entries"][0]["what"] == "4 images of 32 pixels"
     assert listed["removable"] == pytest.approx(4096, abs=600)
     assert old.is_dir()
     assert json.loads(run("cache", "list", "--json").stdout)["found"] == listed["found"]
@@ -77,17 +77,17 @@ def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
 
     images = write_files.write(tmp_path / "images", {"Train": 1}, size=32)
     aged(load_dataset(images, size=32, workers=1)._store.folder, 100)
-    assert [one.old for one in cache_prune.prune().found] == [True]
+    assert [one.old for one in cache_prune.prune().entries] == [True]
     load_dataset(images, size=32, workers=1)
-    assert [one.why for one in cache_prune.prune().found] == ["used within 30 days"]
+    assert [one.why for one in cache_prune.prune().entries] == ["used within 30 days"]
 
 
 def test_a_store_that_is_being_built_stays(cache: Path) -> None:
     work = store(cache, "c" * 40 + ".building")
     with FileLock(work.with_suffix(".lock")):
-        (one,) = cache_prune.prune(remove=True).found
-        assert (one.held, one.removed, work.is_dir()) == ("a command that decodes into it", False, True)
-    (one,) = cache_prune.prune(remove=True).found
+        (one,) = cache_prune.prune(remove=True).entries
+        assert (one.user, one.removed, work.is_dir()) == ("a command that decodes into it", False, True)
+    (one,) = cache_prune.prune(remove=True).entries
     assert (one.removed, work.exists()) == (True, False)
 
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_being_replaced_is_listed(
     kept = checkpoint(tmp_path / "run", finished=False, days=1)
     real = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*real(self, pattern), self / ".gone.1.ckpt"])
-    (one,) = cache_prune.prune([tmp_path / "run"]).found
+    (one,) = cache_prune.prune([tmp_path / "run"]).entries
     assert (one.path, one.bytes) == (str(kept), 100)
 
 
@@ -105,11 +105,11 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     study = tmp_path / "study"
     finished = checkpoint(study / "runs" / "a", finished=True, days=0)
     recent = checkpoint(study / "runs" / "b", finished=False, days=2)
-    forgotten = checkpoint(study / "runs" / "c" / "validated", finished=False, days=90)
-    assert "old" in run("cache", "prune", study).stdout
+    forgotten = checkpoint(study / "runs" / "c" / "before_refit", finished=False, days=90)
+    assert "old" in run("prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
     with locks.folder_lock(study / "runs" / "c"):
-        held = {one.path: one.held for one in cache_prune.prune([study]).found}
+        held = {one.path: one.user for one in cache_prune.prune([study]).entries}
         assert f"process {os.getpid()}" in held[str(forgotten)]
     cache_prune.prune([study], remove=True)
     assert [path.exists() for path in (finished, recent, forgotten)] == [False, True, False]

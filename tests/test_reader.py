@@ -106,7 +106,7 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         row = list(dataset.sample_ids).index(radiograph.sample)
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(radiograph.mask))), dataset.masks("infection")[row])
         for arm, drawn in zip(arms, radiograph.maps, strict=True):
-            panel = examples.panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
+            panel = examples.make_panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
             assert drawn == prepare._draw_overlay(panel["image"][0], panel["saliency"][0])
     assert (
         len({png for radiograph in shown for png in radiograph.maps}) > 2
@@ -414,7 +414,7 @@ def test_results_tell_preference_agreement_and_the_human_benchmark(
     assert people[2].value == pytest.approx(np.mean(own))
     assert model[0].text == f"{ARMS[0]}:gradcam"
     assert model[1].value == pytest.approx(0.25)
-    assert "to" in model[1].beside
+    assert "to" in model[1].second
     written = reader_results.write_tables(reader_results.gather(store), runs, tmp_path / "out")
     assert sorted({p.suffix for p in written}) == [".csv", ".md", ".tex"]
     page = written[0].read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import yaml
 from trustcxr.errors import UserError
 from trustcxr.recipes import parsing
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, run_recipe, shipped_recipes
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 
 
@@ -41,11 +41,11 @@ def test_splits_that_are_numbered_need_no_quotes(tmp_path: Path) -> None:
 
 
 def test_the_recipes_that_ship() -> None:
-    assert {"demo", "paper", "quick"} <= set(shipped())
+    assert {"demo", "paper", "quick"} <= set(shipped_recipes())
 
 
 @pytest.mark.expensive("paper", "twenty-one")
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     from trustcxr import attacks, defences
     from trustcxr.explain import METHODS
@@ -219,9 +219,12 @@ def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text
     ("keys", "text"),
     [
         ({"training": {"balanced_by": "source"}}, "balanced_by: source does nothing without training.balanced: true"),
-        ({"training": {"counterfactual_epsilon": 0}}, "counterfactual_epsilon: 0.0 does nothing"),
-        ({"training": {"counterfactual_fills": ["mirror"]}}, "leave counterfactual_fills out"),
-        ({"training": {"healthy": "Norml"}}, "healthy: Norml does nothing"),
+        ({"training": {"counterfactuals": {"epsilon": 0}}}, "counterfactuals.epsilon: 0.0 does nothing"),
+        ({"training": {"counterfactuals": {"fills": ["mirror"]}}}, "leave counterfactuals.fills out"),
+        (
+            {"training": {"counterfactuals": {"healthy_class": "Norml"}}},
+            "counterfactuals.healthy_class: Norml does nothing",
+        ),
         ({"training": {"tracking_uri": "http://x"}}, "does nothing without training.track: mlflow"),
         ({"training": {"label_smoothing": 1}}, "key 'training.label_smoothing': expected a number less than 1"),
         ({"training": {"warmup_epochs": 31}}, "warmup_epochs: 31 is more than the 30 epochs"),
@@ -236,8 +239,11 @@ def test_what_would_do_nothing_is_refused(keys: dict[str, Any], text: str, tmp_p
 
 
 def test_a_key_that_one_run_of_a_study_uses_is_taken(tmp_path: Path) -> None:
-    edited = {"name": "fgsm", "training": {"counterfactuals": 0.3}}
-    assert load(tmp_path, training={"healthy": "Well"}, defences=[edited]).training.healthy == "Well"
+    edited = {"name": "fgsm", "training": {"counterfactuals": {"share": 0.3}}}
+    study = load(tmp_path, training={"counterfactuals": {"healthy_class": "Well"}}, defences=[edited])
+    run = run_recipe(study, study.models[0], study.defences[0], 0)
+    assert run.training.counterfactuals.healthy_class == "Well"
+    assert run.training.counterfactuals.share == 0.3
     regular = {"name": "ibp", "regulariser": 0.5, "ramp": 0.6}
     assert load(tmp_path, models=["plain3"], defences=[regular]).defences[0].regulariser == 0.5
 
@@ -271,11 +277,7 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
     assert [model.label for model in load_study(path).models] == ["x", "y", "z"]
 
 
-def test_the_file_that_a_study_keeps_is_said_to_be_none(tmp_path: Path) -> None:
-    kept = {"data": "images", "fingerprint": "abc", "recipe": {"name": "mine", "models": ["resnet18"]}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(kept))
-    with pytest.raises(UserError, match=r"study.yaml: what a study keeps of itself, and no recipe; give the recipe"):
-        load_study(tmp_path / "study.yaml")
+def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "models": {"long": "x" * 500}}))
     with pytest.raises(UserError) as refused:
         load_study(tmp_path / "mine.yaml")

@@ -11,7 +11,7 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import console, report
 from trustcxr.data import load_dataset
-from trustcxr.data.dataset import Joined
+from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions
 from trustcxr.evaluation import trained_run as evaluation_run
@@ -37,7 +37,7 @@ def images(pack: Pack) -> tuple[Any, Any]:
 
 
 def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
-    both, (train, val) = Joined(*images), images
+    both, (train, val) = JoinedDataset(*images), images
     assert len(both) == 72
     assert both.split == "Train+Val"
     rows = [70, 0, 48, 47, 70]
@@ -49,6 +49,7 @@ def test_two_splits_read_as_one(images: tuple[Any, Any]) -> None:
     assert np.array_equal(both.masks("lung"), np.concatenate([train.masks("lung"), val.masks("lung")]))
 
 
+@pytest.mark.slow
 def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_chose(
     images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +69,7 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     assert [(bar.done, bar.total) for bar in bars] == [(12, 12), (8, 8)], "the time left is told of the epochs to come"
     assert seen[3] == set(range(48)), "validation images are not in the first"
     assert max(seen[4]) >= 48
-    first = atomic.read_json(tmp_path / "validated" / "training.json")
+    first = atomic.read_json(tmp_path / "before_refit" / "training.json")
     assert (first["epochs"], first["best_epoch"], first["best_value"]) == (4, 1, 0.7)
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     assert {k: summary.plain()[k] for k in ("epochs", "best_epoch", "best_value")} == {
@@ -76,23 +77,25 @@ def test_the_second_training_sees_both_and_ends_at_the_epoch_that_validation_cho
     }
     assert summary.refit.epochs == 2
     assert summary.seconds == pytest.approx(first["seconds"] + summary.refit.seconds)
-    assert terminal.training_sentence(summary).endswith("after 4 epochs; then 2 with the validation images too")
+    assert terminal.describe_training(summary).endswith(
+        "after 4 epochs; then a refit of 2 epochs with the validation images"
+    )
     history = atomic.read_table(tmp_path / "history.csv")
     assert history["seen_accuracy"].tolist() == [0.9, 0.1], "named as what it is, and the last epoch is kept"
     assert not [name for name in history if name.startswith("val_")]
-    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "validated", tmp_path)]
+    rates = [atomic.read_table(path / "history.csv")["learning_rate"] for path in (tmp_path / "before_refit", tmp_path)]
     assert rates[1].to_numpy() == pytest.approx(rates[0].to_numpy()[:2], rel=0.2), "the same schedule, cut short"
     assert atomic.read_yaml(tmp_path / "run.yaml")["data"]["images"] == 72
-    assert atomic.read_yaml(tmp_path / "validated" / "run.yaml")["data"]["images"] == 48
-    assert not same(weights(tmp_path), weights(tmp_path / "validated"))
+    assert atomic.read_yaml(tmp_path / "before_refit" / "run.yaml")["data"]["images"] == 48
+    assert not same(weights(tmp_path), weights(tmp_path / "before_refit"))
 
 
 @pytest.mark.slow
 def test_the_first_is_the_run_without_it(images: tuple[Any, Any], tmp_path: Path) -> None:
     fit_run.fit(recipe("fgsm", refit=True), *images, tmp_path / "twice")
     fit_run.fit(recipe("fgsm"), *images, tmp_path / "once")
-    assert same(weights(tmp_path / "twice" / "validated"), weights(tmp_path / "once"))
-    assert not (tmp_path / "once" / "validated").exists()
+    assert same(weights(tmp_path / "twice" / "before_refit"), weights(tmp_path / "once"))
+    assert not (tmp_path / "once" / "before_refit").exists()
     loaded = evaluation_run.load_run(tmp_path / "once")
     assert evaluation_run.load_before_refit(loaded) is loaded
 
@@ -118,7 +121,7 @@ def test_cut_off_in_either_it_ends_as_if_it_had_not_been(
     monkeypatch.setattr(TrainingStep, "training_step", step)
     with pytest.raises(PowerCut):
         fit_run.fit(made, *images, tmp_path / "cut")
-    assert (tmp_path / "cut" / "validated" / "training.json").exists() == (cut == 9)
+    assert (tmp_path / "cut" / "before_refit" / "training.json").exists() == (cut == 9)
     assert not (tmp_path / "cut" / "training.json").exists()
     again = fit_run.fit(made, *images, tmp_path / "cut")
     assert again.refit.epochs == whole.refit.epochs
@@ -137,6 +140,7 @@ def test_another_run_in_the_folder_is_refused_before_the_first_is_done(
         run_folder.train(recipe(seed=1, refit=True), images[0].root, tmp_path)
 
 
+@pytest.mark.slow
 def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_seen(
     images: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,20 +151,20 @@ def test_overfitting_in_the_second_keeps_the_epoch_before_and_says_where_it_was_
     assert "accuracy under PGD-10 at epsilon 0.02 fell from 70.0%" in summary.alarm
     assert "70.0% to 10.0% on validation images that it was trained on" in summary.alarm
     assert "the weights of epoch 2 are kept" in summary.alarm
-    assert "alarm" not in atomic.read_json(tmp_path / "validated" / "training.json")
+    assert "alarm" not in atomic.read_json(tmp_path / "before_refit" / "training.json")
 
 
 @pytest.fixture
 def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders of the runs whose maps thresholds are tuned on."""
     found: list[str] = []
-    real = evaluate.tune
+    real = evaluate.tune_thresholds
 
     def spy(run: evaluation_run.Run, *rest: Any, **options: Any) -> dict[str, float]:
         found.append(run.folder.name)
         return real(run, *rest, **options)
 
-    monkeypatch.setattr(evaluate, "tune", spy)
+    monkeypatch.setattr(evaluate, "tune_thresholds", spy)
     return found
 
 
@@ -169,7 +173,7 @@ def judged_by_the_first(folder: Path, val: Any) -> bool:
     stored = prediction_table.logits_of(atomic.read_table(folder / "validation.parquet"))
     first, second = (
         prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
-        for run in (folder / "validated", folder)
+        for run in (folder / "before_refit", folder)
     )
     assert not np.allclose(first, second, atol=1e-3)
     return np.allclose(stored, first, atol=1e-5)
@@ -194,7 +198,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     document = Study(study, images[0].root, tmp_path / "out", engines.get("local")).run()
     folder = tmp_path / "out" / "runs" / "test_resnet-fgsm-s0"
     assert judged_by_the_first(folder, images[1])
-    assert tuned_on == ["validated", "validated"]
+    assert tuned_on == ["before_refit", "before_refit"]
     tested = atomic.read_table(folder / "predictions.parquet")
     test = load_dataset(images[0].root, split="Test", size=32)
     again = predictions.predict(evaluation_run.load_run(folder), test, views=False)
@@ -218,7 +222,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert judged_by_the_first(tmp_path, images[1])
-    assert tuned_on == ["validated"]
+    assert tuned_on == ["before_refit"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
         run_folder.evaluate(tmp_path, root, split=split, attacks=["fgsm"])
@@ -227,7 +231,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
         assert f"measured on the split {split} of phantom, not on a split Test" in said
     run_folder.explain(tmp_path, root, split="Val", options={"methods": ["layercam"], "corruptions": [], "sample": 0})
     assert "was trained on these 24 images" in capsys.readouterr().err
-    run_folder.evaluate(tmp_path / "validated", root, split="Val", attacks=["fgsm"])
+    run_folder.evaluate(tmp_path / "before_refit", root, split="Val", attacks=["fgsm"])
     assert "flatters" not in capsys.readouterr().err
 
 

@@ -169,7 +169,7 @@ def test_without_scripts_it_says_everything(browser: Any, page: Path) -> None:
         assert seen.page.locator("#theme").is_hidden()
         body = seen.page.content()
         assert sorted(figures) == sorted(seen.page.locator("data").evaluate_all("all => all.map(d => d.value)"))
-    for sentence in ("3 images are in two splits", "Outer frame", "FGSM overstates", "Methods, in words"):
+    for sentence in ("3 images are in two splits", "Outer frame", "FGSM overstates", "Generated from the recipe"):
         assert sentence in told
         assert sentence in body
 

@@ -64,11 +64,11 @@ def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
     runs = load.load_report(study).runs
     first, second = saliency.shown(runs).rows
     assert first[3].text == second[3].text == "2 x 2"
-    assert (first[4].text, first[4].beside) == ("0.089", "chance 0.132")
+    assert (first[4].text, first[4].second) == ("0.089", "chance 0.132")
     assert first[5].value == 0.41
-    assert (first[6].note, first[6].small) == ("good", WITHHELD)
+    assert (first[6].note, first[6].small) == ("good prose", WITHHELD)
     assert first[6].text.startswith("Above its other controls and above random weights")
-    assert second[6].note == "bad"
+    assert second[6].note == "bad prose"
     assert second[6].text.startswith("The map survives randomising the network")
 
 
@@ -78,8 +78,8 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
     assert all(len(row) == len(table.header) for row in table.rows)
     assert {"Random weights", "Random map, same cells", "Over random weights"} <= set(table.header)
     sound, void = row_of(table, 0, "infection energy"), row_of(table, 1, "infection energy")
-    assert "void" not in sound[4].beside
-    assert void[4].beside == "void: survives randomising the network"
+    assert "void" not in sound[4].second
+    assert void[4].second == "void: survives randomising the network"
     assert void[4].note == "bad"
     assert sound[table.header.index("Random weights")].value == 0.12
     assert sound[table.header.index("The layer’s activation")].value == 0.19
@@ -89,7 +89,7 @@ def test_a_figure_that_random_weights_have_is_void_and_a_hit_rate_without_cells_
     assert (hit[4].text, hit[4].small) == ("–", WITHHELD)
     cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert sum(cell.small == WITHHELD and cell.text == "–" for cell in cells) == 2
-    assert sum("void: survives randomising the network" in cell.beside for cell in cells) == 1
+    assert sum("void: survives randomising the network" in cell.second for cell in cells) == 1
 
 
 def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
@@ -99,16 +99,16 @@ def test_maps_measured_under_other_changes_say_under_which(study: Path) -> None:
     alike = [Change(condition=name, **how) for name, how in changed.items()]
     for document in documents:
         document.stability = list(alike)
-    assert [row[2].beside for row in saliency.stability(runs).rows] == ["", ""]
+    assert [row[2].second for row in saliency.stability(runs).rows] == ["", ""]
     documents[1].stability = [Change(condition="fgsm", epsilon=0.05), Change(condition="letters", severity=5)]
-    said = [row[2].beside for row in saliency.stability(runs).rows]
+    said = [row[2].second for row in saliency.stability(runs).rows]
     assert said == ["epsilon 0.02; JPEG and gamma at severity 3", "epsilon 0.05; letters at severity 5"]
 
 
 def test_page_and_markdown_say_it(study: Path) -> None:
     page = report.write(study).read_text(encoding="utf-8")
-    assert "above both its controls and the same network with random weights the heatmap is in 1 of 2 runs" in page
-    assert "in the others it says nothing of what the network has learnt" in page
+    assert "The heatmap is above its baseline maps and above random weights in 1 of 2 runs" in page
+    assert "in the others it shows nothing that the network learned" in page
     assert page.index("eatmaps survive randomising") < page.index("void: survives randomising"), "in the first table"
     assert "Heatmaps that survive randomising the network" in page
     text = saliency.shown(load.load_report(study).runs).markdown()
@@ -123,6 +123,7 @@ def over(value: float, control: str) -> dict[str, Any]:
     return {"measure": "infection_energy", "control": control, "difference": {"value": value, "ci": ends}}
 
 
+@pytest.mark.slow
 def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere(study: Path) -> None:
     path = study / "study.json"
     document = json.loads(path.read_text())
@@ -137,15 +138,15 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
     table = saliency.over_controls(found.runs)
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
-    assert "What each map has over every control" in report.write(study).read_text(encoding="utf-8")
+    assert "Lead of each map over every baseline map" in report.write(study).read_text(encoding="utf-8")
     assert "| +0.123 (0.103 to 0.143) | −0.041 (−0.061 to −0.021) |" in table.markdown()
-    shown = terminal.saliency_rows(found.runs[0].saliency_methods()["gradcam"])
+    shown = terminal.list_saliency(found.runs[0].saliency_methods()["gradcam"])
     (row,) = (row for row in shown if row["measure"] == "infection energy")
-    assert row["less its closest control"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
+    assert row["lead over closest baseline"] == "-0.041 [-0.061, -0.021] brightness in the lungs, as sharp as the map"
 
 
 def test_the_terminal_says_it() -> None:
-    lines = terminal.saliency_remarks(SaliencyDocument.model_validate(said(False)))
+    lines = terminal.describe_saliency(SaliencyDocument.model_validate(said(False)))
     assert lines == [
         "2 x 2 cells",
         "random weights: 3 networks on 30 images",
@@ -153,7 +154,7 @@ def test_the_terminal_says_it() -> None:
         f"it {NOTHING}",
         f"ALARM: {SURVIVES}",
     ]
-    assert terminal.saliency_remarks(SaliencyDocument()) == []
+    assert terminal.describe_saliency(SaliencyDocument()) == []
 
 
 def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path) -> None:
@@ -171,7 +172,7 @@ def test_a_map_of_one_cell_is_a_dash_with_its_reason_and_never_zero(study: Path)
     assert [(row[3].text, row[4].text, row[4].small) for row in mine] == [("every measure", "–", why)]
     cells = [cell for row in accuracy.explanations(runs).rows for cell in row]
     assert [cell.text for cell in cells if cell.small == why] == ["–"]
-    assert terminal.saliency_remarks(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
+    assert terminal.describe_saliency(SaliencyDocument.model_validate(flat)) == ["1 x 1 cells", why]
     page = report.write(study).read_text(encoding="utf-8")
     assert page.count(why) == page.lower().count(why) >= 3  # its row, what it shows, the first table
 

@@ -9,13 +9,13 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from trustcxr.evaluation import alarms as stored
+from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
 from trustcxr.report.figures import heatmaps, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
-from trustcxr.report.tables import accuracy, networks, provenance, robustness
+from trustcxr.report.tables import accuracy, provenance, robustness
 from trustcxr.report.tables.comparisons import comparisons
 from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, StudyDocument
 
@@ -23,10 +23,10 @@ from trustcxr.storage.schemas import Comparison, RandomWeights, RunDocument, Stu
 def _run(**document: Any) -> load.Run:
     found = RunDocument.model_validate({"model": "m", "defence": "fgsm", **document})
     if found.clean.model_fields_set:
-        found.masking = stored.verdict(found)
-        found.alarms += [alarm for alarm in stored.find_alarms(found) if alarm not in found.alarms]
+        found.masking = gradient_masking.verdict(found)
+        found.alarms += [alarm for alarm in run_figures.find_alarms(found) if alarm not in found.alarms]
     run = load.Run(found, Path("nowhere"), [])
-    load.label([run])
+    load.label_runs([run])
     return run
 
 
@@ -35,8 +35,8 @@ EMPTY = StudyDocument()
 
 def _told(study: StudyDocument, runs: list[load.Run]) -> str:
     """All that the page says in words of a study."""
-    head = ranking.headline(study, runs)
-    return " ".join([key_findings.describe_question(runs, head), *key_findings.sentences(study, runs, head)])
+    head = ranking.choose_headline(study, runs)
+    return " ".join([key_findings.describe_question(runs, head), *key_findings.summarise(study, runs, head)])
 
 
 def _read(kind: type[Any], content: dict[str, Any]) -> Any:
@@ -60,22 +60,22 @@ def test_masked_gradients_raise_an_alarm_and_honest_ones_do_not() -> None:
 
 
 def test_a_constant_network_raises_an_alarm() -> None:
-    clean = {"accuracy": {"value": 0.35}, "confusion": [[10, 0], [10, 10]]}
+    clean = {"accuracy": {"value": 0.35}, "constant_answer": 20 / 30}
     good, bad = (_run(clean=clean | {"accuracy": {"value": 0.35, "ci": [low, 0.8]}}) for low in (0.7, 0.3))
     assert ["66.7" in alarm.text for alarm in bad.metrics.alarms] == [True]
     assert good.metrics.alarms == []
-    head = ranking.headline(EMPTY, [good, bad])
+    head = ranking.choose_headline(EMPTY, [good, bad])
     assert [row[2].note for row in accuracy.leaderboard([good, bad], head).rows] == ["", "bad"]
-    findings = alarm_list.find(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
-    assert findings.runs_with("no_better_than_constant") == 1
-    assert "No run is shown to be better" in key_findings.sentences(EMPTY, [bad], head)[0]
+    findings = alarm_list.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
+    assert [(g.kind, len(g.lines)) for g in findings.groups] == [("no_better_than_constant", 1)]
+    assert "No run is shown to be better" in key_findings.summarise(EMPTY, [bad], head)[0]
 
 
 def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() -> None:
     """They are one figure; near 0 and 1 its score interval is wider than that of the resamples."""
     same = {"recall_macro": {"value": 0.99, "ci": [0.98, 1.0]}}
     run = _run(clean={"balanced_accuracy": {"value": 0.99, "ci": [0.95, 0.998]}, **same})
-    head = ranking.headline(EMPTY, [run])
+    head = ranking.choose_headline(EMPTY, [run])
     [first], [of_classes] = accuracy.leaderboard([run], head).rows, accuracy.per_class(run, ()).rows
     assert of_classes[2] in first
     assert of_classes[2].small == "95.0 to 99.8"
@@ -83,18 +83,18 @@ def test_the_mean_recall_of_the_classes_has_the_interval_of_balanced_accuracy() 
 
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
     """No attack changes one and the same answer: 38.5 % under every attack is more than most robust networks keep."""
-    fixed = {"accuracy": {"value": 0.385, "ci": [0.34, 0.43]}, "confusion": [[219, 0], [351, 0]], "n": 570}
-    honest = {"accuracy": {"value": 0.8, "ci": [0.76, 0.83]}, "confusion": [[219, 0], [351, 0]], "n": 570}
+    fixed = {"accuracy": {"value": 0.385, "ci": [0.34, 0.43]}, "constant_answer": 351 / 570, "n": 570}
+    honest = {"accuracy": {"value": 0.8, "ci": [0.76, 0.83]}, "constant_answer": 351 / 570, "n": 570}
     rows = [_attack("fgsm", 0.02, 0.385), _attack("pgd", 0.02, 0.385)]
     runs = [
         _run(clean=fixed, attacks=rows, defence="fgsm"),
         _run(clean=honest, attacks=[_attack("fgsm", 0.02, 0.3), _attack("pgd", 0.02, 0.2)], defence="pgd"),
     ]
-    head = ranking.headline(EMPTY, runs)
-    assert [run.defence for run in ranking.ordered(runs, head)] == ["pgd", "fgsm"]
+    head = ranking.choose_headline(EMPTY, runs)
+    assert [run.defence for run in ranking.rank_runs(runs, head)] == ["pgd", "fgsm"]
     assert key_findings.best_by(runs, lambda run: run.attacked("pgd", 0.02)) is runs[1]
     verdicts = [row[2].text for row in robustness.masking(runs).rows]  # type: ignore[union-attr]
-    assert verdicts == ["says nothing", "no sign"]
+    assert verdicts == ["no verdict", "no sign"]
 
 
 def test_what_an_epoch_was_chosen_by_stands_with_its_epsilon() -> None:
@@ -115,7 +115,7 @@ def test_overfitting_is_what_training_noticed(tmp_path: Path) -> None:
     for training, lines in (({"alarm": text}, [f"m · fgsm: {text}"]), ({}, [])):
         run = _run(clean={"accuracy": {"value": 0.8}}, training=training)
         run.folder = tmp_path
-        found = alarm_list.find(load.StudyFolder(Path(), EMPTY, [], []), [run])
+        found = alarm_list.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [run])
         assert [line for g in found.groups if g.kind == "catastrophic_overfitting" for line in g.lines] == lines
 
 
@@ -134,7 +134,7 @@ def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) 
     rows = [_read(Comparison, {"measure": "infection_energy", **found}) for found in figures]
     text = _told(StudyDocument(comparisons=rows), [_run(clean={"accuracy": {"value": 0.8}})])
     assert expected in text
-    assert "120 infected X-rays" in text
+    assert "120 images" in text
 
 
 def test_a_tie_is_told() -> None:
@@ -149,7 +149,7 @@ def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
     run.folder = tmp_path
     rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}
     pd.DataFrame(rows).to_parquet(tmp_path / "saliency.parquet")
-    assert "n\u00a0=\u00a02" in accuracy.explanations([run]).rows[0][3].beside
+    assert "n\u00a0=\u00a02" in accuracy.explanations([run]).rows[0][3].second
 
 
 def test_order_rests_on_the_strongest_attack() -> None:
@@ -158,8 +158,8 @@ def test_order_rests_on_the_strongest_attack() -> None:
         return _run(model=name, clean={"accuracy": {"value": clean}}, attacks=attacks)
 
     runs = [run("masked", 0.7, 0.9, 0.001), run("standard", 0.9, 0.3, 0.0), run("robust", 0.6, 0.5, 0.4)]
-    head = ranking.headline(EMPTY, runs)
-    assert [r.model for r in ranking.ordered(runs, head)] == ["robust", "standard", "masked"]
+    head = ranking.choose_headline(EMPTY, runs)
+    assert [r.model for r in ranking.rank_runs(runs, head)] == ["robust", "standard", "masked"]
 
 
 def _both_pgds() -> load.Run:
@@ -170,7 +170,7 @@ def _both_pgds() -> load.Run:
 
 def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     run = _both_pgds()
-    head = ranking.headline(EMPTY, [run])
+    head = ranking.choose_headline(EMPTY, [run])
     assert (head.strongest, head.names["pgd"]) == ("pgd", "PGD-10/40")
     assert run.attacked("pgd", 0.02).steps == 40
     assert run.attacked("pgd", 0.02, 10).accuracy.value == 0.55
@@ -178,9 +178,9 @@ def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     assert board.rows[0][board.header.index("PGD-10/40 at 0.02, %")].text == "20.0"
     swept = {row[2].text: row[3].text for row in accuracy.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
-    assert "20.0\u00a0%" in key_findings.sentences(EMPTY, [run], head)[1]
+    assert "20.0\u00a0%" in key_findings.summarise(EMPTY, [run], head)[1]
     fewer = _run(clean={"accuracy": {"value": 0.8}}, attacks=[run.attacks[0].plain()])
-    drawn, less = (svg.inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
+    drawn, less = (svg.render_inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
     assert drawn.count("<path") > less.count("<path")
     shown = svg.legend([epsilon_curves("m", [run])])
     assert ["PGD-10" in entry or "PGD-40" in entry for entry in shown].count(True) == 2
@@ -190,18 +190,18 @@ def test_headlines_take_the_lowest_whatever_the_attack_is_called() -> None:
     """APGD-CE without PGD beside a stronger worst-case, and an attack that nobody listed in an order."""
     weak = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
     held = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
-    head = ranking.headline(EMPTY, [weak, held])
+    head = ranking.choose_headline(EMPTY, [weak, held])
     assert head.strongest == "apgd-ce"
-    assert ranking.ordered([weak, held], head) == [held, weak]
+    assert ranking.rank_runs([weak, held], head) == [held, weak]
 
 
 def test_headline_epsilon_is_the_recipes() -> None:
     runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.005, 0.01, 0.02)])]
     for asked, chosen in ((0.01, 0.01), (0.3, 0.02)):
         study = StudyDocument(recipe={"defences": [{"name": "fgsm", "epsilon": asked}]})
-        assert ranking.headline(study, runs).epsilon == chosen
-    assert ranking.headline(EMPTY, runs).epsilon == 0.02
-    assert ranking.headline(EMPTY, []).epsilon is None
+        assert ranking.choose_headline(study, runs).epsilon == chosen
+    assert ranking.choose_headline(EMPTY, runs).epsilon == 0.02
+    assert ranking.choose_headline(EMPTY, []).epsilon is None
 
 
 def test_headline_epsilon_is_of_a_defence_that_has_one() -> None:
@@ -209,12 +209,12 @@ def test_headline_epsilon_is_of_a_defence_that_has_one() -> None:
     asked = {"name": "x", "models": ["resnet18"], "defences": [{"name": "mixup"}, {"name": "fgsm", "epsilon": 0.01}]}
     recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
     runs = [_run(attacks=[_attack("pgd", e, 0.5) for e in (0.01, 0.02)])]
-    assert ranking.headline(StudyDocument(recipe=recipe), runs).epsilon == 0.01
+    assert ranking.choose_headline(StudyDocument(recipe=recipe), runs).epsilon == 0.01
 
 
 def test_svg_keeps_text_and_ids_apart() -> None:
     runs = [_run(attacks=[_attack("pgd", 0.02, 0.5)], clean={"accuracy": {"value": 0.6}})]
-    one, two = (svg.inline(epsilon_curves("$m_1$ <b>", runs), key) for key in ("k1", "k2"))
+    one, two = (svg.render_inline(epsilon_curves("$m_1$ <b>", runs), key) for key in ("k1", "k2"))
     assert "$m_1$ &lt;b&gt;" in one
     assert "xmlns" not in one
     assert not set(re.findall(r' id="([^"]+)"', one)) & set(re.findall(r' id="([^"]+)"', two))
@@ -227,10 +227,10 @@ def test_numbers_as_words() -> None:
     assert formatting.signed(0.012) == "+0.012"
     assert formatting.signed(-0.012) == "−0.012"
     assert formatting.p_value(0.0001) == "<\u00a00.001"
-    assert formatting.between([0.1, None]) == ""
-    assert formatting.between([-0.002, -0.0002]) == "−0.002 to 0.000"
-    assert formatting.between([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
-    assert formatting.between([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
+    assert formatting.range_text([0.1, None]) == ""
+    assert formatting.range_text([-0.002, -0.0002]) == "−0.002 to 0.000"
+    assert formatting.range_text([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
+    assert formatting.range_text([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
     assert formatting.attack("pgd", 20) == "PGD-20"
     assert formatting.attack("fgsm", 1) == "FGSM"
     assert formatting.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
@@ -252,22 +252,20 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     honest = _run(model="honest", clean=clean, attacks=[_attack("fgsm", 0.02, 0.5), _attack("pgd", 0.02, 0.4)])
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     assert (honest.masked, masked.masked) == (False, True)
-    head = ranking.headline(EMPTY, [masked, honest])
-    said = key_findings.sentences(EMPTY, [masked, honest], head)
+    head = ranking.choose_headline(EMPTY, [masked, honest])
+    said = key_findings.summarise(EMPTY, [masked, honest], head)
     assert len(said) == 3
-    assert "honest · fgsm keeps most, 40.0\u00a0%" in said[1]
-    assert "1 run whose gradients fail is left out" in said[1]
-    assert [run.model for run in ranking.ordered([masked, honest], head)] == ["honest", "masked"]
-    rows = networks.models([honest, masked], head).rows
+    assert "honest · fgsm is most accurate: 40.0\u00a0%" in said[1]
+    assert "1 run with failing gradients is left out" in said[1]
+    assert [run.model for run in ranking.rank_runs([masked, honest], head)] == ["honest", "masked"]
+    rows = accuracy.models([honest, masked], head).rows
     assert [(row[2].text, row[4].note) for row in rows] == [("No alarm", ""), ("Gradients fail", "bad")]
     alone = _told(EMPTY, [honest])
     assert "best" not in alone
     assert "most" not in alone.replace("at most", "")
-    assert (
-        "Of X-rays as they are it answers 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090) rightly." in alone
-    )
-    only = key_findings.sentences(EMPTY, [masked], ranking.headline(EMPTY, [masked]))
-    assert "nothing may be relied on" in only[1]
+    assert "On unperturbed images its accuracy is 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090)." in alone
+    only = key_findings.summarise(EMPTY, [masked], ranking.choose_headline(EMPTY, [masked]))
+    assert "figures under attack are unreliable" in only[1]
 
 
 def test_of_what_was_not_attacked_no_failing_gradients_are_told() -> None:
@@ -276,7 +274,7 @@ def test_of_what_was_not_attacked_no_failing_gradients_are_told() -> None:
     spared = _run(model="spared", clean=clean)
     other_ball = _run(model="other", clean=clean, attacks=[_attack("pgd-l2", 0.02, 0.4)])
     for runs in ([masked, spared], [other_ball]):
-        said = key_findings.sentences(EMPTY, runs, ranking.headline(EMPTY, runs))[1]
+        said = key_findings.summarise(EMPTY, runs, ranking.choose_headline(EMPTY, runs))[1]
         assert "At epsilon 0.02 no L-infinity attack" in said
         assert "nothing is known" in said
         assert "fail" not in said
@@ -293,11 +291,11 @@ def test_methods_name_what_was_done_and_nothing_else() -> None:
     run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.2}}})
 
     def told() -> dict[str, str]:
-        return methods_text.paragraphs(study, [run])
+        return methods_text.write_methods(study, [run])
 
     assert "2 networks: a; b. Training: epochs 3, refit, background gate. The best" in told()["Networks and training"]
-    assert told()["Training to resist"] == (
-        "Each of the chosen networks was trained as usual and, beside it, by Gaussian noise (Ford et al. 2019), sigma "
+    assert told()["Robust training"] == (
+        "Each of the chosen networks had standard training and Gaussian noise (Ford et al. 2019), sigma "
         "0.05; FGSM (Goodfellow et al. 2015), epsilon 0.01."
     )
     assert "random weights" not in told()["Heatmaps"]
@@ -320,8 +318,8 @@ def test_methods_tell_what_each_network_and_way_of_training_says_of_its_own() ->
         ],
     }
     recipe = validate(StudyRecipe, asked, "x").model_dump(mode="json")
-    told = methods_text.paragraphs(StudyDocument(recipe=recipe), [])
-    networks, resisting = told["Networks and training"], told["Training to resist"]
+    told = methods_text.write_methods(StudyDocument(recipe=recipe), [])
+    networks, resisting = told["Networks and training"], told["Robust training"]
     assert "resnet18 (label other, weights imagenet, normalisation group)" in networks
     assert "resnet10t (weights imagenet, epochs 12)" in networks
     assert "epochs 8," in networks
@@ -341,7 +339,7 @@ def test_methods_say_where_a_machine_could_not_compute_in_what_was_asked_for() -
     as_asked = _run(training={"precision": "bf16-mixed", "precision_asked": "bf16-mixed"})
 
     def told(*runs: load.Run) -> str:
-        return methods_text.paragraphs(study, list(runs))["Networks and training"]
+        return methods_text.write_methods(study, list(runs))["Networks and training"]
 
     assert f"{run.name} in 32-true" in told(run, as_asked)
     assert "otherwise" not in told(as_asked)
@@ -352,7 +350,7 @@ def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
         "clean accuracy", [_read(Comparison, {"model": "m", "defence": "fgsm", "difference": {"value": 0.1}})]
     )
     assert drawing is not None
-    drawn = svg.inline(drawing, "k")
+    drawn = svg.render_inline(drawing, "k")
     assert "m · fgsm: +10" in drawn
     assert "CI" not in drawn
 
@@ -362,7 +360,7 @@ def test_a_figure_without_an_interval_has_no_empty_brackets() -> None:
 def test_both_forest_plots_have_the_colour_of_the_table(better: str | None, ends: list[float]) -> None:
     said = {"model": "m", "defence": "fgsm", "better": better, "difference": {"value": sum(ends) / 2, "ci": ends}}
     row = _read(Comparison, said | {"measure": "infection_energy", "method": "gradcam"})
-    note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note
+    note = comparisons(StudyDocument(comparisons=[row])).rows[0][-1].note.split()[0]
     colour = {"good": svg.BETTER, "bad": svg.WORSE, "quiet": svg.QUIET}[note]
     assert (note == "quiet") == (better is None)
     for drawing in (forest("lungs_blacked_out accuracy", [row]), saliency.forest("gradcam", [row])):
@@ -378,7 +376,7 @@ def test_cells_are_drawn_only_for_the_method_that_has_them() -> None:
 
     def shown(**method: str) -> str:
         run.panels = image | {key: np.array([value]) for key, value in method.items()}
-        return str([panel.lines for example in heatmaps.gallery([run]).examples for panel in example.panels])
+        return str([panel.lines for example in heatmaps.build_gallery([run]).examples for panel in example.panels])
 
     assert "2 × 3 cells" in shown(method="gradcam")
     assert "2 × 3 cells" in shown(), "version 0.1 kept those of its first method, and did not say"

@@ -183,12 +183,12 @@ def test_logits_come_back_as_float32(tmp_path: Path) -> None:
 
 def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
     arrays = {"image": np.zeros((2, 3, 3), np.uint8), "sample_id": np.array(["a", "é"])}
-    atomic.write_arrays(tmp_path / "panels.npz", arrays)
-    with np.load(tmp_path / "panels.npz", allow_pickle=False) as again:
+    atomic.write_arrays(tmp_path / "example_maps.npz", arrays)
+    with np.load(tmp_path / "example_maps.npz", allow_pickle=False) as again:
         assert sorted(again) == ["image", "sample_id"]
         assert again["sample_id"].tolist() == ["a", "é"]
     with pytest.raises(TypeError, match="names is neither numbers nor text"):
-        atomic.write_arrays(tmp_path / "panels.npz", {"names": np.array(["a", None])})
+        atomic.write_arrays(tmp_path / "example_maps.npz", {"names": np.array(["a", None])})
 
 
 @pytest.mark.parametrize(

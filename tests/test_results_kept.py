@@ -99,8 +99,10 @@ def attacked(folder: Path) -> list[tuple[str, float]]:
 
 
 def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Time and bytes of every file that is no dot file."""
-    there = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    """Time and bytes of every result."""
+    there = [
+        path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "timings.json"
+    ]
     return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
 
 
@@ -136,7 +138,7 @@ def test_a_finished_study_computes_nothing_again(study: Path, images: Path, monk
     assert content(study / RUN) == before
 
 
-@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesions", "metrics", "panels"])
+@pytest.mark.parametrize("name", ["validation", "predictions", "saliency", "lesion_effects", "metrics", "example_maps"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_what_is_missing_or_damaged_in_a_study_is_made_again_to_the_same_bits(
     name: str, damage: str, study: Path, images: Path
@@ -185,7 +187,7 @@ def test_a_table_of_other_options_weights_data_or_algorithm_is_not_current(
 def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, tmp_path: Path) -> None:
     def asked(folder: Path) -> Any:
         attack = {"name": "transfer", "epsilons": [0.02], "surrogate": str(folder)}
-        return run_folder.explanation_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
+        return run_folder.prediction_options(EvaluationRecipe.model_validate({"attacks": [attack]}))
 
     other = Path(shutil.copytree(study / RUN, tmp_path / "other"))
     assert asked(other) == asked(study / RUN)
@@ -196,7 +198,7 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
 
 def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(images, tmp_path / "images"))
-    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "panels.npz"))
+    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "example_maps.npz"))
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
             grown = before.filter(ImageFilter.MaxFilter(5))
@@ -204,10 +206,10 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     again(study, other)
     after = atomic.read_json(study / "study.json")["runs"][0]
     assert after["clean"] == first["clean"], "the images are the same"
-    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy_chance"] for one in (first, after))
+    before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
-    assert not np.array_equal(shown["infection"], np.load(study / RUN / "panels.npz")["infection"])
+    assert not np.array_equal(shown["infection"], np.load(study / RUN / "example_maps.npz")["infection"])
     again(study, images)
     assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
 
@@ -230,7 +232,7 @@ def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Pat
     assert content(first) == before
     _, maps = run_folder.explain(trained, images, options=MAPS)
     assert maps not in (first, second)
-    assert {"predictions.parquet", "saliency.parquet", "lesions.parquet", "metrics.json"} <= {
+    assert {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet", "metrics.json"} <= {
         path.name for path in maps.iterdir()
     }
     assert attacked(maps) == []
@@ -272,10 +274,10 @@ def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
             with pytest.raises(KeyboardInterrupt):
                 run_folder.explain(trained, images, options=MAPS)
 
-    for name in ("saliency.parquet", "lesions.parquet", "validation.parquet"):
+    for name in ("saliency.parquet", "lesion_effects.parquet", "validation.parquet"):
         killed_before(name)
     before = content(place)
-    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesions.parquet"}
+    assert {path.name for path in before} == {"predictions.parquet", "saliency.parquet", "lesion_effects.parquet"}
     run_folder.explain(trained, images, options=MAPS)
     after = content(place)
     assert {path: after[path] for path in before} == before, "what was there is not measured again"
@@ -330,7 +332,7 @@ def test_no_command_writes_into_a_run_a_study_or_an_audit(
 def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_maps_and_proofs(
     trained: Path, images: Path, others: Path, tmp_path: Path
 ) -> None:
-    assert "a run that is not tested yet" in complaint("report", trained)
+    assert "this run is not tested yet" in complaint("report", trained)
     run_folder.evaluate(trained, images, attacks=["pgd"], steps=1)
     run_folder.evaluate(trained, images, attacks=["fgsm"], epsilons=[0.01])
     run_folder.explain(trained, images, options=MAPS)
@@ -478,6 +480,7 @@ def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: 
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
 def test_what_a_list_lacks_is_said_of_it_once(
     command: tuple[str, ...], trained: Path, images: Path, tmp_path: Path
@@ -490,7 +493,7 @@ def test_what_a_list_lacks_is_said_of_it_once(
     names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
     done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
     assert done.stderr.count("gone.png") == 1
-    assert done.stderr.count("names what is no class of these data: Nrmal") == 1
+    assert done.stderr.count("names classes that these data lack: Nrmal") == 1
 
 
 def test_one_split_in_two_roles_is_refused() -> None:
@@ -503,8 +506,8 @@ def test_one_split_in_two_roles_is_refused() -> None:
 
 def test_the_second_command_is_told_who_holds_the_run(trained: Path, images: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import holding\n"
-        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from trustcxr.storage.locks import folder_lock\n"
+        "with folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, str(trained)], stdout=subprocess.PIPE, text=True)
     try:
@@ -540,7 +543,7 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, image
     )
     assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
     assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
-    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), given_size=32)
+    given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), image_size=32)
     assert (given.name, given.size) == ("their-net", 32)
     with pytest.raises(UserError, match="was not trained here"):
         _ = given.trained_by

@@ -35,7 +35,7 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.registry import HIT_RATE, REFERENCES, TOLD_OF_MAPS
+from trustcxr.registry import HEADLINE_MEASURES, HIT_RATE, REFERENCES
 from trustcxr.storage import atomic
 
 SIZE = 64
@@ -69,7 +69,7 @@ def held_out(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def levels(run: Run, folder: Path) -> dict[str, float]:
-    return evaluate.tune(run, radiographs(folder, "Val"), METHODS)
+    return evaluate.tune_thresholds(run, radiographs(folder, "Val"), METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def table(run: Run, held_out: Any, levels: dict[str, float]) -> pd.DataFrame:
 @pytest.fixture
 def batch(held_out: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
     """Images, labels, infection and lung masks of all annotated images, and their ids."""
-    rows = evaluate.annotated(held_out)
+    rows = evaluate.find_annotated(held_out)
     infection, lung = (torch.from_numpy(np.array(held_out.masks(kind)[rows])) for kind in ("infection", "lung"))
     images = to_pixels(torch.from_numpy(held_out.batch(rows)))
     return images, torch.from_numpy(held_out.labels[rows]), infection, lung, held_out.sample_ids[rows]
@@ -143,7 +143,7 @@ def test_the_lung_mask_as_the_map_is_no_better_than_the_infections_share_of_the_
 
 def test_the_random_map_is_always_scored_and_scores_chance_whatever_the_model(table: pd.DataFrame) -> None:
     assert list(dict.fromkeys(table["method"])) == [*METHODS, "random"]
-    assert evaluate.with_random(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
+    assert evaluate.add_random_map(("random", "GradCAM", "gradcam")) == ("random", "gradcam")
     # The random map is no method with something to be stable: once, under FGSM, to see what that scores.
     assert set(table[table["method"] == "random"]["condition"]) == {"clean", "fgsm"}
 
@@ -159,7 +159,7 @@ def test_a_perturbed_image_is_measured_against_the_masks_too(table: pd.DataFrame
 
 def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, folder: Path, levels: Any) -> None:
     val = radiographs(folder, "Val")
-    rows = evaluate.annotated(val)
+    rows = evaluate.find_annotated(val)
     images, labels = to_pixels(torch.from_numpy(val.batch(rows))), torch.from_numpy(val.labels[rows])
     infection = np.array(val.masks("infection")[rows]) > 0
     maps = explain.grad_cam(run.model, images, labels).numpy()
@@ -174,7 +174,7 @@ def test_a_threshold_is_the_one_with_the_best_mean_iou_on_validation(run: Any, f
 
 
 def test_the_time_that_is_left_of_tuning_is_said(run: Run, folder: Path, bars: list) -> None:
-    evaluate.tune(run, radiographs(folder, "Val"), METHODS[:1], batch_size=2)
+    evaluate.tune_thresholds(run, radiographs(folder, "Val"), METHODS[:1], batch_size=2)
     assert bars[-1] == (f"thresholds for the maps of {run.name}", 3, 3)
 
 
@@ -220,6 +220,7 @@ def test_a_turned_image_is_no_test_of_stability() -> None:
     assert set(corruptions.ARTEFACTS) <= set(stability.UNDER)
 
 
+@pytest.mark.slow
 def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
     table: pd.DataFrame, run: Run, held_out: Any, batch: Any
 ) -> None:
@@ -257,11 +258,11 @@ def test_each_map_is_judged_by_what_filling_regions_does_to_the_answer(
     assert set(rows["method"]) == {*METHODS, "random"}
     chosen = np.isin(ids, list(set(rows["sample_id"])))
     some, inside = images[chosen], lung[chosen] != 0
-    falls = lesion_effect.causes(run.model, EditInputs(some, inside, infection[chosen] != 0), labels[chosen])
-    own = lesion_effect.ranked_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
+    falls = lesion_effect.measure_causes(run.model, EditInputs(some, inside, infection[chosen] != 0), labels[chosen])
+    own = lesion_effect.rank_by_cause(explain.grad_cam(run.model, some, labels[chosen]), falls)
     same(column(table, ids[chosen], "ranked_by_cause"), torch.from_numpy(own))
     told = rows[rows["method"] == "gradcam"].set_index("sample_id")["brightness"].reindex(ids[chosen])
-    assert told.to_numpy() == pytest.approx(lesion_effect.ranked_by_cause(some[:, 0] * inside, falls), nan_ok=True)
+    assert told.to_numpy() == pytest.approx(lesion_effect.rank_by_cause(some[:, 0] * inside, falls), nan_ok=True)
     part = summarise(table, images=9, resamples=100)["gradcam"].faithfulness
     assert part is not None
     assert part.figures["ranked_by_cause"].value == pytest.approx(np.nanmean(own))
@@ -292,6 +293,7 @@ def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: A
     assert close.mean() > 0.97, "thresholds and ranks may tip at rounding, the rest may not"
 
 
+@pytest.mark.slow
 def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
     original = methods.maps
@@ -303,7 +305,7 @@ def test_no_map_is_kept_from_one_batch_to_the_next(run: Run, held_out: Any, monk
 
     monkeypatch.setattr(methods, "maps", watched)
     options = ExplanationRecipe(methods=("gradcam",), corruptions=("jpeg",), sample=2)
-    for number, _ in enumerate(evaluate.batches(run, held_out, options, batch_size=2)):
+    for number, _ in enumerate(evaluate.score_batches(run, held_out, options, batch_size=2)):
         assert sum(reference() is not None for reference in made) == 0, number
     assert len(made) > 10
 
@@ -313,7 +315,7 @@ def test_the_table_is_written_a_batch_at_a_time(
     run: Any, held_out: Any, table: Any, levels: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "saliency.parquet"
-    atomic.write_batches(path, evaluate.batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
+    atomic.write_batches(path, evaluate.score_batches(run, held_out, OPTIONS, thresholds=levels, batch_size=4))
     read = atomic.read_table(path)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read["value"], table["value"], equal_nan=True)
@@ -368,7 +370,7 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
     gaps = {name: rows["value"] - rows[name] for name in beside}
     assert {control for measure, control in over if measure == "infection_energy"} == set(gaps)
     withheld = {HIT_RATE} if part["withheld"] else set()
-    assert {measure for measure, _ in over} == {*TOLD_OF_MAPS, "ranked_by_cause"} - withheld
+    assert {measure for measure, _ in over} == {*HEADLINE_MEASURES, "ranked_by_cause"} - withheld
     ranked = clean[clean["measure"] == "ranked_by_cause"]
     led = over["ranked_by_cause", "brightness"].value
     assert led == pytest.approx((ranked["value"] - ranked["brightness"]).mean())
@@ -516,7 +518,7 @@ def test_masks_of_another_size_are_counted_and_said(tmp_path: Path, capsys: pyte
         image.resize((SIZE * 2, SIZE * 2), Image.Resampling.NEAREST).save(mask)
     dataset = radiographs(data)
     assert evaluate.masks_of_other_size(dataset) >= 1
-    evaluate.log_masks(dataset, len(evaluate.annotated(dataset)))
+    evaluate.log_masks(dataset, len(evaluate.find_annotated(dataset)))
     said = capsys.readouterr().err
     assert "not of their image's size: resized by nearest neighbour" in said
     assert "images have no mask to measure against and are left out" in said
@@ -535,9 +537,9 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
 
 
 def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:
-    chosen = examples.choose(held_out, [table, table], count=2, method="gradcam")
+    chosen = examples.choose_images(held_out, [table, table], count=2, method="gradcam")
     at_random = [row for row, why in chosen.items() if examples.AT_RANDOM in why]
-    rows = evaluate.annotated(held_out)
+    rows = evaluate.find_annotated(held_out)
     assert at_random == sorted(np.random.default_rng(0).permutation(rows)[:2].tolist())
     ids = held_out.sample_ids
     clean = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
@@ -547,27 +549,27 @@ def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(tabl
         for word, value in (("best", above.max()), ("worst", above.min())):
             (row,) = (row for row, why in chosen.items() if f"{word} {measure} above chance" in why)
             assert above[ids[row]] == pytest.approx(value)
-    assert examples.choose(held_out, [table], count=0, method="gradcam") == {}
+    assert examples.choose_images(held_out, [table], count=0, method="gradcam") == {}
 
 
 def test_the_best_is_the_best_over_all_runs(table: pd.DataFrame, held_out: Any) -> None:
-    ids = held_out.sample_ids[evaluate.annotated(held_out)]
+    ids = held_out.sample_ids[evaluate.find_annotated(held_out)]
 
     def made_up(values: list[float]) -> pd.DataFrame:
         rows = {"sample_id": ids[:3], "measure": "infection_energy", "condition": "clean", "method": "gradcam"}
         return pd.DataFrame(rows | {"value": values, "chance": 0.1})
 
     both = [made_up([0.9, 0.6, 0.0]), made_up([0.0, 0.6, 0.1])]
-    chosen = examples.choose(held_out, both, count=1, method="gradcam")
+    chosen = examples.choose_images(held_out, both, count=1, method="gradcam")
     place = {name: row for row, name in enumerate(held_out.sample_ids)}
     assert "best infection_energy above chance" in chosen[place[ids[1]]]
     assert "worst infection_energy above chance" in chosen[place[ids[2]]]
 
 
 def test_panels_hold_what_the_page_shows(run: Run, held_out: Any) -> None:
-    rows = evaluate.annotated(held_out)
+    rows = evaluate.find_annotated(held_out)
     chosen = {int(rows[3]): "drawn at random", int(rows[0]): "best infection_energy above chance"}
-    arrays = examples.panels(run, held_out, chosen, method="layercam@-2")
+    arrays = examples.make_panels(run, held_out, chosen, method="layercam@-2")
     assert arrays["sample_id"].tolist() == held_out.sample_ids[rows[[3, 0]]].tolist()
     assert arrays["why"].tolist() == list(chosen.values())
     images, labels = (
@@ -585,7 +587,7 @@ def test_what_a_layer_shows_without_the_answer_stands_beside_its_map_unasked(
 ) -> None:
     assert "activation" not in set(table["method"])
     asked = ExplanationRecipe(methods=(*METHODS, "activation"), corruptions=(), sample=0)
-    own = pd.concat(evaluate.batches(run, held_out, asked))
+    own = pd.concat(evaluate.score_batches(run, held_out, asked))
     own = own[(own["method"] == "activation") & (own["condition"] == "clean")]
     beside = table[(table["method"] == "gradcam") & (table["condition"] == "clean")]
     for measure in ("infection_energy", HIT_RATE):
@@ -605,9 +607,9 @@ def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder
 
     options = OPTIONS.model_copy(update={"methods": ("layercam",), "corruptions": (), "sample": 0})
     mean = mean_mask(radiographs(folder, "Train").masks("infection"))
-    table = pd.concat(evaluate.batches(run, held_out, options, mean_mask=mean))
+    table = pd.concat(evaluate.score_batches(run, held_out, options, mean_mask=mean))
     clean = table[(table["method"] == "layercam") & (table["condition"] == "clean")]
-    rows = evaluate.annotated(held_out)
+    rows = evaluate.find_annotated(held_out)
     inside = torch.from_numpy(np.array(held_out.masks("lung")[rows])) > 0
     lesion = torch.from_numpy(np.array(held_out.masks("infection")[rows])) > 0
     lungs = inside.flatten(1).any(1)
@@ -617,7 +619,7 @@ def test_the_mean_mask_of_training_is_a_control_like_the_others(run: Run, folder
     assert clean[clean["measure"] == "infection_energy"]["mean_mask_as_sharp"].notna().any()
     part = summarise(table, images=len(held_out), resamples=100)["layercam"]
     assert part.figure("infection_energy").mean_mask == pytest.approx(np.nanmean(found))
-    without = pd.concat(evaluate.batches(run, held_out, options))
+    without = pd.concat(evaluate.score_batches(run, held_out, options))
     assert without["mean_mask"].isna().all()
     part = summarise(without, images=len(held_out), resamples=100)["layercam"]
     assert part.figure("infection_energy").mean_mask is None

@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_said_in_the_panel(url: str, browser: Any) -> Non
     with browsers.opened(browser, url) as found:
         choose(found.page, b"no image", name="<img src=x onerror=alert(1)>.png")
         said = found.page.locator(".panel .problem").first.inner_text()
-        assert said == "No answer: damaged, or not an image format that is read here."
+        assert said == "No answer: damaged, or not a supported image format."
         assert browsers.violations(found.page) == []
 
 

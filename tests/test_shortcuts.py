@@ -118,7 +118,7 @@ def test_the_images_are_the_same_but_for_the_marker(marked: Run) -> None:
 def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
     document, place = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"], shortcuts=True)
     assert atomic.read_json(place / "metrics.json")["planted_shortcuts"]["marker"]["n"] == 60
-    (line,) = [line for line in terminal.remarks(document) if line.startswith("Planted")]
+    (line,) = [line for line in terminal.describe_metrics(document) if line.startswith("Planted")]
     assert line.startswith("Planted marker of COVID-19, moved to Non-COVID: as is ")
     again, other = run_folder.evaluate(marked.folder, home(marked), attacks=["fgsm"])
     assert other != place
@@ -126,7 +126,7 @@ def test_evaluate_writes_it_and_says_it(marked: Run) -> None:
 
 
 def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no shortcut was planted; `trustcxr data phantom --shortcut marker=1"):
+    with pytest.raises(UserError, match="no shortcut was planted"):
         audit(unmarked, home(unmarked), split="Test")
     for name in unmarked.classes:
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -139,5 +139,5 @@ def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> Non
 
 
 def test_a_split_that_is_not_there(marked: Run) -> None:
-    with pytest.raises(UserError, match="no split 'Tset'; there is Test, Train, Val"):
+    with pytest.raises(UserError, match=r"no split 'Tset'\. Choose from: Test, Train, Val"):
         audit(marked, home(marked), split="Tset")

@@ -14,7 +14,7 @@ from test_audit_command import CLASSES, Brightness, greys  # noqa: F401
 from trustcxr.console import Progress
 from trustcxr.data import load_dataset
 from trustcxr.evaluation import parallel, predictions
-from trustcxr.evaluation.model_protocol import ModelUnderTest
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.recipes.evaluation_recipe import CorruptionsRecipe
 
 

@@ -1,4 +1,4 @@
-"""Data without splits are divided by seed: shares, classes alike, groups together, and a study of two classes on CT."""
+"""Data without splits are divided by seed: shares, stratified, groups together, and a study of two classes on CT."""
 
 from pathlib import Path
 
@@ -33,8 +33,10 @@ def test_shares_are_those_of_each_class() -> None:
         for split, share in SHARES.items():
             assert counts[split][name] == pytest.approx(share * total, abs=1)
     assert sum(SHARES.values()) == pytest.approx(1)
-    said = "these data have no splits: they were divided by seed 0 into 64% Train, 16% Val, 20% Test, classes alike"
-    assert found.notes == [said]
+    note = (
+        "these data have no splits: they are divided by seed 0 into 64% Train, 16% Val, 20% Test, stratified by class"
+    )
+    assert found.notes == [note]
 
 
 def test_a_group_stays_together_also_across_classes() -> None:
@@ -114,7 +116,7 @@ def test_a_study_of_two_classes_on_ct_slices(real_data: Path, tmp_path: Path) ->
         assert [(c["corruption"], c["severity"]) for c in run["corruptions"]] == [("jpeg", 3)]
         assert run["calibration"]["split"] == "Val"
         assert (run["masking"]["masked"], run["masking"]["signs"]) == (None, []), "so little trained, it knows nothing"
-        assert "not shown to be answered better than by one constant answer (54.5%)" in run["masking"]["because"]
+        assert "not shown to be better than one constant answer (54.5%)" in run["masking"]["reasons"]
     from trustcxr import report
 
     page = report.write(tmp_path / "out").read_text()

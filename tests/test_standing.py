@@ -14,7 +14,7 @@ import pytest
 from small_runs import recipe as small_run
 from test_cli import complaint, run
 from test_engines import small
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, tracked, with_seeds
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study import cost, engines, status, steps
@@ -87,7 +87,7 @@ def test_a_run_whose_process_was_killed_is_gone_on_with_and_that_is_said(
     for _ in range(2):
         steps.carry_out(Task(begun, ROBUST, "explain"))
     assert done == [ROBUST, ROBUST]
-    assert capsys.readouterr().err.count(f"{ROBUST}: whoever worked on it before was killed") == 1
+    assert capsys.readouterr().err.count(f"{ROBUST}: the previous process was killed") == 1
 
 
 def test_a_run_of_a_node_that_was_lost_has_failed_and_one_that_works_here_goes_on(begun: Path) -> None:
@@ -102,7 +102,7 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     for name in layout.STEP_FILES.values():
         (robust / name).unlink(missing_ok=True)
     (robust / layout.HISTORY_FILE).write_text("epoch,val_accuracy,seconds\n0,0.5,30.0\n")
-    atomic.write_json(robust / cost.STEPS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
+    atomic.write_json(robust / layout.TIMINGS_FILE, {"validate": 1.0, "test": 7.0, "explain": 2.0, "describe": 0.5})
     held_by(robust, os.getpid())
     document = json.loads(run("status", begun, "--json").stdout)
     (found,) = [one for one in document["runs"] if one["run"] == ROBUST]
@@ -111,14 +111,14 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert "running: train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
     (robust / locks.HOLDER_FILE).unlink()
     assert "waiting: cut off in train, epoch 2 of 2" in " ".join(run("status", begun).stdout.split())
-    for path in (robust / cost.STEPS_FILE, begun / cost.COST_FILE, robust / layout.HISTORY_FILE):
+    for path in (robust / layout.TIMINGS_FILE, begun / layout.TIMINGS_FILE, robust / layout.HISTORY_FILE):
         path.write_text("damaged")
     printed = run("status", begun).stdout
     assert "time left: unknown until" in " ".join(printed.split())
     assert f"--out {begun}` estimates it" in " ".join(printed.split())
-    with cost.taken(robust, "explain"):
+    with cost.record_time(robust, "explain"):
         pass
-    assert list(cost.steps_of(robust)) == ["explain"]
+    assert list(cost.read_seconds(robust)) == ["explain"]
 
 
 def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pyt
     monkeypatch.setattr(status, "EVERY", 0.01)
     monkeypatch.setattr(status, "log", said.append)
     held_by(begun / "runs" / ROBUST, os.getpid())
-    atomic.write_json(begun / "runs" / ROBUST / cost.STEPS_FILE, {"explain": 200.0, "describe": 0.4})
+    atomic.write_json(begun / "runs" / ROBUST / layout.TIMINGS_FILE, {"explain": 200.0, "describe": 0.4})
     with status.watched(status.read_recipe(begun), begun):
         patience = time.monotonic() + 20
         while not said and time.monotonic() < patience:
@@ -159,7 +159,7 @@ def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
 
 def test_epochs_with_a_refit_are_those_of_both_trainings(tmp_path: Path) -> None:
     one = small_run("fgsm", epochs=3, refit=True)
-    for folder, rows in ((tmp_path / "validated", 3), (tmp_path, 1)):
+    for folder, rows in ((tmp_path / "before_refit", 3), (tmp_path, 1)):
         folder.mkdir(exist_ok=True)
         (folder / layout.HISTORY_FILE).write_text("epoch,seconds\n" + "".join(f"{n},{n}\n" for n in range(rows)))
     found = status.read_state(one, tmp_path)
@@ -186,12 +186,12 @@ def test_robust_runs_of_networks_that_are_not_chosen_yet_cost_between_the_cheape
 def test_a_dry_run_of_another_recipe_is_refused_and_of_a_tracked_study_is_not(begun: Path) -> None:
     content, asked = atomic.read_yaml(begun / layout.STUDY_FILE), begun.parent / "recipe.yaml"
     atomic.write_yaml(asked, atomic.section(content, "recipe"))
-    followed = tracked(status.read_recipe(begun), "mlflow", "http://lab:5000")
+    followed = with_tracker(status.read_recipe(begun), "mlflow", "http://lab:5000")
     atomic.write_yaml(begun / layout.STUDY_FILE, content | {"recipe": followed.model_dump(mode="json")})
     words = ("study", asked, "--dry-run", "--no-measure", "--out", begun)
     printed = run(*words).stdout
     assert "unknown" not in printed.split("tiny:")[1]
-    assert [line.split("│")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
+    assert [line.split("  ")[-1].strip() for line in printed.splitlines() if ROBUST in line] == ["explain, describe"]
     atomic.write_yaml(asked, atomic.section(content, "recipe") | {"seeds": [5]})
     assert "holds a study of another recipe" in complaint(*words)
 

@@ -15,7 +15,12 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trustcxr import statistics
 from trustcxr.evaluation import calibration
-from trustcxr.statistics import Bootstrap, auroc, interval, mean_interval, paired, softmax
+from trustcxr.statistics import Bootstrap, auroc, interval, paired, softmax
+
+
+def mean_interval(values: Any, groups: Any, *, resamples: int = 2000, seed: int = 0) -> tuple[float, list[float]]:
+    means = Bootstrap.over(groups, resamples=resamples, seed=seed).means(values)
+    return float(means[0]), interval(means)
 
 
 @pytest.fixture
@@ -265,6 +270,7 @@ def test_groups_widen_the_interval_of_a_difference(random: np.random.Generator) 
     assert together[1] - together[0] > 2 * (alone[1] - alone[0])
 
 
+@pytest.mark.slow
 def test_statistics_and_results_need_no_torch() -> None:
     modules = "trustcxr.statistics, trustcxr.storage.atomic, trustcxr.evaluation.metrics"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
@@ -400,8 +406,8 @@ def test_groups_without_a_value_do_not_count() -> None:
     bootstrap = statistics.Bootstrap.over(np.arange(300), resamples=100)
     ends = statistics.share_interval(bootstrap, bootstrap.means(values), of=np.isfinite(values))
     assert ends == pytest.approx([0, stats.binomtest(0, 20).proportion_ci(method="wilson").high])
-    assert bootstrap.groups_of() == 300
-    assert statistics.Bootstrap.over(np.arange(300) // 3, resamples=1).groups_of(np.isfinite(values)) == 7
+    assert bootstrap.count_groups() == 300
+    assert statistics.Bootstrap.over(np.arange(300) // 3, resamples=1).count_groups(np.isfinite(values)) == 7
 
 
 def test_the_mean_of_shares_has_the_bootstraps_interval_unless_one_is_rare() -> None:

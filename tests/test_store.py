@@ -260,8 +260,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_store(
 
 SCRIPT = """
 import sys
-from trustcxr.data import load_dataset, store, workers
-store._CHUNK, workers.FEW = 4, 0  # processes, although there is little to do
+from trustcxr.data import cache, load_dataset, worker_pool
+cache._CHUNK, worker_pool.FEW = 4, 0  # processes, although there is little to do
 data = load_dataset(sys.argv[1], "Train", 32, cache=sys.argv[2], workers=2)
 print(int(data.images.sum()))
 """
@@ -288,7 +288,7 @@ def test_a_damaged_store_is_said_to_be_and_built_again(
     file = next((tmp_path / "cache").rglob(name))
     damage(file)
     again = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
+    assert f"damaged store ({name} has changed)" in capsys.readouterr().err
     assert np.array_equal(again.images, pixels)
     assert np.array_equal(again.masks("lung"), masks)
     load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
@@ -305,14 +305,14 @@ def test_a_bit_that_the_disk_changed_by_itself_is_found_where_every_byte_is_aske
     load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
     assert "damaged" not in capsys.readouterr().err, "by its size alone"
     load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
-    assert f"damaged store ({name} is not what was written)" in capsys.readouterr().err
+    assert f"damaged store ({name} has changed)" in capsys.readouterr().err
     load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert "damaged" not in capsys.readouterr().err
 
 
 def test_hashes_are_of_the_pixels_alone(radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (radiographs / "Test/a/0.png").write_bytes(b"")
-    monkeypatch.setattr(store, "_HASHED_AT_ONCE", 3 * 32**2 + 1)  # three rows a part, and a part of two
+    monkeypatch.setattr(store, "_HASH_CHUNK", 3 * 32**2 + 1)  # three rows a part, and a part of two
     data = load_dataset(radiographs, size=32, cache=tmp_path / "cache")
     assert data.image_sums.tolist() == [blake2b(row.tobytes(), digest_size=16).hexdigest() for row in data.images]
     for name, hashes in zip(data._store.names, data._store.hashes, strict=True):

@@ -29,7 +29,7 @@ def test_runs_that_were_trained_as_the_last_start_are_not_told(tmp_path: Path) -
     assert segments.elsewhere(runs, here | {"accelerator": "a card"}, commit) == {"on": f"{HERE} (1)"}
     atomic.write_yaml(tmp_path / "b" / "run.yaml", {"name": "never trained"})
     assert segments.elsewhere(runs, here, commit) == {}, "nothing is known of it"
-    trained(tmp_path / "a" / "validated", THERE, "abcdef0123")  # before its refit
+    trained(tmp_path / "a" / "before_refit", THERE, "abcdef0123")  # before its refit
     assert segments.elsewhere(runs, here, commit) == {"on": f"{THERE}, then {HERE} (1), not noted (1)"}
 
 

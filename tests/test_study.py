@@ -150,6 +150,7 @@ def test_started_again_it_repeats_nothing(done: Path, radiographs: Path, monkeyp
     assert after.plain()["runs"] == before["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_the_command_prints_study_json_and_nothing_else(done: Path, radiographs: Path, tmp_path: Path) -> None:
     atomic.write_yaml(tmp_path / "tiny.yaml", RECIPE)
@@ -301,7 +302,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
     assert told in report.write(left).read_text(encoding="utf-8")
     with pytest.raises(UserError, match="test_efficientnet-standard-s0: trained, and so counted in this study"):
         Study(tiny(models=models[1:]), radiographs, out, engines.get("local")).run()
-    shown = ("panels.npz",)  # images are chosen by all runs
+    shown = ("example_maps.npz",)  # images are chosen by all runs
     done = [p for p in out.glob("runs/test_efficientnet-standard-s0/*") if p.is_file() and p.name not in shown]
     stamps = {p: p.stat().st_mtime_ns for p in done}
     again = Study(tiny(models=models), radiographs, out, engines.get("local")).run()
@@ -311,6 +312,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "only what was missing is tried again"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_where_every_network_fails_each_cause_is_named_and_all_are_tried_again(
     radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -578,7 +580,7 @@ def test_training_saw_no_test_image(done: Path, radiographs: Path) -> None:
 
 def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs: Path) -> None:
     from trustcxr.data import load_dataset
-    from trustcxr.evaluation.masked_views import _views
+    from trustcxr.evaluation.masked_views import generate_views
 
     for run in atomic.read_json(done / "study.json")["runs"]:
         assert set(run["shortcuts"]) == set(registry.VIEWS)
@@ -587,7 +589,7 @@ def test_accuracy_without_the_lungs_stands_in_every_run(done: Path, radiographs:
     data = load_dataset(radiographs, split="Test", size=32)
     rows = np.arange(4)
     images = torch.ones(4, 1, 32, 32)
-    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in _views(data, rows, images)}
+    views = {name[0]: pixels[:, 0].numpy() for name, _, pixels in generate_views(data, rows, images)}
     lungs = data.masks("lung")[:4]
     assert lungs.any()
     np.testing.assert_array_equal(views["lungs_blacked_out"], 1 - lungs)

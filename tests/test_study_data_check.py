@@ -18,7 +18,7 @@ from trustcxr.study import data_check
 
 def test_a_damaged_check_of_the_data_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(to_dict=lambda: {"verdict": "none"}, verdict="none")
-    monkeypatch.setattr("trustcxr.data.checks.check.audit", lambda *_, **__: made)
+    monkeypatch.setattr("trustcxr.data.checks.check.check_data", lambda *_, **__: made)
     (tmp_path / layout.DATA_CHECK_FILE).write_text("")
     written = data_check.write(small(), tmp_path, tmp_path, [])  # type: ignore[arg-type]
     assert atomic.read_json(written)["verdict"] == "none"
@@ -56,6 +56,6 @@ def test_the_check_of_the_data_is_made_again_where_a_mask_is_gone_and_only_then(
     for mask in gone:
         mask.unlink()
     then, said = check()
-    assert "data-check.json: the images or their masks are others since: looked through again" in said
+    assert "data-check.json: of other images or masks: checked again" in said
     count, left = (found["files"]["masks"]["infection"]["n"] for found in (first, then))
     assert count - left == len(gone) > 0

@@ -12,7 +12,7 @@ from pack import Pack
 from small_runs import PowerCut, cut_at, recipe, same, weights
 from test_cli import complaint, run
 from trustcxr.errors import UserError
-from trustcxr.recipes.study_recipe import load_study, tracked, untracked
+from trustcxr.recipes.study_recipe import load_study, with_tracker, without_tracker
 from trustcxr.runs.run_folder import RunFolder
 from trustcxr.storage import atomic, schemas
 from trustcxr.storage.schemas import TrainingDocument
@@ -30,12 +30,12 @@ def test_a_tracker_is_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     assert one.same_as(other)
     assert not one.same_as(recipe(epochs=3))
     atomic.write_yaml(tmp_path / "run.yaml", {"recipe": other.model_dump(mode="json")})
-    RunFolder(tmp_path).refuse_another(one)
+    RunFolder(tmp_path).check_recipe(one)
     with pytest.raises(UserError, match="holds another run"):
-        RunFolder(tmp_path).refuse_another(recipe(epochs=3))
+        RunFolder(tmp_path).check_recipe(recipe(epochs=3))
     demo = load_study("demo")
-    assert tracked(demo, "tensorboard").training.track == "tensorboard"
-    assert untracked(tracked(demo, "mlflow", "http://lab:5000")) == demo
+    assert with_tracker(demo, "tensorboard").training.track == "tensorboard"
+    assert without_tracker(with_tracker(demo, "mlflow", "http://lab:5000")) == demo
 
 
 def test_what_is_typed_wrongly_is_one_line(tmp_path: Path) -> None:
@@ -55,14 +55,18 @@ def test_a_package_that_is_missing_is_said_with_how_to_install_it(
 
     monkeypatch.setattr(loggers, {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger"}[track], missing)
     with pytest.raises(UserError, match=rf"tracking with {track} needs missing packages: pip install '\.\[track\]'"):
-        tracking.logger(recipe(track=track), tmp_path / "run")
+        tracking.make_logger(recipe(track=track), tmp_path / "run")
 
 
 def test_runs_of_a_study_are_tracked_together(tmp_path: Path) -> None:
     run_folder = tmp_path / "study" / "runs" / "a"
-    assert tracking.home(run_folder) == run_folder
+    assert tracking.tracking_folder(run_folder) == run_folder
     atomic.write_yaml(tmp_path / "study" / "study.yaml", {})
-    assert tracking.home(run_folder) == tracking.home(run_folder / "validated") == tmp_path / "study"
+    assert (
+        tracking.tracking_folder(run_folder)
+        == tracking.tracking_folder(run_folder / "before_refit")
+        == tmp_path / "study"
+    )
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_runs_of_a_study_that_begin_at_once_share_a_new_database(tmp_path: Path)
     begin = (
         "import sys; from pathlib import Path; from small_runs import recipe; from trustcxr.training import tracking\n"
     )
-    begin += "tracking.logger(recipe(track='mlflow'), Path(sys.argv[1]))"
+    begin += "tracking.make_logger(recipe(track='mlflow'), Path(sys.argv[1]))"
     for folder in folders:
         folder.mkdir(parents=True)
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))}
@@ -154,7 +158,7 @@ def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.Captur
         followed.on_train_epoch_end(None, None)  # type: ignore[arg-type]
     followed.on_fit_end(None, None)  # type: ignore[arg-type]
     assert sent == [1], "after the first failure nothing more is sent"
-    assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; the training goes on") == 1
+    assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; training continues") == 1
 
 
 # --- what a run took -------------------------------------------------------------------------------------------------

@@ -60,11 +60,11 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_leaves_what_the_design_says(defence: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     summary = fit_run.fit(recipe(defence), *radiographs, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "training_images.parquet",
         "history.csv",
         "model.safetensors",
         "run.yaml",
         "training.json",
+        "training_images.parquet",
     ]
     assert atomic.read_json(tmp_path / "training.json") == summary.plain()
     history = atomic.read_table(tmp_path / "history.csv")
@@ -172,8 +172,8 @@ def test_same_seed_same_weights(radiographs: tuple[Any, Any], tmp_path: Path) ->
 
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "standard": ("standard", {}),
-    "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_share": 0.3}, {}),
-    "averaged, warm-up, balanced": ("standard", {"averaging": 0.9, "warmup_epochs": 1.5, "balanced": True}),
+    "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_weight": 0.3}, {}),
+    "averaged, warm-up, balanced": ("standard", {"ema_decay": 0.9, "warmup_epochs": 1.5, "balanced": True}),
     "bf16": ("fgsm", {"precision": "bf16-mixed"}),
 }
 
@@ -293,7 +293,7 @@ def test_nothing_is_unpickled_when_a_run_goes_on(
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"trap": Trap(tmp_path / "ran")}, checkpoint)
     assert fit_run.fit(recipe(), *radiographs, tmp_path / "run").epochs == 2
-    assert re.search(r"last\.ckpt: cannot be read.*training starts anew", capsys.readouterr().err)
+    assert re.search(r"last\.ckpt: cannot be read.*training starts again", capsys.readouterr().err)
     assert not (tmp_path / "ran").exists()
 
 
@@ -335,8 +335,8 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
     assert "commit abcdef0" in told[1]
     assert f"torch {layout.versions()['torch']}" in told[2]
     assert "batches" not in line, "what is alike is not said"
-    card = model_card.card(tmp_path)
-    assert f"- Not trained on one and the same: {told[0]}" in card
+    card = model_card.render_card(tmp_path)
+    assert f"- Resumed on a different machine or version: {told[0]}" in card
     assert f"of training on Another, then {origins.processor()}" in card
     assert load_run(tmp_path).training == summary
 
@@ -351,7 +351,7 @@ def test_a_run_of_one_stretch_says_nothing_of_stretches(radiographs: tuple[Any, 
         fit_run.fit(recipe(), *radiographs, tmp_path / place)
         about = atomic.read_yaml(tmp_path / place / "run.yaml")
         assert list(about)[-5:] == ["data", "started_from", "segments", "checksums", "took"]
-        assert "one and the same" not in model_card.card(tmp_path / place)
+        assert "one and the same" not in model_card.render_card(tmp_path / place)
 
 
 def test_epochs_that_are_trained_anew_are_of_who_trained_them(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
@@ -566,11 +566,11 @@ def test_fgsm_training_uses_the_recipe(
         return adversarial.fgsm(model, images, labels, **options)
 
     monkeypatch.setitem(defences.DEFENCES, "fgsm", spy)
-    defence = {"name": "fgsm", "epsilon": 0.04, "clean_share": 0.25}
+    defence = {"name": "fgsm", "epsilon": 0.04, "clean_weight": 0.25}
     fit_run.fit(recipe(defence, epochs=1, label_smoothing=0.1), *radiographs, tmp_path)
     assert len(seen) == 3
     for step in seen:
-        asked = {"epsilon": 0.04, "clean_share": 0.25, "label_smoothing": 0.1, "training": True}
+        asked = {"epsilon": 0.04, "clean_weight": 0.25, "label_smoothing": 0.1, "training": True}
         assert step.items() >= asked.items()
         assert 0 <= step["range"][0] < step["range"][1] <= 1
 
@@ -604,7 +604,7 @@ def test_kept_weights_are_the_moving_average(
         real(self, *inputs)
 
     monkeypatch.setattr(TrainingStep, "on_train_batch_end", spy)
-    fit_run.fit(recipe(averaging=0.8, epochs=2), *radiographs, tmp_path)
+    fit_run.fit(recipe(ema_decay=0.8, epochs=2), *radiographs, tmp_path)
     assert len(steps) == 6
     expected = steps[0]
     for step in steps[1:]:

@@ -71,7 +71,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.sample("swap", "emptied and penalty")
+@pytest.mark.sample("swap", "emptied")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(

@@ -24,11 +24,11 @@ from trustcxr.training.step import TrainingStep
 
 DEFENCE_OPTIONS = {name: entry.options for name, entry in registry.DEFENCES.items()}
 
-ATTACKED = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
+STABILITY_ATTACK = ["fgsm", "fgsm-rs", "n-fgsm", "free", "pgd", "trades"]
 CHANGED = ["mixup", "cutout", "gaussian"]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fgsm": {"ramp": 0.5, "clean_share": 0.5, "attack_precision": "bf16"},
-    "fgsm-rs": {"ramp": 0.8, "clean_share": 0.3},
+    "fgsm": {"ramp": 0.5, "clean_weight": 0.5, "attack_precision": "bf16"},
+    "fgsm-rs": {"ramp": 0.8, "clean_weight": 0.3},
     "n-fgsm": {"ramp": 0.5, "weight_perturbation": 0.01},
     "free": {"ramp": 0.5, "replays": 2},
     "pgd": {"steps": 2},
@@ -56,12 +56,12 @@ def defence(name: str) -> dict[str, Any]:
 @pytest.mark.sample("fgsm-0.9", "trades-0.9")
 @pytest.mark.slow
 @pytest.mark.usefixtures("rising")
-@pytest.mark.parametrize("averaging", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
-    name: str, averaging: float, radiographs: tuple[Any, Any], tmp_path: Path
+    name: str, ema_decay: float, radiographs: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    run = recipe(defence(name), averaging=averaging)
+    run = recipe(defence(name), ema_decay=ema_decay)
     per_epoch = 6 if name == "free" else 3
     fit_run.fit(run, *radiographs, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -81,17 +81,17 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_a_defence_is_judged_by_what_it_trains_for(name: str, radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     summary = fit_run.fit(recipe(defence(name), epochs=1), *radiographs, tmp_path)
     history = atomic.read_table(tmp_path / "history.csv")
-    assert ("val_pgd_accuracy" in history) == (name in ATTACKED)
-    assert summary.monitor == ("val_pgd_accuracy" if name in ATTACKED else "val_accuracy")
-    assert history["epsilon"].iloc[0] == (0.02 if name in ATTACKED else 0.0)
+    assert ("val_pgd_accuracy" in history) == (name in STABILITY_ATTACK)
+    assert summary.monitor == ("val_pgd_accuracy" if name in STABILITY_ATTACK else "val_accuracy")
+    assert history["epsilon"].iloc[0] == (0.02 if name in STABILITY_ATTACK else 0.0)
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", ATTACKED)
+@pytest.mark.parametrize("name", STABILITY_ATTACK)
 def test_catastrophic_overfitting_is_noticed_whatever_the_attack(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def test_free_shows_each_batch_so_many_times_and_counts_them(
 
 
 @pytest.mark.sample("standard", "fgsm", "trades")
-@pytest.mark.parametrize("name", ["standard", *ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", ["standard", *STABILITY_ATTACK, *CHANGED])
 def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_pixel_that_is_no_number_stops_the_run_with_the_last_good_weights(
 
 
 @pytest.mark.sample("fgsm", "trades")
-@pytest.mark.parametrize("name", [*ATTACKED, *CHANGED])
+@pytest.mark.parametrize("name", [*STABILITY_ATTACK, *CHANGED])
 def test_weights_that_are_no_numbers_stop_the_run(
     name: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +175,7 @@ def test_weights_that_are_no_numbers_stop_the_run(
     run = recipe({"name": name} | ({"replays": 1} if name == "free" else {}), epochs=3)
     summary = fit_run.fit(run, *radiographs, tmp_path)
     # An attack that looks at the logits meets them first; else the loss does. Either stops the run at that step.
-    said = ("numbers: the loss is nan at step 4", "numbers: the model answers 16 of 16 images with NaN or infinity")
+    said = ("numbers: the loss is nan at step 4", "numbers: the model returns NaN or infinity for 16 of 16 images")
     assert summary.stopped.startswith(said)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path).values())
 
@@ -199,8 +199,8 @@ def test_adamw_decouples_the_decay(radiographs: tuple[Any, Any], tmp_path: Path)
         ({"name": "standard", "ramp": 0.5}, "defence standard does not use ramp; it takes no options"),
         ({"name": "fgsm", "steps": 7}, "defence fgsm does not use steps"),
         ({"name": "pgd", "beta": 3}, "defence pgd does not use beta"),
-        ({"name": "free", "clean_share": 0.5}, "defence free does not use clean_share"),
-        ({"name": "trades", "clean_share": 0.5}, "defence trades does not use clean_share"),
+        ({"name": "free", "clean_weight": 0.5}, "defence free does not use clean_weight"),
+        ({"name": "trades", "clean_weight": 0.5}, "defence trades does not use clean_weight"),
         ({"name": "trades", "beta": -1}, "key 'defence.beta'"),
         ({"name": "pgd", "steps": 0}, "key 'defence.steps'"),
         ({"name": "free", "replays": 0}, "key 'defence.replays'"),
@@ -221,7 +221,7 @@ def test_a_recipe_refuses_what_a_defence_does_not_use(content: dict[str, Any], c
 @pytest.mark.parametrize(
     ("training", "complaint"),
     [
-        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_share too"),
+        ({"guidance": 0.3, "guidance_on": "gradients"}, "asks for bounds alone; set defence.clean_weight too"),
         ({"background": "emptied"}, "background: emptied shows images"),
         ({"background": "gate-emptied"}, "background: gate-emptied shows images"),
     ],
@@ -236,7 +236,7 @@ def test_what_needs_an_answer_is_refused_where_bounds_are_trained(
 
 def test_images_shown_beside_bounds_can_be_guided(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
     for name, keys in {"plain": {}, "guided": {"guidance": 5.0, "guidance_on": "gradients"}}.items():
-        defence = {"name": "ibp", "clean_share": 0.5}
+        defence = {"name": "ibp", "clean_weight": 0.5}
         fit_run.fit(recipe(defence, model={"name": "plain3"}, epochs=1, **keys), *radiographs, tmp_path / name)
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "guided"))
 
@@ -246,4 +246,4 @@ def test_a_key_that_is_as_it_is_by_default_is_no_mistake() -> None:
     for name in DEFENCE_OPTIONS:
         run = recipe({"name": name})
         assert DefenceRecipe.model_validate(run.defence.model_dump()) == run.defence
-        assert run.defence.attacks == (name in ATTACKED or run.defence.certifies)
+        assert run.defence.attacks == (name in STABILITY_ATTACK or run.defence.certifies)

@@ -47,7 +47,7 @@ def typed(*options: str, defence: str = "trades") -> RunRecipe:
     return run_folder.recipe(
         model="resnet18",
         weights="none",
-        defence={"name": defence, "epsilon": 0.02, "ramp": 0.0, "clean_share": 0.0},
+        defence={"name": defence, "epsilon": 0.02, "ramp": 0.0, "clean_weight": 0.0},
         size=64,
         seed=0,
         training={},

@@ -33,7 +33,7 @@ from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.registry import REFERENCES, SALIENCY, Saliency
-from trustcxr.runs import describe
+from trustcxr.runs import explain_run
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import Alarm, Figure, Lead, RandomWeights, RunDocument, SaliencyDocument, Share
 
@@ -116,8 +116,8 @@ def test_grad_cam_of_a_network_that_reads_the_lesion_does_not_survive_randomisin
     energy = part.figure("infection_energy")
     assert energy.against_chance == "above"
     assert energy.value > energy.randomised + 0.02
-    assert "infection_energy" not in verdicts.voided(part)
-    assert set(verdicts.voided(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
+    assert "infection_energy" not in verdicts.list_void(part)
+    assert set(verdicts.list_void(part)) <= {"pointing_hit_rate", "infection_energy_given_lung"}
 
 
 @pytest.mark.slow
@@ -133,19 +133,19 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     hit = part.figure("pointing_hit_rate")
     assert hit.against_chance == "above"
     assert hit.randomised == pytest.approx(hit.value)
-    assert "pointing_hit_rate" in verdicts.voided(part)
+    assert "pointing_hit_rate" in verdicts.list_void(part)
     assert part.shows == []
     assert "infection_auroc" in part.void, "the same map: no figure of it is left"
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
     assert {lead.measure: lead.control for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
     assert "over brightness in the lungs, as sharp as the map" in part.verdict
-    (alarm,) = verdicts.alarms({"of-image": part})
+    (alarm,) = verdicts.list_alarms({"of-image": part})
     assert alarm.kind == "survives_randomisation"
     assert f"pointing hit rate is {hit.value:.3f} with random weights, {hit.value:.3f} with its own" in alarm.text
     assert "SSIM with the map of random weights is 1.00: no figure of it is of the network" in alarm.text
     atomic.write_table(tmp_path / "saliency.parquet", found)
     document = RunDocument(alarms=[Alarm(kind="other", text="kept"), Alarm(kind="survives_randomisation", text="old")])
-    describe.describe(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
+    explain_run.add_tables(document, tmp_path, images=len(radiographs(folder, "Test")), resamples=300)
     assert [(a.kind, a.text) for a in document.alarms] == [("other", "kept"), (alarm.kind, alarm.text)]
 
 
@@ -192,7 +192,7 @@ def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networ
     table: pd.DataFrame, reader: Run, folder: Path
 ) -> None:
     test = radiographs(folder, "Test")
-    rows = evaluate.annotated(test)
+    rows = evaluate.find_annotated(test)
     images, labels = to_pixels(torch.from_numpy(test.batch(rows))), torch.from_numpy(np.asarray(test.labels[rows]))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
     networks = [randomisation.random_network(reader.model, seed=seed) for seed in baseline_scores.DRAWS]
@@ -219,13 +219,13 @@ def test_one_more_network_with_random_weights_is_not_above_random_weights() -> N
             0.3, 0.05, 1 + len(baseline_scores.DRAWS)
         )  # images are many: the draws are what varies
         difference = own - np.mean(draws)
-        low, high = saliency_summary.over_draws(
+        low, high = saliency_summary.widen_by_draws(
             difference, [difference - 0.005, difference + 0.005], float(np.std(draws, ddof=1))
         )
         above.append(low > 0)
         assert low < difference < high
     assert 0.01 < np.mean(above) < 0.035, "by the interval over images it is nearly every second one"
-    assert saliency_summary.over_draws(0.2, [0.1, 0.4], 0.0) == pytest.approx([0.1, 0.4])
+    assert saliency_summary.widen_by_draws(0.2, [0.1, 0.4], 0.0) == pytest.approx([0.1, 0.4])
 
 
 def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table: pd.DataFrame) -> None:
@@ -243,7 +243,7 @@ def test_how_far_random_networks_lie_apart_widens_what_a_map_has_over_them(table
 
 def test_the_brightness_beside_a_map_is_the_smoothed_one(table: pd.DataFrame, folder: Path) -> None:
     test = radiographs(folder, "Test")
-    rows = evaluate.annotated(test)
+    rows = evaluate.find_annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection, lung = (torch.from_numpy(np.array(test.masks(kind)[rows])) != 0 for kind in ("infection", "lung"))
     smoothed = baselines.image_baselines(images, lung)["brightness"]
@@ -294,7 +294,7 @@ def test_cells_are_those_of_the_layer_that_is_read(reader: Run) -> None:
 
 def test_the_random_map_beside_a_cam_has_its_cells(table: pd.DataFrame, folder: Path) -> None:
     test = radiographs(folder, "Test")
-    rows = evaluate.annotated(test)
+    rows = evaluate.find_annotated(test)
     images = to_pixels(torch.from_numpy(test.batch(rows)))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
     wanted = measures.energy_inside(baselines.random_maps(images, (6, 6)), infection)

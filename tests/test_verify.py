@@ -88,13 +88,16 @@ def test_every_figure_of_a_study_agrees(done: Path) -> None:
 def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> None:
     keys: dict[str, list[tuple[str | int, ...]]] = {
         "study.json": [
-            ("runs", 0, "clean", "accuracy_ci", 0),
-            ("comparisons", 0, "difference"),
+            ("runs", 0, "clean", "accuracy", "ci", 0),
+            ("comparisons", 0, "difference", "value"),
             ("over_seeds", 0, "figures", 0, "deviation"),
             ("selection", "ranking", 0, "value"),
             ("runs", 1, "training", "best_value"),
         ],
-        f"{ROBUST}/metrics.json": [("attacks", 1, "accuracy"), ("saliency", "layercam@-3", "infection_energy")],
+        f"{ROBUST}/metrics.json": [
+            ("attacks", 1, "accuracy", "value"),
+            ("saliency", "layercam@-3", "infection_energy", "value"),
+        ],
         f"{ROBUST}/training.json": [("best_value",)],
     }
     for file, of_file in keys.items():
@@ -104,7 +107,9 @@ def test_each_changed_number_is_found_and_the_exit_code_is_1(study: Path) -> Non
     for file, of_file in keys.items():
         for one in of_file:
             last = [key for key in one if isinstance(key, str)][-1]
-            assert any(p["file"].startswith(file) and last in p["key"] and p["said"] == 0.123456 for p in printed), one
+            assert any(p["file"].startswith(file) and last in p["key"] and p["stored"] == 0.123456 for p in printed), (
+                one
+            )
     # What study.json says of a training is compared with training.json, which one of these changed.
     assert len(printed) == 9
 
@@ -114,7 +119,8 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     for name in ("saliency.parquet", "history.csv", "model.safetensors", "validation.parquet"):
         (study / ROBUST / name).unlink()
     path = study / ROBUST / "metrics.json"
-    atomic.write_json(path, atomic.read_document(path) | {"certified": [{"epsilon": 0.01, "accuracy": 0.99, "n": 12}]})
+    row = {"epsilon": 0.01, "accuracy": {"value": 0.99}, "n": 12}
+    atomic.write_json(path, atomic.read_document(path) | {"certified": [row]})
     document = verify(study)
     assert found(document) == set()
     for file in (f"study.json: {NAME}", f"{ROBUST}/metrics.json"):
@@ -127,7 +133,7 @@ def test_what_no_table_backs_any_more_is_named_and_does_not_count_as_agreed(stud
     assert "all agree" not in run("verify", study).stdout
     for table in study.rglob("predictions.parquet"):
         table.unlink()
-    assert "of no run could the figures be computed again" in run("verify", study, expect=1).stdout
+    assert "the figures of no run could be recomputed" in run("verify", study, expect=1).stdout
 
 
 @pytest.mark.slow
@@ -137,7 +143,7 @@ def test_runs_that_are_lacking_or_twice_or_invented_and_replaced_weights_are_fou
     runs = [entry for entry in content["runs"] if entry["run"] != NAME]
     twice = next(entry for entry in runs if entry["run"] == OTHER)
     path.write_text(json.dumps(content | {"runs": [*runs, twice, {"run": "better", "clean": {"accuracy": 1.0}}]}))
-    shutil.copyfile(study / "runs" / OTHER / "familiarity.safetensors", study / "runs" / OTHER / "model.safetensors")
+    shutil.copyfile(study / "runs" / OTHER / "ood.safetensors", study / "runs" / OTHER / "model.safetensors")
     document = verify(study)
     weights = f"runs/{OTHER}/model.safetensors", "checksum of model.safetensors"
     assert found(document) == {weights, *(("study.json", f"runs[{name}]") for name in (NAME, OTHER, "better"))}
@@ -157,7 +163,7 @@ def _edit(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         ("predictions.parquet", lambda t: t.assign(label=[99, *t["label"].iloc[1:]]), "the label 99, of 3 classes"),
         ("predictions.parquet", lambda t: t.drop(columns="label"), "no column label"),
         ("validation.parquet", lambda t: t.assign(label=99), "the label 99, of 3 classes"),
-        ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesions.parquet"),
+        ("saliency.parquet", lambda t: t.drop(columns="measure"), "saliency.parquet or lesion_effects.parquet"),
         ("history.csv", lambda t: t[:0], "Restore it: only a new training makes it again"),
         ("history.csv", lambda t: t.drop(columns="seconds"), "damaged: 'seconds'"),
         ("history.csv", lambda t: t.assign(val_pgd_accuracy="high"), "could not convert string to float"),
@@ -167,7 +173,7 @@ def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified
     file: str, damage: Callable[[pd.DataFrame], pd.DataFrame], said: str, study: Path
 ) -> None:
     _edit(study / ROBUST / file, damage)
-    change(study / "runs" / OTHER / "metrics.json", "attacks", 1, "accuracy", to=0.987)
+    change(study / "runs" / OTHER / "metrics.json", "attacks", 1, "accuracy", "value", to=0.987)
     change(study / "runs" / OTHER / "training.json", "best_epoch", to=-5)
     document = verify(study)
     assert not document.agrees
@@ -175,7 +181,7 @@ def test_a_damaged_table_is_a_line_that_names_it_and_the_other_runs_are_verified
     assert said in f"{one.file}: {one.computed}"
     assert one.file in (f"{ROBUST}/{file}", ROBUST)
     assert "\n" not in str(one.computed)
-    assert (f"runs/{OTHER}/metrics.json", "attacks[fgsm 0.02].accuracy") in found(document)
+    assert (f"runs/{OTHER}/metrics.json", "attacks[fgsm 0.02].accuracy.value") in found(document)
     assert (f"runs/{OTHER}/training.json", "best_epoch") in found(document)
 
 

@@ -4,7 +4,7 @@
 
 Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts
 image by image: what it takes for so many more is in proportion, and is printed beside.
-`python -m benchmarks.speed.examination` says which part takes what.
+`python -m benchmarks.speed.audit_parts` says which part takes what.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def measured(run: Path, data: Path, images: int | None) -> list[str]:
         f"{recipe.model.called} at {loaded.size} pixels",
         recipe.defence.called,
         f"{count}",
-        formatting.measured(found.clean.accuracy),
-        "-" if worst is None else formatting.measured(worst),
+        formatting.with_count(found.clean.accuracy),
+        "-" if worst is None else formatting.with_count(worst),
         f"{minutes:.1f}",
         f"{worked:.1f}",
         f"{minutes * TEST / max(count, 1):.1f}",

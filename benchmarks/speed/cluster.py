@@ -60,7 +60,7 @@ def measure(nodes: int, images: Path, work: Path, given: argparse.Namespace) -> 
         import ray
 
         ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-        engine = get("ray", asked=EngineOptions(address=cluster.address))
+        engine = get("ray", options=EngineOptions(address=cluster.address))
         engine.map(carry_out, runs_of(images, work / f"warm{nodes}", given)[:nodes])  # imports torch, opens the images
         tasks, began = runs_of(images, work / f"study{nodes}", given), time.perf_counter()
         if failed := [outcome for outcome in engine.map(carry_out, tasks) if outcome is not None]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from trustcxr.data.checks import duplicates
-from trustcxr.data.checks.registration import laid_upon
+from trustcxr.data.checks.registration import warp
 from trustcxr.data.checks.scan import THUMB, _small, _without_borders
 
 Pixels = np.ndarray  # (H, W) uint8
@@ -83,7 +83,7 @@ def blends(images: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
         for _ in range(2):
             maps = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (some, 1))
             maps += random.normal(0, 0.04, maps.shape).astype(np.float32)
-            halves.append(laid_upon(images[random.integers(len(images), size=some)].astype(np.float32), maps)[0])
+            halves.append(warp(images[random.integers(len(images), size=some)].astype(np.float32), maps)[0])
         made[start : start + some] = 0.8 * halves[0] + 0.2 * halves[1]
     return made
 

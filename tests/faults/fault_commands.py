@@ -48,7 +48,7 @@ def cases() -> list[Case]:
 def _numbers() -> Iterator[tuple[str, ...]]:
     """Wrong types and values of every number."""
     train = ("--size", "--seed", "--epochs", "--batch-size", "--learning-rate", "--patience", "--epsilon", "--ramp")
-    for option in (*train, "--clean-share"):
+    for option in (*train, "--clean-weight"):
         for value in (*NUMBERS, *(("1000000",) if option == "--size" else ())):
             yield (*TRAIN, option, value)
     for option in ("--epsilon", "--steps", "--queries", "--severity"):
@@ -263,7 +263,7 @@ def _damaged() -> Iterator[tuple[str, ...]]:
     for file in ("model.safetensors", "metrics.json", "saliency.parquet"):
         for how in ("cut", "closed", "list", "folder"):
             yield ("explain", f"{{run/{file}:{how}}}", *EXPLAIN[2:])
-    runs = [f"runs/test_resnet-standard-s0/{name}" for name in (*RUN_FILES, "saliency.parquet", "panels.npz")]
+    runs = [f"runs/test_resnet-standard-s0/{name}" for name in (*RUN_FILES, "saliency.parquet", "example_maps.npz")]
     for file in ("study.yaml", "study.json", *runs):
         for how in ("gone", "empty", "noise", "list", "folder", "closed"):
             yield ("report", f"{{study/{file}:{how}}}")

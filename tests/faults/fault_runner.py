@@ -138,7 +138,7 @@ def _unrendered(command: str) -> Iterator[None]:
                 drawing.plot(Figure(figsize=size, layout="constrained"))
         return f'<svg role="img" id="{key}"></svg>'
 
-    with mock.patch.object(svg, "inline", plotted):
+    with mock.patch.object(svg, "render_inline", plotted):
         yield
 
 

@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(base: Path) -> dict[str, str]:
     """What exam-1 writes that nothing cuts off."""
     found = uncut(audit(base, base / "whole"), base / "whole", base / "temporary")
-    assert {"audit.json", "predictions.parquet", "aimed.parquet", "report.html"} <= set(found)
+    assert {"audit.json", "predictions.parquet", "one_vs_rest.parquet", "report.html"} <= set(found)
     return found
 
 

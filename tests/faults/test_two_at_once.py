@@ -83,8 +83,8 @@ def test_the_second_says_who_is_at_work_and_leaves(pair: str, base: Path, tmp_pa
 def test_a_second_demo_leaves_what_the_first_is_drawing(tmp_path: Path) -> None:
     drawing = tmp_path / ".phantom-unfinished"
     drawing.mkdir()
-    hold = "import sys, pathlib; from trustcxr.storage.locks import holding\n"
-    hold += "with holding(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
+    hold = "import sys, pathlib; from trustcxr.storage.locks import folder_lock\n"
+    hold += "with folder_lock(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     first = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

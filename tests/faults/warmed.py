@@ -3,6 +3,6 @@
 from trustcxr.data.phantom import anatomy
 from trustcxr.report import html
 
-for _name in html.environment().list_templates(extensions=["j2"]):
-    html.environment().get_template(_name)
+for _name in html.load_templates().list_templates(extensions=["j2"]):
+    html.load_templates().get_template(_name)
 anatomy._vessel_trees()

@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein 2020): a climb that finds its own step size, on cross-entropy or on a margin."""
+"""Auto-PGD (Croce and Hein 2020): gradient ascent that adapts its step size, on cross-entropy or on a margin."""
 
 import math
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from trustcxr.models.preserve_state import preserve_state
 
 MAX_TARGETS = 9  # wrong classes that a targeted attack tries, the likeliest first
 _GAINING = 0.75  # share of the steps between two checkpoints that must raise the loss
-_KEEP = 0.75  # of a move is new; the rest repeats the last move
+_NEW = 0.75  # share of a move that is new; the rest repeats the last one
 
 
 def apgd(
@@ -46,11 +46,16 @@ def apgd(
 ) -> Tensor:
     """Auto-PGD in the L-infinity ball (Croce and Hein 2020, "Reliable evaluation of adversarial robustness").
 
-    `loss` "ce" climbs the cross-entropy; "margin" climbs logit of a wrong class - logit of the true one, which needs
-    two classes where the DLR loss needs four: toward `target` (B,) or, unless said, toward each wrong class in turn
-    (at most 9, the likeliest first). An image leaves the batch once it is misled; one that holds out comes back as the
-    input of highest loss. `precision` "bf16" searches in bfloat16 and confirms each finding in the caller's precision.
-    Raises UserError as fgsm does, and for options that make no climb.
+    Each step is z = P(x + s * sign(gradient)), x' = P(x + 0.75 (z - x) + 0.25 (x - x_before)), P the projection onto
+    the ball. The step size s starts at 2 epsilon. At checkpoints it is halved if the loss has stopped rising. A
+    misclassified image leaves the batch; the others return the input of highest loss. Common arguments: see `fgsm`.
+
+    Args:
+        loss: "ce" is the cross-entropy. "margin" is logit of a wrong class - logit of the true one (2 or more classes).
+        target: (B,) wrong classes for "margin"; by default each wrong class in turn (at most 9, the likeliest first).
+        precision: "bf16" searches in bfloat16 and confirms each success in the caller's precision.
+
+    Raises UserError as fgsm does, and for invalid options.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -79,24 +84,24 @@ def apgd(
                 if len(todo) == 0:
                     break
                 start = uniform_start(images[todo], radius[todo], generator)
-                towards = None if aim is None else aim[todo]
-                found = climb(model, images[todo], start, labels[todo], towards, radius[todo], steps, precision)
-                better = found.misled | (found.values > values[todo])
-                result[todo[better]], values[todo[better]] = found.images[better], found.values[better]
-                todo = todo[~found.misled]
+                goal = None if aim is None else aim[todo]
+                end = climb(model, images[todo], start, labels[todo], goal, radius[todo], steps, precision)
+                better = end.wrong | (end.values > values[todo])
+                result[todo[better]], values[todo[better]] = end.images[better], end.values[better]
+                todo = todo[~end.wrong]
     return result
 
 
 def wrong_classes(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
-    """The wrong classes of each image, (B,) at a time, the likeliest first."""
+    """Yield the wrong classes of each image, (B,) at a time, the likeliest first."""
     order = logits.scatter(1, labels.long()[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-    for place in range(min(logits.shape[1] - 1, MAX_TARGETS)):
-        yield order[:, place]
+    for rank in range(min(logits.shape[1] - 1, MAX_TARGETS)):
+        yield order[:, rank]
 
 
 def margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
-    """Logit of `target` - logit of the label, (B,)."""
-    # Clones: where the caller is in inference_mode these may not be saved for the backward pass.
+    """Return the logit of `target` minus the logit of the label, (B,)."""
+    # Clones: the backward pass cannot save tensors of inference_mode.
     pair = torch.stack([target.long().clone(), labels.long().clone()], 1)
     both = logits.gather(1, pair)
     return both[:, 0] - both[:, 1]
@@ -104,18 +109,18 @@ def margin(logits: Tensor, labels: Tensor, target: Tensor) -> Tensor:
 
 @dataclass
 class APGDResult:
-    """What a search ended with: images (B, 1, H, W), whether each misleads (B,), and the loss of each (B,)."""
+    """Result of one search: images (B, 1, H, W), whether each is misclassified (B,), and its loss (B,)."""
 
     images: Tensor
-    misled: Tensor
+    wrong: Tensor
     values: Tensor
 
 
 @dataclass
 class _Climbers:
-    """The images still in the batch; every field is indexed by image."""
+    """State of the images still in the batch; every field is indexed by image."""
 
-    places: Tensor  # in the batch that came in
+    index: Tensor  # in the original batch
     labels: Tensor
     target: Tensor
     low: Tensor
@@ -131,7 +136,7 @@ class _Climbers:
     value_at_check: Tensor
     halved_at_check: Tensor
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[rows])
 
@@ -146,17 +151,17 @@ def climb(
     steps: int,
     precision: Precision | None,
 ) -> APGDResult:
-    """One climb from `start`, toward `target` (B,) on the margin, or up the cross-entropy where it is None."""
+    """Climb once from `start`: the margin toward `target` (B,), or the cross-entropy if that is None."""
     on_margin = target is not None
     low, high = ball(images, radius)
-    c = _begun(start, labels, labels if target is None else target, low, high, 2 * radius)
-    found = APGDResult(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
+    c = _start_state(start, labels, labels if target is None else target, low, high, 2 * radius)
+    result = APGDResult(start.clone(), torch.zeros_like(c.best_value, dtype=torch.bool), c.best_value.clone())
     checkpoints = _checkpoints(steps)
     since = 0
     for number in range(steps + 1):
 
-        def loss(logits: Tensor, own: Tensor, c: _Climbers = c) -> Tensor:
-            return margin(logits, own, c.target) if on_margin else cross_entropy(logits, own)
+        def loss(logits: Tensor, truth: Tensor, c: _Climbers = c) -> Tensor:
+            return margin(logits, truth, c.target) if on_margin else cross_entropy(logits, truth)
 
         with lowered(precision, images):
             if number < steps:
@@ -167,27 +172,26 @@ def climb(
         wrong = is_misclassified(model, c.now, c.labels, precision=precision, logits=logits)
         _note(c, value, gradient)
         if bool(wrong.any()):
-            out = c.places[wrong]
-            found.images[out], found.misled[out], found.values[out] = c.now[wrong], True, value[wrong]
+            out = c.index[wrong]
+            result.images[out], result.wrong[out], result.values[out] = c.now[wrong], True, value[wrong]
             gradient = gradient[~wrong]
-            c.keep(~wrong)
-        if len(c.places) == 0 or number == steps:
+            c.select(~wrong)
+        if len(c.index) == 0 or number == steps:
             break
         if number in checkpoints:
             gradient = _check(c, gradient, number - since)
             since = number
         ahead = between(c.now + c.step * gradient.sign().to(c.now), c.low, c.high)
-        new = between(c.now + _KEEP * (ahead - c.now) + (1 - _KEEP) * (c.now - c.before), c.low, c.high)
+        new = between(c.now + _NEW * (ahead - c.now) + (1 - _NEW) * (c.now - c.before), c.low, c.high)
         c.before, c.now = c.now, new if number else ahead
-    found.images[c.places], found.values[c.places] = c.best, c.best_value
-    return found
+    result.images[c.index], result.values[c.index] = c.best, c.best_value
+    return result
 
 
-def _begun(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Tensor, step: Tensor) -> _Climbers:
-    """All images at their start, with nothing found yet."""
+def _start_state(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Tensor, step: Tensor) -> _Climbers:
     none = torch.full((len(start),), -math.inf, device=start.device)
     return _Climbers(
-        places=torch.arange(len(start), device=start.device),
+        index=torch.arange(len(start), device=start.device),
         labels=labels,
         target=target,
         low=low,
@@ -198,7 +202,7 @@ def _begun(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Ten
         best=start,
         best_gradient=torch.zeros_like(start),
         best_value=none,
-        last_value=-none,  # infinity, which nothing rises above: the start is no step
+        last_value=-none,  # nothing exceeds infinity: the start is no gain
         gains=torch.zeros_like(none),
         value_at_check=none,
         halved_at_check=torch.ones_like(none, dtype=torch.bool),
@@ -206,7 +210,7 @@ def _begun(start: Tensor, labels: Tensor, target: Tensor, low: Tensor, high: Ten
 
 
 def _note(c: _Climbers, value: Tensor, gradient: Tensor) -> None:
-    """Keep the best so far, and count whether this step rose."""
+    """Update the best input, and count whether this step rose."""
     rose = value > c.best_value
     where = rose[:, None, None, None]
     c.best = torch.where(where, c.now, c.best)
@@ -217,7 +221,7 @@ def _note(c: _Climbers, value: Tensor, gradient: Tensor) -> None:
 
 
 def _check(c: _Climbers, gradient: Tensor, steps: int) -> Tensor:
-    """At a checkpoint: halve the step, and go back to the best, where the climb oscillates or stands; the gradient."""
+    """Halve the step and return to the best input for images whose climb oscillates or stalls; return the gradient."""
     halve = (c.gains < _GAINING * steps) | (~c.halved_at_check & (c.value_at_check >= c.best_value))
     where = halve[:, None, None, None]
     c.step = torch.where(where, c.step / 2, c.step)
@@ -229,7 +233,7 @@ def _check(c: _Climbers, gradient: Tensor, steps: int) -> Tensor:
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """The steps at which the step size is looked at: 22 % of them, then ever closer, 6 % apart at last."""
+    """Return the steps at which the step size is checked: 22 % of them, then at shrinking distances down to 6 %."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -247,7 +251,7 @@ def _aims(logits: Tensor, labels: Tensor, loss: str, target: Tensor | None) -> I
 
 def _check_target(target: Tensor, labels: Tensor, loss: str) -> None:
     if loss != "margin":
-        raise UserError("apgd: a target needs loss 'margin'")
+        raise UserError("apgd: a target needs the margin. Set loss to 'margin'")
     if target.shape != labels.shape or target.is_floating_point():
         raise UserError(f"apgd: target must be whole numbers (B,), a class for each image, not {tuple(target.shape)}")
     if bool((target == labels).any()) or bool((target < 0).any()):

@@ -1,4 +1,4 @@
-"""FAB (Croce and Hein 2020): to the nearest point of the decision boundary, toward each wrong class."""
+"""FAB (Croce and Hein 2020): approach the nearest point of the decision boundary toward each wrong class."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from trustcxr.attacks.base import (
 )
 from trustcxr.models.preserve_state import preserve_state
 
-_OVERSHOOT = 1.05  # how far beyond the linearised boundary a move goes
+_OVERSHOOT = 1.05  # of a move, beyond the linearised boundary
 _PULL = 0.1  # the most that a move leans toward the original image
 _BACK = 0.9  # share of the perturbation that is left after a step back from an adversarial point
 
@@ -33,14 +33,14 @@ def fab(
     restarts: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Fast adaptive boundary attack, L-infinity, targeted (Croce and Hein 2020, "Minimally distorted adversarial
-    examples with a fast adaptive boundary attack").
+    """Fast adaptive boundary attack, L-infinity, targeted (Croce and Hein 2020).
 
-    It looks for the smallest perturbation rather than the largest loss: each step goes to where the model, taken as
-    linear, would change its answer to a wrong class; every wrong class in turn (at most 9, the likeliest first). The
-    first start is the image itself, later `restarts` are drawn from the ball. An image leaves the batch once it is
-    misled within epsilon; one that holds out comes back as the nearest adversarial point, cut to the ball.
-    Raises UserError as fgsm does, and for fewer steps or restarts than 1.
+    It minimises the perturbation instead of maximising the loss. Each step projects onto the plane on which the
+    linearised margin of a wrong class is 0, overshoots by 5 %, and leans toward the original image by at most 10 %. It
+    takes `steps` for each wrong class (at most 9, the likeliest first). The first start is the image itself, later
+    `restarts` are drawn from the ball. An image leaves the batch when it is misclassified within epsilon. The others
+    return the nearest adversarial point, clipped to the ball. Common arguments: see `fgsm`. Raises UserError as fgsm
+    does, and for fewer steps or restarts than 1.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -63,41 +63,34 @@ def fab(
                 if len(todo) == 0:
                     break
                 start = uniform_start(images[todo], radius[todo], generator) if restart else images[todo]
-                found, length, within = _approach(
-                    model, images[todo], start, labels[todo], aim[todo], radius[todo], steps
-                )
+                rows = (images[todo], start, labels[todo], aim[todo], radius[todo])
+                nearest, length, within = _approach(model, *rows, steps)
                 better = within | (length < distance[todo])
-                result[todo[better]], distance[todo[better]] = found[better], length[better]
+                result[todo[better]], distance[todo[better]] = nearest[better], length[better]
                 todo = todo[~within]
     return result
 
 
 def _approach(
-    model: nn.Module,
-    images: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    target: Tensor,
-    radius: Tensor,
-    steps: int,
+    model: nn.Module, images: Tensor, start: Tensor, labels: Tensor, target: Tensor, radius: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest adversarial points found, cut to the ball; how far they were; whether they mislead when cut."""
+    """Return the nearest adversarial points clipped to the ball, their distance, and whether they still succeed."""
     low, high = ball(images, radius)
     nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
     within = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     rows, now = torch.arange(len(images), device=images.device), start
     for number in range(steps + 1):
-        original, own, aim = images[rows], labels[rows], target[rows]
+        original, truth, aim = images[rows], labels[rows], target[rows]
 
         def loss(logits: Tensor, labels: Tensor, aim: Tensor = aim) -> Tensor:
             return margin(logits, labels, aim)
 
         if number < steps:
-            gradient, logits = input_gradient(model, now, own, loss=loss)
+            gradient, logits = input_gradient(model, now, truth, loss=loss)
         else:
             gradient, logits = torch.zeros_like(now), logits_of(model, now)
-        gradient, gap = gradient.float(), loss(logits.float(), own)
-        wrong = logits.argmax(1) != own
+        gradient, gap = gradient.float(), loss(logits.float(), truth)
+        wrong = logits.argmax(1) != truth
         point = now
         if bool(wrong.any()):
             length = _largest(now - original)
@@ -105,7 +98,7 @@ def _approach(
             better = inside | (wrong & (length < distance[rows]))
             nearest[rows[better]], distance[rows[better]] = now[better], length[better]
             within[rows] = inside
-            # A step back; the plane is still that of the adversarial point, which lies closer to the boundary.
+            # A step back. The plane stays that of the adversarial point, which is closer to the boundary.
             point = torch.where(wrong[:, None, None, None], original + _BACK * (now - original), now)
             stay = ~within[rows]
             rows, now, point, original, gradient, gap = (t[stay] for t in (rows, now, point, original, gradient, gap))
@@ -119,7 +112,7 @@ def _approach(
 
 
 def _move(point: Tensor, seen: Tensor, original: Tensor, gradient: Tensor, gap: Tensor) -> Tensor:
-    """From `point` beyond the plane where the margin, `gap` and `gradient` at `seen`, is 0; leaning to the original."""
+    """Step from `point` beyond the plane on which the margin, `gap` and `gradient` at `seen`, is 0."""
     here, there = (
         _to_plane(base, gradient, -gap - (gradient * (base - seen)).flatten(1).sum(1)) for base in (point, original)
     )
@@ -129,23 +122,23 @@ def _move(point: Tensor, seen: Tensor, original: Tensor, gradient: Tensor, gap: 
 
 
 def _to_plane(point: Tensor, weights: Tensor, need: Tensor) -> Tensor:
-    """The smallest L-infinity move from `point` that adds `need` (B,) to the sum of weights * pixels, inside [0, 1].
+    """Return the smallest L-infinity move from `point` that adds `need` (B,) to the sum of weights * pixels, in [0, 1].
 
-    Where no such move exists, the one that adds most. Each pixel moves by the same length, or to the end of its range:
-    the gain is a concave, piecewise linear function of that length, solved by sorting the ranges.
+    If no such move exists, return the one that adds most. Each pixel moves by the same length or to the end of its
+    range. The gain is concave and piecewise linear in that length, so sorting the ranges solves it.
     """
     side = weights.sign() * need.sign()[:, None, None, None]
     room = torch.where(side > 0, 1 - point, point).float()
     room = torch.where(side == 0, torch.zeros_like(room), room)
     reach, order = room.flatten(1).sort(1)
     slope = weights.abs().flatten(1).gather(1, order).double()
-    used = (slope * reach).cumsum(1)  # by pixels that have come to the end of their range
-    left = slope.sum(1, keepdim=True) - slope.cumsum(1)  # slope of those that still move
+    used = (slope * reach).cumsum(1)  # by pixels at the end of their range
+    left = slope.sum(1, keepdim=True) - slope.cumsum(1)  # slope of the others
     gain = used + left * reach
     wanted = need.abs().double()[:, None]
-    place = torch.searchsorted(gain, wanted).clamp(max=gain.shape[1] - 1)
-    before = (place - 1).clamp(min=0)
-    first = place == 0
+    index = torch.searchsorted(gain, wanted).clamp(max=gain.shape[1] - 1)
+    before = (index - 1).clamp(min=0)
+    first = index == 0
     base = used.gather(1, before).masked_fill(first, 0)
     moving = left.gather(1, before).where(~first, slope.sum(1, keepdim=True))
     length = ((wanted - base) / moving.clamp(min=1e-300)).clamp(max=reach[:, -1:].double())
@@ -153,5 +146,5 @@ def _to_plane(point: Tensor, weights: Tensor, need: Tensor) -> Tensor:
 
 
 def _largest(change: Tensor) -> Tensor:
-    """L-infinity norm of each image, (B,)."""
+    """Return the L-infinity norm of each image, (B,)."""
     return change.flatten(1).abs().amax(1)

@@ -16,11 +16,16 @@ def fgsm(
     mode: Mode = "eval",
     precision: Precision | None = None,
 ) -> Tensor:
-    """Fast gradient sign method (Goodfellow et al. 2015): one step of size epsilon up the cross-entropy.
+    """Fast gradient sign method (Goodfellow et al. 2015): x' = clip(x + epsilon * sign(d cross-entropy / dx)).
 
-    `epsilon` may be a tensor that broadcasts to the images: a radius for each image or pixel. `mode` "train" attacks
-    the model with batch statistics, as some adversarial training does; nothing is updated. `precision` "bf16" runs the
-    attack's pass in bfloat16: only the sign of the gradient is used.
+    Args:
+        model: pixel space -> logits (B, C).
+        images: (B, 1, H, W) in [0, 1].
+        labels: (B,) int.
+        epsilon: radius in [0, 1], or a tensor that broadcasts to the images: a radius for each image or pixel.
+        mode: "train" attacks the model with batch statistics; nothing is updated.
+        precision: "bf16" computes the gradient in bfloat16; only its sign is used.
+
     Raises UserError for images outside [0, 1], labels that do not fit, or an epsilon outside [0, 1].
 
     >>> import torch, trustcxr as tx
@@ -48,7 +53,7 @@ def fgsm_rs(
     mode: Mode = "eval",
     precision: Precision | None = None,
 ) -> Tensor:
-    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); otherwise as fgsm.
+    """FGSM from a random start in the ball, with a step of 1.25 epsilon (Wong et al. 2020); all else as `fgsm`.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))

@@ -1,7 +1,7 @@
-"""How far each image is from being misjudged: the smallest epsilon that flips it."""
+"""Find the smallest epsilon that flips each image, by bisection."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from typing import Any
 
@@ -27,13 +27,13 @@ def minimal_perturbation(
     tolerance: float = 5e-4,
     **options: Any,
 ) -> Tensor:
-    """The smallest L-infinity radius at which `attack` flips each image, (B,) float32, by bisection.
+    """Return the smallest L-infinity radius at which `attack` flips each image, (B,) float32, by bisection.
 
-    0 where the model is wrong as it is, infinity where nothing up to `highest` flips it. Every radius returned is one
-    at which an adversarial image was found, at most `tolerance` above one at which none was: an upper bound, as tight
-    as the attack is strong. The whole batch is halved at once, each image at a radius of its own. `options` go to the
-    attack, such as steps.
-    Raises UserError for an attack that has no L-infinity radius, for options that it does not take, and as it does.
+    It is 0 if the model is already wrong, and infinite if nothing up to `highest` flips the image. At each returned
+    radius an adversarial image was found, and at most `tolerance` below it none was. So it is an upper bound, as tight
+    as the attack is strong. `options` go to the attack, such as steps.
+
+    Raises UserError for an attack without an L-infinity radius, for options that it does not take, and as it does.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -55,11 +55,10 @@ def nearest(
     start: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`minimal_perturbation`, (B,), and the images that flip the answer there, (B, 1, H, W).
+    """Return `minimal_perturbation`, (B,), and the images that flip the answer there, (B, 1, H, W).
 
-    Where the model is wrong as it is, or nothing flips it, the image itself. `start` (B, 1, H, W): what another attack
-    found; where it flips the answer within `highest`, the search begins there and goes down. All else as
-    `minimal_perturbation`.
+    If the model is already wrong, or nothing flips the answer, that is the image itself. `start` (B, 1, H, W) are
+    another attack's images: if they flip the answer within `highest`, the search starts there and goes down.
     """
     from trustcxr.attacks import get
 
@@ -76,30 +75,30 @@ def nearest(
     fails = torch.zeros(len(images), device=images.device)
     flips, flipped = torch.where(right, math.inf, 0.0), images.clone()
 
-    def keep(rows: Tensor, found: Tensor, radius: Tensor) -> Tensor:
+    def record(rows: Tensor, candidates: Tensor, radius: Tensor) -> Tensor:
         with preserve_state(model):
-            wrong = logits_of(model, found).argmax(1) != labels[rows]
-        # What was found may lie well inside the radius that was asked.
-        length = (found.float() - images[rows].float()).flatten(1).abs().amax(1)
-        wrong &= length <= radius + ROUNDING  # of x + r in float32, which a share of a small r would not cover
+            wrong = logits_of(model, candidates).argmax(1) != labels[rows]
+        # A candidate may lie well inside its radius.
+        length = (candidates.float() - images[rows].float()).flatten(1).abs().amax(1)
+        wrong &= length <= radius + ROUNDING  # of x + r in float32
         flips[rows[wrong]] = torch.minimum(radius, length)[wrong]
-        flipped[rows[wrong]] = found[wrong]
+        flipped[rows[wrong]] = candidates[wrong]
         return wrong
 
     def attempt(rows: Tensor, radius: Tensor) -> None:
         size = radius[:, None, None, None]
-        wrong = keep(rows, run(model, images[rows], labels[rows], epsilon=size, **options), radius)
+        wrong = record(rows, run(model, images[rows], labels[rows], epsilon=size, **options), radius)
         fails[rows[~wrong]] = radius[~wrong]
 
     if start is not None:
         rows = right.nonzero()[:, 0]
-        keep(rows, start[rows].to(images), torch.full((len(rows),), check_epsilon(highest), device=images.device))
+        record(rows, start[rows].to(images), torch.full((len(rows),), check_epsilon(highest), device=images.device))
     for share in _LADDER:
         rows = flips.isinf().nonzero()[:, 0]
         if len(rows):
             attempt(rows, torch.full((len(rows),), check_epsilon(highest) * share, device=images.device))
     while True:
-        middle = (flips + fails) / 2  # one of both where there is no number between them
+        middle = (flips + fails) / 2  # equals one of them if no number lies between
         rows = (flips.isfinite() & (flips - fails > tolerance) & (middle > fails) & (middle < flips)).nonzero()[:, 0]
         if not len(rows):
             return flips, flipped
@@ -107,18 +106,15 @@ def nearest(
 
 
 def _check_attack(attack: str, run: Callable[..., Tensor], options: Iterable[str]) -> None:
-    """UserError for an attack without L-infinity radii, an option that it does not take, one that it cannot lack."""
+    """Raise UserError for an attack without L-infinity radii, an unknown option, or a missing one."""
     if attack == "pgd-l2":
-        raise UserError("minimal_perturbation: pgd-l2 has no L-infinity radius; take pgd or another")
+        raise UserError("minimal_perturbation: pgd-l2 has no L-infinity radius. Use pgd or another attack")
     described: Callable[..., object] = worst_case_report if attack == WORST_CASE else run
-    taken = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
+    parameters = {name: each for name, each in signature(described).parameters.items() if name != "epsilon"}
+    keywords = [name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY]
     for name in options:
-        if name not in taken and all(each.kind is not Parameter.VAR_KEYWORD for each in taken.values()):
-            raise unknown(f"option of {attack}", name, _named(taken))
-    for name in _named(taken):
-        if taken[name].default is Parameter.empty and name not in options:
-            raise UserError(f"minimal_perturbation: {attack} needs {name}")
-
-
-def _named(parameters: Mapping[str, Parameter]) -> list[str]:
-    return [name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY]
+        if name not in parameters and all(each.kind is not Parameter.VAR_KEYWORD for each in parameters.values()):
+            raise unknown(f"option of {attack}", name, keywords)
+    for name in keywords:
+        if parameters[name].default is Parameter.empty and name not in options:
+            raise UserError(f"minimal_perturbation: {attack} needs {name}. Add it")

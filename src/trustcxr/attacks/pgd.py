@@ -1,4 +1,4 @@
-"""Attacks that follow the sign or the direction of the gradient: FGSM, PGD, momentum, and transfer of any of them."""
+"""Iterated gradient attacks: PGD in the L-infinity and the L2 ball, and momentum."""
 
 import math
 from typing import Any, Literal, get_args
@@ -39,14 +39,18 @@ def pgd(
     stop_when_wrong: bool = False,
     mode: Mode = "eval",
 ) -> Tensor:
-    """Projected gradient descent (Madry et al. 2018), in the L-infinity ball or, with `norm` "l2", in the L2 ball.
+    """Projected gradient descent (Madry et al. 2018): x' = P(x + step_size * sign(gradient)), P onto ball and [0, 1].
 
-    `step_size` defaults to 2.5 * epsilon / steps. With several `restarts`, an image keeps the first start that misleads
-    the model. With `stop_when_wrong` an image leaves the batch once the model is wrong on it: what the whole climb
-    misleads stays misled, and on a model that is not robust most of the time is saved. It needs mode "eval", where an
-    image's verdict does not depend on its neighbours. The same `seed` gives the same images. An L2 radius is the length
-    of the whole perturbation in pixel space, so it may exceed 1: up to the square root of the number of pixels.
-    Raises UserError as fgsm does, and for steps, restarts or a step size that make no climb.
+    With `norm` "l2" the step is along gradient / ||gradient||, and P projects onto the L2 ball. Common arguments: see
+    `fgsm`.
+
+    Args:
+        step_size: 2.5 * epsilon / steps by default.
+        random_start: draw each start evenly from the ball, instead of the image itself.
+        restarts: starts; an image keeps the first that is misclassified.
+        stop_when_wrong: take an image out of the batch once it is misclassified, to save time. It needs mode "eval".
+
+    Raises UserError as fgsm does, and for steps, restarts or a step size that are not positive.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -55,43 +59,31 @@ def pgd(
     >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
     True
     """
-    _check_climb(norm, steps, restarts, step_size)
-    check_input(images, labels, epsilon if norm == "linf" else _l2_in_reach(epsilon, images))
-    images = images.detach()
-    if stop_when_wrong and mode == "train":
-        raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
-    radius = radii(epsilon, images)
-    step = radii(2.5 * epsilon / steps if step_size is None else step_size, images)
-    draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
-    result, todo = images.clone(), torch.arange(len(images), device=images.device)
-    with preserve_state(model, mode):
-        for restart in range(restarts):
-            start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
-            found = _climb(
-                model,
-                images[todo],
-                start,
-                labels[todo],
-                radius=radius[todo],
-                step=step[todo],
-                steps=steps,
-                norm=norm,
-                stop_when_wrong=stop_when_wrong,
-            )
-            result[todo] = found
-            if restart + 1 < restarts:
-                todo = todo[~is_misclassified(model, found, labels[todo])]
-                if len(todo) == 0:
-                    break
-    return result
-
-
-def _check_climb(norm: str, steps: int, restarts: int, step_size: float | None) -> None:
     if norm not in get_args(Norm):
         raise unknown("norm", norm, get_args(Norm))
     check_counts("pgd", steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise UserError(f"pgd: step_size must be above 0, not {step_size:g}")
+    if norm == "l2":
+        _check_l2_radius(epsilon, images)
+    check_input(images, labels, epsilon if norm == "linf" else 0.0)
+    images = images.detach()
+    if stop_when_wrong and mode == "train":
+        raise UserError("pgd: stop_when_wrong needs mode 'eval': batch statistics change when images leave the batch")
+    radius, step = radii(epsilon, images), radii(2.5 * epsilon / steps if step_size is None else step_size, images)
+    draw, generator = uniform_start if norm == "linf" else _l2_start, torch.Generator().manual_seed(seed)
+    result, todo = images.clone(), torch.arange(len(images), device=images.device)
+    with preserve_state(model, mode):
+        for restart in range(restarts):
+            start = draw(images[todo], radius[todo], generator) if random_start else images[todo]
+            rows = (images[todo], start, labels[todo], radius[todo], step[todo])
+            perturbed = _climb(model, *rows, steps=steps, norm=norm, stop_when_wrong=stop_when_wrong)
+            result[todo] = perturbed
+            if restart + 1 < restarts:
+                todo = todo[~is_misclassified(model, perturbed, labels[todo])]
+                if len(todo) == 0:
+                    break
+    return result
 
 
 def pgd_l2(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:
@@ -118,9 +110,10 @@ def momentum(
     stop_when_wrong: bool = False,
     mode: Mode = "eval",
 ) -> Tensor:
-    """Momentum iterative FGSM (Dong et al. 2018): steps of epsilon / steps along a decaying sum of gradients.
+    """Momentum iterative FGSM (Dong et al. 2018), made to transfer to other models.
 
-    Meant to transfer to other models. Raises UserError as fgsm does, and for fewer steps than 1 or a negative decay.
+    v' = decay * v + gradient / mean|gradient|, x' = P(x + epsilon / steps * sign(v')), P onto the ball and [0, 1].
+    Arguments are those of `pgd`. Raises UserError as fgsm does, and for fewer steps than 1 or a negative decay.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -138,17 +131,8 @@ def momentum(
     images = images.detach()
     radius = radii(epsilon, images)
     with preserve_state(model, mode):
-        return _climb(
-            model,
-            images,
-            images,
-            labels,
-            radius=radius,
-            step=radius / steps,
-            steps=steps,
-            decay=decay,
-            stop_when_wrong=stop_when_wrong,
-        )
+        rows = (images, images, labels, radius, radius / steps)
+        return _climb(model, *rows, steps=steps, decay=decay, stop_when_wrong=stop_when_wrong)
 
 
 def _climb(
@@ -156,9 +140,9 @@ def _climb(
     originals: Tensor,
     start: Tensor,
     labels: Tensor,
-    *,
     radius: Tensor,
     step: Tensor,
+    *,
     steps: int,
     norm: Norm = "linf",
     decay: float | None = None,
@@ -190,9 +174,9 @@ def _climb(
 
 
 def _scaled(vectors: Tensor) -> Tensor:
-    """Each image's vector over a power of two, its largest entry in [1, 2): a sum or a square then never overflows.
+    """Divide each image's vector by a power of two, so that its largest entry is in [1, 2) and sums cannot overflow.
 
-    A power of two changes no digit, so means and norms of usual gradients are what they would be without it.
+    A power of two changes no digit, so means and norms keep their bits.
     """
     vectors = vectors.to(wide(vectors))
     largest = vectors.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
@@ -200,7 +184,7 @@ def _scaled(vectors: Tensor) -> Tensor:
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """L2 norm of each image, (B, 1, 1, 1)."""
+    """Return the L2 norm of each image, (B, 1, 1, 1)."""
     return vectors.to(wide(vectors)).flatten(1).norm(dim=1)[:, None, None, None]
 
 
@@ -212,21 +196,21 @@ def _unit(vectors: Tensor) -> Tensor:
 def _into_l2(moved: Tensor, originals: Tensor, radius: Tensor) -> Tensor:
     change = moved - originals
     shrink = (radius / _length(change).clamp(min=1e-30)).clamp(max=1).to(change)
-    # Clamping to [0, 1] only shortens the change, since the original lies inside.
+    # The original lies in [0, 1], so clamping only shortens the change.
     return round_toward((originals + shrink * change).clamp(0, 1), originals)
 
 
 def _l2_start(images: Tensor, radius: Tensor, generator: torch.Generator) -> Tensor:
-    """A point drawn evenly from the L2 ball, clamped to [0, 1]."""
+    """Draw a point evenly from the L2 ball and clamp it to [0, 1]."""
     direction = _unit(torch.randn(images.shape, generator=generator))
     share = torch.rand((len(images), 1, 1, 1), generator=generator) ** (1 / max(1, math.prod(images.shape[1:])))
     return round_toward((images + radius * (share * direction).to(radius)).clamp(0, 1), images)
 
 
-def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:
-    """0, an epsilon that passes, where the L2 radius is one; UserError otherwise."""
+def _check_l2_radius(epsilon: float | Tensor, images: Tensor) -> None:
+    """Raise UserError unless epsilon is an L2 radius of these images."""
     if isinstance(epsilon, Tensor):
-        if epsilon.numel() != 1 and epsilon.shape != (len(images), 1, 1, 1):  # (B,) would be one for each column
+        if epsilon.numel() != 1 and epsilon.shape != (len(images), 1, 1, 1):  # (B,) would be a radius for each column
             raise UserError(f"pgd: an L2 radius is one number for each image, (B, 1, 1, 1), not {tuple(epsilon.shape)}")
         ends = [float(end) for end in epsilon.aminmax()] if epsilon.numel() else [0.0]
     else:
@@ -237,4 +221,3 @@ def _l2_in_reach(epsilon: float | Tensor, images: Tensor) -> float:
             raise UserError(
                 f"epsilon {end:g}: an L2 radius must lie in [0, {diagonal:g}], the diagonal of these images"
             )
-    return 0.0

@@ -1,4 +1,4 @@
-"""The Square attack (Andriushchenko et al. 2020): random search that sees only the model's answers."""
+"""The Square attack (Andriushchenko et al. 2020): random search that uses only the model's outputs."""
 
 import math
 from bisect import bisect_left
@@ -20,8 +20,8 @@ from trustcxr.attacks.base import (
 )
 from trustcxr.models.preserve_state import preserve_state
 
-_FIRST_SHARE = 0.8  # of the image that the first squares cover
-# Where in a search of 10,000 queries the share is halved; shorter searches are stretched to it.
+_FIRST_SHARE = 0.8  # of the image, covered by the first squares
+# Queries of a search of 10,000 at which the share is halved; shorter searches scale them.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -35,13 +35,13 @@ def square(
     seed: int = 0,
     precision: Precision | None = None,
 ) -> Tensor:
-    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: forward passes alone, never a gradient.
+    """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes.
 
-    It starts from vertical stripes of +- epsilon, and then moves one square at a time to +- epsilon, ever smaller ones,
-    keeping each move that narrows the margin between the true class and the best other. An image leaves the batch once
-    it is misled. At most `queries` forward passes are spent on an image. `precision` "bf16" asks in bfloat16 and
-    confirms each finding in the caller's precision; it finds a little less, since the image is rounded too.
-    Raises UserError as fgsm does, and for fewer queries than 1.
+    It starts from vertical stripes of +- epsilon. Then it moves one square at a time to +- epsilon, in shrinking sizes.
+    A move is accepted if it reduces the margin: logit of the true class - the highest other. An image leaves the batch
+    when it is misclassified. `precision` "bf16" queries in bfloat16 and confirms each success in the caller's
+    precision; it finds a little less. Common arguments: see `fgsm`. Raises UserError as fgsm does, and for fewer
+    queries than 1.
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -61,24 +61,25 @@ def square(
         rows = (logits.argmax(1) == labels).nonzero()[:, 0]
         if len(rows) == 0:
             return result
-        original, own, size = images[rows], labels[rows], radius[rows]
+        original, truth, size = images[rows], labels[rows], radius[rows]
         low, high = ball(original, size)
         now, lead = original, torch.full((len(rows),), math.inf, device=images.device)
         for query in range(queries):
             if query == 0:
-                tried = between(original + size * _stripes(original, generator), low, high)
+                stripes = _signs((*original.shape[:2], 1, original.shape[3]), original, generator)
+                tried = between(original + size * stripes, low, high)
             else:
                 side = _side(query / queries, images.shape[-2:])
                 tried = _move(now, original, size, low, high, side, generator)
             with lowered(precision, images):
                 logits = logits_of(model, tried)
-            wrong = is_misclassified(model, tried, own, precision=precision, logits=logits)
-            ahead = _lead(logits, own)
+            wrong = is_misclassified(model, tried, truth, precision=precision, logits=logits)
+            ahead = _lead(logits, truth)
             better = (ahead < lead) | wrong
             now, lead = torch.where(better[:, None, None, None], tried, now), torch.where(better, ahead, lead)
             result[rows] = now
             if bool(wrong.any()):
-                rows, own, lead = rows[~wrong], own[~wrong], lead[~wrong]
+                rows, truth, lead = rows[~wrong], truth[~wrong], lead[~wrong]
                 now, original, size, low, high = (t[~wrong] for t in (now, original, size, low, high))
                 if len(rows) == 0:
                     break
@@ -86,9 +87,9 @@ def square(
 
 
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label - the highest other, (B,)."""
-    own = labels.long()[:, None]
-    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -math.inf).amax(1)
+    """Return the logit of the label minus the highest other, (B,)."""
+    column = labels.long()[:, None]
+    return logits.gather(1, column)[:, 0] - logits.scatter(1, column, -math.inf).amax(1)
 
 
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,13 +97,8 @@ def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> 
     return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like)
 
 
-def _stripes(images: Tensor, generator: torch.Generator) -> Tensor:
-    count, channels, _, width = images.shape
-    return _signs((count, channels, 1, width), images, generator)
-
-
 def _side(done: float, shape: torch.Size) -> int:
-    """Side in pixels of the squares after this share of the search."""
+    """Return the side in pixels of the squares after this share of the search."""
     share = _FIRST_SHARE / 2 ** bisect_left(_HALVINGS, int(done * 10_000))
     return max(1, min(round(math.sqrt(share * shape[0] * shape[1])), min(shape) - 1))
 
@@ -110,7 +106,7 @@ def _side(done: float, shape: torch.Size) -> int:
 def _move(
     now: Tensor, original: Tensor, size: Tensor, low: Tensor, high: Tensor, side: int, generator: torch.Generator
 ) -> Tensor:
-    """Each image with a square of its own moved to + or - its radius."""
+    """Move one random square of each image to + or - its radius."""
     count, channels, height, width = now.shape
     corners = [torch.randint(0, max(1, n - side + 1), (count, 1), generator=generator) for n in (height, width)]
     inside = [
@@ -120,6 +116,6 @@ def _move(
     window = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     signs = _signs((count, channels, 1, 1), now, generator)
     moved = [torch.where(window, between(original + s * size, low, high), now) for s in (signs, -signs)]
-    # A grey image has one sign to draw: where the square stands there already, the other spares a wasted query.
+    # If the square is already at that value, the other sign saves the query.
     same = (moved[0] == now).flatten(1).all(1)[:, None, None, None]
     return torch.where(same, moved[1], moved[0])

@@ -1,20 +1,24 @@
-"""A surrogate: a small network that is taught to answer as a model does, for models whose gradients do not lead on.
+"""Attack a model by the adversarial images of a surrogate: another model, or a small network distilled from it.
 
 Papernot et al. 2017 ("Practical black-box attacks against machine learning"): adversarial images of the surrogate are
-tried on the model. The model is asked about images and about images with noise within epsilon, and nothing else.
+tried on the model.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trustcxr.attacks.base import check_input, checked_logits
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 
 _WIDTHS = (16, 32, 64, 96)
 
 
 class SurrogateNet(nn.Module):
-    """Four convolutions of stride 2 with BatchNorm, mean over the map, a linear layer: pixel space -> logits."""
+    """Four convolution blocks of stride 2 with BatchNorm, global mean, linear layer: pixel space -> logits."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -28,7 +32,7 @@ class SurrogateNet(nn.Module):
         self.head = nn.Linear(before, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
+        """Map images (B, 1, H, W) in [0, 1] to logits (B, C)."""
         return self.head(self.body(images - 0.5).mean((2, 3)))
 
 
@@ -42,11 +46,10 @@ def distil(
     batch_size: int = 32,
     seed: int = 0,
 ) -> SurrogateNet:
-    """A surrogate of `model`, taught on `images` (N, 1, H, W) in [0, 1], in evaluation mode.
+    """Train a surrogate of `model` on `images` (N, 1, H, W) in [0, 1], and return it in evaluation mode.
 
-    Half of each batch has noise of up to `epsilon`, so that it learns how the model answers near its images. `scale`
-    divides the model's logits (`stand_ins.Traits.scale`). The model is asked steps * batch_size times and left as it
-    was.
+    Half of each batch has noise of +- `epsilon`. `scale` divides the model's logits (`GradientTraits.scale`). The model
+    is queried steps * batch_size times and its state is preserved.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), preserve_state(model), torch.inference_mode(False), torch.enable_grad():
@@ -62,10 +65,42 @@ def distil(
             noise = (torch.rand(batch[:half].shape, generator=random) * 2 - 1).sign() * epsilon
             batch[:half] = (batch[:half] + noise.to(batch)).clamp(0, 1)
             with torch.no_grad():
-                taught = (model(batch).float() / scale).softmax(1)
-            loss = F.kl_div(net(batch).log_softmax(1), taught, reduction="batchmean")
+                targets = (model(batch).float() / scale).softmax(1)
+            loss = F.kl_div(net(batch).log_softmax(1), targets, reduction="batchmean")
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
     return net.eval().requires_grad_(False)
+
+
+def transfer(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float | Tensor,
+    surrogate: nn.Module,
+    attack: str = "momentum",
+    **options: Any,
+) -> Tensor:
+    """Return images that `attack` makes against another model, `surrogate` (Papernot et al. 2016), to try on `model`.
+
+    `options` go to the attack. UserError unless both models have the same number of classes.
+
+    >>> import torch, trustcxr as tx
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 2])
+    >>> other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> adversarial = tx.attacks.transfer(model, images, labels, epsilon=0.02, surrogate=other)
+    >>> bool((adversarial - images).abs().max() < 0.02 + 1e-6)
+    True
+    """
+    from trustcxr.attacks import get
+
+    check_input(images, labels, epsilon if attack != "pgd-l2" else 0.0)
+    with preserve_state(model), preserve_state(surrogate):
+        counts = [checked_logits(m, images[:1], labels[:1]).shape[1] for m in (model, surrogate)]
+    if counts[0] != counts[1]:
+        raise UserError(f"transfer: the model has {counts[0]} classes and the surrogate {counts[1]}")
+    return get(attack)(surrogate, images, labels, epsilon=epsilon, **options)

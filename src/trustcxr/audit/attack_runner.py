@@ -1,4 +1,4 @@
-"""Attacks as one given model needs them: as they stand, through stand-ins, over draws, or without any gradient."""
+"""Run attacks in the form that a model needs: plain, with BPDA, over draws, or without gradients."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from trustcxr.attacks.base import is_misclassified
 from trustcxr.attacks.bpda import AttackView, GradientTraits
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
-from trustcxr.models.fuse_batchnorm import fused
+from trustcxr.models.fuse_batchnorm import make_fused_copy
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
@@ -22,45 +22,42 @@ COMPARED = 8  # images on which the faster model must answer as the model does
 
 @dataclass
 class AttackRunner:
-    """Carries out the attacks of an examination on `model`, by what the door found out about it.
+    """Runs the attacks of a protocol on `model`, by the results of its entry checks.
 
-    Where nothing stops gradients an attack is what it is for a run of ours; it looks for images on the model with
-    BatchNorm folded away, and what it claims is confirmed on the model itself, else looked for there. `images` (N, 1,
-    H, W) are those that this is tried on. `taught` gets the images that a surrogate learns from; None: it is those.
-    `whole_climb`: a climb goes on where the answer is wrong already, so that what is left of the ranking of images is
-    seen too. What is found is judged on the model itself by whoever calls.
+    If nothing stops gradients, an attack searches on the model with BatchNorm fused. Its results are confirmed on the
+    model itself, else searched there. The caller evaluates the adversarial images on the model.
     """
 
     model: nn.Module
     traits: GradientTraits
     gradients: bool
-    images: Tensor
-    whole_climb: bool = False
-    taught: Callable[[], Tensor] | None = None
+    images: Tensor  # (N, 1, H, W), to verify the fused model, and for a surrogate if it has no others
+    whole_climb: bool = False  # whether a climb goes on after the answer has changed
+    load_surrogate_images: Callable[[], Tensor] | None = None
 
-    def ready(self, conditions: Iterable[AttackRecipe]) -> "AttackRunner":
-        """Itself, with what these attacks need made: not later, by several threads at once."""
+    def prepare(self, conditions: Iterable[AttackRecipe]) -> "AttackRunner":
+        """Compute what these attacks need, in one thread, and return the runner."""
         if self.plain:
             _ = self.fast
-        if not self.plain and any(attack.name == WORST_CASE for attack in conditions):
+        elif any(attack.name == WORST_CASE for attack in conditions):
             _ = self.surrogate
         return self
 
     def __call__(
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
-        """Adversarial images (B, 1, H, W) within epsilon."""
-        own = attacks.get(attack.name)
+        """Return adversarial images (B, 1, H, W) within epsilon."""
+        function = attacks.get(attack.name)
         if (self.traits.random or self.whole_climb) and "stop_when_wrong" in options:
             options["stop_when_wrong"] = False
         if self.plain:
-            search = partial(own, epsilon=epsilon, **options)
-            return self._plainly(search, images, labels, one_step=attack.name in ONE_STEP)
+            search = partial(function, epsilon=epsilon, **options)
+            return self._search(search, images, labels, one_step=attack.name in ONE_STEP)
         if attack.name != WORST_CASE:
-            return own(self.seen, images, labels, epsilon=epsilon, **options)
+            return function(self.view, images, labels, epsilon=epsilon, **options)
         start = list(options.pop("start", ()))
         if self.gradients:
-            start.append(own(self.seen, images, labels, epsilon=epsilon, start=start, **options))
+            start.append(function(self.view, images, labels, epsilon=epsilon, start=start, **options))
         return adaptive(
             self.model,
             images,
@@ -75,50 +72,50 @@ class AttackRunner:
             seed=options["seed"],
         )
 
-    def _plainly(self, search: partial[Tensor], images: Tensor, labels: Tensor, *, one_step: bool) -> Tensor:
-        """What the attack finds on the faster model, and on the model itself where that is not misled by it."""
+    def _search(self, search: partial[Tensor], images: Tensor, labels: Tensor, *, one_step: bool) -> Tensor:
+        """Return what an attack finds on the faster model, or on the model if that result does not carry over."""
         if one_step or self.fast is self.model:
             return search(self.model, images, labels)
-        found, start = search(self.fast, images, labels), list(search.keywords.get("start", ()))
+        result, starts = search(self.fast, images, labels), list(search.keywords.get("start", ()))
         with preserve_state(self.model), preserve_state(self.fast):
-            rows = (~is_misclassified(self.model, found, labels)).nonzero()[:, 0]
+            rows = (~is_misclassified(self.model, result, labels)).nonzero()[:, 0]
             if len(rows):
-                claimed = is_misclassified(self.fast, found[rows], labels[rows])
-                for given in start:
-                    claimed |= is_misclassified(self.model, given[rows], labels[rows])
+                claimed = is_misclassified(self.fast, result[rows], labels[rows])
+                for start in starts:
+                    claimed |= is_misclassified(self.model, start[rows], labels[rows])
                 rows = rows[claimed]
         if len(rows):
-            known = {"start": [given[rows] for given in start]} if start else {}
-            found[rows] = search(self.model, images[rows], labels[rows], **known)
-        return found
+            options = {"start": [start[rows] for start in starts]} if starts else {}
+            result[rows] = search(self.model, images[rows], labels[rows], **options)
+        return result
 
     @cached_property
     def fast(self) -> nn.Module:
-        """The model to search on where nothing stops gradients: the same, with BatchNorm folded away."""
-        return fused(self.model, self.images[:COMPARED])
+        """Return the model with BatchNorm fused."""
+        return make_fused_copy(self.model, self.images[:COMPARED])
 
     @property
     def plain(self) -> bool:
-        """Whether an attack needs to know nothing of the model."""
-        found = self.traits
-        return self.gradients and not (found.random or found.scale != 1 or found.needs_stand_ins)
+        """Return whether attacks need no adaptation to the model."""
+        traits = self.traits
+        return self.gradients and not (traits.random or traits.scale != 1 or traits.needs_bpda)
 
     @cached_property
-    def seen(self) -> AttackView:
-        """The model as a single attack sees it."""
+    def view(self) -> AttackView:
+        """Return the model as a single attack sees it."""
         if self.gradients:
             return self.traits.variants(self.model)[-1]
         return AttackView(self.model, draws=self.traits.draws, scale=self.traits.scale)
 
     @cached_property
     def surrogate(self) -> nn.Module | None:
-        """A network distilled from the model, where its own gradients are not enough."""
+        """Return a network distilled from the model, if its own gradients are not enough."""
         if not needs_surrogate(self.traits, self.gradients):
             return None
-        images = self.images if self.taught is None else self.taught()
+        images = self.images if self.load_surrogate_images is None else self.load_surrogate_images()
         return distil(self.model, images, scale=self.traits.scale)
 
 
 def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
-    """Whether the model's own gradients are not enough for worst-case; `gradients`: whether attacks can use any."""
-    return not gradients or traits.random or traits.needs_stand_ins
+    """Return whether worst-case needs a surrogate; `gradients`: whether attacks can use the model's own."""
+    return not gradients or traits.random or traits.needs_bpda

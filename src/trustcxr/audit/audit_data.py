@@ -1,10 +1,12 @@
-"""The images of an audit: those that are examined, those of validation that thresholds are chosen on, given scores."""
+"""Prepare the data of an audit: images to examine, validation and surrogate images, scores, and its checksum."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,72 +14,140 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from trustcxr.audit import multilabel
 from trustcxr.audit.entry_checks import Check
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.subject import Subject
+from trustcxr.audit.subject import Subject, describe_model, is_multilabel, training_data_name
+from trustcxr.audit.submitted import SubmittedImages
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import to_pixels
-from trustcxr.data.manifest import NO_SPLIT, SHARES, Manifest
+from trustcxr.data.manifest import NO_SPLIT, SHARES
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.trained_run import Run
+from trustcxr.recipes.evaluation_recipe import AttackRecipe
+from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.recipes.run_recipe import Listing, Splits
+from trustcxr.runs.provenance import data_hash
 from trustcxr.runs.test_data import log_reading, manifest_of, report_skipped
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditedData
 
-TAUGHT = 256  # images of training that a surrogate learns from, at most
-_SURE = 2  # names that are one image's alone
+AUDIT_VERSION = 1  # of the algorithms: an audit of another version is computed again
+SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
+_UNIQUE = 2  # of the names of an image, the first that no other image shares
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a surrogate learns from: `rows` of the training images, none of them examined, nor of a patient who is."""
+class SurrogateImages:
+    """Training images for a surrogate: `rows` of `training`, without examined images and their patients."""
 
     training: Dataset
     rows: np.ndarray
 
-    def pixels(self, device: torch.device) -> Tensor:
-        """The images, (N, 1, H, W) in [0, 1]."""
-        return pixels_of(self.training, self.rows, device)
+    def load(self, device: torch.device) -> Tensor:
+        """Load the images, (N, 1, H, W) in [0, 1]."""
+        return load_pixels(self.training, self.rows, device)
 
 
 @dataclass(frozen=True)
 class AuditImages:
-    """`examined`, and `validation` where the data have such a split and the model was not trained on it too.
-
-    taught: images of training for a surrogate; None where the data have none, or there is no model to ask.
-    of_validation: whether the images examined are the validation images themselves.
-    shared: names that several images of the data have, of whichever split: their files', with and without the ending.
-    """
+    """The images of an audit."""
 
     examined: Dataset
-    validation: Dataset | None = None
-    taught: Taught | None = None
-    shared: frozenset[str] = frozenset()
-    of_validation: bool = False
+    validation: Dataset | None = None  # None too if the model was trained on them
+    surrogate: SurrogateImages | None = None  # None too without a model to query
+    ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
+    examines_validation: bool = False  # whether the examined images are the validation images
+
+    def why_no_threshold(self, missing: str = "an answer") -> str:
+        """Return why no threshold can be chosen on validation images, none of which has what is `missing`."""
+        if self.examines_validation:
+            return "validation images are the images looked at"
+        return f"no validation image has {missing}"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The input of an audit: the model, the images, the protocol, and submitted adversarial images."""
+
+    subject: Subject
+    images: AuditImages
+    exam: ExamRecipe
+    submitted: SubmittedImages | None = None
 
     @property
-    def unchosen(self) -> str:
-        """Why no threshold could be chosen on validation images, in words, where none of them has an answer."""
-        return (
-            "validation images are the images looked at" if self.of_validation else "no validation image has an answer"
+    def dataset(self) -> Dataset:
+        """Return the images to examine."""
+        return self.images.examined
+
+    @property
+    def parallel(self) -> bool:
+        """Return whether several threads may query the model: not if it is foreign Python code."""
+        return isinstance(self.subject, Run) or self.subject.origin.kind != "python"
+
+    @property
+    def load_surrogate_images(self) -> Callable[[], Tensor] | None:
+        """Return a function that loads the surrogate's training images; None if there are none."""
+        images = self.images.surrogate
+        return None if images is None else partial(images.load, self.subject.device)
+
+    def attacks(self, *, gradients: bool) -> Sequence[AttackRecipe]:
+        """Return the protocol's attacks on a model with gradients, or without."""
+        return self.exam.attacks if gradients else self.exam.without_gradients
+
+    @property
+    def key(self) -> str:
+        """Return a checksum of the model, all images with their labels, and the protocol."""
+        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
+        content = [AUDIT_VERSION, describe_model(self.subject).plain(), self.dataset.fingerprint, exam]
+        if not isinstance(self.subject, Run):
+            content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
+        content += [] if self.submitted is None else [atomic.checksum(self.submitted.path)]
+        if (surrogate := self.images.surrogate) is not None:
+            content += [surrogate.training.image_sums[surrogate.rows].tolist()]
+        digest = sha256(json.dumps(content, sort_keys=True, default=str).encode())
+        for name, tensor in self.subject.model.state_dict().items() if self.subject.model is not None else ():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        for dataset in (self.dataset, self.images.validation):
+            digest.update(b"" if dataset is None else data_hash(dataset, "lung").encode())
+        return digest.hexdigest()[:16]
+
+    def describe_data(self, count: int | None) -> AuditedData:
+        """Return the part `data` of audit.json; `count` images have a score. `truth` is a checksum of all findings."""
+        truth = ""
+        if is_multilabel(self.subject):
+            names, order = sorted(self.subject.classes), np.argsort(self.dataset.sample_ids)
+            labels = multilabel.labelled_findings(self.dataset.table, names)[order]
+            truth = sha256("\n".join(names).encode() + labels.tobytes()).hexdigest()[:16]
+        return AuditedData(
+            name=self.dataset.root.name,
+            fingerprint=self.dataset.fingerprint,
+            files=self.dataset.files_fingerprint,
+            lungs=self.dataset.lung_files_fingerprint,
+            truth=truth,
+            n=count,
+            total=len(self.dataset),
         )
 
 
+def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
+    """Raise UserError if a folder for results holds a run, a study, or one of the `further` kinds, by its file."""
+    kinds = {"a run": layout.RUN_FILE, "a study": layout.STUDY_FILE, "the results of a study": layout.STUDY_RESULTS}
+    for kind, name in (kinds | dict(further)).items():
+        if (out / name).exists():
+            raise UserError(f"{out}: holds {kind}; choose another --out")
+
+
 def open_images(
-    subject: Subject,
-    data: Path,
-    split: str | None,
-    labels: Mapping[str, str | None] | None,
-    listing: Listing | None,
+    subject: Subject, data: Path, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
 ) -> AuditImages:
-    """The data in the model's size, shape and classes: the test split unless said, where there is one, else all.
+    """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 
-    Data without splits that a run was trained on are divided as they were then: its training images are not examined.
-
-    Of a model with one sigmoid a finding the classes are the data's own, renamed to findings where `labels` say so.
+    Data without splits that a run was trained on are split as in training, so its training images are not examined.
+    For a model with one sigmoid a finding, `labels` rename the data's classes to findings.
     """
     renamed, refit = dict(labels or {}), False
     resize: str
@@ -88,54 +158,50 @@ def open_images(
     else:
         resize, splits, manifest = subject.input.resize, Splits(), manifest_of(data, listing, None)
     classes: tuple[str, ...] | None = subject.classes
-    if isinstance(subject, ExternalModel) and subject.kind == "sigmoid":
-        manifest = manifest.with_labels(renamed, known=manifest.classes) if renamed else manifest
+    if is_multilabel(subject):
+        manifest = manifest.with_labels(renamed, classes=manifest.classes) if renamed else manifest
         classes, renamed = None, {}
     undivided = manifest.splits == (NO_SPLIT,)
-    own = undivided and isinstance(subject, Run) and trained_on(subject) == manifest.root.name
-    wanted = split or (splits.test if splits.test in manifest.splits or own else None)
+    trained_here = undivided and isinstance(subject, Run) and training_data_name(subject) == manifest.root.name
+    wanted = split or (splits.test if splits.test in manifest.splits or trained_here else None)
+
+    def has(other: str) -> bool:
+        """Return whether the data have another split than the examined one."""
+        divided = undivided and {wanted, other} <= SHARES.keys()
+        return wanted not in (None, other) and (other in manifest.splits or divided)
+
     load = partial(load_dataset, manifest, size=subject.size, classes=classes, resize=resize, labels=renamed or None)
     examined = load(wanted)
     log_reading(examined, set())
     report_skipped(examined)
-    validation = training = None
-    if _has(manifest, splits.val, wanted) and not refit:
-        validation = load(splits.val)
-    if _has(manifest, splits.train, wanted) and subject.model is not None:
+    validation = load(splits.val) if has(splits.val) and not refit else None
+    surrogate = None
+    if has(splits.train) and subject.model is not None:
         with suppress(UserError):  # no image of it is readable
-            training = load(splits.train)
-    taught = None if training is None else _taught(training, examined)
-    return AuditImages(examined, validation, taught, _shared(manifest), of_validation=wanted == splits.val)
+            surrogate = _surrogate_images(load(splits.train), examined)
+    names = Counter(name for names in _image_names(manifest.table) for name in set(names))
+    ambiguous = frozenset(name for name, count in names.items() if count > 1)
+    return AuditImages(examined, validation, surrogate, ambiguous, examines_validation=wanted == splits.val)
 
 
-def _has(manifest: Manifest, split: str, examined: str | None) -> bool:
-    """Whether the data have this split beside the one that is examined; None: all of them are."""
-    divided = manifest.splits == (NO_SPLIT,) and {examined, split} <= SHARES.keys()
-    return examined not in (None, split) and (split in manifest.splits or divided)
-
-
-def _taught(training: Dataset, examined: Dataset) -> Taught | None:
-    """Training images for a surrogate: the classes in turn, the same each time; None where all are images examined."""
-    strange = ~np.isin(training.groups, examined.groups) & ~np.isin(training.image_sums, examined.image_sums)
-    rows = np.flatnonzero(strange)
-    return Taught(training, rows[in_turn(np.asarray(training.labels)[rows], TAUGHT)]) if len(rows) else None
-
-
-def trained_on(run: Run) -> str:
-    """The name of the folder of data that a run was trained on; empty where that is not known."""
-    trained = atomic.read_yaml(run.folder / layout.RUN_FILE).get("data")
-    return str(trained.get("root_name") or "") if isinstance(trained, dict) else ""
+def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:
+    """Choose training images for a surrogate, the classes in turn; None if all belong to examined patients."""
+    new = ~np.isin(training.groups, examined.groups) & ~np.isin(training.image_sums, examined.image_sums)
+    rows = np.flatnonzero(new)
+    if not len(rows):
+        return None
+    return SurrogateImages(training, rows[balanced_rows(np.asarray(training.labels)[rows], SURROGATE_IMAGES)])
 
 
 def first_images(dataset: Dataset, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images for the door, (N, 1, H, W) in [0, 1] and their labels (N,): the classes in turn, the same each time."""
+    """Load images (N, 1, H, W) in [0, 1] and labels (N,) for the entry checks: the classes in turn."""
     labels = np.asarray(dataset.labels)
-    chosen = in_turn(labels, count)
-    return pixels_of(dataset, chosen, device), torch.from_numpy(labels[chosen]).to(device)
+    rows = balanced_rows(labels, count)
+    return load_pixels(dataset, rows, device), torch.from_numpy(labels[rows]).to(device)
 
 
-def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
-    """The rows of `count` images, the classes in turn as far as they reach, the same each time."""
+def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of `count` images, the classes in turn as far as they reach, always the same."""
     random = np.random.default_rng(0)
     turns = [
         (turn, k, i)
@@ -145,49 +211,44 @@ def in_turn(labels: np.ndarray, count: int) -> np.ndarray:
     return np.array([i for _, _, i in sorted(turns)[:count]])
 
 
-def pixels_of(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
-    """Some images, (N, 1, H, W) in [0, 1]."""
+def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Load some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 
 
-def scored(
-    subject: ExternalModel, dataset: Dataset, shared: frozenset[str] = frozenset()
+def match_scores(
+    subject: ExternalModel, dataset: Dataset, ambiguous_names: frozenset[str] = frozenset()
 ) -> tuple[pd.DataFrame, list[Check]]:
-    """Given scores as clean predictions of the images that they are of; and how many images have none.
+    """Return a score table as clean predictions of the data's images, and a check of how many images have a score.
 
-    `shared`: names that several images of the data have, so that they say of none which it is.
+    Names in `ambiguous_names` are not used to identify an image. Raises UserError if no image has a score.
     """
     assert subject.predictions is not None
-    about = evaluation.about_images(dataset)
+    images = evaluation.about_images(dataset)
     scores = dict(zip(subject.predictions["sample_id"], subject.predictions["logits"], strict=True))
-    rows, named, unclear = [], 0, 0
-    for place, names in enumerate(_names(dataset.table)):
-        known = next((n for k, n in enumerate(names) if n in scores and (k < _SURE or n not in shared)), None)
-        rows += [(place, scores[known])] if known is not None else []
-        named += known is not None
-        unclear += known is None and any(name in scores for name in names)
-    told = f"; {unclear} are named as several images are: give their ids or paths" if unclear else ""
+    rows, logits, unclear = list[int](), [], 0
+    for row, names in enumerate(_image_names(dataset.table)):
+        usable = (n for k, n in enumerate(names) if n in scores and (k < _UNIQUE or n not in ambiguous_names))
+        if (name := next(usable, None)) is not None:
+            rows.append(row)
+            logits.append(scores[name])
+        else:
+            unclear += any(name in scores for name in names)
+    remark = f"; {unclear} are named as several images are: give their ids or paths" if unclear else ""
     if not rows:
         raise UserError(
-            f"{subject.origin.path}: no row is of an image in {dataset.where}; ids are such as {about['sample_id'][0]}"
-            f"{told}"
+            f"{subject.origin.path}: no row is of an image in {dataset.where}; ids are such as {images['sample_id'][0]}"
+            f"{remark}"
         )
-    table = about.iloc[[place for place, _ in rows]].reset_index(drop=True)
-    table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=[logits for _, logits in rows])
-    text = f"{named} of {len(about)} images have a score"
-    if named < len(about):
+    table = images.iloc[rows].reset_index(drop=True)
+    table = table.assign(attack=CLEAN, epsilon=0.0, steps=0, severity=0, logits=logits)
+    text, complete = f"{len(rows)} of {len(images)} images have a score", len(rows) == len(images)
+    if not complete:
         text += "; the others are left out, and may be those that it fails on: give a score for every image"
-    text += told
-    return table, [Check("scores", named == len(about), text)]
+    return table, [Check("scores", complete, text + remark)]
 
 
-def _names(table: pd.DataFrame) -> list[tuple[str, ...]]:
-    """What a table may call each image: its id, its path (_SURE both), its file's name, that without ending."""
+def _image_names(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Return the possible names of each image: its id and path (_UNIQUE both), file name, name without ending."""
     paths = [Path(str(path)) for path in table["path"]]
     return [(str(key), str(path), path.name, path.stem) for key, path in zip(table["sample_id"], paths, strict=True)]
-
-
-def _shared(manifest: Manifest) -> frozenset[str]:
-    """What more than one image of the data may be called."""
-    counts = Counter(name for names in _names(manifest.table) for name in set(names))
-    return frozenset(name for name, count in counts.items() if count > 1)

@@ -1,4 +1,4 @@
-"""`trustcxr compare`: two audits of one examination on the same images, image by image."""
+"""Compare two audits by one protocol, image by image: the command `trustcxr compare`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,42 +19,41 @@ _ROUNDING = 1e-9  # of a radius
 
 
 def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
-    """Accuracy of two audited models under each condition that both have, paired over images.
+    """Compare the accuracy of two audited models under each condition that both have, paired over images.
 
-    `rows`: measure, first, second, difference (second less first) with its interval over groups, p_value and the same
-    corrected (Holm 1979) for all rows, n, and `settled`: whether interval and corrected test both say that they differ;
-    of the worst case not where images that somebody handed in made that of the worse of the two alone what it is.
-    Of models of findings a row is of all decisions; behind it, as images are and under the worst case, one of each.
-    Each is judged by its own classes, in whichever order, on the images at its own size; images are matched by their
-    ids. Of images that were changed by other lung masks in one of them there is no row.
-    Raises UserError, with the reason, unless both were examined by one protocol on the same images and classes, and
-    predictions.parquet beside each is whole.
+    Each row has the difference (second less first) with its interval over groups, a p-value, and the same corrected
+    for all rows (Holm 1979). `settled`: interval and corrected test agree that they differ. A worst case is not settled
+    if submitted images lowered it for the worse model alone. Models of findings have a row for all decisions, and one
+    for each finding on clean images and under worst case. Images are matched by their ids. Masked views are left out if
+    the two audits used different lung masks.
+
+    Raises UserError unless both used one protocol on the same images and classes, and have a whole predictions.parquet.
     """
     audits = [read_audit(layout.check_audit(folder) / layout.AUDIT_FILE) for folder in (first, second)]
-    _check(audits, (first, second))
-    gone = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
+    _check_comparable(audits, (first, second))
+    withdrawn = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
         check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
-    _refuse_other_images(audits, tables, (first, second))
+    _check_same_images(audits, tables, (first, second))
     each, rows = _decisions(audits, first), list[PairRow]()
     both = [key for key in tables[0] if key in tables[1] and not key.method]
     by_lungs = {f"{view} accuracy" for view in VIEWS} if audits[0].data.other_lungs(audits[1].data) else set()
     other_lungs = [key.measure for key in both if key.measure in by_lungs]
-    for key in [key for key in both if key.measure not in gone and key.measure not in other_lungs]:
+    for key in [key for key in both if key.measure not in withdrawn and key.measure not in other_lungs]:
         shared = tables[0][key].index.intersection(tables[1][key].index)
         one, other = (table[key].loc[shared] for table in tables)
         rows.append(_row(key.measure, one, other, resamples))
         for finding in each if key.measure.startswith((CLEAN, WORST_CASE)) else ():
-            own = shared.intersection(each[finding])
-            rows.append(_row(f"{key.measure}, {finding}", one.loc[own], other.loc[own], resamples))
+            ids = shared.intersection(each[finding])
+            rows.append(_row(f"{key.measure}, {finding}", one.loc[ids], other.loc[ids], resamples))
     p_values = [float("nan") if row.p_value is None else row.p_value for row in rows]
     for row, corrected in zip(rows, holm(p_values), strict=True):
         ends = row.difference.interval
         row.p_corrected = float(corrected)
         row.settled = bool(corrected < LEVEL and ends is not None and not ends[0] <= 0 <= ends[1])
         if attacked_more(audits, row.measure, each) not in (None, int((row.difference.value or 0.0) > 0)):
-            row.settled = False  # who was attacked less may owe its lead to that
+            row.settled = False  # the lead may be due to fewer attacks
     return AuditPair(
         first=audits[0].model.name,
         second=audits[1].model.name,
@@ -62,29 +61,29 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         data=min((document.data for document in audits), key=lambda data: data.n or 0),
         same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
         unreliable=[bool(document.unreliable) for document in audits],
-        withdrawn=sorted(gone),
+        withdrawn=sorted(withdrawn),
         other_lungs=other_lungs,
-        handed_in=[[found.by for found in document.misled_alone] for document in audits],
+        submitted=[[one.by for one in document.misled_alone] for document in audits],
         rows=rows,
     )
 
 
 def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: int) -> PairRow:
-    """Two tables of value and group of the same images, in a row that is not corrected yet."""
-    found = paired(one["value"], other["value"], one["group"], resamples=resamples)
+    """Return the row of two tables of value and group of the same images, not corrected yet."""
+    result = paired(one["value"], other["value"], one["group"], resamples=resamples)
     return PairRow(
         measure=measure,
-        first=found.first,
-        second=found.second,
-        difference=Share(value=found.difference, ci=found.difference_ci),
-        p_value=found.p_value,
-        n=found.n,
+        first=result.first,
+        second=result.second,
+        difference=Share(value=result.difference, ci=result.difference_ci),
+        p_value=result.p_value,
+        n=result.n,
     )
 
 
 def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.Index[str]"]:
-    """The sample ids of each finding that both models were judged on, in the first one's order; none of classes."""
-    judged = [[found.name for found in document.findings if found.judged] for document in audits]
+    """Return the sample ids of each finding that both audits evaluated; empty for classes."""
+    judged = [[one.name for one in document.findings if one.judged] for document in audits]
     both = [name for name in judged[0] if name in judged[1]]
     if not both:
         return {}
@@ -94,53 +93,53 @@ def _decisions(audits: Sequence[AuditDocument], first: Path) -> dict[str, "pd.In
 
 
 def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Iterable[str] = ()) -> int | None:
-    """Of which of two audits alone images that somebody handed in changed this row: its place; None: of both, or none.
+    """Return the index of the only audit of two with a row that submitted images changed; None for both or neither.
 
-    They count under the worst case from their radius on, and those for one of the `findings` in its own row. Images
-    that mislead a model only where our own attacks do too change nothing, so nobody was attacked with more.
+    They count under the worst case from their radius on, and those for one of the `findings` in its own row.
     """
     whole, _, finding = measure.partition(", ")
     name, _, radius = whole.partition(" accuracy @")
     if name != WORST_CASE:
         return None
     others = [f"({other})" for other in findings if other != finding] if finding else []
-    handed = [
+    changed = [
         any(
-            (found.epsilon or 0.0) <= float(radius) + _ROUNDING and not found.by.endswith(tuple(others))
-            for found in document.misled_alone
+            (one.epsilon or 0.0) <= float(radius) + _ROUNDING and not one.by.endswith(tuple(others))
+            for one in document.misled_alone
         )
         for document in audits
     ]
-    return handed.index(True) if sum(handed) == 1 else None
+    return changed.index(True) if sum(changed) == 1 else None
 
 
-def _check(audits: list[AuditDocument], where: tuple[Path, Path]) -> None:
-    """UserError unless the two compare."""
+def _check_comparable(audits: list[AuditDocument], folders: tuple[Path, Path]) -> None:
+    """Raise UserError unless the two audits are comparable."""
     one, other = audits
-    for document, folder in zip(audits, where, strict=True):
+    for document, folder in zip(audits, folders, strict=True):
         if document.protocol is None:
             raise UserError(f"{folder}: examined with other options than a protocol's; audit it again without them")
-    pair = f"{where[0]} and {where[1]}"
+    pair = f"{folders[0]} and {folders[1]}"
     if one.protocol != other.protocol:
         raise UserError(f"{pair}: examined by {one.protocol} and by {other.protocol}; audit the older one again")
     if not one.same_classes(other):
         raise UserError(f"{pair}: classes {', '.join(one.classes)} are not {', '.join(other.classes)}")
     if not one.data.same_images(other.data):
         raise UserError(
-            f"{pair}: not the same images {one.data.apart(other.data)}; audit both on one data set and split"
+            f"{pair}: not the same images {one.data.describe_difference(other.data)}; "
+            "audit both on one data set and split"
         )
     if not one.data.same_truth(other.data):
         raise UserError(f"{pair}: not the same labels of findings on these images; audit both again on the same list")
 
 
-def _refuse_other_images(
-    audits: Sequence[AuditDocument], tables: Sequence[Mapping[Key, "pd.DataFrame"]], where: tuple[Path, Path]
+def _check_same_images(
+    audits: Sequence[AuditDocument], tables: Sequence[Mapping[Key, "pd.DataFrame"]], folders: tuple[Path, Path]
 ) -> None:
-    """UserError where the images of two tables have other names; some may lack in one that leaves out images."""
+    """Raise UserError if the tables name images differently; a partial audit may lack some."""
     one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
     partly = any(document.data.partial or document.findings for document in audits)
     if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
         raise UserError(
-            f"{where[0]} and {where[1]}: the images in {layout.PREDICTIONS_FILE} of one are named otherwise than in "
-            "that of the other; audit both models again, into new folders"
+            f"{folders[0]} and {folders[1]}: the images in {layout.PREDICTIONS_FILE} of one are named otherwise than "
+            "in that of the other; audit both models again, into new folders"
         )

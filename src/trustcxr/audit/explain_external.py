@@ -1,41 +1,44 @@
-"""`trustcxr explain` of a model file: what is measured of a run's maps, of any model, on the images of its audit."""
+"""Measure the saliency maps of an external model on the images of its audit: `trustcxr explain` of a model file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from trustcxr.audit import saliency_support
-from trustcxr.audit.audit_data import first_images, open_images
+from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
-from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, no_better, select_finding
+from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, constant_note, select_finding
 from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.loading import open_on
+from trustcxr.audit.formats.loading import verify_conversion
+from trustcxr.audit.formats.torch_files import ExportedNet
 from trustcxr.audit.formats.wrapper import WrappedModel
-from trustcxr.audit.identity import Audit, about, check_empty
-from trustcxr.audit.run_audit import open_model
+from trustcxr.audit.subject import describe_model, is_multilabel, open_model
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
 from trustcxr.evaluation.run_figures import describe
-from trustcxr.explain import evaluate
+from trustcxr.evaluation.trained_run import ModelUnderTest
+from trustcxr.explain import evaluate, randomisation
+from trustcxr.explain.base import LeftOut
 from trustcxr.explain.lesion_effect import select_annotated
+from trustcxr.explain.methods import COMBINE, parse
+from trustcxr.models.feature_maps import before_mixing
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.runs import describe as beside
+from trustcxr.registry import SALIENCY, Method
 from trustcxr.runs import explain_run
 from trustcxr.runs.provenance import Results, data_hash
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import RunDocument
 
-GATE = 120  # images on which a conversion is held against what it was made from
+VERIFIED = 120  # images on which a conversion is compared with its original
 
 
 def explain(
@@ -50,114 +53,149 @@ def explain(
     trust_code: bool = False,
     finding: str | None = None,
 ) -> RunDocument:
-    """Saliency of what a model file names, measured on a data set: the document of metrics.json, written into `out`.
+    """Measure the saliency of an external model on a data set, and write the results into `out`.
 
-    The images are those that an audit examines; thresholds are tuned on the data's validation split where it has one.
-    `options`: keys of ExplanationRecipe. `finding`: of a model with a sigmoid for each the one to explain, on the
-    images that have it; the one that images with a lesion mask have unless said. Asked again, `out` is found current.
-    UserError
-    for a model that these methods cannot explain, images without masks, or an `out` that holds something else.
+    Images are as in an audit, thresholds are tuned on the validation split, and current results are not computed again.
+    `options` are keys of ExplanationRecipe. `finding` is the one to explain of a model with one sigmoid each, else the
+    only one that images with a lesion mask have. Returns the document of metrics.json. Raises UserError if these
+    methods cannot explain the model, no image has a mask, or `out` has other results.
     """
-    wanted = validate(ExplanationRecipe, dict(options or {}), "options")
-    evaluate.check_options(wanted)
+    recipe = validate(ExplanationRecipe, dict(options or {}), "options")
+    evaluate.check_options(recipe)
     subject = open_model(model, trust_code=trust_code)
-    assert isinstance(subject, ExternalModel)  # a run's folder goes to run_folder.explain
+    assert isinstance(subject, ExternalModel)  # runs have their own command
     check_finding(subject, finding)
-    _explained(subject, wanted)
-    check_empty(out, {"an audit": layout.AUDIT_FILE})
-    radiographs = open_images(subject, data, split, labels, listing)
-    evaluate.annotated(radiographs.examined)
-    shown, _ = first_images(radiographs.examined, GATE, subject.device)
-    subject, _ = open_on(subject, shown)
-    check_kind(_explained(subject, wanted).model, shown, subject.name)
-    whole = Audit(subject, radiographs, load_exam())
-    asked = _asked(whole, _explained(subject, wanted), finding)
-    run, held = asked.run, asked.validation
-    if held is not None and not len(select_annotated(held, np.flatnonzero(held.has_mask("infection")))):
-        held = None  # no threshold can be tuned on them
+    _examined(subject, recipe.methods)
+    check_out_folder(out, {"an audit": layout.AUDIT_FILE})
+    images = open_images(subject, data, split, labels, listing)
+    evaluate.find_annotated(images.examined)
+    shown, _ = first_images(images.examined, VERIFIED, subject.device)
+    subject, _ = verify_conversion(subject, shown)
+    examined = _examined(subject, recipe.methods)
+    assert isinstance(examined.model, WrappedModel)
+    check_kind(examined.model, shown, subject.name)
+    audit = Audit(subject, images, load_exam())
+    if is_multilabel(subject):
+        target = select_finding(subject, examined.model, images, finding, parallel=audit.parallel)
+    else:
+        target = ExplainedFinding("", examined, images.examined, images.validation)
+    validation = target.validation
+    if validation is not None and not len(
+        select_annotated(validation, np.flatnonzero(validation.has_mask("infection")))
+    ):
+        validation = None  # without masks no threshold can be tuned
     with folder_lock(out):
-        document = _begun(whole, asked, out)
-        left_out = saliency_support.left_out(subject, saliency_support.check_supported(subject, wanted.methods))
-        document.notes = [*asked.notes, *_notes(run, radiographs.examined), *left_out.notes()]
-        if asked.name:
-            document.notes[1:1] = no_better(asked.name, asked.images, document)
-        untuned = (
-            "validation images are the images looked at"
-            if radiographs.of_validation
-            else "no validation image has masks"
-        )
-        for note in [*document.notes, *([] if held is not None else [f"no threshold is tuned: {untuned}"])]:
+        document = _start(audit, target, out)
+        left_out = find_left_out(subject, check_supported(subject, recipe.methods))
+        document.notes = [*target.notes, *_notes(target.run, images.examined), *left_out.notes()]
+        if target.name:
+            document.notes[1:1] = constant_note(target.name, target.images, document)
+        untuned = [] if validation is not None else [f"no threshold is tuned: {images.why_no_threshold('masks')}"]
+        for note in [*document.notes, *untuned]:
             log(note)
+        whole = images.validation if validation is not None else None
         explain_run.measure(
-            Results(out, _key(whole, asked), replace=False),
-            run,
-            asked.images,
-            wanted,
-            lambda: {} if held is None else evaluate.tune(run, held, wanted.methods),
-            data=data_hash(radiographs.examined, "infection", "lung"),
-            tuned=""
-            if held is None or radiographs.validation is None
-            else data_hash(radiographs.validation, "infection", "lung"),
+            Results(out, _key(audit, target), replace=False),
+            target.run,
+            target.images,
+            recipe,
+            lambda: {} if validation is None else evaluate.tune_thresholds(target.run, validation, recipe.methods),
+            data=data_hash(images.examined, "infection", "lung"),
+            tuned="" if whole is None else data_hash(whole, "infection", "lung"),
             left_out=left_out,
-            train=None if radiographs.taught is None else radiographs.taught.training,
+            train=None if images.surrogate is None else images.surrogate.training,
         )
-        images = len(select_annotated(asked.images, np.arange(len(asked.images))))
-        beside.describe(document, out, images=images, resamples=beside.RESAMPLES)
+        count = len(select_annotated(target.images, np.arange(len(target.images))))
+        explain_run.add_tables(document, out, images=count, resamples=explain_run.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
 
 
-def _explained(subject: ExternalModel, options: ExplanationRecipe) -> ModelUnderTest:
-    """What was given as these methods explain it; UserError where they cannot."""
-    run = ModelUnderTest(
-        subject.name, saliency_support.check_supported(subject, options.methods), subject.classes, subject.device
-    )
-    evaluate.check_methods(run, options.methods)
+def _examined(subject: ExternalModel, methods: Sequence[str]) -> ModelUnderTest:
+    """Return the model for these methods; UserError if they cannot explain it."""
+    run = ModelUnderTest(subject.name, check_supported(subject, methods), subject.classes, subject.device)
+    evaluate.check_methods(run, methods)
     return run
 
 
-def _asked(whole: Audit, run: ModelUnderTest, finding: str | None) -> ExplainedFinding:
-    subject, images = whole.subject, whole.images
-    assert isinstance(subject, ExternalModel)
-    if subject.kind != "sigmoid":
-        return ExplainedFinding("", run, images.examined, images.validation)
-    assert isinstance(run.model, WrappedModel)
-    return select_finding(subject, run.model, images, finding, at_once=whole.at_once)
+def _key(audit: Audit, target: ExplainedFinding) -> str:
+    """Return a checksum of the model and the images, with the finding."""
+    return f"{audit.key}, {target.name}" if target.name else audit.key
 
 
-def _key(whole: Audit, asked: ExplainedFinding) -> str:
-    """Return a checksum of the model and the images, and the finding."""
-    return f"{whole.key}, {asked.name}" if asked.name else whole.key
+def _start(audit: Audit, target: ExplainedFinding, out: Path) -> RunDocument:
+    """Return the metrics.json in `out`, or write one without maps first; UserError if it is of something else.
 
-
-def _begun(whole: Audit, asked: ExplainedFinding, out: Path) -> RunDocument:
-    """metrics.json as it stands in `out`, else as images are without any map; UserError where it is of something else.
-
-    It is there before any map is, so that no map of another model or of other images is ever beside these.
+    It is written before any map, so maps are never next to another model or other images.
     """
-    path, key = out / layout.METRICS_FILE, _key(whole, asked)
+    path, key = out / layout.METRICS_FILE, _key(audit, target)
     if path.is_file():
-        before = schemas.read_schema(RunDocument, path)
-        if before.examination != key:
-            what = (
-                f"results of {before.run or 'something else'}, of which the model, the images, the finding or the "
-                "version are others"
+        document = schemas.read_schema(RunDocument, path)
+        if document.examination != key:
+            what = f"results of {document.run or 'something else'}"
+            raise UserError(
+                f"{out}: holds {what}, of which the model, the images, the finding or the version are others; choose "
+                "another --out"
             )
-            raise UserError(f"{out}: holds {what}; choose another --out")
-        return before
-    check_empty(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
-    table = evaluation.predict(asked.run, asked.images, views=not asked.name, at_once=whole.at_once)
-    document = describe(asked.run, table, resamples=beside.RESAMPLES)
-    document.images, document.examination, document.finding = whole.dataset.fingerprint, key, asked.name
-    document.given = about(whole.subject)
+        return document
+    check_out_folder(out, {"maps of which nothing is known": layout.SALIENCY_FILE})
+    table = evaluation.predict(target.run, target.images, views=not target.name, at_once=audit.parallel)
+    document = describe(target.run, table, resamples=explain_run.RESAMPLES)
+    document.images, document.examination, document.finding = audit.dataset.fingerprint, key, target.name
+    document.given = describe_model(audit.subject)
     atomic.write_table(out / layout.PREDICTIONS_FILE, table)
     atomic.write_json(path, document)
     return document
 
 
 def _notes(run: ModelUnderTest, images: Dataset) -> list[str]:
-    """What a reader must know first: of the images as they were read, and of how the model answers."""
+    """Return the notes on the images, and on a model that answers at random."""
     notes = [*images.notes]
     if is_randomised(run.model, first_images(images, 1, run.device)[0]):
         notes.append(f"{run.name} answers at random: each map is of one draw")
     return notes
+
+
+def check_supported(subject: ExternalModel, methods: Sequence[str]) -> WrappedModel:
+    """Return the model to explain; UserError if one of these methods cannot explain it."""
+    name, model = subject.name, subject.model
+    if model is None:
+        raise UserError(
+            f"{subject.origin.path}: only scores of {name} are available, but a map needs the model. Give the model "
+            "itself"
+        )
+    gradient_methods = [typed for typed in methods if SALIENCY[Method.parse(typed).base].gradients]
+    if subject.origin.gradients == "none" and gradient_methods:
+        raise UserError(
+            f"{name}: torch can follow no gradients in it, and {' and '.join(gradient_methods)} cannot do without; "
+            f"name methods that can: {_pixel_methods(gradients=False)}"
+        )
+    cams = [typed for typed in methods if parse(typed)[0] in COMBINE and parse(typed)[1] in (None, -1, "cam_layer")]
+    if cams and model.cam_call is None and before_mixing(model.net) is None:
+        raise UserError(
+            f"{name}: torch sees no last feature map in it, which {' and '.join(cams)} would read; name methods that "
+            f"read none: {_pixel_methods(gradients=True)}"
+        )
+    return model
+
+
+def _pixel_methods(*, gradients: bool) -> str:
+    """Return the options of the methods that work pixel by pixel, with or without those that need gradients."""
+    pixels = [s for s in SALIENCY.values() if s.function.startswith("attribution:")]
+    return " or ".join(f"--method {s.name}" for s in pixels if gradients or not s.gradients)
+
+
+def find_left_out(subject: ExternalModel, model: WrappedModel) -> LeftOut:
+    """Return what cannot be measured of a model that `check_supported` accepts."""
+    attacks = weights = cascade = ""
+    if subject.origin.gradients == "none":
+        attacks = "stability under FGSM and PGD is not measured: torch can follow no gradients in the model"
+    try:
+        randomisation.random_network(model)
+    except UserError as problem:
+        weights = f"no map is held against random weights, so none is said to show what was learnt ({problem})"
+    if not weights and any(isinstance(module, torch.jit.ScriptModule | ExportedNet) for module in model.modules()):
+        cascade = (
+            "maps are not followed as the network is made random part by part: its parts are not called one by one"
+        )
+    return LeftOut(attacks, weights, cascade)

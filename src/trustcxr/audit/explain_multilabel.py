@@ -1,7 +1,7 @@
-"""One finding of a model with a sigmoid for each, as it is explained: a model of two classes on the images known of it.
+"""Choose the finding to explain of a model with one sigmoid a finding, as a model of two classes.
 
-What is absent has no map: maps and removed lesions are of the images that have the finding. `present` is what the model
-says from the finding's operating point on, so probabilities are counted from there: at it they are 0.5.
+Maps and removed lesions are of the images that have the finding. `present` means above the finding's operating point,
+and probabilities are shifted so that they are 0.5 there.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,7 @@ from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation import operating_points
 from trustcxr.evaluation import predictions as evaluation
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.operating_points import Threshold
+from trustcxr.evaluation.trained_run import ModelUnderTest
 from trustcxr.explain import evaluate
 from trustcxr.explain.lesion_effect import select_annotated
 from trustcxr.statistics import format_probability
@@ -25,7 +24,7 @@ from trustcxr.storage.schemas import RunDocument
 
 
 class ExplainedFinding(NamedTuple):
-    """What is explained: the model as it is asked, on these images; of a model of findings one, by its name."""
+    """The model and images to explain; `name` is the finding, empty for a model of classes."""
 
     name: str
     run: ModelUnderTest
@@ -34,89 +33,80 @@ class ExplainedFinding(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def check_finding(subject: ExternalModel, wanted: str | None) -> None:
-    """UserError for a finding that the model has not, or one asked of a model whose answer is one class of several."""
-    if wanted is None:
+def check_finding(subject: ExternalModel, finding: str | None) -> None:
+    """Raise UserError if the model does not have the finding, or answers one class of several."""
+    if finding is None:
         return
     if subject.kind != "sigmoid":
         raise UserError(
-            f"--finding {wanted}: {subject.name} answers with one of its classes, and the class of each image is "
+            f"--finding {finding}: {subject.name} answers with one of its classes, and the class of each image is "
             "explained: leave it out"
         )
-    _place(subject, wanted)
+    _index(subject, finding)
 
 
 def select_finding(
-    subject: ExternalModel, model: WrappedModel, images: AuditImages, wanted: str | None, *, at_once: bool
+    subject: ExternalModel, model: WrappedModel, images: AuditImages, finding: str | None, *, parallel: bool
 ) -> ExplainedFinding:
-    """The finding that is explained: the one wanted, else the only one that images with a lesion mask have.
+    """Select a finding, by default the only one that images with a lesion mask have.
 
-    UserError where that does not settle one, or no image with a mask has it.
+    Raises UserError if there is not exactly one, or no image with a mask has it.
     """
-    place = _settled(subject, images.examined) if wanted is None else _place(subject, wanted)
-    name = subject.classes[place]
-    seen = _known_of(images.examined, subject, place)
-    if seen is None or not len(select_annotated(seen, np.arange(len(seen)))):
+    index = _only_masked(subject, images.examined) if finding is None else _index(subject, finding)
+    name = subject.classes[index]
+    examined = _labelled(images.examined, subject, index)
+    if examined is None or not len(select_annotated(examined, np.arange(len(examined)))):
         raise UserError(f"{images.examined.where}: of no image it is known that it has {name}; say so with --label")
-    evaluate.annotated(seen)
-    threshold = _threshold(subject, model, images, place, at_once=at_once)
+    evaluate.find_annotated(examined)
+    answers = None
+    if images.validation is not None and subject.output.thresholds is None:
+        full = ModelUnderTest(subject.name, model, subject.classes, subject.device)
+        table = evaluation.predict(full, images.validation, views=False, at_once=parallel)
+        answers = measure.label_answers(images.validation, table, subject.classes)
+    threshold = multilabel.threshold_of(subject.output, index, answers, images.why_no_threshold())
     assert threshold.value is not None
-    asked = model.of_finding(place, operating_points.cut(threshold.value))
-    run = ModelUnderTest(f"{subject.name}, {name}", asked, multilabel.STATES, subject.device)
-    held = None if images.validation is None else _known_of(images.validation, subject, place)
-    said = format_probability(threshold.value)
+    decision = model.of_finding(index, operating_points.cut(threshold.value))
+    run = ModelUnderTest(f"{subject.name}, {name}", decision, multilabel.STATES, subject.device)
+    validation = None if images.validation is None else _labelled(images.validation, subject, index)
     note = (
-        f"{name} is explained on the images that have it; it counts as there from {said} on, "
-        f"{threshold.origin}, and probabilities are counted from there: at it they are 0.5"
+        f"{name} is explained on the images that have it; it counts as there from {format_probability(threshold.value)}"
+        f" on, {threshold.origin}, and probabilities are counted from there: at it they are 0.5"
     )
-    return ExplainedFinding(name, run, seen, held, (note,))
+    return ExplainedFinding(name, run, examined, validation, (note,))
 
 
-def no_better(name: str, images: Dataset, document: RunDocument) -> list[str]:
-    """That images as they are are told no better than by one answer for all, where that is so:
-
-    Maps show little then.
-    """
+def constant_note(name: str, images: Dataset, document: RunDocument) -> list[str]:
+    """Return a note if the accuracy on clean images is no better than that of a constant answer."""
     right, constant = document.clean.accuracy.value, document.clean.constant_answer
     if right is None or constant is None or right > constant:
         return []
     state = multilabel.STATES[int(np.mean(images.labels) > 0.5)]
     return [
-        f"{name} is told no better than by one answer for all images: {right:.1%} are answered rightly, always {state} "
-        f"would be right in {constant:.1%}; so its maps are of an answer that does not tell it"
+        f"{name}: accuracy ({right:.1%}) is no better than that of a constant answer (always {state}: {constant:.1%}), "
+        "so its maps are not informative"
     ]
 
 
-def _place(subject: ExternalModel, wanted: str) -> int:
+def _index(subject: ExternalModel, finding: str) -> int:
     lowered = [name.lower() for name in subject.classes]
-    if wanted.lower() not in lowered:
-        raise unknown("finding", wanted, subject.classes)
-    return lowered.index(wanted.lower())
+    if finding.lower() not in lowered:
+        raise unknown("finding", finding, subject.classes)
+    return lowered.index(finding.lower())
 
 
-def _settled(subject: ExternalModel, images: Dataset) -> int:
-    known = multilabel.labelled_findings(images.table, subject.classes)
-    there = np.flatnonzero((known[evaluate.annotated(images)] == 1).any(0))
-    if len(there) == 1:
-        return int(there[0])
-    names = [subject.classes[place] for place in there]
+def _only_masked(subject: ExternalModel, images: Dataset) -> int:
+    """Return the index of the only finding that images with a lesion mask have."""
+    labels = multilabel.labelled_findings(images.table, subject.classes)
+    present = np.flatnonzero((labels[evaluate.find_annotated(images)] == 1).any(0))
+    if len(present) == 1:
+        return int(present[0])
+    names = [subject.classes[index] for index in present]
     which = f"images with a mask have {' and '.join(names)}" if names else "no image with a mask is known to have any"
     raise UserError(f"{subject.name}: has a sigmoid for each finding, and {which}: say which with --finding NAME")
 
 
-def _known_of(images: Dataset, subject: ExternalModel, place: int) -> Dataset | None:
-    """The images of which it is known whether they have the finding, which stand in for a data set; None: of none."""
-    labels = multilabel.labelled_findings(images.table, subject.classes)[:, place]
+def _labelled(images: Dataset, subject: ExternalModel, index: int) -> Dataset | None:
+    """Return the images with a label of the finding as a data set; None without any."""
+    labels = multilabel.labelled_findings(images.table, subject.classes)[:, index]
     rows = np.flatnonzero(np.isfinite(labels))
     return multilabel.OneFinding(images, rows, labels[rows]) if len(rows) else None  # type: ignore[return-value]
-
-
-def _threshold(
-    subject: ExternalModel, model: WrappedModel, images: AuditImages, place: int, *, at_once: bool
-) -> Threshold:
-    held = None
-    if images.validation is not None and subject.output.thresholds is None:
-        asked = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-        answers = evaluation.predict(asked, images.validation, views=False, at_once=at_once)
-        held = measure.answers_known(images.validation, answers, subject.classes)
-    return multilabel.threshold_of(subject.output, place, held, images.unchosen)

@@ -1,7 +1,4 @@
-"""A run written as ONNX or torch.export, held against the run on images before it gets its name;
-
-With its model file.
-"""
+"""Export a run as ONNX or torch.export with its model file, after comparing its answers with the run's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,29 +22,28 @@ from trustcxr.runs.test_data import Source
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import ExportDocument
 
-ALLOWED = 1e-4  # that a logit may differ, of the largest or of 1
-IMAGES = 12  # on which it is held against the run
-NAMES = {"onnx": "model.onnx", "torch-export": "program.pt2"}  # unlike, since a model file stands beside each
+ALLOWED = 1e-4  # difference of a logit, relative to the largest or 1
+IMAGES = 12  # to compare the file with the run
+NAMES = {"onnx": "model.onnx", "torch-export": "program.pt2"}  # different stems: each has its own model file
 _SMALLEST = 32  # pixels of a synthetic image
 
 
 def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | None = None) -> ExportDocument:
-    """Write a run's model to `out` (unless said, into its folder), and beside it the model file that an audit takes.
+    """Write a run's model to `out`, by default into its folder, with the model file that an audit takes.
 
-    `kind`: onnx or torch-export. The written file's answers, one image at a time and several at once, must be the run's
-    to within ALLOWED, on images of `data` (its test split) or, without, on synthetic ones; else nothing is left. Raises
-    UserError then, where a package is missing, and where another file has the model file's name (a run's run.yaml).
+    `kind`: onnx or torch-export. The file's answers, one by one and in a batch, are compared with the run's on images
+    of `data` (its test split), by default on synthetic ones. Raises UserError, and writes nothing, if they differ by
+    more than ALLOWED, a package is missing, or another file has the model file's name.
     """
-    out = out or _within(run, kind)
+    out = out or _default_path(run, kind)
     exporting.check_export(kind, out)
-    declared = _declared(out)
+    model_file = _model_file_path(out)
     loaded = load_run(run, on="cpu")
-    images, which = _images(loaded, data)
+    images, description = _images(loaded, data)
     with atomic.atomic_write(out) as temporary:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         exporting.write(loaded.model, loaded.size, temporary, kind)
-        # Read as an audit would read it, from the file alone.
-        given = formats.load(
+        external = formats.load(
             temporary,
             classes=loaded.classes,
             size=loaded.size,
@@ -56,38 +52,38 @@ def export(run: str | Path, kind: str, out: Path | None = None, *, data: Path | 
             trust_code=True,  # the file was written here
             on="cpu",
         )
-        largest = _apart(loaded, given, temporary, images, kind)
+        largest = _largest_difference(loaded, external, temporary, images, kind)
         if not largest <= ALLOWED:
-            raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {which}")
-    atomic.write_yaml(declared, _model_file(loaded, out))
+            raise UserError(f"{out}: not written: its answers differ from the run's by {largest:.1e} on {description}")
+    atomic.write_yaml(model_file, _model_file(loaded, out))
     return ExportDocument(
         run=loaded.name,
         format=kind,
         file=str(out),
-        model_file=str(declared),
+        model_file=str(model_file),
         opset=exporting.OPSET if kind == "onnx" else None,
         size=loaded.size,
         bytes=out.stat().st_size,
         sha256=atomic.checksum(out),
-        images=which,
+        images=description,
         n=len(images),
         largest=largest,
         allowed=ALLOWED,
-        gradients=given.origin.gradients,
-        note="; ".join(given.origin.notes),
+        gradients=external.origin.gradients,
+        note="; ".join(external.origin.notes),
     )
 
 
-def _within(run: str | Path, kind: str) -> Path:
-    """Where a run's file goes unless said: its folder. UserError for a run that is on a hub."""
+def _default_path(run: str | Path, kind: str) -> Path:
+    """Return the file in the run's folder; UserError for a run that is on a hub."""
     name = lookup(NAMES, "format", kind)
     if hub.is_address(str(run)):
         raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
     return layout.check_run(Path(run)) / name
 
 
-def _declared(out: Path) -> Path:
-    """Where the model file of `out` goes; UserError where that is taken by anything but an older one of it."""
+def _model_file_path(out: Path) -> Path:
+    """Return the path of the model file of `out`; UserError if another file has that name."""
     path = out.with_suffix(".yaml")
     if out.exists() and not path.exists():
         raise UserError(f"{out}: is there, and no model file beside it says that it was exported; choose another --out")
@@ -99,7 +95,7 @@ def _declared(out: Path) -> Path:
 
 
 def _images(run: Run, data: Path | None) -> tuple[Tensor, str]:
-    """Images (B, 1, H, W) in pixel space, and in words which they are."""
+    """Return images (B, 1, H, W) in pixel space and their description."""
     if data is not None:
         radiographs = tested.load(run, Source(data))
         rows = np.unique(np.linspace(0, len(radiographs) - 1, min(IMAGES, len(radiographs))).astype(int))
@@ -110,24 +106,24 @@ def _images(run: Run, data: Path | None) -> tuple[Tensor, str]:
     return images, f"{len(images)} synthetic images"
 
 
-def _apart(run: Run, given: ExternalModel, path: Path, images: Tensor, kind: str) -> float:
-    """The most by which answers differ, of the largest of the run's or of 1: one by one, and all in one batch."""
+def _largest_difference(run: Run, external: ExternalModel, path: Path, images: Tensor, kind: str) -> float:
+    """Return the largest difference from the run's logits, relative to the largest or 1: one by one and in a batch."""
     with torch.no_grad(), preserve_state(run.model):
-        wanted = run.model(images)
-    scale = max(1.0, float(wanted.abs().max()))
-    nets: list[Callable[[Tensor], Tensor]] = [given.model] if given.model is not None else []
+        expected = run.model(images)
+    scale = max(1.0, float(expected.abs().max()))
+    nets: list[Callable[[Tensor], Tensor]] = [external.model] if external.model is not None else []
     nets += [OnnxNet(path)] if kind == "onnx" else []
     with torch.no_grad():
         answers = [
             answer for net in nets for answer in (net(images), torch.cat([net(image[None]) for image in images]))
         ]
-    return float(torch.stack([(answer - wanted).abs().max() for answer in answers]).max()) / scale  # of NaN too
+    return float(torch.stack([(answer - expected).abs().max() for answer in answers]).max()) / scale  # NaN stays NaN
 
 
 def _model_file(run: Run, out: Path) -> dict[str, object]:
-    """What a model file says of it, with what its recipe says in the place of its makers."""
+    """Return the content of its model file, with claims from its recipe."""
     recipe, defence = run.trained_by, run.trained_by.defence
-    kept = atomic.section(atomic.read_yaml(run.folder / "run.yaml"), "data")
+    data = atomic.section(atomic.read_yaml(run.folder / "run.yaml"), "data")
     against = f"L-infinity {defence.epsilon:g}, {defence.name}" if defence.attacks or defence.certifies else ""
     return {
         "source": out.name,
@@ -136,6 +132,6 @@ def _model_file(run: Run, out: Path) -> dict[str, object]:
         "output": {"kind": "logits", "classes": list(run.classes)},
         "reported": {
             "threat_model": against,
-            "training_data": f"{kept.get('root_name', '')}, {kept.get('images', '')} images of {kept.get('split', '')}",
+            "training_data": f"{data.get('root_name', '')}, {data.get('images', '')} images of {data.get('split', '')}",
         },
     }

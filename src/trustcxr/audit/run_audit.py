@@ -1,31 +1,27 @@
-"""`trustcxr audit`: the whole examination of any model on a folder of images, as audit.json."""
+"""Audit any model on a folder of images and write audit.json: the command `trustcxr audit`."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.audit import measure, reliability, submitted
+from trustcxr.audit import measure, reliability
 from trustcxr.audit.attack_runner import needs_surrogate
-from trustcxr.audit.audit_data import AuditImages, first_images, open_images
+from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
-from trustcxr.audit.formats import ExternalModel
-from trustcxr.audit.formats.loading import TABLES
-from trustcxr.audit.formats.resolve import SUFFIXES
-from trustcxr.audit.identity import Audit, about, check_empty, is_another
-from trustcxr.audit.subject import Subject, load_model
+from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
+from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
-from trustcxr.errors import UserError, unknown
-from trustcxr.recipes.protocol import ExamRecipe, load_exam
+from trustcxr.errors import UserError
+from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
-from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import AuditDocument, read_schema
 
-PARTS = ".parts"  # rows of finished batches, until all are there
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
+PARTS = ".parts"  # rows of finished batches, until all are finished
+_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
 
 
 def audit(
@@ -41,132 +37,111 @@ def audit(
     trust_code: bool = False,
     adversarial: Path | None = None,
 ) -> AuditDocument:
-    """Examine a model (a run's folder, or a model file) on a data set; the document of audit.json, written into `out`.
+    """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    `adversarial`: a file of images that somebody hands in (`evaluation.handed_in`), judged beside our own attacks.
-    Started again after a cut, it goes on; where the same was examined before, that is the answer.
-    Raises UserError for a model or data that cannot be had, or an `out` that holds something else or that another
-    process writes to.
+    `model` is a run's folder or a model file. `attacks` and `epsilons` replace the protocol's, `labels` rename the
+    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). An interrupted audit
+    resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be opened, or
+    `out` has other results or is locked.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
     check_out(out, Path(data))
-    check_empty(out, {"results of a run": layout.METRICS_FILE})
+    check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)
-    whole = Audit(
-        subject, images, exam, None if adversarial is None else _submitted(adversarial, subject, images, exam)
-    )
-    key, path = whole.key, out / layout.AUDIT_FILE
+    submitted = None
+    if adversarial is not None:
+        submitted = read_submitted(adversarial, images.examined, subject.classes if is_multilabel(subject) else ())
+        if subject.model is None:
+            raise UserError(
+                f"{adversarial}: adversarial images need the model, but only scores of {subject.name} are here"
+            )
+        check_radius(submitted, exam)
+    current = Audit(subject, images, exam, submitted)
+    key, path = current.key, out / layout.AUDIT_FILE
     with folder_lock(out):
         document = read_schema(AuditDocument, path) if path.is_file() else None
         if document is not None and document.examination == key:
             log(f"{out}: already examined")
         else:
             if document is not None:
-                _check_same(document, whole, out)
+                _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            document = _document(whole, out, key)
+            document = _compute(current, out, key)
             atomic.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
 
 
-def _submitted(path: Path, subject: Subject, images: AuditImages, exam: ExamRecipe) -> submitted.Images:
-    """Read adversarial images that somebody made; UserError if they say nothing of this model or examination."""
-    findings = subject.classes if isinstance(subject, ExternalModel) and subject.kind == "sigmoid" else ()
-    handed = submitted.read_submitted(path, images.examined, findings)
-    if subject.model is None:
-        raise UserError(f"{path}: only scores of {subject.name} were given, so adversarial images say nothing")
-    submitted.check_radius(handed, exam)
-    return handed
+def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
+    """Raise UserError if a folder's audit is of another model or data, or by a protocol that the new one changes."""
+    other, data = "", audit.describe_data(None)
+    if is_another(document.model, audit.subject):
+        other = f"the audit of another model, {document.model.name}"
+    elif document.data.name != data.name and not document.data.same_images(data):
+        other = f"the audit on {document.data.name}, not on {data.name}"
+    elif audit.exam.version is None and document.protocol is not None:
+        other = f"a whole examination by {document.protocol}, which one with --attack or --epsilon would replace"
+    if other:
+        raise UserError(f"{out}: holds {other}; choose another --out")
 
 
-def _check_same(before: AuditDocument, whole: Audit, out: Path) -> None:
-    """Raise UserError if a folder's audit is of another model or data, or a whole one that a part would replace."""
-    held, now = "", whole.data(None)
-    if is_another(before.model, whole.subject):
-        held = f"the audit of another model, {before.model.name}"
-    elif before.data.name != now.name and not before.data.same_images(now):
-        held = f"the audit on {before.data.name}, not on {now.name}"
-    elif whole.exam.version is None and before.protocol is not None:
-        held = f"a whole examination by {before.protocol}, which one with --attack or --epsilon would replace"
-    if held:
-        raise UserError(f"{out}: holds {held}; choose another --out")
-
-
-def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
-    """A run from its folder, else what a model file names; UserError for a model itself, without such a file."""
-    if Path(model).is_dir():
-        return load_model(model)
-    path, kinds = Path(model), (*SUFFIXES, *TABLES)
-    if path.suffix in kinds and not path.exists():
-        raise UserError(f"{model}: no such file")
-    if _is_bare(str(model)):
-        # Beside the model, of which it says the name alone.
-        place = shell_quote(path.with_name("model.yaml") if path.exists() else "model.yaml")
-        raise UserError(f"{model}: say what it wants and answers: trustcxr audit {shell_quote(model)} --init > {place}")
-    if path.is_file() and path.suffix not in layout.MODEL_FILES:
-        raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
-    return load_model(model, trust_code=trust_code)
-
-
-def _is_bare(model: str) -> bool:
-    """Whether this is a model itself, a file or module:function, and not the model file that describes it."""
-    suffix = Path(model).suffix
-    code = ":" in model and suffix not in layout.MODEL_FILES and not Path(model).exists()
-    return code or suffix in (*SUFFIXES, *TABLES)
-
-
-def _document(whole: Audit, out: Path, key: str) -> AuditDocument:
-    subject, dataset, exam = whole.subject, whole.dataset, whole.exam
-    shown, labels = first_images(dataset, exam.gate.images, subject.device)
-    door = run_entry_checks(subject, shown, labels, epsilon=exam.gate.epsilon, planted=exam.gate.planted)
-    examine = measure.finding_figures if whole.of_findings else measure.classes
-    measured = examine(whole, door, shown, out / PARTS / key)
-    document = AuditDocument.of(
+def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
+    """Compute an audit, write its tables into `out`, and return its document."""
+    subject, exam = audit.subject, audit.exam
+    shown, labels = first_images(audit.dataset, exam.entry_checks.images, subject.device)
+    options = {"epsilon": exam.entry_checks.epsilon, "planted": exam.entry_checks.planted}
+    report = run_entry_checks(subject, shown, labels, **options)  # type: ignore[arg-type]
+    measure_all = measure.measure_findings if is_multilabel(subject) else measure.measure_classes
+    measured = measure_all(audit, report, shown, out / PARTS / key)
+    document = AuditDocument.from_figures(
         measured.figures,
-        model=about(door.subject or subject),
+        model=describe_model(report.subject or subject),
         protocol=exam.version,
-        data=whole.data(measured.images),
+        data=audit.describe_data(measured.images),
         examination=key,
     )
-    if dataset.notes:
-        document.notes = list(dataset.notes)
+    if audit.dataset.notes:
+        document.notes = list(audit.dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
-    document.findings, document.handed_in = measured.findings, measured.handed
-    checks = _on_all_images([*door.checks, *_surrogate(whole, door, len(shown))], measured.checks)
-    reliability.withdraw(document, door)
-    checks += reliability.compared(document)
-    document.gate = [check.document() for check in checks]
-    document.unreliable, document.because = reliability.verdict(document, checks, door)
-    (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # no table stands beside the figures of another
-    tables = (measured.table, measured.aimed, measured.validation)
-    for name, table in zip((layout.PREDICTIONS_FILE, layout.AIMED_FILE, layout.VALIDATION_FILE), tables, strict=True):
+    document.findings, document.submitted = measured.findings, measured.submitted
+    checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
+    reliability.withdraw(document, report)
+    checks += reliability.compare_black_box(document)
+    document.entry_checks = [check.document() for check in checks]
+    document.unreliable, document.reasons = reliability.verdict(document, checks, report)
+    (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
+    tables = {
+        layout.PREDICTIONS_FILE: measured.table,
+        layout.ONE_VS_REST_FILE: measured.one_vs_rest,
+        layout.VALIDATION_FILE: measured.validation,
+    }
+    for name, table in tables.items():
         if table is not None:
             atomic.write_table(out / name, table)
     return document
 
 
-def _on_all_images(asked: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
-    """The door's checks and those of all images: what the latter say of the declaration stands in place of the door's.
+def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:
+    """Join the entry checks and those on all images.
 
-    The door asks about some images, which may not tell an order of the classes; a remedy that it found stands.
+    The declaration on all images replaces that of the entry checks, which see fewer images, unless they have a remedy.
     """
-    later = any(check.check == "declaration" for check in measured)
-    remedied = any(check.check == "declaration" and check.remedied for check in asked)
-    kept = [check for check in asked if check.check != "declaration" or remedied or not later]
-    return [*kept, *(check for check in measured if check.check != "declaration" or not remedied)]
+    remedied = any(check.check == "declaration" and check.remedied for check in entry)
+    repeated = any(check.check == "declaration" for check in measured)
+    first = [check for check in entry if check.check != "declaration" or remedied or not repeated]
+    return [*first, *(check for check in measured if check.check != "declaration" or not remedied)]
 
 
-def _surrogate(whole: Audit, door: EntryReport, shown: int) -> list[Check]:
-    """What a surrogate learned from, where one was made."""
-    asked = any(attack.name == WORST_CASE for attack in whole.attacks(gradients=door.gradients))
-    if door.traits is None or not asked or not needs_surrogate(door.traits, door.gradients):
+def _surrogate_check(audit: Audit, report: EntryReport, shown: int) -> list[Check]:
+    """Return the check that tells the training images of the surrogate, if there is one."""
+    worst_case = any(attack.name == WORST_CASE for attack in audit.attacks(gradients=report.gradients))
+    if report.traits is None or not worst_case or not needs_surrogate(report.traits, report.gradients):
         return []
     text = "a surrogate, whose adversarial images are tried on the model, learned to answer as it does from "
-    if (taught := whole.images.taught) is not None:
-        text += f"{len(taught.rows)} images of the split {taught.training.split}, none of a patient who is examined"
+    if (images := audit.images.surrogate) is not None:
+        text += f"{len(images.rows)} images of the split {images.training.split}, none of a patient who is examined"
     else:
         text += f"{shown} of the images that are examined, since these data have no training images of other patients"
     return [Check("surrogate", True, text)]

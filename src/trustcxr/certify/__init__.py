@@ -1,4 +1,4 @@
-"""Proofs: lower bounds of what a model's answers withstand, beside the attacks' upper bounds."""
+"""Prove lower bounds of robustness, complementing the upper bounds that attacks give."""
 
 from typing import TYPE_CHECKING
 

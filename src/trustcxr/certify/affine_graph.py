@@ -1,9 +1,8 @@
-"""What can be bounded: a model written out as affine layers and ReLUs, and the box of images around an image.
+"""Express a model as affine layers and ReLUs, and build the box of images around an image.
 
-A proof holds for every image of the box {x' : |x' - x| <= epsilon, 0 <= x' <= 1}, a ball of the attacks' pixel space.
-What is bounded is the model as it stands in evaluation, so BatchNorm is a scale and a shift of each channel; whatever
-is neither affine nor a ReLU is refused by name. Networks that answer together are one network whose every layer acts on
-each one's own channels, if they are alike.
+A proof holds for every image in the box {x' : |x' - x| <= epsilon, 0 <= x' <= 1}. It is about the model in evaluation
+mode, so BatchNorm is a scale and a shift of each channel. A layer that is neither affine nor a ReLU raises an error
+with its name. An ensemble of equal networks is one network whose layers act on each member's own channels.
 """
 
 import math
@@ -16,27 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr.errors import UserError
-from trustcxr.models.ensemble import Ensemble
+from trustcxr.models.classifier import Ensemble
 from trustcxr.models.plain import PixelScale
 
 Images = Callable[[Tensor], Tensor]
-NUDGE = 1e-6  # added to each end of the box: an image of the ball written in float32 lies inside it
+NUDGE = 1e-6  # widens the box, so that it holds images of the ball in float32
 UNIT = 2.0**-24  # the unit roundoff of float32
 _AVERAGES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_AS_IT_IS = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_NO_LAYER = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A layer x -> W x + b, by what it does: W itself is never written out.
+    """A layer x -> W x + b as functions; W is never built.
 
     Attributes:
-        name: of the layer, as messages give it.
+        name: of the layer, for messages.
         apply: x (B, ...) -> W x + b.
         spread: r (B, ...) >= 0 -> |W| r, entry by entry.
-        terms: how many products an entry sums at most, the bias among them; 0 for a mean over a part of the map that
-            its size decides.
+        terms: most products that an entry sums, with the bias; 0 for a mean that depends on the map's size.
     """
 
     name: str
@@ -45,25 +43,25 @@ class Affine:
     terms: int
 
     def terms_between(self, before: torch.Size, after: torch.Size) -> int:
-        """`terms`, with those of a mean found from the shapes (B, ...) of what goes in and what comes out."""
+        """Return `terms`, those of a mean from the shapes (B, ...) of its input and output."""
         return self.terms or math.prod(-(-a // b) + 1 for a, b in zip(before[2:], after[2:], strict=True))
 
     def transpose(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Rows of coefficients (R, *output) -> rows W (R, *input), with `shape` of one input."""
-        kept = torch.is_grad_enabled()  # then gradients must reach the weights, and what made the rows
+        """Map rows of coefficients (R, *output) to rows W (R, *input), with `shape` of one input."""
+        differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             zeros = rows.new_zeros(len(rows), *shape).requires_grad_(True)
-            (out,) = torch.autograd.grad(self.apply(zeros), zeros, rows, create_graph=kept)
+            (out,) = torch.autograd.grad(self.apply(zeros), zeros, rows, create_graph=differentiable)
         return out
 
     def offset(self, shape: torch.Size, like: Tensor) -> Tensor:
-        """b (1, *output), with `shape` of one input."""
+        """Return b (1, *output), with `shape` of one input."""
         return self.apply(like.new_zeros(1, *shape))
 
 
 @dataclass(frozen=True)
 class ReLU:
-    """max(x, 0), entry by entry."""
+    """Layer max(x, 0), entry by entry."""
 
     name: str
 
@@ -72,33 +70,33 @@ Layer = Affine | ReLU
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The layers of a model from pixel space to logits, in order, in the precision of its weights.
+    """Return the layers of a model from pixel space to logits, in order, in the precision of its weights.
 
-    `model` is a Classifier of a network that is a chain of layers (one whose `chain()` names them, or a Sequential), or
-    such a chain itself. The layers share the model's weights, so that gradients reach them.
-    Raises UserError that names the first layer which is neither affine nor a ReLU.
+    `model` is a Classifier whose network is a chain of layers (by its `chain()`, or a Sequential), or such a chain. The
+    layers share the model's weights, so gradients reach them. Raises UserError with the name of the first layer that is
+    neither affine nor a ReLU.
     """
     return [layer for name, module in _chain(model) for layer in _layer(name, module)]
 
 
 def exact(model: nn.Module) -> list[Layer]:
-    """The layers of a copy of the model in float64 and in evaluation: what proofs are made of."""
+    """Return the layers of a copy of the model in float64 and evaluation mode, for proofs."""
     return layers(deepcopy(model).double().eval().requires_grad_(False))
 
 
 def box(images: Tensor, epsilon: float, *, nudge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Lowest and highest pixels (B, 1, H, W) within epsilon of the images and in [0, 1], `nudge` further out."""
+    """Return the lowest and highest pixels (B, 1, H, W) within epsilon and in [0, 1], `nudge` further out."""
     return (images - epsilon).clamp(0, 1) - nudge, (images + epsilon).clamp(0, 1) + nudge
 
 
 def margins(logits: int, labels: Tensor, like: Tensor) -> Tensor:
-    """Rows (B, C, C) that turn logits into the margins of each label over every class: 0 over itself."""
-    own = F.one_hot(labels.long(), logits).to(like)
-    return own[:, None, :] - torch.eye(logits, dtype=like.dtype, device=like.device)
+    """Return rows (B, C, C) that turn logits into the margins of each label over every class: 0 over itself."""
+    one_hot = F.one_hot(labels.long(), logits).to(like)
+    return one_hot[:, None, :] - torch.eye(logits, dtype=like.dtype, device=like.device)
 
 
 def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a model runs one after the other, by name."""
+    """Yield the modules that a model runs in sequence, by name."""
     if callable(chain := getattr(model, "chain", None)):
         for part, module in chain():
             yield from _chain(module, f"{name}{part}")
@@ -110,11 +108,8 @@ def _chain(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer(name: str, module: nn.Module) -> list[Layer]:
-    """The layers that one module is; none where it does nothing in evaluation.
-
-    By its very type: a subclass may do anything else.
-    """
-    if type(module) in _AS_IT_IS:
+    """Return the layers of one module, by its exact type: a subclass may do anything. Empty if it does nothing."""
+    if type(module) in _NO_LAYER:
         return []
     if type(module) is nn.ReLU:
         return [ReLU(name)]
@@ -132,13 +127,13 @@ def _layer(name: str, module: nn.Module) -> list[Layer]:
         return _side_by_side(name, module)
     kind = type(module).__name__ + ("" if type(module) is not nn.Conv2d else f" padded with '{module.padding_mode}'")
     raise UserError(
-        f"certify: layer '{name}' ({kind}) cannot be bounded; what can: Conv2d padded with zeros, Linear, BatchNorm, "
-        "ReLU, AvgPool2d, AdaptiveAvgPool2d, Flatten, one after the other, as in the networks `plain...`"
+        f"certify: layer '{name}' ({kind}) cannot be bounded. Use a chain of Conv2d padded with zeros, Linear, "
+        "BatchNorm, ReLU, AvgPool2d, AdaptiveAvgPool2d and Flatten, as in the networks `plain...`"
     )
 
 
 def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
-    """An ensemble: the image once for each network, their layers in step, and the mean of their logits."""
+    """Return the layers of an ensemble: a copy of the image for each network, their layers in step, the mean logits."""
     each = [
         [x for part, module in _chain(net, f"{name}.{i}") for x in _layer(part, module)]
         for i, net in enumerate(ensemble.nets)
@@ -146,8 +141,8 @@ def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
     count, kinds = len(each), {tuple(type(x) for x in chain) for chain in each}
     if len(kinds) > 1 or len(set(zip(ensemble.means, ensemble.stds, strict=True))) > 1:
         raise UserError(
-            f"certify: the networks of the ensemble '{name}' are unlike, and bounded together can only be what is made "
-            "alike: several members of one network (model.members)"
+            f"certify: the networks of the ensemble '{name}' differ, so they cannot be bounded together. Use several "
+            "members of one network (model.members)"
         )
 
     def shared(images: Tensor) -> Tensor:
@@ -161,7 +156,7 @@ def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
 
 
 def _in_step(some: Sequence[Layer]) -> Layer:
-    """One layer of each network, each on its own channels."""
+    """Combine one layer of each network, each on its own channels."""
     affine = [x for x in some if isinstance(x, Affine)]
     if not affine:
         return some[0]
@@ -179,7 +174,6 @@ def _in_step(some: Sequence[Layer]) -> Layer:
 
 
 def _convolution(name: str, conv: nn.Conv2d) -> Affine:
-    """A convolution; its spread is the one with the weights' absolute values."""
 
     def convolved(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(images, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -202,7 +196,7 @@ def _linear(name: str, linear: nn.Linear) -> Affine:
 
 
 def _batch_norm(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Layer]:
-    """BatchNorm in evaluation: a scale and a shift of each channel, twice, by its statistics and by its weights."""
+    """Return BatchNorm in evaluation: scale and shift of each channel by its statistics, then by its weights."""
 
     def channels(values: Tensor, like: Tensor) -> Tensor:
         return values.view(1, -1, *(1,) * (like.ndim - 2))
@@ -217,16 +211,13 @@ def _batch_norm(name: str, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> list[Layer]
         return [standardise]
     weight, bias = norm.weight, norm.bias
     rescale = Affine(
-        name,
-        lambda x: x * channels(weight, x) + channels(bias, x),
-        lambda r: r * channels(weight.abs(), r),
-        2,
+        name, lambda x: x * channels(weight, x) + channels(bias, x), lambda r: r * channels(weight.abs(), r), 2
     )
     return [standardise, rescale]
 
 
 def _terms(module: nn.Module) -> int:
-    """How many entries an entry of a pooling layer is the mean of, at most; 0 where the map decides."""
+    """Return how many entries a pooling layer averages at most; 0 if the map's size decides."""
     if isinstance(module, nn.AvgPool2d):
         side = module.kernel_size
         return (side**2 if isinstance(side, int) else side[0] * side[1]) + 1

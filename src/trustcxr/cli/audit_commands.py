@@ -9,7 +9,7 @@ from typer import Argument, Option, Typer
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
-from trustcxr.registry import AUDITED
+from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
 
@@ -22,7 +22,7 @@ def audit(
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
-    attack: Annotated[list[str] | None, Option(help=f"Not the protocol's: {', '.join(AUDITED)}; repeatable.")] = None,
+    attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
     adversarial: Annotated[
@@ -36,10 +36,10 @@ def audit(
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
     if init:
-        from trustcxr.audit.formats import describe_file, drafted
+        from trustcxr.audit.formats import describe_as_dict, describe_file
 
         if json:
-            return print_json(drafted(model, trust_code=trust_code))
+            return print_json(describe_as_dict(model, trust_code=trust_code))
         return print(describe_file(model, trust_code=trust_code), end="")
     if data is None or out is None:
         raise UserError(
@@ -64,7 +64,7 @@ def audit(
     audit_html.write(document, out)
     if json:
         return print_json(document)
-    for line in audit_text.sentences(document):
+    for line in audit_text.describe_audit(document):
         print(line)
     print(f"written to {out}\n{NOTICE}")
     return None
@@ -97,8 +97,8 @@ def compare(
     if json:
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"
-    report.print_rows(title, audit_text.pair_rows(document))
-    for line in audit_text.pair_remarks(document):
+    report.print_rows(title, audit_text.list_pairs(document))
+    for line in audit_text.describe_pairs(document):
         print(line)
     return print(NOTICE)
 
@@ -113,12 +113,12 @@ def leaderboard(
     from trustcxr import report
     from trustcxr.report import leaderboard as board
 
-    ranking = board.gather(folder)
+    ranking = board.gather_audits(folder)
     page, table = board.write(ranking, out or folder)
     if json:
-        return print_json(board.plain(ranking))
+        return print_json(board.to_json(ranking))
     report.print_table(board.terminal_table(ranking))
-    for line in board.remarks(ranking):
+    for line in board.list_remarks(ranking):
         print(line)
     for name, why in ranking.refused:
         print(f"not compared: {name}: {why}")

@@ -116,7 +116,7 @@ def cache_list(folders: CheckpointFolders = None, json: Json = False) -> None:
     if json:
         return print_json(document)
     _print_cache(document)
-    entries = document.found
+    entries = document.entries
     return print(f"{document.cache}: {len(entries)} entries, {megabytes(sum(entry.bytes for entry in entries))}")
 
 
@@ -144,5 +144,5 @@ def _print_cache(document: "PruneDocument") -> None:
     from trustcxr import report
     from trustcxr.report import status_text
 
-    if document.found:
-        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.prunable(document))
+    if document.entries:
+        report.print_rows(f"decoded images in {document.cache}, and checkpoints", status_text.list_prunable(document))

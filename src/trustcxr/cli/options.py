@@ -83,7 +83,7 @@ _KEYS = {
     "images": "data.images",
     "label": "data.labels",
     **{name: f"training.{name}" for name in ("epochs", "batch_size", "learning_rate", "patience", "precision")},
-    **{name: f"defence.{name}" for name in ("epsilon", "ramp", "clean_share")},
+    **{name: f"defence.{name}" for name in ("epsilon", "ramp", "clean_weight")},
 }
 
 

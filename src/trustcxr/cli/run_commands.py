@@ -75,7 +75,7 @@ def train(
     threads: Threads = None,
     epsilon: Annotated[float, Option(help="L-infinity radius; 0.02 is 5.1 grey levels.")] = 0.02,
     ramp: Annotated[float, Option(help="Share of the training during which epsilon grows.")] = 0.0,
-    clean_share: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
+    clean_weight: Annotated[float, Option(help="Weight of the loss on clean images, 0 to 1.")] = 0.0,
     background: Annotated[str, Option(help=f"{', '.join(BACKGROUNDS)}; needs lung masks, but for full.")] = "full",
     set_: Annotated[
         list[str] | None,
@@ -87,9 +87,8 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Start it again to resume from the last epoch."""
-    from trustcxr.report.terminal import training_sentence
     from trustcxr.runs import run_folder
-    from trustcxr.training.threads import use_threads
+    from trustcxr.training.environment import use_threads
 
     tracker, uri = parse_tracker(track)
     training = {
@@ -104,16 +103,18 @@ def train(
     recipe = run_folder.recipe(
         model=model,
         weights=weights,
-        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_share": clean_share},
+        defence={"name": defence, "epsilon": epsilon, "ramp": ramp, "clean_weight": clean_weight},
         size=size,
         seed=seed,
         training={k: v for k, v in training.items() if v is not None} | {"background": background},
         data={"labels": parse_labels(label), **parse_listing(column, images)},
         options=check_settings(context, set_),
     )
+    from trustcxr.report.terminal import describe_training
+
     with use_threads(threads):
         summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
-    print(f"{out}: {training_sentence(summary, recipe.defence.at_epsilon)}")
+    print(f"{out}: {describe_training(summary, recipe.defence.at_epsilon)}")
     print(f"next: trustcxr evaluate {shell_quote(out)} --data {shell_quote(data)}")
 
 
@@ -170,8 +171,10 @@ def evaluate(
         return print_json(document)
     for note in document.notes:
         print(f"NOTE: {note}")
-    report.print_rows(f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.rows(document))
-    for line in terminal_lines.remarks(document):
+    report.print_rows(
+        f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.list_accuracies(document)
+    )
+    for line in terminal_lines.describe_metrics(document):
         print(line)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
@@ -277,11 +280,11 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
     from trustcxr.report.tables.lesions import effects
-    from trustcxr.report.terminal import saliency_remarks, saliency_rows
+    from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
-        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", saliency_rows(part))
-        for line in saliency_remarks(part):
+        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", list_saliency(part))
+        for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
         report.print_table(effects([Run(document, folder, [])]))
@@ -315,9 +318,9 @@ def predict(
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
-            print("\n".join(terminal.sentences(answer)))
+            print("\n".join(terminal.describe_answer(answer)))
         print(NOTICE)
-    if refused := terminal.not_answered(answers):
+    if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 
 
@@ -340,7 +343,7 @@ def export(
     document = export_run.export(run, format, out, data=data)
     if json:
         return print_json(document)
-    for line in terminal.exported(document):
+    for line in terminal.describe_export(document):
         print(line)
     return print(NOTICE)
 
@@ -355,7 +358,7 @@ def push(
     from trustcxr.evaluation import hub
     from trustcxr.report import model_card
 
-    address = hub.push(run, target, model_card.card(run), private=not public)
+    address = hub.push(run, target, model_card.render_card(run), private=not public)
     looks_like_hub = target.count("/") == 1 and not target.startswith(("/", "."))
     hint = f"; for a hub write hf://{target}" if looks_like_hub else ""
     kind = "" if hub.is_address(target) else f" (a folder of this machine{hint})"
@@ -371,10 +374,10 @@ def fit_ood(
     Needs the data that the run was trained on. The threshold accepts 95 % of the validation images. The share of test
     images that it rejects is printed. A study fits it by itself.
     """
-    from trustcxr.report.terminal import familiarity_sentence
+    from trustcxr.report.terminal import describe_ood_fit
     from trustcxr.runs import fit_ood
 
     document = fit_ood.fit(run, data, labels=parse_labels(label), listing=parse_listing(column, images))
     if json:
         return print_json(document)
-    return print(f"{familiarity_sentence(document)}\nwritten to {run}\n{NOTICE}")
+    return print(f"{describe_ood_fit(document)}\nwritten to {run}\n{NOTICE}")

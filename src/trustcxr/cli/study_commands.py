@@ -63,19 +63,19 @@ def study(
 
     To see the cost before anything is trained: trustcxr study paper --dry-run
     """
-    from trustcxr.recipes.study_recipe import load_study, tracked, with_seeds
+    from trustcxr.recipes.study_recipe import load_study, with_seeds, with_tracker
 
     if not measure and not dry_run:
         raise UserError("--no-measure is an option of --dry-run. Add --dry-run, or leave it out.")
     chosen = load_study(recipe) if seeds is None else with_seeds(load_study(recipe), seeds)
     if track is not None:
-        chosen = tracked(chosen, *parse_tracker(track))
+        chosen = with_tracker(chosen, *parse_tracker(track))
     from trustcxr.study import engines
 
     options = engines.EngineOptions(
         jobs, engines.Needs(cpus, gpus), ray_address, parse_pairs("--slurm", slurm or ()), devices
     )
-    chosen_engine = engines.get(engine, asked=options)
+    chosen_engine = engines.get(engine, options=options)
     if dry_run:
         return _dry_run(chosen, data, out, json=json, devices=devices, measured=measure)
     if data is None or out is None:
@@ -99,8 +99,10 @@ def _dry_run(
     plan = study_status.dry_run(recipe, data, out, devices=devices, measured=measured)
     if json:
         return print_json(plan)
-    report.print_rows(f"{plan.study}: {recipe.title}", status_text.costs(plan))
-    return _print_lines((*(status_text.measured(plan.costs) if plan.costs else ()), *status_text.sentences(plan)))
+    report.print_rows(f"{plan.study}: {recipe.title}", status_text.list_costs(plan))
+    return _print_lines(
+        (*(status_text.describe_timing(plan.costs) if plan.costs else ()), *status_text.describe_status(plan))
+    )
 
 
 @study_app.command(epilog="Example: trustcxr status out/quick")
@@ -115,8 +117,8 @@ def status(
     plan = study_status.status(study)
     if json:
         return print_json(plan)
-    report.print_rows(str(study), status_text.rows(plan))
-    return _print_lines(status_text.sentences(plan))
+    report.print_rows(str(study), status_text.list_states(plan))
+    return _print_lines(status_text.describe_status(plan))
 
 
 @study_app.command(epilog="Example: trustcxr verify out/quick")
@@ -132,7 +134,7 @@ def verify(
     if json:
         print_json(result)
     else:
-        _print_lines(status_text.verified(result))
+        _print_lines(status_text.describe_verification(result))
     if not result.agrees:
         raise Exit(1)
 
@@ -153,7 +155,7 @@ def report(
         raise UserError(f"--{'format' if kind else 'width'} needs --figures. Add --figures DIR.")
     paths: list[Path] = []
     if figures is not None:
-        paths = figure_export.write(study, kind=kind or "pdf", width=width or "single", out=figures)
+        paths = figure_export.write_figures(study, kind=kind or "pdf", width=width or "single", out=figures)
     page = report.write(study, tables=tables)
     for path in (page, *([page.with_name("report-tables")] if tables else []), *paths):
         print(path)
@@ -167,9 +169,9 @@ def recipe(
     from trustcxr.recipes import template
 
     if name:
-        print(template.recipe(name), end="")
+        print(template.format_recipe(name), end="")
         return
-    for recipe_name, title in template.titles().items():
+    for recipe_name, title in template.recipe_titles().items():
         print(f"{recipe_name:<16}{title}")
 
 

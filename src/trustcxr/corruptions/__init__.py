@@ -1,18 +1,13 @@
-"""What goes wrong with real X-rays, on a batch in pixel space, at severities 1 to 5.
+"""Corrupt a batch of images in pixel space as real radiographs are, at severities 1 to 5.
 
-Severity 1 is just visible; at 5 a radiologist could still read the image. The tables are written for images of 224
-pixels
-and scaled by the side, so that a severity means much the same image at every size: a blurred image made smaller looks
-like a small image blurred. Light ones, of `resolution` above all, take more from a small image: figures of one severity
-compare at one size alone.
+Severity 1 is just visible; at 5 a radiologist can still read the image. Strengths are defined for 224 pixels a side and
+scaled with the side. Small images lose more at a low severity, above all by `resolution`: compare results at one size.
 
-Every random number of an image comes from (seed, name, the image's key) alone: neither its neighbours, nor its place in
-the batch, nor the device change what is drawn for it, and at every severity it is the same draw, only stronger.
+The random numbers of an image depend on (seed, name, the image's key) alone, not on its batch or the device. Every
+severity uses the same draw, only stronger.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,40 +21,17 @@ SEVERITIES = (1, 2, 3, 4, 5)
 _IN_CACHE = 4 * 224 * 224  # pixels
 
 
-@dataclass(frozen=True)
-class Corruption:
-    """One thing that goes wrong. `about` says what, in a few words; an artefact knows where it is."""
-
-    name: str
-    about: str
-    apply: Callable[[Tensor, int, ImageRandom], tuple[Tensor, Tensor | None]]
-    is_artefact: bool = False
+CORRUPTIONS = registry.CORRUPTIONS
+ARTEFACTS = tuple(c.name for c in CORRUPTIONS.values() if c.artefact)
 
 
-def _found(entry: registry.Corruption) -> Corruption:
-    function = registry.load_function("corruptions", entry.where)
-    if entry.artefact:
-        return Corruption(entry.name, entry.about, partial(artefacts.paint, function), is_artefact=True)
-    return Corruption(entry.name, entry.about, partial(_without_place, function))
-
-
-def _without_place(
-    function: Callable[[Tensor, int, ImageRandom], Tensor], images: Tensor, severity: int, draws: ImageRandom
-) -> tuple[Tensor, None]:
-    return function(images, severity, draws), None
-
-
-CORRUPTIONS: dict[str, Corruption] = {name: _found(entry) for name, entry in registry.CORRUPTIONS.items()}
-ARTEFACTS: tuple[str, ...] = tuple(c.name for c in CORRUPTIONS.values() if c.is_artefact)
-
-
-def get(name: str) -> Corruption:
-    """The corruption of that name; UserError with the valid names for any other."""
+def get(name: str) -> registry.Corruption:
+    """Return a corruption by name. Raises UserError for an unknown name."""
     return lookup(CORRUPTIONS, "corruption", name)
 
 
 def check_severity(severity: int) -> int:
-    """The severity itself; UserError where it is not a whole number from 1 to 5."""
+    """Return the severity. Raises UserError if it is not a whole number from 1 to 5."""
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise UserError(f"severity {severity}: choose a whole number from {SEVERITIES[0]} to {SEVERITIES[-1]}")
     return int(severity)
@@ -68,11 +40,11 @@ def check_severity(severity: int) -> int:
 def corrupt(
     images: Tensor, name: str, severity: int, *, seed: int = 0, keys: Sequence[int | str] | None = None
 ) -> Tensor:
-    """Images (B, 1, H, W), float in [0, 1], with one of CORRUPTIONS at `severity` 1 to 5: the same shape and range.
+    """Apply one of CORRUPTIONS to images (B, 1, H, W), float in [0, 1], at `severity` 1 to 5; same shape and range.
 
-    `keys` (B) name the images: a sample's id, or its row in the data set; its place in the batch unless said. An image
-    comes out the same whatever batch it is in, so long as its key is the same; blurs, by Fourier transform, to 1e-6.
-    Raises UserError for an unknown name, a severity outside 1 to 5, images outside [0, 1], or keys that do not fit.
+    `keys` (B,) identify the images: sample ids or rows of the data set (default: the index in the batch). The same key
+    gives the same result in any batch (blurs: to 1e-6). Raises UserError for an unknown name, a severity outside 1 to
+    5, images outside [0, 1], or another number of keys.
     """
     return _applied(get(name), images, severity, seed, keys)[0]
 
@@ -80,11 +52,11 @@ def corrupt(
 def artefact(
     images: Tensor, name: str, severity: int, *, seed: int = 0, keys: Sequence[int | str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `corrupt` for one of ARTEFACTS, and where it was drawn: (images (B, 1, H, W), masks (B, H, W) bool).
+    """Draw one of ARTEFACTS as `corrupt` does; return images (B, 1, H, W) and its masks (B, H, W) bool.
 
-    Raises UserError as `corrupt` does, and for a corruption that is all over the image.
+    Raises UserError as `corrupt` does, and for a corruption that is no artefact.
     """
-    if not get(name).is_artefact:
+    if not get(name).artefact:
         raise unknown("artefact", name, ARTEFACTS)
     changed, mask = _applied(get(name), images, severity, seed, keys)
     assert mask is not None
@@ -93,7 +65,7 @@ def artefact(
 
 @torch.no_grad()
 def _applied(
-    corruption: Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
+    corruption: registry.Corruption, images: Tensor, severity: int, seed: int, keys: Sequence[int | str] | None
 ) -> tuple[Tensor, Tensor | None]:
     _check(images)
     severity = check_severity(severity)
@@ -101,19 +73,21 @@ def _applied(
     if len(names) != len(images):
         raise UserError(f"{corruption.name}: {len(images)} images but {len(names)} keys; give one for each image")
     changed = torch.empty_like(images, requires_grad=False)
-    mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.is_artefact else None
-    size = _piece(images)
+    mask = torch.empty(images[:, 0].shape, dtype=torch.bool, device=images.device) if corruption.artefact else None
+    function = registry.load_function("corruptions", corruption.where)
+    size = _chunk_size(images)
     for part in (slice(first, first + size) for first in range(0, len(images), size)):
-        draws = ImageRandom(corruption.name, seed, names[part])
-        pixels, where = corruption.apply(images[part].detach().float(), severity, draws)
+        draws, pixels = ImageRandom(corruption.name, seed, names[part]), images[part].detach().float()
+        if mask is None:
+            pixels = function(pixels, severity, draws)
+        else:
+            pixels, mask[part] = artefacts.paint(function, pixels, severity, draws)
         changed[part] = pixels.clamp_(0, 1)
-        if mask is not None and where is not None:
-            mask[part] = where
     return changed, mask
 
 
-def _piece(images: Tensor) -> int:
-    """How many images to work on at a time: all on an accelerator; on a processor what stays in its cache."""
+def _chunk_size(images: Tensor) -> int:
+    """Return the number of images to process at a time: all on a GPU, as many as fit the cache on a CPU."""
     if images.device.type != "cpu":
         return max(len(images), 1)
     return max(_IN_CACHE // max(images[0].numel() if len(images) else 1, 1), 1)

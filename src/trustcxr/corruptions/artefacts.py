@@ -1,7 +1,7 @@
-"""What lies on real images beside the patient: letters, arrows, the collimator's border, leads and tubes, a device.
+"""Draw artefacts on images: letters, arrows, the collimator's border, leads and tubes, a device.
 
-Each is a function (layer, random, severity) -> tone: it draws onto a layer of opacity, in shares of the side, and
-returns the brightness [0, 1] of what it drew. `random` gives the same draws at every severity.
+Each artefact draws onto a layer of opacity, in shares of the side, and returns its brightness [0, 1]. `random` gives
+the same draws at every severity.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from torch import Tensor
 from trustcxr.corruptions.rng import ImageRandom
 
 Point = tuple[float, float]  # across and down, shares of the side
-DRAWN = 0.05  # opacity from which a pixel belongs to the artefact
-_FINE = 448  # a layer has at least so many pixels a side, and is reduced to the image's
+DRAWN = 0.05  # least opacity of a pixel of the artefact
+_FINE = 448  # pixels of a layer's side at least, before it is reduced to the image
 
 WORDS = (("PORTABLE", "ICU", "SITTING"), ("AP SUPINE", "AP ERECT", "AP"), ("08:15", "14:20", "22:40"))
 LETTER = (0.055, 0.065, 0.08, 0.095, 0.115)  # height of a side marker
@@ -34,7 +34,7 @@ DEVICE_LEADS = (1, 1, 2, 2, 3)
 
 
 class Layer:
-    """A sheet of opacity, drawn larger than the image; coordinates and widths are shares of the side."""
+    """A layer of opacity, drawn larger than the image; coordinates and widths are shares of the side."""
 
     def __init__(self, height: int, width: int) -> None:
         self.enlarged = max(2, ceil(_FINE / min(height, width)))
@@ -42,29 +42,29 @@ class Layer:
         self.pen = ImageDraw.Draw(self.sheet)
 
     def at(self, points: Sequence[Point]) -> list[Point]:
-        """Shares of the sides -> pixels of the sheet."""
+        """Convert shares of the sides to pixels of the sheet."""
         width, height = self.sheet.size
         return [(x * width, y * height) for x, y in points]
 
     def length(self, share: float) -> float:
-        """A share of the side -> pixels of the sheet."""
+        """Convert a share of the side to pixels of the sheet."""
         return share * min(self.sheet.size)
 
     def line(self, points: Sequence[Point], width: float, opacity: float) -> None:
-        """A line through the points with round joints."""
+        """Draw a line through points with round joints."""
         self.pen.line(self.at(points), round(255 * opacity), max(round(self.length(width)), 1), joint="curve")
 
     def disc(self, middle: Point, radius: float, opacity: float) -> None:
-        """A filled circle."""
+        """Draw a filled circle."""
         (x, y), r = self.at([middle])[0], self.length(radius)
         self.pen.ellipse((x - r, y - r, x + r, y + r), round(255 * opacity))
 
     def polygon(self, points: Sequence[Point], opacity: float) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         self.pen.polygon(self.at(points), round(255 * opacity))
 
     def write(self, text: str, middle: Point, height: float, angle: float = 0.0) -> None:
-        """Opaque text about a point, which is moved inwards where the text would leave the image; degrees."""
+        """Draw opaque text centred on a point, moved inwards if it would leave the image; `angle` in degrees."""
         font = _font(max(round(self.length(height)), 4))
         left, top, right, bottom = font.getbbox(text)
         tile = Image.new("L", (ceil(right - left) + 2, ceil(bottom - top) + 2))
@@ -77,61 +77,61 @@ class Layer:
         self.sheet.paste(255, (corner[0], corner[1]), tile)
 
     def opacity(self) -> Tensor:
-        """The layer in the image's size, (H, W) in [0, 1]."""
+        """Return the layer at the image's size, (H, W) in [0, 1]."""
         return torch.from_numpy(np.array(self.sheet.reduce(self.enlarged), dtype=np.float32)).div_(255)
 
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # comes with Pillow, so that an image is the same on every machine
+    return ImageFont.load_default(size)  # comes with Pillow: the same on every machine
 
 
 Drawing = Callable[[Layer, np.random.Generator, int], float]
 
 
 def paint(drawing: Drawing, images: Tensor, severity: int, draws: ImageRandom) -> tuple[Tensor, Tensor]:
-    """The images (B, 1, H, W) with a drawing on each, and where it is: (B, H, W) bool."""
+    """Paint a drawing on each image (B, 1, H, W); return the images and its masks (B, H, W) bool."""
     height, width = images.shape[-2:]
     opacities, tones = torch.zeros(len(images), height, width), torch.zeros(len(images))
-    for place, random in enumerate(draws.numpy()):
+    for i, random in enumerate(draws.numpy()):
         layer = Layer(height, width)
-        tones[place] = drawing(layer, random, severity)
-        opacities[place] = layer.opacity()
+        tones[i] = drawing(layer, random, severity)
+        opacities[i] = layer.opacity()
     opacities = opacities.to(images.device)
     tone = tones.to(images.device)[:, None, None, None]
     return images.lerp(tone.expand_as(images), opacities[:, None]), opacities > DRAWN
 
 
 def letters(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """L or R in an upper corner, and words along the edges."""
+    """Draw L or R in an upper corner, and words along the edges."""
     tone, left = random.uniform(0.88, 1.0), random.random() < 0.5
     x, y, angle = random.uniform(0.05, 0.14), random.uniform(0.05, 0.16), random.normal(0, 6)
     # The patient's right is on the left of the image.
     layer.write("R" if left else "L", (x if left else 1 - x, y), LETTER[severity - 1], angle)
     chosen = [str(random.choice(words)) for words in WORDS]
-    places = [(1 - x if left else x, random.uniform(0.04, 0.1)), (random.uniform(0.1, 0.3), 0.95), (0.82, 0.95)]
-    for text, place in list(zip(chosen, places, strict=False))[: WORD_COUNT[severity - 1]]:
-        layer.write(text, place, 0.6 * LETTER[severity - 1])
+    points = [(1 - x if left else x, random.uniform(0.04, 0.1)), (random.uniform(0.1, 0.3), 0.95), (0.82, 0.95)]
+    for text, point in list(zip(chosen, points, strict=False))[: WORD_COUNT[severity - 1]]:
+        layer.write(text, point, 0.6 * LETTER[severity - 1])
     return tone
 
 
 def arrows(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """Arrows whose tips lie over the lungs; white, now and then black."""
+    """Draw arrows with tips over the lungs; white, sometimes black."""
     tone = 1.0 if random.random() < 0.8 else 0.0
     long = ARROW[severity - 1]
     for _ in range(ARROW_COUNT[severity - 1]):
         tip = np.array([random.choice([0.3, 0.7]) + random.uniform(-0.1, 0.1), random.uniform(0.25, 0.7)])
         direction = random.uniform(0, 2 * pi)
         along = np.array([cos(direction), sin(direction)])
-        beside = np.array([-along[1], along[0]])
+        across = np.array([-along[1], along[0]])
         head = tip + 0.42 * long * along
         layer.line([_point(tip + long * along), _point(head)], 0.13 * long, 1.0)
-        layer.polygon([_point(tip), *(_point(head + side * 0.19 * long * beside) for side in (1, -1))], 1.0)
+        layer.polygon([_point(tip), *(_point(head + side * 0.19 * long * across) for side in (1, -1))], 1.0)
     return tone
 
 
 def collimation_border(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """Black outside a window whose edges are not quite straight to the image's."""
+    """Draw black outside a window that is slightly tilted."""
     mean, tone = BORDER[severity - 1], random.uniform(0.0, 0.03)
     left, top, right, bottom = mean * random.uniform(0.5, 1.5, 4)
     tilt = random.uniform(-0.35, 0.35) * mean
@@ -142,9 +142,9 @@ def collimation_border(layer: Layer, random: np.random.Generator, severity: int)
 
 
 def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """Wires from electrodes on the skin out of the image; tubes from the neck down."""
+    """Draw wires from electrodes on the skin out of the image, and tubes from the neck down."""
     opacity = LEAD_OPACITY[severity - 1]
-    # On the shoulders and along the ribs, and the edge that each wire leaves by.
+    # Electrodes on the shoulders and along the ribs, and the edge where each wire leaves.
     spots = [(0.22, 0.22), (0.78, 0.22), (0.2, 0.78), (0.8, 0.76), (0.56, 0.62)]
     edges = [(0.0, 0.1), (1.0, 0.08), (0.0, 0.95), (1.0, 0.97), (0.66, 1.0)]
     order, shifts = random.permutation(len(spots)), random.uniform(-1, 1, (len(spots), 3, 2))
@@ -153,20 +153,20 @@ def leads_and_tubes(layer: Layer, random: np.random.Generator, severity: int) ->
         start = np.array(spots[number]) + 0.05 * shifts[number, 0]
         out = np.clip(np.array(edges[number]) + 0.06 * shifts[number, 1], -0.02, 1.02)
         bend = (start + out) / 2 + 0.16 * shifts[number, 2]
-        layer.line(curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
+        layer.line(draw_curve([_point(start), _point(bend), _point(out)]), 0.008, opacity)
         layer.disc(_point(start), 0.026, 0.35 * opacity)
         layer.disc(_point(start), 0.011, min(1.25 * opacity, 1.0))
     for number, (sideways, aside, depth) in enumerate(tubes[: TUBES[severity - 1]]):
         side = 0.04 * (sideways - 0.5)
         end = (0.46 + side + 0.12 * aside, 0.4 + 0.12 * depth if number == 0 else 0.98)
-        path = curve([(0.5 + side, -0.02), (0.5 - side + 0.02 * number, 0.3), end])
+        path = draw_curve([(0.5 + side, -0.02), (0.5 - side + 0.02 * number, 0.3), end])
         layer.line(path, 0.02, 0.55 * opacity)
         layer.line(path, 0.011, 0.25 * opacity)  # its lumen is lighter than its walls
     return tone
 
 
 def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
-    """A pacemaker below a collar bone, most often the left, and its leads down to the heart."""
+    """Draw a pacemaker below a collar bone, most often the left, and its leads to the heart."""
     wide = DEVICE[severity - 1]
     side = 1 if random.random() < 0.8 else -1  # the patient's left is on the right of the image
     x, y = 0.5 + side * random.uniform(0.24, 0.3), random.uniform(0.2, 0.27)
@@ -175,11 +175,11 @@ def device(layer: Layer, random: np.random.Generator, severity: int) -> float:
         tip = (0.5 + random.uniform(0.0, 0.16), random.uniform(0.56, 0.72) - 0.1 * (number == 1))
         inlet = (0.5 + side * random.uniform(0.02, 0.06), 0.24 + 0.03 * number)
         loop = (x - side * random.uniform(0.02, 0.08), y - random.uniform(0.06, 0.12))
-        path = curve([(x, y), loop, inlet, (0.47, 0.42), tip])
+        path = draw_curve([(x, y), loop, inlet, (0.47, 0.42), tip])
         layer.line(path, 0.008, 0.85)
         layer.line(path[-6:], 0.014, 0.95)  # the electrode at its tip
-    shape = [turned(p, turn) for p in rounded(wide / 2, 0.42 * wide)]
-    inside = [turned(p, turn) for p in rounded(0.4 * wide, 0.24 * wide)]
+    shape = [rotate_point(p, turn) for p in rounded_box(wide / 2, 0.42 * wide)]
+    inside = [rotate_point(p, turn) for p in rounded_box(0.4 * wide, 0.24 * wide)]
     layer.polygon([(x + a, y + b) for a, b in shape], 0.95)
     layer.polygon([(x + a, y + b + 0.06 * wide) for a, b in inside], 0.78)
     return tone
@@ -189,8 +189,8 @@ def _point(pair: NDArray[np.float64]) -> Point:
     return float(pair[0]), float(pair[1])
 
 
-def curve(points: Sequence[Point], count: int = 40) -> list[Point]:
-    """A smooth line through the first and last point that the others pull at (Bézier)."""
+def draw_curve(points: Sequence[Point], count: int = 40) -> list[Point]:
+    """Return a Bézier curve of these control points."""
     rest = np.array(points, dtype=float)[:, None]
     t = np.linspace(0, 1, count)[None, :, None]
     while len(rest) > 1:  # de Casteljau
@@ -198,8 +198,8 @@ def curve(points: Sequence[Point], count: int = 40) -> list[Point]:
     return [(float(x), float(y)) for x, y in rest[0]]
 
 
-def rounded(half_width: float, half_height: float) -> list[Point]:
-    """A box with very round corners about (0, 0)."""
+def rounded_box(half_width: float, half_height: float) -> list[Point]:
+    """Return a box with very round corners about (0, 0)."""
     around = np.linspace(0, 2 * pi, 48, endpoint=False)
     return [
         (half_width * np.sign(cos(a)) * abs(cos(a)) ** 0.5, half_height * np.sign(sin(a)) * abs(sin(a)) ** 0.5)
@@ -207,7 +207,7 @@ def rounded(half_width: float, half_height: float) -> list[Point]:
     ]
 
 
-def turned(point: Point, angle: float) -> Point:
-    """A point turned about (0, 0); radians."""
+def rotate_point(point: Point, angle: float) -> Point:
+    """Rotate a point about (0, 0); `angle` in radians."""
     x, y = point
     return x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle)

@@ -1,4 +1,4 @@
-"""All corruptions at all severities of one image, on one picture: for the eye."""
+"""Write one picture with all corruptions of an image at all severities."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from trustcxr.version import NOTICE
 
 _MARK = "TrustCXR corruptions"  # a text chunk of the PNG
 _LABEL, _GAP = 150, 4  # pixels
-_LEAST = 160  # images are shown at least so large
+_LEAST = 160  # pixels of a shown image's side at least
 
 
 def draw(radiograph: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
-    """A row for each corruption, a column for each severity, the image (H, W) uint8 itself first."""
+    """Draw a row for each corruption and a column for each severity, after the image (H, W) uint8."""
     height, width = radiograph.shape
     zoom = -(-_LEAST // min(height, width))
     names, columns = list(corruptions.CORRUPTIONS), 1 + len(corruptions.SEVERITIES)
@@ -42,33 +42,29 @@ def draw(radiograph: NDArray[np.uint8], *, seed: int = 0) -> Image.Image:
 
 
 def write(out: Path, *, size: int = 224, image: Path | None = None, seed: int = 0) -> Path:
-    """Write the sheet of an image of `size` pixels a side (a synthetic one unless said) as a picture.
+    """Write the sheet of an image at `size` pixels a side (default: a synthetic one) as a PNG.
 
-    An earlier sheet, a PNG that says so of itself, is written anew.
-    Raises UserError where the image cannot be read, the picture cannot be written, or another file stands there.
+    Only another sheet is overwritten. Raises UserError if the image cannot be read, the PNG cannot be written, or
+    another file exists.
     """
     from trustcxr.data.phantom.render_image import render
 
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
-    if out.exists() and not generated.texts(out, _MARK):
-        raise UserError(f"{out}: is there, and is no earlier sheet; choose another OUT")
+        raise UserError(f"seed {seed}: out of range. Choose 0 to {2**32 - 1}")
+    if out.exists() and not generated.read_texts(out, _MARK):
+        raise UserError(f"{out}: another file with this name exists. Choose another OUT")
     if image is None:
         picture = render("COVID-19", seed, size).image
     else:
         try:
             picture = np.asarray(resize.resize_image(read.read_image(image), size))
         except (greyscale.UnreadableImage, OSError) as problem:
-            raise UserError(f"{image}: not read ({problem}); give an image file") from None
+            raise UserError(f"{image}: cannot be read: {problem}. Give an image file") from None
     try:
         with atomic_write(out) as temporary:
-            draw(picture, seed=seed).save(temporary, pnginfo=_mark())
+            info = PngInfo()
+            info.add_text(_MARK, NOTICE)
+            draw(picture, seed=seed).save(temporary, pnginfo=info)
     except (OSError, ValueError) as problem:
-        raise UserError(f"{out}: the sheet cannot be written ({problem}); give a path that ends in .png") from None
+        raise UserError(f"{out}: cannot be written: {problem}. Give a path that ends in .png") from None
     return out
-
-
-def _mark() -> PngInfo:
-    info = PngInfo()
-    info.add_text(_MARK, NOTICE)
-    return info

@@ -1,4 +1,4 @@
-"""Random numbers of each image by itself, whatever batch it stands in."""
+"""Draw random numbers for each image, independent of its batch."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ImageRandom:
-    """A stream of random numbers for each of B images, told by (seed, name, key). Drawn on the CPU, float32."""
+    """A stream of random numbers for each of B images, seeded by (seed, name, key). On the CPU, float32."""
 
     def __init__(self, name: str, seed: int, keys: Iterable[int | str]) -> None:
         self.seeds = [_digest(f"{seed}/{name}/{key}") for key in keys]
@@ -20,19 +20,18 @@ class ImageRandom:
         return len(self.seeds)
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """One number in [low, high) for each image, (B,)."""
+        """Draw one number in [low, high) for each image, (B,)."""
         drawn = [torch.rand((), generator=g) for g in self._generators]
         return low + (high - low) * torch.stack(drawn) if drawn else torch.zeros(0)
 
     def signs(self) -> Tensor:
-        """-1 or 1 for each image, evenly, (B,)."""
+        """Draw -1 or 1 for each image with equal probability, (B,)."""
         return torch.where(self.uniform(0, 1) < 0.5, -1.0, 1.0)
 
     def normal(self, height: int, width: int) -> Tensor:
-        """Standard normal numbers for each image, (B, 1, height, width).
+        """Draw standard normal numbers for each image, (B, 1, height, width), independent within an image.
 
-        Each image cuts its own window, its signs turned as drawn, from one field of noise: that is many times as fast
-        as drawing every number anew. Within an image all are independent.
+        Each image takes a random window and sign of one field of noise, which is much faster than new numbers.
         """
         field = _field(height, width)
         windows = torch.empty(len(self), 1, height, width)
@@ -43,13 +42,13 @@ class ImageRandom:
         return windows
 
     def numpy(self) -> list[np.random.Generator]:
-        """A NumPy generator for each image: for what is drawn line by line."""
+        """Return a NumPy generator for each image."""
         return [np.random.default_rng(number) for number in self.seeds]
 
 
 @lru_cache(maxsize=4)
 def _field(height: int, width: int) -> Tensor:
-    """White noise of twice the height and width."""
+    """Return white noise of twice the height and width."""
     return torch.randn(2 * height, 2 * width, generator=torch.Generator().manual_seed(2311_14227))
 
 

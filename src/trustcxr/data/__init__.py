@@ -1,4 +1,4 @@
-"""Images and labels: a folder becomes a manifest, the manifest a pixel store, the store a Dataset.
+"""Load data sets: a folder becomes a manifest, the manifest a store of pixels, the store a Dataset.
 
 The names below are loaded on first use, so that `import trustcxr.data` imports neither pandas nor PIL.
 """

@@ -1,10 +1,10 @@
 """Cache every image of a data set, decoded once, in one memory-mapped uint8 file.
 
-A store is a folder named by its key, the SHA-256 of what the files are (path, size, times, which file it is on its
-disk) and how they are decoded, so a changed file, another data set or another option never meets a stale store. In it:
+A store is a folder named by its key, the SHA-256 of the files' paths, sizes, times and inodes, and of
+the options of decoding. So a changed file or option never reads a stale store. It holds:
 `images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse if samples have none;
-`hashes.bin`, 16 bytes of BLAKE2b for each image and mask; `index.json`. A store is built in `<key>.building` by one
-process while others wait, and gets its name when it is whole. The next build removes what a killed one left.
+`hashes.bin`, 16 bytes of BLAKE2b for each image and mask; `index.json`. One process builds it in `<key>.building` while
+others wait, and renames it at the end. The next build removes the remains of a killed one.
 
 Worker processes import this module, so it imports no pandas: they start faster.
 """
@@ -40,13 +40,13 @@ RESIZES = ("squeeze", "pad", "crop")
 IMAGES, INDEX, HASHES = "images", "index.json", "hashes.bin"
 _CHUNK, _LAST_CHUNK = 512, 8  # rows that a worker decodes before it reports: at most, and at the end
 _HASH_BYTES = 16
-_WRITE_BYTES, _HASHED_AT_ONCE = 2**20, 2**24
-_PILLOW_BLOCKS = 64  # of memory that Pillow keeps for the next image, instead of asking the system for it again
+_WRITE_BYTES, _HASH_CHUNK = 2**20, 2**24
+_PILLOW_BLOCKS = 64  # of memory that Pillow reuses for the next image
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 class Unread(TypedDict):
-    """Describe a file that cannot be read: its row in the manifest; `file` is `images` or `<kind>_mask`."""
+    """An unreadable file: `row` of the manifest; `file` is `images` or `<kind>_mask`."""
 
     row: int
     file: str
@@ -57,7 +57,7 @@ class Unread(TypedDict):
 
 @dataclass
 class Store:
-    """Give access to an open store. Rows are the manifest's, in its order, without those in `skipped`.
+    """An open store. Rows are the manifest's, in its order, without those in `skipped`.
 
     `names` are `images` and `<kind>_mask` of each kind of mask; `hashes` (names, count, 16) uint8.
     """
@@ -89,18 +89,17 @@ def open_store(
     resize: str = "squeeze",
     every: bool = False,
 ) -> Store:
-    """Open the store of a manifest's images at `size` x `size` pixels, and build it first if there is none.
+    """Open the store of a manifest's images at `size` x `size` pixels; build it first if it does not exist.
 
-    `cache` is the folder that holds stores (default: TRUSTCXR_CACHE, else the user's cache folder), `workers` the
-    number of processes that decode (default: one a core). `resize`: `squeeze` to a square as COVID-QU-Ex does, `pad`
-    to one with black, or `crop` to the largest in the middle. `every`: read each byte and compare it with its hash,
-    not only the sizes of files. A damaged store is reported and built again. Raises UserError if a file is gone, the
-    disk is full, or no image is readable.
+    `cache`: folder of stores (default: TRUSTCXR_CACHE, else the user's cache folder). `workers`: decoding processes
+    (default: one for each core). `resize`: `squeeze` to a square as in COVID-QU-Ex, `pad` with black, or `crop` to the
+    central square. `every`: compare each byte with its hash, not only the sizes of files. A damaged store is reported
+    and built again. Raises UserError if a file is missing, the disk is full, or no image is readable.
     """
     if resize not in RESIZES:
         raise unknown("resize", resize, RESIZES)
     if not 8 <= size <= 4096:
-        raise UserError(f"image size {size}: expected 8 to 4096 pixels")
+        raise UserError(f"image size {size}: expected 8 to 4096 pixels. Change --size")
     folder = cache_folder(cache) / "stores" / key(manifest, size, resize)
     if store := _read(folder, every=every):
         return store
@@ -110,18 +109,15 @@ def open_store(
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """Return the cache folder: the one given, else TRUSTCXR_CACHE, else the user's cache folder."""
+    """Return the cache folder: `cache`, else TRUSTCXR_CACHE, else the user's cache folder."""
     import platformdirs
 
-    given = cache or os.environ.get("TRUSTCXR_CACHE")
-    return Path(given).expanduser().absolute() if given else Path(platformdirs.user_cache_dir("trustcxr"))
+    chosen = cache or os.environ.get("TRUSTCXR_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("trustcxr"))
 
 
 def _read(folder: Path, *, every: bool = False) -> Store | None:
-    """Read the store in `folder` and note that it was used now; None if there is none, or, with a message, if damaged.
-
-    `every`: compare each byte with its hash, not only the sizes of files.
-    """
+    """Read the store in `folder` and update its time of use; None if it is missing or, with a message, damaged."""
     if not folder.exists():
         return None
     file = INDEX
@@ -139,7 +135,7 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
             if not same or (every and _hash_file(folder / file, store.size**2) != hashes.tobytes()):
                 raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
-        log(f"{folder}: damaged store ({file} is not what was written): the images are decoded again")
+        log(f"{folder}: damaged store ({file} has changed): decoding the images again")
         return None
     with suppress(OSError):
         os.utime(folder / INDEX)
@@ -147,10 +143,10 @@ def _read(folder: Path, *, every: bool = False) -> Store | None:
 
 
 def key(manifest: "Manifest", size: int, resize: str) -> str:
-    """Return the SHA-256 over every file, its path and what the system says of it, in order, and how it is decoded."""
+    """Return the SHA-256 of every file's path and `_facts`, in order, and of the options of decoding."""
     from importlib.util import find_spec
 
-    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # with one more, more is read
+    optional = ",".join(name for name in ("pydicom", "pylibjpeg") if find_spec(name))  # they decide what is readable
     digest = hashlib.sha256(f"{DECODER}|{size}|{resize}|{optional}".encode())
     root = str(manifest.root)
     for name, paths in manifest.files.items():
@@ -160,22 +156,22 @@ def key(manifest: "Manifest", size: int, resize: str) -> str:
 
 
 def _facts(file: str) -> str:
-    """Return size, times and inode of a file, since files of two data sets may have one size and one date.
+    """Return size, times and inode of a file, or the error number of a broken link or unreadable file.
 
-    Of a broken link, or a file that may not be looked at, return the error number. UserError if the file is gone.
+    Raises UserError if the file is missing.
     """
     try:
         facts = os.stat(file)
     except OSError as fault:
         if fault.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.islink(file):
-            raise UserError(f"{file}: {fault.strerror}; the data changed since it was listed") from None
+            raise UserError(f"{file}: {fault.strerror}: the data changed since they were listed. Start again") from None
         return f"!{fault.errno}"
     return f"{facts.st_size}\t{facts.st_mtime_ns}\t{facts.st_ctime_ns}\t{facts.st_ino}"
 
 
 @contextmanager
 def _build_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time build a store; a second one says so and waits."""
+    """Lock a store for one building process; others print a message and wait."""
     from filelock import FileLock, Timeout
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +179,7 @@ def _build_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log("another process is decoding these images: waiting for it")
+        log("another process is decoding these images: waiting")
         lock.acquire()
     try:
         yield
@@ -193,33 +189,30 @@ def _build_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _cache_errors(folder: Path, most: int) -> Iterator[None]:
-    """Turn a full disk or a cache that cannot be written into one line."""
+    """Translate OSError of a full disk or an unwritable cache to CannotWrite."""
     try:
         yield
     except OSError as fault:
         if fault.errno in _FULL:
             free = megabytes(shutil.disk_usage(folder.parent).free)
             raise CannotWrite(
-                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} are needed, {free} are "
-                "free): free some space or set TRUSTCXR_CACHE to another disk"
+                f"{folder.parent}: no space left for decoded images (up to {megabytes(most)} needed, {free} free). "
+                "Free some space or set TRUSTCXR_CACHE to another disk"
             ) from None
         raise CannotWrite(
-            f"{folder.parent}: decoded images cannot be written there ({str(fault.strerror or fault).lower()}); set "
-            "TRUSTCXR_CACHE to another folder"
+            f"{folder.parent}: cannot write decoded images: {str(fault.strerror or fault).lower()}. Set TRUSTCXR_CACHE "
+            "to another folder"
         ) from None
 
 
 # Building ------------------------------------------------------------------------------------------------------------
 
 
-Fault = tuple[int, str, str]  # a file that cannot be read: its row, `images` or `<kind>_mask`, and why
+Fault = tuple[int, str, str]  # an unreadable file: row, `images` or `<kind>_mask`, reason
 
 
 class _Decoded(NamedTuple):
-    """Hold what a worker returns of its rows; `hashes` (columns, rows, 16).
-
-    `failure` is the error number if the pixels could not be written, else 0.
-    """
+    """A worker's result: `hashes` (columns, rows, 16); `failure`: error number of a failed write, else 0."""
 
     first: int
     hashes: np.ndarray
@@ -239,7 +232,9 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
         good = np.ones(len(samples), dtype=bool)
         good[[row for row, name, _ in faults if name == IMAGES]] = False
         if not good.any():
-            raise UserError(f"{manifest.where}: none of the {len(good)} images is readable ({faults[0][2]})")
+            raise UserError(
+                f"{manifest.where}: none of the {len(good)} images is readable: {faults[0][2]}. Check the files"
+            )
         if not good.all():
             _keep_rows(work, list(columns), size, np.flatnonzero(good))
             hashes = np.ascontiguousarray(hashes[:, good])
@@ -266,7 +261,7 @@ def _build(folder: Path, manifest: "Manifest", size: int, resize: str, workers: 
 def _decode(
     work: Path, root: str, columns: dict[str, list[str | None]], size: int, resize: str, workers: int | None
 ) -> tuple[np.ndarray, list[Fault]]:
-    """Decode every row in parallel; the hashes (columns, rows, 16), and the unreadable files by row and column."""
+    """Decode every row in parallel; return hashes (columns, rows, 16) and unreadable files, sorted."""
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     count = len(columns[IMAGES])
@@ -274,7 +269,7 @@ def _decode(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for name in columns:
         with open(work / f"{name}.u8", "wb") as file:
-            file.truncate(count * size**2)  # a hole: blocks are taken as rows are written
+            file.truncate(count * size**2)  # a hole, which written rows fill
     crew = pool(workers, files=count * len(columns), ordered=False)
     hashes = np.zeros((len(columns), count, _HASH_BYTES), np.uint8)
     faults: list[Fault] = []
@@ -282,7 +277,7 @@ def _decode(
     jobs = (
         call(decode_rows, f"{work}", root, first, {n: p[first:stop] for n, p in columns.items()}, size, resize)
         for first, stop in _chunks(count, crew.n_jobs)
-        if not failures  # nothing more is begun, and what was is waited for: a pool that is cut off complains at length
+        if not failures  # the pool finishes its current tasks; stopping it would print long errors
     )
     try:
         with Progress("Decoding images", count) as bar:
@@ -293,14 +288,14 @@ def _decode(
                 hashes[:, done.first : done.first + rows] = done.hashes
                 bar.advance(rows)
     except TerminatedWorkerError:
-        raise UserError("a process that decodes images was killed (out of memory?): try fewer workers") from None
+        raise UserError("a decoding process was killed (out of memory?). Use fewer workers") from None
     if failures:
         raise OSError(failures[0], os.strerror(failures[0]), str(work))
     return hashes, sorted(faults)
 
 
 def _chunks(count: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Yield spans of rows that become smaller: few to hand out, and no worker ends long after the others."""
+    """Yield spans of rows of decreasing length, so that all workers end at about the same time."""
     first = 0
     while first < count:
         stop = min(first + min(max((count - first) // (workers * 4), _LAST_CHUNK), _CHUNK), count)
@@ -314,12 +309,12 @@ def decode_rows(
     """Decode the rows from `first` on of every column into the store being built. Runs in a worker."""
     Image.core.set_blocks_max(_PILLOW_BLOCKS)
     hashes = np.empty((len(paths), len(paths[IMAGES]), _HASH_BYTES), np.uint8)
-    hashes[:] = np.frombuffer(_hash(bytes(size**2)), np.uint8)  # of what has no file or cannot be read
+    hashes[:] = np.frombuffer(_hash(bytes(size**2)), np.uint8)  # of a missing or unreadable file
     faults: list[Fault] = []
     step = max(1, _WRITE_BYTES // size**2)
     try:
         for name, of_name in zip(paths, hashes, strict=True):
-            # Written to the file, not through a memory map: a full disk is then an error and not a bus error.
+            # No memory map: there a full disk is a bus error.
             with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
                 for start in range(0, len(of_name), step):
                     part = {n: p[start : start + step] for n, p in paths.items()}
@@ -334,7 +329,7 @@ def decode_rows(
 def _decode_column(
     root: str, name: str, paths: dict[str, list[str | None]], size: int, resize: str, hashes: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Decode a few rows of a column, (n, size, size), and write their hashes; rows that cannot be read, and why."""
+    """Decode rows of a column to (n, size, size) and set `hashes`; return also unreadable rows with reasons."""
     pixels = np.zeros((len(hashes), size, size), np.uint8)
     bad = []
     for row, (path, image) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
@@ -352,7 +347,7 @@ def _decode_column(
 
 
 def _write_rows(file: FileIO, pixels: np.ndarray, first: int) -> None:
-    """Write rows (n, size, size) from row `first` on; runs of black ones stay a hole in the file."""
+    """Write rows (n, size, size) from row `first` on; black rows stay holes in the file."""
     filled = np.asarray(pixels.reshape(len(pixels), -1).any(axis=1))
     borders = [0, *(np.flatnonzero(np.diff(filled)) + 1), len(pixels)]
     for start, stop in pairwise(borders):
@@ -368,11 +363,11 @@ def _keep_rows(work: Path, names: list[str], size: int, rows: np.ndarray) -> Non
     step = max(1, _WRITE_BYTES // size**2)
     for name in names:
         pixels = np.memmap(work / f"{name}.u8", np.uint8, "r").reshape(-1, size, size)
-        with open(work / "kept", "wb", buffering=0) as file:
+        with open(work / "readable", "wb", buffering=0) as file:
             file.truncate(len(rows) * size**2)
             for start in range(0, len(rows), step):
                 _write_rows(file, pixels[rows[start : start + step]], start)
-        (work / "kept").replace(work / f"{name}.u8")
+        (work / "readable").replace(work / f"{name}.u8")
 
 
 def _hash(content: bytes | memoryview) -> bytes:
@@ -387,7 +382,7 @@ def _hash_file(path: Path, row_bytes: int) -> bytes:
     """Hash every row of a file, in threads: BLAKE2b releases Python's lock."""
     from joblib import cpu_count
 
-    step = max(_HASHED_AT_ONCE // row_bytes, 1) * row_bytes
+    step = max(_HASH_CHUNK // row_bytes, 1) * row_bytes
 
     def hashed(start: int) -> bytes:
         with open(path, "rb") as file:

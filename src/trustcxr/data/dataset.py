@@ -1,4 +1,4 @@
-"""What training and evaluation read: images, labels and masks of one split, memory-mapped."""
+"""Load the images, labels and masks of a split, memory-mapped."""
 
 import os
 import shlex
@@ -14,11 +14,11 @@ import pandas as pd
 
 from trustcxr.data.cache import Store, open_store
 from trustcxr.data.layouts import read_manifest
-from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_alike_classes
+from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, SHARES, Manifest, format_similar_classes
 from trustcxr.errors import UserError, suggest_nearest, unknown
 from trustcxr.storage.os_errors import open_regular
 
-_CHEAP = 2**36  # bytes of files that are read a second time to know them again: a few minutes of a disk
+_MAX_HASHED = 2**36  # bytes of files that are read again for their hashes: a few minutes of a disk
 
 
 class Dataset:
@@ -28,35 +28,33 @@ class Dataset:
         classes: names, in the order of the labels.
         size: pixels of a side.
         root: the folder of the data.
-        where: what a message names: the list that they were read from, else that folder.
-        layout: how it was read.
-        resize: `squeeze`, `pad` or `crop`: what became of the aspect ratio.
-        notes: what reading it found worth saying.
-        table: the manifest's rows, one a sample.
+        where: the path for messages: the list, if any, else the folder.
+        layout: the layout by which it was read.
+        resize: `squeeze`, `pad` or `crop`.
+        notes: remarks about the data for the user.
+        table: the manifest's rows, one for each sample.
         skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.
-        bad_masks: DataFrame(sample_id, kind, path, reason) of its unreadable masks, taken as absent.
+        bad_masks: DataFrame(sample_id, kind, path, reason) of its unreadable masks, treated as absent.
     """
 
     def __init__(self, manifest: Manifest, store: Store, split: str | None, classes: Sequence[str]) -> None:
-        kept = np.ones(len(manifest.table), dtype=bool)
-        kept[[f["row"] for f in store.skipped]] = False
+        readable = np.ones(len(manifest.table), dtype=bool)
+        readable[[f["row"] for f in store.skipped]] = False
         splits = manifest.table["split"].to_numpy()
-        chosen = kept if split is None else kept & (splits == split)
-        rows = np.flatnonzero(chosen[kept])
-        # The manifest is sorted by split, so a split is one slice of the store: a view of the map, and no copy.
+        chosen = readable if split is None else readable & (splits == split)
+        rows = np.flatnonzero(chosen[readable])
+        # The manifest is sorted by split, so a split is one slice of the store.
         self._start, self._stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        self._store, self._kept = store, manifest.table.loc[kept, ["sample_id", "class", "split"]]
+        self._store, self._readable = store, manifest.table.loc[readable, ["sample_id", "class", "split"]]
         self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
         self.split, self.layout, self.resize, self.where = split, manifest.layout, store.resize, manifest.where
         self.notes = list(manifest.notes)
-        mine = [f for f in store.skipped if split is None or splits[f["row"]] == split]
-        self.skipped = pd.DataFrame(mine, columns=["sample_id", "path", "reason"])
-        masks = [
-            f | {"kind": f["file"].removesuffix(MASK_SUFFIX)}
-            for f in store.bad_masks
-            if split is None or splits[f["row"]] == split
-        ]
+        skipped, masks = (
+            [f | {"kind": f["file"].removesuffix(MASK_SUFFIX)} for f in files if split in (None, splits[f["row"]])]
+            for files in (store.skipped, store.bad_masks)
+        )
+        self.skipped = pd.DataFrame(skipped, columns=["sample_id", "path", "reason"])
         self.bad_masks = pd.DataFrame(masks, columns=["sample_id", "kind", "path", "reason"])
 
     def __len__(self) -> int:
@@ -67,7 +65,7 @@ class Dataset:
         return f"Dataset({self.root.name}, split={self.split}, size={self.size}, {len(self)} images: {counts})"
 
     def __getstate__(self) -> dict[str, object]:
-        maps = ("images", "_file")  # opened again where they are needed: a memory map would pickle as its pixels
+        maps = ("images", "_file")  # opened again on use: a memory map would pickle as its pixels
         return {k: v for k, v in self.__dict__.items() if k not in maps}
 
     @cached_property
@@ -80,9 +78,9 @@ class Dataset:
         return FileIO(self._store.folder / "images.u8")
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at `indices`, copied: uint8 (B, 1, size, size).
+        """Copy the images at `indices`: uint8 (B, 1, size, size).
 
-        Read with pread, not through the memory map, so that an epoch over a large data set leaves no pages resident.
+        pread, unlike the memory map, leaves no pages resident after an epoch.
         """
         if not hasattr(os, "preadv"):  # Windows
             return np.array(self.images[np.asarray(indices)])
@@ -92,14 +90,14 @@ class Dataset:
             if not 0 <= index < len(self):
                 raise IndexError(f"image {index} of {len(self)}")
             if os.preadv(file, [image.data.cast("B")], (self._start + int(index)) * step) != step:
-                raise OSError(f"{self._store.folder}: the store was cut short")
+                raise OSError(f"{self._store.folder}: the store is too short")
         return out
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 (N,): the place of each sample's class in `classes`."""
-        place = {c: i for i, c in enumerate(self.classes)}
-        return np.array([place[c] for c in self.table["class"]], dtype=np.int64)
+        """int64 (N,): the index of each sample's class in `classes`."""
+        index = {c: i for i, c in enumerate(self.classes)}
+        return np.array([index[c] for c in self.table["class"]], dtype=np.int64)
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -108,7 +106,7 @@ class Dataset:
 
     @property
     def groups(self) -> np.ndarray:
-        """(N,) array of str: samples of one patient, or otherwise tied, share a group."""
+        """(N,) array of str: samples of one patient, or related otherwise, share a group."""
         return self.table["group"].to_numpy(dtype=str)
 
     @property
@@ -118,56 +116,57 @@ class Dataset:
 
     @cached_property
     def image_sums(self) -> np.ndarray:
-        """(N,) array of str: a checksum of each image's pixels, by which it is known again in other data."""
+        """(N,) array of str: a checksum of each image's pixels, to recognise it in other data."""
         return self._store.image_sums()[self._start : self._stop]
 
     @cached_property
     def fingerprint(self) -> str:
-        """What these samples are: their names, classes and pixels at this size, as 16 hexadecimal digits."""
+        """Hash of the samples' names, classes and pixels at this size, as 16 hexadecimal digits."""
         return _fingerprint(self.table, self.image_sums)
 
     @cached_property
     def files_fingerprint(self) -> str:
-        """What these samples are at any size: their names, classes and files' bytes, as 16 hexadecimal digits.
+        """Hash of the samples' names, classes and files' bytes, the same at any size, as 16 hexadecimal digits.
 
-        Empty where a file cannot be read, or the files are so large that to read them once more takes long.
+        Empty if a file cannot be read, or reading the files again would take minutes.
         """
         return self._fingerprint_of_files("path")
 
     @cached_property
     def lung_files_fingerprint(self) -> str:
-        """The same of their lung masks' files; empty where no sample has one, too."""
+        """The same for the files of their lung masks; also empty if there are none."""
         return self._fingerprint_of_files("lung_mask") if self.table["lung_mask"].notna().any() else ""
 
     def _fingerprint_of_files(self, column: str) -> str:
         has = self.table[column].notna().to_numpy()
-        found = _file_hashes([f"{self.root}/{path}" for path in self.table.loc[has, column]])
-        if found is None:
+        digests = _hash_files([f"{self.root}/{path}" for path in self.table.loc[has, column]])
+        if digests is None:
             return ""
-        every = np.full(len(self), "", dtype=object)
-        every[has] = found
-        order = np.argsort(self.sample_ids)  # that of the table is by class, which another mapping of labels changes
-        return _fingerprint(self.table.iloc[order], every[order].astype(str))
+        hashes = np.full(len(self), "", dtype=object)
+        hashes[has] = digests
+        order = np.argsort(self.sample_ids)  # the table's order depends on the mapping of labels
+        return _fingerprint(self.table.iloc[order], hashes[order].astype(str))
 
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every split of the data set, whichever of them this is."""
-        splits, pixels = self._kept["split"].to_numpy(), self._store.image_sums()
-        return {str(s): _fingerprint(self._kept[splits == s], pixels[splits == s]) for s in sorted(set(splits))}
+        """Return the fingerprint of every split of the whole data set."""
+        table, pixels = self._readable, self._store.image_sums()
+        splits = table["split"].to_numpy()
+        return {str(s): _fingerprint(table[splits == s], pixels[splits == s]) for s in sorted(set(splits))}
 
     @property
     def mask_kinds(self) -> tuple[str, ...]:
-        """The kinds of mask that the data set has."""
+        """Kinds of mask of the data set."""
         return tuple(name.removesuffix(MASK_SUFFIX) for name in self._store.names[1:])
 
     def masks(self, kind: str) -> np.ndarray:
-        """Masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; all 0 where there is none."""
+        """Return masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; 0 without a mask."""
         if kind not in self.mask_kinds:
             self._check_kind(kind)
             return np.broadcast_to(np.uint8(0), (len(self), self.size, self.size))
         return self._store.map(kind + MASK_SUFFIX)[self._start : self._stop]
 
     def has_mask(self, kind: str) -> np.ndarray:
-        """bool (N,): whether a sample has a readable mask of that kind (which may be empty)."""
+        """Return bool (N,): True for a readable mask of a kind, even an empty one."""
         self._check_kind(kind)
         has = self.table[kind + MASK_SUFFIX].notna().to_numpy(copy=True)
         broken = set(self.bad_masks["sample_id"][self.bad_masks["kind"] == kind])
@@ -179,8 +178,8 @@ class Dataset:
             raise unknown("kind of mask", kind, kinds)
 
 
-def filled(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
-    """bool (B,): which of these rows of a data set, or of a part of one, have a mask of that kind that is not empty."""
+def has_filled_mask(images: Dataset, kind: str, rows: np.ndarray) -> np.ndarray:
+    """Return bool (B,): which of these rows have a mask of a kind that is not empty."""
     has, masks = images.has_mask(kind)[rows], images.masks(kind)
     has[has] = [bool(masks[row].any()) for row in rows[has]]
     return np.asarray(has)
@@ -192,26 +191,26 @@ def _fingerprint(table: pd.DataFrame, pixels: np.ndarray) -> str:
     return sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _file_hashes(paths: Sequence[str]) -> list[str] | None:
-    """SHA-256 of each file's bytes; None if one cannot be read, or all are too much to read twice. Follows links."""
+def _hash_files(paths: Sequence[str]) -> list[str] | None:
+    """Return the SHA-256 of each file; None if one cannot be read, or there are more than _MAX_HASHED bytes."""
     from joblib import cpu_count
 
     try:
-        if sum(os.stat(path).st_size for path in paths) > _CHEAP:
+        if sum(os.stat(path).st_size for path in paths) > _MAX_HASHED:
             return None
         with ThreadPoolExecutor(cpu_count()) as threads:
-            return list(threads.map(_file_hash, paths))
+            return list(threads.map(_hash_file, paths))
     except OSError:
         return None
 
 
-def _file_hash(path: str) -> str:
+def _hash_file(path: str) -> str:
     with open_regular(path) as file:
         return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed
 
 
-class Joined:
-    """Two splits of the same data, the second after the first: what training reads."""
+class JoinedDataset:
+    """Two splits of the same data, one after the other, for training."""
 
     def __init__(self, first: Dataset, second: Dataset) -> None:
         self.parts = (first, second)
@@ -226,12 +225,12 @@ class Joined:
         return len(self.labels)
 
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every split of the data set."""
+        """Return the fingerprint of every split of the data set."""
         return self.parts[0].fingerprints()
 
     @property
     def table(self) -> pd.DataFrame:
-        """The manifest's rows, one a sample."""
+        """The manifest's rows, one for each sample."""
         return pd.concat([part.table for part in self.parts], ignore_index=True)
 
     @property
@@ -240,41 +239,41 @@ class Joined:
         return np.concatenate([part.images for part in self.parts])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at `indices`, copied: uint8 (B, 1, size, size)."""
-        places, border = np.asarray(indices), len(self.parts[0])
-        second = places >= border
-        out = np.empty((len(places), 1, self.size, self.size), np.uint8)
-        out[~second] = self.parts[0].batch(places[~second])
-        out[second] = self.parts[1].batch(places[second] - border)
+        """Copy the images at `indices`: uint8 (B, 1, size, size)."""
+        rows, border = np.asarray(indices), len(self.parts[0])
+        second = rows >= border
+        out = np.empty((len(rows), 1, self.size, self.size), np.uint8)
+        out[~second] = self.parts[0].batch(rows[~second])
+        out[second] = self.parts[1].batch(rows[second] - border)
         return out
 
     def masks(self, kind: str) -> np.ndarray:
-        """Masks of a kind: uint8 (N, size, size) of 0 and 1, in memory; all 0 where there is none."""
+        """Return masks of a kind in memory: uint8 (N, size, size) of 0 and 1; 0 without a mask."""
         return np.concatenate([part.masks(kind) for part in self.parts])
 
 
-def sources_of(images: Dataset | Joined, column: str) -> np.ndarray | None:
-    """What each image has in a column of its data, "" for nothing: (N,); None where no column is named.
+def read_sources(images: Dataset | JoinedDataset, column: str) -> np.ndarray | None:
+    """Read a column of the data as text (N,), "" if empty; None if no column is named.
 
-    Raises UserError where there is no such column, or nothing in it.
+    Raises UserError if the column is missing or empty.
     """
     if not column:
         return None
     if column not in images.table:
         raise unknown("column (training.balanced_by)", column, images.table.columns)
-    found = images.table[column].fillna("").astype(str).to_numpy(dtype=str)
-    if not (found != "").any():
+    sources = images.table[column].fillna("").astype(str).to_numpy(dtype=str)
+    if not (sources != "").any():
         raise UserError(
             f"{images.where}: no image of {images.split} has a value in column {column}. Leave out training.balanced_by"
         )
-    return found
+    return sources
 
 
-def _alike_note(names: Mapping[str, int]) -> str:
+def _similar_note(names: Mapping[str, int]) -> str:
     first, other, *_ = names
     return (
-        f"classes that differ only in capitals or blanks are taken for different ones: {format_alike_classes(names)}; "
-        f"--label {shlex.quote(f'{other}={first}')} makes them one, beside a --label for each other class"
+        f"classes that differ only in capitals or blanks count as different: {format_similar_classes(names)}; to join "
+        f"them, give --label {shlex.quote(f'{other}={first}')} and a --label for each other class"
     )
 
 
@@ -294,16 +293,15 @@ def load_dataset(
     workers: int | None = None,
     every: bool = False,
 ) -> Dataset:
-    """Open a data set, decoding it first where that is not done yet.
+    """Open a data set; decode its images into the cache first, if needed.
 
-    `data` is a folder, a manifest or list file, an address of one that fsspec knows, or a Manifest. `split` None is
-    all of it. `classes` is the order of labels wanted (a run's classes). `labels` renames classes, `{"pneumonia":
-    "Non-COVID"}`; None leaves one out. `columns` and `images` describe a list, as in `lists.read_list`. `size` is in
-    pixels; `resize`, `cache`, `workers` and `every` are as in `store.open_store`.
+    `data`: a folder, a manifest or list, an fsspec address of one, or a Manifest. `split`: None for all. `classes`:
+    the order of labels, such as a run's classes. `labels` renames classes, as in `{"pneumonia": "Non-COVID"}`; None
+    leaves one out. `columns` and `images` describe a list, as in `layouts.csv_lists.read_list`. `size`: pixels of a
+    side. `resize`, `cache`, `workers` and `every`: as in `cache.open_store`.
 
-    Where the data have no splits, asking for Train, Val or Test divides them by `split_seed`, each class alike and the
-    samples of one group together (`Manifest.with_splits`); `notes` says so.
-    Raises UserError for a folder that is not understood, a split that is not there, or a class not in `classes`.
+    If the data have no splits, Train, Val or Test divide them by `split_seed` (`Manifest.with_splits`), with a note.
+    Raises UserError for an unknown layout, a missing split, or a class not in `classes`.
 
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
@@ -317,11 +315,11 @@ def load_dataset(
         data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
     )
     if labels:
-        manifest = manifest.with_labels(labels, known=classes or ())
+        manifest = manifest.with_labels(labels, classes or ())
     if split in SHARES and manifest.splits == (NO_SPLIT,):
         manifest = manifest.with_splits(seed=split_seed)
     if split is not None and split not in manifest.splits:
-        raise manifest.no_split(split)
+        raise manifest.missing_split(split)
     strange = [c for c in manifest.classes if c not in (classes or manifest.classes)]
     if strange:
         raise UserError(
@@ -331,7 +329,7 @@ def load_dataset(
         )
     store = open_store(manifest, size, cache=cache, workers=workers, resize=resize, every=every)
     dataset = Dataset(manifest, store, split, classes or manifest.classes)
-    dataset.notes += map(_alike_note, manifest.alike_classes())
+    dataset.notes += map(_similar_note, manifest.similar_classes())
     if not len(dataset):
         raise UserError(f"{manifest.where}: no readable image in split '{split}' ({len(dataset.skipped)} unreadable)")
     return dataset

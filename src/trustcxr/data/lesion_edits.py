@@ -1,7 +1,7 @@
-"""Images as they would be without their lesion, or with another's: what asks a model whether the disease is its reason.
+"""Remove lesions from images, or transplant them, to test whether a model uses the disease.
 
-Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool; what is returned has the same shapes. A change is soft
-at its edge, so that no outline is drawn, and the control of a change is the same shape at another place, changed alike.
+Images and results are (B, 1, H, W) float in [0, 1]; masks (B, H, W) bool. Edits have a soft edge, so that they draw no
+outline. The control of an edit has the same shape at another position in the lungs.
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from trustcxr.errors import UserError, unknown
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-EDGE = 0.02  # of the side: how far outside a region its change fades out
-HEALTHY = 0.05  # of the lungs must be free of the lesion for their mean grey to be taken as the healthy one
-_DARKEST = 0.2  # of the lungs, whose mean is the healthy grey where the lesion leaves less than that
+EDGE = 0.02  # of the side: width of the soft edge outside a region
+HEALTHY = 0.05  # share of the lungs without lesion that their mean grey needs
+_DARKEST = 0.2  # share of the lungs whose mean replaces it otherwise
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A part of each lesion and its control: the same shape moved, maybe mirrored, to where there is no lesion.
+    """A part of each lesion and its control: the same shape moved, possibly mirrored, to a region without lesion.
 
-    lesion, control (B, H, W) bool, of one area. `share` (B,): of the whole lesion that the part is; NaN without one.
-    moves: of each image whether its part is mirrored, then how far it is moved down and to the right.
+    lesion, control: (B, H, W) bool of one area. share (B,): part of the whole lesion; NaN without a lesion. moves: for
+    each image (mirrored, pixels down, pixels to the right).
     """
 
     lesion: Tensor
@@ -37,13 +37,13 @@ class Pair:
     share: Tensor
     moves: tuple[tuple[bool, int, int], ...] = ()
 
-    def carried(self, fields: Tensor) -> Tensor:
-        """What lies at each lesion in fields (B, H, W), moved to its control as the part is; 0 where nothing comes."""
+    def move_to_control(self, fields: Tensor) -> Tensor:
+        """Move fields (B, H, W) as each lesion is moved to its control; 0 outside."""
         moved = [_shifted(f.flip(1) if flip else f, *by) for f, (flip, *by) in zip(fields, self.moves, strict=True)]
         return torch.stack(moved) if moved else fields
 
-    def carried_back(self, fields: Tensor) -> Tensor:
-        """What lies at each control, moved to its lesion."""
+    def move_to_lesion(self, fields: Tensor) -> Tensor:
+        """Move fields (B, H, W) as each control is moved to its lesion."""
         moved = []
         for field, (flip, down, right) in zip(fields, self.moves, strict=True):
             back = _shifted(field, -down, -right)
@@ -51,10 +51,10 @@ class Pair:
         return torch.stack(moved) if moved else fields
 
 
-def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The mean of the lungs outside the lesion, (B, 1, 1, 1).
+def compute_healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Return the mean of the lungs outside the lesion, (B, 1, 1, 1).
 
-    Where the lesion leaves less than HEALTHY of the lungs it is the mean of their darkest fifth: air is dark.
+    If the lesion leaves less than HEALTHY of the lungs, it is the mean of their darkest fifth, since air is dark.
     """
     pixels, inside = images[:, 0].flatten(1), lung.flatten(1)
     free = inside & ~lesion.flatten(1)
@@ -66,37 +66,36 @@ def healthy_grey(images: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
     return torch.where(enough, mean, darkest[:, 0]).view(-1, 1, 1, 1)
 
 
-def congruent(lesion: Tensor, allowed: Tensor) -> Pair:
-    """The largest part of each lesion that has a congruent counterpart inside `allowed` (B, H, W), and that.
+def match_controls(lesion: Tensor, allowed: Tensor) -> Pair:
+    """Return the largest part of each lesion with a congruent control inside `allowed` (B, H, W).
 
-    Every shift of the lesion and of its mirror image is tried; the one that covers most of `allowed` is taken, and what
-    falls outside is left out on both sides, so that the two differ in place alone. Parts are empty where nothing fits.
+    Tries every shift of the lesion and of its mirror image, and takes the one with the largest overlap. Pixels outside
+    `allowed` are left out of both masks. Both are empty if nothing fits.
     """
     free = allowed & ~lesion
-    found = [_counterpart(one, other) for one, other in zip(lesion, free, strict=True)]
-    parts = torch.stack([part for part, _, _ in found]) if found else lesion
-    controls = torch.stack([control for _, control, _ in found]) if found else lesion
+    matches = [_match(one, other) for one, other in zip(lesion, free, strict=True)]
+    parts = torch.stack([part for part, _, _ in matches]) if matches else lesion
+    controls = torch.stack([control for _, control, _ in matches]) if matches else lesion
     share = parts.flatten(1).sum(1) / lesion.flatten(1).sum(1)
-    return Pair(parts, controls, share, tuple(move for _, _, move in found))
+    return Pair(parts, controls, share, tuple(move for _, _, move in matches))
 
 
-def _counterpart(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor, tuple[bool, int, int]]:
-    """The part of one lesion (H, W) that fits into `free` (H, W) after the best move, where that is, and the move."""
+def _match(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor, tuple[bool, int, int]]:
+    """Return the part of a lesion (H, W) that fits into `free` (H, W) after the best move, its control and the move."""
     height, width = lesion.shape
-    size = (2 * height, 2 * width)  # so that nothing comes in again at the other side
+    size = (2 * height, 2 * width)  # no wrapping around
     shapes = torch.stack([lesion, lesion.flip(1)]).float()
-    there = torch.fft.rfft2(free.float(), s=size)
-    overlap = torch.fft.irfft2(torch.fft.rfft2(shapes, s=size).conj() * there, s=size).round()
-    best = int(overlap.argmax())
-    mirrored, place = divmod(best, 4 * height * width)
-    down, right = place // size[1], place % size[1]
+    spectrum = torch.fft.rfft2(free.float(), s=size)
+    overlap = torch.fft.irfft2(torch.fft.rfft2(shapes, s=size).conj() * spectrum, s=size).round()
+    mirrored, position = divmod(int(overlap.argmax()), 4 * height * width)
+    down, right = divmod(position, size[1])
     control = _shifted(shapes[mirrored] > 0, down, right) & free
     part = _shifted(control, -down, -right)
     return (part.flip(1) if mirrored else part), control, (bool(mirrored), down, right)
 
 
 def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
-    """A mask or an image (H, W) moved by so many pixels, taken modulo twice the side; what leaves it is lost."""
+    """Shift a mask or image (H, W) by pixels modulo twice the side; the outside is 0."""
     height, width = mask.shape
     return F.pad(mask, (0, width, 0, height)).roll((down, right), (0, 1))[:height, :width]
 
@@ -104,19 +103,19 @@ def _shifted(mask: Tensor, down: int, right: int) -> Tensor:
 # --- removed ---------------------------------------------------------------------------------------------------------
 
 
-def grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The grey of the image's own healthy lung, everywhere."""
-    return healthy_grey(images, lung, lesion).expand_as(images)
+def fill_grey(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Fill with the mean grey of the image's healthy lung."""
+    return compute_healthy_grey(images, lung, lesion).expand_as(images)
 
 
-def mirror(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The image mirrored about the middle of its lungs; the healthy grey where that is no lung or the lesion itself."""
-    values, usable = mirrored(images, lung, lesion)
-    return torch.where(usable[:, None], values, grey(images, region, lung, lesion))
+def fill_mirrored(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Fill with the image mirrored about the middle of its lungs; with healthy grey if that is no healthy lung."""
+    values, usable = mirror_lungs(images, lung, lesion)
+    return torch.where(usable[:, None], values, fill_grey(images, region, lung, lesion))
 
 
-def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
-    """The image mirrored about the middle of its lungs (B, 1, H, W), and where that is healthy lung (B, H, W) bool."""
+def mirror_lungs(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror images about the middle of their lungs (B, 1, H, W); return also where that is healthy lung (B, H, W)."""
     width = images.shape[-1]
     columns = torch.arange(width, device=images.device)
     middle = (lung.sum(1) * columns).sum(1) / lung.flatten(1).sum(1).clamp(min=1)
@@ -127,86 +126,84 @@ def mirrored(images: Tensor, lung: Tensor, lesion: Tensor) -> tuple[Tensor, Tens
     return images[:, 0].gather(2, source)[:, None], usable
 
 
-def inpaint(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The region as healthy lung goes on into it: biharmonic inpainting (Damelin and Hoang 2018), scikit-image's.
+def fill_inpainted(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Fill by biharmonic inpainting from healthy lung (Damelin and Hoang 2018; scikit-image).
 
-    What is no healthy lung beside it (chest wall, heart, the rest of the lesion) is brighter, and would be drawn in: it
-    stands as `surroundings` has it.
+    Brighter neighbours (chest wall, heart, the rest of the lesion) are first replaced by `fill_from_surroundings`.
     """
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError:
-        raise UserError("inpaint needs scikit-image: pip install '.[inpaint]', or choose grey or mirror") from None
+        raise UserError("inpaint: needs scikit-image. pip install '.[inpaint]', or choose grey or mirror") from None
     healthy = (lung & ~lesion)[:, None]
-    filled = torch.where(healthy, images, surroundings(images, region, lung, lesion)).detach().clone()
+    filled = torch.where(healthy, images, fill_from_surroundings(images, region, lung, lesion)).detach().clone()
     for image, hole in zip(filled[:, 0], _wide(region), strict=True):
         if hole.any() and not hole.all():
-            found = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())
-            image.copy_(torch.from_numpy(found))
+            values = inpaint_biharmonic(image.double().cpu().numpy(), hole.cpu().numpy())
+            image.copy_(torch.from_numpy(values))
     return filled.clamp(0, 1)
 
 
-def drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """Greys of the image's own healthy lung, drawn at random for each pixel: as bright and as varied, and no tissue.
+def fill_drawn(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Fill with greys drawn at random from the image's healthy lung: equal brightness and variance, but no tissue.
 
-    No fill that training may use is like it (`TAUGHT`). One pattern for every image, so that it does not hang on which
-    images stand beside it; the healthy grey where the lesion leaves less than HEALTHY of the lungs.
+    No fill of training resembles it. Every image uses the same random pattern, independent of its batch. Fills with
+    healthy grey if the lesion leaves less than HEALTHY of the lungs.
     """
     free = (lung & ~lesion).flatten(1)
     count = free.sum(1, keepdim=True)
     order = torch.where(free, images[:, 0].flatten(1), torch.inf).sort(1).values
     generator = torch.Generator().manual_seed(0)
-    places = torch.rand(images[0].numel(), generator=generator).to(images.device)
-    greys = order.gather(1, (places * count).long().clamp(max=order.shape[1] - 1))
+    ranks = torch.rand(images[0].numel(), generator=generator).to(images.device)
+    greys = order.gather(1, (ranks * count).long().clamp(max=order.shape[1] - 1))
     enough = count >= HEALTHY * lung.flatten(1).sum(1, keepdim=True).clamp(min=1)
-    return torch.where(enough.view(-1, 1, 1, 1), greys.view_as(images), grey(images, region, lung, lesion))
+    return torch.where(enough.view(-1, 1, 1, 1), greys.view_as(images), fill_grey(images, region, lung, lesion))
 
 
-def surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
-    """The region from the healthy lung around it, coarser the further inside: push and pull (Gortler et al. 1996).
+def fill_from_surroundings(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor) -> Tensor:
+    """Fill from the healthy lung around the region, coarser further inside: push and pull (Gortler et al. 1996).
 
-    Cheap enough to be made in every step of training, and never the same grey twice. The healthy grey where no healthy
-    lung is left.
+    Fast enough for every training step. Fills with healthy grey if no healthy lung is left.
     """
-    known = (lung & ~_wide(region | lesion))[:, None].to(images)
-    some = known.flatten(1).any(1).view(-1, 1, 1, 1)
-    return torch.where(some, _pulled(images * known, known), grey(images, region, lung, lesion))
+    healthy = (lung & ~_wide(region | lesion))[:, None].to(images)
+    some = healthy.flatten(1).any(1).view(-1, 1, 1, 1)
+    return torch.where(some, _fill_coarser(images * healthy, healthy), fill_grey(images, region, lung, lesion))
 
 
-def _pulled(sums: Tensor, known: Tensor) -> Tensor:
-    """Means of what is known (B, 1, H, W), and where nothing is, those of half the size."""
-    means = sums / known.clamp(min=1e-6)
-    if min(sums.shape[-2:]) < 2 or bool((known > 0).all()):
+def _fill_coarser(sums: Tensor, weights: Tensor) -> Tensor:
+    """Return weighted means (B, 1, H, W); pixels without weight take those of half the size, recursively."""
+    means = sums / weights.clamp(min=1e-6)
+    if min(sums.shape[-2:]) < 2 or bool((weights > 0).all()):
         return means
-    coarser = _pulled(F.avg_pool2d(sums, 2, ceil_mode=True), F.avg_pool2d(known, 2, ceil_mode=True))
+    coarser = _fill_coarser(F.avg_pool2d(sums, 2, ceil_mode=True), F.avg_pool2d(weights, 2, ceil_mode=True))
     coarse = F.interpolate(coarser, size=sums.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known > 0, means, coarse)
+    return torch.where(weights > 0, means, coarse)
 
 
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-FILLS: dict[str, Fill] = {"grey": grey, "mirror": mirror, "inpaint": inpaint, "drawn": drawn}  # effects are told of
-TAUGHT: dict[str, Fill] = {"grey": grey, "mirror": mirror, "surroundings": surroundings}  # training may use these
+_COMMON: dict[str, Fill] = {"grey": fill_grey, "mirror": fill_mirrored}
+FILLS = _COMMON | {"inpaint": fill_inpainted, "drawn": fill_drawn}  # of measured effects
+TRAINING_FILLS = _COMMON | {"surroundings": fill_from_surroundings}
 
 
-def removed(
+def fill_region(
     images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor, *, fill: str = "grey", only: Tensor | None = None
 ) -> Tensor:
-    """The images with `region` (B, H, W) replaced, soft at its edge, by one of FILLS or TAUGHT.
+    """Fill `region` (B, H, W), with a soft edge, by one of FILLS or TRAINING_FILLS.
 
-    `lung` and `lesion` say what is healthy. A region may be the lesion, a part of it, or its control. An empty one
-    leaves its image as it is. Outside `only` (B, H, W), where it is given, the fill gives way to the healthy grey.
-    UserError for an unknown fill.
+    `lung` and `lesion` define healthy lung. The region may be the lesion, a part of it, or its control; an empty one
+    changes nothing. Outside `only` (B, H, W) the fill is healthy grey. Raises UserError for an unknown fill.
     """
-    if fill not in (known := FILLS | TAUGHT):
-        raise unknown("fill", fill, known)
-    weight, values = edge(region), known[fill](images, region, lung, lesion)
+    if fill not in (fills := FILLS | TRAINING_FILLS):
+        raise unknown("fill", fill, fills)
+    weight, values = soften_edge(region), fills[fill](images, region, lung, lesion)
     if only is not None:
-        values = torch.where(only[:, None], values, grey(images, region, lung, lesion))
+        values = torch.where(only[:, None], values, fill_grey(images, region, lung, lesion))
     return images * (1 - weight) + values * weight
 
 
-def edge(region: Tensor) -> Tensor:
-    """Weights (B, 1, H, W) of a region: 1 inside, falling to 0 within about EDGE of the side around it."""
+def soften_edge(region: Tensor) -> Tensor:
+    """Return weights (B, 1, H, W) of a region: 1 inside, falling to 0 within about EDGE of the side outside."""
     inside = region[:, None].float()
     reach = _reach(region)
     return torch.maximum(inside, F.avg_pool2d(inside, 2 * reach + 1, 1, reach, count_include_pad=False))
@@ -226,26 +223,26 @@ def _reach(region: Tensor) -> int:
 
 @dataclass(frozen=True)
 class EditInputs:
-    """Images with what is known of them: images (B, 1, H, W); lung, lesion (B, H, W) bool."""
+    """Images (B, 1, H, W) with lung and lesion masks (B, H, W) bool."""
 
     images: Tensor
     lung: Tensor
     lesion: Tensor
 
     def __getitem__(self, rows: Tensor | slice | list[int]) -> "EditInputs":
-        """Some of them."""
+        """Select rows."""
         return EditInputs(self.images[rows], self.lung[rows], self.lesion[rows])
 
 
 def make_edit_inputs(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> EditInputs:
-    """Some images of a data set, with their masks."""
+    """Load rows of a data set with their masks."""
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
     masks = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) > 0 for kind in ("lung", "infection"))
     return EditInputs(images, *masks)
 
 
-def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
-    """Each donor shifted so that the middle of its lungs lies on that of `lung` (B, H, W)."""
+def align_donors(donors: EditInputs, lung: Tensor) -> EditInputs:
+    """Shift each donor so that the centre of its lungs is that of `lung` (B, H, W)."""
     if len(lung) == 0:
         return donors
     shifts = (_middle(lung) - _middle(donors.lung)).round().long().tolist()
@@ -256,20 +253,19 @@ def moved_onto(donors: EditInputs, lung: Tensor) -> EditInputs:
     return EditInputs(images[:, None], lungs, lesions)
 
 
-def transplanted(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
-    """What the donors have in `region` (B, H, W) put into the images, soft at its edge and matched in grey.
+def transplant(images: EditInputs, donors: EditInputs, region: Tensor) -> Tensor:
+    """Put the donors' `region` (B, H, W) into the images, with a soft edge and matched grey.
 
-    Matched: by the difference of the two healthy greys, so that the patch is as much brighter than healthy lung there
-    as it was at home. The donors lie as `moved_onto` leaves them. What falls outside the lungs of either image is not
-    put in, at the soft edge neither: beside a lung lies chest wall, brighter than a lesion.
+    The donors are aligned by `align_donors`. The difference of the two healthy greys is added, so that the lesion keeps
+    its contrast to healthy lung. Pixels outside the lungs of either image stay: chest wall is brighter than a lesion.
     """
     step = _healthy(images) - _healthy(donors)
-    weight = edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
+    weight = soften_edge(region & images.lung & donors.lung) * (images.lung & donors.lung)[:, None]
     return (images.images * (1 - weight) + (donors.images + step) * weight).clamp(0, 1)
 
 
 def _healthy(images: EditInputs) -> Tensor:
-    return healthy_grey(images.images, images.lung, images.lesion)
+    return compute_healthy_grey(images.images, images.lung, images.lesion)
 
 
 def _middle(mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Batches from the pixel store: the order depends on seed and epoch alone; augmentation works on the whole batch."""
+"""Load batches in an order that depends on seed and epoch alone, and augment whole batches."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset, Joined
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
-_BANDS = 5  # of spatial frequency, in each of which `spectrum` draws a gain
+_BANDS = 5  # of spatial frequency, each with its gain from `spectrum`
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 (B, 1, H, W), labels int64 (B,), rows of the data set int64 (B,)
 
 
 class _Rows(TorchDataset):
-    """A data set that is read a batch at a time, so that no worker process is needed."""
+    """A data set that reads a batch at a time and so needs no worker process."""
 
-    def __init__(self, dataset: "Dataset | Joined") -> None:
+    def __init__(self, dataset: "Dataset | JoinedDataset") -> None:
         self.dataset, self.labels = dataset, torch.as_tensor(np.asarray(dataset.labels), dtype=torch.long)
 
     def __len__(self) -> int:
@@ -32,10 +32,10 @@ class _Rows(TorchDataset):
 
 
 class BatchRows(Sampler[list[int]]):
-    """Rows of each batch. Shuffled by (seed, epoch) alone; `balanced` shuffles and draws every class equally often.
+    """Rows of each batch, shuffled by (seed, epoch) alone.
 
-    `sources` (N,), such as the hospital of each image: balanced, each is drawn equally often within each class too.
-    Each batch comes `repeats` times in a row. `part` (k, n) is the k-th of n even parts of each batch.
+    `balanced` shuffles and draws every class equally often; with `sources` (N,), such as hospitals, also every source
+    within a class. Each batch comes `repeats` times in a row. `part` (k, n): the k-th of n equal parts of each batch.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BatchRows(Sampler[list[int]]):
         self.repeats, self.part = repeats, part
 
     def set_epoch(self, epoch: int) -> None:
-        """Which shuffle comes next."""
+        """Choose the shuffle of an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -70,8 +70,8 @@ class BatchRows(Sampler[list[int]]):
             first = i // self.repeats * self.batch_size
             batch = rows[first : first + self.batch_size]
             number, parts = self.part
-            if mine := batch[len(batch) * number // parts : len(batch) * (number + 1) // parts]:
-                yield mine
+            if rows_of_part := batch[len(batch) * number // parts : len(batch) * (number + 1) // parts]:
+                yield rows_of_part
 
     def _order(self) -> np.ndarray:
         count = len(self.labels)
@@ -86,9 +86,9 @@ class BatchRows(Sampler[list[int]]):
         return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
 
     def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-        """`count` of the rows, of every source as many; of it every row is drawn once before any is drawn again.
+        """Draw `count` rows, equally many of every source, each row once before any is repeated.
 
-        Where there are more sources than that allows for, others come short in each epoch.
+        If there are more sources than rows to draw, the sources left out change with the epoch.
         """
         sources = np.unique(self.sources[rows])
         if len(sources) > 1:
@@ -99,47 +99,31 @@ class BatchRows(Sampler[list[int]]):
 
 
 def _rounds(random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows; every row is drawn once before any is drawn again."""
+    """Draw `count` rows, each once before any is repeated."""
     rounds = -(-count // len(rows))
     return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:count]
 
 
 def loader(
-    dataset: "Dataset | Joined",
+    dataset: "Dataset | JoinedDataset",
     batch_size: int,
     *,
-    shuffle: bool = False,
-    seed: int = 0,
-    balanced: bool = False,
-    sources: np.ndarray | None = None,
-    drop_last: bool = False,
-    repeats: int = 1,
     workers: int = 0,
-    part: tuple[int, int] = (0, 1),
+    **order: Any,
 ) -> DataLoader:
-    """Batches (images uint8 (B, 1, H, W), labels (B,), rows (B,)) of a data set.
+    """Return a loader of batches: images uint8 (B, 1, H, W), labels (B,), rows of the data set (B,).
 
-    No worker processes are needed: a batch is one read of the memory map. `sampler.set_epoch(n)` (Lightning calls it)
-    picks the shuffle of epoch n. `part` (k, n): of each batch the k-th of n even parts, where n processes share it.
+    `order`: options of BatchRows. `workers` processes bring no gain, since a batch is one read of a file.
+    `sampler.set_epoch(n)` (Lightning calls it) chooses the shuffle of epoch n.
     """
-    rows = BatchRows(
-        dataset.labels,
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        balanced=balanced,
-        sources=sources,
-        drop_last=drop_last,
-        repeats=repeats,
-        part=part,
-    )
+    rows = BatchRows(dataset.labels, batch_size, **order)
     return DataLoader(
         _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
     )
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 (B, 1, H, W) -> pixel space: float32 in [0, 1]."""
+    """Convert uint8 (B, 1, H, W) to pixel space: float32 in [0, 1]."""
     return images.float().div_(255)
 
 
@@ -154,26 +138,23 @@ def augment(
     contrast: float = 0.1,
     flip: float = 0.0,
     spectrum: float = 0.0,
-    of: tuple[int, int] | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Random rotation (degrees), shift and scale (shares), brightness and contrast, one draw for each image.
+    """Rotate (degrees), shift and scale (shares), and change brightness and contrast, at random for each image.
 
-    `images` (B, 1 or more, H, W) float in [0, 1]; the result too. What comes in from outside the image is black, as a
-    image's surround is. `flip` mirrors a share of the images left to right; none by default, since the heart has a
-    side.
-    `spectrum` multiplies the amplitudes of the image's spatial frequencies, band by band, by up to exp(spectrum) or its
-    inverse, and leaves their phases (after Xu et al. 2021, who mix amplitudes): another machine's sharpness. Channels
-    after the first are masks: they move with their image, and light does not change them. `of` (first,
-    count): these images are part of a batch of `count`, from `first` on, and get the draws that they get in it.
+    `images` (B, C, H, W) float in [0, 1], as is the result; the outside is black. Channels after the first are masks,
+    which only move. `flip`: share of images mirrored left to right (default none: the heart has a side). `spectrum`
+    multiplies amplitudes of spatial frequencies, band by band, by exp(-spectrum) to exp(spectrum) (after Xu et al.
+    2021): another machine's sharpness. `part` (first, count): draw as for these rows of a batch of `count`.
     """
-    first, count = of or (0, len(images))
-    mine = slice(first, first + len(images))
+    first, count = part or (0, len(images))
+    rows = slice(first, first + len(images))
 
     def draw(spread: float) -> Tensor:
-        return ((torch.rand(count, generator=generator)[mine] * 2 - 1) * spread).to(images.device)
+        return ((torch.rand(count, generator=generator)[rows] * 2 - 1) * spread).to(images.device)
 
     angle, zoom = torch.deg2rad(draw(rotation)), 1 + draw(scale)
-    mirror = torch.where(torch.rand(count, generator=generator)[mine] < flip, -1.0, 1.0).to(images.device)
+    mirror = torch.where(torch.rand(count, generator=generator)[rows] < flip, -1.0, 1.0).to(images.device)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     across, down = 2 * draw(shift), 2 * draw(shift)
     transform = torch.stack(
@@ -186,18 +167,18 @@ def augment(
     mean = moved.mean((1, 2, 3), keepdim=True)
     lit = ((moved - mean) * gain.view(-1, 1, 1, 1) + mean + offset.view(-1, 1, 1, 1)).clamp_(0, 1)
     if spectrum:
-        lit = _sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[mine] * 2 - 1))
+        lit = _change_sharpness(lit, spectrum * (torch.rand((count, _BANDS), generator=generator)[rows] * 2 - 1))
     return torch.cat([lit, masks], 1) if masks.shape[1] else lit
 
 
-def _sharpness(images: Tensor, logs: Tensor) -> Tensor:
-    """Images whose amplitudes are multiplied by exp(logs), (B, bands): from one period a side to the finest detail."""
+def _change_sharpness(images: Tensor, logs: Tensor) -> Tensor:
+    """Multiply amplitudes by exp(logs), (B, bands), from one period a side to the finest detail."""
     height, width = images.shape[-2:]
     down, across = torch.fft.fftfreq(height, 1 / height), torch.fft.rfftfreq(width, 1 / width)
     octave = torch.hypot(down[:, None], across).clamp(min=1).log2()
-    place = octave / octave.max() * (logs.shape[1] - 1)
-    before = place.floor().long().clamp(max=logs.shape[1] - 2)
-    rest = place - before
+    band = octave / octave.max() * (logs.shape[1] - 1)
+    before = band.floor().long().clamp(max=logs.shape[1] - 2)
+    rest = band - before
     gain = (logs[:, before] * (1 - rest) + logs[:, before + 1] * rest).exp().to(images)[:, None]
     gain[..., 0, 0] = 1.0  # the image's mean grey
     return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(height, width)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Tables of text as others wrote them: lists, manifests, side-cars; what cannot be read is said with its row."""
+"""Read tables of text in any usual format; errors name the row."""
 
 import shlex
 import warnings
@@ -11,14 +11,14 @@ import pandas as pd
 
 from trustcxr.errors import UserError
 
-_HEADER = "header"  # in a table's `attrs`: its columns as the file names them, where pandas had to number some
+_HEADER = "header"  # key of a table's `attrs`: the file's column names, if pandas had to number duplicates
 _UNKNOWN_WORDS = ("not recorded", "unknown", "unspecified")
 _UNKNOWN = frozenset(["", "na", "n/a", "nan", "none", "null", "-", "--", "?"])
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_table(file: Path) -> pd.DataFrame:
-    """A table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
+    """Read a table of text from a CSV, tab- or space-separated, or Parquet file. Raises UserError."""
     try:
         if file.suffix.lower() == ".parquet":
             return pd.read_parquet(file).astype(object)
@@ -28,7 +28,7 @@ def read_table(file: Path) -> pd.DataFrame:
             raise _other_encoding(file, 1, "looks like UTF-16")
         separator = max(",;\t", key=head.count)
         if separator not in head:
-            # COVIDx: no header, and the source of an image only in some lines. Its places are its names.
+            # COVIDx: no header, and the source of an image only in some lines.
             rows = [line.split() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
             return pd.DataFrame(list(zip_longest(*zip_longest(*rows)))).astype(object)
         with warnings.catch_warnings():
@@ -36,18 +36,18 @@ def read_table(file: Path) -> pd.DataFrame:
             return _separated(file, separator)
     except pd.errors.ParserWarning:
         raise UserError(
-            f"{file}: its rows have more cells than its header names columns: a '{separator}' at their end, or in a "
-            "text that is not quoted"
+            f"{file}: its rows have more cells than its header. Remove a '{separator}' at their end, or quote texts "
+            "that contain one"
         ) from None
     except UnicodeDecodeError:
-        raise _not_utf8(file) from None
+        raise _encoding_error(file) from None
     except (ValueError, OSError) as fault:  # pandas' and pyarrow's faults are ValueErrors
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise UserError(f"{file}: not a readable table ({reason})") from None
+        raise UserError(f"{file}: not a readable table: {reason}. Save it again as CSV or Parquet") from None
 
 
 def _separated(file: Path, separator: str) -> pd.DataFrame:
-    # `index_col`: else rows of one cell more than the header would have their first taken for a name.
+    # Without `index_col`, the first cell of rows longer than the header would become the index.
     how: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
     table = pd.read_csv(file, **how)
     names = [str(name) for name in table.columns]
@@ -56,8 +56,8 @@ def _separated(file: Path, separator: str) -> pd.DataFrame:
     return table
 
 
-def _not_utf8(file: Path) -> UserError:
-    """Where in a file the first byte stands that is not UTF-8."""
+def _encoding_error(file: Path) -> UserError:
+    """Return the error with the row of the first byte that is not UTF-8."""
     content = file.read_bytes()
     if content[:2] in _UTF16 or b"\0" in content[:1000]:
         return _other_encoding(file, 1, "looks like UTF-16")
@@ -66,60 +66,59 @@ def _not_utf8(file: Path) -> UserError:
     except UnicodeDecodeError as fault:
         before = content[: fault.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return _other_encoding(file, before.count(b"\n") + 1, f"has the byte 0x{content[fault.start]:02x}")
-    return UserError(f"{file}: was changed while it was read: try again")
+    return UserError(f"{file}: changed while it was read. Try again")
 
 
 def _other_encoding(file: Path, row: int, why: str) -> UserError:
     return UserError(
-        f"{file}: row {row} is not UTF-8 text ({why}): save it as UTF-8, which spreadsheets call 'CSV UTF-8'"
+        f"{file}: row {row} is not UTF-8 text ({why}). Save it as UTF-8, which spreadsheets call 'CSV UTF-8'"
     )
 
 
-def row_number(table: pd.DataFrame, file: Path, place: int) -> int:
-    """The row of a file that a row of its table is, as editors and spreadsheets count: the header is row 1."""
+def row_number(table: pd.DataFrame, file: Path, index: int) -> int:
+    """Convert a table's row index to the file's row number, as spreadsheets count: the header is row 1."""
     has_header = file.suffix.lower() != ".parquet" and any(isinstance(name, str) for name in table.columns)
-    return place + (2 if has_header else 1)
+    return index + (2 if has_header else 1)
 
 
-def header(table: pd.DataFrame) -> list[Any]:
-    """The columns of a table as its file names them, where two may have one name."""
-    found: list[Any] = table.attrs.get(_HEADER, list(table.columns))
-    return found
+def _header(table: pd.DataFrame) -> list[Any]:
+    """Return the column names of the file, with duplicates."""
+    return list(table.attrs.get(_HEADER, table.columns))
 
 
-def called_like(table: pd.DataFrame, column: str, *, exactly: bool) -> list[int]:
-    """The places of the columns that have a column's name, or, unless exactly, one of other capitals or blanks."""
+def find_columns_like(table: pd.DataFrame, column: str, *, exactly: bool) -> list[int]:
+    """List the indices of columns with a name; unless `exactly`, other capitals and blanks match too."""
     return [
-        place
-        for place, name in enumerate(header(table))
+        index
+        for index, name in enumerate(_header(table))
         if name == column or (not exactly and isinstance(name, str) and _plain(name) == _plain(column))
     ]
 
 
-def check_distinct_columns(table: pd.DataFrame, file: Path, places: Sequence[int], word: str | None = None) -> None:
-    """UserError where these are several columns; `word` is ours for what one of them must be, if it can be chosen."""
-    if len(places) < 2:
+def check_distinct_columns(table: pd.DataFrame, file: Path, indices: Sequence[int], word: str | None = None) -> None:
+    """Raise UserError if there are several columns; `word` is ours for the column, if the user can choose one."""
+    if len(indices) < 2:
         return
-    names, numbers = [str(header(table)[place]) for place in places], " and ".join(map(str, places))
+    names, numbers = [str(_header(table)[i]) for i in indices], " and ".join(map(str, indices))
     if len(set(names)) == 1:
-        said = f"columns {numbers}, counted from 0, are both called '{names[0]}'"
-        chosen = str(places[0])
+        problem = f"columns {numbers}, counted from 0, are both called '{names[0]}'"
+        first = str(indices[0])
     else:
-        said = f"the columns {' and '.join(map(repr, names))} differ only in capitals or blanks"
-        chosen = shlex.quote(names[0])
-    choose = f", or choose one, such as --column {word}={chosen}" if word else ""
-    raise UserError(f"{file}: {said}: rename or remove one{choose}")
+        problem = f"the columns {' and '.join(map(repr, names))} differ only in capitals or blanks"
+        first = shlex.quote(names[0])
+    choose = f", or choose one, such as --column {word}={first}" if word else ""
+    raise UserError(f"{file}: {problem}. Rename or remove one{choose}")
 
 
 def _plain(name: str) -> str:
     return name.strip().lower()
 
 
-def says_nothing(value: str) -> bool:
-    """Tell whether a value of a table is one of the ways to write that a patient, source or view is not known."""
-    return value.strip().lower() in _UNKNOWN or is_unknown(value)
+def is_blank(value: str) -> bool:
+    """Tell whether a value means that a patient, source or view is unknown."""
+    return value.strip().lower() in _UNKNOWN or has_unknown_word(value)
 
 
-def is_unknown(value: str) -> bool:
-    """Tell whether a value says in words that nothing is known."""
+def has_unknown_word(value: str) -> bool:
+    """Tell whether a value contains a word for unknown."""
     return any(word in value.lower() for word in _UNKNOWN_WORDS)

@@ -1,4 +1,4 @@
-"""Who does work that many files ask for: threads where there is little of it, processes where there is much."""
+"""Choose a thread or process pool by the number of files."""
 
 import multiprocessing
 import os
@@ -9,11 +9,10 @@ FEW = 400  # below this many files, starting worker processes costs more than it
 
 
 def pool(workers: int | None, *, files: int | None = None, ordered: bool = True) -> Any:
-    """A joblib pool of `workers` (None: one a core) that gives results as they come, in order unless `ordered` is off.
+    """Return a joblib pool of `workers` (None: one for each core) that yields results, in order if `ordered`.
 
-    `files`: how many there are to be read; None where each piece of work is worth a process. Processes, since on two
-    cores they decode 1.98 times as fast as one, and threads 1.7 times. By loky: started afresh, not forked from a
-    process with torch's threads, and without running the user's script again, so it need not guard its main part.
+    `files`: the number of files; None for tasks that are worth a process. On two cores processes decode 1.98 times as
+    fast as one, threads 1.7 times. loky neither forks torch's threads nor runs the user's script again.
     """
     import joblib
 
@@ -30,16 +29,16 @@ def pool(workers: int | None, *, files: int | None = None, ordered: bool = True)
 
 
 def call(function: Any, *arguments: Any) -> Any:
-    """One piece of work for a pool: the function and what it is called with."""
+    """Return a task for a pool: a function and its arguments."""
     import joblib
 
     return joblib.delayed(function)(*arguments)
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when the one that asked for it does: none that was killed leaves another at work.
+    """End this process when its parent process ends, even if that is killed.
 
-    By what multiprocessing opens between the two: a process that was forked by a server of forks is no child of it.
+    Uses multiprocessing's pipe, since a process of a fork server is no child of the parent.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""How a model is trained to hold up: (model, images, labels) -> loss, logits."""
+"""Train models to be robust. One signature: (model, images, labels) -> loss, logits."""
 
 from collections.abc import Callable
 
@@ -17,5 +17,5 @@ DEFENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def get(name: str) -> Defence:
-    """The defence of that name; UserError with the valid names for any other."""
+    """Return the defence of that name; UserError with the valid names for any other."""
     return lookup(DEFENCES, "defence", name)

@@ -1,4 +1,12 @@
-"""Trained on attacked images: fgsm, fgsm-rs, n-fgsm, free, pgd, trades; and on attacked weights beside."""
+"""Train on attacked images (fgsm, fgsm-rs, n-fgsm, free, pgd, trades) and on attacked weights.
+
+Shared options:
+    epsilon: radius, or a tensor of radii.
+    clean_share: loss = clean_share * clean loss + (1 - clean_share) * adversarial loss.
+    attack_precision: "bf16" runs the attack's passes in bfloat16.
+    weight_perturbation: size of the move of `weights_against`; 0 for none.
+    label_smoothing: of the cross-entropy.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +19,10 @@ from torch.func import functional_call
 from trustcxr import attacks
 from trustcxr.attacks.base import lowered, radii, uniform_start
 from trustcxr.defences.base import Precision, Radius, smoothed_cross_entropy
-from trustcxr.models.fuse_batchnorm import folded
+from trustcxr.models.fuse_batchnorm import fold_batchnorm
 from trustcxr.models.preserve_state import uncached
 
-NOISE = 2.0  # radii that the noise of N-FGSM is wide, the paper's
+NOISE = 2.0  # half-width of N-FGSM's noise in radii, as in the paper
 
 
 def fgsm(
@@ -23,19 +31,15 @@ def fgsm(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images alone.
-
-    The loss is clean_share * clean loss + (1 - clean_share) * adversarial loss; with `weight_perturbation` it is that
-    of the weights as `weights_against` moves them.
-    """
+    """FGSM adversarial training (Goodfellow et al. 2015): one gradient a step, in the images only."""
     with _attacking(model, images, attack_precision):
         adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def fgsm_rs(
@@ -44,20 +48,17 @@ def fgsm_rs(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """FGSM training from a random start, "fast is better than free" (Wong et al. 2020).
-
-    The start is even over the ball, the one step 1.25 epsilon long, the result brought back into the ball.
-    """
+    """FGSM training from a random start in the ball, one step of 1.25 epsilon, projected back (Wong et al. 2020)."""
     start = _random_start(images, epsilon)
     with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = _step(images, start, gradient, epsilon, 1.25)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def n_fgsm(
@@ -66,22 +67,21 @@ def n_fgsm(
     labels: Tensor,
     *,
     epsilon: Radius,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """N-FGSM (de Jorge et al. 2022): a step of epsilon from noise twice as wide, not brought back into the ball.
+    """N-FGSM (de Jorge et al. 2022): a step of epsilon from noise twice as wide, not projected back.
 
-    What it trains on lies up to three epsilons from the image (within [0, 1]), which is what keeps one gradient a step
-    from hiding the others.
+    The training images lie up to three epsilons away (within [0, 1]), which prevents catastrophic overfitting.
     """
     noise = _as(epsilon, images) * NOISE * (2 * torch.rand_like(images) - 1)
     start = (images.detach() + noise).clamp(0, 1)
     with _attacking(model, images, attack_precision), attacks.preserve_state(model):
         gradient, _ = attacks.input_gradient(model, start, labels, check=True)
     adversarial = (start + _as(epsilon, images) * gradient.sign()).clamp(0, 1)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def pgd(
@@ -91,7 +91,7 @@ def pgd(
     *,
     epsilon: Radius,
     steps: int = 3,
-    clean_share: float = 0.0,
+    clean_weight: float = 0.0,
     attack_precision: Precision = "same",
     weight_perturbation: float = 0.0,
     label_smoothing: float = 0.0,
@@ -100,7 +100,7 @@ def pgd(
     seed = int(torch.randint(2**31, ()))
     with _attacking(model, images, attack_precision):
         adversarial = attacks.pgd(model, images, labels, epsilon=epsilon, steps=steps, seed=seed)
-    return _shared(model, images, adversarial, labels, clean_share, weight_perturbation, label_smoothing)
+    return _shared(model, images, adversarial, labels, clean_weight, weight_perturbation, label_smoothing)
 
 
 def trades(
@@ -114,10 +114,10 @@ def trades(
     attack_precision: Precision = "same",
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """TRADES (Zhang et al. 2019): clean cross-entropy + beta * KL(answer to the image || answer to the perturbed one).
+    """TRADES (Zhang et al. 2019): clean cross-entropy + beta * KL(clean prediction || adversarial prediction).
 
-    The attack climbs that divergence for `steps` gradients; one is enough to train with. It starts evenly over the
-    ball, not within 0.001 of the image as the paper does: a single step from there would have no slope to go by.
+    The attack maximises that divergence with `steps` gradients. It starts evenly in the ball, not within 0.001 of the
+    image as in the paper, where a single step would have no slope.
     """
     adversarial = _random_start(images, epsilon)
     with _attacking(model, images, attack_precision), attacks.preserve_state(model):
@@ -142,16 +142,16 @@ def free(
     perturbation: Tensor,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Free adversarial training (Shafahi et al. 2019): one backward gives the gradient in weights and in images.
+    """Free adversarial training (Shafahi et al. 2019): one backward pass gives gradients in weights and in images.
 
-    `perturbation` (B or more, 1, H, W) is where the last step left it; it moves when the loss is sent back. The caller
-    shows each batch several times (`replays`), an optimiser step each, and keeps the perturbation between batches.
+    `perturbation` (B or more, 1, H, W) is the last step's; it moves in the backward pass. The caller repeats each batch
+    (`replays`), with an optimiser step each, and passes the perturbation from batch to batch.
     """
-    kept = perturbation[: len(images)]
-    leaf = (images + _within(kept, epsilon)).clamp(0, 1).detach().requires_grad_(True)
+    perturbation_part = perturbation[: len(images)]
+    leaf = (images + _within(perturbation_part, epsilon)).clamp(0, 1).detach().requires_grad_(True)
 
     def ascend(gradient: Tensor) -> None:
-        kept.copy_(_within(kept + epsilon * gradient.sign().nan_to_num(0.0), epsilon))
+        perturbation_part.copy_(_within(perturbation_part + epsilon * gradient.sign().nan_to_num(0.0), epsilon))
 
     if torch.is_grad_enabled():
         leaf.register_hook(ascend)
@@ -164,28 +164,28 @@ def _shared(
     images: Tensor,
     adversarial: Tensor,
     labels: Tensor,
-    clean_share: float,
+    clean_weight: float,
     weight_perturbation: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The loss shared between adversarial and clean images, and the logits of the adversarial ones."""
+    """Return the loss shared between adversarial and clean images, and the logits of the adversarial ones."""
     learner: Callable[[Tensor], Tensor] = model
     if weight_perturbation:
         learner = weights_against(model, adversarial, labels, size=weight_perturbation)
     logits = learner(adversarial)
     loss = smoothed_cross_entropy(logits, labels, label_smoothing)
-    if clean_share > 0:
+    if clean_weight > 0:
         natural = smoothed_cross_entropy(learner(images), labels, label_smoothing)
-        loss = clean_share * natural + (1 - clean_share) * loss
+        loss = clean_weight * natural + (1 - clean_weight) * loss
     return loss, logits
 
 
 def weights_against(model: nn.Module, images: Tensor, labels: Tensor, *, size: float) -> Callable[[Tensor], Tensor]:
-    """The model with each layer's weights moved up the loss on these images (AWP: Wu, Xia and Wang 2020).
+    """Return the model with each layer's weights moved up the loss on these images (AWP: Wu, Xia and Wang 2020).
 
-    A layer's weights w move by size * ||w|| along their gradient; vectors (biases, BatchNorm's) stay. What is returned
-    takes images (B, 1, H, W) to logits (B, C); its loss sends its gradient back into the weights that did not move.
-    The pass that finds the direction changes no statistics of BatchNorm.
+    Weights w of a layer move by size * ||w|| along their gradient; biases and BatchNorm stay. The result maps images
+    (B, 1, H, W) to logits (B, C), and its loss has gradients in the original weights. BatchNorm's statistics are
+    unchanged.
     """
     weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and weight.requires_grad}
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -201,7 +201,7 @@ def weights_against(model: nn.Module, images: Tensor, labels: Tensor, *, size: f
 
 
 def _divergence(answer: Tensor, logits: Tensor) -> Tensor:
-    """KL(answer || softmax of the logits) of each image (B,), from probabilities (B, C) and logits (B, C)."""
+    """Return KL(probabilities || softmax of the logits) of each image (B,), from (B, C) and (B, C)."""
     return F.kl_div(logits.log_softmax(1), answer, reduction="none").sum(1)
 
 
@@ -214,20 +214,20 @@ def _as(epsilon: Radius, like: Tensor) -> Tensor:
 
 
 def _random_start(images: Tensor, epsilon: Radius) -> Tensor:
-    """Images drawn evenly from the ball around each, by torch's own random state."""
+    """Draw images evenly from the ball around each, from torch's own random state."""
     return uniform_start(images.detach(), radii(epsilon, images), None)
 
 
 def _step(images: Tensor, at: Tensor, gradient: Tensor, epsilon: Radius, length: float) -> Tensor:
-    """One step of `length` epsilons along the sign of the gradient, brought back into the ball and into [0, 1]."""
+    """Step `length` epsilons along the sign of the gradient, projected onto the ball and [0, 1]."""
     moved = at + length * epsilon * gradient.sign()
     return (images.detach() + _within(moved - images.detach(), epsilon)).clamp(0, 1)
 
 
 @contextmanager
 def _attacking(model: nn.Module, images: Tensor, precision: Precision) -> Iterator[None]:
-    """Set the precision of the attack's passes, and fold BatchNorm away in them."""
-    inside = getattr(model, "net", None)  # a Classifier's network can be traced, whatever stands before it
+    """Set the precision of the attack's passes, and fold BatchNorm in them."""
+    inside = getattr(model, "net", None)  # a Classifier's network can be traced
     network = inside if isinstance(inside, nn.Module) else model
-    with lowered("bf16" if precision == "bf16" else None, images), folded(network):
+    with lowered("bf16" if precision == "bf16" else None, images), fold_batchnorm(network):
         yield

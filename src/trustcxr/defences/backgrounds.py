@@ -1,11 +1,10 @@
-"""What a model sees outside the lungs in training: another image's background, black, or nothing at all.
+"""Change the background of training images: another image's, black, or cropped away.
 
-A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). These change training images
-alone: validation and test images, and those of a hospital, come as they are and without masks. That is why a share of
-the training images is left as it is too.
+A model that may use the background will (DeGrave et al. 2021; Maguolo and Nanni 2021). Only training images change, and
+only a share of them: validation, test and hospital images come unchanged and without masks.
 
-Images are (B, 1, H, W), float, in [0, 1]; lungs (B, 1, H, W), 1 inside the lungs, all 0 where an image has no mask:
-such an image is left as it is.
+Images are (B, 1, H, W) floats in [0, 1]; lungs (B, 1, H, W), 1 inside the lungs. An image with an empty mask is
+unchanged.
 """
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 from trustcxr.data.lung_masks import has_lungs, soften
 
 SHARE = 0.85  # of training images whose background is changed
-MARGIN = 0.05  # around the lungs where the image is cropped to them, as a share of the side
+MARGIN = 0.05  # around the lungs after cropping, as a share of the side
 
 
 def crop(images: Tensor, lungs: Tensor, *, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A share of the images, and their lungs, cut to the square around the lungs and brought to their old size."""
+    """Crop a share of the images, and their lungs, to the square around the lungs, and resize them back."""
     chosen = _chosen(lungs, share, generator)
     rows, columns = (lungs > 0.5).any(3)[:, 0], (lungs > 0.5).any(2)[:, 0]
     (top, bottom), (left, right) = _ends(rows), _ends(columns)
@@ -35,9 +34,9 @@ def crop(images: Tensor, lungs: Tensor, *, share: float, generator: torch.Genera
 
 
 def change(images: Tensor, lungs: Tensor, background: str, *, share: float, generator: torch.Generator) -> Tensor:
-    """A share of the images with the lungs, soft-edged by their mask, on another background.
+    """Put the lungs of a share of the images, soft-edged, on another background.
 
-    "swap": that of another image of the batch, whatever its class; "mask": black; others leave the images as they are.
+    "swap" is that of another image of the batch, of any class; "mask" is black; other names leave the images unchanged.
     """
     if background not in ("swap", "mask"):
         return images
@@ -46,7 +45,7 @@ def change(images: Tensor, lungs: Tensor, background: str, *, share: float, gene
     if background == "swap":
         if len(images) < 2:
             return images
-        # Batches are shuffled, so any shift pairs images at random, and never one with itself.
+        # Batches are shuffled, so a shift pairs images at random.
         behind = images.roll(int(torch.randint(1, len(images), (), generator=generator)), 0)
     visible = soften(lungs)
     return torch.where(chosen, visible * images + (1 - visible) * behind, images)
@@ -58,11 +57,11 @@ def _chosen(lungs: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last edge of what is inside (B, S), in [-1, 1]; the whole side where nothing is."""
+    """Return the first and last edge of the inside (B, S), in [-1, 1]; the whole side if it is empty."""
     side = inside.shape[1]
-    place = torch.arange(side, device=inside.device)
-    first = torch.where(inside, place, side).amin(1)
-    last = torch.where(inside, place, -1).amax(1) + 1
+    index = torch.arange(side, device=inside.device)
+    first = torch.where(inside, index, side).amin(1)
+    last = torch.where(inside, index, -1).amax(1) + 1
     empty = last == 0
     first, last = torch.where(empty, 0, first), torch.where(empty, side, last)
     return first * 2 / side - 1, last * 2 / side - 1

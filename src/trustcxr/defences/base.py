@@ -1,4 +1,4 @@
-"""What every defence is: the protocol, radii, the cross-entropy; and `standard`, which defends nothing."""
+"""Define the protocol of defences, and `standard` training."""
 
 from typing import Any, Literal, Protocol
 
@@ -10,10 +10,10 @@ Radius = float | Tensor
 
 
 class Defence(Protocol):
-    """What every defence looks like; the options that each takes are in the catalogue too."""
+    """Signature that every defence has; the registry lists the options of each."""
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """The loss (scalar) and the logits (B, C)."""
+        """Return the loss (scalar) and the logits (B, C)."""
         ...
 
 
@@ -26,5 +26,5 @@ def standard(
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Return the cross-entropy of logits (B, C), a mean over images, its labels smoothed."""
+    """Return the mean cross-entropy of logits (B, C), with smoothed labels."""
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -1,7 +1,6 @@
-"""Lesion masks in training: images whose lesion is removed or transplanted.
+"""Train with lesion masks: on images whose lesion was removed or transplanted.
 
-Masks are needed in training alone. Images are (B, 1, H, W), float, in [0, 1]; lung and lesion masks (B, 1, H, W), 1
-inside, all 0 where an image has none.
+Only training needs masks. Images are (B, 1, H, W) floats in [0, 1]; lung and lesion masks (B, 1, H, W), 1 inside.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,15 @@ from torch import Tensor
 
 from trustcxr.data import lesion_edits
 
-CONTROL = 0.75  # controls beside each image that is made counterfactual: they keep its label
+CONTROL = 0.75  # controls for each counterfactual image; they keep the label
 
 
 @dataclass(frozen=True)
 class LesionBatch:
-    """A batch and what training knows of it: pixels, lung, lesion (B, 1, H, W), labels (B,).
+    """A training batch: pixels, lung, lesion (B, 1, H, W), labels (B,).
 
-    edited (B,) bool: which images are counterfactual, or controls of such; None where none was made. shares (2,): of a
-    part of a batch the shares of the whole batch's images that have a lesion, and that have lungs.
+    edited (B,) bool: images that are counterfactuals or their controls; None if none were made. shares (2,): shares of
+    the whole batch's images with a lesion, and with lungs, if this is a part of it.
     """
 
     pixels: Tensor
@@ -30,82 +29,79 @@ class LesionBatch:
     edited: Tensor | None = None
     shares: Tensor | None = None
 
-    def of(self, part: slice) -> "LesionBatch":
-        """A part of the batch."""
+    def slice_rows(self, part: slice) -> "LesionBatch":
+        """Return a part of the batch."""
         edited = None if self.edited is None else self.edited[part]
         return LesionBatch(
             self.pixels[part], self.labels[part], self.lung[part], self.lesion[part], edited, self.shares
         )
 
     def ill(self) -> Tensor:
-        """(B,) bool: images with a lesion."""
+        """Return (B,) bool: images with a lesion."""
         return (self.lesion > 0.5).flatten(1).any(1)
 
     def with_lungs(self) -> Tensor:
-        """(B,) bool: images with a lung mask."""
+        """Return (B,) bool: images with a lung mask."""
         return (self.lung > 0.5).flatten(1).any(1)
 
     def images(self, rows: Tensor) -> lesion_edits.EditInputs:
-        """Some of them, with masks as `data.lesions` takes them."""
+        """Return some rows as `data.lesion_edits` takes them."""
         return lesion_edits.EditInputs(self.pixels[rows], self.lung[rows, 0] > 0.5, self.lesion[rows, 0] > 0.5)
 
 
 def counterfactual(
-    known: LesionBatch,
-    *,
-    healthy: int,
-    share: float,
-    generator: torch.Generator,
-    fills: Sequence[str] = ("grey",),
+    batch: LesionBatch, *, healthy: int, share: float, generator: torch.Generator, fills: Sequence[str] = ("grey",)
 ) -> LesionBatch:
-    """The batch with a share of the images that have a lesion, and of the healthy ones, made counterfactual.
+    """Return the batch with a share of its images with a lesion, and of its healthy ones, made counterfactual.
 
-    Lesion removed: it is labelled `healthy`, whatever else may be on the image. As much healthy lung removed: it keeps
-    its label, so that an edit alone says nothing. A lesion of the batch transplanted into a healthy image: that has the
-    donor's label and lesion. A healthy image's lung put in at the same place: still healthy. Removed means filled by
-    one of `fills` (of `data.lesions.TAUGHT`) after the other: with several, no fill alone gives an edit away. An image
-    without a lung mask stays as it is: nobody knows what healthy lung is there.
+    - A lesion is removed: the label becomes `healthy`.
+    - As much healthy lung is removed instead (control): the label stays, so an edit alone says nothing.
+    - A lesion is transplanted into a healthy image: it gets the donor's label and lesion.
+    - A healthy image's lung is put in at the same position (control): still healthy.
+
+    Removal alternates between `fills` (of `data.lesion_edits.TRAINING_FILLS`), so that no fill gives an edit away. An
+    image without a lung mask is unchanged.
     """
-    before = known.pixels
-    usable = known.with_lungs()
-    ill, well = _shuffled(known.ill() & usable, generator), _shuffled((known.labels == healthy) & usable, generator)
-    count, beside = round(share * len(ill)), round(CONTROL * share * len(ill))
+    before = batch.pixels
+    usable = batch.with_lungs()
+    ill, well = _shuffled(batch.ill() & usable, generator), _shuffled((batch.labels == healthy) & usable, generator)
+    count, control_count = round(share * len(ill)), round(CONTROL * share * len(ill))
     for number, fill in enumerate(fills):
-        gone, controls = ill[:count][number :: len(fills)], ill[count : count + beside][number :: len(fills)]
-        known = _removed(known, gone, controls, healthy, fill)
-    donors = ill[count + beside :]
-    count, beside = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
-    known = _transplanted(known, well[:count], donors[:count], patch=donors[:count])
-    recipients = well[count : count + beside]
-    others = well[count + beside :][: len(recipients)]
+        edited, controls = ill[:count][number :: len(fills)], ill[count : count + control_count][number :: len(fills)]
+        batch = _removed(batch, edited, controls, healthy, fill)
+    donors = ill[count + control_count :]
+    count, control_count = (min(n, len(donors)) for n in (round(share * len(well)), round(CONTROL * share * len(well))))
+    batch = _transplanted(batch, well[:count], donors[:count], patch=donors[:count])
+    recipients = well[count : count + control_count]
+    others = well[count + control_count :][: len(recipients)]
     few = min(len(recipients), len(others), len(donors))
-    known = _transplanted(known, recipients[:few], others[:few], patch=donors[:few])
-    return replace(known, edited=(known.pixels != before).flatten(1).any(1))
+    batch = _transplanted(batch, recipients[:few], others[:few], patch=donors[:few])
+    return replace(batch, edited=(batch.pixels != before).flatten(1).any(1))
 
 
-def _removed(known: LesionBatch, gone: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
-    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    images = known.images(gone)
-    pixels[gone] = lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
-    labels[gone], lesion[gone] = healthy, 0.0
-    images = known.images(controls)
-    control = lesion_edits.congruent(images.lesion, images.lung).control
-    pixels[controls] = lesion_edits.removed(images.images, control, images.lung, images.lesion, fill=fill)
-    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+def _removed(batch: LesionBatch, edited: Tensor, controls: Tensor, healthy: int, fill: str) -> LesionBatch:
+    pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
+    images = batch.images(edited)
+    pixels[edited] = lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+    labels[edited], lesion[edited] = healthy, 0.0
+    images = batch.images(controls)
+    control = lesion_edits.match_controls(images.lesion, images.lung).control
+    pixels[controls] = lesion_edits.fill_region(images.images, control, images.lung, images.lesion, fill=fill)
+    return replace(batch, pixels=pixels, labels=labels, lesion=lesion)
 
 
-def _transplanted(known: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
-    """What `donors` have where the lesions of `patch` lie, put into other images; a lesion takes its label along."""
-    images = known.images(into)
-    giver = lesion_edits.moved_onto(known.images(donors), images.lung)
-    region = lesion_edits.moved_onto(known.images(patch), images.lung).lesion & images.lung & giver.lung
-    pixels, labels, lesion = known.pixels.clone(), known.labels.clone(), known.lesion.clone()
-    pixels[into] = lesion_edits.transplanted(images, giver, region)
+def _transplanted(batch: LesionBatch, into: Tensor, donors: Tensor, *, patch: Tensor) -> LesionBatch:
+    """Copy the region of `patch`'s lesions from `donors` into other images; a lesion brings its label."""
+    images = batch.images(into)
+    giver = lesion_edits.align_donors(batch.images(donors), images.lung)
+    region = lesion_edits.align_donors(batch.images(patch), images.lung).lesion & images.lung & giver.lung
+    pixels, labels, lesion = batch.pixels.clone(), batch.labels.clone(), batch.lesion.clone()
+    pixels[into] = lesion_edits.transplant(images, giver, region)
     carried = region & giver.lesion
     lesion[into] = carried[:, None].to(lesion)
     ill = carried.flatten(1).any(1)
-    labels[into] = torch.where(ill, known.labels[donors], known.labels[into])
-    return replace(known, pixels=pixels, labels=labels, lesion=lesion)
+    labels[into] = torch.where(ill, batch.labels[donors], batch.labels[into])
+    return replace(batch, pixels=pixels, labels=labels, lesion=lesion)
 
 
 def _shuffled(chosen: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images with emptied lungs, to which an even answer is asked: answers must not hang on what is outside the lungs.
+"""Train on images with masked lungs to predict all classes evenly, so that answers do not rely on the background.
 
 The loss is the appearance confusion loss of Hendricks et al. 2018, "Women also snowboard".
 """
@@ -14,10 +14,9 @@ EMPTIED_SHARE = 0.25  # images with emptied lungs beside a batch, as a share of 
 
 
 class WithEmptiedLungs(nn.Module):
-    """A learner whose passes in training take images with emptied lungs along, and answer for them apart.
+    """A learner whose training passes include images with masked lungs; their logits (E, C) are in `answer`.
 
-    All in one pass, so that BatchNorm's statistics are of both and an attack finds the model that was trained.
-    `forward`: images (B, 1, H, W) -> their logits (B, C); those of the emptied ones are in `answer` (E, C).
+    One pass covers both, so BatchNorm's statistics are of both and an attack sees the model that is trained.
     """
 
     def __init__(self, learner: nn.Module, emptied: Tensor) -> None:
@@ -27,12 +26,12 @@ class WithEmptiedLungs(nn.Module):
 
     @property
     def net(self) -> nn.Module:
-        """The learner's network, as a Classifier has it."""
+        """Network of the learner, as in a Classifier."""
         net: nn.Module = getattr(self.learner, "net", self.learner)
         return net
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of the images (B, 1, H, W)."""
+        """Map images (B, 1, H, W) to logits (B, C)."""
         if not self.training:
             return self.learner(images)
         both = torch.cat([images, self.emptied]).contiguous(memory_format=torch.channels_last)
@@ -41,16 +40,16 @@ class WithEmptiedLungs(nn.Module):
         return logits[: len(images)]
 
     def confusion_loss(self) -> Tensor:
-        """How far the answers to emptied lungs are from even: KL(even || answer), a mean of images; a scalar."""
+        """Return the mean KL(even || prediction) over the images with masked lungs; a scalar."""
         log_shares = self.answer.float().log_softmax(1)
         return -log_shares.mean() - math.log(log_shares.shape[1])
 
 
 def emptied(images: Tensor, lungs: Tensor) -> Tensor:
-    """Some of the images (B, 1, H, W) that have lungs, with these filled with one grey: (E, 1, H, W).
+    """Fill the lungs of some images (B, 1, H, W) with one grey: (E, 1, H, W).
 
-    E is a share of B, or as many as have lungs. The grey is drawn evenly from [0, 1] for each image, from torch's
-    random state on the processor.
+    E is EMPTIED_SHARE of B, or as many as have lungs. Each grey is drawn evenly from [0, 1] by torch's CPU random
+    state.
     """
     some = has_lungs(lungs).flatten().nonzero()[:, 0][: max(1, round(EMPTIED_SHARE * len(images)))]
     grey = torch.rand(len(some), 1, 1, 1).to(images)

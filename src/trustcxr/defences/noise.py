@@ -1,4 +1,4 @@
-"""Trained on images changed without looking at the model: mixup, cutout, gaussian."""
+"""Train on images changed without regard to the model: mixup, cutout, gaussian."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from trustcxr.defences.base import smoothed_cross_entropy, standard
 def mixup(
     model: nn.Module, images: Tensor, labels: Tensor, *, alpha: float = 0.2, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2018) in pixel space: two images and their losses in the shares s and 1 - s.
+    """Mixup (Zhang et al. 2018) in pixel space: two images and their losses with weights s and 1 - s.
 
-    s is drawn from Beta(alpha, alpha), once for a batch. The logits are of the mixed images: beside the labels of the
-    first of each pair, so the training accuracy is below that on images as they are.
+    s is drawn from Beta(alpha, alpha) once a batch. The logits are of the mixed images, so the training accuracy is
+    lower than on clean images.
     """
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     other = torch.randperm(len(images)).to(images.device)
@@ -22,17 +22,11 @@ def mixup(
 
 
 def cutout(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    size: float = 0.25,
-    label_smoothing: float = 0.0,
+    model: nn.Module, images: Tensor, labels: Tensor, *, size: float = 0.25, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cutout (DeVries and Taylor 2017) in pixel space: one black square in each image.
+    """Cutout (DeVries and Taylor 2017) in pixel space: one black square of side `size` times the image's.
 
-    The side of the square is `size` of the image's. Its centre is drawn evenly over the image, so that it may be cut
-    off at the edge, as in the paper.
+    Its centre is drawn evenly over the image, so the edge may cut it, as in the paper.
     """
     return standard(model, cut(images, size=size), labels, label_smoothing=label_smoothing)
 
@@ -46,7 +40,7 @@ def gaussian(
 
 
 def cut(images: Tensor, *, size: float) -> Tensor:
-    """Return copies of images (B, 1, H, W) with one black square each, of side `size` as a share of H and of W."""
+    """Return copies of images (B, 1, H, W) with one black square each, of side `size` as a share of H and W."""
     count, _, *sides = images.shape
     inside = []
     for side in sides:

@@ -1,4 +1,4 @@
-"""A trained run against a data set: clean, attacked, corrupted, with the lungs hidden; each figure with an interval.
+"""Evaluate a trained run: clean, attacked, corrupted, with masked lungs; each figure with an interval.
 
 The names below are loaded on first use.
 """

@@ -1,6 +1,6 @@
-"""Can the stated probability be believed, and does it still hold under attack?"""
+"""Measure calibration: expected calibration error, temperature, log loss, clean and under attack."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,15 +20,14 @@ BINS = 15  # of the calibration error
 def describe(
     predictions: "pd.DataFrame", validation: "pd.DataFrame", *, resamples: int = 2000, refit: bool = False
 ) -> Calibration:
-    """The part "calibration" of metrics.json, from the predictions of one run on its test and validation images.
+    """Return "calibration" of metrics.json, from the predictions of one run on its test and validation images.
 
-    A temperature is fitted on the unperturbed validation images (Guo et al. 2017) and then applied to the test images,
-    "clean" and under each of "attacks": the calibration error as it is (`ece`) and so scaled (`ece_scaled`), log loss,
-    mean confidence, and the bins of the reliability diagram (DeGroot and Fienberg 1983).
+    The temperature is fitted on clean validation images (Guo et al. 2017). It is applied to the test images, clean and
+    under each attack: calibration error as it is (`ece`) and scaled (`ece_scaled`), log loss, mean confidence, and the
+    bins of the reliability diagram (DeGroot and Fienberg 1983).
 
-    `refit`: the run was trained anew on validation images too, so that no image is left to fit its temperature on, and
-    that of the network before says nothing of this one: temperature and all that is scaled stay empty. So they do where
-    there is no unperturbed validation image.
+    `refit`: the run was trained on validation images too, so no images are left to fit a temperature. Temperature and
+    scaled figures stay empty then, and without clean validation images.
     """
     fitted = validation[validation["attack"] == prediction_table.CLEAN]
     temperature = (
@@ -39,11 +38,11 @@ def describe(
     clean = plain["attack"] == prediction_table.CLEAN
     attacked = []
     for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
-        found = _condition(rows, temperature, samples)
-        found.attack, found.epsilon = str(attack), float(epsilon)
+        condition = _condition(rows, temperature, samples)
+        condition.attack, condition.epsilon = str(attack), float(epsilon)
         if attack not in registry.ONE_STEP:
-            found.steps = int(steps)
-        attacked.append(found)
+            condition.steps = int(steps)
+        attacked.append(condition)
     return Calibration(
         temperature=temperature,
         split="+".join(sorted(set(fitted["split"]))),
@@ -56,64 +55,41 @@ def describe(
 def _condition(rows: "pd.DataFrame", temperature: float | None, samples: Bootstraps) -> Calibrated:
     logits, labels = prediction_table.logits_of(rows), rows["label"].to_numpy(dtype=np.int64)
     bootstrap = samples.over(rows["group"])
-    own = _figures(logits, labels, bootstrap)
-    found = Calibrated(
-        accuracy=Share(value=prediction_table.right(rows).mean()),
-        ece=own.ece,
-        ece_plug_in=own.plug_in,
-        log_loss=own.log_loss,
-        confidence=own.confidence,
-        bins=own.bins,
-        n=len(rows),
-    )
+    figures = _figures(logits, labels, bootstrap)
     if temperature is not None:
         scaled = _figures(logits / temperature, labels, bootstrap)
-        found.ece_scaled, found.ece_plug_in_scaled = scaled.ece, scaled.plug_in
-        found.log_loss_scaled, found.confidence_scaled, found.bins_scaled = (
-            scaled.log_loss,
-            scaled.confidence,
-            scaled.bins,
-        )
-    return found
+        figures |= {f"{name}_scaled": value for name, value in scaled.items()}
+    return Calibrated(accuracy=Share(value=prediction_table.right(rows).mean()), n=len(rows), **figures)
 
 
-class _Figures(NamedTuple):
-    ece: Share
-    plug_in: float
-    log_loss: Share
-    confidence: Share
-    bins: list[Bin]
-
-
-def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> _Figures:
+def _figures(logits: Floats, labels: NDArray[np.int64], bootstrap: Bootstrap) -> dict[str, Any]:
     probabilities = statistics.softmax(logits)
     totals = bootstrap.totals(calibration_bins(probabilities, labels))
     error, ends = debiased_error(totals)
-    return _Figures(
-        Share(value=error, ci=tuple(ends)),
-        float(calibration_error(totals[0])),
-        Share(value=log_loss(logits, labels).mean()),
-        Share(value=probabilities.max(1).mean()),
-        [Bin(confidence=c / count, accuracy=correct / count, n=int(count)) for c, correct, count in totals[0] if count],
-    )
+    return {
+        "ece": Share(value=error, ci=tuple(ends)),
+        "ece_plug_in": float(calibration_error(totals[0])),
+        "log_loss": Share(value=log_loss(logits, labels).mean()),
+        "confidence": Share(value=probabilities.max(1).mean()),
+        "bins": [Bin(confidence=c / n, accuracy=right / n, n=int(n)) for c, right, n in totals[0] if n],
+    }
 
 
 def calibration_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Floats:
-    """For each row (N) its share of each bin's (confidence, correctness, count): (N, bins, 3)."""
+    """Return each row's share of each bin's (confidence, correctness, count): (N, bins, 3)."""
     rows = np.asarray(probabilities, dtype=float)
     confidence = rows.max(axis=1)
     right = rows.argmax(axis=1) == np.asarray(labels)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     shares = np.zeros((len(rows), bins, 3))
-    shares[np.arange(len(rows)), place] = np.stack([confidence, right, np.ones(len(rows))], axis=1)
+    shares[np.arange(len(rows)), index] = np.stack([confidence, right, np.ones(len(rows))], axis=1)
     return shares
 
 
 def calibration_error(totals: ArrayLike) -> Floats:
-    """Expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...).
+    """Return the expected calibration error (Naeini et al. 2015) from summed bins (..., bins, 3): (...).
 
-    As it stands in the sample: chance alone makes it more than 0, the more so the fewer rows a bin has. What it would
-    be without that, with an interval, is `debiased_error`.
+    Chance alone makes it positive, more so with few rows in a bin. `debiased_error` removes that.
     """
     sums = np.asarray(totals, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -121,14 +97,14 @@ def calibration_error(totals: ArrayLike) -> Floats:
 
 
 def debiased_error(resampled: ArrayLike, level: float = LEVEL) -> tuple[float, list[float]]:
-    """The calibration error that is not chance, and its interval [low, high], from bins (R + 1, bins, 3).
+    """Return the calibration error without chance, and its interval [low, high], from bins (R + 1, bins, 3).
 
-    Row 0 is the sample, the others resamples of it (`Bootstrap.totals`); they say how a bin's gap between confidence
-    and accuracy varies by chance. Supposing true gaps of a size, the sample's own error would then have a certain
-    distribution: the estimate is the size of which the sample's error is the median, the interval all sizes of which it
-    is not too far out (Neyman 1937), so that the estimate lies in the interval always, and the truth about as often as
-    `level` says. Gaps are supposed in the proportions seen; for the ends also in proportion to their chance variation,
-    which is what a small error spread thinly looks like, and the wider of the two holds. NaN without rows.
+    Row 0 is the sample, the others are resamples (`Bootstrap.totals`): they show how a bin's gap between confidence and
+    accuracy varies by chance. For each assumed size of the true gaps, the sample's error has a distribution. The
+    estimate is the size at which the sample's error is the median; the interval has all sizes at which it is not
+    extreme (Neyman 1937). So the estimate always lies in the interval. Gaps have the proportions observed. The ends
+    also try proportions of the chance variation (a small error spread thinly), and the wider result counts. NaN without
+    rows.
     """
     sums = np.asarray(resampled, dtype=float)
     counts = sums[..., 2].sum(-1, keepdims=True)
@@ -136,12 +112,13 @@ def debiased_error(resampled: ArrayLike, level: float = LEVEL) -> tuple[float, l
         return float("nan"), [float("nan")] * 2
     gaps = (sums[..., 1] - sums[..., 0]) / np.maximum(counts, 1)
     chance, signs = gaps[1:] - gaps[0], np.where(gaps[0] < 0, -1.0, 1.0)
-    own = np.abs(gaps[0])
+    sizes = np.abs(gaps[0])
     tail = (1 - level) / 2
-    found = [
-        _sizes(own.sum(), signs * _shares(shape), chance, [0.5, 1 - tail, tail]) for shape in (own, chance.std(axis=0))
+    ends = [
+        _sizes(sizes.sum(), signs * _shares(shape), chance, [0.5, 1 - tail, tail])
+        for shape in (sizes, chance.std(axis=0))
     ]
-    (estimate, low, high), (_, other_low, other_high) = found
+    (estimate, low, high), (_, other_low, other_high) = ends
     return estimate, [min(low, other_low), max(high, other_high)]
 
 
@@ -152,36 +129,36 @@ def _shares(sizes: Floats) -> Floats:
     return sizes / sizes.sum() if sizes.sum() > 0 else np.full_like(sizes, 1 / len(sizes))
 
 
-def _sizes(error: float, shape: Floats, chance: Floats, places: list[float]) -> list[float]:
-    """For each quantile, the size of gaps in this shape at which an error's distribution has `error` there."""
+def _sizes(error: float, shape: Floats, chance: Floats, levels: list[float]) -> list[float]:
+    """Return for each quantile the size of gaps in this shape at which the errors' distribution has `error` there."""
     errors = np.abs(_SIZES[:, None, None] * shape + chance).sum(2)  # (sizes, R)
-    quantiles = np.quantile(errors, places, axis=1).T
+    quantiles = np.quantile(errors, levels, axis=1).T
     rising = np.maximum.accumulate(quantiles, axis=0)
     return [0.0 if error <= column[0] else float(np.interp(error, column, _SIZES)) for column in rising.T]
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> Floats:
-    """Negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
-    rows, places = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
-    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), places]
+    """Return the negative log-likelihood of each row, (N,), from logits (N, C) and labels (N,)."""
+    rows, classes = np.asarray(logits, dtype=float), np.asarray(labels, dtype=int)
+    return special.logsumexp(rows, axis=1) - rows[np.arange(len(rows)), classes]
 
 
-TEMPERATURES = (0.05, 20.0)  # beyond these a fit has run away: all right, or nothing learned
+TEMPERATURES = (0.05, 20.0)  # a fit beyond these has diverged: all correct, or nothing learned
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The number by which to divide logits (N, C) so that the labels (N,) are likeliest (Guo et al. 2017).
+    """Return the divisor of logits (N, C) that makes the labels (N,) likeliest (Guo et al. 2017).
 
-    Answers and accuracy stay as they are; only the confidence changes. Within TEMPERATURES; NaN without rows.
+    Predictions stay; only confidence changes. Within TEMPERATURES; NaN without rows.
     """
     rows = np.asarray(logits, dtype=float)
     if not len(rows):
         return float("nan")
-    # Convex in 1 / T, so the one minimum is found.
-    found = optimize.minimize_scalar(
+    # Convex in 1 / T: there is one minimum.
+    fit = optimize.minimize_scalar(
         lambda log: float(log_loss(rows / np.exp(log), labels).mean()),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
         options={"xatol": 1e-4},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(fit.x))

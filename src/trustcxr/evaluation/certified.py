@@ -1,6 +1,6 @@
-"""Certified accuracy: the share of images whose answer is right and proved not to change within epsilon.
+"""Compute certified accuracy: the share of images with a correct answer that provably does not change within epsilon.
 
-The truth, the accuracy that the strongest possible attack would leave, lies between it and accuracy under `worst-case`.
+The accuracy under the strongest possible attack lies between it and accuracy under `worst-case`.
 """
 
 from collections.abc import Sequence
@@ -30,41 +30,40 @@ EPSILONS = (0.005, 0.01, 0.02)
 def prove(
     run: Run, dataset: "Dataset", epsilons: Sequence[float] = EPSILONS, *, effort: Effort | None = None
 ) -> pd.DataFrame:
-    """The table of certified.parquet: a row an image and epsilon.
+    """Return the table of certified.parquet: a row per image and epsilon.
 
-    Columns beside what is known of the image: `epsilon`; `answer`, a place among the classes, of the model as it
-    runs; `margin`, a lower bound of the answer's margin over any other class within epsilon; `proved`, whether that is
-    above 0; `certified`, whether the answer is right too; `method`, how: crown, or ibp alone.
-    Raises UserError, naming the layer, where the model cannot be bounded.
+    Columns, besides those of `about_images`: `epsilon`; `answer`, the predicted class index; `margin`, a lower bound of
+    its margin over other classes within epsilon; `proved`, margin > 0; `certified`, proved and correct; `method`, crown
+    or ibp. Raises UserError with the layer's name if the model cannot be bounded.
     """
-    layers, known, pieces = affine_graph.exact(run.model), about_images(dataset), []
+    layers, about, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
     batches = loader(dataset, 16)
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
-        for raw, _, places in batches:
-            images, rows = to_pixels(raw.to(run.device)), known.iloc[places.numpy()]
+        for raw, _, indices in batches:
+            images, rows = to_pixels(raw.to(run.device)), about.iloc[indices.numpy()]
             with torch.no_grad(), preserve_state(run.model):
-                said = run.model(images).argmax(1)
+                answers = run.model(images).argmax(1)
             for epsilon in epsilons:
-                margin = least_margins(layers, images, said, epsilon, effort).cpu().numpy()
-                pieces.append(_rows(rows, said.cpu().numpy(), epsilon, margin))
+                margin = least_margins(layers, images, answers, epsilon, effort).cpu().numpy()
+                pieces.append(_rows(rows, answers.cpu().numpy(), epsilon, margin))
                 bar.advance(note=f"epsilon {epsilon:g}")
     table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
     return table.assign(method="crown" if effort.crown else "ibp")
 
 
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
-    """The rows of these radii; all where none are named."""
+    """Return the rows of these radii; all if `radii` is None."""
     return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)
 
 
 def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:
-    """The part `certified` of metrics.json: an entry an epsilon, with intervals over the groups of images."""
-    bootstraps, found = Bootstraps(resamples=resamples), []
+    """Return `certified` of metrics.json: an entry per epsilon, with intervals over groups."""
+    bootstraps, results = Bootstraps(resamples=resamples), []
     for epsilon, rows in table.groupby("epsilon"):
         bootstrap, certified = bootstraps.over(rows["group"]), rows["certified"].to_numpy(dtype=bool)
         figures, proved = bootstrap.means(certified), bootstrap.means(rows["proved"])
-        found.append(
+        results.append(
             CertifiedResult(
                 epsilon=float(str(epsilon)),
                 accuracy=Share(value=figures[0], ci=share_interval(bootstrap, figures)),
@@ -74,10 +73,10 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
                 method=str(rows["method"].iloc[0]) if "method" in rows and rows["method"].notna().all() else "",
             )
         )
-    return found
+    return results
 
 
-def _rows(rows: pd.DataFrame, said: np.ndarray, epsilon: float, margin: np.ndarray) -> pd.DataFrame:
+def _rows(rows: pd.DataFrame, answers: np.ndarray, epsilon: float, margin: np.ndarray) -> pd.DataFrame:
     proved = margin > 0
-    right = said == rows["label"].to_numpy()
-    return rows.assign(epsilon=epsilon, answer=said, margin=margin, proved=proved, certified=proved & right)
+    right = answers == rows["label"].to_numpy()
+    return rows.assign(epsilon=epsilon, answer=answers, margin=margin, proved=proved, certified=proved & right)

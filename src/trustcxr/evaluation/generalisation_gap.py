@@ -1,4 +1,4 @@
-"""What a run loses on other data: accuracy on its own test images against that on others."""
+"""Compute the loss of accuracy on other data, against the run's own test images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resamples: int = 2000) -> list[Drop]:
-    """What accuracy is lost from the run's own test images to others, clean and under each attack that both have.
+    """Return the loss of accuracy from the run's own test images to others, clean and under each attack in both tables.
 
-    The samples are different images, so each is resampled by itself; the interval is that of the difference. Nothing of
-    the run's own test images once more.
+    The samples are different images, so each is resampled alone; the interval is that of the difference. Empty if both
+    are the same images.
     """
     if IMAGES in internal and IMAGES in external and set(internal[IMAGES]) == set(external[IMAGES]):
         return []
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
-    found = []
+    drops = []
     for (attack, epsilon, steps), (here, there) in _in_both(internal, external).items():
         within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
         change = within - outside
@@ -35,15 +35,15 @@ def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resampl
         )
         if attack not in (CLEAN, *ONE_STEP):
             drop.steps = steps
-        found.append(drop)
-    return found
+        drops.append(drop)
+    return drops
 
 
 def _in_both(first: "pd.DataFrame", second: "pd.DataFrame") -> dict[tuple[str, float, int], Any]:
-    """The rows of both tables under the same attack, epsilon and steps; clean first."""
+    """Return the rows of both tables under the same attack, epsilon and steps; clean first."""
     parts = []
     for table in (first, second):
-        kept = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
-        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in kept.groupby(["attack", "epsilon", "steps"])})
+        rows = table[(severities(table) == 0) & ~table["attack"].isin(VIEWS)]
+        parts.append({(str(a), float(e), int(s)): r for (a, e, s), r in rows.groupby(["attack", "epsilon", "steps"])})
     shared = sorted(set(parts[0]) & set(parts[1]), key=lambda key: (key[0] != CLEAN, key))
     return {key: (parts[0][key], parts[1][key]) for key in shared}

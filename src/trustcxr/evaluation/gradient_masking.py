@@ -1,28 +1,38 @@
-"""Do the gradients fail? One judge, from what metrics.json holds: then robust accuracy is too good to be true.
+"""Detect masked gradients, which make robust accuracy too good to be true: from a run's figures, and from gradients.
 
-Athalye et al. 2018 (Obfuscated Gradients Give a False Sense of Security) and Carlini et al. 2019 (On Evaluating
-Adversarial Robustness) name the signs that are looked for here. It looks at the clean images and at every attack at
-every epsilon and number of steps; an L2 radius is another measure, and is left out.
+The signs are those of Athalye et al. 2018 (Obfuscated Gradients Give a False Sense of Security) and Carlini et al. 2019
+(On Evaluating Adversarial Robustness). L2 attacks are left out: their radius is another measure.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
-from trustcxr.statistics import wilson
-from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.statistics import Bootstraps, interval, wilson
+from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, RunDocument, Sign, Verdict
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
-LARGE = 0.3  # an epsilon at which any image can be made into any other, as far as a network is concerned
-ABOUT_ZERO = 0.05  # accuracy that a sound attack must get below there
-OVERSTATES = 0.10  # FGSM accuracy above that of an iterated attack by more than this
-RISE = 0.02  # accuracy that a stronger attack adds: fewer points say nothing, whatever their interval
-VANISHED = 0.05  # share of the images without a gradient from which on the gradients fail: of those measured, surely
-HELD = 0.8  # share of clean accuracy: attacks that leave more than this changed almost no answer
+if TYPE_CHECKING:
+    import pandas as pd
+
+LARGE = 0.3  # an epsilon at which any image can become any other, to a network
+ABOUT_ZERO = 0.05  # accuracy that a sound attack must leave at most at LARGE
+OVERSTATES = 0.10  # FGSM accuracy exceeds that of an iterated attack by more than this
+RISE = 0.02  # smallest gain of accuracy under a stronger attack that counts
+VANISHED = 0.05  # largest share of images without a gradient
+HELD = 0.8  # share of clean accuracy: attacks that leave more changed almost no answer
 
 Gap = Callable[[AttackResult, AttackResult], tuple[float, float] | None]
-"""The 95 % interval of accuracy under the first attack minus that under the second; None where it is not known."""
+"""Returns the 95 % interval of accuracy under the first attack minus that under the second; None if unknown."""
 
 FAILING = (
     "vanishing_gradients",
@@ -35,9 +45,9 @@ FAILING = (
 
 
 def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
-    """A `Gap` from the two intervals alone, as if of different images (square and add, Newcombe 1998).
+    """Return a `Gap` from the two intervals alone, as for different images (square and add, Newcombe 1998).
 
-    Wider than one over the same images, where predictions are at hand.
+    It is wider than `paired_gap`.
     """
     ends, other_ends = first.accuracy.interval, second.accuracy.interval
     if ends is None or other_ends is None:
@@ -48,18 +58,66 @@ def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, fl
     return between - lower, between + math.hypot(ends[1] - one, other - other_ends[0])
 
 
-def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float | None = None) -> Verdict:
-    """Whether the gradients of a run fail, from its document: "clean", "attacks", and "input_gradients" if measured.
+def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
+    """Return a `Gap` over the same images, by bootstrap over groups; `from_intervals` if the images differ."""
+    samples = Bootstraps(resamples=resamples)
 
-    Failing: input gradients that vanish or are no numbers; an attack that left images as they were; an iterated attack
-    weaker than a single step, or whose accuracy rises with epsilon, or that leaves accuracy at an epsilon of 0.3; a
-    black box that wins. Each beyond RISE and beyond the interval of `gap`, where there is one. FGSM accuracy far above
-    an iterated attack's says that FGSM overstates, and no more; FGSM accuracy that rises says nothing: one step
-    overshoots, on any network. `constant`: accuracy of one and the same answer to everything; where the clean images
-    are not shown to be answered better than that, attacks that agree prove nothing. Nor do they, without a measured
-    gradient, where they changed almost no answer.
+    def gap(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
+        one, other = (_predictions_of(predictions, row).sort_values("sample_id") for row in (first, second))
+        if not len(one) or one["sample_id"].tolist() != other["sample_id"].tolist():
+            return from_intervals(first, second)
+        difference = right(one).astype(float) - right(other).astype(float)
+        low, high = interval(samples.over(one["group"]).means(difference))
+        return low, high
+
+    return gap
+
+
+def _predictions_of(predictions: "pd.DataFrame", row: AttackResult) -> "pd.DataFrame":
+    rows = predictions[predictions["attack"] == row.attack]
+    if row.attack == CLEAN:
+        return rows
+    rows = rows[(rows["epsilon"] - (row.epsilon or 0.0)).abs() < 1e-9]
+    return rows[rows["steps"] == row.steps] if row.steps and "steps" in rows else rows
+
+
+def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, chosen: Tensor) -> NDArray[np.float64]:
+    """Return the largest absolute gradient of the cross-entropy over an image's pixels, in float32, (B,).
+
+    Args:
+        model: pixel space -> logits (B, C).
+        images: (B, 1, H, W) in [0, 1].
+        labels: (B,) int.
+        chosen: (B,) bool; the others are NaN.
+
+    The value is 0 if the logits do not depend on the image, infinite if the gradient is not a number.
     """
-    rows, clean = _rows(document), _clean(document)
+    sizes = np.full(len(images), np.nan)
+    if not bool(chosen.any()):
+        return sizes
+    rows = chosen.to(images.device)
+    with preserve_state(model), torch.inference_mode(False), torch.enable_grad():
+        leaf = images[rows].detach().clone().requires_grad_(True)
+        losses = F.cross_entropy(model(leaf).float(), labels.to(images.device)[rows].long(), reduction="sum")
+        gradient = torch.autograd.grad(losses, leaf, allow_unused=True)[0] if losses.requires_grad else None
+    largest = torch.zeros(len(leaf)) if gradient is None else gradient.flatten(1).abs().amax(1).double().cpu()
+    sizes[chosen.numpy()] = largest.nan_to_num(nan=np.inf, posinf=np.inf).numpy()
+    return sizes
+
+
+def verdict(document: RunDocument, gap: Gap = from_intervals) -> Verdict:
+    """Return whether the gradients of a run fail, from its document.
+
+    Failing: input gradients that vanish or are not numbers; an attack that leaves images unchanged; an iterated attack
+    that is weaker than a single step, gains accuracy with epsilon, or leaves accuracy at epsilon 0.3; a black box that
+    wins. Each must exceed RISE and the interval of `gap`, if there is one.
+
+    FGSM accuracy far above an iterated attack's only shows that FGSM overstates. FGSM accuracy that rises shows
+    nothing: one step overshoots on any network. Attacks that agree prove nothing if clean accuracy is not above that of
+    one constant answer, or if they changed almost no answer and no gradient was measured.
+    """
+    rows = _rows(document)
+    clean = AttackResult(attack=CLEAN, epsilon=0.0, accuracy=document.clean.accuracy, n=document.clean.n)
     checks = {
         "input gradients": _gradients(document, rows),
         "one step against many": _one_step(rows, gap),
@@ -67,60 +125,50 @@ def verdict(document: RunDocument, gap: Gap = from_intervals, *, constant: float
         f"about zero at {LARGE:g}": _left(rows),
         "black box against white box": _black_box(rows, gap),
     }
-    looked = [name for name, found in checks.items() if found is not None]
-    signs = [sign for found in checks.values() for sign in found or ()]
+    looked = [name for name, signs_found in checks.items() if signs_found is not None]
+    signs = [sign for signs_found in checks.values() for sign in signs_found or ()]
     failing = [sign.text for sign in signs if sign.kind in FAILING]
     overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
     if failing:
         return _verdict(True, signs, looked, failing + overstates)
-    if why := _no_proof(looked, rows, clean, document, constant):
+    if why := _no_proof(looked, rows, clean, document):
         return _verdict(None, signs, looked, [why, *overstates])
     missing = [name for name in checks if name not in looked]
     parts = [f"no sign of it in {', '.join(looked)}", *([f"not looked for: {', '.join(missing)}"] if missing else [])]
     return _verdict(False, signs, looked, parts + overstates)
 
 
-def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], because: list[str]) -> Verdict:
-    return Verdict(masked=masked, because="; ".join(because), looked_for=looked, signs=signs)
+def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> Verdict:
+    return Verdict(masked=masked, reasons="; ".join(reasons), looked_for=looked, signs=signs)
 
 
-def _no_proof(
-    looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument, constant: float | None
-) -> str:
-    """Why silence is no proof here; empty where it is one."""
+def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
+    """Return why the absence of signs proves nothing; empty if it does."""
     if not looked:
         return "not looked for: it needs FGSM and PGD at one epsilon, or an iterated attack at several"
-    if constant is not None and not _above_constant(clean, constant):
-        said = f"better than by one constant answer ({constant:.1%})"
-        return f"nothing is known: the clean images are not shown to be answered {said}"
+    constant, low = document.clean.constant_answer, clean.accuracy.value
+    if clean.accuracy.ci and clean.accuracy.ci[0] is not None:
+        low = clean.accuracy.ci[0]
+    if constant is not None and low is not None and low <= constant:
+        return f"unknown: accuracy on clean images is not shown to be better than one constant answer ({constant:.1%})"
     taken = [_accuracy(row) for row in rows if row.epsilon]
     if document.input_gradients is None and taken and min(taken) > HELD * _accuracy(clean):
         return (
-            f"not looked for: the attacks changed almost no answer ({min(taken):.1%} are still right), so that they "
-            "agree proves nothing, and input gradients were not measured"
+            f"not looked for: the attacks changed almost no answer ({min(taken):.1%} are still right), so their "
+            "agreement proves nothing, and input gradients were not measured"
         )
     return ""
 
 
-def _above_constant(clean: AttackResult, constant: float) -> bool:
-    low = clean.accuracy.ci[0] if clean.accuracy.ci else None
-    low = clean.accuracy.value if low is None else low
-    return low is None or low > constant
-
-
 def label(row: AttackResult) -> str:
-    """PGD-20: an attack with its steps."""
+    """Return an attack with its steps: PGD-20."""
     return row.attack.upper() + (f"-{row.steps:g}" if row.steps else "")
 
 
 def _rows(document: RunDocument) -> list[AttackResult]:
     whole = [r for r in document.attacks if r.attack and r.epsilon is not None and r.accuracy.value is not None]
-    # A model at random is judged under worst-case by the worst of its draws, else by their mean: these do not compare.
+    # A random model has the worst of its draws under worst-case, else their mean: these do not compare.
     return [row for row in whole if is_linf(row.attack) and not (row.attack == WORST_CASE and row.draws)]
-
-
-def _clean(document: RunDocument) -> AttackResult:
-    return AttackResult(attack=CLEAN, epsilon=0.0, accuracy=document.clean.accuracy, n=document.clean.n)
 
 
 def _accuracy(row: AttackResult) -> float:
@@ -131,26 +179,19 @@ def _radius(row: AttackResult) -> float:
     return row.epsilon or 0.0
 
 
-def _unmoved(row: AttackResult) -> float:
-    return row.unmoved or 0.0
-
-
 def _iterated(rows: list[AttackResult]) -> list[AttackResult]:
     return [row for row in rows if row.attack not in (*BLACK_BOX, *ONE_STEP)]
 
 
 def _single_attacks(rows: list[AttackResult]) -> list[AttackResult]:
-    """Iterated attacks by gradient alone; worst-case, which holds a black box and starts from FGSM, where no other is.
-
-    It could never be the weaker one, and would hide that PGD is.
-    """
+    """Return iterated gradient attacks; worst-case only without any other: it includes FGSM's and Square's images."""
     many = _iterated(rows)
     return [row for row in many if row.attack != WORST_CASE] or many
 
 
 def _epsilons(rows: list[AttackResult]) -> Iterator[tuple[float, list[AttackResult]]]:
     for epsilon in sorted({_radius(row) for row in rows} - {0.0}):
-        yield epsilon, [row for row in rows if row.at(epsilon)]
+        yield epsilon, [row for row in rows if row.is_at(epsilon)]
 
 
 def _worst(rows: list[AttackResult]) -> AttackResult:
@@ -158,7 +199,7 @@ def _worst(rows: list[AttackResult]) -> AttackResult:
 
 
 def _beyond(first: AttackResult, second: AttackResult, by: float, gap: Gap) -> bool:
-    """Whether accuracy under the first is above that under the second, by more than `by` and than chance gives."""
+    """Return whether accuracy under the first exceeds that under the second by more than `by` and than chance."""
     if not _accuracy(first) - _accuracy(second) > by:
         return False
     ends = gap(first, second)
@@ -166,30 +207,31 @@ def _beyond(first: AttackResult, second: AttackResult, by: float, gap: Gap) -> b
 
 
 def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | None:
-    """Input gradients as measured, and attacks that left images as they were; None where neither was measured."""
+    """Check measured input gradients, and attacks that left images unchanged; None if neither was measured."""
     measured = document.input_gradients
     moved = [row for row in rows if row.attack not in BLACK_BOX and row.unmoved is not None and row.epsilon]
-    found = []
+    signs = []
     if measured is not None and _surely_more(measured.vanishing or 0.0, measured.n or 0):
-        share = f"{measured.vanishing:.1%} of {measured.n} images answered right"
-        text = f"the input gradient of the cross-entropy is zero, vanishing or no number on {share}"
-        found.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it stands still"))
-    if moved and _unmoved(row := max(moved, key=_unmoved)) > VANISHED:
-        text = f"{label(row)} left {_unmoved(row):.1%} of the images as they were at epsilon {_radius(row):g}"
-        found.append(Sign(kind="unmoved_attack", text=f"{text}: it found no way to go"))
-    return found if measured is not None or moved else None
+        share = f"{measured.vanishing:.1%} of {measured.n} correctly classified images"
+        text = f"the input gradient of the cross-entropy is zero, vanishing or not a number for {share}"
+        signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it does not move"))
+    row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
+    if row is not None and row.unmoved and row.unmoved > VANISHED:
+        text = f"{label(row)} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
+        signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no direction"))
+    return signs if measured is not None or moved else None
 
 
 def _surely_more(share: float, count: float) -> bool:
-    """Whether more than VANISHED of all images have no gradient, by the score interval of those measured.
+    """Return whether more than VANISHED of all images have no gradient, by the score interval.
 
-    A few of a hundred say nothing: the answers of an honest network may be so sure that float32 has no room for more.
+    A few of a hundred are normal: an honest network may be too confident for float32.
     """
     return share > VANISHED and (not count or wilson(share, count)[0] > VANISHED)
 
 
 def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
-    """The epsilon where one step and many differ the most, each way; None where both were never measured."""
+    """Find the epsilon at which one step and many differ most, each way; None if both were never measured."""
     flatters: list[tuple[float, str]] = []
     weak: list[tuple[float, str]] = []
     compared = False
@@ -198,12 +240,12 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if not single or not many:
             continue
         compared, one = True, _worst(single)
-        for strong, found, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
-            pair = (one, strong) if found is flatters else (strong, one)
+        for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
+            pair = (one, strong) if sizes is flatters else (strong, one)
             if _beyond(*pair, by, gap):
                 under = f"{_accuracy(one):.1%} under {label(one)} but {_accuracy(strong):.1%} under {label(strong)}"
                 size = abs(_accuracy(one) - _accuracy(strong))
-                found.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
+                sizes.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
     if not compared:
         return None
     signs = [Sign(kind=FGSM_OVERSTATES, text=max(flatters)[1])] if flatters else []
@@ -214,7 +256,7 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
 
 
 def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sign] | None:
-    """The largest rise of accuracy under an iterated attack, from the lowest before; None without one."""
+    """Find the largest rise of accuracy under an iterated attack above that at smaller epsilons; None without one."""
     sweeps: dict[str, list[AttackResult]] = {}
     for row in _iterated(rows):
         sweeps.setdefault(label(row), []).append(row)
@@ -235,7 +277,7 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
 
 
 def _left(rows: list[AttackResult]) -> list[Sign] | None:
-    """Accuracy that the strongest iterated attack leaves at 0.3 or more; None where none went so far."""
+    """Check the accuracy that the strongest iterated attack leaves at 0.3 or more; None if none went so far."""
     large = [row for row in _iterated(rows) if _radius(row) >= LARGE - 1e-9]
     if not large:
         return None
@@ -243,12 +285,12 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
     low = row.accuracy.ci[0] if row.accuracy.ci else None
     if _accuracy(row) <= ABOUT_ZERO or (low is not None and low <= ABOUT_ZERO):
         return []
-    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}"
-    return [Sign(kind="left_at_large_epsilon", text=f"{text}, where none can be")]
+    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}, but must be about 0"
+    return [Sign(kind="left_at_large_epsilon", text=text)]
 
 
 def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
-    """The epsilon where a black box wins the most against gradients; None where both were never measured at one."""
+    """Find the epsilon at which a black box wins most over gradients; None if both were never measured at one."""
     wins: list[tuple[float, str]] = []
     compared = False
     for epsilon, here in _epsilons(rows):
@@ -272,7 +314,7 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
 
 
 def _alone(row: AttackResult) -> float | None:
-    """The share of the images that the black box within worst-case broke, which comes last in it; None if not known."""
+    """Return the share of images that only Square, the last part of worst-case, broke; None if unknown."""
     if "broken_by" not in row.model_fields_set or not row.n:
         return None
     return row.broken_by.get("square", 0) / row.n

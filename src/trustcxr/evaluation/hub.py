@@ -1,13 +1,13 @@
-"""Runs on a Hugging Face hub, or in a folder that stands for one: weights as safetensors, run.yaml, card and figures.
+"""Download runs from a Hugging Face hub, and upload them to a hub or a folder: weights, run.yaml, card and figures.
 
-A place is `hf://owner/name`, with `@revision` if wanted, or a folder. The network is used by these two functions alone,
-when they are called with a hub's address.
+An address is `hf://owner/name`, with `@revision` if wanted. Only these two functions use the network.
 """
 
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,56 +16,46 @@ from trustcxr.storage import atomic, evaluations, layout
 from trustcxr.storage.os_errors import is_full, writing
 
 PREFIX = "hf://"
-CARD_FILE = "README.md"  # what a hub shows of a repository
+CARD_FILE = "README.md"
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^\s]+))?/?")
-_SENT = (
-    layout.RUN_FILE,
-    layout.WEIGHTS_FILE,
-    layout.TRAINING_FILE,
-    layout.HISTORY_FILE,
-    layout.METRICS_FILE,
-    layout.FAMILIARITY_FILE,
-    layout.IMAGES_FILE,
-    # Of a run that was trained once more: the weights that validation judged, by which thresholds are chosen.
-    *(f"{layout.BEFORE_REFIT}/{name}" for name in (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)),
+_MODEL = (layout.RUN_FILE, layout.WEIGHTS_FILE, layout.TRAINING_FILE)
+_FILES = (
+    *_MODEL,
+    *(layout.HISTORY_FILE, layout.METRICS_FILE, layout.OOD_FILE, layout.IMAGES_FILE),
+    # The weights before a refit, on which thresholds are chosen.
+    *(f"{layout.BEFORE_REFIT}/{name}" for name in _MODEL),
 )
 _T = TypeVar("_T")
 
 
-def is_address(place: str | Path) -> bool:
-    """Whether this is a repository of a hub, also where it was taken for a path."""
-    return re.match(r"hf:/", str(place)) is not None
+def is_address(address: str | Path) -> bool:
+    """Return whether this is a hub's address, also as a path."""
+    return re.match(r"hf:/", str(address)) is not None
 
 
-def fetch(place: str | Path) -> Path:
-    """The folder with the run of a hub's repository, from the hub's own cache where it is there already.
+def fetch(address: str | Path) -> Path:
+    """Download the run of a hub's repository, or find it in the hub's cache, and return its folder.
 
-    Raises UserError for an address that is none, or a repository that cannot be had.
+    Raises UserError for an invalid address, or if the repository cannot be downloaded.
     """
-    repository, revision = _parsed(str(place))
+    repository, revision = _parse_address(str(address))
     import huggingface_hub
 
-    return Path(
-        _asked(
-            place,
-            lambda: huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=[*_SENT, CARD_FILE]
-            ),
-        )
-    )
+    patterns = [*_FILES, CARD_FILE]
+    download = partial(huggingface_hub.snapshot_download, repository, revision=revision, allow_patterns=patterns)
+    return Path(_call_hub(address, download))
 
 
-def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
-    """Put a run into a hub's repository, made if it is not there, or into a new or empty folder; return where it is.
+def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
+    """Upload a run and its model `card` to a hub's repository, or copy it to a new or empty folder; return the target.
 
-    `card` is its model card. Files of another training leave the repository: its figures must not stand beside these
-    weights. Of the images that the run was trained on their checksums go along and not their names, since a name may be
-    a patient's.
+    The repository is created if it is missing. Its files of another training are deleted, so that no figures of other
+    weights remain. Training images are listed by checksum only: their names may be patients' names.
     """
     layout.check_run(run)
-    if not is_address(place):
-        return _into_folder(run, Path(place), card)
-    repository, _ = _parsed(place)
+    if not is_address(target):
+        return _copy_to_folder(run, Path(target), card)
+    repository, _ = _parse_address(target)
     import huggingface_hub
 
     with tempfile.TemporaryDirectory() as staged:
@@ -74,32 +64,32 @@ def push(run: Path, place: str, card: str, *, private: bool = True) -> str:
 
         def send() -> object:
             hub.create_repo(repository, private=private, exist_ok=True)
-            said = f"{run.name}, by TrustCXR"
+            message, old = f"{run.name}, by TrustCXR", list(_FILES)
             return hub.upload_folder(
-                repo_id=repository, folder_path=staged, commit_message=said, delete_patterns=list(_SENT)
+                repo_id=repository, folder_path=staged, commit_message=message, delete_patterns=old
             )
 
-        _asked(place, send)
+        _call_hub(target, send)
     return f"{PREFIX}{repository}"
 
 
-def _into_folder(run: Path, place: Path, card: str) -> str:
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise UserError(f"{place}: is not empty. Choose a new or an empty folder, or hf://owner/name")
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as beside:
-            _stage(run, staged := Path(beside) / "run", card)
-            staged.replace(place)
-    return str(place)
+def _copy_to_folder(run: Path, folder: Path, card: str) -> str:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder}: is not empty. Choose a new or an empty folder, or hf://owner/name")
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+            _stage(run, staged := Path(staging) / "run", card)
+            staged.replace(folder)
+    return str(folder)
 
 
 def _stage(run: Path, folder: Path, card: str) -> None:
-    """Copy what is sent into a folder."""
-    own = evaluations.own_figures(run)
-    for name in _SENT:
-        if name == layout.METRICS_FILE and own is not None:
-            atomic.write_json(folder / name, own.document)
+    """Copy the files to publish into a folder."""
+    figures = evaluations.own_figures(run)
+    for name in _FILES:
+        if name == layout.METRICS_FILE and figures is not None:
+            atomic.write_json(folder / name, figures.document)
         elif name == layout.IMAGES_FILE and (run / name).is_file():
             atomic.write_table(folder / name, atomic.read_table(run / name)[["image"]])
         elif (run / name).is_file():
@@ -108,22 +98,22 @@ def _stage(run: Path, folder: Path, card: str) -> None:
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def _parsed(place: str) -> tuple[str, str | None]:
-    found = _ADDRESS.fullmatch(place)
-    if found is None:
-        raise UserError(f"{place}: no address of a hub: write hf://owner/name, or hf://owner/name@revision")
-    return found["repository"], found["revision"]
+def _parse_address(address: str) -> tuple[str, str | None]:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(f"{address}: not a hub's address. Write hf://owner/name, or hf://owner/name@revision")
+    return match["repository"], match["revision"]
 
 
-def _asked(place: str | Path, ask: Callable[[], _T]) -> _T:
-    """What a hub answers; UserError in one line for whatever it refuses, or where it cannot be reached."""
+def _call_hub(address: str | Path, call: Callable[[], _T]) -> _T:
+    """Return the result of a call; UserError in one line for all that the hub refuses."""
     try:
-        return ask()
+        return call()
     except Exception as problem:
         if is_full(problem):
             raise
-        said = " ".join(str(problem).split())[:200]
+        reason = " ".join(str(problem).split())[:200]
         raise UserError(
-            f"{place}: the hub refused or cannot be reached ({type(problem).__name__}: {said}); see the name, the "
-            "network, and `hf auth login`"
+            f"{address}: the hub refused or cannot be reached ({type(problem).__name__}: {reason}). Check the name, "
+            "the network, and `hf auth login`"
         ) from None

@@ -1,4 +1,4 @@
-"""The lungs alone, without the lungs, their outline, the border, another image behind them."""
+"""Generate views of images without the lungs, or with little else: lungs alone, outline, border, another background."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.models.lung_gate import LEVEL
@@ -24,13 +24,15 @@ SILHOUETTE = (
 BORDER = 24 / 256  # width of the frame that is left where the border alone is shown, as a share of the side
 
 
-def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """VIEWS of the images that have a lung mask with lungs in it: without the lungs, or with little else."""
-    has = filled(dataset, "lung", rows)  # nothing would be hidden by an empty mask
+def generate_views(
+    dataset: "Dataset", rows: np.ndarray, images: Tensor
+) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
+    """Yield VIEWS of the images with a non-empty lung mask: condition, rows, pixels."""
+    has = has_filled_mask(dataset, "lung", rows)  # nothing would be hidden by an empty mask
     if not has.any():
         return
-    kept, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
-    lungs = torch.from_numpy(np.array(dataset.masks("lung")[kept])).to(pixels)[:, None]
+    masked, pixels = rows[has], images[torch.from_numpy(has).to(images.device)]
+    lungs = torch.from_numpy(np.array(dataset.masks("lung")[masked])).to(pixels)[:, None]
     border = torch.ones_like(pixels)
     width = round(BORDER * pixels.shape[-1])
     border[..., width:-width, width:-width] = 0
@@ -38,21 +40,21 @@ def _views(dataset: "Dataset", rows: np.ndarray, images: Tensor) -> Iterator[tup
     hidden = [torch.lerp(pixels, fill, mask) for mask in (lungs, boxes(lungs)) for fill in _fills(pixels)]
     shown = [*hidden, pixels * lungs, torch.lerp(torch.full_like(pixels, LEVEL), pixels, lungs), shape, pixels * border]
     if len(np.unique(dataset.labels)) > 1:
-        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[kept])))
+        behind = to_pixels(torch.from_numpy(dataset.batch(_of_another_class(np.asarray(dataset.labels))[masked])))
         visible = soften(lungs)
         shown.append(visible * pixels + (1 - visible) * behind.to(pixels))
     for name, view in zip(VIEWS, shown, strict=False):
-        yield (name, 0.0, 0, 0), kept, view
+        yield (name, 0.0, 0, 0), masked, view
 
 
 def _fills(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What to hide lungs in: black, mid-grey, each image's own mean."""
+    """Return what hides the lungs: black, mid-grey, each image's mean."""
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True).expand_as(pixels)
     return torch.zeros_like(pixels), torch.full_like(pixels, 0.5), mean
 
 
 def boxes(masks: Tensor) -> Tensor:
-    """The smallest upright box around each mask (B, 1, H, W) of 0 and 1: the same shape; empty stays empty."""
+    """Return the smallest upright box around each mask (B, 1, H, W) of 0 and 1, in the same shape."""
     inside = torch.ones_like(masks)
     for across, along in ((2, 3), (3, 2)):
         line = masks.amax(dim=across, keepdim=True)
@@ -62,13 +64,13 @@ def boxes(masks: Tensor) -> Tensor:
 
 
 def _of_another_class(labels: np.ndarray) -> np.ndarray:
-    """For each image the place of one of another class, (N,), drawn evenly from a fixed seed."""
-    drawn, places, chosen = (
+    """Return for each image the index of one of another class, (N,), drawn evenly from a fixed seed."""
+    drawn, indices, chosen = (
         np.random.default_rng(0).random(len(labels)),
         np.arange(len(labels)),
         np.zeros(len(labels), int),
     )
     for label in np.unique(labels):
-        own, others = labels == label, places[labels != label]
-        chosen[own] = others[(drawn[own] * len(others)).astype(int)]
+        same, others = labels == label, indices[labels != label]
+        chosen[same] = others[(drawn[same] * len(others)).astype(int)]
     return chosen

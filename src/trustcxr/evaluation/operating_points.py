@@ -1,7 +1,6 @@
-"""What a model is worth at the point where it is used: a threshold, the errors of both kinds, and the curves around it.
+"""Measure each class or finding at its threshold: both kinds of errors, likelihood ratios, ROC and PR curves.
 
-Of each class against the rest, or of each finding: sensitivity, specificity and likelihood ratios at a threshold that
-is given or was chosen on validation images, ROC and precision-recall, on images as they are and under attack.
+Thresholds come from the model file or from validation images. All figures are of clean images and under attack.
 """
 
 import math
@@ -27,40 +26,34 @@ SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve
 CHOSEN = "chosen on validation images (Youden 1950)"
 GIVEN = "of the model file"
 HIGHEST = "the highest class is the answer"
-_ROUNDING = 2.0**-22  # of a probability or logit, as a share
-ANSWER, THRESHOLD = "answer", "threshold"  # what an attack was made against
+_ROUNDING = 2.0**-22  # relative, of a probability or logit
+ANSWER, THRESHOLD = "answer", "threshold"  # targets of an attack
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which probability on a class or finding is said to be there, and who says so.
-
-    None: where the highest class is the answer.
-    """
+    """Least probability at which a class or finding counts as present, and its origin; None: the highest class."""
 
     value: float | None
     origin: str = HIGHEST
 
     @property
     def least(self) -> float | None:
-        """The least probability that reaches it: of one that was given, less what float32 rounds a probability by."""
+        """Least probability that reaches it; a threshold of the model file allows for rounding in float32."""
         return float(special.expit(cut(self.value))) if self.value and self.origin == GIVEN else self.value
 
 
 def cut(threshold: float) -> float:
-    """The logit from which on a score is above a threshold: below that by what float32 rounds a probability by.
-
-    So a score that is the threshold counts as above it, whichever way both were rounded.
-    """
+    """Return the logit of a threshold, lowered by what float32 rounds, so that a score equal to it counts as above."""
     lower = threshold * (1 - _ROUNDING)
     below = math.log(lower) - math.log1p(-lower)
     return below - _ROUNDING * max(1.0, abs(below))
 
 
 def chosen(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
-    """The threshold of highest sensitivity plus specificity (Youden 1950): halfway to the next lower score.
+    """Return the threshold of highest sensitivity plus specificity (Youden 1950), halfway to the next lower score.
 
-    Of several as good the middle one. None where only one kind of row is there.
+    Ties give the middle one; None if all rows are positive, or none.
     """
     if positive.all() or not positive.any():
         return None
@@ -69,34 +62,31 @@ def chosen(scores: Floats, positive: NDArray[np.bool_]) -> float | None:
     false = np.searchsorted(np.sort(scores[~positive]), values, "left")
     index = (1 - above / positive.sum()) + false / (~positive).sum()
     best = np.flatnonzero(index >= index.max() - 1e-12)
-    place = best[len(best) // 2]
-    below = values[place - 1] if place else values[place]
-    return float((values[place] + below) / 2)
+    row = best[len(best) // 2]
+    below = values[row - 1] if row else values[row]
+    return float((values[row] + below) / 2)
 
 
 def probabilities(rows: "pd.DataFrame") -> Floats:
-    """The probability of each class in a table of predictions, (N, C)."""
+    """Return the probability of each class in a table of predictions, (N, C)."""
     return statistics.softmax(logits_of(rows))
 
 
 def choose(
-    validation: "pd.DataFrame | None", classes: Sequence[str], given: Sequence[float] | None = None
+    validation: "pd.DataFrame | None", classes: Sequence[str], stated: Sequence[float] | None = None
 ) -> dict[str, Threshold]:
-    """A threshold for each class: as `given` (one for all, or one each), else from predictions on validation images.
-
-    The highest class where there are none of either.
-    """
-    if given is not None:
-        values = given if len(given) > 1 else [*given] * len(classes)
+    """Return a threshold for each class: `stated` (one for all, or one each), else chosen on validation predictions."""
+    if stated is not None:
+        values = stated if len(stated) > 1 else [*stated] * len(classes)
         return {name: Threshold(value, GIVEN) for name, value in zip(classes, values, strict=True)}
     if validation is None or not len(validation):
         return {name: Threshold(None) for name in classes}
     scores, labels = probabilities(validation), validation["label"].to_numpy()
-    found = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
-    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in found.items()}
+    values_ = {name: chosen(scores[:, k], labels == k) for k, name in enumerate(classes)}
+    return {name: Threshold(None) if value is None else Threshold(value, CHOSEN) for name, value in values_.items()}
 
 
-def of_classes(
+def measure_classes(
     predictions: "pd.DataFrame",
     classes: Sequence[str],
     thresholds: Mapping[str, Threshold],
@@ -104,38 +94,38 @@ def of_classes(
     aimed: "pd.DataFrame | None" = None,
     resamples: int = 2000,
 ) -> list[OperatingPoint]:
-    """Each class against the rest, on images as they are and under every attack: rows of `operating_points`.
+    """Return `operating_points` of each class against the rest, on clean images and under every attack.
 
-    Attacks are made against the answer. Under worst-case an image counts with its worst score for the class under any
-    attack within the radius, `aimed` among them: predictions under attacks that were made against the thresholds.
+    Attacks target the answer. Under worst-case, an image counts with its worst score for the class under any attack
+    within the radius. Those include `aimed`: predictions under attacks on the thresholds.
     """
     import pandas as pd
 
-    known = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
-    found = []
+    attempts = predictions if aimed is None else pd.concat([predictions, aimed], ignore_index=True)
+    points = []
     for k, name in enumerate(classes):
-        judge, threshold = _Judge(name, thresholds[name], resamples), thresholds[name].least
+        point, threshold = _PointMeasure(name, thresholds[name], resamples), thresholds[name].least
         for condition, rows in conditions(predictions):
             positive = rows["label"].to_numpy() == k
             if condition["attack"] == WORST_CASE:
-                scores, said = _worst(_within(known, condition["epsilon"]), rows, k, threshold)
+                scores, called = _worst(_within(attempts, condition["epsilon"]), rows, k, threshold)
             else:
-                scores, said = _said(rows, k, threshold)
+                scores, called = _called(rows, k, threshold)
             if condition["attack"] != CLEAN:
                 whole = condition["attack"] == WORST_CASE and aimed is not None
-                condition["aimed_at"] = THRESHOLD if whole else ANSWER
-            found.append(judge.of(condition, rows, scores, said, positive))
-    return found
+                condition["target_class"] = THRESHOLD if whole else ANSWER
+            points.append(point.measure(condition, rows, scores, called, positive))
+    return points
 
 
-def _said(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floats, NDArray[np.bool_]]:
-    """The probability of class `k` (N,), and whether that class is said to be there (N,)."""
+def _called(rows: "pd.DataFrame", k: int, threshold: float | None) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return the probability of class `k` (N,), and whether it is called present (N,)."""
     scores = probabilities(rows)
     return scores[:, k], scores.argmax(1) == k if threshold is None else scores[:, k] >= threshold
 
 
 def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
-    """The rows of images as they are and under every attack within an L-infinity radius."""
+    """Return the rows of clean images and of every attack within an L-infinity radius."""
     rows = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
     return rows[rows["attack"].map(is_linf) & (rows["epsilon"] <= epsilon + 1e-9)]
 
@@ -143,60 +133,57 @@ def _within(predictions: "pd.DataFrame", epsilon: float) -> "pd.DataFrame":
 def _worst(
     within: "pd.DataFrame", rows: "pd.DataFrame", k: int, threshold: float | None
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """For the images of `rows` what `_said` gives at worst `within` the radius:
-
-    Too low for class `k`, else too high.
-    """
-    scores, said = _said(within, k, threshold)
-    images = within.assign(score=scores, said=said).groupby("sample_id")[["score", "said"]]
+    """Return `_called` of the images of `rows` at worst `within` the radius: lowest for class `k`, else highest."""
+    scores, called = _called(within, k, threshold)
+    images = within.assign(score=scores, called=called).groupby("sample_id")[["score", "called"]]
     low, high = (ends.loc[rows["sample_id"]] for ends in (images.min(), images.max()))
     positive = rows["label"].to_numpy() == k
-    return tuple(np.where(positive, low[name], high[name]) for name in ("score", "said"))  # type: ignore[return-value]
+    return tuple(np.where(positive, low[name], high[name]) for name in ("score", "called"))  # type: ignore[return-value]
 
 
-def of_finding(
+def measure_finding(
     predictions: "pd.DataFrame", name: str, threshold: Threshold, *, resamples: int = 2000
 ) -> list[OperatingPoint]:
-    """One finding, from a table whose logits are 0 and how far the finding's own is above its threshold."""
-    judge = _Judge(name, threshold, resamples)
-    found = []
+    """Return `operating_points` of one finding, from logits of 0 and of its score minus the threshold."""
+    point = _PointMeasure(name, threshold, resamples)
+    points = []
     for condition, rows in conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
-        condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
-        found.append(judge.of(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
-    return found
+        condition |= {} if condition["attack"] == CLEAN else {"target_class": THRESHOLD}
+        points.append(point.measure(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
+    return points
 
 
 def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.DataFrame"]]:
-    """The images as they are, then under every attack, by sample: what each condition is, and its rows."""
+    """Return the conditions of clean images, then of every attack, each with its rows sorted by sample."""
     plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
-    found = []
+    parts = []
     for (attack, epsilon, steps), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
         condition = {"attack": str(attack), "epsilon": float(epsilon)}
         condition |= {} if attack in (CLEAN, *ONE_STEP) else {"steps": int(steps)}
-        found.append((condition, rows.sort_values("sample_id")))
-    return sorted(found, key=lambda pair: pair[0]["attack"] != CLEAN)
+        parts.append((condition, rows.sort_values("sample_id")))
+    return sorted(parts, key=lambda pair: pair[0]["attack"] != CLEAN)
 
 
-class _Judge:
-    """One class or finding under several conditions of the same images, whose resamples are made once."""
+class _PointMeasure:
+    """Measure one class or finding under several conditions of the same images, with cached resamples."""
 
     def __init__(self, name: str, threshold: Threshold, resamples: int) -> None:
         self.name, self.threshold, self.resamples = name, threshold, resamples
-        self._made: dict[tuple[str, int], Bootstrap] = {}
+        self._bootstraps: dict[tuple[str, int], Bootstrap] = {}
 
-    def of(
+    def measure(
         self,
         condition: dict[str, Any],
         rows: "pd.DataFrame",
         scores: Floats,
-        said: NDArray[np.bool_],
+        called: NDArray[np.bool_],
         positive: NDArray[np.bool_],
     ) -> OperatingPoint:
-        """Scores (N,), which of them are called positive (N,), which are (N,): all figures with intervals."""
+        """Return all figures with intervals, from scores (N,), rows called positive (N,), and positive rows (N,)."""
         groups = rows["group"].to_numpy()
-        found: dict[str, Any] = condition | {
+        figures: dict[str, Any] = condition | {
             "finding": self.name,
             "threshold": self.threshold.value,
             "origin": self.threshold.origin,
@@ -204,73 +191,71 @@ class _Judge:
             "positives": int(positive.sum()),
         }
         rates, rare = {}, False
-        for name, kept, right in (("sensitivity", positive, said), ("specificity", ~positive, ~said)):
-            bootstrap = self._over(name, groups[kept])
-            means = bootstrap.means(right[kept]) if kept.any() else np.full(2, np.nan)
-            found[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
-            rates[name] = self._rate("all", groups, kept, right)
-            rare = rare or is_rare(float(means[0]), bootstrap.groups_of())
+        for name, selected, right in (("sensitivity", positive, called), ("specificity", ~positive, ~called)):
+            bootstrap = self._over(name, groups[selected])
+            means = bootstrap.means(right[selected]) if selected.any() else np.full(2, np.nan)
+            figures[name] = {"value": float(means[0]), "ci": share_interval(bootstrap, means)}
+            rates[name] = self._rate("all", groups, selected, right)
+            rare = rare or is_rare(float(means[0]), bootstrap.count_groups())
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = {
                 "likelihood_positive": rates["sensitivity"] / (1 - rates["specificity"]),
                 "likelihood_negative": (1 - rates["sensitivity"]) / rates["specificity"],
             }
-        near = _ratio_ends(found) if rare else {}
+        near = _ratio_ends(figures) if rare else {}
         for name, values in ratios.items():
-            known = _finite(values[0]) is not None
-            found[name] = {"value": _finite(values[0]), "ci": near[name] if rare and known else _ends(values)}
-        return OperatingPoint.model_validate(found | self._curves(groups, scores, positive))
+            finite = _finite(values[0]) is not None
+            figures[name] = {"value": _finite(values[0]), "ci": near[name] if rare and finite else _ends(values)}
+        return OperatingPoint.model_validate(figures | self._curves(groups, scores, positive))
 
     def _curves(self, groups: Any, scores: Floats, positive: NDArray[np.bool_]) -> dict[str, Any]:
         bootstrap = self._over("all", groups)
         weights = bootstrap.row_weights()
-        made = roc.curves(scores, positive, weights)
+        curves = roc.curves(scores, positive, weights)
         area = statistics.auroc(scores, positive, weights)
-        found_there = made.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        sensitivity = curves.sensitivity[:, roc.FALSE_POSITIVES.index(round(1 - SPECIFICITY, 9))]
+        ends, precision = share_interval(bootstrap, sensitivity, of=positive), curves.average_precision
         return {
             "at_specificity": SPECIFICITY,
             "auroc": {"value": float(area[0]), "ci": area_interval(bootstrap, area, positive)},
-            "average_precision": {"value": float(made.average_precision[0]), "ci": interval(made.average_precision)},
-            "sensitivity_at_specificity": {
-                "value": float(found_there[0]),
-                "ci": share_interval(bootstrap, found_there, of=positive),
-            },
-            "roc": _curve(roc.FALSE_POSITIVES, made.sensitivity),
-            "precision_recall": _curve(roc.RECALLS, made.precision),
+            "average_precision": {"value": float(precision[0]), "ci": interval(precision)},
+            "sensitivity_at_specificity": {"value": float(sensitivity[0]), "ci": ends},
+            "roc": _curve(roc.FALSE_POSITIVES, curves.sensitivity),
+            "precision_recall": _curve(roc.RECALLS, curves.precision),
         }
 
-    def _rate(self, name: str, groups: Any, kept: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
-        totals = self._over(name, groups).totals(np.stack([kept & right, kept], axis=1))
+    def _rate(self, name: str, groups: Any, selected: NDArray[np.bool_], right: NDArray[np.bool_]) -> Floats:
+        totals = self._over(name, groups).totals(np.stack([selected & right, selected], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
             return totals[:, 0] / totals[:, 1]
 
     def _over(self, name: str, groups: Any) -> Bootstrap:
-        key = (name, len(groups))  # conditions are of the same images in the same order
-        if key not in self._made:
-            self._made[key] = Bootstrap.over(groups, resamples=self.resamples)
-        return self._made[key]
+        key = (name, len(groups))  # all conditions have the same images in the same order
+        if key not in self._bootstraps:
+            self._bootstraps[key] = Bootstrap.over(groups, resamples=self.resamples)
+        return self._bootstraps[key]
 
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _ratio_ends(found: dict[str, Any]) -> dict[str, list[float | None]]:
-    """Intervals of both likelihood ratios from those of sensitivity and specificity, of which one is near 0 or 1."""
-    sensitivity, specificity = (found[name].values() for name in ("sensitivity", "specificity"))
+def _ratio_ends(figures: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Return intervals of both likelihood ratios, from those of sensitivity and specificity."""
+    sensitivity, specificity = (figures[name].values() for name in ("sensitivity", "specificity"))
     missed, alarmed = ((1 - share, [1 - high, 1 - low]) for share, (low, high) in (sensitivity, specificity))
     pairs = {"likelihood_positive": (sensitivity, alarmed), "likelihood_negative": (missed, specificity)}
     return {name: [_finite(end) for end in ratio_interval(*one, *other)] for name, (one, other) in pairs.items()}
 
 
 def _ends(values: Floats) -> list[float | None]:
-    """Interval of a ratio, whose upper end may be infinite: None there."""
+    """Return the interval of a ratio; an infinite end is None."""
     rest = np.sort(values[1:][~np.isnan(values[1:])])
     if not len(rest):
         return [None, None]
     tail = (1 - statistics.LEVEL) / 2
-    places = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
-    return [_finite(rest[place]) for place in places]
+    indices = int(np.floor(tail * (len(rest) - 1))), int(np.ceil((1 - tail) * (len(rest) - 1)))
+    return [_finite(rest[index]) for index in indices]
 
 
 def _curve(along: Sequence[float], values: Floats) -> dict[str, list[float]]:

@@ -1,7 +1,7 @@
-"""Batches of an evaluation side by side: a thread for each, one core for each thread, the same bits as one by one.
+"""Run batches of an evaluation in parallel threads, one core each, with the same bits as in sequence.
 
-The passes of a network spend their time in torch, which lets other threads go on meanwhile, and two batches at once
-share nothing; the threads of one operation wait for each other after each of them.
+A network's passes release Python's lock, and batches share nothing. Threads within one operation would wait for each
+other after each.
 """
 
 import threading
@@ -22,14 +22,13 @@ _AHEAD = 4  # batches for each thread that are read before they are worked on
 
 
 class _Stopped(Exception):
-    """Another batch failed, or somebody pressed Ctrl-C."""
+    """Another batch failed, or the user pressed Ctrl-C."""
 
 
 def threads_for(model: nn.Module, images: Tensor, batches: int) -> int:
-    """How many batches such as `images` (B, 1, H, W) may be worked on at once: one for each core that torch may use.
+    """Return how many batches such as `images` (B, 1, H, W) may run in parallel: up to one for each core of torch.
 
-    One where an accelerator does the work, where a batch is large, or where the model answers at random: all threads
-    draw from one random state.
+    1 on an accelerator, for large batches, or for a random model: threads share one random state.
     """
     most = min(torch.get_num_threads(), batches, _AT_ONCE // max(1, images.numel()))
     if most < 2 or images.device.type != "cpu" or is_randomised(model, images[:1]):
@@ -40,10 +39,10 @@ def threads_for(model: nn.Module, images: Tensor, batches: int) -> int:
 def parallel_map(
     work: Callable[[Item], Done], items: Iterable[Item], *, threads: int, model: nn.Module
 ) -> Iterator[Done]:
-    """`work` done on each item, in the order of the items, on so many of them at once.
+    """Apply `work` to each item in `threads` threads, and yield the results in order.
 
-    Where one fails, or the caller stops, the others end at their next pass through `model`. Torch's number of threads
-    and its random state are left as they were.
+    If one fails or the caller stops, the others end at their next pass through `model`. Torch's number of threads and
+    random state are restored.
     """
     if threads < 2:
         yield from map(work, items)

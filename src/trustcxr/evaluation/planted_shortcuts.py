@@ -1,4 +1,4 @@
-"""Synthetic images drawn again, a planted shortcut removed or moved to another class: does the model follow it?"""
+"""Test reliance on planted shortcuts: redraw synthetic images with a shortcut removed or moved to another class."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ HOW = ("as_is", "removed", "moved")
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A shortcut that was planted on the images of one class, and the class that it is moved to."""
+    """A shortcut planted on the images of one class, and the class that it is moved to."""
 
     kind: str
     carrier: str
@@ -35,32 +35,28 @@ class Shortcut:
 def audit(
     run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
 ) -> dict[str, PlantedShortcut]:
-    """The part "planted_shortcuts" of metrics.json: {kind: accuracy as it is, removed and moved}.
+    """Return "planted_shortcuts" of metrics.json: {kind: accuracy as is, removed and moved}.
 
-    `data` is a folder that `trustcxr data phantom` wrote. Its images are drawn again from their seeds: "as_is" with
-    what
-    was planted, "removed" without this shortcut, "moved" with it on every image of another class and on none of its
-    own.
-    "follows" is the share of the images that it was moved onto which are then taken for the class that it came from,
-    beside "follows_before", the same share of the same images without it. A model that never learned the shortcut has
-    the same accuracy throughout.
-    Raises UserError for data that are not synthetic, or on which nothing was planted.
+    `data` is a folder of `trustcxr data phantom`, and its images are redrawn from their seeds. "as_is" has what was
+    planted, "removed" lacks this shortcut, "moved" has it on another class only. "follows" is the share of images with
+    the moved shortcut that are predicted as the class it came from; "follows_before" is that share without it. Raises
+    UserError for data that are not synthetic or without planted shortcuts.
     """
     table, shortcuts = _planted(data, run.classes)
     images = table[table["split"] == split]
     if images.empty:
-        raise UserError(f"{data}: no split '{split}'; there is {', '.join(sorted(set(table['split'])))}")
+        raise UserError(f"{data}: no split '{split}'. Choose from: {', '.join(sorted(set(table['split'])))}")
     labels = np.array([run.classes.index(name) for name in images["class"]])
     bootstrap = Bootstrap.over(images["group_id"], resamples=resamples)
     side = _side(data / images["path"].iloc[0])
-    found = {}
+    results = {}
     for shortcut in shortcuts:
         answers = {how: _answers(run, images, side, _marks(images, shortcut, how), batch_size) for how in HOW}
         onto = images["class"].to_numpy() == shortcut.moved_to
         carrier = run.classes.index(shortcut.carrier)
         means = {how: bootstrap.means(answers[how] == labels) for how in HOW}
         shares = {how: Share(value=m[0], ci=share_interval(bootstrap, m)) for how, m in means.items()}
-        found[shortcut.kind] = PlantedShortcut(
+        results[shortcut.kind] = PlantedShortcut(
             carrier=shortcut.carrier,
             moved_to=shortcut.moved_to,
             n=len(images),
@@ -68,21 +64,18 @@ def audit(
             follows=(answers["moved"][onto] == carrier).mean(),
             follows_before=(answers["removed"][onto] == carrier).mean(),
         )
-    return found
+    return results
 
 
 def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Shortcut]]":
-    """One row an image, and what was planted on any split:
-
-    A model may have been trained on another than it is tested.
-    """
+    """Return one row per image, and the shortcuts planted on any split, since training may have used another."""
     import pandas as pd
 
     file = data / "manifest.csv"
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
     kinds = [str(c).removeprefix(_COLUMN) for c in table.columns if str(c).startswith(_COLUMN)]
     if not kinds or "seed" not in table:
-        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known; `trustcxr data phantom` writes some")
+        raise UserError(f"{data}: not synthetic X-rays, so no shortcut is known. `trustcxr data phantom` makes some")
     table = table[table["class"].isin(classes)].drop_duplicates(["class", "seed"]).reset_index(drop=True)
     shortcuts = []
     for kind in kinds:
@@ -93,35 +86,35 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
             moved_to = next(name for name in [*classes[after:], *classes] if name in free)
             shortcuts.append(Shortcut(kind, carriers[0], moved_to))
     if not shortcuts:
-        raise UserError(f"{data}: no shortcut was planted; `trustcxr data phantom --shortcut marker=1.0` does")
+        raise UserError(f"{data}: no shortcut was planted. Plant one: `trustcxr data phantom --shortcut marker=1.0`")
     return table, shortcuts
 
 
 def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
-    """What each image carries."""
+    """Return the shortcuts on each image."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
-    found = []
+    marks = []
     for row in images.to_dict("records"):
         planted = [kind for kind in kinds if row[_COLUMN + kind]]
         if how != "as_is":
             planted = [kind for kind in planted if kind != shortcut.kind]
         if how == "moved" and row["class"] == shortcut.moved_to:
             planted.append(shortcut.kind)
-        found.append(tuple(planted))
-    return found
+        marks.append(tuple(planted))
+    return marks
 
 
 def _answers(
     run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
 ) -> np.ndarray:
-    rows, found = images.to_dict("records"), []
+    rows, answers = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):
         part = slice(first, first + batch_size)
         pixels = torch.from_numpy(np.stack(list(_drawn(rows[part], side, marks[part], run))))[:, None]
-        # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+        # Not inference_mode: TorchScript refuses its tensors after an attack.
         with torch.no_grad(), attacks.preserve_state(run.model):
-            found.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
-    return np.concatenate(found)
+            answers.append(run.model(to_pixels(pixels.to(run.device))).argmax(1).cpu().numpy())
+    return np.concatenate(answers)
 
 
 def _drawn(

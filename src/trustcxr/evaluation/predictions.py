@@ -1,4 +1,4 @@
-"""A run and a data set -> predictions -> metrics."""
+"""Predict a data set: clean, attacked, corrupted and masked images."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +19,9 @@ from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
-from trustcxr.evaluation import input_gradients, parallel, stochastic
-from trustcxr.evaluation.masked_views import _views
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.trained_run import Run, load_run
+from trustcxr.evaluation import gradient_masking, parallel, stochastic
+from trustcxr.evaluation.masked_views import generate_views
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run, load_run
 from trustcxr.models.preserve_state import is_randomised
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe, check_repeats
 from trustcxr.recipes.parsing import validate
@@ -34,15 +33,15 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 Options = dict[str, Any]  # of an attack, by name
-CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # an attack on some images
-PROBED = 128  # images whose input gradient is measured, at most: enough to see whether there is any
-_DRAWN = 2_311_142_270  # and on: random states of the batches of a model that answers at random
-SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve, to where all is lost
+CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # runs an attack on some images
+PROBED = 128  # most images whose input gradient is measured
+_SEED = 2_311_142_270  # of the first batch of a random model
+SWEEP = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)  # epsilons of a whole curve
 
 
 @dataclass(frozen=True)
 class Version:
-    """Some of the images under one condition: `rows` of the data, their pixels, and what is known of them there."""
+    """Some images under one condition: `rows` of the data, their pixels, and details of the condition."""
 
     condition: Condition
     rows: np.ndarray
@@ -53,7 +52,7 @@ class Version:
     surrogate: str = ""
 
     def table(self, about: pd.DataFrame, logits: np.ndarray, right_share: np.ndarray | None) -> pd.DataFrame:
-        """Its rows of predictions.parquet; `about` is what is known of all images."""
+        """Return its rows of predictions.parquet; `about` describes all images."""
         stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
         further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
         drawn = {} if right_share is None else {RIGHT_SHARE: right_share}
@@ -62,8 +61,8 @@ class Version:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked of each batch: attacks, corruptions at their severities, views."""
+class _BatchPlan:
+    """Conditions of each batch: attacks, corruptions at their severities, views."""
 
     run: Run | ModelUnderTest
     dataset: "Dataset"
@@ -77,51 +76,54 @@ class _Asked:
 
     @property
     def steps(self) -> int:
-        """How many conditions a batch goes through, but for the views, which take no time."""
+        """Number of conditions of a batch, without views, which take no time."""
         return self.clean + sum(len(attack.epsilons) for attack in self.attacks) + len(self.corruptions)
 
     def pixels(self, raw: Tensor) -> Tensor:
-        """Raw images as the model is given them: float32 in [0, 1] on its device."""
+        """Turn raw images into float32 in [0, 1] on the model's device."""
         return to_pixels(raw.to(self.run.device)).contiguous(memory_format=torch.channels_last)
 
-    def predicted(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
-        """The rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
-        found = []
-        with self._drawn(number):
+    def predict(self, number: int, raw: Tensor, labels: Tensor, rows: np.ndarray, bar: Progress) -> pd.DataFrame:
+        """Return the rows of one batch: raw pixels (B, H, W), labels (B,), `rows` of the data (B,)."""
+        tables = []
+        with self._seeded(number):
             for version in self._versions(number, self.pixels(raw), labels, rows):
                 name, epsilon, _, severity = version.condition
-                judged = _judged(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
-                found.append(version.table(self.about, *judged))
+                logits = _final_logits(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
+                tables.append(version.table(self.about, *logits))
                 if name not in VIEWS:
                     bar.advance(note=f"{name} {severity or epsilon:g}")
-        return pd.concat(found, ignore_index=True)
+        return pd.concat(tables, ignore_index=True)
 
     @contextmanager
-    def _drawn(self, number: int) -> Iterator[None]:
-        """What a model that answers at random draws for this batch is always the same, also where work goes on."""
+    def _seeded(self, number: int) -> Iterator[None]:
+        """Fix the random state of a random model for this batch, so that resumed work is the same."""
         if not self.random:
             yield
             return
         with attacks.preserve_state(self.run.model):
-            torch.manual_seed(_DRAWN + number)
+            torch.manual_seed(_SEED + number)
             yield
 
     def _versions(self, number: int, images: Tensor, labels: Tensor, rows: np.ndarray) -> Iterator[Version]:
         run, names = self.run, self.about["sample_id"].iloc[rows].tolist()
         if self.clean:
             yield Version((CLEAN, 0.0, 0, 0), rows, images, gradient=self._gradients(images, labels, rows))
-        asked = labels.to(run.device), self.attacks
-        yield from _attacked(run, rows, images, *asked, seed=number, carry_out=self.carry_out)
-        yield from (Version(*version) for version in _corrupted(images, names, rows, self.corruptions))
+        arguments = labels.to(run.device), self.attacks
+        yield from _attacked(run, rows, images, *arguments, seed=number, carry_out=self.carry_out)
+        for name, severity in self.corruptions:
+            changed = corrupt(images, name, severity, keys=names)  # an image's own draw, in any data set and batch
+            changed = changed.contiguous(memory_format=torch.channels_last)
+            yield Version((name, 0.0, 0, severity), rows, changed)
         if self.views:
-            yield from (Version(*version) for version in _views(self.dataset, rows, images))
+            yield from (Version(*version) for version in generate_views(self.dataset, rows, images))
 
     def _gradients(self, images: Tensor, labels: Tensor, rows: np.ndarray) -> np.ndarray | float:
-        """The size of the input gradient on an even part of the images, where an attack by gradient is asked for."""
+        """Measure the input gradient on an even part of the images, if there is a gradient attack."""
         if all(attack.name in BLACK_BOX for attack in self.attacks):
             return np.nan
         probed = torch.from_numpy(rows % math.ceil(len(self.dataset) / PROBED) == 0)
-        return input_gradients.sizes(self.run.model, images, labels, probed)
+        return gradient_masking.measure_input_gradients(self.run.model, images, labels, probed)
 
 
 def predict(
@@ -138,78 +140,57 @@ def predict(
     at_once: bool = True,
     title: str = "",
 ) -> pd.DataFrame:
-    """Logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
+    """Return logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
-    Beside them: `moved`, how far the attack moved the image (largest change of a pixel); `broken_by`, of worst-case the
-    attack that misled the model; `gradient`, of an even part of the clean images, where an attack by gradient is asked
-    for, the size of the input gradient; `surrogate`, of transfer the run that its images were made on; `right_share`,
-    of a model that answers at random (`draws.OverDraws`), the share of its draws that are right: its logits are their
-    mean, but under worst-case those of the worst draw of each image.
+    Further columns: `moved` (largest change of a pixel), `broken_by` (worst-case: the attack that succeeded),
+    `gradient` (size of the input gradient, on a part of the clean images), `surrogate` (transfer: its run). A random
+    model (`stochastic.OverDraws`) has `right_share`, the share of correct draws; its logits are the mean, but those of
+    the worst draw under worst-case.
 
-    `corruptions` at their severities stand in the column `attack` too, at epsilon 0, with their `severity`. So do
-    `views`, where the data has lung masks: the lungs hidden (exactly or by their box; in black, mid-grey or the image's
-    mean), the lungs alone on black or grey, their silhouette, the border alone, and the lungs on an image of another
-    class, whose lungs they do not quite cover. For `lungs_on_another_image` the label is that of the lungs: a model
-    that relies on the background scores below chance. Without `clean` there are no rows of the images as they are.
-
-    `carry_out` makes adversarial images (attack, images, labels, epsilon, options) where the attack as it stands will
-    not do. `parts` is a folder in which the rows of each batch are kept, so that work that was cut off goes on.
-    Batches are worked on side by side, one a core, unless `at_once` is off: for a model whose code may not run twice at
-    a time. `title` stands before the progress. UserError where a condition is there twice.
+    `corruptions` are in the column `attack` too, at epsilon 0, with their `severity`. So are the `views` of
+    `masked_views`, if the data has lung masks. The label of `lungs_on_another_image` is that of the lungs: a model that
+    relies on the background scores below chance. `carry_out` makes adversarial images (attack, images, labels, epsilon,
+    options) in another way. `parts` is a folder of finished batches, for resuming. UserError for a repeated condition.
     """
     check_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
-    asked = _Asked(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
-    batches, pieces = loader(dataset, batch_size), dict[Condition, list[pd.DataFrame]]()
-    first = asked.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
-    asked = replace(asked, random=is_randomised(run.model, first[:1]))
-    if asked.random and conditions and not isinstance(run.model, stochastic.OverDraws):  # whose judge draws anew
-        log(f"{run.name} answers at random: attack and judge see the same draw, so its robustness is flattered")
+    plan = _BatchPlan(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
+    batches, pieces = loader(dataset, batch_size), dict[Any, list[pd.DataFrame]]()
+    first = plan.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
+    plan = replace(plan, random=is_randomised(run.model, first[:1]))
+    if plan.random and conditions and not isinstance(run.model, stochastic.OverDraws):
+        log(f"{run.name} has random outputs: attack and test see the same draw, so its robustness is overestimated")
     threads = parallel.threads_for(run.model, first, len(batches)) if at_once else 1
     title = f"{title or f'evaluating {run.name}'} on {len(dataset)} images"
-    with Progress(title, len(batches) * asked.steps) as bar:
+    with Progress(title, len(batches) * plan.steps) as bar:
 
         def work(batch: tuple[int, Any]) -> pd.DataFrame:
-            number, (raw, labels, places) = batch
+            number, (raw, labels, indices) = batch
             path = None if parts is None else parts / f"{number:06d}.parquet"
             if path is not None and path.is_file():
-                bar.skip(asked.steps)
+                bar.skip(plan.steps)
                 return atomic.read_table(path)
-            whole = asked.predicted(number, raw, labels, places.numpy(), bar)
+            whole = plan.predict(number, raw, labels, indices.numpy(), bar)
             if path is not None:
                 atomic.write_table(path, whole)
             return whole
 
         for whole in parallel.parallel_map(work, enumerate(batches), threads=threads, model=run.model):
-            _sort_in(whole, pieces)
+            for condition, rows in whole.groupby(list(_CONDITION), sort=False):
+                pieces.setdefault(condition, []).append(rows)
     table = pd.concat([piece for of_one in pieces.values() for piece in of_one], ignore_index=True)
     if views and (empty := int(dataset.has_mask("lung").sum()) - int((table["attack"] == VIEWS[0]).sum())):
-        log(f"{empty} of {len(dataset)} images have an empty lung mask: left out where the lungs are hidden or alone")
+        log(f"{empty} of {len(dataset)} images have an empty lung mask: left out of the views")
     return table
 
 
 _CONDITION = ("attack", "epsilon", "steps", "severity")
 
 
-def _sort_in(table: pd.DataFrame, pieces: dict[Condition, list[pd.DataFrame]]) -> None:
-    """The rows of one batch to those of their condition."""
-    condition: Any
-    for condition, rows in table.groupby(list(_CONDITION), sort=False):
-        name, epsilon, steps, severity = condition
-        pieces.setdefault((str(name), float(epsilon), int(steps), int(severity)), []).append(rows)
-
-
-def _as_it_stands(run: Run | ModelUnderTest) -> CarryOut:
-    def carry_out(attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
-        return attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
-
-    return carry_out
-
-
 def about_images(dataset: "Dataset") -> pd.DataFrame:
-    """What is known of every image: sample_id, group, source, split, class, label, and what else divides the data."""
+    """Describe every image: sample_id, group, source, split, class, label, and other columns that divide the data."""
     also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
-    known = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
+    groupings = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}
     return pd.DataFrame(
         {
             "sample_id": dataset.sample_ids,
@@ -218,18 +199,9 @@ def about_images(dataset: "Dataset") -> pd.DataFrame:
             "split": dataset.splits,
             "class": [dataset.classes[k] for k in dataset.labels],
             "label": np.asarray(dataset.labels),
-            **known,
+            **groupings,
         }
     )
-
-
-def _corrupted(
-    images: Tensor, keys: Sequence[str], rows: np.ndarray, named: Sequence[tuple[str, int]]
-) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
-    """Every corruption at every severity; an image's own draw, whatever data set and batch it is in."""
-    for name, severity in named:
-        changed = corrupt(images, name, severity, keys=keys)
-        yield (name, 0.0, 0, severity), rows, changed.contiguous(memory_format=torch.channels_last)
 
 
 def _attacked(
@@ -242,11 +214,8 @@ def _attacked(
     seed: int,
     carry_out: CarryOut | None,
 ) -> Iterator[Version]:
-    """Every attack at every epsilon, the smallest first, so that worst-case keeps what was found within its radius.
-
-    With the rows and the perturbed images how far these moved and what broke them, as columns.
-    """
-    known: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
+    """Yield every attack at every epsilon, the smallest first, so that worst-case starts from earlier images."""
+    earlier: list[tuple[float, Tensor]] = []  # L-infinity radius, perturbed images
     for attack in sorted(conditions, key=lambda attack: attack.name == WORST_CASE):
         options: Options = dict(attack.options())
         if attack.entry.stops_when_wrong:
@@ -259,49 +228,51 @@ def _attacked(
             options["surrogate"], made_on = other.model, other.name
         for epsilon in sorted(attack.epsilons):
             if attack.name == WORST_CASE:
-                options["start"] = [found for radius, found in known if radius <= epsilon]
+                options["start"] = [images_ for radius, images_ in earlier if radius <= epsilon]
             broken: Sequence[str] = ()
-            if attack.name == WORST_CASE and carry_out is None:
+            if carry_out is not None:
+                perturbed = carry_out(attack, images, labels, epsilon, dict(options))
+            elif attack.name == WORST_CASE:
                 report = attacks.worst_case_report(run.model, images, labels, epsilon=epsilon, **options)
                 perturbed, broken = report.images, [name or "" for name in report.broken_by]
             else:
-                perturbed = (carry_out or _as_it_stands(run))(attack, images, labels, epsilon, dict(options))
+                perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
             moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
             condition = (attack.name, epsilon, attack.effort, 0)
             yield Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
             if attack.entry.norm == "linf":
-                known.append((epsilon, perturbed))
+                earlier.append((epsilon, perturbed))
 
 
 def _surrogate(run: Run | ModelUnderTest, folder: str) -> Run:
-    """The run that transfer attacks; UserError unless it knows the classes of `run`."""
-    found = _loaded(folder, str(run.device))
-    if found.classes != run.classes:
-        listed = f"{', '.join(found.classes)} instead of {', '.join(run.classes)}"
+    """Return the run that transfer attacks; UserError unless it has the classes of `run`."""
+    surrogate = _loaded(folder, str(run.device))
+    if surrogate.classes != run.classes:
+        listed = f"{', '.join(surrogate.classes)} instead of {', '.join(run.classes)}"
         raise UserError(f"{folder}: not a surrogate for {run.name}: its classes are {listed}")
-    return found
+    return surrogate
 
 
 @lru_cache(maxsize=1)
 def _loaded(folder: str, on: str) -> Run:
-    """The run in that folder; kept, since every batch asks."""
+    """Load the run in that folder; cached, since every batch needs it."""
     return load_run(folder, on=on)
 
 
-def _judged(
+def _final_logits(
     run: Run | ModelUnderTest, images: Tensor, labels: Tensor, *, at_worst: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits (B, C) in float32, and of a model at random how often it is right, as `draws.judge` has it.
+    """Return logits (B, C) in float32, and for a random model the share of correct draws (`stochastic.predict_logits`).
 
-    UserError where the model answers with NaN or infinity.
+    UserError if the model returns NaN or infinity.
     """
-    # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+    # Not inference_mode: TorchScript refuses its tensors after an attack.
     with torch.no_grad(), attacks.preserve_state(run.model):
-        logits, right_share = stochastic.judge(run.model, images, labels.to(run.device), at_worst=at_worst)
+        logits, right_share = stochastic.predict_logits(run.model, images, labels.to(run.device), at_worst=at_worst)
     try:
         base.check_finite(logits)
     except NotFiniteError as problem:
-        raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured of it; train it again") from None
+        raise NotFiniteError(f"{run.name}: {problem}, so nothing can be measured. Train it again") from None
     return logits.cpu().numpy(), right_share
 
 
@@ -313,24 +284,24 @@ def conditions(
     queries: int | None = None,
     surrogate: str | Path | None = None,
 ) -> tuple[AttackRecipe, ...]:
-    """Attack recipes from names and radii as typed on the command line; an option goes to the attacks that take it.
+    """Build attack recipes from names and radii of the command line; an option goes to the attacks that take it.
 
-    One that none of them takes is said.
+    An unused option is logged.
     """
-    given = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
+    typed = {"steps": steps, "queries": queries, "surrogate": None if surrogate is None else str(surrogate)}
     if surrogate is not None and "transfer" not in names:
-        raise UserError(f"surrogate {surrogate}: only the attack transfer has one; add it, or leave the surrogate out")
+        raise UserError(f"surrogate {surrogate}: only the attack transfer has one. Add it, or remove the surrogate")
     if surrogate is not None:
         layout.check_run(Path(surrogate))
     for name in names:
         attacks.get(name)
     for option in ("steps", "queries"):
-        if given[option] is not None and not any(option in ATTACKS[name].options for name in names):
+        if typed[option] is not None and not any(option in ATTACKS[name].options for name in names):
             takers = ", ".join(name for name, entry in ATTACKS.items() if option in entry.options)
-            log(f"{option} {given[option]}: not used: {', '.join(names)} have none; these take it: {takers}")
-    found = []
+            log(f"{option} {typed[option]}: not used: {', '.join(names)} do not take it; these do: {takers}")
+    recipes = []
     for name in dict.fromkeys(names):
         radii = [e if ATTACKS[name].norm == "l2" else attacks.check_epsilon(e) for e in dict.fromkeys(epsilons)]
-        options = {k: v for k, v in given.items() if k in ATTACKS[name].options}
-        found.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
-    return tuple(found)
+        options = {k: v for k, v in typed.items() if k in ATTACKS[name].options}
+        recipes.append(validate(AttackRecipe, {"name": name, "epsilons": radii, **options}, f"attack {name}"))
+    return tuple(recipes)

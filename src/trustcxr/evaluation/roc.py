@@ -1,4 +1,4 @@
-"""How well a score ranks: ROC and precision-recall curves in every resample at once."""
+"""Compute ROC and precision-recall curves in every resample."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,11 @@ class Curves:
 
 
 def curves(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Curves:
-    """Curves of `scores` (N,) against `positive` (N,) bool, rows counted as `weights` (R, N) say.
+    """Return the curves of `scores` (N,) against `positive` (N,) bool, with row `weights` (R, N).
 
-    Sensitivity is the highest that a threshold reaches without more false positives than that; precision is that of
-    the highest threshold that reaches the recall. Nothing is interpolated: each point is one that a threshold has.
-    Average precision sums precision over the steps of recall, as scikit-learn does. NaN where a resample has positive
-    rows alone, or none.
+    Sensitivity is the highest of any threshold with at most that share of false positives. Precision is that of the
+    highest threshold that reaches the recall. Nothing is interpolated. Average precision sums precision over steps of
+    recall, as in scikit-learn. NaN if a resample has only positive rows, or none.
     """
     score, is_positive, weight = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool), np.asarray(weights)
     order = np.argsort(-score, kind="stable")
@@ -41,7 +40,7 @@ def curves(scores: ArrayLike, positive: ArrayLike, weights: ArrayLike) -> Curves
 
 def _chunk(weights: Floats, positive: NDArray[np.bool_], ends: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
     none = np.zeros((len(weights), 1))
-    hits, alarms = (np.cumsum(weights * kept, axis=1)[:, ends] for kept in (positive, ~positive))
+    hits, alarms = (np.cumsum(weights * counted, axis=1)[:, ends] for counted in (positive, ~positive))
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.hstack([none, hits / hits[:, -1:]]) if len(ends) else none * np.nan
         false = np.hstack([none, alarms / alarms[:, -1:]]) if len(ends) else none * np.nan

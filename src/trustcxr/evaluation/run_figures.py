@@ -1,17 +1,17 @@
-"""Predictions of one split become the document of metrics.json."""
+"""Compute the document of metrics.json from predictions of one split: figures, verdict, alarms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
 
-from trustcxr.evaluation import alarms, calibration, metrics, paired
-from trustcxr.evaluation.model_protocol import ModelUnderTest
-from trustcxr.evaluation.trained_run import About, Run
+from trustcxr.evaluation import calibration, gradient_masking, metrics
+from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
-from trustcxr.storage.schemas import VERSION, RunDocument, TrainingDocument
+from trustcxr.storage.schemas import VERSION, Alarm, RunDocument, TrainingDocument
+from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
 
-AT_RANDOM = "it answers at random, and attack and judge see the same draw: its robust accuracy is flattered"
+AT_RANDOM = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
 
 
 def describe(
@@ -21,21 +21,20 @@ def describe(
     validation: pd.DataFrame | None = None,
     resamples: int = 2000,
 ) -> RunDocument:
-    """The document of metrics.json (results/documents), without saliency, from predictions of one split.
+    """Return the document of metrics.json, without saliency, from predictions of one split.
 
-    `validation`: predictions on the run's validation images, on which the temperature of "calibration" is fitted.
+    `validation`: predictions on the run's validation images, to fit the temperature of "calibration".
     """
-    own = run if isinstance(run, Run) else None
-    what = own.about if own is not None else About(run.name, run.name)
+    trained = run if isinstance(run, Run) else None
     return figures(
-        what,
+        About(run.name, run.name) if trained is None else trained.about,
         run.classes,
         predictions,
-        validation=validation if own is not None else None,
+        validation=validation if trained is not None else None,
         resamples=resamples,
-        refit=own is not None and own.recipe is not None and own.recipe.training.refit,
-        training=own.training if own is not None else TrainingDocument(),
-        at_random=lambda: own is not None and is_randomised(own.model, _noise(own)),
+        refit=trained is not None and trained.recipe is not None and trained.recipe.training.refit,
+        training=trained.training if trained is not None else TrainingDocument(),
+        at_random=lambda: trained is not None and is_randomised(trained.model, _noise(trained)),
     )
 
 
@@ -50,7 +49,7 @@ def figures(
     training: TrainingDocument,
     at_random: Callable[[], bool],
 ) -> RunDocument:
-    """All of `describe` that comes from tables: the network itself is asked for nothing but whether it is random."""
+    """Return all of `describe` that comes from tables; only `at_random` needs the network."""
     document = metrics.from_predictions(predictions, classes, resamples=resamples)
     document = document.model_copy(
         update={
@@ -67,17 +66,40 @@ def figures(
             "saliency": {},
         }
     )
-    document.masking = alarms.verdict(document, paired.gap(predictions, resamples=resamples))
+    document.masking = gradient_masking.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
-        document.masking.because += f"; {AT_RANDOM}"
+        document.masking.reasons += f"; {AT_RANDOM}"
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
-    document.alarms = alarms.find_alarms(document.model_copy(update={"training": training}))
+    document.alarms = find_alarms(document.model_copy(update={"training": training}))
     return document
 
 
 def _noise(run: Run) -> torch.Tensor:
-    """One image of noise, always the same, of the run's size."""
+    """Return one fixed image of noise, of the run's size."""
     drawn = torch.rand((1, 1, run.size, run.size), generator=torch.Generator().manual_seed(0))
     return drawn.to(run.device)
+
+
+def find_alarms(document: RunDocument) -> list[Alarm]:
+    """Return every alarm of a run's document: masking, no better than a constant answer, catastrophic overfitting."""
+    count, masking = document.clean.n, document.masking
+    suffix = f" ({count} {document.split} images)".replace("  ", " ") if count else ""
+    alarms = [Alarm(kind=sign.kind, text=f"{sign.text}{suffix}") for sign in (masking.signs if masking else ())]
+    alarms += _constant(document)
+    if document.training.alarm:
+        alarms.append(Alarm(kind=OVERFITTING, text=document.training.alarm))
+    return alarms
+
+
+def _constant(document: RunDocument) -> Iterator[Alarm]:
+    constant, accuracy = document.clean.constant_answer, document.clean.accuracy
+    ends = accuracy.interval
+    if constant is None or accuracy.value is None or ends is None or ends[0] > constant:
+        return
+    figures = f"{accuracy.value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
+    same, so = "one constant answer", "no other figure of it is informative"
+    if document.clean.findings:  # for a rare finding, even a useful threshold is seldom as often right as "absent"
+        same, so = "the commoner answer to each finding", "this is about its thresholds, not how it ranks images"
+    yield Alarm(kind=CONSTANT, text=f"accuracy on clean images is {figures}; {same} has {constant:.1%}: {so}")

@@ -1,10 +1,11 @@
-"""A trained run, loaded."""
+"""Load a trained run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from trustcxr.errors import UserError
 from trustcxr.evaluation import hub
@@ -17,10 +18,20 @@ from trustcxr.storage.schemas import RunDocument, TrainingDocument
 
 
 @dataclass(frozen=True)
-class About:
-    """What every document says of a model: what it is, and how it came to be.
+class ModelUnderTest:
+    """A model to be measured: `model` maps pixel space to logits in the order of `classes`, on `device`."""
 
-    origin: `trained` here, by a recipe; or `given`, and then how it was trained is not known.
+    name: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class About:
+    """Identity and origin of a model, as every document states it.
+
+    origin: `trained` here, by a recipe; or `given`: its training is unknown.
     """
 
     name: str
@@ -33,7 +44,7 @@ class About:
 
     @classmethod
     def trained(cls, recipe: RunRecipe) -> "About":
-        """Of a run that was trained here."""
+        """Describe a run that was trained here."""
         defence, background = recipe.defence, recipe.training.background
         return cls(
             recipe.name, recipe.model.called, defence.name, background, recipe.seed, defence.label, origin="trained"
@@ -42,7 +53,7 @@ class About:
 
 @dataclass
 class Run:
-    """A model in a run's folder, and what is known of it; `recipe` if it was trained here.
+    """A model in a run's folder; `recipe` if it was trained here.
 
     `metrics`: its figures on its own test images, by its study or by the newest evaluation.
     """
@@ -54,58 +65,58 @@ class Run:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     origin: About | None = None  # of a model that was given, which has no recipe
-    given_size: int = 224
+    image_size: int = 224
 
     def __repr__(self) -> str:
         return f"Run({self.name}, {self.size} pixels, classes {', '.join(self.classes)}, in {self.folder})"
 
     @property
     def about(self) -> About:
-        """What it is and how it came to be."""
+        """Identity and origin of the model."""
         if self.recipe is not None:
             return About.trained(self.recipe)
         return self.origin or About(self.folder.name, self.folder.name)
 
     @property
     def trained_by(self) -> RunRecipe:
-        """The recipe; UserError where the model was not trained here."""
+        """Recipe of the run; UserError if the model was not trained here."""
         if self.recipe is None:
             raise UserError(f"{self.name}: was not trained here, so how and on what is not known")
         return self.recipe
 
     @property
     def name(self) -> str:
-        """The run's name: <model>-<defence>-s<seed>, or what a given model is called."""
+        """Name of the run: <model>-<defence>-s<seed>, or an external model's name."""
         return self.about.name
 
     @property
     def size(self) -> int:
-        """Side in pixels of the images it was trained on."""
-        return self.recipe.data.size if self.recipe is not None else self.given_size
+        """Side in pixels of its training images."""
+        return self.recipe.data.size if self.recipe is not None else self.image_size
 
     @property
     def resize(self) -> str:
-        """How the images it was trained on became squares: squeeze or pad."""
+        """How its training images became squares: squeeze or pad."""
         return self.recipe.data.resize if self.recipe is not None else "squeeze"
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
 
 def device() -> torch.device:
-    """The accelerator where there is one, else the processor."""
+    """Return the accelerator, or the CPU without one."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run:
-    """A trained run from its folder, or from a hub's repository `hf://owner/name`, in evaluation mode.
+    """Load a trained run from its folder, or from a hub's address `hf://owner/name`, in evaluation mode.
 
-    Nothing is unpickled; the network is used for such an address alone.
-    Raises UserError where the folder is not a run, or its files do not belong together.
+    Nothing is unpickled; only such an address uses the network. Raises UserError if the folder is not a run, or its
+    files do not belong together.
     """
     from trustcxr.models.weights import load_weights
 
@@ -137,9 +148,9 @@ def _listed(classes: object) -> list[object]:
 
 
 def load_before_refit(run: Run) -> Run:
-    """The run with the weights that validation judged: others where it was trained once more on validation images.
+    """Load the run with the weights that validation judged; they differ if it was refit on validation images too.
 
-    Raises UserError where those are not there.
+    Raises UserError if they are missing.
     """
     folder = layout.before_refit(run.folder)
     if folder == run.folder and run.trained_by.training.refit:

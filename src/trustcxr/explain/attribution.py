@@ -1,7 +1,6 @@
-"""Saliency pixel by pixel, through captum: integrated gradients, SmoothGrad, occlusion. Extra `captum`.
+"""Compute saliency of pixels through captum: integrated gradients, SmoothGrad, occlusion. Extra `captum`.
 
-The contract is that of `cam.grad_cam`: the model is left as found, the same result comes twice, and every caller's
-gradient mode will do. These cost many forward or backward passes where a CAM costs one.
+They need many forward or backward passes. All else as `cam.grad_cam`.
 """
 
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
-_ROUNDING = 1e-5  # of the largest logit: a smaller change of it is none
+_ROUNDING = 1e-5  # share of the largest logit: smaller changes are rounding
 
 
 def integrated_gradients(
@@ -23,7 +22,7 @@ def integrated_gradients(
     """Integrated gradients (Sundararajan et al. 2017): gradients summed on the way from a flat image to this one.
 
     `baseline`: the grey level of the flat image, 0 for black. `steps`: points on the way, a forward and a backward pass
-    each. Saliency is the size of each pixel's part in the logit, whichever its sign. All else as `grad_cam`.
+    each. Saliency is the absolute attribution. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -48,8 +47,8 @@ def smooth_grad(
 ) -> Tensor:
     """SmoothGrad (Smilkov et al. 2017): the gradient's size, after its mean over noisy copies of the image.
 
-    `noise`: standard deviation in pixel space. `samples`: copies, a forward and a backward pass each. `seed`: the noise
-    is the same every time, and the same for every image, so that batches do not matter. All else as `grad_cam`.
+    `noise`: standard deviation in pixel space. `samples`: copies, a forward and a backward pass each. `seed` of the
+    noise, which is the same for every image. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -78,9 +77,8 @@ def occlusion(
 ) -> Tensor:
     """Occlusion (Zeiler and Fergus 2014): how far the logit falls where a square of the image is hidden.
 
-    `window`: pixels a side; an eighth of the image's shorter side unless said. `stride`: half a window unless said. The
-    square is as grey as the image on average, so that it is no bright or dark mark itself. Where hiding moves the logit
-    by rounding alone, as in an even image, the map is null. All else as `grad_cam`.
+    `window`: pixels a side, by default an eighth of the shorter side. `stride`: by default half a window. The square
+    has the image's mean grey. If hiding changes the logit by rounding alone, the map is null. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -113,7 +111,7 @@ def _attribution(
     except ImportError as problem:
         raise UserError("this saliency method comes through captum: pip install '.[captum]'") from problem
     check_images(x)
-    with evaluate_on(model, x.device, seed=seed), torch.inference_mode(False):
+    with preserve_state(model, seed=seed, autocast_cache=False), torch.inference_mode(False):
         # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.
         images = x.detach().clone()
         with torch.no_grad():
@@ -125,7 +123,7 @@ def _attribution(
 
 
 def _at_least(name: str, value: float, least: int, most: int | None = None, what: str = "") -> None:
-    """Raises UserError for an option below its least value, or above its most, which is `what`."""
+    """Raise UserError for an option below its least value, or above its most, which is `what`."""
     if not value >= least or (most is not None and value > most):
         bounds = f"{least} or more" if most is None else f"{least} to {most}, {what}"
         raise UserError(f"{name} must be {bounds}; got {value}")

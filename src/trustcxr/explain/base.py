@@ -1,4 +1,4 @@
-"""What all saliency methods share: images and target in, a map in [0, 1] out."""
+"""Define what saliency methods share: images and target in, a map in [0, 1] out."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,27 +9,26 @@ from torch.nn import functional
 from trustcxr.errors import UserError
 
 Target = int | Tensor | None
-# A map whose values differ by less than this share of its peak says nothing about place.
-_FLAT = 1e-6
+_FLAT = 1e-6  # share of the peak: a map with smaller differences is null
 
 
 class SaliencyMethod(Protocol):
-    """What every method of this package is: (model, images, target) -> saliency."""
+    """A saliency method: (model, images, target) -> saliency."""
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-        """Images (B, C, H, W) -> saliency (B, H, W), float32, in [0, 1]."""
+        """Return saliency (B, H, W), float32, in [0, 1], of images (B, C, H, W)."""
 
 
 def check_images(x: Tensor) -> None:
-    """Raises UserError unless these are float images (B, C, H, W)."""
+    """Raise UserError unless these are float images (B, C, H, W)."""
     if x.ndim != 4 or not x.is_floating_point():
         raise UserError(f"images must be float, (B, 1, H, W), in [0, 1]; got {x.dtype}, {tuple(x.shape)}")
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor:
-    """The class explained for each image, (B,), int64; None means the one predicted by the logits (B, C).
+    """Return the class to explain for each image, (B,), int64; None means the predicted class of logits (B, C).
 
-    Raises UserError for a class outside the model's.
+    Raises UserError for a class that the model does not have.
     """
     images, classes = logits.shape
     if target is None:
@@ -48,10 +47,10 @@ def target_classes(target: Target, logits: Tensor) -> Tensor:
 
 
 def to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
-    """Evidence of any sign (B, h, w) -> saliency (B, height, width), float32, in [0, 1].
+    """Convert signed evidence (B, h, w) to saliency (B, height, width), float32, in [0, 1].
 
-    What speaks against counts as nothing; upsampled bilinearly; each map divided by its own maximum; a map that is the
-    same everywhere, or not finite, becomes all zeros (a null map).
+    Negative evidence becomes 0; maps are upsampled bilinearly and divided by their maximum. A constant map, or one that
+    is not finite, becomes all zeros (a null map).
     """
     positive = raw.float().clamp(min=0)
     large = functional.interpolate(positive[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
@@ -62,14 +61,14 @@ def to_saliency(raw: Tensor, height: int, width: int) -> Tensor:
 
 
 class LeftOut(NamedTuple):
-    """Parts that a model does not allow, and why; empty where they are done."""
+    """Reasons why parts are left out, because the model does not allow them; empty for parts that are done."""
 
     attacks: str = ""
     weights: str = ""
     cascade: str = ""
 
     def notes(self) -> list[str]:
-        """What a reader must know of it, a line each."""
+        """Return the reasons, a line each."""
         return [why for why in self if why]
 
 

@@ -1,12 +1,11 @@
-"""What a map must be better than before it says anything of the network: the measures of maps that know less.
+"""Score saliency maps and their baselines against masks: a map that beats no baseline says nothing of the network.
 
-Chance, a prior for the centre, the lungs, the image's brightness and edges within them, the mean lesion mask of the
-training images, a random map of as many cells, and the map of the same network with random weights.
+Baselines: chance, a prior for the centre, the lungs, brightness and edges within them, the mean lesion mask of training
+images, a random map of as many cells, and the map of the same network with random weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,183 +17,152 @@ from trustcxr.registry import MEASURES, RANDOMISED, REFERENCES, SALIENCY, SHARP,
 
 CENTRE = "centre"
 DRAWS = (1, 2, 3, 4, 5)  # seeds of the networks with random weights: one network is one draw
-CONTROLLED = 128  # images, drawn by seed, on which they are explained
+CONTROLLED = 128  # images, drawn by seed, that are explained with random weights
 NOISE = "noise"
-SPREAD = "randomised_spread"  # column: how far the draws' means lie from one another, one standard deviation
-# The references that are also compared as sharp as the map.
+SPREAD = "randomised_spread"  # column: standard deviation between the draws' means
+# The baselines that are also compared rank-matched, with the values of the map itself.
 SHARPENED = tuple(name + SHARP for name in REFERENCES if name not in ("chance", RANDOMISED))
-SIMILARITY = "random_network_ssim"  # how like the map of the network with random weights is
-CEILING = "pointing_ceiling"  # the hit rate of an oracle that picks the best of a map's cells
+SIMILARITY = "random_network_ssim"  # SSIM with the map of the network with random weights
+CEILING = "pointing_ceiling"  # hit rate of an oracle that picks the best of a map's cells
+_CUTS = ("", "lung")  # fields of a measure: the whole image, or this mask
 
+Grid = tuple[int, int]
 _Batch = tuple[Tensor, Tensor, "Masks"]
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks of a batch, (B, H, W) bool; all False where there is none."""
+    """Masks of a batch, (B, H, W) bool; all False for an image without one."""
 
     infection: Tensor
     lung: Tensor
 
     @property
     def lesion(self) -> Tensor:
-        """The share of the lungs that the infection covers, (B,); NaN without a lung or an infection."""
+        """Return the share of the lungs that the infection covers, (B,); NaN without a lung or an infection."""
         lung, both = (m.flatten(1).sum(1).double() for m in (self.lung, self.lung & self.infection))
         share = both / lung
         return share.masked_fill(~self.infection.flatten(1).any(1), torch.nan)
 
 
-def looking(names: Sequence[str]) -> list[str]:
-    """The methods whose maps come from the model."""
+def select_model_methods(names: Sequence[str]) -> list[str]:
+    """Return the methods whose maps depend on the model."""
     return [name for name in names if SALIENCY[Method.parse(name).base].model]
 
 
-def against_masks(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    """Every measure (B,) of maps (B, H, W) against the masks; NaN where the mask is not there."""
-    found = {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), **_cut(m, masks)) for m in _plain()}
-    found["null_map"] = measures.null_map(maps)
-    if threshold is not None:
-        found |= {m.name: measures.measure_function(m)(maps, *_masks_of(m, masks), threshold) for m in _tuned()}
-    return found
+def score_maps(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+    """Return every measure (B,) of maps (B, H, W) against the masks; NaN without a mask.
+
+    `threshold`: of the maps, for the measures that take one; None leaves these out.
+    """
+    scores = {m.name: _score(m, maps, masks, None) for m in _measures(None)} | {"null_map": measures.null_map(maps)}
+    return scores | {m.name: _score(m, maps, masks, threshold) for m in _measures(threshold) if m.tuned}
 
 
-def by_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    """What maps that know nothing would have by the same measures."""
-    found = {
-        m.name: measures.chance(measures.measure_function(m), maps, *_masks_of(m, masks), **_cut(m, masks))
-        for m in _plain()
-    }
-    if threshold is not None:
-        tuned = partial(measures.chance, saliency=maps, threshold=threshold)
-        found |= {m.name: tuned(measures.measure_function(m), mask=_masks_of(m, masks)[0]) for m in _tuned()}
-    return found
+def score_chance(maps: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
+    """Return the same measures of maps without any knowledge, by `measures.chance`."""
+    return {m.name: _score(m, maps, masks, threshold, chance=True) for m in _measures(threshold)}
 
 
-def _plain() -> list[Measure]:
-    return [m for m in MEASURES.values() if m.function and not m.tuned]
+def score_ceiling(cells: Grid | None, masks: Masks) -> dict[str, Tensor]:
+    """Return the hit rate of an oracle with these cells; empty for a map without cells."""
+    return {} if cells is None else {CEILING: measures.pointing_ceiling(masks.infection, cells)}
 
 
-def _tuned() -> list[Measure]:
-    """The measures that take the threshold that validation chose."""
-    return [m for m in MEASURES.values() if m.function and m.tuned]
+def _measures(threshold: float | None) -> list[Measure]:
+    return [m for m in MEASURES.values() if m.function and not (m.tuned and threshold is None)]
 
 
-def _masks_of(measure: Measure, masks: Masks) -> tuple[Tensor]:
-    return (getattr(masks, str(measure.mask)),)
+def _score(measure: Measure, maps: Tensor, masks: Masks, threshold: float | None, *, chance: bool = False) -> Tensor:
+    function, mask = measures.measure_function(measure), getattr(masks, str(measure.mask))
+    options = {"within": getattr(masks, measure.within)} if measure.within else {}
+    if measure.tuned:
+        options["threshold"] = threshold
+    return measures.chance(function, maps, mask, **options) if chance else function(maps, mask, **options)
 
 
-def _cut(measure: Measure, masks: Masks) -> dict[str, Tensor]:
-    """The mask that map and mask are cut to, where the measure says one."""
-    return {"within": getattr(masks, measure.within)} if measure.within else {}
+def _without_null(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in scores.items() if name != "null_map"}
 
 
-class ImageBaselines:
-    """The figures of the centre prior, the lung mask, and the image's brightness (smoothed) and edges in the lungs.
+class SortedValues:
+    """Values of maps (B, H, W) in ascending order, in the whole image and in the lungs alone."""
 
-    Of `mean_mask` (H, W), the lesion masks of training images averaged, too, where it is known.
+    def __init__(self, maps: Tensor, masks: Masks) -> None:
+        finite = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
+        self.ascending = {cut: _cut(finite, cut, masks).flatten(1).sort(dim=1).values for cut in _CUTS}
+
+
+class RankMatched:
+    """A baseline that takes the values of another map: a share of energy depends on how sharp a map is."""
+
+    def __init__(self, maps: Tensor, masks: Masks) -> None:
+        self.masks = masks
+        self.orders = {cut: measures.Order(_cut(maps, cut, masks)) for cut in _CUTS}
+
+    def score(self, values: SortedValues) -> dict[str, Tensor]:
+        """Return the measures (B,) that are a share of energy."""
+        scores = {}
+        for measure in _measures(None):
+            if measures.measure_function(measure) is measures.energy_inside:
+                cut = measure.within or ""
+                maps = self.orders[cut].filled(values.ascending[cut]).clamp(min=0)
+                scores[measure.name] = _score(measure, maps, self.masks, None)
+        return scores
+
+
+def _cut(maps: Tensor, cut: str, masks: Masks) -> Tensor:
+    return measures.cut_to(maps, getattr(masks, cut) if cut else None)
+
+
+class BatchBaselines:
+    """Scores of the baseline maps of one batch: those of `baselines.image_baselines`, and a random map of each grid.
+
+    `cells`: the grid of each method's map, None for pixels. `mean_mask` (H, W): the mean lesion mask of training.
     """
 
     def __init__(
-        self, images: Tensor, masks: Masks, thresholds: Mapping[str, float], mean_mask: Tensor | None = None
+        self,
+        images: Tensor,
+        masks: Masks,
+        thresholds: Mapping[str, float],
+        cells: Mapping[str, Grid | None],
+        mean_mask: Tensor | None = None,
     ) -> None:
-        self.masks = masks
-        maps = baselines.image_baselines(images, masks.lung, mean_mask)
+        self.masks, self.cells = masks, cells
+        maps: dict[str | Grid, Tensor] = dict(baselines.image_baselines(images, masks.lung, mean_mask).items())
+        maps |= {grid: baselines.random_maps(images, grid) for grid in set(cells.values()) if grid is not None}
         levels = {CENTRE: thresholds.get(CENTRE), "lung": 0.5}
-        self.figures = {
-            name: self._told(name, without_null(against_masks(own, masks, levels.get(name))))
-            for name, own in maps.items()
+        self.scores = {
+            key: self._leave_out(key, _without_null(score_maps(baseline, masks, levels.get(str(key)))))
+            for key, baseline in maps.items()
         }
-        self.sharp = {name: AsSharp(own, masks) for name, own in maps.items()}
+        self.matched = {key: RankMatched(baseline, masks) for key, baseline in maps.items()}
 
-    def as_sharp(self, values: "Values") -> dict[str, dict[str, Tensor]]:
-        """By reference and measure, (B,): the references, and these as sharp as the map of those values."""
-        sharp = {name + SHARP: self._told(name, own.energies(values)) for name, own in self.sharp.items()}
-        return self.figures | sharp
+    def compare(self, name: str, values: SortedValues | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return by baseline and measure, (B,), what a method's maps are compared with.
 
-    def _told(self, name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Without those that are of the lungs, of images that have no lung mask."""
-        if name == CENTRE:
-            return dict(values)
+        `values` are those of the method's maps, for the baselines rank-matched to them.
+        """
+        keys: dict[str, str | Grid] = {key: key for key in self.scores if isinstance(key, str)}
+        if (grid := self.cells.get(name)) is not None:
+            keys[NOISE] = grid
+        plain = {baseline: self.scores[key] for baseline, key in keys.items()}
+        if values is None:
+            return plain
+        sharp = {key + SHARP: self._leave_out(at, self.matched[at].score(values)) for key, at in keys.items()}
+        return plain | sharp
+
+    def _leave_out(self, key: str | Grid, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scores with NaN for images without a lung mask, if the baseline needs one."""
+        if key == CENTRE or not isinstance(key, str):
+            return scores
         without = ~self.masks.lung.flatten(1).any(1)
-        return {key: value.double().masked_fill(without, torch.nan) for key, value in values.items()}
-
-
-class Values:
-    """The values of maps (B, H, W) in ascending order, in all of the image and in the lungs alone; none where null."""
-
-    def __init__(self, maps: Tensor, masks: Masks) -> None:
-        known = torch.where(maps.flatten(1).isfinite().all(1).view(-1, 1, 1), maps, 0.0)
-        cuts = {cut: measures.cut_to(known, _mask(cut, masks)) for cut in _CUTS}
-        self.ascending = {cut: maps.flatten(1).sort(dim=1).values for cut, maps in cuts.items()}
-
-
-class AsSharp:
-    """A reference with the values of another map: a share of energy hangs on how sharp a map is."""
-
-    def __init__(self, maps: Tensor, masks: Masks) -> None:
-        self.masks = masks
-        self.orders = {cut: measures.Order(measures.cut_to(maps, _mask(cut, masks))) for cut in _CUTS}
-
-    def energies(self, values: Values) -> dict[str, Tensor]:
-        """The measures (B,) that are a share of energy."""
-        found = {}
-        for measure in (m for m in _plain() if measures.measure_function(m) is measures.energy_inside):
-            sharp = self.orders[measure.within or ""].filled(values.ascending[measure.within or ""]).clamp(min=0)
-            mask = _masks_of(measure, self.masks)
-            found[measure.name] = measures.energy_inside(sharp, *mask, **_cut(measure, self.masks))
-        return found
-
-
-_CUTS = ("", "lung")  # all of the image, or what lies in this mask
-
-
-def _mask(cut: str, masks: Masks) -> Tensor | None:
-    return getattr(masks, cut) if cut else None
-
-
-def without_null(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The measures without the share of null maps, which is not of the masks."""
-    return {name: value for name, value in found.items() if name != "null_map"}
-
-
-class CellBaseline:
-    """What a map of few cells can have at all: the figures of random maps of as many, and those of an oracle."""
-
-    def __init__(self, model: nn.Module, image: Tensor, names: Sequence[str]) -> None:
-        self.cells = {name: methods.cells(model, image, name) for name in names}
-
-    def drawn(self, images: Tensor, masks: Masks) -> "RandomMaps":
-        """Random maps of these images, for each grid of cells."""
-        known = {cells: baselines.random_maps(images, cells) for cells in set(self.cells.values()) if cells is not None}
-        figures = {cells: without_null(against_masks(maps, masks, None)) for cells, maps in known.items()}
-        return RandomMaps(self.cells, figures, {cells: AsSharp(maps, masks) for cells, maps in known.items()})
-
-    def ceiling(self, name: str, masks: Masks) -> dict[str, Tensor]:
-        """The hit rate of an oracle with the method's cells; empty for what has none."""
-        cells = self.cells.get(name)
-        return {} if cells is None else {CEILING: measures.pointing_ceiling(masks.infection, cells)}
-
-
-class RandomMaps(NamedTuple):
-    """Random maps of a batch, by their cells: their figures, and what they have as sharp as another map."""
-
-    cells: dict[str, tuple[int, int] | None]
-    figures: dict[tuple[int, int], dict[str, Tensor]]
-    sharp: dict[tuple[int, int], AsSharp]
-
-    def plain(self, name: str) -> dict[str, dict[str, Tensor]]:
-        """What a random map of as many cells has as a method's; nothing of what is no CAM."""
-        cells = self.cells.get(name)
-        return {} if cells is None else {NOISE: self.figures[cells]}
-
-    def as_sharp(self, name: str, values: Values) -> dict[str, dict[str, Tensor]]:
-        """The same, and what it has as sharp as the map of those values."""
-        cells = self.cells.get(name)
-        return {} if cells is None else self.plain(name) | {NOISE + SHARP: self.sharp[cells].energies(values)}
+        return {name: value.double().masked_fill(without, torch.nan) for name, value in scores.items()}
 
 
 class RandomWeightsBaseline(NamedTuple):
-    """The figures of maps of networks with random weights, mean over DRAWS."""
+    """Scores of maps of networks with random weights, mean over DRAWS."""
 
     rows: np.ndarray
     """(N,): the images, as rows of the data set, ascending."""
@@ -203,17 +171,17 @@ class RandomWeightsBaseline(NamedTuple):
     spread: dict[str, dict[str, float]]
     """By method and measure, the standard deviation between the draws of their means over the images."""
 
-    def measured(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
-        """One method's figures of some rows, (B,): NaN for images that were not drawn."""
-        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        drawn, index = torch.from_numpy(self.rows[place] == rows), torch.from_numpy(place)
-        found = self.figures.get(name, {})
-        return {key: torch.where(drawn, values[index], torch.nan) for key, values in found.items()}
+    def select(self, name: str, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return one method's scores of some rows, (B,): NaN for images that were not drawn."""
+        positions = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        drawn, index = torch.from_numpy(self.rows[positions] == rows), torch.from_numpy(positions)
+        scores = self.figures.get(name, {})
+        return {key: torch.where(drawn, values[index], torch.nan) for key, values in scores.items()}
 
     def spread_of(self, name: str, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The spread between draws beside each of these figures of a method, (B,): NaN where they are."""
-        found = self.spread.get(name, {})
-        return {key: torch.where(values.isnan(), torch.nan, found[key]) for key, values in figures.items()}
+        """Return the spread between draws for each of these scores of a method, (B,): NaN where they are NaN."""
+        scores = self.spread.get(name, {})
+        return {key: torch.where(values.isnan(), torch.nan, scores[key]) for key, values in figures.items()}
 
 
 def make_random_baseline(
@@ -223,13 +191,13 @@ def make_random_baseline(
     names: Sequence[str],
     thresholds: Mapping[str, float],
 ) -> RandomWeightsBaseline:
-    """Explain at most CONTROLLED of the images with random weights, a lung gate as it is trained: one network a draw.
+    """Explain at most CONTROLLED of the images with random weights, the lung gate as trained: one network a draw.
 
-    `batches`: rows -> images, labels and masks, a batch at a time. A map that is null says nothing and counts for no
-    draw: a network without a map is no easier to beat. The maps of the model itself are kept meanwhile, to be compared.
+    `batches`: rows -> images, labels and masks, a batch at a time. A null map counts for no draw: a network without a
+    map is no easier to beat.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:CONTROLLED])
-    wanted = looking(names)
+    wanted = select_model_methods(names)
     trained = [methods.maps(model, images, labels, wanted) for images, labels, _ in batches(chosen)] if wanted else []
     draws: list[dict[str, dict[str, Tensor]]] = []
     for seed in DRAWS if wanted else ():
@@ -244,14 +212,14 @@ def make_random_baseline(
         for name in wanted
     }
     spread = {
-        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in found}
-        for name, found in figures.items()
+        name: {key: float(torch.stack([draw[name][key].nanmean() for draw in draws]).std()) for key in scores}
+        for name, scores in figures.items()
     }
     return RandomWeightsBaseline(chosen, figures, spread)
 
 
 def _figures(maps: Tensor, trained: Tensor, masks: Masks, threshold: float | None) -> dict[str, Tensor]:
-    found = against_masks(maps, masks, threshold)
-    null = found.pop("null_map")
-    told = {key: value.double().masked_fill(null, torch.nan).cpu() for key, value in found.items()}
-    return told | {SIMILARITY: measures.ssim(trained, maps).cpu()}
+    scores = score_maps(maps, masks, threshold)
+    null = scores.pop("null_map")
+    masked = {key: value.double().masked_fill(null, torch.nan).cpu() for key, value in scores.items()}
+    return masked | {SIMILARITY: measures.ssim(trained, maps).cpu()}

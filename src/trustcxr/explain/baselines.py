@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model: what a saliency method has to beat (ANCHORS: infection masks are large)."""
+"""Make baseline maps, which do not depend on the model: a saliency method has to beat them."""
 
 from zlib import crc32
 
@@ -15,11 +15,10 @@ _BLUR = 0.03  # of the side: the standard deviation of the smoothed brightness
 
 
 def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int | tuple[int, int] = CELLS) -> Tensor:
-    """Random saliency (count, height, width), float32, in [0, 1], on the CPU.
+    """Return random saliency (count, height, width), float32, in [0, 1], on the CPU.
 
-    Independent uniform values on a grid of `cells` (rows and columns; one number for both), upsampled bilinearly and
-    divided by the maximum: as smooth as a CAM of that grid, so that it is no easier or harder to beat. The same seed
-    gives the same maps, whatever the global random state: give every batch a seed of its own.
+    Uniform values on a grid of `cells` (rows and columns, or one number for both), upsampled bilinearly and divided by
+    the maximum: as smooth as a CAM of that grid. The same seed gives the same maps.
 
     >>> import trustcxr as tx
     >>> tx.explain.random_map(2, 32, 32, seed=1).shape
@@ -32,10 +31,9 @@ def random_map(count: int, height: int, width: int, *, seed: int = 0, cells: int
 
 
 def centre_prior(height: int, width: int) -> Tensor:
-    """A Gaussian at the centre of the image, (height, width), float32, in [0, 1], on the CPU.
+    """Return a Gaussian at the centre of the image, (height, width), float32, in [0, 1], on the CPU.
 
-    Its standard deviation is a quarter of each side: the map of someone who has never seen the image (after Judd et al.
-    2012, who showed how much such a map already scores).
+    Its standard deviation is a quarter of each side (after Judd et al. 2012).
 
     >>> import trustcxr as tx
     >>> float(tx.explain.centre_prior(33, 33)[16, 16])
@@ -48,7 +46,7 @@ def centre_prior(height: int, width: int) -> Tensor:
 
 
 def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """`random_map` as a saliency method.
+    """Return `random_map` as a saliency method.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -59,7 +57,7 @@ def random_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
 
 
 def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
-    """A `random_map` for each image (B, C, H, W), seeded by its pixels, so that batches do not matter: (B, H, W)."""
+    """Return a `random_map` for each image (B, C, H, W), seeded by its pixels: (B, H, W)."""
     check_images(x)
     seeds = [crc32(image.detach().float().cpu().numpy().tobytes()) for image in x]
     maps = [random_map(1, *x.shape[-2:], seed=seed, cells=cells) for seed in seeds]
@@ -67,7 +65,7 @@ def random_maps(x: Tensor, cells: tuple[int, int] = CELLS) -> Tensor:
 
 
 def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """`centre_prior` as a saliency method: the same map for every image.
+    """Return `centre_prior` as a saliency method: the same map for every image.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -79,9 +77,7 @@ def centre_saliency(model: nn.Module, x: Tensor, target: Target = None) -> Tenso
 
 
 def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
-    """What the image's own brightness shows on a grid of `cells`: (B, H, W) in [0, 1], of images (B, 1, H, W).
-
-    As coarse as a CAM of that grid, so that what the two have in common is not their cells.
+    """Return the brightness of images (B, 1, H, W) on a grid of `cells`, as coarse as a CAM: (B, H, W) in [0, 1].
 
     >>> import torch
     >>> from trustcxr.explain.baselines import brightness_map
@@ -93,9 +89,9 @@ def brightness_map(x: Tensor, cells: tuple[int, int]) -> Tensor:
 
 
 def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = None) -> dict[str, Tensor]:
-    """Return maps (B, H, W), not negative, of the image, its lungs or nothing, by their names in REFERENCES.
+    """Return maps (B, H, W), not negative, of the image or its lungs, by their names in REFERENCES.
 
-    images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the lesion masks of training, averaged.
+    images (B, 1, H, W) in [0, 1]; lung (B, H, W) bool; `mean_mask` (H, W): the mean lesion mask of training.
     """
     inside = lung.to(images.dtype)
     sigma = _BLUR * images.shape[-1]
@@ -111,7 +107,7 @@ def image_baselines(images: Tensor, lung: Tensor, mean_mask: Tensor | None = Non
 
 
 def edges(images: Tensor) -> Tensor:
-    """Return how steep the image is at each pixel, (B, H, W): the length of Sobel's gradient, in [0, 1]."""
+    """Return the length of Sobel's gradient at each pixel, (B, H, W), in [0, 1]."""
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(images) / 8
     kernels = torch.stack([across, across.T])[:, None]
     slope = functional.conv2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), kernels)
@@ -125,7 +121,7 @@ def mean_mask(masks: np.ndarray) -> Tensor:
 
 
 def likeness(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of two maps (B, H, W) over their pixels, (B,), -1 to 1; NaN where one is even."""
+    """Return Pearson's correlation of two maps (B, H, W) over their pixels, (B,); NaN if one is constant."""
     one, other = (m.flatten(1).double() - m.flatten(1).double().mean(1, keepdim=True) for m in (a, b))
     scale = one.norm(dim=1) * other.norm(dim=1)
     return torch.where(scale > 1e-9, (one * other).sum(1) / scale.clamp(min=1e-9), torch.nan)

@@ -1,4 +1,4 @@
-"""Grad-CAM and its relatives, a batch at a time, on the device, at little more than the cost of a forward pass."""
+"""Compute Grad-CAM and its relatives, a batch at a time."""
 
 import math
 import threading
@@ -13,11 +13,10 @@ from torchvision.transforms.functional import gaussian_blur
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models.feature_maps import Layer, arrangement, find_layer
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 Combine = Callable[[Tensor, Tensor], Tensor]
-# Keeps half-precision gradients of the head from vanishing; taken out again before they are used.
-_HALF_PRECISION_SCALE = 1024.0
+_HALF_PRECISION_SCALE = 1024.0  # keeps half-precision gradients from vanishing
 _STABILISER = 1e-6
 SMOOTHING = 0.02  # of the longer side: the standard deviation that Zhang et al. 2018 smooth gradients with
 
@@ -25,17 +24,16 @@ SMOOTHING = 0.02  # of the longer side: the standard deviation that Zhang et al.
 def grad_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017): each channel of the feature map weighted by its mean gradient.
 
-    `x`: images (B, 1, H, W), float, in [0, 1]. `target`: the class explained; None for each image's predicted class,
-    one int for all, or a (B,) integer tensor. `layer`: whose output is read; None or -1 for `model.cam_layer`, -2 for
-    the last layer of the stage before (of twice the resolution), -3 and so on; a module's dotted name; or the module.
-    Where a layer runs more than once, its last output is read.
+    `x`: images (B, 1, H, W), float, in [0, 1]. `target`: the class to explain; None for each image's predicted class,
+    one int for all, or a (B,) integer tensor. `layer`: None or -1 for `model.cam_layer`, -2 for the last layer of the
+    stage before (of twice the resolution) and so on; a module's dotted name; or the module. Of a layer that runs more
+    than once, the last output is used.
 
     Returns saliency (B, H, W), float32, on the device of `x`: positive evidence for the target, upsampled bilinearly,
-    each map divided by its own maximum. A map without positive evidence, or the same everywhere (a null map), is all
-    zeros. The model runs in eval mode and is left exactly as it was found: modes, gradients, hooks, random state.
-    Works inside `no_grad`, `inference_mode` and autocast.
+    each map divided by its maximum. A constant map, or one without positive evidence, is all zeros (a null map). The
+    model runs in eval mode and its state is preserved. Works inside `no_grad`, `inference_mode` and autocast.
 
-    Raises UserError for a layer that is not in the model, or a target outside its classes.
+    Raises UserError for an unknown layer or class.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -50,9 +48,8 @@ def grad_cam_plus_plus(
 ) -> Tensor:
     """Grad-CAM++ (Chattopadhay et al. 2018): positive gradients, weighted pixel by pixel (its equation 19).
 
-    `stabiliser` is added to the equation's denominator: the grad-cam package's value, so that maps agree with it. Where
-    gradients are smaller than about its square root it decides the weights; 0 gives the paper's equation as printed.
-    All else as `grad_cam`.
+    `stabiliser` is added to the denominator, by default the grad-cam package's value; 0 gives the paper's equation. All
+    else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -87,10 +84,8 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
 
 
 def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """The layer's positive activations, summed over its channels: a control for LayerCAM, without the gradient.
+    """Return the layer's positive activations, summed over channels: a control for LayerCAM, without the gradient.
 
-    The same map whichever class is explained and whatever the model makes of the layer. What a CAM shows beyond it is
-    the model's; at a layer near the image, such as a lung gate, it is little more than how bright the image is there.
     All else as `grad_cam`; `target` is checked and changes nothing.
 
     >>> import torch, trustcxr as tx
@@ -104,8 +99,7 @@ def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer:
 def smooth_layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
     """LayerCAM, then a Gaussian whose standard deviation is SMOOTHING of the longer side.
 
-    Meant for layers as fine as the image, whose maps are grainy: their highest pixel is an accident of its neighbours.
-    Zhang et al. 2018 (excitation backprop) smooth gradients so before they point. All else as `grad_cam`.
+    For layers as fine as the image, whose maps are grainy (after Zhang et al. 2018). All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("resnet10t", classes=3).eval()
@@ -127,18 +121,18 @@ def smooth_activation_map(model: nn.Module, x: Tensor, target: Target = None, *,
 
 
 def smoothed(saliency: Tensor) -> Tensor:
-    """Saliency (B, H, W) after a Gaussian of SMOOTHING of the longer side, its highest value 1 again.
+    """Smooth saliency (B, H, W) by a Gaussian of SMOOTHING of the longer side, and scale its maximum to 1.
 
-    Null maps stay null, and images too small for the filter as they are.
+    Null maps, and maps too small for the filter, stay unchanged.
     """
     sigma = SMOOTHING * max(saliency.shape[-2:])
     size = 2 * math.ceil(3 * sigma) + 1
     if len(saliency) == 0 or size // 2 >= min(saliency.shape[-2:]):
         return saliency
     with torch.no_grad(), torch.autocast(saliency.device.type, enabled=False):
-        found = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
-    highest = found.amax((1, 2), keepdim=True)
-    return torch.where(highest > 0, found / highest.clamp(min=torch.finfo(found.dtype).tiny), found)
+        blurred = gaussian_blur(saliency[:, None], [size, size], [sigma, sigma])[:, 0]
+    highest = blurred.amax((1, 2), keepdim=True)
+    return torch.where(highest > 0, blurred / highest.clamp(min=torch.finfo(blurred.dtype).tiny), blurred)
 
 
 def _grad_cam_map(features: Tensor, gradient: Tensor) -> Tensor:
@@ -166,13 +160,13 @@ def _activation_map(features: Tensor, gradient: Tensor) -> Tensor:
 
 
 def cam_of(combine: Combine, model: nn.Module, x: Tensor, target: Target, layer: Layer) -> Tensor:
-    """Saliency (B, H, W) in [0, 1] by any combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
+    """Return saliency (B, H, W) by a combination of a layer's features and gradient, (B, K, h, w) -> (B, h, w)."""
     check_images(x)
     return saliency_from(combine, model, x, *feature_map_and_gradient(model, x, target, find_layer(model, layer)))
 
 
 def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tensor, gradient: Tensor) -> Tensor:
-    """The map that a combination makes of a layer's features and gradient, as saliency (B, H, W) in [0, 1]."""
+    """Combine a layer's features and gradient into saliency (B, H, W) in [0, 1]."""
     height, width = x.shape[-2:]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         arrange = arrangement(features, height, width, model)
@@ -180,11 +174,9 @@ def saliency_from(combine: Combine, model: nn.Module, x: Tensor, features: Tenso
 
 
 def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The layer's output and the gradient of the target's logit with respect to it, in the layer's own shape.
+    """Return the layer's output and the gradient of the target's logit, in the layer's shape.
 
-    The network up to the layer runs without gradients; the hook then hands on a fresh leaf and turns gradients on, so
-    that only what comes after the layer is differentiated. A model that takes one size of batch alone is asked for one
-    batch at a time.
+    Gradients are computed only after the layer. A model with a fixed batch size runs one batch at a time.
     """
     external: Any = model
     if getattr(external, "batch", None) is None:
@@ -193,7 +185,6 @@ def feature_map_and_gradient(model: nn.Module, x: Tensor, target: Target, layer:
     targets: Sequence[Target] = [None] * len(batches)
     if target is not None:
         targets = target_classes(target, x.new_empty(len(x), len(external.given.classes))).split(external.batch)
-    # What the model fills its last batch up with has no map.
     parts = [
         [values[: len(batch)] for values in _in_one_pass(model, batch, classes, layer)]
         for batch, classes in zip(batches, targets, strict=True)
@@ -207,7 +198,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
     caller = threading.get_ident()
 
     def start_gradient(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
-        if threading.get_ident() != caller:  # the same model at work in another thread: not our forward pass
+        if threading.get_ident() != caller:  # another thread may use the same model
             return None
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise UserError(
@@ -219,7 +210,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
         # A copy, because what follows may work in place.
         return leaf.to(output.dtype, copy=True)
 
-    with evaluate_on(model, x.device), torch.inference_mode(False), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.inference_mode(False), torch.no_grad():
         handle = layer.register_forward_hook(start_gradient)
         try:
             # A copy: an inference tensor cannot be differentiated, and some models work in place on what they get.
@@ -240,7 +231,7 @@ def _in_one_pass(model: nn.Module, x: Tensor, target: Target, layer: nn.Module) 
 
 
 def _gradient(score: Tensor, leaf: Tensor, scale: float) -> Tensor | None:
-    """Of the score by the leaf, made `scale` times as large on the way; by itself for images where that overflows."""
+    """Return the gradient of the score, scaled on the way; unscaled for images for which that overflows."""
     (gradient,) = torch.autograd.grad(score * scale, leaf, allow_unused=True, retain_graph=scale != 1)
     if gradient is None or scale == 1:
         return gradient
@@ -250,13 +241,13 @@ def _gradient(score: Tensor, leaf: Tensor, scale: float) -> Tensor | None:
 
 
 def cells_of(model: nn.Module, x: Tensor, layer: nn.Module) -> tuple[int, int]:
-    """Rows and columns of the map that a CAM reads at a layer, before it is brought to the images' size."""
+    """Return rows and columns of a layer's map, before upsampling."""
     seen: list[Tensor] = []
 
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
         seen[:] = [output]
 
-    with evaluate_on(model, x.device), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
         handle = layer.register_forward_hook(note)
         try:
             model(x[:1].clone())

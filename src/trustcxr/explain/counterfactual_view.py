@@ -1,4 +1,4 @@
-"""One image looked at more closely: its maps beside what brightness alone shows, what flips it, what spoils it."""
+"""Explain one image: maps with baselines, the smallest perturbation that flips the prediction, corruptions."""
 
 import math
 import time
@@ -19,13 +19,13 @@ SPOILT_BY = ("gaussian_noise", "defocus_blur", "contrast", "exposure", "rotation
 SEVERITY = 3
 HIGHEST = 0.3  # the largest perturbation that is tried
 _TOWARDS = 10  # steps of FAB toward the border
-_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # of PGD; tries of a radius below; what these may take together
-_CLOSE = 1 / 8  # of what FAB found: how close below what is shown a radius lies where PGD found nothing
+_STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # steps of PGD; radii tried; their time limit
+_CLOSE = 1 / 8  # tolerance of the radius, as a share of FAB's
 
 
 @dataclass(frozen=True)
 class MapBaseline:
-    """A map that knows less, (H, W) in [0, 1], and how like the method's own map is: -1 to 1, NaN where one is even."""
+    """A baseline map, (H, W) in [0, 1], and its correlation with the method's map (NaN if one is constant)."""
 
     label: str
     pixels: Tensor
@@ -34,20 +34,17 @@ class MapBaseline:
 
 @dataclass(frozen=True)
 class Map:
-    """Where a method sees the evidence, (H, W) in [0, 1]; its cells, where it has fewer than pixels; its controls."""
+    """A method's map, (H, W) in [0, 1]; its cells, None for pixels; its baselines."""
 
     method: str
     pixels: Tensor
     cells: tuple[int, int] | None
-    beside: Sequence[MapBaseline]
+    baselines: Sequence[MapBaseline]
 
 
 @dataclass(frozen=True)
 class Flip:
-    """The smallest perturbation found that changes the answer: an upper bound.
-
-    image (H, W) in [0, 1]; change (H, W): what was added. `epsilon`: the largest change of a pixel.
-    """
+    """The smallest perturbation found that changes the prediction, an upper bound: image and change, (H, W)."""
 
     epsilon: float
     image: Tensor
@@ -59,7 +56,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """The image under a corruption, (H, W) in [0, 1], and its answer there."""
+    """The image under a corruption, (H, W) in [0, 1], and its prediction."""
 
     name: str
     image: Tensor
@@ -68,12 +65,12 @@ class Spoilt:
 
     @property
     def about(self) -> str:
-        """What goes wrong there."""
+        """Return what the corruption is."""
         return CORRUPTIONS[self.name].about
 
 
-def names_of(run: Run) -> list[str]:
-    """The methods that this network has, Grad-CAM first; found once, since it takes a pass for each."""
+def find_methods(run: Run) -> list[str]:
+    """Return the methods that this network supports, Grad-CAM first; each takes a pass."""
     x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
     return [name for name in MAPS if _has(run, x, name)]
 
@@ -86,27 +83,29 @@ def _has(run: Run, x: Tensor, name: str) -> bool:
     return True
 
 
-def maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
-    """The maps of one image (1, 1, H, W) in [0, 1], each beside its controls."""
+def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
+    """Make maps of one image (1, 1, H, W) in [0, 1], each with its baselines."""
     layers = {name: control for name in names if (control := Method.parse(name).control)}
-    found = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
-    return [_beside_its_controls(run, pixels, name, found, layers.get(name)) for name in names]
+    saliency = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
+    return [_add_baselines(run, pixels, name, saliency, layers.get(name)) for name in names]
 
 
-def _beside_its_controls(run: Run, pixels: Tensor, name: str, found: dict[str, Tensor], control: Method | None) -> Map:
+def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], control: Method | None) -> Map:
     cells = methods.cells(run.model, pixels, name)
-    own, brightness = found[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
+    saliency_map, brightness = saliency[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the image's own brightness": brightness}
     if control is not None:
         cam = control.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
-        less[label] = found[str(control)]
-    beside = [MapBaseline(label, other[0], float(baselines.likeness(own, other))) for label, other in less.items()]
-    return Map(name, own[0].float(), cells, beside)
+        less[label] = saliency[str(control)]
+    compared = [
+        MapBaseline(label, other[0], float(baselines.likeness(saliency_map, other))) for label, other in less.items()
+    ]
+    return Map(name, saliency_map[0].float(), cells, compared)
 
 
-def steps_for(run: Run) -> int:
-    """How many steps PGD may have at each radius, by what this network takes on this machine."""
+def choose_steps(run: Run) -> int:
+    """Choose the steps of PGD at each radius by the time that this network takes here."""
     x, label = torch.full((1, 1, run.size, run.size), 0.5, device=run.device), torch.zeros(1, dtype=torch.long)
     label = label.to(run.device)
     attacks.fgsm(run.model, x, label, epsilon=0.01)
@@ -116,11 +115,13 @@ def steps_for(run: Run) -> int:
     return next((steps for steps in _STEPS if steps * taken <= _SECONDS), _STEPS[-1])
 
 
-def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None) -> Flip | None:
-    """The smallest perturbation of an image (1, 1, H, W) found to change its answer; None up to HIGHEST.
+def find_flip(
+    run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.Module | None = None
+) -> Flip | None:
+    """Find a small perturbation of an image (1, 1, H, W) that changes its prediction; None if none up to HIGHEST does.
 
-    FAB goes to the border; PGD looks for less from there on. `searched`: a faster copy of the run's model to search on;
-    what is found there counts where the model itself is misled by it, else the search is the model's own.
+    FAB goes to the border, then PGD tries smaller radii. `searched`: a faster copy of the model, whose result counts if
+    it also changes the model's prediction.
     """
     label = torch.tensor([predicted], device=run.device)
     for model in (searched, run.model) if searched is not None else (run.model,):
@@ -137,8 +138,10 @@ def flip(run: Run, pixels: Tensor, predicted: int, *, steps: int, searched: nn.M
     return None
 
 
-def spoilt(run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY) -> list[Spoilt]:
-    """An image (1, 1, H, W) under each corruption, and the answers there."""
+def corrupt_image(
+    run: Run, pixels: Tensor, names: Sequence[str] = SPOILT_BY, *, severity: int = SEVERITY
+) -> list[Spoilt]:
+    """Corrupt an image (1, 1, H, W) in each way, and predict."""
     images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
     answers = zip(names, images, predict.predict_labels(run, images), strict=True)
     return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]

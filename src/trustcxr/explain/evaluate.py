@@ -1,4 +1,4 @@
-"""A run or a given model, and a data set -> saliency of annotated images -> measures, by batch: no map is kept."""
+"""Score the saliency maps of annotated images, a batch at a time: no map is stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, log, track
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
@@ -25,41 +25,39 @@ from trustcxr.explain.baseline_scores import (
     SHARPENED,
     SIMILARITY,
     SPREAD,
-    AsSharp,
-    CellBaseline,
-    ImageBaselines,
+    BatchBaselines,
+    Grid,
     Masks,
     RandomWeightsBaseline,
-    Values,
-    against_masks,
-    by_chance,
-    looking,
+    RankMatched,
+    SortedValues,
     make_random_baseline,
+    score_ceiling,
+    score_chance,
+    score_maps,
+    select_model_methods,
 )
 from trustcxr.explain.evidence import check_evidence
-from trustcxr.explain.stability import ATTACKED, CLEAN, Change, changes
+from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
-RANDOM = CONTROL  # scored always: what a method that knows nothing of the model has
-CASCADE = "randomised:"  # before the name of the part that was made random last
-_STEPS, _REMOVED = (
-    10,
-    (0.2, 0.4, 0.6),
-)  # of insertion and deletion; of ROAD: with more gone there is little to answer on
+RANDOM = CONTROL  # always scored: a map without any knowledge of the model
+CASCADE = "randomised:"  # prefix of the part that was made random last
+_STEPS = 10  # of insertion and deletion
+_REMOVED = (0.2, 0.4, 0.6)  # shares of pixels removed in ROAD: with more gone, little is left to classify
 _LEVELS = np.round(np.arange(0.05, 0.951, 0.05), 2)  # thresholds tried when one is tuned
 
 
 @dataclass
 class Rows:
-    """The table of one batch as it grows: one condition of one method after the other; `cells` of each method's map."""
+    """The table of one batch as it grows, a method and condition at a time. `cells`: the grid of each method's map."""
 
     about: dict[str, np.ndarray]
     cells: Mapping[str, tuple[int, int] | None]
@@ -69,34 +67,31 @@ class Rows:
         self,
         method: str,
         condition: str,
-        found: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
         references: Mapping[str, Mapping[str, Tensor]] | None = None,
         *,
         change: Change | None = None,
         predicted: np.ndarray | None = None,
         threshold: float = np.nan,
     ) -> None:
-        """Values (B,) by measure, and those of the references where there are any."""
+        """Add scores (B,) by measure, and those of the references."""
         count = len(self.about["sample_id"])
-        columns: dict[str, Any] = {name: np.tile(column, len(found)) for name, column in self.about.items()}
-        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(found))
+        columns: dict[str, Any] = {name: np.tile(column, len(scores)) for name, column in self.about.items()}
+        columns["predicted"] = np.tile(predicted if predicted is not None else np.full(count, None), len(scores))
         columns |= {"method": method, "condition": condition, "cells": " x ".join(map(str, self.cells[method] or ()))}
         columns |= {"epsilon": change.epsilon if change else 0.0, "severity": change.severity if change else 0}
-        columns["measure"] = np.repeat(list(found), count)
-        columns["value"] = _stacked(found, found, count)
+        columns["measure"] = np.repeat(list(scores), count)
+        columns["value"] = _stacked(scores, scores, count)
         for name in (*REFERENCES, SPREAD, *SHARPENED):
-            columns[name] = _stacked(found, (references or {}).get(name, {}), count)
+            columns[name] = _stacked(scores, (references or {}).get(name, {}), count)
         columns["threshold"] = np.where(columns["measure"] == "infection_iou_tuned", threshold, np.nan)
         self.tables.append(pd.DataFrame(columns))
 
 
-class MapsWithBaselines(NamedTuple):
-    """What stands beside a method's figures and is not of the image: that of its cells, of random weights, of training.
+class RunBaselines(NamedTuple):
+    """Baselines of a run: the grid of each method's map, random weights, the mean lesion mask of training (H, W)."""
 
-    mean_mask: the lesion masks of training images, averaged, (H, W); None where they are not known.
-    """
-
-    cells: CellBaseline
+    cells: Mapping[str, Grid | None]
     weights: RandomWeightsBaseline
     mean_mask: Tensor | None = None
 
@@ -106,14 +101,14 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
     return np.concatenate(columns) if columns else np.empty(0)
 
 
-def annotated(dataset: "Dataset") -> np.ndarray:
-    """Rows of the images with a non-empty infection mask; where the data has none, of those with a lung mask.
+def find_annotated(dataset: "Dataset") -> np.ndarray:
+    """Return the rows of images with a non-empty infection mask; if no image has one, with a lung mask.
 
-    Of the images of one finding only those that have it.
+    For the images of one finding, only rows of images that have it. Raises UserError if no image has a mask.
     """
     for kind in ("infection", "lung"):
         rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask(kind)))
-        rows = rows[filled(dataset, kind, rows)]
+        rows = rows[has_filled_mask(dataset, kind, rows)]
         if len(rows):
             return rows
     raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
@@ -127,15 +122,17 @@ def score(
     thresholds: Mapping[str, float] | None = None,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """The table of saliency.parquet: a row for each annotated image, method, condition and measure.
+    """Return the table of saliency.parquet: a row for each annotated image, method, condition and measure.
 
-    The class explained is the image's true class, whatever the model answers. `thresholds`: of each method's map, tuned
-    on validation by `tune`; without them there is no `infection_iou_tuned`. For many images see `batches`.
+    The class explained is the image's true class. `thresholds`: of each method's maps, from `tune_thresholds` on
+    validation; without them there is no `infection_iou_tuned`. For many images use `score_batches`.
     """
-    return pd.concat(batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True)
+    return pd.concat(
+        score_batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True
+    )
 
 
-def batches(
+def score_batches(
     run: "Run | ModelUnderTest",
     dataset: "Dataset",
     options: ExplanationRecipe | None = None,
@@ -145,21 +142,21 @@ def batches(
     left_out: LeftOut = ALL_DONE,
     mean_mask: Tensor | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """The table of `score` a batch of images at a time, so that memory does not grow with their number.
+    """Yield the table of `score` a batch at a time, so that memory does not grow with the number of images.
 
-    First a drawn part of the annotated images, explained with random weights. Then all of them: measures against the
-    masks on the clean and the FGSM image, and stability under FGSM and every corruption. Then a sample drawn by seed
-    (the same for every run): stability under PGD, faithfulness, sanity. `left_out`: what the model does not allow.
-    `mean_mask`: the lesion masks of training images, averaged, (H, W), a map that looks at no image.
+    First, random weights explain a drawn part of the images. Then all are scored against the masks, clean and under
+    FGSM, and for stability under FGSM and every corruption. Then a sample, drawn by seed, is scored for stability under
+    PGD, faithfulness and sanity. `left_out`: parts that the model does not allow. `mean_mask` (H, W): the mean lesion
+    mask of training images.
     """
     options = options or ExplanationRecipe()
-    methods = with_random(options.methods)
+    methods = add_random_map(options.methods)
     check_methods(run, methods)
-    rows, levels = annotated(dataset), dict(thresholds or {})
-    ways = changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
+    rows, levels = find_annotated(dataset), dict(thresholds or {})
+    ways = list_changes(run, epsilon=options.epsilon, names=options.corruptions, severity=options.severity)
     ways = [way for way in ways if not (left_out.attacks and way.attack)]
-    known = () if left_out.weights else tuple(methods)  # explained with random weights too
-    followed = () if left_out.cascade else known
+    randomised = () if left_out.weights else tuple(methods)  # explained with random weights too
+    followed = () if left_out.cascade else randomised
     sample = np.sort(np.random.default_rng(0).permutation(rows)[: options.sample])
     log_masks(dataset, len(rows))
     with Progress(f"explaining {run.name} on {len(rows)} images", len(rows) + len(sample)) as bar:
@@ -168,22 +165,23 @@ def batches(
             for part in lesion_effect.slices(some, batch_size):
                 yield (*_images(run, dataset, part), _masks(dataset, part, run.device))
 
-        beside = MapsWithBaselines(
-            CellBaseline(run.model, _images(run, dataset, rows[:1])[0], methods),
-            make_random_baseline(run.model, rows, drawn, known, levels),
+        image = _images(run, dataset, rows[:1])[0]
+        baseline = RunBaselines(
+            {name: methods_by_name.cells(run.model, image, name) for name in methods},
+            make_random_baseline(run.model, rows, drawn, randomised, levels),
             mean_mask,
         )
         for some in lesion_effect.slices(rows, batch_size):
-            cheap = [way for way in ways if not way.dear]
-            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, beside)
+            cheap = [way for way in ways if not way.expensive]
+            yield _against_masks_and_stability(run, dataset, some, methods, levels, cheap, baseline)
             bar.advance(len(some))
         for some in lesion_effect.slices(sample, batch_size):
-            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.dear], beside, followed)
+            yield _on_the_sample(run, dataset, some, methods, [w for w in ways if w.expensive], baseline, followed)
             bar.advance(len(some))
 
 
 def check_options(options: ExplanationRecipe) -> None:
-    """Raises UserError for a saliency method or a corruption that nobody knows; no model is needed."""
+    """Raise UserError for an unknown saliency method or corruption; no model is needed."""
     for name in options.methods:
         methods_by_name.parse(name)
     for name in () if options.corruptions == "all" else options.corruptions:
@@ -191,7 +189,7 @@ def check_options(options: ExplanationRecipe) -> None:
 
 
 def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
-    """Raises UserError where a method, or the layer that it names, is not there: before any work, not after."""
+    """Raise UserError for a method, or a layer in its name, that the model does not have."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
         if layer is not None:
@@ -200,8 +198,8 @@ def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
             check_evidence(run.model)
 
 
-def with_random(methods: Sequence[str]) -> tuple[str, ...]:
-    """These methods, each once, and the random map, which is scored always."""
+def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
+    """Return these methods, each once, and the random map."""
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
@@ -215,8 +213,10 @@ def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> Masks:
     return Masks(*kinds)
 
 
-def about(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks) -> dict[str, np.ndarray]:
-    """Columns (B,) that say which image it is, and how much of the lungs its lesion covers."""
+def describe_images(
+    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: Masks
+) -> dict[str, np.ndarray]:
+    """Return the columns (B,) that identify each image, and the share of the lungs that its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
     return {
         "sample_id": dataset.sample_ids[rows],
@@ -228,9 +228,9 @@ def about(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, mas
     }
 
 
-def predicted(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
-    """Names of the classes that the model answers, (B,)."""
-    # Not inference_mode: TorchScript that was attacked before keeps its own graph, and refuses such tensors.
+def predict_classes(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
+    """Return the names of the predicted classes, (B,)."""
+    # Not inference_mode: TorchScript that was attacked keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.preserve_state(run.model):
         return np.array([run.classes[k] for k in run.model(images).argmax(1).cpu().numpy()])
 
@@ -242,42 +242,42 @@ def _against_masks_and_stability(
     methods: Sequence[str],
     thresholds: Mapping[str, float],
     ways: Sequence[Change],
-    controlled: MapsWithBaselines,
+    run_baselines: RunBaselines,
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
-    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    of_image = ImageBaselines(images, masks, thresholds, controlled.mean_mask)
-    of_cells = controlled.cells.drawn(images, masks)
+    table = Rows(describe_images(run, dataset, rows, masks), run_baselines.cells)
+    baseline = BatchBaselines(images, masks, thresholds, run_baselines.cells, run_baselines.mean_mask)
     alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
     shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
-    clean, said = {name: shown[name] for name in methods}, predicted(run, images)
+    clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
     for name, maps in clean.items():
-        level, random = thresholds.get(name), controlled.weights.measured(name, rows)
-        alike = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
-        values = Values(maps, masks)
-        beside = of_image.as_sharp(values) | of_cells.as_sharp(name, values)
-        beside |= {"chance": by_chance(maps, masks, level), RANDOMISED: random}
-        beside[SPREAD] = controlled.weights.spread_of(name, random)
+        level, random = thresholds.get(name), run_baselines.weights.select(name, rows)
+        similarity = {SIMILARITY: random.pop(SIMILARITY)} if random else {}
+        values = SortedValues(maps, masks)
+        references = baseline.compare(name, values)
+        references |= {"chance": score_chance(maps, masks, level), RANDOMISED: random}
+        references[SPREAD] = run_baselines.weights.spread_of(name, random)
         if name in alone:
             plain = shown[alone[name]]
-            beside[ACTIVATION] = against_masks(plain, masks, thresholds.get(alone[name]))
-            beside[ACTIVATION + SHARP] = AsSharp(plain, masks).energies(values)
-        beside["chance"] |= {CEILING: beside["chance"][HIT_RATE]}
-        found = against_masks(maps, masks, level) | controlled.cells.ceiling(name, masks) | alike
-        table.add(name, CLEAN, found, beside, predicted=said, threshold=level or np.nan)
-    looks = looking(methods)
+            references[ACTIVATION] = score_maps(plain, masks, thresholds.get(alone[name]))
+            references[ACTIVATION + SHARP] = RankMatched(plain, masks).score(values)
+        references["chance"] |= {CEILING: references["chance"][HIT_RATE]}
+        scores = score_maps(maps, masks, level) | score_ceiling(run_baselines.cells[name], masks) | similarity
+        table.add(name, CLEAN, scores, references, predicted=answers, threshold=level or np.nan)
+    looks = select_model_methods(methods)
     for way in ways:
         pixels, drawn = way.make(images, labels, table.about["sample_id"].tolist())
-        # A map that does not look at the model has nothing to be stable: once, under FGSM, shows what that scores.
-        changed = methods_by_name.maps(run.model, pixels, labels, methods if way.condition == ATTACKED else looks)
-        attacked = predicted(run, pixels) if way.condition == ATTACKED else None
+        # Maps that ignore the model cannot be unstable: FGSM alone shows what they score.
+        chosen = methods if way.condition == STABILITY_ATTACK else looks
+        changed = methods_by_name.maps(run.model, pixels, labels, chosen)
+        attacked = predict_classes(run, pixels) if way.condition == STABILITY_ATTACK else None
         for name, maps in changed.items():
             add = partial(table.add, name, way.condition, change=way, predicted=attacked)
-            if way.condition == ATTACKED:
+            if way.condition == STABILITY_ATTACK:
                 level = thresholds.get(name)
-                beside = of_image.figures | of_cells.plain(name) | {"chance": by_chance(maps, masks, level)}
-                add(against_masks(maps, masks, level), beside, threshold=level or np.nan)
+                references = baseline.compare(name) | {"chance": score_chance(maps, masks, level)}
+                add(score_maps(maps, masks, level), references, threshold=level or np.nan)
             add(_stability(clean[name], maps))
             if drawn is not None:
                 add(*_moved(clean[name], maps, drawn))
@@ -290,36 +290,37 @@ def _on_the_sample(
     rows: np.ndarray,
     methods: Sequence[str],
     ways: Sequence[Change],
-    controlled: MapsWithBaselines,
+    run_baselines: RunBaselines,
     randomised: Sequence[str],
 ) -> pd.DataFrame:
     images, labels = _images(run, dataset, rows)
     masks = _masks(dataset, rows, run.device)
-    table = Rows(about(run, dataset, rows, masks), controlled.cells.cells)
-    clean, looks = methods_by_name.maps(run.model, images, labels, methods), looking(methods)
+    table = Rows(describe_images(run, dataset, rows, masks), run_baselines.cells)
+    clean, looks = methods_by_name.maps(run.model, images, labels, methods), select_model_methods(methods)
     for way in ways:
         pixels, _ = way.make(images, labels, table.about["sample_id"].tolist())
         for name, maps in methods_by_name.maps(run.model, pixels, labels, looks).items():
             table.add(name, way.condition, _stability(clean[name], maps), change=way)
-    known = faithfulness.ends(run.model, images, labels)
-    falls = lesion_effect.causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
+    ends = faithfulness.ends(run.model, images, labels)
+    falls = lesion_effect.measure_causes(run.model, EditInputs(images, masks.lung, masks.infection), labels)
     bright = {"brightness": {BY_CAUSE: _by_cause(images[:, 0] * masks.lung, falls)}}
     for name, maps in clean.items():
         curves = {
-            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, known=known).area,
-            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, known=known).area,
-            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, known=known),
+            "insertion": faithfulness.insertion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+            "deletion": faithfulness.deletion(run.model, images, maps, steps=_STEPS, curve_ends=ends).area,
+            "road": faithfulness.road(run.model, images, maps, shares=_REMOVED, curve_ends=ends),
             BY_CAUSE: _by_cause(maps, falls),
         }
         table.add(name, CLEAN, curves, bright)
-    for stage, values in randomisation.cascade(run.model, images, looking(randomised), labels):
-        for name, found in values.items():
-            table.add(name, CASCADE + stage, found)
+    for stages in randomisation.cascade(run.model, images, select_model_methods(randomised), labels):
+        for name, stage in stages.items():
+            scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
+            table.add(name, CASCADE + stage.part, scores)
     return pd.concat(table.tables, ignore_index=True)
 
 
 def _by_cause(maps: Tensor, falls: Tensor) -> Tensor:
-    return torch.from_numpy(lesion_effect.ranked_by_cause(maps, falls))
+    return torch.from_numpy(lesion_effect.rank_by_cause(maps, falls))
 
 
 def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:
@@ -331,10 +332,10 @@ def _stability(before: Tensor, after: Tensor) -> dict[str, Tensor]:
 
 
 def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """The share of the saliency that lies on an artefact, and how much of it moved there; beside the area of it."""
+    """Return the share of the saliency on an artefact and its gain; and by chance the area of the artefact."""
     on_it = measures.energy_inside(after, drawn)
     gain = on_it - measures.energy_inside(before, drawn)
-    # Where there is no saliency before, or none after, none has moved.
+    # Without saliency before or after, none has moved.
     nothing = measures.null_map(before) | measures.null_map(after)
     on_it, gain = (values.masked_fill(nothing, torch.nan) for values in (on_it, gain))
     return (
@@ -343,14 +344,14 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
     )
 
 
-def tune(
+def tune_thresholds(
     run: "Run | ModelUnderTest", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
-    """The threshold of each method's maps, and of the centre prior, with the best mean IoU on this (validation) split.
+    """Return the threshold with the best mean IoU on a (validation) split, for each method and the centre prior.
 
-    As cheXlocalize does (Saporta et al. 2022). Empty where no image has an infection mask.
+    After cheXlocalize (Saporta et al. 2022). Empty if no image has an infection mask.
     """
-    names = with_random(methods)
+    names = add_random_map(methods)
     check_methods(run, names)
     rows = lesion_effect.select_annotated(dataset, np.flatnonzero(dataset.has_mask("infection")))
     totals: dict[str, np.ndarray] = {}
@@ -359,16 +360,16 @@ def tune(
         infection = _masks(dataset, some, run.device).infection
         if not infection.any():
             continue
-        found = methods_by_name.maps(run.model, images, labels, names)
-        found[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
-        for name, maps in found.items():
+        saliency = methods_by_name.maps(run.model, images, labels, names)
+        saliency[CENTRE] = baselines.centre_prior(*images.shape[-2:]).to(run.device).expand(infection.shape)
+        for name, maps in saliency.items():
             sums = [float(measures.iou(maps, infection, float(level)).nansum()) for level in _LEVELS]
             totals[name] = totals.get(name, np.zeros(len(_LEVELS))) + sums
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
 
 
 def log_masks(dataset: "Dataset", measured: int) -> None:
-    """Say how many images have no mask, and how many masks are not as large as their image."""
+    """Log how many images have no mask, and how many masks differ in size from their image."""
     images = len(lesion_effect.select_annotated(dataset, np.arange(len(dataset))))
     if measured < images:
         log(f"{images - measured} of {images} images have no mask to measure against and are left out")
@@ -377,7 +378,7 @@ def log_masks(dataset: "Dataset", measured: int) -> None:
 
 
 def masks_of_other_size(dataset: "Dataset") -> int:
-    """How many masks have another size than their image's file; what cannot be opened here is not counted."""
+    """Count masks whose size differs from their image's; files that cannot be opened are not counted."""
     from PIL import Image
 
     def size(path: str) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The map of a network whose answer is a sum over its map: nothing is estimated, it is the answer's own arithmetic."""
+"""Make the maps of evidence networks, whose logits are the sums of their maps."""
 
 import threading
 from collections.abc import Iterator
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes, to_saliency
 from trustcxr.models import evidence_networks
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 
 def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """Evidence for the target at each place, as saliency (B, H, W), float32, in [0, 1]; what speaks against is 0.
+    """Return the evidence for the target as saliency (B, H, W), float32, in [0, 1]; negative evidence is 0.
 
-    Raises UserError where the answer is no sum of evidence. All else as `grad_cam`.
+    Raises UserError for other networks. All else as `grad_cam`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("evidence-33", classes=3).eval()
     >>> tx.explain.method("evidence")(model, torch.rand(2, 1, 64, 64)).shape
     torch.Size([2, 64, 64])
     """
-    found, classes = _found(model, x, target)
-    return to_saliency(found[torch.arange(len(found), device=x.device), classes], x.shape[-2], x.shape[-1])
+    evidence, classes = _evidence_and_classes(model, x, target)
+    return to_saliency(evidence[torch.arange(len(evidence), device=x.device), classes], x.shape[-2], x.shape[-1])
 
 
 def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """The control for `evidence_map`: the features that the evidence is read from, summed where they are positive.
+    """Return the control for `evidence_map`: the positive features before the head, summed over channels.
 
-    What is left of the map without the answer: `target` is checked, and changes nothing. All else as `evidence_map`.
+    `target` is checked, and changes nothing. All else as `evidence_map`.
 
     >>> import torch, trustcxr as tx
     >>> model = tx.models.build("evidence-33", classes=3).eval()
@@ -42,22 +42,22 @@ def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
     net = getattr(model, "net", model)
     heads = [one.head for one in getattr(net, "nets", [net])]
     with ExitStack() as hooked:
-        seen = [hooked.enter_context(_what_enters(head)) for head in heads]
-        with evaluate_on(model, x.device), torch.no_grad():
+        seen = [hooked.enter_context(_record_inputs(head)) for head in heads]
+        with preserve_state(model, autocast_cache=False), torch.no_grad():
             target_classes(target, model(x))
-    features = torch.cat([found[-1] for found in seen], 1).float()
+    features = torch.cat([inputs[-1] for inputs in seen], 1).float()
     return to_saliency(features.clamp(min=0).sum(1), x.shape[-2], x.shape[-1])
 
 
 @contextmanager
-def _what_enters(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What the layer is given by this thread, pass by pass."""
+def _record_inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the layer's inputs in this thread, pass by pass."""
     seen: list[Tensor] = []
     caller = threading.get_ident()
 
-    def note(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == caller:  # not where the same model is at work in another thread
-            seen.append(given[0])
+    def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == caller:  # another thread may use the same model
+            seen.append(inputs[0])
 
     hook = layer.register_forward_pre_hook(note)
     try:
@@ -67,21 +67,21 @@ def _what_enters(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def signed_evidence(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """The same with its sign and in logits, (B, h, w), float32: it sums to the target's logit."""
-    found, classes = _found(model, x, target)
-    return found[torch.arange(len(found), device=x.device), classes]
+    """Return the signed evidence (B, h, w), float32, which sums to the target's logit."""
+    evidence, classes = _evidence_and_classes(model, x, target)
+    return evidence[torch.arange(len(evidence), device=x.device), classes]
 
 
 def check_evidence(model: nn.Module) -> None:
-    """Raises UserError unless the model's answer is a sum of evidence."""
+    """Raise UserError unless the model is an evidence network."""
     if not evidence_networks.reads_evidence(model) or not hasattr(model, "cam_layer"):
         raise UserError("saliency method evidence is of evidence networks (evidence-33 and its like); choose a CAM")
 
 
-def _found(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+def _evidence_and_classes(model: nn.Module, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     check_images(x)
     check_evidence(model)
-    place: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
-    with _what_enters(place) as seen, evaluate_on(model, x.device), torch.no_grad():
+    layer: nn.Module = model.cam_layer  # type: ignore[assignment]  # an identity: what enters it leaves it
+    with _record_inputs(layer) as seen, preserve_state(model, autocast_cache=False), torch.no_grad():
         logits = model(x)
-    return evidence_networks.per_class(model, seen[-1]).float(), target_classes(target, logits)
+    return evidence_networks.evidence_per_class(model, seen[-1]).float(), target_classes(target, logits)

@@ -1,4 +1,4 @@
-"""The X-rays that the report shows: drawn at random, and the best and worst by each main measure. Nobody picks them."""
+"""Choose the images of the report: drawn at random, and the best and worst by each main measure."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,42 +9,41 @@ import torch
 
 from trustcxr.data.loader import to_pixels
 from trustcxr.explain import measures, methods
-from trustcxr.explain.evaluate import annotated, predicted
+from trustcxr.explain.evaluate import find_annotated, predict_classes
 from trustcxr.explain.stability import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import Run
 
-# Above chance, so that the best is not just the image with the largest lesion.
 MAIN = ("infection_energy", "infection_iou_area", "infection_auroc")
 AT_RANDOM = "drawn at random"
 
 
-def choose(
+def choose_images(
     dataset: "Dataset", tables: Sequence[pd.DataFrame], *, count: int, method: str, seed: int = 0
 ) -> dict[int, str]:
-    """Rows of the data set to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN.
+    """Return rows to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN above chance.
 
-    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, above chance,
-    so that all runs show the same images and none is favoured. An image chosen twice says so, and is shown once.
+    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, so that all
+    runs show the same images.
     """
-    rows = annotated(dataset)
+    rows = find_annotated(dataset)
     reasons = {int(row): [AT_RANDOM] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])}
-    place = {name: row for row, name in enumerate(dataset.sample_ids)}
+    row_of = {name: row for row, name in enumerate(dataset.sample_ids)}
     for measure in MAIN if count else ():
-        kept = [t[(t["measure"] == measure) & (t["condition"] == CLEAN) & (t["method"] == method)] for t in tables]
-        found = pd.concat(kept) if kept else pd.DataFrame()
-        if not len(found):
+        parts = [t[(t["measure"] == measure) & (t["condition"] == CLEAN) & (t["method"] == method)] for t in tables]
+        scores = pd.concat(parts) if parts else pd.DataFrame()
+        if not len(scores):
             continue
-        above = (found["value"] - found["chance"]).groupby(found["sample_id"]).mean().dropna()
+        above = (scores["value"] - scores["chance"]).groupby(scores["sample_id"]).mean().dropna()
         for word, name in (("best", above.idxmax()), ("worst", above.idxmin())) if len(above) else ():
-            reasons.setdefault(place[str(name)], []).append(f"{word} {measure} above chance")
+            reasons.setdefault(row_of[str(name)], []).append(f"{word} {measure} above chance")
     return {row: "; ".join(why) for row, why in reasons.items()}
 
 
-def panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
-    """Arrays for the report's panels of the rows `chosen`: image, masks, saliency, answers, figures, and why."""
+def make_panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method: str) -> dict[str, np.ndarray]:
+    """Return arrays for the report's panels of the rows `chosen`: images, masks, saliency, predictions, figures."""
     rows = np.array(list(chosen), dtype=int)
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     labels = torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
@@ -63,7 +62,7 @@ def panels(run: "Run", dataset: "Dataset", chosen: Mapping[int, str], *, method:
         "saliency": maps.float().cpu().numpy(),
         "sample_id": np.array(dataset.sample_ids[rows], dtype=str),
         "class_name": np.array([run.classes[k] for k in dataset.labels[rows]], dtype=str),
-        "predicted": np.array(predicted(run, images), dtype=str),
+        "predicted": np.array(predict_classes(run, images), dtype=str),
         "why": np.array(list(chosen.values()), dtype=str),
         "method": np.array([method] * len(rows), dtype=str),
         **{name: values.double().cpu().numpy() for name, values in figures.items()},

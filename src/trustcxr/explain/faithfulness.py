@@ -1,7 +1,6 @@
-"""Is the saliency true to the model? Insertion, deletion and ROAD: hide what it points at, and watch the answer.
+"""Measure the faithfulness of saliency by insertion, deletion and ROAD: hide or show what a map marks.
 
-These need no mask. A map is faithful to the extent that the model's answer falls when what it marks is hidden, and
-comes back when that alone is shown. Hold each figure against the same figure of `controls.random_map`.
+No mask is needed. Compare each figure with that of `baselines.random_map`.
 """
 
 from typing import NamedTuple
@@ -13,11 +12,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from trustcxr.errors import UserError
 from trustcxr.explain.base import Target, check_images, target_classes
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 
 
 class Curve(NamedTuple):
-    """How the model's answer goes as more and more of the image is shown or hidden."""
+    """The probability of a class as more and more of the image is shown or hidden."""
 
     share: Tensor
     """(S,): the share of pixels shown or hidden, from 0 to 1."""
@@ -28,30 +27,30 @@ class Curve(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """Where every curve of the same images begins and ends, whatever the map."""
+    """Start and end of every curve of the same images, for any map."""
 
     classes: Tensor
     """(B,): the classes explained."""
     blurred: Tensor
-    """The images with nothing of them left, (B, 1, H, W)."""
+    """(B, 1, H, W): the blurred images."""
     of_whole: Tensor
     """(B,): the probability of the class for the whole image."""
     of_blurred: Tensor
-    """(B,): the same for the blurred one."""
+    """(B,): the probability of the class for the blurred image."""
 
 
 def ends(model: nn.Module, x: Tensor, target: Target = None, *, blur: float | None = None) -> Ends:
-    """What `insertion` and `deletion` of several maps share; `target` and `blur` as there."""
+    """Return what `insertion` and `deletion` of several maps share; `target` and `blur` as there."""
     check_images(x)
     shorter = min(x.shape[-2:])
     sigma = shorter / 10 if blur is None else blur
     if not (sigma > 0 and round(2 * sigma) < shorter):
         raise UserError(f"blur must be above 0 and below half the shorter side of {shorter} pixels; got {blur}")
-    with evaluate_on(model, x.device), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
         logits = model(x.clone())
         classes = target_classes(target, logits)
         blurred = gaussian_blur(x, [2 * round(2 * sigma) + 1] * 2, [sigma] * 2)
-        return Ends(classes, blurred, _of_class(logits, classes), _of_class(model(blurred), classes))
+        return Ends(classes, blurred, _class_probability(logits, classes), _class_probability(model(blurred), classes))
 
 
 def insertion(
@@ -62,19 +61,18 @@ def insertion(
     *,
     steps: int = 20,
     blur: float | None = None,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Curve:
     """Show the most salient pixels first, from a blurred image on: a high area is good (Petsiuk et al. 2018, RISE).
 
-    `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`; None for the class predicted
-    on the whole image. `steps`: how many pieces are shown one after the other, a forward pass each. `blur`: the
-    standard deviation of the blur in pixels; a tenth of the shorter side unless said, so that no lesion is left.
-    `known`: the `ends` of these images, for which `target` and `blur` were said there.
+    `x`: images (B, 1, H, W) in [0, 1]. `saliency`: (B, H, W). `target`: as in `grad_cam`, by default the class
+    predicted on the whole image. `steps`: a forward pass each. `blur`: standard deviation in pixels, by default a tenth
+    of the shorter side. `curve_ends`: the `ends` of these images, which then set `target` and `blur`.
 
-    Pixels that are equally salient come in an order drawn once for all, not from top to bottom. The model is left as
-    found. Raises UserError for shapes that do not fit and for a target outside the classes.
+    Equally salient pixels come in a fixed random order. The model's state is preserved. Raises UserError for shapes
+    that do not fit and for an unknown class.
     """
-    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=True)
+    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=True)
 
 
 def deletion(
@@ -85,13 +83,13 @@ def deletion(
     *,
     steps: int = 20,
     blur: float | None = None,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Curve:
     """Deletion (blurred): blur the most salient pixels first; a low area is good. All else as `insertion`.
 
-    Petsiuk et al. 2018 (RISE) set them to a constant instead, which shows by its outline: the figures do not compare.
+    Petsiuk et al. 2018 (RISE) use a constant instead, so figures do not compare.
     """
-    return _curve(model, x, saliency, steps, known or ends(model, x, target, blur=blur), show=False)
+    return _curve(model, x, saliency, steps, curve_ends or ends(model, x, target, blur=blur), show=False)
 
 
 def road(
@@ -103,39 +101,37 @@ def road(
     shares: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
     noise: float = 0.01,
     seed: int = 0,
-    known: Ends | None = None,
+    curve_ends: Ends | None = None,
 ) -> Tensor:
-    """ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
+    """Return ROAD, remove and debias (Rong et al. 2022): (B,), [-0.5, 0.5]; high is good, 0 is chance.
 
-    By how much more the probability falls without the most salient pixels than without as many of the least salient,
-    halved, mean over `shares` of pixels removed (the grad-cam package's ROADCombined, of probabilities).
-
-    A removed pixel becomes the weighted mean of its neighbours plus `noise` (standard deviation in pixel space): unlike
-    a grey patch, what is removed does not show by its outline. All else as `insertion`.
+    Half the difference between two falls of the probability: without the most salient pixels, and without as many of
+    the least salient. It is the mean over `shares` of pixels removed (the grad-cam package's ROADCombined, of
+    probabilities). Removed pixels are filled by `impute` with `noise` and `seed`. All else as `insertion`.
     """
     _check(x, saliency)
     if not shares or not all(0 <= share <= 1 for share in shares):
         raise UserError(f"shares of pixels removed lie between 0 and 1; got {shares}")
-    with evaluate_on(model, x.device), torch.no_grad():
-        classes = known.classes if known else target_classes(target, model(x))
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        classes = curve_ends.classes if curve_ends else target_classes(target, model(x))
         order = _most_salient_first(saliency)
         falls = []
         for share in shares:
             count = round(share * order.shape[1])
             after = []
-            for gone in (order[:, :count], order[:, order.shape[1] - count :]):
-                removed = torch.zeros_like(order, dtype=torch.bool).scatter_(1, gone, True).reshape(saliency.shape)
-                after.append(_probability(model, impute(x, removed, noise=noise, seed=seed), classes))
+            for hidden in (order[:, :count], order[:, order.shape[1] - count :]):
+                removed = torch.zeros_like(order, dtype=torch.bool).scatter_(1, hidden, True).reshape(saliency.shape)
+                after.append(_class_probability(model(impute(x, removed, noise=noise, seed=seed)), classes))
             falls.append((after[1] - after[0]) / 2)
         return torch.stack(falls).mean(dim=0)
 
 
 def impute(x: Tensor, removed: Tensor, *, noise: float = 0.01, seed: int = 0) -> Tensor:
-    """Images with their removed pixels filled in from what is left: ROAD's noisy linear imputation.
+    """Fill in removed pixels from the others by ROAD's noisy linear imputation.
 
-    `x`: (B, C, H, W). `removed`: (B, H, W), bool. Every removed pixel is the mean of its eight neighbours, those that
-    touch by a side counting twice: one sparse linear system an image. `noise`: standard deviation of what is added. An
-    image all of whose pixels are removed becomes its own mean.
+    `x`: (B, C, H, W). `removed`: (B, H, W), bool. Every removed pixel is the mean of its eight neighbours, those at a
+    side counting twice: one sparse linear system an image. `noise`: standard deviation added. If all pixels are
+    removed, the image becomes its mean.
     """
     check_images(x)
     filled = x.detach().double().cpu().numpy().copy()
@@ -155,7 +151,7 @@ _NEIGHBOURS = [(dy, dx, 1 / 6 if dy == 0 or dx == 0 else 1 / 12) for dy in (-1, 
 
 
 def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Values (N, C) of the N pixels of the hole, each the weighted mean of its neighbours inside the image."""
+    """Return the values (N, C) of the N pixels of the hole, each the weighted mean of its neighbours in the image."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.linalg import spsolve
 
@@ -165,7 +161,7 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     number = np.full(hole.shape, -1)
     number[hole] = unknown
     weights = np.zeros(len(rows))
-    known = np.zeros((len(rows), len(image)))
+    constants = np.zeros((len(rows), len(image)))
     entries = []
     for dy, dx, weight in _NEIGHBOURS:
         y, x = rows + dy, columns + dx
@@ -173,25 +169,25 @@ def _harmonic_fill(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
         weights += weight * inside
         at, y, x = unknown[inside], y[inside], x[inside]
         other = number[y, x]
-        known[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
+        constants[at] += np.where(other < 0, weight, 0.0)[:, None] * image[:, y, x].T
         entries.append((at[other >= 0], other[other >= 0], np.full((other >= 0).sum(), -weight)))
     entries.append((unknown, unknown, weights))
     i, j, values = (np.concatenate(part) for part in zip(*entries, strict=True))
     system = coo_matrix((values, (i, j)), shape=(len(rows), len(rows))).tocsc()
-    return spsolve(system, known).reshape(known.shape)
+    return spsolve(system, constants).reshape(constants.shape)
 
 
-def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, known: Ends, *, show: bool) -> Curve:
+def _curve(model: nn.Module, x: Tensor, saliency: Tensor, steps: int, ends: Ends, *, show: bool) -> Curve:
     _check(x, saliency)
     if steps < 1:
         raise UserError(f"steps must be 1 or more; got {steps}")
-    with evaluate_on(model, x.device), torch.no_grad():
-        before, after = (known.blurred, x) if show else (x, known.blurred)
-        first, last = (known.of_blurred, known.of_whole) if show else (known.of_whole, known.of_blurred)
-        place = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        before, after = (ends.blurred, x) if show else (x, ends.blurred)
+        first, last = (ends.of_blurred, ends.of_whole) if show else (ends.of_whole, ends.of_blurred)
+        rank = _most_salient_first(saliency).argsort(dim=1).reshape(len(x), 1, *x.shape[-2:])
         share = torch.linspace(0, 1, steps + 1, device=x.device)
         between = [
-            _probability(model, torch.where(place < part * saliency[0].numel(), after, before), known.classes)
+            _class_probability(model(torch.where(rank < part * saliency[0].numel(), after, before)), ends.classes)
             for part in share.tolist()[1:-1]
         ]
         probability = torch.stack([first, *between, last], dim=1)
@@ -205,15 +201,11 @@ def _check(x: Tensor, saliency: Tensor) -> None:
 
 
 def _most_salient_first(saliency: Tensor) -> Tensor:
-    """Pixel numbers (B, H W); equal ones in an order that is random but always the same."""
+    """Return pixel numbers (B, H W) by falling saliency; ties in a fixed random order."""
     flat = saliency.flatten(1)
     shuffled = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat.device)
     return shuffled[flat[:, shuffled].argsort(dim=1, descending=True, stable=True)]
 
 
-def _probability(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    return _of_class(model(x), classes)
-
-
-def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+def _class_probability(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.float().softmax(dim=1).gather(1, classes[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Heatmap pictures on disk: what they are called, whose they are, and what stands on them."""
+"""Name, mark and draw heatmap files."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,21 @@ from PIL.PngImagePlugin import PngInfo
 from trustcxr.data.images.generated import ENDING, MAKER, MARK, SOURCE, read_maker, read_source
 from trustcxr.version import NOTICE
 
-_ROWS = 512  # of a large image that are coloured at a time
+_ROWS = 512  # rows coloured at a time, to save memory
 
 
-def places(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
-    """Where the heatmap of each image, by the run in that folder, goes: beside it, or into `out`.
+def choose_paths(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
+    """Choose the path of each image's heatmap by a run: next to the image, or in `out`.
 
-    `x.heatmap.png`; where that would be the heatmap of another image or by another run, or a file that is not ours,
-    `x.png.heatmap.png`, then with the folder's name, then with a number.
+    The name is `x.heatmap.png`; if it is taken, `x.png.heatmap.png`, then with the folder's name, then with a number.
     """
     taken: set[Path] = set()
-    found: dict[Path, Path] = {}
+    heatmaps: dict[Path, Path] = {}
     for path in dict.fromkeys(paths):
-        place = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
-        taken.add(place.absolute())
-        found[path] = place
-    return found
+        heatmap = next(p for p in _candidates(path, out) if p.absolute() not in taken and _free_for(p, path, run))
+        taken.add(heatmap.absolute())
+        heatmaps[path] = heatmap
+    return heatmaps
 
 
 def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
@@ -39,18 +38,18 @@ def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
         yield folder / f"{name}-{number}{ENDING}"
 
 
-def _free_for(place: Path, image: Path, run: Path) -> bool:
-    """Whether nothing stands there but this image's own heatmap from before, by this run or one that is not told."""
+def _free_for(heatmap: Path, image: Path, run: Path) -> bool:
+    """Return True if the path is free, or holds this image's heatmap by the same or an unknown run."""
     try:
-        there = place.exists() or place.is_symlink()
+        there = heatmap.exists() or heatmap.is_symlink()
     except OSError:
-        return True  # said where it is written
-    own = read_maker(place) in (None, fingerprint(run.resolve()))
-    return not there or (own and read_source(place) == fingerprint(image))
+        return True  # writing it raises the error
+    same_run = read_maker(heatmap) in (None, fingerprint(run.resolve()))
+    return not there or (same_run and read_source(heatmap) == fingerprint(image))
 
 
-def mark(image: Path, run: Path) -> PngInfo:
-    """What a heatmap's file says of itself: that it is ours, of which image, by which run, and not for diagnosis."""
+def make_metadata(image: Path, run: Path) -> PngInfo:
+    """Make a heatmap's metadata: notice, and fingerprints of image and run."""
     info = PngInfo()
     info.add_text(MARK, NOTICE)
     info.add_text(SOURCE, fingerprint(image))
@@ -59,16 +58,13 @@ def mark(image: Path, run: Path) -> PngInfo:
 
 
 def fingerprint(path: Path) -> str:
-    """Of the place of an image or a run: heatmaps are told apart by it, and no name is written into them."""
-    place = str(path.absolute()).encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(place, digest_size=8).hexdigest()
+    """Hash the path of an image or a run, so that no name is written into heatmaps."""
+    address = str(path.absolute()).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(address, digest_size=8).hexdigest()
 
 
 def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
-    """Saliency (h, w) in [0, 1] in the colours of inferno over an image (H, W) uint8, in the image's size.
-
-    Coloured a few rows at a time: beside the image and the picture little memory is taken.
-    """
+    """Draw saliency (h, w) in [0, 1] in the colours of inferno over an image (H, W) uint8, in the image's size."""
     import matplotlib
 
     height, width = image.shape
@@ -85,7 +81,7 @@ def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> 
 
 
 def write_notice(picture: Image.Image) -> None:
-    """Write that it is not for diagnosis on the picture itself, at the bottom, as large as fits."""
+    """Write the notice at the bottom of the picture, as large as fits."""
     pen, (width, height) = ImageDraw.Draw(picture), picture.size
     for text, size in _sizes(width):
         font = ImageFont.load_default(size)

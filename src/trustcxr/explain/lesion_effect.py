@@ -1,16 +1,15 @@
-"""Does the answer depend on the disease? Images without their lesion, and with another's, each beside its control.
+"""Measure how far the answer depends on the lesion: images without it, or with another's, and controls.
 
-A map shows where a model might look; this asks what it answers when the lesion is not there. The lesion effect is the
+A saliency map shows where a model might look; the lesion effect shows what it answers without the lesion. It is the
 fall of the class's probability when the lesion is removed, less the fall when as much healthy lung of the same shape is
-filled alike: what a mere edit does to the model is in both, and goes. The background control is weaker: as much of the
-image outside the lungs takes on the very same change, grey by grey, which says what that much change does elsewhere; a
-model that reads the texture of lungs has an effect beside it and none beside lung.
+filled alike. The effect of any edit is in both and cancels. A weaker control changes as much background by the same
+grey levels.
 
-Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model only ever sees the edited pixels, no mask.
+Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model sees the edited pixels only, no mask.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise, product
@@ -25,141 +24,129 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
-from trustcxr.data.dataset import filled
+from trustcxr.data.dataset import has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
 from trustcxr.explain.base import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
-from trustcxr.storage.schemas import LesionDocument
+from trustcxr.storage.schemas import LesionDocument, Share
+from trustcxr.storage.schemas.saliency_figures import LesionSize
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CONTROLS = ("lung", "background")
-FILLS = ("grey", "mirror")  # of a report, of every image
-INPAINTED = ("inpaint",)  # of a sample, where the extra that it needs is there
+FILLS = ("grey", "mirror")  # for every image
+INPAINTED = ("inpaint",)  # for a sample, if scikit-image is installed
 TRANSPLANT = "transplant"
-SMALLEST = 0.1  # of the lesion that its congruent part must have for the image to count
-SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers, for the table by size
-CELLS = 8  # regions of an image, along each side, that are ranked by what removing them does
+SMALLEST = 0.1  # least share of the lesion with a congruent counterpart, for the image to count
+SIZES = (0.0, 0.25, 0.5, 0.75, 1.0)  # bounds of the share of the lungs that a lesion covers
+CELLS = 8  # cells along each side of an image that are removed one by one
 
 
-def removal(
+def remove_lesions(
     model: nn.Module, images: EditInputs, target: int | Tensor, *, fills: Sequence[str] = tuple(lesion_edits.FILLS)
 ) -> pd.DataFrame:
-    """What removing the lesion does to the probability of `target`, beside each control: a row an image, fill, control.
+    """Remove the lesion and each control, and return probabilities of `target`: a row an image, fill and control.
 
-    Columns: image (its place), lesion (share of the lungs), fill, control, share (of the lesion that was changed: the
-    part that has a congruent counterpart), before, without (the lesion's part), beside (the control changed instead),
-    whole (the whole lesion removed), effect (beside - without), and of each of the last three answers whether it is
-    another than before: flipped, flipped_control, flipped_whole. Images where less than SMALLEST of the lesion has a
-    counterpart, and images without a lung mask, of which no healthy grey is known, have NaN in `effect`, to be left out
-    and counted.
+    Columns: image (row of the batch), lesion (share of the lungs), fill, control, share (of the lesion with a congruent
+    counterpart), before, without (that part removed), beside (the control changed), whole (all of the lesion removed),
+    effect (beside - without). `flipped`, `flipped_control` and `flipped_whole` are 1 if the predicted class changed.
+    `effect` is NaN for images without a lung mask, or with a counterpart of less than SMALLEST of the lesion.
     """
-    with evaluate_on(model, images.images.device), torch.no_grad():
-        answer = _Answer(model, images.images, target)
-        tables = []
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        answer = partial(_answer, model, target=target)
+        before, tables = answer(images.images), []
         for control, pair in pairs(images).items():
             for fill in fills:
-                gone, other = _changed(images, pair, fill, alike=control == "lung")
-                whole = answer.to(
-                    lesion_edits.removed(images.images, images.lesion, images.lung, images.lesion, fill=fill)
+                edited, other = _changed(images, pair, fill, refilled=control == "lung")
+                whole = answer(
+                    lesion_edits.fill_region(images.images, images.lesion, images.lung, images.lesion, fill=fill)
                 )
-                without, beside = answer.to(gone), answer.to(other)
+                without, control_answers = answer(edited), answer(other)
                 share = pair.share.where(images.lung.flatten(1).any(1), torch.nan).cpu().numpy()
                 about = {"lesion": _cover(images), "fill": fill, "control": control, "share": share}
-                tables.append(_compared(answer.before, without, beside, about, whole=whole))
+                tables.append(_compared(before, without, control_answers, about, whole=whole))
     return pd.concat(tables, ignore_index=True)
 
 
 def pairs(images: EditInputs) -> dict[str, Pair]:
-    """The part of each lesion that is compared, and its control, by the name of the control."""
+    """Return the part of each lesion that is compared, and its control, by the control's name."""
     return {
-        "lung": lesion_edits.congruent(images.lesion, images.lung),
-        "background": lesion_edits.congruent(images.lesion, ~images.lung),
+        "lung": lesion_edits.match_controls(images.lesion, images.lung),
+        "background": lesion_edits.match_controls(images.lesion, ~images.lung),
     }
 
 
-def _changed(images: EditInputs, pair: Pair, fill: str, *, alike: bool) -> tuple[Tensor, Tensor]:
-    """Images without the lesion's part, and with the control changed instead: filled `alike`, or by the same change.
+def _changed(images: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tuple[Tensor, Tensor]:
+    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change.
 
-    Mirrored lung is taken where the part and its control both have it: the other side of a control is often the lesion.
+    Mirrored lung is used only if part and control both have it: the other side of a control is often the lesion.
     """
     only = None
-    if fill == "mirror" and alike:
-        _, usable = lesion_edits.mirrored(images.images, images.lung, images.lesion)
-        only = usable & pair.carried_back(usable)
-    gone = lesion_edits.removed(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
-    if alike:
-        only = None if only is None else pair.carried(only)
-        return gone, lesion_edits.removed(images.images, pair.control, images.lung, images.lesion, fill=fill, only=only)
-    change = pair.carried((gone - images.images)[:, 0])
-    return gone, (images.images + change[:, None]).clamp(0, 1)
+    if fill == "mirror" and refilled:
+        _, usable = lesion_edits.mirror_lungs(images.images, images.lung, images.lesion)
+        only = usable & pair.move_to_lesion(usable)
+    without = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
+    if refilled:
+        only = None if only is None else pair.move_to_control(only)
+        return without, lesion_edits.fill_region(
+            images.images, pair.control, images.lung, images.lesion, fill=fill, only=only
+        )
+    change = pair.move_to_control((without - images.images)[:, 0])
+    return without, (images.images + change[:, None]).clamp(0, 1)
 
 
-def transplantation(
+def transplant_lesions(
     model: nn.Module, images: EditInputs, diseased: EditInputs, healthy: EditInputs, target: int | Tensor
 ) -> pd.DataFrame:
-    """What another's lesion put into healthy images does to the probability of `target`: a row an image.
+    """Put lesions of others into healthy images and return probabilities of `target`: a row an image.
 
-    `images`, healthy, are the recipients; `diseased` and `healthy` (other images without a lesion) the donors, one
-    each.
-    The lesion, as far as it falls into the lungs of all three, and at the same place as much of the healthy donor's
-    lung, are put in alike. Columns as `removal`:
-    `without` is the image with the lesion, so that the effect, what the lesion adds beyond the healthy patch, is
-    `without - beside`; `lesion` is the share of the recipient's lungs that the patch covers.
+    `images` (healthy) receive; `diseased` and `healthy` (other images without a lesion) give, one each. The lesion, as
+    far as it falls into the lungs of all three, and at the same position the healthy donor's lung are put in alike.
+    Columns as `remove_lesions`, with `without` for the image with the lesion: the effect is without - beside. `lesion`
+    is the share of the recipient's lungs that the patch covers.
     """
-    with evaluate_on(model, images.images.device), torch.no_grad():
-        answer = _Answer(model, images.images, target)
-        donors, others = lesion_edits.moved_onto(diseased, images.lung), lesion_edits.moved_onto(healthy, images.lung)
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        answer = partial(_answer, model, target=target)
+        donors = lesion_edits.align_donors(diseased, images.lung)
+        others = lesion_edits.align_donors(healthy, images.lung)
         region = donors.lesion & images.lung & others.lung
-        ill = answer.to(lesion_edits.transplanted(images, donors, region))
-        well = answer.to(lesion_edits.transplanted(images, others, region))
+        ill = answer(lesion_edits.transplant(images, donors, region))
+        well = answer(lesion_edits.transplant(images, others, region))
         share = region.flatten(1).sum(1) / diseased.lesion.flatten(1).sum(1)
-        for some in (images, diseased, healthy):  # without lungs nobody knows where to, nor how grey
+        for some in (images, diseased, healthy):  # without lungs neither position nor grey level is known
             share = share.where(some.lung.flatten(1).any(1), torch.nan)
         cover = _cover(EditInputs(images.images, images.lung, region))
         about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
-        table = _compared(answer.before, ill, well, about)
+        table = _compared(answer(images.images), ill, well, about)
     return table.assign(effect=-table["effect"], whole=np.nan, flipped_whole=np.nan)  # nothing was removed
 
 
 @dataclass
 class _Answers:
-    """Of a batch: the probability of the class asked for, (B,), and the class answered, (B,)."""
+    """For a batch: the probability of the target class, (B,), and the predicted class, (B,)."""
 
     probability: np.ndarray
     label: np.ndarray
 
 
-class _Answer:
-    """A model asked about one class of images, before and after a change."""
-
-    def __init__(self, model: nn.Module, images: Tensor, target: int | Tensor) -> None:
-        self.model = model
-        logits = model(images)
-        self.target = target_classes(target, logits)
-        self.before = self._of(logits)
-
-    def to(self, images: Tensor) -> _Answers:
-        return self._of(self.model(images))
-
-    def _of(self, logits: Tensor) -> _Answers:
-        shares = logits.float().softmax(1)
-        asked = shares.gather(1, self.target[:, None])[:, 0]
-        return _Answers(asked.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
+def _answer(model: nn.Module, images: Tensor, target: int | Tensor) -> _Answers:
+    logits = model(images)
+    shares = logits.float().softmax(1)
+    probability = shares.gather(1, target_classes(target, logits)[:, None])[:, 0]
+    return _Answers(probability.double().cpu().numpy(), shares.argmax(1).cpu().numpy())
 
 
 def _compared(
     before: _Answers,
     without: _Answers,
-    beside: _Answers,
+    control: _Answers,
     about: Mapping[str, object],
     *,
     whole: _Answers | None = None,
@@ -167,16 +154,16 @@ def _compared(
     table = pd.DataFrame({"image": np.arange(len(before.label)), **about})
     whole = whole or without
     table["before"], table["without"] = before.probability, without.probability
-    table["beside"], table["whole"] = beside.probability, whole.probability
+    table["beside"], table["whole"] = control.probability, whole.probability
     enough = table["share"].to_numpy() >= SMALLEST
-    table["effect"] = np.where(enough, beside.probability - without.probability, np.nan)
-    for name, other in (("flipped", without), ("flipped_control", beside), ("flipped_whole", whole)):
+    table["effect"] = np.where(enough, control.probability - without.probability, np.nan)
+    for name, other in (("flipped", without), ("flipped_control", control), ("flipped_whole", whole)):
         table[name] = np.where(enough, (before.label != other.label).astype(float), np.nan)
     return table
 
 
 def _cover(images: EditInputs) -> np.ndarray:
-    """The share of the lungs that each lesion covers, (B,); NaN without lungs."""
+    """Return the share of the lungs that each lesion covers, (B,); NaN without lungs."""
     lung = images.lung.flatten(1).sum(1).double()
     return ((images.lesion & images.lung).flatten(1).sum(1) / lung).cpu().numpy()
 
@@ -184,15 +171,15 @@ def _cover(images: EditInputs) -> np.ndarray:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def with_lesions(dataset: "Dataset") -> np.ndarray:
-    """Rows of the images whose lesion mask is not empty; none where the data has no such masks."""
+def find_lesion_rows(dataset: "Dataset") -> np.ndarray:
+    """Return the rows of images with a non-empty lesion mask; empty if the data has no such masks."""
     if not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
 def select_annotated(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
-    """Of these rows those whose class a map can be of: all, or, of the images of one finding, those that have it."""
+    """Return the rows that can be explained: all, or for the images of one finding those that have it."""
     explained = getattr(dataset, "explained", None)
     return rows if explained is None else rows[explained[rows]]
 
@@ -206,14 +193,13 @@ def lesion_effects(
     sample: int = 0,
     epsilon: float = 0.0,
 ) -> pd.DataFrame:
-    """The table of lesions.parquet: `removal` of every image with a lesion, for its own class, with sample_id and
-    group.
+    """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Of `sample` images, drawn by a fixed seed, also: the lesion inpainted, where scikit-image is there; removed from the
-    image under PGD at `epsilon`; and put into a healthy image, each into another, as it is and under PGD. Columns
-    condition and epsilon say which are attacked. Empty, with no columns, where no image has a lesion mask.
+    `sample` images, drawn by a fixed seed, are also inpainted (if scikit-image is installed), edited under PGD at
+    `epsilon`, and transplanted: each lesion into another, healthy image, clean and under PGD. Columns condition and
+    epsilon say which are attacked. Empty if no image has a lesion mask.
     """
-    rows = select_annotated(dataset, with_lesions(dataset))
+    rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
@@ -230,48 +216,45 @@ def lesion_effects(
 
 
 def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """The rows in order, so many at a time."""
+    """Split the rows into parts of `size`."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
-    """Rows of the images of the healthy class that have lungs and no lesion;
-
-    None where no class is known as healthy.
-    """
-    recipe = getattr(run, "trained_by", None)  # of a model that was given nobody knows how it was trained
-    name = (TrainingRecipe() if recipe is None else recipe.training).healthy
+    """Return the rows of the healthy class with lungs and without a lesion; empty if no class is healthy."""
+    recipe = getattr(run, "trained_by", None)  # None for an external model
+    name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
     healthy = getattr(dataset, "healthy", None)  # of the images of one finding
     if healthy is None:
         healthy = np.asarray(dataset.labels) == (run.classes.index(name) if name in run.classes else -1)
     if not healthy.any() or not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
-    well = np.setdiff1d(np.flatnonzero(healthy), with_lesions(dataset))
-    return well[filled(dataset, "lung", well)]
+    well = np.setdiff1d(np.flatnonzero(healthy), find_lesion_rows(dataset))
+    return well[has_filled_mask(dataset, "lung", well)]
 
 
 def _removed(
     run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
 ) -> pd.DataFrame:
-    """`removal` of some images, as they are or under PGD."""
+    """Run `remove_lesions` on some images, clean or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
-    images = attacked(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
-    return _told(removal(run.model, images, labels, fills=fills), dataset, rows, epsilon)
+    images = attack_inputs(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
+    return _add_columns(remove_lesions(run.model, images, labels, fills=fills), dataset, rows, epsilon)
 
 
 def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
-    """`transplantation`: rows of recipients, of donors of a lesion and of healthy donors, (N, 3).
+    """Run `transplant_lesions` on trios of rows, (N, 3): recipient, donor of a lesion, healthy donor.
 
-    Under PGD it is the recipient that was attacked before, away from its own class; lesion and patch are as they are.
+    PGD attacks the recipient before the edit, away from its own class.
     """
     into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
-    own, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
-    into = attacked(run.model, into, own, epsilon)
-    return _told(transplantation(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
+    healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
+    into = attack_inputs(run.model, into, healthy_labels, epsilon)
+    return _add_columns(transplant_lesions(run.model, into, ill, well, labels), dataset, trios[:, 0], epsilon)
 
 
-def attacked(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
-    """Images under PGD at `epsilon`, away from `labels` (B,); themselves at 0."""
+def attack_inputs(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: float) -> EditInputs:
+    """Attack images by PGD at `epsilon`, away from `labels` (B,); at 0 return them unchanged."""
     if epsilon <= 0:
         return images
     return EditInputs(
@@ -279,92 +262,74 @@ def attacked(model: nn.Module, images: EditInputs, labels: Tensor, epsilon: floa
     )
 
 
-def _told(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
-    """With the images' places in the data set, their names and groups, and what was done to them before."""
+def _add_columns(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
+    """Add the images' rows in the data set, their ids and groups, and the attack."""
     image = rows[table["image"].to_numpy()]
     about = {"image": image, "sample_id": dataset.sample_ids[image], "group": dataset.groups[image]}
     return table.assign(**about, condition=USUAL_ATTACKS[1] if epsilon > 0 else CLEAN, epsilon=epsilon)
 
 
-def described(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
-    """The part "lesions" of metrics.json: for each fill and control the effect, what led to it, and it by size."""
-    found = []
-    if len(table) and "condition" not in table:  # of an earlier version: of images as they are alone
-        table = table.assign(condition=CLEAN, epsilon=0.0)
+def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[LesionDocument]:
+    """Return the part "lesions" of metrics.json: effect, probabilities and effect by size for each fill and control."""
+    documents = []
     about = ["condition", "epsilon", "fill", "control"]
-    for (condition, epsilon, fill, control), rows in table.groupby(about, sort=False) if len(table) else ():
-        groups = rows["group"].to_numpy(dtype=str)
-        # Of the images that the effect is of, so that it is their difference.
-        told = rows[rows["effect"].notna()]
-        means = {name: float(told[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
-        sizes = by_size(rows, groups, resamples=resamples).to_dict("records")
-        effect = asdict(summed_up(rows, groups, resamples=resamples))
-        for name in ("effect", "flipped"):
-            effect[name] = {"value": effect[name], "ci": effect.pop(f"{name}_ci")}
-        content = {"condition": str(condition), "epsilon": epsilon, "fill": str(fill), "control": str(control)}
-        content |= means | effect | {"by_size": sizes}
-        found.append(LesionDocument.model_validate(content))
-    return found
+    for values, rows in table.groupby(about, sort=False) if len(table) else ():
+        groups, counted = rows["group"].to_numpy(dtype=str), rows[rows["effect"].notna()]
+        effect = summarise_effect(rows, groups, resamples=resamples)
+        content = dict(zip(about, values, strict=True)) | effect.model_dump(exclude_unset=True)
+        content |= {name: float(counted[name].mean()) for name in ("before", "without", "beside", "whole", "share")}
+        content["by_size"] = summarise_by_size(rows, groups, resamples=resamples)
+        documents.append(LesionDocument.model_validate(content))
+    return documents
 
 
-# --- summed up -------------------------------------------------------------------------------------------------------
+def summarise_effect(
+    table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000
+) -> LesionDocument:
+    """Return effect, flips and counts of the rows of one fill and control, whose images are of these groups (N,).
 
-
-@dataclass(frozen=True)
-class LesionEffect:
-    """The lesion effect over images: mean with its 95 % interval over groups, and how often the answer flips."""
-
-    effect: float
-    effect_ci: list[float]
-    flipped: float
-    flipped_ci: list[float]
-    flipped_control: float
-    images: int
-    left_out: int
-
-
-def summed_up(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> LesionEffect:
-    """One fill and control of a table of `removal` or `transplantation`, over images whose groups are `groups` (N,)."""
+    Raises UserError if an image occurs twice.
+    """
     if table["image"].duplicated().any():
         raise UserError("a lesion effect is of one fill and one control: choose the rows of one of each")
     bootstrap = Bootstrap.over(groups, resamples=resamples)
-    means = {name: bootstrap.means(table[name]) for name in ("effect", "flipped", "flipped_control")}
-    known = table["effect"].notna()
-    return LesionEffect(
-        effect=float(means["effect"][0]),
-        effect_ci=interval(means["effect"]),
-        flipped=float(means["flipped"][0]),
-        flipped_ci=share_interval(bootstrap, means["flipped"], of=table["flipped"].notna()),
-        flipped_control=float(means["flipped_control"][0]),
-        images=int(known.sum()),
-        left_out=int((~known).sum()),
+    effect, flipped, control = (bootstrap.means(table[name]) for name in ("effect", "flipped", "flipped_control"))
+    counted = int(table["effect"].notna().sum())
+    ends = share_interval(bootstrap, flipped, of=table["flipped"].notna())
+    return LesionDocument(
+        effect=Share(value=effect[0], ci=interval(effect)),
+        flipped=Share(value=flipped[0], ci=ends),
+        flipped_control=control[0],
+        images=counted,
+        left_out=len(table) - counted,
     )
 
 
-def by_size(table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000) -> pd.DataFrame:
-    """The effect by how much of the lungs the lesion covers: columns above, up_to, images, effect, low, high."""
-    rows, names = [], np.asarray(groups)
+def summarise_by_size(
+    table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000
+) -> list[LesionSize]:
+    """Return the effect by the share of the lungs that the lesion covers, for each range of SIZES with an image."""
+    sizes, names = [], np.asarray(groups)
     for low, high in pairwise(SIZES):
         chosen = ((table["lesion"] > low) & (table["lesion"] <= high)).to_numpy()
-        if not chosen.any():
-            continue
-        found = summed_up(table[chosen], names[chosen], resamples=resamples)
-        rows.append({"above": low, "up_to": high, "images": found.images, "effect": found.effect})
-        rows[-1] |= {"low": found.effect_ci[0], "high": found.effect_ci[1]}
-    return pd.DataFrame(rows, columns=["above", "up_to", "images", "effect", "low", "high"])
+        if chosen.any():
+            part = summarise_effect(table[chosen], names[chosen], resamples=resamples)
+            ends = part.effect.ci or (None, None)
+            size = LesionSize(above=low, up_to=high, images=part.images, effect=part.effect.value)
+            sizes.append(size.model_copy(update={"low": ends[0], "high": ends[1]}))
+    return sizes
 
 
-# --- a map judged by cause -------------------------------------------------------------------------------------------
+# --- maps ranked by cause --------------------------------------------------------------------------------------------
 
 
-def causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
-    """By how much the log-probability of `target` falls when each cell of a grid is removed, (B, cells, cells).
+def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, cells: int = CELLS) -> Tensor:
+    """Return the fall of the log-probability of `target` when each cell of a grid is removed, (B, cells, cells).
 
-    A cell is filled with the image's healthy grey, as a lesion is. Cells that hold no lung are NaN: a filling that is
-    lung would be an edit of another kind there.
+    A cell is filled with the image's healthy grey, as a lesion is. Cells without lung are NaN.
     """
     images, size = radiographs.images, radiographs.images.shape[-2:]
-    with evaluate_on(model, images.device), torch.no_grad():
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
         logits = model(images)
         labels = target_classes(target, logits)[:, None]
         before = logits.float().log_softmax(1).gather(1, labels)[:, 0]
@@ -373,7 +338,7 @@ def causes(model: nn.Module, radiographs: EditInputs, target: int | Tensor, *, c
             cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
             has_lung = (cell & radiographs.lung).flatten(1).any(1)
             if has_lung.any():
-                edited = lesion_edits.removed(images, cell, radiographs.lung, radiographs.lesion)
+                edited = lesion_edits.fill_region(images, cell, radiographs.lung, radiographs.lesion)
                 after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
                 falls[has_lung, row, column] = (before - after)[has_lung]
     return falls
@@ -385,26 +350,26 @@ def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
     return mask
 
 
-def _part(place: int, cells: int, side: int) -> slice:
-    """The pixels along a side that belong to one of so many cells."""
-    return slice(round(place * side / cells), round((place + 1) * side / cells))
+def _part(index: int, cells: int, side: int) -> slice:
+    """Return the pixels along a side that belong to one of the cells."""
+    return slice(round(index * side / cells), round((index + 1) * side / cells))
 
 
-def ranked_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
-    """Spearman's rank correlation of a map and what removing does, over the cells of each image, (B,).
+def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
+    """Return Spearman's rank correlation of a map and the falls, over the cells of each image, (B,).
 
-    `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN where fewer than three cells count
-    or all falls are alike; 0 for a map that is the same in all of them: it ranks nothing.
+    `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN for fewer than three cells or
+    equal falls; 0 for a map that is the same in all cells.
     """
     cells, (height, width) = falls.shape[-1], saliency.shape[-2:]
-    rows, columns = ([_part(place, cells, side) for place in range(cells)] for side in (height, width))
+    rows, columns = ([_part(index, cells, side) for index in range(cells)] for side in (height, width))
     shares = torch.stack([saliency[:, *cell].double().mean((1, 2)) for cell in product(rows, columns)], 1)
     pairs_of = zip(shares.cpu().numpy(), falls.flatten(1).double().cpu().numpy(), strict=True)
     return np.array([_spearman(a, b) for a, b in pairs_of])
 
 
 def _spearman(of_map: np.ndarray, of_cause: np.ndarray) -> float:
-    known = np.isfinite(of_cause)
-    if known.sum() < 3 or np.ptp(of_cause[known]) == 0:
+    finite = np.isfinite(of_cause)
+    if finite.sum() < 3 or np.ptp(of_cause[finite]) == 0:
         return float("nan")
-    return float(stats.spearmanr(of_map[known], of_cause[known]).statistic) if np.ptp(of_map[known]) else 0.0
+    return float(stats.spearmanr(of_map[finite], of_cause[finite]).statistic) if np.ptp(of_map[finite]) else 0.0

@@ -1,9 +1,7 @@
-"""Saliency against masks, and against other saliency: figures for each image of a batch.
+"""Measure saliency against masks, and against other saliency: a figure for each image of a batch.
 
-Everywhere: saliency is (B, H, W) in [0, 1]; masks are (B, H, W), 0 outside and anything else inside; results are (B,),
-float64, on the device of the saliency. An image whose mask is empty has no result: NaN, to be left out and counted. A
-null map (the same everywhere, or not finite) is a miss, 0, and `null_map` finds it. What a map that knows nothing would
-score is `chance`.
+Saliency is (B, H, W) in [0, 1]; masks are (B, H, W), 0 outside; results are (B,), float64. An empty mask gives NaN. A
+null map (constant, or not finite) scores 0. `chance` is the score of a map without knowledge.
 """
 
 from collections.abc import Callable
@@ -15,23 +13,21 @@ from torch.nn import functional
 from trustcxr import registry
 from trustcxr.errors import UserError, unknown
 
-# Differences smaller than this say nothing about place (saliency has its maximum at 1).
-_FLAT = 1e-6
+_FLAT = 1e-6  # a map with smaller differences is null
 _OTSU_BINS = 256
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 
 
 def null_map(saliency: Tensor) -> Tensor:
-    """Whether each map says nothing: the same everywhere, or not finite. (B, H, W) -> (B,), bool."""
+    """Return True for each map (B, H, W) that is constant or not finite: (B,), bool."""
     return _flat(_maps(saliency))
 
 
 def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = None) -> Tensor:
-    """The share of the saliency that lies inside the mask, [0, 1]: the energy-based pointing game.
+    """Return the share of the saliency inside the mask, [0, 1]: the energy-based pointing game.
 
-    Wang et al. 2020 (Score-CAM); relevance mass accuracy in Arras et al. 2022. `within`, a second mask: only what lies
-    inside it counts, above and below the line, as for infection given lung. There an image where the two masks do not
-    meet is NaN, and one without saliency inside `within` is a miss.
+    Wang et al. 2020 (Score-CAM); relevance mass accuracy in Arras et al. 2022. `within`: a second mask, to which map
+    and mask are cut. Masks that do not meet give NaN; no saliency inside `within` is a miss.
     """
     maps, inside = _pair(saliency, mask)
     field = torch.ones_like(inside) if within is None else _pair(saliency, within)[1]
@@ -41,40 +37,37 @@ def energy_inside(saliency: Tensor, mask: Tensor, *, within: Tensor | None = Non
 
 
 class Order:
-    """The order of the pixels of maps (B, H, W), to be filled with the values of others, the highest where these are.
+    """The order of the pixels of maps (B, H, W), to be filled with the values of other maps; ties share.
 
-    Which of two maps puts more of its energy inside a mask hangs on how sharp they are: the square of a map has more
-    than the map. With the same values only the order of the pixels is left to differ. Pixels that tie share alike.
+    Energy inside a mask depends on how sharp a map is. With the same values only the order of the pixels differs.
     """
 
     def __init__(self, maps: Tensor) -> None:
         self.shape = maps.shape
-        ascending, places = maps.flatten(1).sort(dim=1)
+        ascending, pixels = maps.flatten(1).sort(dim=1)
         level = (ascending.diff(dim=1) != 0).cumsum(1)
         self.level = functional.pad(level, (1, 0))  # of the pixels in ascending order
-        self.of_pixel = torch.empty_like(self.level).scatter_(1, places, self.level)
+        self.of_pixel = torch.empty_like(self.level).scatter_(1, pixels, self.level)
         self.count = torch.zeros(self.level.shape, dtype=torch.float64, device=maps.device)
         self.count.scatter_add_(1, self.level, torch.ones_like(self.count))
 
     def filled(self, ascending: Tensor) -> Tensor:
-        """Maps (B, H, W), float64, with these values (B, H W), sorted from the lowest."""
+        """Return maps (B, H, W), float64, with these values (B, H W), sorted from the lowest."""
         values = ascending.double()
         means = torch.zeros_like(values).scatter_add_(1, self.level, values) / self.count.clamp(min=1)
         return means.gather(1, self.of_pixel).view(self.shape)
 
 
 def cut_to(maps: Tensor, mask: Tensor | None) -> Tensor:
-    """Maps (B, H, W) that are lowest, and alike, outside of a mask (B, H, W) bool: what is there has no order."""
+    """Set maps (B, H, W) to -1 outside a mask (B, H, W) bool, so that pixels there have no order."""
     return maps if mask is None else torch.where(mask, maps, -1.0)
 
 
 def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tensor:
-    """Whether the maximum of the map lies inside the mask, 0 or 1: the pointing game, Zhang et al. 2018.
+    """Return 1 if the maximum of the map lies inside the mask, else 0: the pointing game, Zhang et al. 2018.
 
-    Where several pixels share the maximum but for rounding (an upsampled map is flat at its corners), it is the share
-    of them inside: what picking one of them at random would have, so the answer hangs on no order of pixels and
-    compares with chance.
-    `tolerance`, in pixels: how far from the mask is still a hit (15 in that paper; none here: the masks are large).
+    If several pixels share the maximum, it is the share of them inside. `tolerance`: pixels from the mask that still
+    count as a hit (15 in that paper; none here: the masks are large).
     """
     maps, inside = _pair(saliency, grow(mask, tolerance) if tolerance else mask)
     at_peak = maps >= maps.amax(dim=1, keepdim=True) - _FLAT
@@ -82,11 +75,9 @@ def pointing_hit(saliency: Tensor, mask: Tensor, *, tolerance: int = 0) -> Tenso
 
 
 def pointing_ceiling(mask: Tensor, cells: tuple[int, int]) -> Tensor:
-    """The pointing game of an oracle that picks the best of rows x columns cells, [0, 1].
+    """Return the pointing game of an oracle that picks the best of rows x columns cells, [0, 1].
 
-    A map of few cells is flat around its highest (upsampled bilinearly), at the border as far as the corner: there the
-    hit is the share of that flat inside the mask. It is the ceiling of maps that peak at one cell alone; where two
-    neighbours are all but alike, which of the pixels between them is highest is chance.
+    An upsampled map is flat around its maximum at the border: there the hit is the share of the flat inside the mask.
     """
     inside = (mask != 0).double()
     down, across = (_peaks(n, side).to(inside.device) for n, side in zip(cells, mask.shape[1:], strict=True))
@@ -95,7 +86,7 @@ def pointing_ceiling(mask: Tensor, cells: tuple[int, int]) -> Tensor:
 
 
 def _peaks(cells: int, pixels: int) -> Tensor:
-    """Where along a side a map peaks whose highest is this cell: (cells, pixels), each row a share summing to 1."""
+    """Return where along a side a map peaks with its maximum in each cell: (cells, pixels), rows sum to 1."""
     lines = functional.interpolate(torch.eye(cells)[:, None], (pixels,), mode="linear", align_corners=False)[:, 0]
     highest = lines.amax(1, keepdim=True)
     peaks = ((lines >= highest - _FLAT) & (highest > 0)).double()
@@ -103,7 +94,7 @@ def _peaks(cells: int, pixels: int) -> Tensor:
 
 
 def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
-    """Intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,), one an image)."""
+    """Return the intersection over union, [0, 1], of the mask and the pixels above `threshold` (one, or (B,))."""
     maps, inside = _pair(saliency, mask)
     on = _above(saliency, threshold)
     union = (on | inside).sum(dim=1).double().clamp(min=1)
@@ -111,7 +102,7 @@ def iou(saliency: Tensor, mask: Tensor, threshold: float | Tensor) -> Tensor:
 
 
 def iou_otsu(saliency: Tensor, mask: Tensor) -> Tensor:
-    """Intersection over union, [0, 1], at each map's own threshold (Otsu 1979; cheXlocalize, Saporta et al. 2022)."""
+    """Return the intersection over union, [0, 1], at each map's threshold by Otsu 1979 (as Saporta et al. 2022)."""
     return iou(saliency, mask, otsu_threshold(saliency))
 
 
@@ -137,10 +128,9 @@ def rank_accuracy(saliency: Tensor, mask: Tensor) -> Tensor:
 
 
 def pixel_auroc(saliency: Tensor, mask: Tensor) -> Tensor:
-    """Area under the ROC curve of saliency as a classifier of pixels, [0, 1]; NaN where the mask is empty or full.
+    """Return the area under the ROC curve of saliency as a classifier of pixels, [0, 1]; NaN for an empty or full mask.
 
-    The probability that a pixel inside is more salient than one outside, ties half (Hanley and McNeil 1982). A null map
-    is all ties: 0.5.
+    Ties count half (Hanley and McNeil 1982). A null map has 0.5.
     """
     maps, inside = _pair(saliency, mask)
     positive = inside.sum(dim=1).to(maps.dtype)
@@ -151,10 +141,7 @@ def pixel_auroc(saliency: Tensor, mask: Tensor) -> Tensor:
 
 
 def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
-    """Average precision of saliency as a classifier of pixels, [0, 1], as scikit-learn defines it.
-
-    A null map has one threshold only, and the precision there is the mask's share of the area: chance.
-    """
+    """Return the average precision of saliency as a classifier of pixels, [0, 1]; a null map has the mask's share."""
     maps, inside = _pair(saliency, mask)
     order = maps.sort(dim=1)
     # For each pixel: how many are at least as salient, and how many of those lie inside.
@@ -167,11 +154,11 @@ def average_precision(saliency: Tensor, mask: Tensor) -> Tensor:
 
 
 def measure_function(entry: registry.Measure) -> Callable[..., Tensor]:
-    """The function of a measure of the catalogue."""
+    """Return the function of a measure of the registry."""
     return registry.load_function("explain", str(entry.function))
 
 
-# By the function's name; a measure of the catalogue that has another mask or field shares it.
+# By the function's name: measures that differ in mask or field share it.
 MEASURES: dict[str, Callable[..., Tensor]] = {
     measure_function(m).__name__: measure_function(m) for m in registry.MEASURES.values() if m.function
 }
@@ -186,14 +173,11 @@ def chance(
     within: Tensor | None = None,
     threshold: float | Tensor | None = None,
 ) -> Tensor:
-    """What a map that knows nothing would score on these masks by this measure (its name or the function): (B,).
+    """Return the expected score (B,) of a map without knowledge, by this measure (its name or function).
 
-    For energy, the pointing game, rank accuracy and average precision: the mask's share of the area (of `within`, if
-    given). For an IoU: that of K random pixels, K being as many as are on in this map, with the intersection at its
-    expected K M / N. `threshold` is that of `iou`. For the pointing game with a tolerance, give the mask that `grow`
-    makes. NaN where the mask is empty.
-
-    A stricter standard is the same measure of `centre_prior` and of the lung mask itself.
+    For energy, the pointing game, rank accuracy and average precision: the mask's share of the area (of `within`). For
+    an IoU: that of K random pixels, K being as many as are on in this map. `threshold` is that of `iou`. NaN for an
+    empty mask. Compare also with `centre_prior` and the lung mask.
     """
     name = measure if isinstance(measure, str) else getattr(measure, "__name__", str(measure))
     if name not in MEASURES:
@@ -217,14 +201,10 @@ def chance(
     return share.masked_fill(area == 0, torch.nan)
 
 
-# One map against another: how much of it is left after the image has changed.
-
-
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of two maps, [-1, 1], identical 1 (Wang et al. 2004: a Gaussian window of 11, sigma 1.5).
+    """Return the structural similarity of two maps, [-1, 1] (Wang et al. 2004: a Gaussian window of 11, sigma 1.5).
 
-    The mean over a window at every pixel, mirrored at the border. NaN where both maps are null: nothing there to be
-    stable.
+    The mean over a window at every pixel, mirrored at the border. NaN if both maps are null.
     """
     first, second = _same_shape(a, b)
     if min(a.shape[1:]) < _SSIM_WINDOW:
@@ -243,7 +223,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _windows(maps: Tensor) -> Tensor:
-    """Gaussian-weighted means (B, H, W) of the window at every pixel, one direction after the other."""
+    """Return Gaussian-weighted means (B, H, W) of the window at every pixel."""
     reach = _SSIM_WINDOW // 2
     offset = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
     weights = torch.exp(-((offset / _SSIM_SIGMA) ** 2) / 2)
@@ -254,10 +234,7 @@ def _windows(maps: Tensor) -> Tensor:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation of the pixels of two maps, [-1, 1] (so used by Adebayo et al. 2018).
-
-    0 where one map is null: nothing of the other is left in it. NaN where both are.
-    """
+    """Return Spearman's rank correlation of two maps, [-1, 1]; 0 if one is null, NaN if both are."""
     first, second = _same_shape(a, b)
     ranks = [_average_ranks(m) for m in (first, second)]
     one, other = (r - r.mean(dim=1, keepdim=True) for r in ranks)
@@ -266,7 +243,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def top_tenth_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """The share of one map's most salient tenth of pixels that is in the other's too, [0, 1] (Ghorbani et al. 2019).
+    """Return the share of one map's most salient tenth that is in the other's too, [0, 1] (Ghorbani et al. 2019).
 
     Chance is 0.1. Ties as in `iou_at_mask_area`; null maps as in `rank_correlation`.
     """
@@ -276,11 +253,8 @@ def top_tenth_overlap(a: Tensor, b: Tensor) -> Tensor:
     return _compared(both, first, second)
 
 
-# Parts
-
-
 def otsu_threshold(saliency: Tensor) -> Tensor:
-    """Otsu's threshold of each map over 256 bins, as scikit-image computes it. (B, H, W) -> (B,), float64."""
+    """Return Otsu's threshold of each map (B, H, W) over 256 bins, as scikit-image computes it: (B,), float64."""
     maps = _maps(saliency)
     low, high = maps.amin(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)
     edges = low + (high - low) * torch.linspace(0, 1, _OTSU_BINS + 1, dtype=maps.dtype, device=maps.device)
@@ -296,7 +270,7 @@ def otsu_threshold(saliency: Tensor) -> Tensor:
 
 
 def grow(mask: Tensor, radius: int) -> Tensor:
-    """Masks (B, H, W) grown by a disc of `radius` pixels, bool: for a pointing game with a tolerance."""
+    """Grow masks (B, H, W) by a disc of `radius` pixels; return bool."""
     if mask.ndim != 3 or radius < 0:
         raise UserError(f"growing a mask takes (B, H, W) and a radius of 0 or more; got {tuple(mask.shape)}, {radius}")
     offset = torch.arange(-radius, radius + 1, device=mask.device) ** 2
@@ -305,7 +279,7 @@ def grow(mask: Tensor, radius: int) -> Tensor:
 
 
 def _maps(saliency: Tensor) -> Tensor:
-    """(B, H, W) -> (B, H W), float64; a map with anything in it that is not finite becomes all zeros, a null map."""
+    """Flatten (B, H, W) to (B, H W), float64; a map that is not finite becomes all zeros, a null map."""
     if saliency.ndim != 3:
         raise UserError(f"saliency must be (B, H, W) in [0, 1]; got {tuple(saliency.shape)}")
     maps = saliency.detach().double().flatten(1)
@@ -349,21 +323,21 @@ def _compared(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _average_ranks(maps: Tensor) -> Tensor:
-    """Ranks from 1 within each row; tied values share the mean of their ranks."""
+    """Return ranks from 1 within each row; ties share the mean of their ranks."""
     order, pixels = maps.sort(dim=1)
-    places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
+    positions = torch.arange(order.shape[1], device=maps.device).expand_as(order)
     # A run of tied values starts where a value is new, and ends before the next one that is.
     new = torch.ones_like(order, dtype=torch.bool)
     new[:, 1:] = order[:, 1:] != order[:, :-1]
-    first = places.masked_fill(~new, 0).cummax(dim=1).values
-    last = places.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    first = positions.masked_fill(~new, 0).cummax(dim=1).values
+    last = positions.masked_fill(~new.roll(-1, dims=1), order.shape[1]).flip(1).cummin(dim=1).values.flip(1)
     return torch.empty_like(maps).scatter_(1, pixels, (first + last + 2).to(maps.dtype) / 2)
 
 
 def _top(maps: Tensor, count: Tensor) -> Tensor:
-    """Membership, 0 to 1, of each pixel in the `count` most salient ones; ties for the last places share them."""
+    """Return the membership, 0 to 1, of each pixel in the `count` most salient ones; ties share."""
     ranked = maps.topk(max(int(count.max()), 1), dim=1).values
     last = ranked.gather(1, (count.long()[:, None] - 1).clamp(min=0))
     above, tied = maps > last, maps == last
-    places = count[:, None] - above.sum(dim=1, keepdim=True)
-    return above + tied * (places / tied.sum(dim=1, keepdim=True).to(maps.dtype))
+    remaining = count[:, None] - above.sum(dim=1, keepdim=True)
+    return above + tied * (remaining / tied.sum(dim=1, keepdim=True).to(maps.dtype))

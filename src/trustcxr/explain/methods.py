@@ -1,4 +1,4 @@
-"""Every saliency method by name, several at once: `layercam`, or at a layer, `layercam@gate`."""
+"""Find saliency methods by name (`layercam`, or at a layer `layercam@gate`) and run several together."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,14 +14,14 @@ from trustcxr.explain.evidence import check_evidence, evidence_map
 from trustcxr.models.feature_maps import Layer, find_layer
 from trustcxr.registry import SALIENCY, Method
 
-# The CAMs by name: what makes a map of a layer's features and their gradient.
+# CAMs by name: combinations of a layer's features and their gradient.
 COMBINE: dict[str, Combine] = {
     name: registry.load_function("explain", entry.combine) for name, entry in SALIENCY.items() if entry.combine
 }
 
 
 def _plain_cam(combine: Combine, model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """A CAM that is its combination of features and gradient, and no more."""
+    """Return the CAM of a combination of features and gradient."""
     return cam_of(combine, model, x, target, layer)
 
 
@@ -32,35 +32,35 @@ METHODS: dict[str, SaliencyMethod] = {
 
 
 def method(name: str) -> SaliencyMethod:
-    """The saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
+    """Return the saliency method of this name, such as "gradcam" or, of an earlier layer, "layercam@-2".
 
-    Raises UserError, with the nearest names, where there is none; a layer is looked for when the model is there.
+    Raises UserError, with the nearest names, for an unknown one; the layer is checked with the model.
     """
     base, layer = parse(name)
     return METHODS[base] if layer is None else partial(METHODS[base], layer=layer)  # type: ignore[call-arg]
 
 
 def parse(name: str) -> tuple[str, Layer]:
-    """ "layercam@-2" -> ("layercam", -2); the layer is None where the name has none."""
-    said = Method.parse(name)
-    if said.base not in METHODS:
-        raise unknown("saliency method", said.base, METHODS)
-    if said.layer is None:
-        return said.base, None
-    if said.base not in COMBINE:
-        raise UserError(f"'{name}': {said.base} reads no layer; those that do are {', '.join(COMBINE)}")
-    if not said.layer:
-        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {said.base}@-2")
+    """Split "layercam@-2" into ("layercam", -2); without a layer, ("layercam", None)."""
+    parsed = Method.parse(name)
+    if parsed.base not in METHODS:
+        raise unknown("saliency method", parsed.base, METHODS)
+    if parsed.layer is None:
+        return parsed.base, None
+    if parsed.base not in COMBINE:
+        raise UserError(f"'{name}': {parsed.base} reads no layer; those that do are {', '.join(COMBINE)}")
+    if not parsed.layer:
+        raise UserError(f"'{name}': a layer's name or a number from -1 down follows the @, as in {parsed.base}@-2")
     try:
-        return said.base, int(said.layer)
+        return parsed.base, int(parsed.layer)
     except ValueError:
-        return said.base, said.layer
+        return parsed.base, parsed.layer
 
 
 def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> dict[str, Tensor]:
-    """Saliency (B, H, W) of several methods by name; CAMs of one layer share one forward and one backward pass."""
+    """Return saliency (B, H, W) of several methods by name; CAMs of one layer share a forward and a backward pass."""
     check_images(x)
-    found: dict[str, Tensor] = {}
+    saliency_maps: dict[str, Tensor] = {}
     shared: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     for name in names:
         base, layer = parse(name)
@@ -69,14 +69,14 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
             if module not in shared:
                 shared[module] = feature_map_and_gradient(model, x, target, module)
             saliency = saliency_from(COMBINE[base], model, x, *shared[module])
-            found[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
+            saliency_maps[name] = smoothed(saliency) if base.endswith("-smooth") else saliency
         else:
-            found[name] = METHODS[base](model, x, target)
-    return found
+            saliency_maps[name] = METHODS[base](model, x, target)
+    return saliency_maps
 
 
 def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
-    """Rows and columns of a method's map before it is brought to the images' size; None where it has every pixel."""
+    """Return rows and columns of a method's map before upsampling; None if it has every pixel."""
     base, layer = parse(name)
     if base == registry.CONTROL:
         return baselines.CELLS

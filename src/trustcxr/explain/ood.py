@@ -1,12 +1,9 @@
-"""How like the images that a run was trained on is this one? A score whose false-alarm rate is known.
+"""Score how unusual an image is for a run's training images, with a known false-alarm rate.
 
-Two views of an image, each with a density fitted on training images, so that what one does not see the other may: the
-channel means of the network's last two stages, and the image itself, made small and of even contrast. Both densities
-are
-probabilistic principal components (Tipping and Bishop 1999): Mahalanobis' distance within the components, as Lee et al.
-2018 judge a network's features, and beside it what the components cannot redraw. An image's score is the larger of the
-two distances, each in units of the validation images' own spread; the threshold accepts ACCEPTED of these. Neither
-class nor mask is used, and no foreign picture: what such pictures score was not looked at to choose any of this.
+Two views of an image are scored: the channel means of the network's last two stages, and the image itself, small and of
+even contrast. Each has a density fitted on training images: probabilistic principal components (Tipping and Bishop
+1999), with Mahalanobis' distance as in Lee et al. 2018. The score is the larger distance, in units of the validation
+images' spread; the threshold accepts ACCEPTED of these. Classes, masks and other data sets are not used.
 """
 
 import json
@@ -26,30 +23,31 @@ from trustcxr.console import track
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
-from trustcxr.models.preserve_state import evaluate_on
+from trustcxr.models.preserve_state import preserve_state
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 ACCEPTED = 0.95  # of validation images
-SIDE = 32  # pixels of the image as it is judged by itself
+SIDE = 32  # pixels of the small image
 COMPONENTS = {"network": 256, "image": 64}  # at most; and no more than a quarter of the training images
 SIGNS = ("spread", "sharpness", "dark", "bright")  # of quality; see `signs`
-EXTREME = 0.005  # share of training images beyond each end of what a sign may be
+EXTREME = 0.005  # share of training images beyond each limit of a sign
+_TENSORS = ("middle", "spread", "scores", "low", "high")
 _BATCH = 128
 
 
 @dataclass(frozen=True)
 class Components:
-    """A density of rows (K,): their mean, axes (K, R) each divided by the spread along it, the variance off them."""
+    """A density of rows (K,): mean, axes (K, R) divided by the spread along each, variance off the axes."""
 
     mean: Tensor
     axes: Tensor
     rest: Tensor
 
     def distance(self, rows: Tensor) -> Tensor:
-        """Squared distance of rows (N, K) from the mean, each direction in units of its own spread: (N,)."""
+        """Return the squared distance (N,) of rows (N, K) from the mean, in units of the spread in each direction."""
         off = rows.double() - self.mean
         left = off.square().sum(1) - (off @ functional.normalize(self.axes, dim=0)).square().sum(1)
         return (off @ self.axes).square().sum(1) + left.clamp(min=0) / self.rest
@@ -57,11 +55,11 @@ class Components:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What a run's training images are like.
+    """The density of a run's training images, and the scores of its validation images.
 
-    middle, spread: (2,), median and interquartile range of the logarithm of each view's distance on validation images;
-    scores: (N,), theirs, rising; threshold: what a score may be; low, high: (len(SIGNS),), within which each sign of
-    quality is on all but a few training images; about: what it was fitted on.
+    middle, spread: (2,), median and interquartile range of the log distances of validation images. scores: (N,),
+    theirs, ascending. threshold: the highest accepted score. low, high: (4,), limits of the signs of quality. about:
+    the data.
     """
 
     network: Components
@@ -75,20 +73,20 @@ class Familiarity:
     about: dict[str, str]
 
     def views(self, run: Run, images: Tensor) -> Tensor:
-        """The score of each view, network and image, (N, 2), of images (N, 1, H, W) in [0, 1] of the network's size."""
+        """Return the score of each view, network and image, (N, 2), of images (N, 1, H, W) in [0, 1]."""
         return (_distances(run, images, self.network, self.image) - self.middle) / self.spread
 
     def score(self, run: Run, images: Tensor) -> Tensor:
-        """The score, (N,): above `threshold`, an image is unlike those that the run was trained on."""
+        """Return the score, (N,): above `threshold`, an image is unlike the training images."""
         return self.views(run, images).amax(1)
 
     def rarer_than(self, score: float) -> float:
-        """The share of validation images with a lower score."""
+        """Return the share of validation images with a lower score."""
         return float((self.scores < score).double().mean())
 
 
 def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
-    """Fit on training images, and set the threshold on validation images, which nothing was fitted to."""
+    """Fit the densities on training images, and set the threshold on validation images."""
     followed = track(batches(train), f"training images of {run.name}", _count(train))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -105,80 +103,68 @@ def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
 
 
 def batches(data: "Dataset") -> Iterator[Tensor]:
-    """The images of a data set, (B, 1, H, W) in [0, 1]."""
+    """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(np.array(data.images[first : first + _BATCH])).float().div_(255)
 
 
 def _count(data: "Dataset") -> int:
-    """How many `batches` there are."""
+    """Return the number of `batches`."""
     return -(-len(data) // _BATCH)
 
 
-def save(found: Familiarity, folder: Path) -> None:
-    """Write it into a run's folder, as tensors alone, with the checksum of the weights that it belongs to."""
-    tensors = {f"{view}.{name}": value for view in COMPONENTS for name, value in vars(getattr(found, view)).items()}
-    tensors |= {name: getattr(found, name) for name in ("middle", "spread", "scores", "low", "high")}
-    tensors["threshold"] = torch.tensor(found.threshold, dtype=torch.float64)
-    about = found.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
-    with atomic.atomic_write(folder / layout.FAMILIARITY_FILE) as temporary:
-        # By its bytes: a file that safetensors opens itself nobody else may read.
+def save(familiarity: Familiarity, folder: Path) -> None:
+    """Write it into a run's folder as safetensors, with the checksum of the run's weights."""
+    parts = {view: vars(getattr(familiarity, view)) for view in COMPONENTS}
+    tensors = {f"{view}.{name}": value for view, part in parts.items() for name, value in part.items()}
+    tensors |= {name: getattr(familiarity, name) for name in _TENSORS}
+    tensors["threshold"] = torch.tensor(familiarity.threshold, dtype=torch.float64)
+    about = familiarity.about | {"weights": atomic.checksum(folder / layout.WEIGHTS_FILE)}
+    with atomic.atomic_write(folder / layout.OOD_FILE) as temporary:
+        # By its bytes: safetensors would make the file readable for its owner alone.
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         temporary.write_bytes(save_tensors(whole, {"about": json.dumps(about)}))
 
 
 def load(folder: Path) -> Familiarity | None:
-    """What was fitted for a run; None where nothing was. UserError where it is broken, or of other weights."""
-    path = folder / layout.FAMILIARITY_FILE
+    """Load what was fitted for a run; None if nothing was. Raises UserError if it is damaged, or of other weights."""
+    path = folder / layout.OOD_FILE
     if not path.is_file():
         return None
-    again = "fit it again with trustcxr fit-ood"
+    advice = "Fit it again: trustcxr fit-ood"
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             tensors = {name: file.get_tensor(name).double() for name in file.keys()}  # noqa: SIM118
-        found = _found(tensors, about)
+        network, image = (
+            Components(*(tensors[f"{v}.{name}"] for name in ("mean", "axes", "rest"))) for v in COMPONENTS
+        )
+        values = {name: tensors[name] for name in _TENSORS}
+        familiarity = Familiarity(network, image, **values, threshold=float(tensors["threshold"]), about=about)
     except (KeyError, ValueError, SafetensorError) as problem:
-        raise UserError(f"{path}: not readable ({type(problem).__name__}); {again}") from None
+        raise UserError(f"{path}: not readable ({type(problem).__name__}). {advice}") from None
     if about.get("weights") != atomic.checksum(folder / layout.WEIGHTS_FILE):
-        raise UserError(f"{path}: belongs to other weights than those of the run; {again}")
-    return found
+        raise UserError(f"{path}: belongs to other weights than those of the run. {advice}")
+    return familiarity
 
 
-def _found(tensors: dict[str, Tensor], about: dict[str, str]) -> Familiarity:
-    network, image = (
-        Components(tensors[f"{view}.mean"], tensors[f"{view}.axes"], tensors[f"{view}.rest"]) for view in COMPONENTS
-    )
-    return Familiarity(
-        network=network,
-        image=image,
-        middle=tensors["middle"],
-        spread=tensors["spread"],
-        scores=tensors["scores"],
-        threshold=float(tensors["threshold"]),
-        low=tensors["low"],
-        high=tensors["high"],
-        about=about,
-    )
-
-
-def unlike(found: Familiarity, score: float) -> str | None:
-    """Why an image of that score should not be answered, in words; None where it is like the training images."""
-    if score <= found.threshold:
+def describe_outlier(familiarity: Familiarity, score: float) -> str | None:
+    """Return a warning if the score is above the threshold; None if not."""
+    if score <= familiarity.threshold:
         return None
-    share = min(found.rarer_than(score), 0.999)
+    share = min(familiarity.rarer_than(score), 0.999)
     return (
         f"it is unlike the images that the network was trained on: more unusual than {share:.1%} of its validation "
         f"images, of which {ACCEPTED:.0%} are accepted"
     )
 
 
-def poor(found: Familiarity, image: Tensor) -> list[str]:
-    """What is wrong with the quality of one image (1, 1, H, W), beside the training images; empty where nothing is."""
+def describe_quality(familiarity: Familiarity, image: Tensor) -> list[str]:
+    """Return warnings on the quality of one image (1, 1, H, W), compared with the training images."""
     values = signs(image)[0]
-    low, high = values < found.low - 1e-9, values > found.high + 1e-9
-    return [words for place, words in enumerate(_TOO_LOW) if words and low[place]] + [
-        words for place, words in enumerate(_TOO_HIGH) if words and high[place]
+    low, high = values < familiarity.low - 1e-9, values > familiarity.high + 1e-9
+    return [words for sign, words in enumerate(_TOO_LOW) if words and low[sign]] + [
+        words for sign, words in enumerate(_TOO_HIGH) if words and high[sign]
     ]
 
 
@@ -193,10 +179,10 @@ _TOO_HIGH: Sequence[str] = (
 
 
 def signs(images: Tensor) -> Tensor:
-    """Signs of quality of images (N, 1, H, W) in [0, 1]: (N, 4).
+    """Return signs of quality (N, 4) of images (N, 1, H, W) in [0, 1].
 
-    spread: standard deviation of the grey levels. sharpness: mean size of the second difference, beside the spread.
-    dark, bright: share of the pixels of the two darkest levels of 256, and of the three brightest.
+    spread: standard deviation of the pixels. sharpness: mean absolute second difference over the spread. dark, bright:
+    shares of pixels at the lowest and highest grey levels.
     """
     pixels = images.double()
     inner, spread = pixels[..., 1:-1, 1:-1], pixels.flatten(1).std(1)
@@ -207,30 +193,30 @@ def signs(images: Tensor) -> Tensor:
 
 
 def _distances(run: Run, images: Tensor, network: Components, image: Components) -> Tensor:
-    """The logarithm of each view's distance, (N, 2)."""
-    found = network.distance(_features(run, images)), image.distance(_small(images))
-    return torch.stack(found, 1).clamp(min=1e-12).log()
+    """Return the logarithm of each view's distance, (N, 2)."""
+    distances = network.distance(_features(run, images)), image.distance(_small(images))
+    return torch.stack(distances, 1).clamp(min=1e-12).log()
 
 
 def _features(run: Run, images: Tensor) -> Tensor:
-    """Channel means of the network's last two stages, (N, K); of networks without stages, of their last map."""
+    """Return the channel means of the network's last two stages, (N, K); without stages, of its last map."""
     seen: dict[int, Tensor] = {}
     height, width = images.shape[-2:]
 
-    def note(place: int, output: Tensor) -> None:
-        seen[place] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
+    def note(stage: int, output: Tensor) -> None:
+        seen[stage] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
 
     handles = [
-        layer.register_forward_hook(lambda _, __, output, place=place: note(place, output))
-        for place, layer in enumerate(_stages(run.model))
+        layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output))
+        for stage, layer in enumerate(_stages(run.model))
     ]
     try:
-        with torch.no_grad(), evaluate_on(run.model, run.device):
+        with torch.no_grad(), preserve_state(run.model, autocast_cache=False):
             run.model(images.to(run.device))
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat([seen[place] for place in sorted(seen)], 1).cpu().double()
+    return torch.cat([seen[stage] for stage in sorted(seen)], 1).cpu().double()
 
 
 def _stages(model: nn.Module) -> list[nn.Module]:
@@ -241,13 +227,13 @@ def _stages(model: nn.Module) -> list[nn.Module]:
 
 
 def _small(images: Tensor) -> Tensor:
-    """Images as SIDE x SIDE pixels of mean 0 and standard deviation 1, (N, SIDE * SIDE)."""
+    """Resize images to SIDE x SIDE pixels of mean 0 and standard deviation 1, (N, SIDE * SIDE)."""
     small = functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).double()
     return (small - small.mean(1, keepdim=True)) / small.std(1, keepdim=True).clamp(min=0.02)
 
 
 def _components(rows: Tensor, most: int) -> Components:
-    """Principal components of rows (N, K) and the mean variance beyond them, rounded as they are stored."""
+    """Return principal components of rows (N, K) and the mean variance beyond them, rounded as stored."""
     mean = rows.mean(0)
     count = max(1, min(most, len(rows) // 4, rows.shape[1] - 1))
     values, axes = _spectrum(rows - mean)
@@ -257,7 +243,7 @@ def _components(rows: Tensor, most: int) -> Components:
 
 
 def _spectrum(off: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances, rising, and their axes (K, V) of rows (N, K) of mean 0; where N < K without those that are nil."""
+    """Return ascending variances and their axes (K, V) of rows (N, K) of mean 0; for N < K only those above 0."""
     freedom = max(len(off) - 1, 1)
     if len(off) >= off.shape[1]:
         return torch.linalg.eigh(off.T @ off / freedom)

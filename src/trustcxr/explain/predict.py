@@ -1,4 +1,4 @@
-"""One X-ray: classes with probabilities, a heatmap beside it, and whether the answer survives epsilon."""
+"""Predict single images: probabilities, a heatmap, warnings, and if the prediction survives an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,36 +24,34 @@ from trustcxr.storage.os_errors import Source, check_present, check_writable, es
 from trustcxr.storage.schemas import ImageAnswer
 
 PGD_STEPS = 20
-BORDER = 0.2  # two classes whose probabilities are nearer than that are told as a border
+BORDER = 0.2  # closer probabilities of the first two classes are a decision border
 _FULL = "no heatmap: not looked at, since the disk is full"
 
 
 def predict(
     folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
 ) -> list[ImageAnswer]:
-    """An answer for each image; one that cannot be read, or its heatmap not be written, gets an "error".
+    """Predict each image; an unreadable image, or a heatmap that cannot be written, gives an "error" for that image.
 
-    That does not stop the others. A full disk does: each of them gets an "error" that says so.
-
-    A heatmap that was written here before is no image: it gets "left_out" and no answer. No heatmap takes the place of
-    another image's or run's, or of a file that is not ours.
+    After a full disk every further image has an "error". Heatmaps of this package are "left_out". No heatmap overwrites
+    one of another image or run, or any other file.
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
-    run, known = load_run(folder), ood.load(folder)
-    places = heatmap_io.places(paths, out, run.folder)
-    found: list[ImageAnswer] = []
+    run, familiarity = load_run(folder), ood.load(folder)
+    heatmaps = heatmap_io.choose_paths(paths, out, run.folder)
+    answers: list[ImageAnswer] = []
     full = False
-    for path, heatmap in places.items():
+    for path, heatmap in heatmaps.items():
         if full:
-            found.append(ImageAnswer(image=str(path), error=_FULL))
+            answers.append(ImageAnswer(image=str(path), error=_FULL))
             continue
         try:
-            found.append(_of_file(run, known, path, heatmap, epsilon))
+            answers.append(_of_file(run, familiarity, path, heatmap, epsilon))
         except CannotWrite as problem:
-            found.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
+            answers.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
             full = is_full(problem)
-    return found
+    return answers
 
 
 def _refused(heatmap: Path, problem: CannotWrite) -> str:
@@ -62,58 +60,55 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
     return f"{escaped(str(heatmap))}: cannot be written: {reason(problem.number)}; choose --out"
 
 
-def _of_file(run: Run, known: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
-    if (said := is_own_output(path)) is not None:
-        return ImageAnswer(image=str(path), left_out=said)
+def _of_file(run: Run, familiarity: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
+    if (reason_left_out := describe_own_output(path)) is not None:
+        return ImageAnswer(image=str(path), left_out=reason_left_out)
     try:
         image = read_source(path)
     except greyscale.UnreadableImage as problem:
         return ImageAnswer(image=str(path), error=str(problem))
     check_writable(heatmap)
-    found = answer(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
-    found.image = str(path)
-    doubt(found, run, known, image)
-    return found
+    result = predict_image(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
+    result.image = str(path)
+    add_warnings(result, run, familiarity, image)
+    return result
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """One image as it is read: pixels (H, W) uint8, and how coloured its file is, in grey levels."""
+    """One image: pixels (H, W) uint8, and the colourfulness of its file in grey levels."""
 
     pixels: np.ndarray
     colour: float = 0.0
 
 
 def read_source(source: Source) -> LoadedImage:
-    """An image from a file or its content. UnreadableImage, without the file's name, where it is none."""
-    if (why := is_own_output(source) or plausibility.another_kind(source)) is not None:
+    """Load an image from a file or its content; raise UnreadableImage, without the file's name, if it is none."""
+    if (why := describe_own_output(source) or plausibility.find_wrong_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
-    return LoadedImage(reading.read_image(source), plausibility.colourfulness(source))
+    return LoadedImage(reading.read_image(source), plausibility.measure_colour(source))
 
 
-def is_own_output(source: Source) -> str | None:
-    """What a file, or its content, is where it is an answer of ours, whatever it is called; None for all else."""
+def describe_own_output(source: Source) -> str | None:
+    """Return what a file, or its content, is if this package wrote it; else None."""
     if generated.read_source(source) is not None:
-        return generated.SAID
-    return dicom_files.ANSWER if reading.is_dicom(source) and dicom_files.is_answer(source) else None
+        return generated.HEATMAP_REASON
+    return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 
 
-def doubt(found: ImageAnswer, run: Run, known: Familiarity | None, image: LoadedImage) -> None:
-    """Say in an answer what speaks against it: no chest image, unlike the training images, poor, near the border.
-
-    `known`: what the run's training images are like; None where that was not fitted.
-    """
-    found.warnings = list(plausibility.doubts(plausibility.thumbnail(image.pixels), image.colour).values())
-    if known is not None:
+def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
+    """Add warnings to a prediction: no chest image, unlike the training images, poor quality, near the border."""
+    result.warnings = list(plausibility.find_doubts(plausibility.make_thumbnail(image.pixels), image.colour).values())
+    if familiarity is not None:
         pixels = as_input(image.pixels, run.size, run.resize)
-        score = float(known.score(run, pixels))
-        found.rarer_than = known.rarer_than(score)
-        unlike = ood.unlike(known, score)
-        found.warnings += [*([unlike] if unlike else []), *ood.poor(known, pixels)]
+        score = float(familiarity.score(run, pixels))
+        result.rarer_than = familiarity.rarer_than(score)
+        unlike = ood.describe_outlier(familiarity, score)
+        result.warnings += [*([unlike] if unlike else []), *ood.describe_quality(familiarity, pixels)]
     if min(image.pixels.shape) < run.size:
         height, width = image.pixels.shape
-        found.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
-    found.border = _border(found.probabilities)
+        result.warnings.append(f"poor quality: {width} x {height} pixels, fewer than the network's {run.size}")
+    result.border = _border(result.probabilities)
 
 
 def _border(probabilities: dict[str, float]) -> str | None:
@@ -124,7 +119,7 @@ def _border(probabilities: dict[str, float]) -> str | None:
     return f"near the decision border: {first} {likely:.1%}, {second} {nearly:.1%}"
 
 
-def answer(
+def predict_image(
     run: Run,
     image: np.ndarray,
     *,
@@ -133,10 +128,10 @@ def answer(
     source: Path | None = None,
     searched: nn.Module | None = None,
 ) -> ImageAnswer:
-    """What a run says of one image (H, W) uint8; a heatmap PNG of the image's own size is written where asked.
+    """Predict one image (H, W) uint8, and write a heatmap PNG of its size to `heatmap`, if given.
 
-    Probabilities are scaled by the run's temperature where its validation images gave it one ("calibrated").
-    `searched`: a faster copy of the run's model for PGD to search on; what it claims is asked of the model itself.
+    Probabilities are scaled by the run's temperature, if it has one ("calibrated"). `searched`: a faster copy of the
+    model for PGD, whose results the model confirms.
     """
     pixels = as_input(image, run.size, run.resize).to(run.device)
     ((predicted, probabilities),) = predict_labels(run, pixels)
@@ -159,20 +154,20 @@ def answer(
         picture = heatmap_io.overlay(image, saliency[squares.to_original(run.size, image.shape, run.resize)])
         heatmap_io.write_notice(picture)
         with atomic_write(heatmap) as temporary:
-            picture.save(temporary, pnginfo=heatmap_io.mark(source or heatmap, run.folder), compress_level=1)
+            picture.save(temporary, pnginfo=heatmap_io.make_metadata(source or heatmap, run.folder), compress_level=1)
         result.heatmap = str(heatmap)
     return result
 
 
 def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor, epsilon: float) -> bool:
-    """Whether the answer stays under PGD, which searches the model itself where another's claim does not hold."""
+    """Return True if the prediction stays under PGD, which attacks the model itself if the copy's result fails."""
     climb, predicted = partial(attacks.pgd, epsilon=epsilon, steps=PGD_STEPS, stop_when_wrong=True), int(label)
-    found = climb(searched, pixels, label)
-    if searched is not run.model and _still(run, found, predicted):
+    adversarial = climb(searched, pixels, label)
+    if searched is not run.model and _still(run, adversarial, predicted):
         with torch.inference_mode():
-            claimed = int(searched(found).argmax()) != predicted
-        found = climb(run.model, pixels, label) if claimed else found
-    return _still(run, found, predicted)
+            claimed = int(searched(adversarial).argmax()) != predicted
+        adversarial = climb(run.model, pixels, label) if claimed else adversarial
+    return _still(run, adversarial, predicted)
 
 
 def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
@@ -184,14 +179,14 @@ def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
 
 
 def temperature(run: Run) -> float | None:
-    """The temperature that the run's validation images gave (Guo et al. 2017); None where none was fitted."""
+    """Return the run's temperature (Guo et al. 2017); None if it has none."""
     fitted = run.metrics.calibration if run.metrics else None
-    found = fitted.temperature if fitted else None
-    return found if found is not None and found > 0 else None
+    value = fitted.temperature if fitted else None
+    return value if value is not None and value > 0 else None
 
 
 def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:
-    """An image (H, W) uint8 -> (1, 1, size, size) float in [0, 1], resized as the pixel store does."""
+    """Convert an image (H, W) uint8 to (1, 1, size, size) float in [0, 1], resized as in the cache."""
     return torch.from_numpy(np.array(squares.resize_image(image, size, resize))).float().div_(255)[None, None]
 
 

@@ -1,4 +1,4 @@
-"""The table of saliency.parquet -> the part "saliency" of metrics.json: means with intervals, beside chance."""
+"""Summarise the table of saliency.parquet as the part "saliency" of metrics.json."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,8 +10,17 @@ from scipy import stats
 from trustcxr.explain import verdicts
 from trustcxr.explain.baseline_scores import CEILING, DRAWS, SHARPENED, SPREAD
 from trustcxr.explain.evaluate import BY_CAUSE, CASCADE, RANDOM
-from trustcxr.explain.stability import ATTACKED, CLEAN
-from trustcxr.registry import AGAINST_MASKS, HIT_RATE, NO_MAP, NULL_MAPS, ONE_CELL, RANDOMISED, REFERENCES, TOLD_OF_MAPS
+from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK
+from trustcxr.registry import (
+    AGAINST_MASKS,
+    HEADLINE_MEASURES,
+    HIT_RATE,
+    NO_MAP,
+    NULL_MAPS,
+    ONE_CELL,
+    RANDOMISED,
+    REFERENCES,
+)
 from trustcxr.statistics import LEVEL, Bootstrap, Floats, interval, share_interval
 from trustcxr.storage.schemas import (
     Change,
@@ -26,7 +35,7 @@ from trustcxr.storage.schemas import (
     Stratum,
 )
 
-COVERED = 0.95  # from this share of the lungs on, an infection mask tells no place within them
+COVERED = 0.95  # share of the lungs from which an infection mask gives no position within them
 _SHARES = (NULL_MAPS, "pointing_hit_rate")
 _NAMES = {"null_map": NULL_MAPS}
 _FAITHFUL = ("insertion", "deletion", "road", BY_CAUSE)
@@ -42,38 +51,37 @@ class Summary:
         self._drawn: dict[bytes, Bootstrap] = {}
 
     def means(self, rows: pd.DataFrame) -> dict[str, Figure]:
-        """For each measure among the rows its mean, interval, and the means of what stands beside it."""
-        found = {}
+        """Return for each measure its mean, interval, and the means of its references on the same images."""
+        figures = {}
         for measure, groups, values in _by_measure(rows, tuple(REFERENCES)):
             name, bootstrap = _NAMES.get(measure, measure), self._over(groups)
             means = bootstrap.means(values["value"])
-            # Of the same images as the mean: one without a lung mask, say, has neither.
-            known = ~np.isnan(values.pop("value"))
-            ends = share_interval(bootstrap, means, of=known) if name in _SHARES else interval(means)
-            beside = {name: _mean(column[known]) for name, column in values.items()}
-            kept = {name: mean for name, mean in beside.items() if not np.isnan(mean)}
-            found[name] = Figure(value=means[0], ci=ends, **kept)
-        return found
+            counted = ~np.isnan(values.pop("value"))
+            ends = share_interval(bootstrap, means, of=counted) if name in _SHARES else interval(means)
+            columns = {name: _mean(column[counted]) for name, column in values.items()}
+            numbers = {name: mean for name, mean in columns.items() if not np.isnan(mean)}
+            figures[name] = Figure(value=means[0], ci=ends, **numbers)
+        return figures
 
     def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
-        """By each measure that has controls, what the map has over each that is known, on the same images."""
-        found = []
+        """Return the leads of the maps over each of these controls, by measure, on the same images."""
+        leads = []
         for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
-            bootstrap, own = self._over(groups), values.pop("value")
-            known = {name: column for name, column in values.items() if not np.isnan(column).all()}
-            spread = known.pop(SPREAD, np.zeros(1))
-            for name, column in known.items():
-                over = bootstrap.means(own - column)
+            bootstrap, scores = self._over(groups), values.pop("value")
+            columns = {name: column for name, column in values.items() if not np.isnan(column).all()}
+            spread = columns.pop(SPREAD, np.zeros(1))
+            for name, column in columns.items():
+                over = bootstrap.means(scores - column)
                 if np.isnan(over[0]):
                     continue
                 ends = interval(over)
                 if name == RANDOMISED:
-                    ends = over_draws(float(over[0]), ends, float(np.nanmax(spread)))
-                found.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
-        return found
+                    ends = widen_by_draws(float(over[0]), ends, float(np.nanmax(spread)))
+                leads.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
+        return leads
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
-        """One mean and its interval."""
+        """Return a mean and its interval."""
         means: Floats = self._over(groups.to_numpy(dtype=str)).means(values)
         return Figure(value=means[0], ci=interval(means))
 
@@ -84,56 +92,52 @@ class Summary:
         return self._drawn[key]
 
 
-def closest(leads: Sequence[Lead]) -> list[Lead]:
-    """Of each measure the lead over the control that comes closest."""
-    found: dict[str, Lead] = {}
+def find_closest(leads: Sequence[Lead]) -> list[Lead]:
+    """Return for each measure the lead over the closest control."""
+    smallest: dict[str, Lead] = {}
     for lead in leads:
-        found[lead.measure] = min(found.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0)
-    return list(found.values())
+        smallest[lead.measure] = min(
+            smallest.get(lead.measure, lead), lead, key=lambda one: one.difference.value or 0.0
+        )
+    return list(smallest.values())
 
 
-def over_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
-    """Interval of what a network has over others with random weights, which are draws themselves.
+def widen_by_draws(difference: float, ends: Sequence[float], spread: float, draws: int = len(DRAWS)) -> list[float]:
+    """Return the interval of a lead over random weights, widened by the variation between draws.
 
-    `ends` are over images. Were the network one more such draw, its distance from their mean would vary by `spread`
-    (standard deviation between draws) times the root of 1 + 1 / draws: Student's t of draws - 1 degrees of freedom.
+    `ends`: the interval over images. `spread`: standard deviation between draws. One more draw would differ from their
+    mean by `spread` times the root of 1 + 1 / draws: Student's t with draws - 1 degrees of freedom.
     """
     reach = float(stats.t.ppf((1 + LEVEL) / 2, draws - 1)) * spread * (1 + 1 / draws) ** 0.5
     below, above = (float(np.hypot(difference - end, reach)) for end in ends)
     return [difference - below, difference + above]
 
 
-def _by_measure(rows: pd.DataFrame, beside: Sequence[str]) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
-    """Each measure among the rows, as they first come: the groups of its rows, and columns: value, what is beside it.
-
-    Arrays, since pandas takes longer to cut out hundreds of small tables than their means take.
-    """
+def _by_measure(
+    rows: pd.DataFrame, references: Sequence[str]
+) -> Iterator[tuple[str, NDArray[np.str_], dict[str, Floats]]]:
+    """Yield each measure, the groups of its rows, and its columns (value and references) as arrays: fast to cut out."""
     if rows.empty:
         return
     codes, names = pd.factorize(rows["measure"])
     groups = rows["group"].to_numpy(dtype=str)
-    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *beside) if name in rows}
+    columns = {name: rows[name].to_numpy(dtype=float) for name in ("value", *references) if name in rows}
     parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     for name, at in zip(names, parts, strict=True):
         yield str(name), groups[at], {column: values[at] for column, values in columns.items()}
 
 
 def _mean(values: Floats) -> float:
-    """Of the values that are not NaN; NaN where there is none."""
-    known = int((~np.isnan(values)).sum())
-    return float(np.nansum(values)) / known if known else float("nan")
+    """Return the mean of the values that are not NaN; NaN if there is none."""
+    count = int((~np.isnan(values)).sum())
+    return float(np.nansum(values)) / count if count else float("nan")
 
 
 def summarise(table: pd.DataFrame, *, images: int, resamples: int = 2000) -> dict[str, SaliencyDocument]:
-    """The part "saliency" of metrics.json: for each method every measure's mean, interval, and what stands beside it.
+    """Return the part "saliency" of metrics.json by method, the random map last; see `SaliencyDocument`.
 
-    Beside each: REFERENCES; "over_controls": what the map has over each of them, "beyond" over the closest, and
-    "random_weights" over the same network with random weights; "verdict": whether by these it shows anything. Measures
-    are of the clean images; "correct": of those among them that the model gets right; "by_lesion": by how much of the
-    lungs the lesion covers; "perturbed": of the FGSM images; "stability", "faithfulness", "sanity". A hit rate that is
-    withheld is null. `images` is how many there were in all; those without a mask are left out and counted. Methods
-    stand as they were asked for, the random map last. A map of one cell has no figures, but how often it is the same
-    everywhere.
+    `images`: how many there are in all; those without a mask are left out and counted. A withheld hit rate is null. A
+    map of one cell has only its share of null maps.
     """
     counts = Summary(resamples)
     names = sorted(table["method"].unique(), key=lambda name: (name == RANDOM,))
@@ -145,8 +149,8 @@ def cells_of(rows: pd.DataFrame) -> str:
     return str(rows["cells"].fillna("").iloc[0]) if len(rows) else ""
 
 
-def cannot_hit(rows: pd.DataFrame) -> str:
-    """Why a method has no hit rate: the best of its cells hits less often than chance. Empty where it has one."""
+def describe_ceiling(rows: pd.DataFrame) -> str:
+    """Return why a method has no hit rate (the best of its cells hits less often than chance); empty if it has one."""
     ceiling = rows[(rows["measure"] == CEILING) & (rows["condition"] == CLEAN)]
     best, chance = (ceiling["value"].mean(), ceiling["chance"].mean()) if len(ceiling) else (np.nan, np.nan)
     if not best < chance:
@@ -159,14 +163,15 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
     cells = cells_of(rows)
     if cells == ONE_CELL:
         withheld, rows = NO_MAP, rows[rows["measure"] == "null_map"]
-    elif withheld := cannot_hit(rows):
+    elif withheld := describe_ceiling(rows):
         rows = rows[rows["measure"] != HIT_RATE]
-    clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == ATTACKED]
+    clean, perturbed = rows[rows["condition"] == CLEAN], rows[rows["condition"] == STABILITY_ATTACK]
     stable = perturbed["measure"].isin(_STABLE)
     faithful = clean["measure"].isin(_FAITHFUL)
     faithfulness, clean = clean[faithful], clean[~faithful]
     right = clean[clean["predicted"] == clean["class"]]
-    over = counts.leads(clean, [*(name for name in REFERENCES if name != RANDOMISED), *SHARPENED])
+    leads = counts.leads(clean, [*REFERENCES, *SHARPENED, SPREAD])
+    over = [lead for lead in leads if lead.control != RANDOMISED]
     part = SaliencyDocument(
         target="label",
         n=_images(clean),
@@ -174,27 +179,25 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         cells=cells,
         withheld=withheld,
         over_controls=[
-            *(lead for lead in over if lead.measure in TOLD_OF_MAPS),
+            *(lead for lead in over if lead.measure in HEADLINE_MEASURES),
             *counts.leads(faithfulness, ["brightness"]),
         ],
-        beyond=closest(over),
+        beyond=find_closest(over),
         correct=Measures(n=_images(right)).with_figures(counts.means(right)),
         by_lesion=list(_by_lesion(clean, counts)),
         stability=list(_stability(rows, counts)),
         sanity=list(_sanity(rows, counts)),
         perturbed=Perturbed(
-            attack=ATTACKED,
-            epsilon=perturbed["epsilon"].max() if len(perturbed) else None,
-            n=_images(clean),
+            attack=STABILITY_ATTACK, epsilon=perturbed["epsilon"].max() if len(perturbed) else None, n=_images(clean)
         ).with_figures(counts.means(perturbed[~stable])),
     ).with_figures(counts.means(clean) | counts.means(perturbed[stable]) | _overall(rows, counts))
     if len(tuned := rows["threshold"].dropna()):
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
-    if leads := counts.leads(clean, [RANDOMISED, SPREAD]):
+    if over_random := [lead for lead in leads if lead.control == RANDOMISED]:
         drawn = clean[clean[RANDOMISED].notna()]
-        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=leads)
+        part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=over_random)
     if withheld:
         for measured in (part, part.correct, part.perturbed, *part.by_lesion):
             if measured is not None and measured.figures:
@@ -208,7 +211,7 @@ def _images(rows: pd.DataFrame) -> int:
 
 
 def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
-    """Images whose lesion covers the lungs, and the others; then thirds by how much it covers."""
+    """Yield figures of images whose lesion covers the lungs, of the others, and of thirds by lesion size."""
     share = clean["lesion"]
     sizes = clean.drop_duplicates("sample_id")["lesion"].dropna()
     if not len(sizes):
@@ -228,43 +231,38 @@ def _by_lesion(clean: pd.DataFrame, counts: Summary) -> Iterator[Stratum]:
 
 
 def _stability(rows: pd.DataFrame, counts: Summary) -> Iterator[Change]:
-    """A row for each change: how like the clean map the map of the changed image is."""
-    kept = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
-    for condition, some in kept.groupby("condition", sort=False):
+    """Yield for each change the similarity of clean and changed maps."""
+    changes = rows[rows["measure"].isin((*_STABLE, *_MOVED))]
+    for condition, some in changes.groupby("condition", sort=False):
         artefact = some["measure"].isin(_MOVED).any()
         severity = int(some["severity"].max())
         kind = "artefact" if artefact else "corruption" if severity else "attack"
         yield Change(
-            condition=str(condition),
-            kind=kind,
-            epsilon=some["epsilon"].max(),
-            severity=severity,
-            n=_images(some),
+            condition=str(condition), kind=kind, epsilon=some["epsilon"].max(), severity=severity, n=_images(some)
         ).with_figures(counts.means(some))
 
 
 def _overall(rows: pd.DataFrame, counts: Summary) -> dict[str, Figure]:
-    """One figure for all corruptions, and two for all artefacts: each image's mean over them."""
-    found = {name: counts.mean(values["value"], values["group"]) for name, values in over_changes(rows).items()}
+    """Return one figure for all corruptions, and two for all artefacts: means over each image's mean."""
+    figures = {name: counts.mean(values["value"], values["group"]) for name, values in average_changes(rows).items()}
     on_artefacts = rows[rows["measure"] == "artefact_energy"]
     if len(on_artefacts):
-        found["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
-    return found
+        figures["artefact_energy_chance"] = Figure(value=on_artefacts["chance"].mean())
+    return figures
 
 
 def _sanity(rows: pd.DataFrame, counts: Summary) -> Iterator[Stage]:
-    """How like the trained model's maps are as the network is made random, from the logits down."""
+    """Yield the similarity with the trained model's maps at each stage of the cascading randomisation."""
     random = rows[rows["condition"].str.startswith(CASCADE)]
     for condition, some in random.groupby("condition", sort=False):
         figures = {name.replace("randomised_", ""): value for name, value in counts.means(some).items()}
         yield Stage(part=str(condition).removeprefix(CASCADE), n=_images(some)).with_figures(figures)
 
 
-def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What an image has over all corruptions or artefacts of one saliency method: value and group, by sample.
+def average_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return each image's mean over all corruptions or artefacts of one method: value and group, by sample.
 
-    `corruption_ssim`, `artefact_ssim`: the mean SSIM with the clean map; `artefact_gain`: how much of the saliency
-    moved onto the artefact, mean over artefacts.
+    Keys: `corruption_ssim` and `artefact_ssim` (with the clean map), `artefact_gain` (saliency moved to the artefact).
     """
     artefacts = rows.loc[rows["measure"] == "artefact_gain", "condition"].unique()
     drawn, stability = rows["condition"].isin(artefacts), rows["measure"] == "stability_ssim"
@@ -277,7 +275,7 @@ def over_changes(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def means_over_severities(rows: pd.DataFrame) -> pd.DataFrame:
-    """An image's mean over its rows: value and group, by sample."""
+    """Return each image's mean over its rows: value and group, by sample."""
     rows = rows.assign(value=rows["value"].astype(float))
     if rows["sample_id"].is_unique:
         return rows.set_index("sample_id")[["value", "group"]]

@@ -1,4 +1,4 @@
-"""What may be done to an X-ray without changing what is wrong with the patient: the map should stay as it was."""
+"""List the changes of an image under which its saliency map should stay the same."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,43 +7,44 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from trustcxr import attacks, corruptions
-from trustcxr.registry import ATTACKED, USUAL_ATTACKS
+from trustcxr.registry import STABILITY_ATTACK, USUAL_ATTACKS
 
 if TYPE_CHECKING:
-    from trustcxr.evaluation.model_protocol import ModelUnderTest
-    from trustcxr.evaluation.trained_run import Run
+    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CLEAN = "clean"
 PGD_STEPS = 10
-# A turned image has its map turned too, rightly: there is nothing in it to be stable.
+# The map of a rotated image rotates too, so stability does not apply.
 MOVING = ("rotation",)
 UNDER: tuple[str, ...] = tuple(name for name in corruptions.CORRUPTIONS if name not in MOVING)
 
 
 @dataclass(frozen=True)
 class Change:
-    """One way to change an image, and what it is called in the table of saliency.parquet.
+    """One way to change an image; `condition` is its name in saliency.parquet.
 
-    `make`: (images (B, 1, H, W), labels (B,), ids of the images) -> changed images, and (B, H, W) bool where something
-    was drawn, None for what is all over the image. `dear`: costs many passes, so it is done on the sample only.
+    `make`: (images (B, 1, H, W), labels (B,), ids) -> changed images, and the area of an artefact (B, H, W) bool, else
+    None. `expensive`: needs many passes, so only the sample is changed.
     """
 
     condition: str
     make: Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor | None]]
     epsilon: float = 0.0
     severity: int = 0
-    dear: bool = False
+    expensive: bool = False
 
     @property
     def attack(self) -> bool:
-        """Whether it follows gradients of the model."""
+        """Return True if it needs gradients of the model."""
         return self.condition in USUAL_ATTACKS
 
 
-def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int) -> list[Change]:
-    """FGSM and PGD at `epsilon`, then the corruptions and artefacts of these names ("all" for UNDER) at `severity`.
+def list_changes(
+    run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str] | str, severity: int
+) -> list[Change]:
+    """Return FGSM and PGD at `epsilon`, then the named corruptions and artefacts ("all" for UNDER) at `severity`.
 
-    Raises UserError for a name that is no corruption.
+    Raises UserError for an unknown corruption.
     """
 
     def fgsm(images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, None]:
@@ -53,13 +54,13 @@ def changes(run: "Run | ModelUnderTest", *, epsilon: float, names: Sequence[str]
         return attacks.pgd(run.model, images, labels, epsilon=epsilon, steps=PGD_STEPS), None
 
     wanted = UNDER if names == "all" else tuple(corruptions.get(name).name for name in names)
-    found = [Change(ATTACKED, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, dear=True)]
-    return found + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
+    attacks_ = [Change(STABILITY_ATTACK, fgsm, epsilon), Change(USUAL_ATTACKS[1], pgd, epsilon, expensive=True)]
+    return attacks_ + [Change(name, _corruption(name, severity), severity=severity) for name in wanted]
 
 
 def _corruption(name: str, severity: int) -> Callable[[Tensor, Tensor, Sequence[str]], tuple[Tensor, Tensor | None]]:
     def make(images: Tensor, labels: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        if corruptions.get(name).is_artefact:
+        if corruptions.get(name).artefact:
             return corruptions.artefact(images, name, severity, keys=list(ids))
         return corruptions.corrupt(images, name, severity, keys=list(ids)), None
 

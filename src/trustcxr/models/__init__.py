@@ -10,12 +10,6 @@ from trustcxr._lazy import attach
 if TYPE_CHECKING:
     from trustcxr.models.classifier import Classifier
     from trustcxr.models.factory import build, check_network
-    from trustcxr.models.zoo import (
-        PAPER_MODELS,
-        architecture,
-        architectures,
-        count_parameters,
-        paper_models,
-    )
+    from trustcxr.models.zoo import PAPER_MODELS, architecture, architectures, count_parameters, paper_models
 else:
     __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,15 +1,50 @@
-"""Classifier: pixel space -> logits, with normalisation inside and the last feature map at `cam_layer`."""
+"""Define the classifier (pixel space to logits, the last feature map at `cam_layer`) and ensembles of networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 import torch
 from torch import Tensor, nn
 
-from trustcxr.models import ensemble
+from trustcxr.errors import UserError
 from trustcxr.models.feature_maps import before_mixing
 from trustcxr.models.lung_gate import LungGate
 from trustcxr.models.plain import PixelScale
+
+
+class Ensemble(nn.Module):
+    """Networks whose logits are averaged (Hansen and Salamon 1990).
+
+    `means` and `stds` normalise the pixels for each network; images arrive normalised for the first.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module], means: Sequence[float], stds: Sequence[float]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.means, self.stds = tuple(means), tuple(stds)
+
+    def normalise_for(self, index: int, images: Tensor) -> Tensor:
+        """Images (B, 1, H, W), normalised for the first network, as the one at `place` was made for."""
+        if (self.means[index], self.stds[index]) == (self.means[0], self.stds[0]):
+            return images
+        return (images * self.stds[0] + self.means[0] - self.means[index]) / self.stds[index]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Concatenate the networks' last feature maps (B, K, h, w): (B, sum of K, h, w)."""
+        maps = [net.forward_features(self.normalise_for(i, images)) for i, net in enumerate(self.nets)]  # type: ignore[operator]
+        for net, features in zip(self.nets, maps, strict=True):
+            if features.ndim != 4 or features.shape[1] != net.num_features or features.shape[2:] != maps[0].shape[2:]:
+                raise UserError(
+                    "the members of an ensemble need last feature maps (B, K, h, w) of the same h and w, not "
+                    + " and ".join(str(tuple(m.shape)) for m in maps)
+                )
+        return torch.cat(maps, 1)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Map the output of `forward_features` to logits (B, C)."""
+        parts = features.split([net.num_features for net in self.nets], 1)
+        logits = [net.forward_head(p) for net, p in zip(self.nets, parts, strict=True)]  # type: ignore[operator]
+        return torch.stack(logits).mean(0)
 
 
 class Classifier(nn.Module):
@@ -41,16 +76,16 @@ class Classifier(nn.Module):
 
     @property
     def cam_layer(self) -> nn.Module:
-        """The module whose output a CAM reads."""
+        """Return the module whose output a CAM reads."""
         return before_mixing(self.net) or self._modules["cam_layer"]  # type: ignore[return-value]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixel space (B, 1, H, W) in [0, 1] -> the range that the weights were trained on."""
+        """Map pixel space (B, 1, H, W) in [0, 1] to the range that the weights were trained on."""
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, C)."""
-        images = self.gate(images)  # without a lung gate too: saliency may be asked of this place in every model
+        """Map images (B, 1, H, W) in [0, 1] to logits (B, C)."""
+        images = self.gate(images)  # also without a lung gate: every model has this layer for saliency
         if isinstance(self.gate, LungGate):
             images = images + self.gate.level
         seen = self.normalise(images)
@@ -60,13 +95,13 @@ class Classifier(nn.Module):
         return self.net.forward_head(features)  # type: ignore[operator]
 
     def chain(self) -> Iterator[tuple[str, nn.Module]]:
-        """What is run one after the other, by name: what a proof follows (`certify.contract`)."""
+        """Yield the modules in the order they run, by name, for a proof."""
         scale = PixelScale(self.mean, self.std)
         yield from (("gate", self.gate), ("normalise", scale), ("net", self.net))
 
     def members(self) -> list["Classifier"]:
-        """This model with one of its networks alone, for each of them: the same weights, not others like them."""
-        if not isinstance(self.net, ensemble.Ensemble):
+        """Return for each network this model with that network alone, sharing the weights."""
+        if not isinstance(self.net, Ensemble):
             return [self]
         members = []
         for net, mean, std in zip(self.net.nets, self.net.means, self.net.stds, strict=True):

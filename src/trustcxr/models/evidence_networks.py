@@ -1,10 +1,8 @@
-"""Networks whose map is their reason: evidence for each class at each place, summed to the logits.
+"""Define evidence networks: their logits are the sums of their maps of evidence for each class.
 
-`evidence-33` answers by cells of which each sees 33 x 33 pixels and no more (a bag of local features: Brendel and
-Bethge 2019); `evidence-full` sees the whole image from each, and so does `evidence-resnet10t`, whose cells read every
-stage of a ResNet (as a feature pyramid: Lin et al. 2017). Every fourth pixel has a cell. A cell's evidence counts only
-as far as a gate of the network's own is open there (which guidance teaches to be the lungs), and is nothing where it is
-the same for all classes: what the map shows is all that the answer is made of. No mask is needed to answer.
+A cell of `evidence-33` sees 33 x 33 pixels (a bag of local features: Brendel and Bethge 2019), one of `evidence-full`
+the whole image; `evidence-resnet10t` reads every stage of a ResNet (a feature pyramid: Lin et al. 2017). Every fourth
+pixel has a cell, weighted by a learnt gate. Evidence that is the same for all classes is removed.
 """
 
 import re
@@ -48,21 +46,14 @@ class Block(nn.Module):
 
 
 class EvidenceNet(nn.Module):
-    """Pixels, normalised (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
+    """Normalised pixels (B, 1, H, W) -> evidence (B, C, H/4, W/4) -> logits (B, C), its sum.
 
-    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole image, which a branch of a quarter of
-    the cells brings in, and whose own mean and spread the pixels are measured by. `backbone`: one of BACKBONES, which
-    stands in the place of all that. BatchNorm alone: other layers would let each cell see the whole image in training
-    and after.
+    `field`: pixels of a side that a cell sees, one of FIELDS; None for the whole image. `backbone`: one of BACKBONES
+    instead. Only BatchNorm is used: other norms would let each cell see the whole image.
     """
 
     def __init__(
-        self,
-        classes: int,
-        *,
-        field: int | None = 33,
-        width: int = WIDTH,
-        backbone: str | None = None,
+        self, classes: int, *, field: int | None = 33, width: int = WIDTH, backbone: str | None = None
     ) -> None:
         super().__init__()
         self.field, self.num_features = None if backbone else field, classes
@@ -91,10 +82,10 @@ class EvidenceNet(nn.Module):
         return self.weighed(self.head(features))[0]
 
     @staticmethod
-    def weighed(found: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head puts out (B, C + 1, h, w) -> evidence (B, C, h, w) and the gate's logits (B, 1, h, w)."""
-        evidence, gate = found[:, :-1], found[:, -1:]
-        # Evidence for all classes alike changes no answer: without it a map shows what decides between them.
+    def weighed(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Split the head's output (B, C + 1, h, w) into evidence (B, C, h, w) and the gate's logits (B, 1, h, w)."""
+        evidence, gate = outputs[:, :-1], outputs[:, -1:]
+        # Evidence for all classes alike changes no prediction.
         evidence = evidence - evidence.mean(1, keepdim=True)
         return evidence * gate.sigmoid() / SCALE, gate
 
@@ -108,7 +99,7 @@ class EvidenceNet(nn.Module):
 
 
 class _Around(nn.Module):
-    """What the whole image adds at each place: blocks on a quarter of the cells, brought back up."""
+    """Context of the whole image: blocks on a quarter of the cells, upsampled."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,8 +108,8 @@ class _Around(nn.Module):
         self.up = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        found = self.up(self.deep(self.down(features)))
-        return F.interpolate(found, size=features.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = self.up(self.deep(self.down(features)))
+        return F.interpolate(coarse, size=features.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class _Pyramid(nn.Module):
@@ -148,29 +139,29 @@ def _standardised(pixels: Tensor) -> Tensor:
 
 
 def is_evidence_network(name: str) -> bool:
-    """Whether this is the name of an evidence network."""
+    """Return True for the name of an evidence network."""
     return _NAME.fullmatch(name) is not None
 
 
-def named(name: str, classes: int) -> EvidenceNet:
-    """An untrained network by its name, such as evidence-33 or evidence-fullx96; UserError for any other name."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+def build_network(name: str, classes: int) -> EvidenceNet:
+    """Build an untrained network by its name, such as evidence-33x96; raise UserError for any other name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise UserError(f"'{name}' is no evidence network: evidence-N with N of {', '.join(KINDS)}")
-    kind, width = found[1], int(found[2] or WIDTH)
+    kind, width = match[1], int(match[2] or WIDTH)
     if kind in BACKBONES:
         return EvidenceNet(classes, width=width, backbone=kind)
     return EvidenceNet(classes, field=None if kind == WHOLE else int(kind), width=width)
 
 
 def reads_evidence(model: nn.Module) -> bool:
-    """Whether a model's answer is a sum of evidence: an evidence network, or an ensemble of several of one shape."""
+    """Return True for an evidence network or an ensemble of them."""
     nets = [getattr(model, "net", model)]
     nets = list(getattr(nets[0], "nets", nets))
     return all(isinstance(net, EvidenceNet) for net in nets)
 
 
-def per_class(model: nn.Module, features: Tensor) -> Tensor:
-    """What passes `cam_layer` of such a model -> evidence (B, C, h, w), the mean over an ensemble."""
+def evidence_per_class(model: nn.Module, features: Tensor) -> Tensor:
+    """Convert the output of `cam_layer` to evidence (B, C, h, w), the mean over an ensemble."""
     nets = getattr(getattr(model, "net", model), "nets", [None])
     return torch.stack(features.chunk(len(nets), 1)).mean(0)

@@ -1,4 +1,4 @@
-"""A model written for others to run: ONNX, or a program of torch.export. Any batch, one size of image."""
+"""Write a model as ONNX or a program of torch.export: any batch, one size of image."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from trustcxr.errors import UserError, lookup
 
-OPSET = 18  # of ONNX: the newest that every runtime of the last years takes
-FORMATS: Mapping[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}  # and how their files end
+OPSET = 18  # of ONNX; common runtimes support it
+FORMATS: Mapping[str, str] = {"onnx": ".onnx", "torch-export": ".pt2"}  # file extensions
 INPUT, OUTPUT = "images", "logits"
-_EXAMPLES = 2  # images that it is traced with; a batch of one would be taken for the only one
+_EXAMPLES = 2  # images for tracing: one would fix the batch size
 
 
 def check_export(kind: str, out: Path) -> None:
-    """UserError for a format that is none, a file of another ending, or a package that is not there."""
+    """Raise UserError for an unknown format, a wrong file extension or a missing package."""
     ending = lookup(FORMATS, "format", kind)
     if out.suffix != ending:
         raise UserError(f"--out {out}: a file of format {kind} ends in {ending}")
@@ -33,9 +33,9 @@ def check_export(kind: str, out: Path) -> None:
 def write(model: nn.Module, size: int, path: Path, kind: str) -> None:
     """Write a model from pixel space (B, 1, size, size) to logits (B, C) as a file of that format.
 
-    The model is left as it was. Raises UserError where it cannot be traced; what the disk refuses passes as it is.
+    The model does not change. Raises UserError if it cannot be traced, OSError from the disk.
     """
-    # A copy in the plain order of memory, which is what others read; channels_last is of training here.
+    # Training uses channels_last; other programs read the contiguous format.
     model = deepcopy(model).eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.rand((_EXAMPLES, 1, size, size), generator=torch.Generator().manual_seed(0))
     example = example.to(next(model.parameters()).device)

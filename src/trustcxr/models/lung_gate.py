@@ -1,8 +1,7 @@
-"""A lung segmenter inside the model: what it takes for background, the network behind it never sees.
+"""Define the lung gate: a segmenter in front of the network that removes the background.
 
-Cutting the lungs out before classification is common (COVID-QU-Ex itself was made for it: Tahir et al. 2021). Here the
-segmenter is a part of the model, so that an attack meets it, saliency passes through it, and no mask is needed once it
-is trained.
+Cutting the lungs out before classification is common (Tahir et al. 2021). Here the segmenter is part of the model:
+attacks meet it, saliency passes through it, and a trained model needs no mask.
 """
 
 from itertools import pairwise
@@ -11,17 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What background becomes: mid-grey. An attack that moves the edge of the lungs by a fraction of a pixel changes what is
-# seen there by the step from image to background, which to black would be many times its epsilon.
-LEVEL = 0.5
-WIDTHS = (16, 32, 64, 96)  # of the levels, each half the side of the one before; the first is half the image's
+LEVEL = 0.5  # grey of the background: black would give attacks on the edge of the lungs a large step
+WIDTHS = (16, 32, 64, 96)  # channels of the levels, each half the side of the previous
 
 
 class LungGate(nn.Module):
-    """A small U-Net (Ronneberger et al. 2015) that fades an image to mid-grey outside its own estimate of the lungs.
+    """A small U-Net (Ronneberger et al. 2015) that fades an image to mid-grey outside its estimate of the lungs.
 
-    `forward`: images (B, 1, H, W) in [0, 1] -> their difference from `level`, near 0 outside the lungs. GroupNorm has
-    no batch statistics, so that it does the same whether the model behind it is in training or not.
+    `forward`: images (B, 1, H, W) in [0, 1] -> their difference from `level`. GroupNorm works alike in training.
     """
 
     level: Tensor
@@ -34,7 +30,7 @@ class LungGate(nn.Module):
         self.out = nn.Conv2d(WIDTHS[0], 1, 3, padding=1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, 1, H, W) of being inside the lungs."""
+        """Return logits (B, 1, H, W) of being inside the lungs, of images (B, 1, H, W) in [0, 1]."""
         x, levels = images - self.level, []
         for block in self.down:
             x = block(x)
@@ -44,7 +40,7 @@ class LungGate(nn.Module):
         return _resized(self.out(x), images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> difference from `level`, near 0 in what is taken for background."""
+        """Return the difference of images (B, 1, H, W) in [0, 1] from `level`, near 0 in the background."""
         return (images - self.level) * self.logits(images).sigmoid()
 
 

@@ -1,8 +1,6 @@
-"""Plain networks: convolutions and ReLUs one after the other, small enough for a proof of what they answer.
+"""Define plain networks: convolutions and ReLUs in a row, small enough to certify.
 
-No skip connection, no pooling that chooses, no normalisation layer: what is left keeps interval bounds tight. They have
-no trained weights to start from; each weight is drawn so that the radius of an interval neither grows nor dies from
-layer to layer (Shi et al. 2021): normal, with standard deviation sqrt(2 pi) / n for n inputs to an entry.
+Without skip connections, max pooling and norms, interval bounds stay tight.
 """
 
 import math
@@ -14,11 +12,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Plain:
-    """What a plain network is made of.
+    """Layers of a plain network.
 
     Attributes:
         convolutions: channels, side of the kernel and stride of each.
-        grid: side of the last feature map that the head reads; larger maps are averaged down to it.
+        grid: side of the last feature map; larger maps are averaged down to it.
         hidden: units between the last map and the logits.
     """
 
@@ -27,7 +25,6 @@ class Plain:
     hidden: int = 128
 
 
-# Name -> what it is made of.
 PLAIN_MODELS: dict[str, Plain] = {
     "plain3": Plain(((16, 6, 2), (32, 3, 2), (64, 3, 2)), grid=4),  # made for 32 pixels
     "plain5": Plain(((16, 5, 2), (32, 3, 2), (32, 3, 1), (64, 3, 2), (64, 3, 1))),  # made for 64 pixels
@@ -56,24 +53,24 @@ class PlainNet(nn.Module):
         draw_even(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last feature map (B, channels, h, w)."""
+        """Return the last feature map (B, channels, h, w)."""
         return self.features(images)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, C) from the last feature map."""
+        """Return logits (B, C) of the last feature map."""
         return self.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) from normalised images (B, 1, H, W)."""
+        """Return logits (B, C) of normalised images (B, 1, H, W)."""
         return self.forward_head(self.forward_features(images))
 
     def chain(self) -> Iterator[tuple[str, nn.Module]]:
-        """What is run one after the other, by name."""
+        """Yield the modules in the order they run, by name."""
         yield from self.named_children()
 
 
 class PixelScale(nn.Module):
-    """Pixel space to normalised: (x - mean) / std."""
+    """Normalise pixels: (x - mean) / std."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -83,7 +80,7 @@ class PixelScale(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W), normalised."""
+        """Return normalised images (B, 1, H, W)."""
         return (images - self.mean) / self.std
 
 

@@ -1,7 +1,7 @@
-"""Run a model and leave it as it was found: modes, buffers, random state, autocast's cache."""
+"""Run a model without changing its modes, buffers, the random state or autocast's cache."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -13,24 +13,35 @@ Mode = Literal["eval", "train"]
 
 
 @contextmanager
-def preserve_state(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
+def preserve_state(
+    model: nn.Module, mode: Mode = "eval", *, seed: int | None = None, autocast_cache: bool = True
+) -> Iterator[None]:
     """Run the model in `mode` and leave no trace: flags of every module, running statistics, random state.
 
-    Modules are put back one by one: `model.train()` would thaw a BatchNorm that was frozen on purpose.
+    `seed`: start of the random numbers inside. `autocast_cache`: False for passes without gradients (see `uncached`).
     Raises UserError for any other mode.
     """
     if mode not in get_args(Mode):
         raise unknown("mode", mode, get_args(Mode))
     flags = [(module, module.training) for module in model.modules()]
-    # In training mode buffers move (running statistics, counters), so copies stand in for them.
+    # In training mode buffers move (running statistics, counters), so the model gets copies of them.
     buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()] if mode == "train" else []
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)
+        if cuda_states:
+            torch.cuda.manual_seed_all(seed)
     try:
-        model.train(mode == "train")
+        if mode == "train":
+            model.train()
+        else:  # flag by flag: a module's own train() may do more
+            for module, _ in flags:
+                module.training = False
         for module, name, buffer in buffers:
             module._buffers[name] = None if buffer is None else buffer.clone()
-        yield
+        with nullcontext() if autocast_cache else uncached():
+            yield
     finally:
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
@@ -43,9 +54,9 @@ def preserve_state(model: nn.Module, mode: Mode = "eval") -> Iterator[None]:
 
 @contextmanager
 def uncached() -> Iterator[None]:
-    """Autocast keeps no weights that are cast inside.
+    """Stop autocast from caching weights that are cast inside.
 
-    Before torch 2.10 it keeps those cast without gradients too, and a training step would then use them.
+    Before torch 2.10 it also caches those cast without gradients, and a training step would then use them.
     """
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
@@ -55,35 +66,8 @@ def uncached() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cached)
 
 
-@contextmanager
-def evaluate_on(model: nn.Module, device: torch.device, *, seed: int | None = None) -> Iterator[None]:
-    """Eval mode inside; outside, every module's own mode, the random state and autocast's cache as they were.
-
-    `seed`: where random numbers inside start from; None for wherever they are.
-    """
-    training = [module for module in model.modules() if module.training]
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), uncached():
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-        try:
-            # Flag by flag: a module's own train() may do more than set it.
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-
 def is_randomised(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model's answers (evaluation mode) to these images (B, 1, H, W) hang on torch's random state.
-
-    `preserve_state` puts that state back after every pass, so that an attack sees the very draw by which it is judged.
-    """
+    """Return True if the logits (evaluation mode) of images (B, 1, H, W) depend on torch's random state."""
     with torch.no_grad(), preserve_state(model):
         torch.manual_seed(0)
         first = model(images)

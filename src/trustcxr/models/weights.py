@@ -1,4 +1,4 @@
-"""Weights from safetensors, packages, timm's hub or a file of tensors; nothing is ever unpickled."""
+"""Load weights from safetensors, packages, timm's hub or a file of tensors; nothing is unpickled."""
 
 import socket
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def _from_hub(arch: str, classes: int) -> nn.Module:
 
 @contextmanager
 def _no_pointless_retries() -> Iterator[None]:
-    # Without a network the hub client retries for 46 seconds; where its host does not answer, use its cache only.
+    # The hub client retries for 46 seconds; if its host does not answer, use the cache only.
     from huggingface_hub import constants
 
     before, hub = constants.HF_HUB_OFFLINE, urlparse(constants.ENDPOINT)
@@ -57,8 +57,8 @@ def _no_pointless_retries() -> Iterator[None]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         near = suggest_nearest(path, ("imagenet", "none"))
-        found = f"no such file: {near.strip()}" if near else "no such file."
-        raise UserError(f"weights '{path}': {found} Choose imagenet, none, or a .safetensors, .pth or .pt file")
+        fault = f"no such file: {near.strip()}" if near else "no such file."
+        raise UserError(f"weights '{path}': {fault} Choose imagenet, none, or a .safetensors, .pth or .pt file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -86,12 +86,12 @@ def _load(net: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
             state[key] = adapt_input_conv(1, state[key])
     heads = config.get("classifier") or []
     head_keys = tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
-    own = net.state_dict()
+    expected = net.state_dict()
     head = [k for k in state if k.startswith(head_keys)]
-    if any(k not in own or state[k].shape != own[k].shape for k in head):
+    if any(k not in expected or state[k].shape != expected[k].shape for k in head):
         state = {k: v for k, v in state.items() if k not in head}
-    missing = [k for k in own if k not in state and not k.startswith(head_keys) and "num_batches_tracked" not in k]
-    alien = [k for k in state if k not in own or state[k].shape != own[k].shape]
+    missing = [k for k in expected if k not in state and not k.startswith(head_keys) and "num_batches_tracked" not in k]
+    alien = [k for k in state if k not in expected or state[k].shape != expected[k].shape]
     if missing or alien:
         raise UserError(
             f"weights '{source}' do not fit {config.get('architecture', 'this network')}: "
@@ -110,8 +110,8 @@ def _packaged_state(arch: str) -> dict[str, Tensor]:
     raw = torch.load(path, map_location="cpu", weights_only=True)
     # Block N of the package is the N-th of timm's stages laid end to end.
     stages: Any = timm.create_model(arch).blocks
-    places = [(stage, place) for stage, blocks in enumerate(stages) for place in range(len(blocks))]
-    return {_timm_key(key, places): value for key, value in raw.items()}
+    blocks_in_order = [(stage, index) for stage, blocks in enumerate(stages) for index in range(len(blocks))]
+    return {_timm_key(key, blocks_in_order): value for key, value in raw.items()}
 
 
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -126,29 +126,28 @@ _LATER_STAGES = {
 }
 
 
-def _timm_key(key: str, places: list[tuple[int, int]]) -> str:
+def _timm_key(key: str, blocks: list[tuple[int, int]]) -> str:
     first, *rest = key.split(".")
     if first != "_blocks":
         return ".".join([_OUTSIDE[first], *rest])
     number, layer, *rest = rest
-    stage, place = places[int(number)]
-    return ".".join([f"blocks.{stage}.{place}", (_LATER_STAGES if stage else _FIRST_STAGE)[layer], *rest])
+    stage, index = blocks[int(number)]
+    return ".".join([f"blocks.{stage}.{index}", (_LATER_STAGES if stage else _FIRST_STAGE)[layer], *rest])
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The weights alone, as safetensors."""
-    # A layer that stands in several places has its weights under several names, of which each is written.
+    """Write the weights as safetensors; shared weights are written under each of their names."""
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
     with atomic.atomic_write(path, needed=sum(tensor.nbytes for tensor in state.values())) as temporary:
         temporary.write_bytes(save(state))  # by its bytes, so that an error of the disk keeps its number
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights from safetensors, every one of them; UserError where they do not fit, or are NaN or infinite."""
+    """Load all weights from safetensors; raise UserError if they do not fit, NotFiniteError for NaN or infinity."""
     try:
         model.load_state_dict(load_file(path))
     except Exception as problem:
-        # torch's first line names the class alone; the second says which weights are missing or do not fit.
+        # torch's second line names the weights that are missing or do not fit.
         reason = " ".join(line.strip() for line in str(problem).splitlines()[:2])
         raise UserError(f"{path}: not the weights of this model ({reason[:200]})") from problem
     _check_finite(model, path)

@@ -1,4 +1,4 @@
-"""The 21 networks of the study, every other timm name, and the plain networks that a proof is in reach of."""
+"""Find architectures by name: the 21 networks of the study, timm's, plain and evidence networks."""
 
 from typing import NamedTuple
 
@@ -38,16 +38,16 @@ PAPER_MODELS: dict[str, str] = {
 
 
 def architectures(name: str) -> list[str]:
-    """The timm architectures of one name or of several with a + between: "ResNet18+vgg16" is an ensemble of both."""
+    """Return the architectures of one name or of several with a + between: "ResNet18+vgg16" is an ensemble."""
     if not all(part.strip() for part in networks(name)):
         raise UserError(f"'{name}': the name of a network is missing beside a +")
     return [architecture(part) for part in networks(name)]
 
 
 def architecture(name: str) -> str:
-    """The timm architecture of a published or timm name, or the plain network of that name, in any letter case.
+    """Return the architecture of a published, timm, plain or evidence network's name, in any letter case.
 
-    Raises UserError, with the nearest names, for a name that neither the 21 nor timm knows.
+    Raises UserError, with the nearest names, for an unknown name.
     """
     by_lower = {published.lower(): arch for published, arch in PAPER_MODELS.items()}
     if name.lower() in by_lower:
@@ -73,7 +73,7 @@ def architecture(name: str) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many weights the model has."""
+    """Return the number of weights."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -86,7 +86,7 @@ class PaperModel(NamedTuple):
 
 
 def paper_models() -> list[PaperModel]:
-    """The 21, in the paper's order."""
+    """Return the 21, in the paper's order."""
     rows = []
     for name, arch in PAPER_MODELS.items():
         with torch.device("meta"):  # shapes alone, no weights

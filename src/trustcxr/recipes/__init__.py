@@ -1,1 +1,1 @@
-"""What a study and a run are, read from YAML: a mapping becomes a recipe, or one line names the wrong key."""
+"""Define studies and runs as recipes read from YAML."""

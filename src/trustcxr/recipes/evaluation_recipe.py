@@ -1,4 +1,4 @@
-"""The parts of a recipe that say what a run is tested with: attacks, corruptions, saliency."""
+"""Define the parts of a recipe for testing: attacks, corruptions, saliency."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -10,97 +10,95 @@ from trustcxr.recipes.parsing import Fraction, Resamples, Strict
 from trustcxr.registry import ATTACKS, CORRUPTIONS, USUAL_ATTACKS, Attack, Method, format_steps
 
 
-def _known(attack: str) -> str:
+def _check_attack(attack: str) -> str:
     if attack not in ATTACKS:
         raise ValueError(str(unknown("attack", attack, ATTACKS)))
     return attack
 
 
 class AttackRecipe(Strict):
-    """One attack of the evaluation. An option that the attack does not take is None, and refused where it is given."""
+    """One attack of the evaluation; an option that the attack does not take must be None."""
 
-    name: Annotated[str, AfterValidator(_known)] = Field(description=f"one of {', '.join(ATTACKS)}")
+    name: Annotated[str, AfterValidator(_check_attack)] = Field(description=f"one of {', '.join(ATTACKS)}")
     epsilons: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (0.02,),
         min_length=1,
-        description="L-infinity radii in pixel space, in [0, 1]; of pgd-l2 alone L2 radii, which may exceed 1",
+        description="L-infinity radii in pixel space, in [0, 1]; for pgd-l2, L2 radii, which may exceed 1",
     )
-    steps: int | None = Field(None, ge=1, description=f"of the climb: {format_steps()}")
-    queries: int | None = Field(None, ge=1, description="forward passes of Square, 1000 unless said")
-    restarts: int | None = Field(None, ge=1, description="climbs from different starts, 1 unless said")
+    steps: int | None = Field(None, ge=1, description=f"gradient steps: {format_steps()}")
+    queries: int | None = Field(None, ge=1, description="forward passes of Square; default: 1000")
+    restarts: int | None = Field(None, ge=1, description="random restarts; default: 1")
     precision: Literal["bf16"] | None = Field(None, description="bf16: search in bfloat16, confirm in full precision")
-    surrogate: str | None = Field(None, description="folder of the run that transfer's images are made against")
+    surrogate: str | None = Field(None, description="folder of the run that the transfer attack attacks")
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, content: Any) -> Any:
-        """What the attack takes and was not said."""
+        """Fill in the defaults of the attack's options."""
         entry = ATTACKS.get(str(content.get("name"))) if isinstance(content, dict) else None
         taken = entry.options if entry else {}
         return {**content, **{k: v for k, v in taken.items() if content.get(k) is None}} if taken else content
 
     @model_validator(mode="after")
-    def _belongs(self) -> Self:
+    def _check_options(self) -> Self:
         taken = self.entry.options
         for option in ("steps", "queries", "restarts", "precision", "surrogate"):
             if getattr(self, option) is not None and option not in taken:
                 takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
                 raise ValueError(f"{self.name} has no option '{option}'; {takes}")
         if "surrogate" in taken and self.surrogate is None:
-            raise ValueError(
-                f"{self.name} needs a surrogate (--surrogate): the folder of the run that the images are made against"
-            )
+            raise ValueError(f"{self.name} needs a surrogate (--surrogate): the folder of the run to attack")
         if self.entry.norm == "linf" and any(e > 1 for e in self.epsilons):
             raise ValueError(f"epsilon of {self.name} is an L-infinity radius in pixel space: at most 1")
         return self
 
     @property
     def entry(self) -> Attack:
-        """What the catalogue says of the attack."""
+        """Return the attack's entry in the registry."""
         return ATTACKS[self.name]
 
     @property
     def effort(self) -> int:
-        """Steps, or queries where it has none, or 1: what stands in the column `steps` of the predictions."""
+        """Return steps, else queries, else 1: the column `steps` of the predictions."""
         return self.steps or self.queries or 1
 
     def options(self) -> dict[str, object]:
-        """The options that the attack takes, without the surrogate."""
+        """Return the options that the attack takes, without the surrogate."""
         return {k: getattr(self, k) for k in self.entry.options if k != "surrogate"}
 
 
 def check_repeats(attacks: Sequence[AttackRecipe]) -> None:
-    """UserError where one condition is there twice: its rows would be counted as one condition of twice the images."""
-    found: set[tuple[str, float, int]] = set()
+    """Raise UserError if a condition occurs twice: its rows would count as one condition of twice the images."""
+    conditions: set[tuple[str, float, int]] = set()
     for attack in attacks:
         for epsilon in map(float, attack.epsilons):
-            if (attack.name, epsilon, attack.effort) in found:
+            if (attack.name, epsilon, attack.effort) in conditions:
                 effort = f" with {attack.effort} {'steps' if attack.steps else 'queries'}" if attack.effort > 1 else ""
                 raise UserError(f"key 'evaluation.attacks': {attack.name} at {epsilon:g}{effort} is there twice")
-            found.add((attack.name, epsilon, attack.effort))
+            conditions.add((attack.name, epsilon, attack.effort))
 
 
 class CorruptionsRecipe(Strict):
-    """What real images suffer, at severities 1 to 5."""
+    """Corruptions at severities 1 to 5."""
 
     names: Literal["all"] | tuple[str, ...] = "all"
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_names(self) -> Self:
         for name in () if self.names == "all" else self.names:
             if name not in CORRUPTIONS:
                 raise ValueError(str(unknown("corruption", name, CORRUPTIONS)))
         return self
 
     def conditions(self) -> tuple[tuple[str, int], ...]:
-        """Every (name, severity), each once."""
+        """Return every (name, severity), each once."""
         names = tuple(CORRUPTIONS) if self.names == "all" else dict.fromkeys(self.names)
         return tuple((name, severity) for name in names for severity in sorted(set(self.severities)))
 
 
 class EvaluationRecipe(Strict):
-    """What a run is tested with."""
+    """Attacks and corruptions that a run is tested with."""
 
     attacks: tuple[AttackRecipe, ...] = tuple(AttackRecipe(name=name) for name in USUAL_ATTACKS)
     corruptions: CorruptionsRecipe | None = Field(None, description="{names: all or a list, severities: [1, 3, 5]}")
@@ -108,31 +106,31 @@ class EvaluationRecipe(Strict):
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 
     @model_validator(mode="after")
-    def _once(self) -> Self:
+    def _check_repeats(self) -> Self:
         check_repeats(self.attacks)
         return self
 
     def conditions(self) -> set[tuple[str, float, int, int]]:
-        """What this asks of predictions.parquet beside clean and views: attack, epsilon, steps, severity."""
+        """Return the conditions of predictions.parquet, besides clean and views: attack, epsilon, steps, severity."""
         attacked = {(attack.name, float(e), attack.effort, 0) for attack in self.attacks for e in attack.epsilons}
         named = self.corruptions.conditions() if self.corruptions else ()
         return attacked | {(name, 0.0, 0, severity) for name, severity in named}
 
     def radii(self) -> list[float]:
-        """Every epsilon above 0 of its attacks, once: those that a certified defence is proved within."""
+        """Return every epsilon above 0 of the attacks, once: the radii for certificates."""
         return sorted({e for attack in self.attacks for e in attack.epsilons if e})
 
 
 class ExplanationRecipe(Strict):
-    """How saliency is made and measured."""
+    """Saliency methods and their measures."""
 
     methods: tuple[Annotated[str, AfterValidator(lambda name: str(Method.parse(name)))], ...] = Field(
         ("gradcam", "layercam"),
         min_length=1,
         description="names of saliency methods; a CAM of an earlier layer is layercam@-2 or layercam@layer3",
     )
-    epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images against which stability is measured")
-    corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="under which stability is measured")
+    epsilon: Fraction = Field(0.02, description="of the FGSM and PGD images for stability")
+    corruptions: Literal["all"] | tuple[str, ...] = Field("all", description="corruptions for stability")
     severity: int = Field(3, ge=1, le=5, description="of the corruptions")
     sample: int = Field(32, ge=0, description="images drawn for PGD stability, faithfulness and sanity; 0: none")
     panels: int = Field(6, ge=0, description="images drawn at random for the report; the best and worst come on top")

@@ -1,4 +1,4 @@
-"""A mapping becomes a recipe, or one line that names the wrong key and the nearest right one."""
+"""Parse a mapping as a recipe, or name the wrong key and the nearest right one."""
 
 import copy
 import re
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Resamples = Annotated[int, Field(ge=100, le=100_000)]  # each holds a number for every patient at once
+Resamples = Annotated[int, Field(ge=100, le=100_000)]  # each holds a number for every patient
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Strict(BaseModel):
-    """A part of a recipe: keys that it does not have are refused, and nothing changes once it is read."""
+    """A part of a recipe: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -32,16 +32,16 @@ Model = TypeVar("Model", bound=Strict)
 
 
 def read_recipe(kind: type[Model], path: Path) -> Model:
-    """A recipe from a YAML file; UserError, with file and key, where it cannot be read."""
+    """Read a recipe from a YAML file; raise UserError, with file and key, if it is not valid."""
     advice = "trustcxr recipe quick prints a recipe to start from"
     return validate(kind, read_yaml(path, what="recipe file", advice=advice), str(path))
 
 
 def validate(kind: type[Model], content: object, where: str) -> Model:
-    """`content` as a recipe; UserError naming the first wrong key, and the nearest right one, otherwise."""
+    """Return `content` as a recipe; raise UserError with the first wrong key, and the nearest right one."""
     try:
         return kind.model_validate(content)
-    except UserError as problem:  # of several keys together, found by a recipe's own validator
+    except UserError as problem:  # from a validator over several keys
         raise UserError(f"{where}: {problem}") from None
     except ValidationError as problem:
         first = problem.errors()[0]
@@ -59,15 +59,15 @@ def validate(kind: type[Model], content: object, where: str) -> Model:
 
 
 def _short(value: object) -> str:
-    """A value as it was written, or its beginning where that is long."""
+    """Return a value as written, cut to _LONGEST characters."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, object]:
-    """A copy of `content` with keys set as typed: "defence.beta=3", the value read as YAML.
+    """Return a copy of `content` with keys set by pairs such as "defence.beta=3", the value read as YAML.
 
-    Raises UserError for a pair without a key or with a value that is not YAML. Whether it is a key, `validate` says.
+    Raises UserError for a pair without a key or with a value that is not YAML; `validate` checks the keys.
     """
     result = copy.deepcopy(dict(content))
     for pair in pairs:
@@ -88,12 +88,12 @@ def assign(content: Mapping[str, object], pairs: Iterable[str]) -> dict[str, obj
 
 
 def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
-    """What a key may hold, also where pydantic says it in Python's words."""
+    """Return what a key may hold, in plain words."""
     if fault["type"] == "tuple_type":
         return "expected a list"
     if fault["type"] != "model_type":
-        said = fault["msg"].split(", unable to parse")[0]
-        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", said).replace(
+        message = fault["msg"].split(", unable to parse")[0]
+        return re.sub(r"^Input should be (?=less|greater)", "expected a number ", message).replace(
             "Input should be", "expected"
         )
     if not fault["loc"]:
@@ -105,12 +105,12 @@ def _expected(kind: type[BaseModel], fault: "ErrorDetails") -> str:
 
 
 def _siblings(kind: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
-    """The valid keys beside the wrong one at `location`."""
+    """Yield the valid keys at `location`."""
     yield from _recipe_at(kind, location[:-1]).model_fields
 
 
 def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:
-    """The part of a recipe that the key at `location` holds."""
+    """Return the part of a recipe at `location`."""
     at = kind
     for part in location:
         if isinstance(part, str) and part in at.model_fields:
@@ -119,10 +119,10 @@ def _recipe_at(kind: type[BaseModel], location: Iterable[int | str]) -> type[Bas
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The recipe that a key holds, alone or in a list; None where it holds a plain value."""
+    """Return the recipe class that a key holds, alone or in a list; None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for part in getattr(annotation, "__args__", ()):
-        if found := model_in(part):
-            return found
+        if model := model_in(part):
+            return model
     return None

@@ -1,4 +1,4 @@
-"""The examination of a given model: one recipe with a version, so that two audits compare."""
+"""Define the protocol of an audit: a recipe with a version, so that audits compare."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,45 +9,43 @@ from pydantic import Field
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
 from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read_recipe, validate
-from trustcxr.registry import AUDITED, NEEDS_SURROGATE
+from trustcxr.registry import AUDIT_ATTACKS, NEEDS_SURROGATE
 
 EXAMS = Path(__file__).parent / "exams"
 NEWEST = "exam-1"
 
 
-class GateRecipe(Strict):
-    """What is asked at the door, before anything is measured."""
+class EntryChecksRecipe(Strict):
+    """Entry checks, before anything is measured."""
 
-    images: int = Field(120, ge=1, description="on which the declaration is tried, the classes evenly among them")
+    images: int = Field(120, ge=1, description="images for the check of the declaration, evenly over the classes")
     epsilon: Fraction = 0.02
-    planted: int = Field(16, ge=1, description="adversarial examples that are planted")
+    planted: int = Field(16, ge=1, description="planted adversarial examples")
 
 
 class EffortRecipe(Strict):
-    """How hard else is tried: what attacks of an audit take for themselves, whichever of them are asked for.
+    """Constants of the attacks of an audit. A test compares them with the code: another value is another version."""
 
-    These numbers stand in the code where they are used, and a test holds both equal: whoever changes one there writes
-    another version of the examination.
-    """
-
-    threshold_steps: int = Field(10, ge=1, description="at most, of the climb against each class at its threshold")
-    longer: int = Field(10, ge=1, description="times the steps of a climb through stand-ins, on what a first one left")
-    climbs: int = Field(6, ge=1, description="such climbs, at most, while they help")
-    draws: int = Field(16, ge=1, description="by which a model that answers at random is judged")
-    surrogate_images: int = Field(256, ge=1, description="training images that a surrogate learns from, at most")
-    surrogate_steps: int = Field(300, ge=1, description="of its training")
-    planted_steps: int = Field(40, ge=1, description="of the attack that looks for planted examples")
-    planted_found: Fraction = Field(0.95, description="share of them that it must find")
+    threshold_steps: int = Field(10, ge=1, description="most steps against each class at its threshold")
+    longer: int = Field(
+        10, ge=1, description="factor of the steps of a second BPDA attack, on images that the first left"
+    )
+    climbs: int = Field(6, ge=1, description="most BPDA attacks, while they help")
+    draws: int = Field(16, ge=1, description="random draws by which a stochastic model is judged")
+    surrogate_images: int = Field(256, ge=1, description="most training images of a surrogate")
+    surrogate_steps: int = Field(300, ge=1, description="training steps of a surrogate")
+    planted_steps: int = Field(40, ge=1, description="steps of the attack that searches the planted examples")
+    planted_found: Fraction = Field(0.95, description="least share of them to find")
 
 
 class ExamRecipe(Strict):
-    """What a model is examined with. `without_gradients`: the attacks where the model has no gradients."""
+    """The protocol of an audit. `without_gradients`: the attacks on a model without gradients."""
 
     version: str | None
     attacks: tuple[AttackRecipe, ...]
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
-    gate: GateRecipe = GateRecipe()
+    entry_checks: EntryChecksRecipe = EntryChecksRecipe()
     effort: EffortRecipe = EffortRecipe()
     seeds: Literal["batch"] = Field(
         "batch", description="the number of a batch is the seed of its attacks, from 0; corruptions are drawn by name"
@@ -56,36 +54,38 @@ class ExamRecipe(Strict):
     bootstrap: Resamples = Field(2000, description="resamples behind each interval")
 
     def changed(self, attacks: tuple[str, ...] = (), epsilons: tuple[float, ...] = ()) -> "ExamRecipe":
-        """The same with other attacks or radii, and then without a version; itself where nothing is changed.
+        """Return the protocol with other attacks or radii, then without a version; itself if nothing changes.
 
-        UserError for an attack that there is not, or a radius that cannot be.
+        Raises UserError for an unknown attack or a radius of 0.
         """
         if not attacks and not epsilons:
             return self
-        _refuse(attacks, epsilons)
+        _check_options(attacks, epsilons)
         content: dict[str, Any] = self.model_dump(mode="json") | {"version": None}
         for part in ("attacks", "without_gradients"):
-            known = {attack["name"]: attack for attack in content[part]}
-            radii = sorted({e for attack in known.values() for e in attack["epsilons"]})
-            names = attacks if attacks and part == "attacks" else tuple(n for n in known if not attacks or n in attacks)
-            content[part] = [known.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
+            by_name = {attack["name"]: attack for attack in content[part]}
+            radii = sorted({e for attack in by_name.values() for e in attack["epsilons"]})
+            names = (
+                attacks if attacks and part == "attacks" else tuple(n for n in by_name if not attacks or n in attacks)
+            )
+            content[part] = [by_name.get(n, {"name": n, "epsilons": radii}) for n in dict.fromkeys(names)]
             for attack in content[part] if epsilons else []:
                 attack["epsilons"] = list(dict.fromkeys(epsilons))
         return validate(ExamRecipe, content, "--attack and --epsilon")
 
 
-def _refuse(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
-    """UserError for an attack that no audit has, or a radius within which nothing may be changed."""
-    for name in (name for name in attacks if name not in AUDITED):
+def _check_options(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
+    """Raise UserError for an attack that no audit has, or a radius of 0."""
+    for name in (name for name in attacks if name not in AUDIT_ATTACKS):
         if name in NEEDS_SURROGATE:
-            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDITED)}"
+            why = f"an audit has no surrogate to attack in its place; choose of {', '.join(AUDIT_ATTACKS)}"
             raise UserError(f"--attack {name}: {why}")
-        raise UserError(f"--attack {name}: {unknown('attack', name, AUDITED)}")
+        raise UserError(f"--attack {name}: {unknown('attack', name, AUDIT_ATTACKS)}")
     for epsilon in (epsilon for epsilon in epsilons if not epsilon > 0):
         why = "an attack needs a radius above 0; images as they are, without any attack, are examined as well"
         raise UserError(f"--epsilon {epsilon:g}: {why}")
 
 
 def load_exam(version: str = NEWEST) -> ExamRecipe:
-    """An examination by its version."""
+    """Load a protocol by its version."""
     return read_recipe(ExamRecipe, EXAMS / f"{version}.yaml")

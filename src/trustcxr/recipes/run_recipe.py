@@ -1,6 +1,7 @@
-"""What one trained model is."""
+"""Define the recipe of one trained model."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +13,7 @@ from trustcxr.registry import BACKGROUNDS, networks
 
 
 class Splits(Strict):
-    """The names that the data set gives to the three splits."""
+    """The data set's names of the three splits."""
 
     train: str = "Train"
     val: str = "Val"
@@ -20,24 +21,24 @@ class Splits(Strict):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _may_be_numbers(cls, name: object) -> object:
-        """Splits that are numbered, as those of cross-validation are, need no quotes."""
+    def _accept_numbers(cls, name: object) -> object:
+        """Accept numbers, such as folds of cross-validation, without quotes."""
         return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
 def check_splits(splits: Splits) -> None:
-    """UserError where one split has two roles: what is trained or chosen on would be tested on."""
+    """Raise UserError if one split has two roles: training or validation images would be tested."""
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
         if named[first] == named[second]:
             raise UserError(
-                f"data.splits: {first} and {second} are both {named[first]}; images that were seen in training or "
-                "chosen by say nothing of others: name three splits"
+                f"data.splits: {first} and {second} are both {named[first]}; testing needs images that "
+                "training and validation have not used. Name three splits"
             )
 
 
 class Listing(TypedDict, total=False):
-    """How a data set is understood: options that `read_manifest` takes."""
+    """Options of `read_manifest`."""
 
     layout: str
     columns: str | dict[str, str | int] | None
@@ -45,7 +46,7 @@ class Listing(TypedDict, total=False):
 
 
 class Reading(Listing, total=False):
-    """How images are read: options that `load_dataset` takes."""
+    """Options of `load_dataset`."""
 
     size: int
     labels: dict[str, str | None]
@@ -53,7 +54,7 @@ class Reading(Listing, total=False):
 
 
 class DataRecipe(Strict):
-    """How images reach the model."""
+    """Images and labels of a data set."""
 
     size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
     splits: Splits = Splits()
@@ -65,29 +66,26 @@ class DataRecipe(Strict):
     )
     layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
     columns: str | dict[str, str | int] | None = Field(
-        None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or place)"
+        None, description="of a list: covidx, nih, rsna, rsna-boxes, or our word -> the list's column (name or number)"
     )
-    images: str | None = Field(None, description="of a list: the folder of its images; the list's own unless said")
+    images: str | None = Field(None, description="of a list: the folder of its images; default: the list's folder")
 
     def reading(self) -> Reading:
-        """The options that `load_dataset` takes."""
+        """Return the options of `load_dataset`."""
         return Reading(size=self.size, labels=self.labels, resize=self.resize, **self.listing())
 
     def listing(self) -> Listing:
-        """How the data set itself is understood: the options that `read_manifest` takes."""
+        """Return the options of `read_manifest`."""
         return Listing(layout=self.layout, columns=self.columns, images=self.images)
 
 
-# A key of training -> whether a run uses it, and what to add if no run does.
-_COUNTERFACTUALS = (
-    lambda training: training.counterfactuals > 0,
-    "counterfactuals, such as training.counterfactuals: 0.3",
-)
+# A key of training -> the test if a run uses it, and what to add if no run does.
 _NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
     "balanced_by": (lambda training: training.balanced, "training.balanced: true"),
-    "counterfactual_fills": _COUNTERFACTUALS,
-    "counterfactual_epsilon": _COUNTERFACTUALS,
-    "healthy": _COUNTERFACTUALS,
+    **{
+        f"counterfactuals.{key}": (lambda training: training.counterfactuals.share > 0, "counterfactuals.share: 0.3")
+        for key in ("fills", "epsilon", "healthy_class")
+    },
     "tracking_uri": (lambda training: training.track == "mlflow", "training.track: mlflow, which has a server"),
 }
 
@@ -95,8 +93,8 @@ _NEEDS: dict[str, tuple[Callable[[TrainingRecipe], bool], str]] = {
 def check_unused(trainings: Sequence[TrainingRecipe]) -> None:
     """Raise UserError for a key that is set and that none of the trainings of one recipe uses."""
     for key, (uses, wanted) in _NEEDS.items():
-        default = TrainingRecipe.model_fields[key].default
-        changed = [value for training in trainings if (value := getattr(training, key)) != default]
+        default, values = attrgetter(key)(TrainingRecipe()), map(attrgetter(key), trainings)
+        changed = [value for value in values if value != default]
         if changed and not any(map(uses, trainings)):
             raise UserError(f"{key}: {changed[0]} does nothing without {wanted}; add that, or leave {key} out")
 
@@ -112,70 +110,70 @@ class RunRecipe(Strict):
 
     @property
     def name(self) -> str:
-        """The run's folder: <model>-<defence>-s<seed>, or their labels; before the defence stands what is not usual."""
+        """Return the name of the run's folder: <model>-<training>-s<seed>."""
         return f"{self.model.called.lower()}-{self.trained_how}-s{self.seed}"
 
     @property
     def trained_how(self) -> str:
-        """The defence, after the background where that is not the whole image, and what lesion masks are used for."""
+        """Return the background (if not full), the use of lesion masks, and the defence, joined by hyphens."""
         reasons = (
             "guided" if self.training.guidance else "",
-            "counterfactual" if self.training.counterfactuals else "",
+            "counterfactual" if self.training.counterfactuals.share else "",
         )
         background = "" if self.background == "full" else self.background
         return "-".join(part for part in (background, *reasons, self.defence.called) if part)
 
     @property
     def background(self) -> Background:
-        """How much it sees outside the lungs in training."""
+        """Return what training shows outside the lungs."""
         return self.training.background
 
     def same_as(self, other: "RunRecipe") -> bool:
-        """Whether both make the same run, wherever it is followed, in however many parts its batches are worked off.
+        """Return True if both recipes make the same run.
 
-        Of a batch that does not fit in memory there must be more; which epochs were trained how stands in run.yaml. Nor
-        does it matter how the folder of a list's images was typed: images are known by their pixels.
+        Ignored are trackers, parts of a batch (memory decides; run.yaml records them) and the folder of a list's images
+        (images are identified by their pixels).
         """
-        trainings = [each.training.untracked().model_copy(update={"accumulate": 1}) for each in (self, other)]
+        trainings = [each.training.without_tracker().model_copy(update={"accumulate": 1}) for each in (self, other)]
         data = other.data.model_copy(update={"images": self.data.images})
         rest = other.model_copy(update={"training": self.training, "data": data})
         return trainings[0] == trainings[1] and self == rest
 
     def network_options(self) -> NetworkOptions:
-        """Keywords of `models.build` beside name, classes and weights."""
+        """Return the keywords of `models.build` besides name, classes and weights."""
         options = self.model.options()
         return NetworkOptions(**options, lung_gate=True) if self.lung_gate else options
 
     @property
     def lung_gate(self) -> bool:
-        """Whether a lung gate is part of the model."""
+        """Return True if a lung gate is part of the model."""
         return BACKGROUNDS[self.background].gate
 
     @property
     def empty_lungs(self) -> bool:
-        """Whether images with emptied lungs stand beside those it is trained on."""
+        """Return True if images with masked lungs are added to the training images."""
         return BACKGROUNDS[self.background].emptied
 
     @property
     def needs_lungs(self) -> bool:
-        """Whether its training looks at lung masks."""
+        """Return True if training needs lung masks."""
         return self.background != "full" or self.training.needs_lesions
 
     @model_validator(mode="after")
-    def _fits(self) -> "RunRecipe":
+    def _check_parts(self) -> "RunRecipe":
         if self.training.needs_lesions and self.defence.name == "mixup":
             raise ValueError("guidance and counterfactuals need the lesion of one image, and mixup shows two at once")
         if self.training.needs_lesions and self.background == "crop":
             raise ValueError("guidance and counterfactuals need lesions where the image has them; crop moves them")
-        self._guidance_fits()
-        self._trains()
+        self._check_guidance()
+        self._check_training()
         if self.defence.certifies:
-            self._bounds_fit()
+            self._check_bounds()
         if self.model.is_ensemble and self.defence.name == "free":
             raise ValueError("the members of an ensemble learn each on an attack of its own, which free cannot do")
         return self
 
-    def _trains(self) -> None:
+    def _check_training(self) -> None:
         training, defence = self.training, self.defence
         if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
             raise ValueError(
@@ -197,12 +195,12 @@ class RunRecipe(Strict):
                 "of the weights away at each step; choose less, such as 0.01"
             )
 
-    def _bounds_fit(self) -> None:
-        name, shown = self.defence.name, self.defence.clean_share + self.defence.attack_share
+    def _check_bounds(self) -> None:
+        name, shown = self.defence.name, self.defence.clean_weight + self.defence.attack_share
         if self.training.guidance and not shown:
             raise ValueError(
                 f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
-                "defence.clean_share too, or leave guidance out"
+                "defence.clean_weight too, or leave guidance out"
             )
         if self.empty_lungs:
             raise ValueError(
@@ -210,20 +208,20 @@ class RunRecipe(Strict):
                 "bound; choose full, swap, mask or crop"
             )
 
-    def _guidance_fits(self) -> None:
-        asked, name = self.training, self.model.name
-        if not asked.guidance:
-            said = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
-            for key, usual in said.items():
-                if getattr(asked, key) != usual:
+    def _check_guidance(self) -> None:
+        training, name = self.training, self.model.name
+        if not training.guidance:
+            defaults = {"guidance_on": "evidence", "guidance_layer": -1, "guidance_loss": "energy"}
+            for key, usual in defaults.items():
+                if getattr(training, key) != usual:
                     raise ValueError(
-                        f"{key}: {getattr(asked, key)} does nothing without a weight, such as guidance: 0.3"
+                        f"{key}: {getattr(training, key)} does nothing without a weight, such as guidance: 0.3"
                     )
             return
-        if asked.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
+        if training.guidance_on == "evidence" and not all(n.startswith("evidence") for n in networks(name.lower())):
             raise ValueError(
                 f"guidance_on: evidence needs an evidence network, which {name} is not; cam and gradients are of any "
                 "network"
             )
-        if asked.guidance_layer != -1 and asked.guidance_on != "cam":
-            raise ValueError(f"guidance_layer: {asked.guidance_layer} goes with guidance_on: cam")
+        if training.guidance_layer != -1 and training.guidance_on != "cam":
+            raise ValueError(f"guidance_layer: {training.guidance_layer} goes with guidance_on: cam")

@@ -1,6 +1,5 @@
-"""What a study is, and the recipes that ship with the package (shipped/)."""
+"""Define the recipe of a study; load recipes, also those that ship with the package (shipped/)."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -12,13 +11,12 @@ from trustcxr.recipes.parsing import Seed, Strict, read_recipe, validate
 from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe, check_splits, check_unused
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe, TrainingRecipe
 from trustcxr.registry import USUAL_DEFENCE
-from trustcxr.storage.atomic import read_yaml
 
 SHIPPED = Path(__file__).parent / "shipped"
 
 
 class Selection(Strict):
-    """Which baselines go on to adversarial training; always chosen on the validation split."""
+    """Selection of networks for adversarial training, by the validation split."""
 
     count: int = Field(6, ge=1)
     by: Literal["accuracy", "f1_macro", "auroc_macro"] = "accuracy"
@@ -29,7 +27,7 @@ def _as_model(value: object) -> object:
 
 
 class StudyRecipe(Strict):
-    """A study: models, trained as usual; the best few trained again with each defence; all tested and explained."""
+    """A study: models with standard training, the best trained again with each defence, all tested and explained."""
 
     name: str
     title: str = ""
@@ -43,21 +41,25 @@ class StudyRecipe(Strict):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
-    def _nothing_twice(self) -> Self:
+    def _check_parts(self) -> Self:
         _check_study(self)
         return self
 
 
 def run_recipe(study: StudyRecipe, model: ModelRecipe, defence: DefenceRecipe, seed: int) -> RunRecipe:
-    """The run of one model, defence and seed in a study: the most special training keys win."""
-    merged = {**study.training.model_dump(), **model.training, **defence.training}
+    """Return the run of one model, defence and seed; training keys of the defence win over the model's and study's."""
+    merged = study.training.model_dump()
+    for keys in (model.training, defence.training):
+        edits = keys.get("counterfactuals")  # the only part of a training that two levels of a recipe share
+        whole = {"counterfactuals": merged["counterfactuals"] | edits} if isinstance(edits, dict) else {}
+        merged |= keys | whole
     training = validate(TrainingRecipe, merged, f"training of {model.called}, {defence.called}")
     content = {"model": model, "defence": defence, "seed": seed, "data": study.data, "training": training}
     return validate(RunRecipe, content, f"{model.called}, {defence.called}")
 
 
 def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
-    """The study with so many seeds: its own first, and then those that come after the last of them."""
+    """Return the study with `count` seeds: the study's first, then the next numbers."""
     if count < 1:
         raise UserError(f"--seeds {count}: expected 1 or more")
     more = range(max(study.seeds) + 1, max(study.seeds) + 1 + count)
@@ -65,43 +67,43 @@ def with_seeds(study: StudyRecipe, count: int) -> StudyRecipe:
     return validate(StudyRecipe, study.model_dump(mode="json") | {"seeds": seeds}, f"--seeds {count}")
 
 
-def tracked(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
-    """The study with every training followed in that tracker too."""
+def with_tracker(study: StudyRecipe, where: str, uri: str = "") -> StudyRecipe:
+    """Return the study with every training followed in that tracker."""
     training = validate(
         TrainingRecipe, study.training.model_dump() | {"track": where, "tracking_uri": uri}, f"--track {where}"
     )
     return study.model_copy(update={"training": training})
 
 
-def untracked(study: StudyRecipe) -> StudyRecipe:
-    """The same study, followed nowhere."""
-    return study.model_copy(update={"training": study.training.untracked()})
+def without_tracker(study: StudyRecipe) -> StudyRecipe:
+    """Return the study without a tracker."""
+    return study.model_copy(update={"training": study.training.without_tracker()})
 
 
-def grows(before: StudyRecipe, now: StudyRecipe) -> bool:
-    """Whether `now` is the study of before with more seeds, and alike in everything else."""
+def adds_seeds(before: StudyRecipe, now: StudyRecipe) -> bool:
+    """Return True if `now` is the study `before` with more seeds and no other change."""
     more = set(before.seeds) < set(now.seeds)
-    return more and untracked(before).model_copy(update={"seeds": now.seeds}) == untracked(now)
+    return more and without_tracker(before).model_copy(update={"seeds": now.seeds}) == without_tracker(now)
 
 
-def drops(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
-    """The networks that `now` leaves out of the study of before; none where they differ in anything else too."""
-    kept = tuple(model for model in before.models if model in now.models)
-    alike = untracked(before).model_copy(update={"models": kept}) == untracked(now)
-    return [model for model in before.models if model not in now.models] if alike else []
+def removed_models(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
+    """Return the networks that `now` removes from the study `before`; empty if anything else differs."""
+    remaining = tuple(model for model in before.models if model in now.models)
+    unchanged = without_tracker(before).model_copy(update={"models": remaining}) == without_tracker(now)
+    return [model for model in before.models if model not in now.models] if unchanged else []
 
 
 def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
-    """UserError where `now` is the study of before, in that folder, with fewer seeds."""
-    if grows(now, before):
+    """Raise UserError if `now` is the study in that folder with fewer seeds."""
+    if adds_seeds(now, before):
         raise UserError(
             f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
             "choose another --out"
         )
 
 
-def growth(before: StudyRecipe, now: StudyRecipe) -> str:
-    """In words, by which seeds a study has grown."""
+def describe_growth(before: StudyRecipe, now: StudyRecipe) -> str:
+    """Describe the seeds that were added."""
     return f"from {_seeds(before)} to {_seeds(now)}"
 
 
@@ -110,45 +112,28 @@ def _seeds(study: StudyRecipe) -> str:
     return f"{count} seed{'s' * (count > 1)} ({', '.join(map(str, study.seeds))})"
 
 
-def shipped() -> list[str]:
-    """Names of the recipes in the package."""
+def shipped_recipes() -> list[str]:
+    """Return the names of the recipes in the package."""
     return sorted(p.stem for p in SHIPPED.glob("*.yaml"))
 
 
 def load_study(recipe: str | Path) -> StudyRecipe:
-    """The recipe of that name in the package, or the YAML file at that path; UserError where it asks for nothing."""
+    """Load a recipe by its name in the package, or from a YAML file; raise UserError if it is not valid."""
     path = Path(recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{recipe}.yaml"
         if not path.is_file():
-            error = unknown("recipe", recipe, shipped())
-            raise UserError(f"{error}, or a path that ends in .yaml")
-    try:
-        found = read_recipe(StudyRecipe, path)
-    except UserError as problem:
-        if not _is_kept(path):
-            raise
-        raise UserError(
-            f"{path}: what a study keeps of itself, and no recipe; give the recipe that it was begun with, or write "
-            "what stands under its key 'recipe' into a file of its own"
-        ) from problem
-    return found
-
-
-def _is_kept(path: Path) -> bool:
-    """Whether this is the file in which a study's folder keeps its recipe, beside what it is of."""
-    with suppress(UserError):
-        return {"recipe", "data"} <= set(read_yaml(path))
-    return False
+            raise UserError(f"{unknown('recipe', recipe, shipped_recipes())}, or a path that ends in .yaml")
+    return read_recipe(StudyRecipe, path)
 
 
 def _runs(recipe: StudyRecipe, model: ModelRecipe) -> list[RunRecipe]:
-    """One run of a model by each way of training, the usual one first."""
+    """Return one run of a model with standard training and with each defence."""
     return [run_recipe(recipe, model, defence, 0) for defence in (DefenceRecipe(), *recipe.defences)]
 
 
 def _check_study(recipe: StudyRecipe) -> None:
-    """What the keys alone do not show: training keys of models and defences, and work that would be done twice."""
+    """Check training keys of models and defences, and raise UserError for a run that occurs twice."""
     check_splits(recipe.data.splits)
     runs = [_runs(recipe, model) for model in recipe.models]
     check_unused([run.training for of_model in runs for run in of_model])

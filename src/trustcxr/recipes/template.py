@@ -1,4 +1,4 @@
-"""A shipped recipe with every key written out, and beside each what it means: what one's own starts from."""
+"""Format a shipped recipe with every key and its meaning, to start a new recipe from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -8,20 +8,20 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trustcxr.recipes.parsing import model_in
-from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped
+from trustcxr.recipes.study_recipe import StudyRecipe, load_study, shipped_recipes
 
 _INDENT = "  "
 
 
-def titles() -> dict[str, str]:
-    """What each recipe of the package is, by its name."""
-    return {name: load_study(name).title for name in shipped()}
+def recipe_titles() -> dict[str, str]:
+    """Return the titles of the shipped recipes by name."""
+    return {name: load_study(name).title for name in shipped_recipes()}
 
 
-def recipe(name: str) -> str:
-    """The recipe of that name as commented YAML: read again, it is the same recipe.
+def format_recipe(name: str) -> str:
+    """Return the recipe of that name as commented YAML, which reads as the same recipe.
 
-    UserError, with the nearest, for a name that is none.
+    Raises UserError, with the nearest name, for an unknown one.
     """
     study = load_study(name)
     head = [
@@ -32,11 +32,11 @@ def recipe(name: str) -> str:
 
 
 def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
-    """A mapping's lines; `kind` says what its keys mean."""
+    """Yield a mapping's lines; `kind` has the meaning of its keys."""
     for key, value in content.items():
         field = kind.model_fields.get(key) if kind is not None else None
         inner = model_in(field.annotation) if field is not None else None
-        says = f"  # {said}" if (said := _meaning(field, value)) else ""
+        says = f"  # {meaning}" if (meaning := _meaning(field, value)) else ""
         if isinstance(value, dict) and value:
             yield f"{indent}{key}:{says}"
             yield from _keys(value, inner, indent + _INDENT)
@@ -48,9 +48,9 @@ def _keys(content: Mapping[str, Any], kind: type[BaseModel] | None, indent: str)
 
 
 def _items(values: Sequence[Any], kind: type[BaseModel] | None, indent: str) -> Iterator[str]:
-    """A list of mappings; only the first of them says what its keys mean."""
-    for place, value in enumerate(values):
-        lines = list(_keys(value, kind if place == 0 else None, indent + _INDENT))
+    """Yield the lines of a list of mappings; only the first has comments."""
+    for index, value in enumerate(values):
+        lines = list(_keys(value, kind if index == 0 else None, indent + _INDENT))
         yield f"{indent}- {lines[0].lstrip()}"
         yield from lines[1:]
 
@@ -61,23 +61,23 @@ def _inline(value: Any) -> str:
 
 
 def _meaning(field: FieldInfo | None, value: Any) -> str:
-    """What a key means, and its default where the recipe says something else."""
+    """Return the meaning of a key, and its default if the recipe differs."""
     if field is None:
         return ""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     plain = isinstance(default, str | int | float | bool) and default != value
     words = [str(word) for word in _choices(field.annotation)]
-    said = field.description or ""
+    description = field.description or ""
     parts = [
-        said,
-        f"one of {', '.join(words)}" if any(word not in said for word in words) else "",
+        description,
+        f"one of {', '.join(words)}" if any(word not in description for word in words) else "",
         f"default: {_inline(default)}" if plain and default != "" else "",
     ]
     return "; ".join(part for part in parts if part)
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The words that a key may have: of `Literal["a", "b"] | None` a and b; none where it may be something else too."""
+    """Return the values of `Literal["a", "b"] | None` (a, b); empty if a key may hold anything else."""
     inner = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) is Literal:
         return tuple(inner)

@@ -1,4 +1,4 @@
-"""The parts of a recipe that say what is trained and how: network, training, defence."""
+"""Define the parts of a recipe for training: network, training, defence."""
 
 from typing import Annotated, Any, Literal, TypedDict, cast
 
@@ -7,15 +7,15 @@ from pydantic import Field, model_validator
 from trustcxr.recipes.parsing import Fraction, Strict
 from trustcxr.registry import DEFENCES, networks
 
-# The names of the catalogue's BACKGROUNDS; a type checker wants them written out.
+# The names of the registry's BACKGROUNDS, written out for the type checker.
 Background = Literal["full", "swap", "mask", "crop", "emptied", "gate", "gate-emptied"]
-Fill = Literal["grey", "mirror", "surroundings"]  # of data.lesions.TAUGHT, written out likewise
+Fill = Literal["grey", "mirror", "surroundings"]  # the names of data.lesion_edits.TRAINING_FILLS
 MONITOR_IMAGES = 256  # validation images that PGD is run on after every epoch of a robust run
 MONITOR_STEPS = 10
 
 
 class Augment(Strict):
-    """Ranges of the random changes to each training image; what a radiograph survives, so no flips by default."""
+    """Ranges of the random changes to each training image; no flips by default, since the heart has a side."""
 
     rotation: float = Field(10.0, ge=0, le=45, description="degrees, either way")
     shift: float = Field(0.05, ge=0, le=0.3, description="share of the side, either way")
@@ -28,8 +28,24 @@ class Augment(Strict):
     )
 
 
+class CounterfactualRecipe(Strict):
+    """Edited copies of training images: the lesion removed, or another image's lesion put in."""
+
+    share: Fraction = Field(0.0, description="share of the images with a lesion, and of the healthy ones, to edit")
+    fills: tuple[Fill, ...] = Field(
+        ("grey",),
+        min_length=1,
+        description="replacements of a lesion, in turn: grey (of the healthy lung), mirror (the lung of the other "
+        "side), surroundings (the healthy lung around it)",
+    )
+    epsilon: Fraction = Field(
+        1.0, description="share of the defence's epsilon within which edited images are attacked; 0: no attack"
+    )
+    healthy_class: str = Field("Normal", description="class of an image whose lesion is removed")
+
+
 class TrainingRecipe(Strict):
-    """How a model is fitted."""
+    """Training of a model."""
 
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(32, ge=2)
@@ -39,19 +55,18 @@ class TrainingRecipe(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = Field(0.5, ge=0)
     patience: int = Field(8, ge=1, description="epochs without a better validation figure before training stops")
-    averaging: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0 for none")
     refit: bool = Field(
         False,
-        description="train once more, on training and validation images together, for as long as validation chose; "
-        "what is fitted or chosen on validation stays with the weights from before",
+        description="train once more, on training and validation images, to the epoch that validation chose; "
+        "validation figures stay those of the first training",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate: int = Field(
         1,
         ge=1,
-        description="parts that each batch is worked off in, their gradients added up: for a batch that does not fit "
-        "in memory (which is noticed, and halved, by itself)",
+        description="parts of each batch, whose gradients are added up; doubled if a batch does not fit in memory",
     )
     balanced: bool = Field(False, description="draw every class equally often")
     balanced_by: str = Field(
@@ -80,21 +95,7 @@ class TrainingRecipe(Strict):
     guidance_loss: Literal["energy", "l1"] = Field(
         "energy", description="with guidance: the map's energy inside the mask, or its distance from the mask"
     )
-    counterfactuals: Fraction = Field(
-        0.0, description="share of the images with a lesion, and of the healthy ones, that lose it, or get another's"
-    )
-    counterfactual_fills: tuple[Fill, ...] = Field(
-        ("grey",),
-        min_length=1,
-        description="with counterfactuals: what takes a lesion's place, in turn: grey (of the healthy lung), mirror "
-        "(the lung of the other side), surroundings (the healthy lung around it)",
-    )
-    counterfactual_epsilon: Fraction = Field(
-        1.0,
-        description="with counterfactuals: share of the defence's epsilon within which the edited images are attacked; "
-        "0: they are shown as they are",
-    )
-    healthy: str = Field("Normal", description="with counterfactuals: the class of an image whose lesion is removed")
+    counterfactuals: CounterfactualRecipe = CounterfactualRecipe()
     augment: Augment = Augment()
     track: Literal["none", "tensorboard", "mlflow"] = Field(
         "none", description="also follow each epoch there: tensorboard, mlflow (extra `track`); no part of the result"
@@ -103,18 +104,18 @@ class TrainingRecipe(Strict):
         "", description="with track: mlflow: its server; a SQLite file beside the runs unless said"
     )
 
-    def untracked(self) -> "TrainingRecipe":
-        """The same training, followed nowhere: what a run is does not depend on who looks on."""
+    def without_tracker(self) -> "TrainingRecipe":
+        """Return the same training without a tracker."""
         return self.model_copy(update={"track": "none", "tracking_uri": ""})
 
     @property
     def needs_lesions(self) -> bool:
-        """Whether training looks at lesion masks."""
-        return self.guidance > 0 or self.counterfactuals > 0
+        """Return True if training needs lesion masks."""
+        return self.guidance > 0 or self.counterfactuals.share > 0
 
     @property
     def guides_a_layer(self) -> bool:
-        """Whether the map of a layer is held to lesion masks."""
+        """Return True if guidance compares a layer's map with lesion masks."""
         return self.guidance > 0 and self.guidance_on == "cam"
 
 
@@ -123,19 +124,13 @@ Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,39})?$")]
 
 
 class DefenceRecipe(Strict):
-    """How a model is made robust. Training keys given here replace the study's.
-
-    The catalogue says which keys a defence uses; one that it does not use must stay as it is.
-    """
+    """A defence. Its training keys replace the study's; keys that it does not use must keep their defaults."""
 
     name: str = "standard"
     label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
-    clean_share: Fraction = Field(0.0, description="share of the loss that is on clean images")
-    attack_share: Fraction = Field(
-        0.0,
-        description="ibp and crown-ibp: share of the loss that is on FGSM's images",
-    )
+    clean_weight: Fraction = Field(0.0, description="share of the loss that is on clean images")
+    attack_share: Fraction = Field(0.0, description="ibp and crown-ibp: share of the loss that is on FGSM's images")
     regulariser: float = Field(
         0.0,
         ge=0,
@@ -165,27 +160,27 @@ class DefenceRecipe(Strict):
 
     @property
     def called(self) -> str:
-        """What runs call it: its label, or its name."""
+        """Return the label, or the name."""
         return self.label or self.name
 
     @property
     def attacks(self) -> bool:
-        """Whether training attacks the model, so that it is judged by its accuracy under attack."""
+        """Return True if training attacks the model, so that validation does too."""
         entry = DEFENCES.get(self.name)
         return entry is None or entry.attacks
 
     @property
     def at_epsilon(self) -> str:
-        """What stands behind a robust accuracy on validation: its radius; empty where it is judged without attacks."""
+        """Return the radius as text after a robust accuracy; empty without attacks."""
         return f" at epsilon {self.epsilon:g}" if self.attacks or self.certifies else ""
 
     @property
     def certifies(self) -> bool:
-        """Whether training is by bounds, so that it is judged by its certified accuracy."""
+        """Return True if training is by bounds, so that validation certifies."""
         return self.name in DEFENCES and DEFENCES[self.name].certifies
 
     @model_validator(mode="after")
-    def _used(self) -> "DefenceRecipe":
+    def _check_keys(self) -> "DefenceRecipe":
         if self.name in DEFENCES:
             uses = DEFENCES[self.name].options
             options = {key for entry in DEFENCES.values() for key in entry.options}
@@ -193,13 +188,13 @@ class DefenceRecipe(Strict):
                 if key in options and key not in uses and getattr(self, key) != field.default:
                     takes = f"it takes {', '.join(uses)}" if uses else "it takes no options"
                     raise ValueError(f"defence {self.name} does not use {key}; {takes}")
-        if self.clean_share + self.attack_share > 1:
-            raise ValueError("clean_share and attack_share are shares of one loss: together at most 1")
+        if self.clean_weight + self.attack_share > 1:
+            raise ValueError("clean_weight and attack_share are shares of one loss: together at most 1")
         return self
 
 
 class NetworkOptions(TypedDict, total=False):
-    """Keywords of `models.build` beside name, classes and weights."""
+    """Keywords of `models.build` besides name, classes and weights."""
 
     normalisation: str
     activation: str
@@ -208,7 +203,7 @@ class NetworkOptions(TypedDict, total=False):
 
 
 class ModelRecipe(Strict):
-    """A network, or an ensemble. Training keys given here replace the study's."""
+    """A network, or an ensemble. Its training keys replace the study's."""
 
     name: str = Field(description="one of the 21 or a timm architecture; A+B: an ensemble of both, logits averaged")
     label: Label = Field("", description="what runs and tables call it, where one network stands twice in a study")
@@ -226,16 +221,16 @@ class ModelRecipe(Strict):
 
     @property
     def called(self) -> str:
-        """What runs and tables call it: its label, or its name."""
+        """Return the label, or the name."""
         return self.label or self.name
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether it is more than one network."""
+        """Return True if it is more than one network."""
         return self.members > 1 or len(networks(self.name)) > 1
 
     def options(self) -> NetworkOptions:
-        """Keywords of `models.build` beside name, classes and weights: the options that are not the default."""
+        """Return the keywords of `models.build` that are not the default."""
         names = ("normalisation", "activation", "members")
-        said = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
-        return cast(NetworkOptions, said)
+        options = {n: getattr(self, n) for n in names if getattr(self, n) != type(self).model_fields[n].default}
+        return cast(NetworkOptions, options)

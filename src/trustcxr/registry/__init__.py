@@ -1,20 +1,19 @@
-"""Every name that a recipe, a table or a figure may use, once: what it is called, who described it, what it takes.
+"""List every name that a recipe, a table or a figure may use, with its label, paper and options.
 
-An attack, a defence, a corruption, a layout, a saliency method or a measure is a function, its entry here, its test.
-Nothing here imports torch: `function` says where the function is, as "module:name" in its own wing, or with the whole
-path of the module where it stands in another package.
+To add an attack, defence, corruption, layout, saliency method or measure, write the function, its entry and its test.
+Nothing here imports torch. `function` is "module:name" in the entry's package, or "package.module:name" elsewhere.
 """
 
 from trustcxr.registry.attack_entries import (
-    ATTACKED,
     ATTACKS,
-    AUDITED,
+    AUDIT_ATTACKS,
     BLACK_BOX,
     HEADLINE_ATTACKS,
-    JUDGED,
     NEEDS_SURROGATE,
     ONE_STEP,
     PLAIN_STEP,
+    STABILITY_ATTACK,
+    STOCHASTIC_DRAWS,
     USUAL_ATTACKS,
     WORST_CASE,
     Attack,
@@ -36,6 +35,7 @@ from trustcxr.registry.defence_entries import (
 )
 from trustcxr.registry.measure_entries import (
     AGAINST_MASKS,
+    HEADLINE_MEASURES,
     HIGHER_IS_BETTER,
     HIT_RATE,
     LOWER_IS_BETTER,
@@ -43,7 +43,6 @@ from trustcxr.registry.measure_entries import (
     NO_MAP,
     NULL_MAPS,
     ONE_CELL,
-    TOLD_OF_MAPS,
     Measure,
     direction,
 )

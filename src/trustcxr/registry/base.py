@@ -1,29 +1,29 @@
-"""What every entry of the catalogue has, and how the function that it names is found."""
+"""Index entries by name, and load the functions that they name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 
 class Named(Protocol):
-    """What every entry has."""
+    """An entry."""
 
     @property
     def name(self) -> str:
-        """How recipes, commands and files on disk say it."""
+        """Return the name that recipes, commands and files on disk use."""
         ...
 
 
 Entry = TypeVar("Entry", bound=Named)
 
 
-def by_name(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """The entries, each found by its name, in their order."""
+def by_name(*entries: Entry) -> dict[str, Entry]:
+    """Index entries by name, in their order."""
     return {entry.name: entry for entry in entries}
 
 
-def load_function(wing: str, where: str) -> Callable[..., Any]:
-    """The function at "module:name" of a wing, such as ("attacks", "pgd:pgd_l2"); or at "package.module:name"."""
-    module, _, name = where.partition(":")
-    path = module if "." in module else f"trustcxr.{wing}.{module}"
+def load_function(package: str, function: str) -> Callable[..., Any]:
+    """Import a function: "module:name" of a package, as in ("attacks", "pgd:pgd_l2"), or "package.module:name"."""
+    module, _, name = function.partition(":")
+    path = module if "." in module else f"trustcxr.{package}.{module}"
     return getattr(import_module(path), name)

@@ -1,4 +1,4 @@
-"""From a study folder to one self-contained page, and tables for the terminal and for papers.
+"""Write a study folder as one self-contained page, and as tables for the terminal and for papers.
 
 The names below are loaded on first use.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from trustcxr._lazy import attach
 
 if TYPE_CHECKING:
+    from trustcxr.report.figure_export import write_figures
     from trustcxr.report.study_html import write
     from trustcxr.report.terminal import print_rows, print_study, print_table
 else:

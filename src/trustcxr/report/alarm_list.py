@@ -1,4 +1,4 @@
-"""What on the page must not be believed at first sight: the alarms of each run, shown in groups, judged elsewhere."""
+"""Gather the alarms of a study by kind, with what each kind means."""
 
 from dataclasses import dataclass, field
 
@@ -6,52 +6,52 @@ from trustcxr.report import formatting
 from trustcxr.report.load import Run, StudyFolder
 from trustcxr.storage.schemas import Alarm
 
+_GRADIENTS = "Failing gradients: "
 KINDS = {
     "no_better_than_constant": (
         "No better than a constant answer",
-        "On unperturbed X-rays the network is not shown to do better than always giving the commonest class. Its other "
-        "figures, robustness and heatmaps among them, say nothing.",
+        "On unperturbed images the network is not shown to be better than always giving the commonest class. Its other "
+        "figures, including robustness and heatmaps, mean nothing.",
     ),
     "vanishing_gradients": (
-        "Failing gradients: there is none",
-        "Where the gradient of the answer in the pixels is zero, an attack that follows it stands still. That it finds "
-        "nothing is no robustness.",
+        f"{_GRADIENTS}they vanish",
+        "An attack that follows a gradient of zero does not move. If it finds nothing, that is not robustness.",
     ),
     "unmoved_attack": (
-        "Failing gradients: an attack that did not move",
-        "The attack left images as they were, so accuracy under it is accuracy without it.",
+        f"{_GRADIENTS}an attack that did not move",
+        "The attack left images unchanged, so accuracy under it is accuracy without it.",
     ),
     "weak_attack": (
-        "Failing gradients: many steps weaker than one",
-        "A stronger attack cannot help a network. Where it does, the gradient leads it astray.",
+        f"{_GRADIENTS}many steps weaker than one",
+        "A stronger attack cannot raise accuracy. If it does, the gradient points the wrong way.",
     ),
     "rising_with_epsilon": (
-        "Failing gradients: accuracy that rises with epsilon",
-        "A larger perturbation cannot be easier to resist than a smaller one. Where accuracy under many steps rises, "
-        "the attack was misled and the figure is too good.",
+        f"{_GRADIENTS}accuracy that rises with epsilon",
+        "A larger perturbation cannot be easier to resist than a smaller one. If accuracy rises, the attack failed and "
+        "the figure is too high.",
     ),
     "left_at_large_epsilon": (
-        "Failing gradients: accuracy where none can be",
-        "At this epsilon any X-ray can be made into any other. What the attack leaves there it did not find.",
+        f"{_GRADIENTS}accuracy at an epsilon that allows none",
+        "At this epsilon any image can become any other. The attack failed to find what remains.",
     ),
     "black_box_wins": (
-        "Failing gradients: a black box wins",
-        "An attack that sees answers alone breaks more than those that see the network. Its gradients hide the way.",
+        f"{_GRADIENTS}a black-box attack is stronger",
+        "An attack that sees only answers breaks more images than the attacks that use gradients.",
     ),
     "fgsm_overstates": (
         "FGSM overstates",
-        "Accuracy under FGSM exceeds accuracy under a stronger attack at the same epsilon by more than ten points and "
-        "than chance gives. The stronger figure counts; the resistance to FGSM is not robustness.",
+        "Accuracy under FGSM is more than ten points above accuracy under a stronger attack at the same epsilon, and "
+        "more than chance explains. The stronger attack counts; resistance to FGSM is not robustness.",
     ),
     "catastrophic_overfitting": (
         "Catastrophic overfitting",
-        "While training, accuracy under FGSM held and accuracy under PGD collapsed: the network learned that one "
-        "attack and not to resist.",
+        "During training, accuracy under FGSM stayed high while accuracy under PGD collapsed. The network learned to "
+        "resist only that one attack.",
     ),
     "survives_randomisation": (
         "Heatmaps that survive randomising the network",
-        "With random weights in the network’s place the heatmap hits as often, or is the same map. It shows the image, "
-        "or the method, and nothing of what the network has learnt: the figures named are void.",
+        "With random weights the heatmap hits as often, or is the same map. It shows the image or the method, not what "
+        "the network learned, so the figures named are void.",
     ),
 }
 
@@ -61,82 +61,63 @@ SHORT = {
     "catastrophic_overfitting": "overfitted to FGSM",
     "survives_randomisation": "heatmaps survive randomising",
     "trained_on": "tested on images of its training",
-} | {kind: "gradients fail" for kind, (title, _) in KINDS.items() if title.startswith("Failing gradients")}
+} | {kind: "gradients fail" for kind, (title, _) in KINDS.items() if title.startswith(_GRADIENTS)}
 
 
 @dataclass
-class Group:
-    """Alarms of one kind, with a line for each run."""
+class AlarmGroup:
+    """Alarms of one kind, with a line and the label of the run for each."""
 
     kind: str
     title: str
     meaning: str
     lines: list[str] = field(default_factory=list)
-    who: list[str] = field(default_factory=list)  # the runs' labels, each once
+    labels: list[str] = field(default_factory=list)  # each run once
 
-    def add(self, who: str, text: str) -> None:
-        """One alarm, of a run or of the study as a whole."""
-        self.lines.append(f"{who}: {text}" if who else text)
-        if who and who not in self.who:
-            self.who.append(who)
+    def add(self, alarm: Alarm, label: str = "") -> None:
+        """Add an alarm of a run, or of the whole study if `label` is empty."""
+        text = alarm.text or alarm.kind or "an alarm without text"
+        self.lines.append(f"{label}: {text}" if label else text)
+        if label and label not in self.labels:
+            self.labels.append(label)
 
 
 @dataclass
-class Findings:
-    """The alarms, which kinds were looked for, and what could not be looked at."""
+class AlarmList:
+    """The alarms, the kinds that were looked for, and what could not be checked."""
 
-    groups: list[Group]
+    groups: list[AlarmGroup]
     looked_for: list[str]
     unchecked: list[str]
 
     @property
     def count(self) -> int:
-        """How many there are: as many as the terminal says."""
+        """Return the number of alarms, without failed runs."""
         return sum(len(group.lines) for group in self.groups if group.kind != "failed")
 
-    def runs_with(self, kind: str) -> int:
-        """How many lines there are of a kind."""
-        return next((len(group.lines) for group in self.groups if group.kind == kind), 0)
 
-
-def find(folder: StudyFolder, runs: list[Run]) -> Findings:
-    """Gather the alarms of the runs and of the study into groups."""
-    groups = {kind: Group(kind, *KINDS[kind]) for kind in KINDS}
-    for run in runs:
-        for recorded in run.metrics.alarms:
-            groups[_record(groups, recorded)].add(run.label, _text(recorded))
-    known = {run.name for run in runs}
-    for recorded in folder.study.alarms:
-        if recorded.run not in known:  # the study repeats the alarms of its runs
-            groups[_record(groups, recorded)].add("", _text(recorded))
+def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
+    """Return the alarms of the runs and of the study by kind."""
+    run_names = {run.name for run in runs}
+    alarms = [(alarm, run.label) for run in runs for alarm in run.metrics.alarms]
+    alarms += [(alarm, "") for alarm in folder.study.alarms if alarm.run not in run_names]  # it repeats those of runs
+    groups = {kind: AlarmGroup(kind, *texts) for kind, texts in KINDS.items()}
+    for alarm, label in alarms:
+        kind = alarm.kind or "other"
+        title = formatting.measure(kind).capitalize()
+        groups.setdefault(kind, AlarmGroup(kind, title, "Recorded by the study.")).add(alarm, label)
     failed = [f"{f.run or formatting.DASH}: {f.reason or formatting.DASH}" for f in folder.study.failures]
-    groups["failed"] = Group("failed", "Runs that failed", "They are not in the tables of this page.", failed)
+    groups["failed"] = AlarmGroup("failed", "Runs that failed", "They are not in the tables of this page.", failed)
     titles = [title if title[1].isupper() else title[0].lower() + title[1:] for title, _ in KINDS.values()]
-    return Findings([g for g in groups.values() if g.lines], titles, _unchecked(runs))
+    return AlarmList([group for group in groups.values() if group.lines], titles, _list_unchecked(runs))
 
 
-def _record(groups: dict[str, Group], recorded: Alarm) -> str:
-    kind = recorded.kind or "other"
-    groups.setdefault(kind, Group(kind, formatting.measure(kind).capitalize(), "Recorded by the study."))
-    return kind
-
-
-def _text(recorded: Alarm) -> str:
-    return recorded.text or recorded.kind or "an alarm without words"
-
-
-def _unchecked(runs: list[Run]) -> list[str]:
-    """What could not be looked at, so that silence is not taken for safety."""
+def _list_unchecked(runs: list[Run]) -> list[str]:
+    """Return what could not be checked."""
     lines = []
-    not_looked = sum(run.masked is None for run in runs)
-    if not_looked:
-        lines.append(
-            f"failing gradients in {formatting.plural(not_looked, 'run')}: why not stands in the verdict of each"
-        )
-    unwatched = sum(
-        run.defence != formatting.STANDARD and (run.history is None or "val_pgd_accuracy" not in run.history)
-        for run in runs
-    )
-    if unwatched:
-        lines.append(f"overfitting in {formatting.plural(unwatched, 'run')} without PGD accuracy in its history")
+    if count := sum(run.masked is None for run in runs):
+        lines.append(f"failing gradients in {formatting.plural(count, 'run')}: the verdict of each gives the reason")
+    robust = [run for run in runs if run.defence != formatting.STANDARD]
+    if count := sum(run.history is None or "val_pgd_accuracy" not in run.history for run in robust):
+        lines.append(f"overfitting in {formatting.plural(count, 'run')} without PGD accuracy in its history")
     return lines

@@ -1,10 +1,9 @@
-"""Page of an audit, which a committee can read, and the model card."""
+"""Write the page of an audit and its model card."""
 
 from pathlib import Path
 
 from trustcxr.report import audit_text, html, leaderboard, model_card
 from trustcxr.report.figures import roc, svg
-from trustcxr.report.model_card import CARD_FILE
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
@@ -14,7 +13,7 @@ from trustcxr.version import NOTICE, __version__
 
 def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
     """Write report.html and model_card.md into an audit's folder; return their paths."""
-    written = ((out / layout.REPORT_FILE, render(document)), (out / CARD_FILE, card(document)))
+    written = ((out / layout.REPORT_FILE, render(document)), (out / model_card.CARD_FILE, render_card(document)))
     for path, text in written:
         with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -25,56 +24,51 @@ def render(document: AuditDocument) -> str:
     """Return the page as text. The same document gives the same text."""
     from markupsafe import Markup
 
-    pairs = [(point, audit_text.hardest(document, point.finding)) for point in _clean_points(document)]
+    pairs = [(point, audit_text.find_hardest(document, point.finding)) for point in _clean_points(document)]
     parts = {
         "document": document,
         "notice": NOTICE,
         "version": __version__,
-        "first": first_page(document),
-        "curves": [Markup(svg.inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
+        "summary": _summarise(document),
+        "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
     }
-    return html.filled("audit.html.j2", parts)
+    return html.fill_template("audit.html.j2", parts)
 
 
 def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
     return [point for point in document.operating_points if point.attack == CLEAN]
 
 
-def first_page(document: AuditDocument) -> dict[str, tuple[str, ...]]:
-    """Return by heading what was given, what was examined, what may be relied on and what may not."""
-    given, examined = audit_text.describe_model(document)
-    not_relied_on = "Why not, and what else may not" if document.unreliable else "What may not be relied on"
+def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
+    """Return model, data, results and limits by heading."""
+    model, images = audit_text.describe_model(document)
+    bad = document.unreliable
     return {
-        "What was given": given,
-        "What was examined": examined,
-        f"What may {'NOT ' if document.unreliable else ''}be relied on": audit_text.relied_on(document),
-        not_relied_on: audit_text.not_relied_on(document),
+        "Model": model,
+        "Data and protocol": (images,),
+        "Results (NOT reliable)" if bad else "Results": audit_text.describe_results(document),
+        "Why, and other limits" if bad else "Limits": audit_text.describe_limits(document),
     }
 
 
-def card(document: AuditDocument) -> str:
-    """Return the model card in Markdown: front matter as Hugging Face's cards have it, then the items of CLAIM 2024.
+def render_card(document: AuditDocument) -> str:
+    """Return the model card in Markdown: front matter as on Hugging Face, then the items of CLAIM 2024.
 
-    What an audit cannot know is asked for, in brackets, of whoever hands the model on.
+    Brackets mark what an audit cannot know.
     """
-    model = document.model
+    model, worst = document.model, leaderboard.find_worst_attack(document)
     data = {"name": document.data.name, "split": document.split, "revision": document.data.fingerprint}
-    results = model_card.figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
-    front = model_card.front(
-        model.name, [document.protocol or "no-protocol"], [model_card.index(model.name, data, results)]
-    )
-    text = (
-        html.environment()
-        .get_template("model_card.md.j2")
-        .render(
-            document=document,
-            said=model.reported,
-            notice=NOTICE,
-            version=__version__,
-            first=first_page(document),
-            clean=_clean_points(document),
-            audits=audit_text,
-        )
-    )
-    return front + model_card.as_markdown(text)
+    results = model_card.list_results(document.clean.accuracy, document.clean.auroc_macro, worst)
+    index = model_card.index_results(model.name, data, results)
+    parts = {
+        "document": document,
+        "reported": model.reported,
+        "notice": NOTICE,
+        "version": __version__,
+        "summary": _summarise(document),
+        "clean": _clean_points(document),
+        "audits": audit_text,
+    }
+    body = model_card.as_markdown(html.load_templates().get_template("model_card.md.j2").render(parts))
+    return model_card.front_matter(model.name, [document.protocol or "no-protocol"], [index]) + body

@@ -1,189 +1,177 @@
-"""audit.json in sentences: what was given, what was examined, what may be relied on and what may not."""
+"""Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE, format_attack
-from trustcxr.report.load import least
-from trustcxr.report.terminal import percent, with_interval
+from trustcxr.report.load import find_lowest
+from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
 
+_MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 
-def sentences(document: AuditDocument) -> list[str]:
-    """An audit, a line each."""
-    given_lines, examined = describe_model(document)
+
+def describe_audit(document: AuditDocument) -> list[str]:
+    """Return an audit as lines for the terminal."""
+    (model, *notes), images = describe_model(document)
     return [
-        *(f"Given: {line}" for line in given_lines[:1]),
-        *(f"ModelUnderTest: {line}" for line in examined),
-        *(f"  note: {note}" for note in given_lines[1:]),
-        *_gate(document),
-        "Figures, which may NOT be relied on (see below):" if document.unreliable else "May be relied on:",
-        *(f"  {line}" for line in relied_on(document)),
-        *operating_sentences(document),
-        "May not be relied on:",
-        *(f"  {line}" for line in not_relied_on(document)),
+        f"Model: {model}",
+        f"Tested on: {images}",
+        *(f"  note: {note}" for note in notes),
+        *(f"  {_MARKS[check.passed]}: {check.check}: {check.text}" for check in document.entry_checks),
+        "Results, NOT reliable (see Limits):" if document.unreliable else "Results:",
+        *(f"  {line}" for line in describe_results(document)),
+        *_describe_operating_points(document),
+        "Limits:",
+        *(f"  {line}" for line in describe_limits(document)),
     ]
 
 
-def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was given, with what is worth saying of it; and what was examined, by what."""
+def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:
+    """Return the model with its notes, and the images with the protocol."""
     model, data = document.model, document.data
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
-    protocol = document.protocol or "other options than a fixed protocol's, so it compares with no other audit"
-    what = f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}"
-    images = f"{data.images} images of {data.name}, split {document.split}, by {protocol}"
-    return (what, *model.notes), (images,)
+    protocol = document.protocol or "options of its own, so it compares with no other audit"
+    return (
+        (f"{model.name} ({model.kind}{weights}), classes {', '.join(document.classes)}", *model.notes),
+        f"{data.images} images of “{data.name}”, split {document.split}, by {protocol}",
+    )
 
 
-def _gate(document: AuditDocument) -> list[str]:
-    marks = {True: "ok", False: "LOOK", None: "not checked"}
-    return [f"  {marks[check.passed]}: {check.check}: {check.text}" for check in document.gate]
-
-
-def relied_on(document: AuditDocument) -> tuple[str, ...]:
-    """What accuracy is left as images are, under attack, and of images that went wrong."""
+def describe_results(document: AuditDocument) -> tuple[str, ...]:
+    """Return accuracy on unperturbed, attacked, submitted and corrupted images, a line each."""
     clean = document.clean
-    what, common = "images", "the commonest class"
+    images, common = "unperturbed images", "the commonest class"
     if clean.findings:
-        what, common = "decisions on findings (each finding on each image)", "the commoner answer to each finding"
+        images, common = "decisions on findings (each finding on each image)", "the commoner answer to each finding"
     lines = [
-        f"of {what} as they are, {with_interval(clean.accuracy)} are answered rightly; always giving {common} would "
-        f"have {percent(clean.constant_answer)}{format_draws(clean.draws)}",
+        f"{images}: accuracy {format_share(clean.accuracy)}; always giving {common} would score "
+        f"{format_percent(clean.constant_answer)}{_format_draws(clean.draws)}",
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
-            name = format_attack(row.attack, row.steps)
-            left = f"at most {with_interval(row.accuracy)} still are{format_draws(row.draws)}"
-            lines.append(f"under {name} at epsilon {row.epsilon:g}, {left}")
-    lines += [format_submitted(found) for found in document.handed_in]
+            name, left = format_attack(row.attack, row.steps), format_share(row.accuracy)
+            lines.append(f"under {name} at epsilon {row.epsilon:g}: accuracy at most {left}{_format_draws(row.draws)}")
+    lines += [_format_submitted(part) for part in document.submitted]
     if mean := document.corruptions_mean:
-        worst = least(document.corruptions)
+        worst = find_lowest(document.corruptions)
         name = worst.corruption.replace("_", " ") if worst else ""
-        at_worst = f"; at worst ({name}) {percent(worst.accuracy.value)}" if worst else ""
-        lines.append(
-            f"of images that went wrong in {mean.conditions} ways, {with_interval(mean.accuracy)} on average{at_worst}"
-        )
+        at_worst = f"; at worst ({name}) {format_percent(worst.accuracy.value)}" if worst else ""
+        lines.append(f"{mean.conditions} corruptions: mean accuracy {format_share(mean.accuracy)}{at_worst}")
     return tuple(lines)
 
 
-def format_draws(found: Draws | None) -> str:
-    """Of a model that answers at random, what one answer is worth, and how often every one is right; else nothing."""
-    if found is None:
+def _format_draws(draws: Draws | None) -> str:
+    """Return the accuracy of one draw and of all draws of a stochastic model; empty for any other."""
+    if draws is None:
         return ""
-    one, each = with_interval(found.one), with_interval(found.each)
-    return f" (it answers at random: one answer is right in {one}, every one of {found.count} in {each})"
+    one, each = format_share(draws.one), format_share(draws.each)
+    return f" (its answers are random: accuracy of one draw {one}; all {draws.count} draws are right in {each})"
 
 
-def format_submitted(found: Submitted) -> str:
-    """What images that were handed in add to our own worst case."""
+def _format_submitted(images: Submitted) -> str:
     return (
-        f"on {found.n} images that {found.by} made at epsilon {found.epsilon:g}, {with_interval(found.accuracy)} are "
-        f"answered rightly; {found.found_alone} of them mislead it where ours did not, ours {found.missed} where they "
-        "did not: the worse of the two counts, image by image"
+        f"{images.n} adversarial images of {images.by} at epsilon {images.epsilon:g}: accuracy "
+        f"{format_share(images.accuracy)}; {images.found_alone} mislead the model but our attacks do not, "
+        f"{images.missed} the reverse; the worse of the two counts"
     )
 
 
-def operating_sentences(document: AuditDocument) -> list[str]:
-    """Errors of both kinds of each class or finding, as images are and under the attack that leaves least."""
+def _describe_operating_points(document: AuditDocument) -> list[str]:
+    """Return sensitivity and specificity of each class or finding, clean and under the attack that leaves least."""
     lines = []
     for point in document.operating_points:
         if point.attack == CLEAN:
-            lines.append(f"  {point.finding}, {at_threshold(point)}: {rates(point)}")
-            lines += [f"    {line}" for line in under_attack(document, point.finding)]
+            lines.append(f"  {point.finding}, {format_threshold(point)}: {format_rates(point)}")
+            lines += [f"    {line}" for line in describe_attacked(document, point.finding)]
     return ["At the operating point:", *lines] if lines else []
 
 
-def under_attack(document: AuditDocument, finding: str) -> list[str]:
-    """A sentence of the attack that leaves least of a finding, and what that is; none where nothing was measured."""
-    worst = hardest(document, finding)
+def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
+    """Return one line on the attack that leaves least of a finding, or none if nothing was measured."""
+    worst = find_hardest(document, finding)
     if worst is None:
         return []
+    target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
     name = format_attack(worst.attack, worst.steps)
-    return [f"under {name} at epsilon {worst.epsilon:g}{format_targeted(worst)}: {rates(worst)}"]
+    against = target.get(worst.target_class, ", made against this threshold, at most")
+    return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
 
-def hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
-    """The attack under which a finding's sensitivity and specificity together are least; None without any measured."""
+def find_hardest(document: AuditDocument, finding: str) -> OperatingPoint | None:
+    """Return the attack with the lowest sum of sensitivity and specificity; None without any."""
     attacked = [p for p in document.operating_points if p.finding == finding and p.attack != CLEAN]
     measured = [p for p in attacked if (p.sensitivity.value, p.specificity.value) != (None, None)]
-    return min(measured, key=lambda point: (_youden(point), point.attack != WORST_CASE), default=None)
+
+    def key(point: OperatingPoint) -> tuple[float, bool]:
+        return (point.sensitivity.value or 0.0) + (point.specificity.value or 0.0), point.attack != WORST_CASE
+
+    return min(measured, key=key, default=None)
 
 
-def _youden(point: OperatingPoint) -> float:
-    return (point.sensitivity.value or 0.0) + (point.specificity.value or 0.0)
+def format_threshold(point: OperatingPoint) -> str:
+    """Return the threshold and where it comes from."""
+    if point.threshold is None:
+        return point.origin
+    return f"from {format_probability(point.threshold)} on ({point.origin})"
 
 
-def format_targeted(point: OperatingPoint) -> str:
-    """What an attack was made against, and so how far its figures reach; nothing where nobody wrote it down."""
-    if point.aimed_at == "answer":
-        return ", made against the answer and not against this threshold, at most"
-    return ", made against this threshold, at most" if point.aimed_at else ""
-
-
-def at_threshold(point: OperatingPoint) -> str:
-    """Where the line is drawn, and who drew it."""
-    return (
-        point.origin if point.threshold is None else f"from {format_probability(point.threshold)} on ({point.origin})"
-    )
-
-
-def rates(point: OperatingPoint) -> str:
-    """Sensitivity, specificity, likelihood ratios and AUROC with their intervals, in words."""
+def format_rates(point: OperatingPoint) -> str:
+    """Return sensitivity, specificity, likelihood ratios and AUROC with their intervals."""
     parts = [("sensitivity", point.sensitivity), ("specificity", point.specificity), ("AUROC", point.auroc)]
-    said = [f"{name} {with_interval(share)}" for name, share in parts]
-    return ", ".join([*said[:2], *_ratios(point), *said[2:]])
+    texts = [f"{name} {format_share(share)}" for name, share in parts]
+    return ", ".join([*texts[:2], *_format_ratios(point), *texts[2:]])
 
 
-def _ratios(point: OperatingPoint) -> list[str]:
-    """Both likelihood ratios with their intervals; of those that are 0 by 0, or not in the document, nothing."""
-    found, noticed = point.sensitivity.value, point.specificity.value
-    if found is None or noticed is None:
+def _format_ratios(point: OperatingPoint) -> list[str]:
+    """Return the likelihood ratios that are defined, each with its interval."""
+    sensitivity, specificity = point.sensitivity.value, point.specificity.value
+    if sensitivity is None or specificity is None:
         return []
     parts = [
-        ("LR+", point.likelihood_positive, found > 0 and noticed == 1),
-        ("LR-", point.likelihood_negative, found < 1 and noticed == 0),
+        ("LR+", point.likelihood_positive, sensitivity > 0 and specificity == 1),
+        ("LR-", point.likelihood_negative, sensitivity < 1 and specificity == 0),
     ]
-    return [f"{name} {_ratio(ratio)}" for name, ratio, endless in parts if endless or ratio.value is not None]
+    return [f"{name} {_format_ratio(ratio)}" for name, ratio, infinite in parts if infinite or ratio.value is not None]
 
 
-def _ratio(found: Share) -> str:
-    """A ratio with its interval; of either an end without limit is infinite."""
-    low, high = found.ci or (None, None)
+def _format_ratio(ratio: Share) -> str:
+    """Return a ratio with its interval; a missing value or upper end is infinite."""
+    low, high = ratio.ci or (None, None)
     inside = "" if low is None else f" [{low:.3g}, {'∞' if high is None else f'{high:.3g}'}]"
-    return ("∞" if found.value is None else f"{found.value:.3g}") + inside
+    return ("∞" if ratio.value is None else f"{ratio.value:.3g}") + inside
 
 
-def not_relied_on(document: AuditDocument) -> tuple[str, ...]:
-    """Why its figures may not be relied on, where they may not, and what they say nothing of."""
-    lines: list[str] = []
-    if document.unreliable:
-        lines.append(document.because)
+def describe_limits(document: AuditDocument) -> tuple[str, ...]:
+    """Return why the figures are unreliable, if they are, and what they do not show."""
+    reasons = document.reasons if document.unreliable else ""
+    lines = [reasons] if reasons else []
     if why := document.withdrawn:
-        gone = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
-        lines.append(f"withdrawn: {', '.join(sorted(gone))}: {why}")
+        names = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
+        lines.append(f"withdrawn: {', '.join(sorted(names))}: {why}")
     if not document.attacks:
-        lines.append("robustness: nothing was attacked, so nothing is known of it")
-    lines += [alarm.text for alarm in document.alarms if not (document.unreliable and alarm.text in document.because)]
+        lines.append("robustness: no attack was run, so nothing is known")
+    lines += [alarm.text for alarm in document.alarms if alarm.text not in reasons or not reasons]
     lines += [division.text for division in document.subgroups]
-    lines += [f"{found.name}: not judged: {found.why}" for found in document.findings if not found.judged]
-    unknown = [f"{found.name} {found.unknown}" for found in document.findings if found.judged and found.unknown]
-    lines += [f"images left out since their label is not known: {', '.join(unknown)}"] if unknown else []
-    lines.append("attacks bound accuracy from above: a stronger one may leave less; other hospitals' images are others")
+    lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]
+    if unknown := [f"{f.name} {f.unknown}" for f in document.findings if f.judged and f.unknown]:
+        lines.append(f"images left out since their label is not known: {', '.join(unknown)}")
+    lines.append("attacks give an upper bound: a stronger one may leave less; other hospitals' images may differ")
     return tuple(lines)
 
 
-def pair_rows(found: AuditPair) -> list[dict[str, str | int | None]]:
-    """Two audits side by side, for the terminal."""
+def list_pairs(pair: AuditPair) -> list[dict[str, str | int | None]]:
+    """Return two audits side by side, a row for each measure."""
     return [
         {
             "measure": row.measure,
-            "A": percent(row.first),
-            "B": percent(row.second),
+            "A": format_percent(row.first),
+            "B": format_percent(row.second),
             "B less A": f"{_signed(row.difference.value)} [{', '.join(map(_signed, row.difference.ci or ()))}]",
             "p, corrected": "-" if row.p_corrected is None else f"{row.p_corrected:.2g}",
             "differ": "yes" if row.settled else "not settled",
             "n": row.n,
         }
-        for row in found.rows
+        for row in pair.rows
     ]
 
 
@@ -191,25 +179,23 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.1%}"
 
 
-def pair_remarks(found: AuditPair) -> list[str]:
-    """What must be known beside the rows."""
-    names = zip((found.first, found.second), found.unreliable, strict=True)
-    lines = [f"The audit of {name} says that its figures may not be relied on" for name, bad in names if bad]
-    if found.data.partial:
-        lines.append(f"Compared on {found.data.images} images at most: one of them has no score of the others")
-    if found.same_pixels is False and len(found.rows) > 1:  # of scores alone there is nothing but the clean row
+def describe_pairs(pair: AuditPair) -> list[str]:
+    """Return the limits of a comparison, a line each."""
+    names = (pair.first, pair.second)
+    lines = [f"The audit of {name} is unreliable" for name, bad in zip(names, pair.unreliable, strict=True) if bad]
+    if pair.data.partial:
+        lines.append(f"Compared on {pair.data.images} images at most: one of them has no score of the others")
+    if pair.same_pixels is False and len(pair.rows) > 1:  # scores alone have only the clean row
+        lines.append("The models take the images at different sizes: each was attacked and corrupted at its own size")
+    if pair.withdrawn:
+        lines.append(f"Not compared, since withdrawn in one of them: {', '.join(pair.withdrawn)}")
+    if pair.other_lungs:
+        lines.append(f"Not compared, since by other lung masks in one of them: {', '.join(pair.other_lungs)}")
+    submitted = [(name, by) for name, by in zip(names, pair.submitted, strict=False) if by]
+    if len(submitted) == 1:
+        ((name, by),) = submitted
         lines.append(
-            "The same images at different sizes: each model was attacked, and images corrupted, at its own size"
-        )
-    if found.withdrawn:
-        lines.append(f"Not compared, since withdrawn in one of them: {', '.join(found.withdrawn)}")
-    if found.other_lungs:
-        lines.append(f"Not compared, since by other lung masks in one of them: {', '.join(found.other_lungs)}")
-    handed = list(zip((found.first, found.second), found.handed_in, strict=False))
-    if len([by for _, by in handed if by]) == 1:
-        ((name, by),) = [(name, by) for name, by in handed if by]
-        lines.append(
-            f"The worst case of {name} alone counts images that {', '.join(dict.fromkeys(by))} handed in: the other "
-            "was attacked with less, and no lead of it there counts as settled"
+            f"Only the worst case of {name} counts images submitted by {', '.join(dict.fromkeys(by))}: the other model "
+            "faced fewer attacks, so a lead of it there does not count as settled"
         )
     return lines

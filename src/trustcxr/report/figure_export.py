@@ -1,4 +1,4 @@
-"""Figures of a study as files for a journal: vector, as wide as one or two columns, in letters that can be read."""
+"""Write the figures of a study as files for a journal, one or two columns wide."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,73 +17,75 @@ if TYPE_CHECKING:
 FOLDER = "figures"
 FORMATS = ("pdf", "svg", "png")
 WIDTHS = {"single": 89, "double": 183}  # millimetres: one and two columns of most journals
-_LETTERS = 7.5  # points; the smallest of a figure are 0.69 of it
-_SCALE = _LETTERS / 11  # of the page's drawings, whose letters have 11
-_BAR = 1.0  # points, of an interval
-_DOTS = 600  # an inch, of a PNG
+_FONT_SIZE = 7.5  # points; the smallest are 0.69 of it
+_SCALE = _FONT_SIZE / 11  # the page uses 11 points
+_BAR = 1.0  # line width of an interval, points
+_DPI = 600  # of a PNG
 
 
-def write(study_folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
-    """NAME.`kind` of every figure of the page, and its tables as CSV and LaTeX, into `out` (figures/); their paths.
+def write_figures(folder: Path, *, kind: str = "pdf", width: str = "single", out: Path | None = None) -> list[Path]:
+    """Write every figure of the page and its tables into `out`, by default STUDY/figures; return the paths.
 
-    Raises UserError for another format or width, and where the folder holds no study and no tested run.
+    `kind`: pdf, svg or png. `width`: single (89 mm) or double (183 mm). Raises UserError for any other value, and if
+    the folder has no study and no tested run.
     """
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if width not in WIDTHS:
         raise unknown("width", width, list(WIDTHS))
-    found = load_report(Path(study_folder))
-    folder, done = Path(out or found.path / FOLDER), []
-    for drawing in drawings(found, narrow=width == "single"):
-        path = folder / f"{_file_name(drawing.name)}.{kind}"
+    study = load_report(Path(folder))
+    out, paths = Path(out or study.path / FOLDER), []
+    for drawing in drawings(study, narrow=width == "single"):
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in drawing.name).lstrip(".")
+        path = out / f"{name}.{kind}"
         with atomic.atomic_write(path) as temporary:
             save(drawing, temporary, WIDTHS[width])
-        done.append(path)
-    return done + table.write_tables(table.find_tables(study_html.gather(found)), folder / table.FOLDER)
+        paths.append(path)
+    return paths + table.write_tables(table.find_tables(study_html.gather_parts(study)), out / table.FOLDER)
 
 
-def drawings(found: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
-    """Every figure that there is something for, in the order of the page. `narrow`: for one column."""
-    head = ranking.headline(found.study, found.runs)
-    runs = ranking.ordered(found.runs, head)
+def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
+    """Yield every figure that has data, in the order of the page. `narrow`: for one column."""
+    head = ranking.choose_headline(study.study, study.runs)
+    runs = ranking.rank_runs(study.runs, head)
     if not runs:
         return
     yield accuracy.accuracy_dots(runs, head)
-    for model, group in ranking.by_model([run for run in runs if run.attacks]).items():
+    for model, group in ranking.group_by_model([run for run in runs if run.attacks]).items():
         yield accuracy.epsilon_curves(model, group)
-    drawn = [
-        drawing for run in runs for drawing in (calibration.reliability(run, head), training_curves.training_curve(run))
-    ]
-    drawn += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
-    drawn.append(heatmaps.sheet(runs, columns=3 if narrow else 6))
-    rows = found.study.comparisons
-    drawn += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
+    results: list[svg.Drawing | None] = []
+    for run in runs:
+        results += [calibration.reliability(run, head), training_curves.training_curve(run)]
+    results += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
+    rows = study.study.comparisons
+    results += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
     for measure in dict.fromkeys(row.measure for row in rows if not row.method):
-        drawn.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
-    yield from filter(None, drawn)
+        results.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
+    yield from filter(None, results)
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:
-    """Draw into a file, by its ending; `width` in millimetres."""
+    """Save a drawing in the format of the file name; `width` in millimetres."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings = svg.SETTINGS | {"font.size": _LETTERS, "axes.linewidth": 0.55, "pdf.fonttype": 42}
+    settings = svg.SETTINGS | {"font.size": _FONT_SIZE, "axes.linewidth": 0.55, "pdf.fonttype": 42}
     columns = 2 if width < 120 else 4
     rows = -(-len(drawing.legend) // columns)
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(width / 25.4, (drawing.height * _SCALE + 1.6 * _LETTERS * rows) / 72))
+        figure = Figure(figsize=(width / 25.4, (drawing.height * _SCALE + 1.6 * _FONT_SIZE * rows) / 72))
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
         drawing.plot(figure)
-        _thinner(figure)
+        _scale_lines(figure)
         _legend(figure, drawing.legend, columns)
-        # Without the date the same study gives the same file.
+        # without a date the same study gives the same file
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:], {})
-        figure.savefig(path, dpi=_DOTS, metadata=dated)
+        figure.savefig(path, dpi=_DPI, metadata=dated)
 
 
-def _thinner(figure: "Figure") -> None:
-    """Lines and marks as much smaller as the letters are."""
+def _scale_lines(figure: "Figure") -> None:
+    """Scale lines and marks with the font."""
     from matplotlib.collections import LineCollection, PathCollection
     from matplotlib.lines import Line2D
 
@@ -91,9 +93,9 @@ def _thinner(figure: "Figure") -> None:
         if isinstance(line, Line2D):
             line.set_linewidth(line.get_linewidth() * _SCALE)
             line.set_markersize(line.get_markersize() * _SCALE)
-    for found in figure.findobj(PathCollection):
-        if isinstance(found, PathCollection):
-            found.set_sizes(found.get_sizes() * _SCALE**2)
+    for points in figure.findobj(PathCollection):
+        if isinstance(points, PathCollection):
+            points.set_sizes(points.get_sizes() * _SCALE**2)
     for bars in figure.findobj(LineCollection):
         if isinstance(bars, LineCollection):
             bars.set_linewidth(_BAR)
@@ -102,13 +104,9 @@ def _thinner(figure: "Figure") -> None:
 def _legend(figure: "Figure", keys: tuple[svg.Key, ...], columns: int) -> None:
     from matplotlib.lines import Line2D
 
-    if keys:
-        handles = [
-            Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1) for k in keys
-        ]
-        words = [key.text for key in keys]
-        figure.legend(handles, words, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip(".")
+    handles = [
+        Line2D([], [], color=k.colour, ls=k.dash if k.line else "none", marker=k.mark, ms=3.5, lw=1.1, label=k.text)
+        for k in keys
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")

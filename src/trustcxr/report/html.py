@@ -1,4 +1,4 @@
-"""Shell of every page: one template, one style sheet, light and dark, one script that the page can do without."""
+"""Fill the templates of the pages, with style sheet, light and dark colours and script."""
 
 import base64
 import hashlib
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 FOLDED_ABOVE = 6  # longer lists start folded
 _COLOUR = re.compile(r"var\(--c([0-9a-f]{6})\)")
 _LIGHT, _DARK = "/* drawings, light */", "/* drawings, dark */"
-# On a dark page a colour is as light as it was dark, with the same hue: colours that differ on white differ there.
+# Invert the lightness and retain the hue, so that colours that differ on white differ on dark.
 _ON_DARK = "lab(from {} calc(100 - .94 * l) a b)"
 
 
 @lru_cache(maxsize=1)
-def environment() -> "Environment":
-    """Return the templates, with styles, script and the policy that lets no other script run; compiled once."""
+def load_templates() -> "Environment":
+    """Return the templates with styles, script and the policy that allows no other script."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     templates = Environment(
         loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    here = Path(__file__).with_name("templates")
-    script = (here / "page.js").read_text(encoding="utf-8")
+    folder = Path(__file__).with_name("templates")
+    script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     templates.globals |= {
-        "css": Markup((here / "page.css").read_text(encoding="utf-8")),
-        "dark_css": Markup((here / "dark.css").read_text(encoding="utf-8")),
+        "css": Markup((folder / "page.css").read_text(encoding="utf-8")),
+        "dark_css": Markup((folder / "dark.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         "script_source": f"'sha256-{digest}'",
         "folded_above": FOLDED_ABOVE,
@@ -40,9 +40,9 @@ def environment() -> "Environment":
     return templates
 
 
-def filled(template: str, parts: Mapping[str, object]) -> str:
-    """Return a template with its parts, every drawing in the colours of light and dark."""
-    page = environment().get_template(template).render(parts)
+def fill_template(template: str, parts: Mapping[str, object]) -> str:
+    """Return a template filled with its parts, with light and dark colours of each drawing."""
+    page = load_templates().get_template(template).render(parts)
     colours = {f"--c{digits}": f"#{digits}" for digits in sorted(set(_COLOUR.findall(page)))}
     for mark, form in ((_LIGHT, "{}"), (_DARK, _ON_DARK)):
         variables = ";".join(f"{name}:{form.format(colour)}" for name, colour in colours.items())

@@ -1,4 +1,4 @@
-"""Leaderboard of audits: which of them compare, a row each, as a page that sorts, as CSV and in the terminal."""
+"""Build the leaderboard of audits: choose those that compare, rank them, write a page, a CSV file and a table."""
 
 import os
 from collections import Counter
@@ -8,17 +8,16 @@ from pathlib import Path
 
 from trustcxr.errors import UserError
 from trustcxr.registry import WORST_CASE, format_attack, is_linf
-from trustcxr.report import formatting
-from trustcxr.report.tables.table import Cell, Table, share
-from trustcxr.report.terminal import percent
+from trustcxr.report import formatting, html
+from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
+from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.os_errors import reason
 from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Submitted, read_audit
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
-_IN_TERMINAL = ["model", "unreliable", "clean", "attacked", "clean reported", "attacked reported"]
-_PERCENT = ("clean reported", "clean", "attacked reported", "attacked", "corrupted", "AUROC", "calibration error")
+_IN_TERMINAL = ["model", "unreliable", "clean, %", "attacked, %", "clean reported, %", "attacked reported, %", "n"]
 
 
 @dataclass(frozen=True)
@@ -34,33 +33,49 @@ class Board:
 
     @property
     def title(self) -> str:
-        """Say how many audits, by which protocol, on what."""
+        """Return the number of audits, the protocol and the data."""
         return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Return the name of each folder's model, with the folder if another model has that name too."""
+        names = {folder: document.model.name or formatting.DASH for folder, document in self.entries}
+        counts = Counter(names.values())
+        return {folder: name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()}
 
-def gather(folder: Path) -> Board:
-    """Gather the audits under `folder` that most of them compare with; UserError if there is none."""
-    audits, refused = _find(folder)
+    @property
+    def copies(self) -> list[list[str]]:
+        """Return the folders of audits of the same model, by its checksum, with the same figures."""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for folder, document in self.entries:
+            if which := document.model.sha256 or document.examination:
+                groups.setdefault((which, repr(_shares(document))), []).append(folder)
+        return [folders for folders in groups.values() if len(folders) > 1]
+
+
+def gather_audits(folder: Path) -> Board:
+    """Return the largest set of comparable audits under `folder`; UserError if there is none."""
+    audits, refused = _read_audits(folder)
     if not audits:
-        why = f": {refused[0][0]}: {refused[0][1]}" if refused else "; `trustcxr audit` writes one into its --out"
-        raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a whole examination in it{why}")
-    chosen = max((document for _, document in audits), key=lambda one: sum(not _why(other, one) for _, other in audits))
-    kept = [(name, document) for name, document in audits if not _why(document, chosen)]
-    refused += [(name, why) for name, document in audits if (why := _why(document, chosen))]
-    kept.sort(key=lambda pair: _rank(pair[1]))
-    first = kept[0][1]
+        why = f"{refused[0][0]}: {refused[0][1]}" if refused else "`trustcxr audit` writes one into its --out folder"
+        raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a complete audit in it: {why}")
+    chosen = max((one for _, one in audits), key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
+    reasons = [(name, document, _why_apart(document, chosen)) for name, document in audits]
+    entries = sorted(((name, document) for name, document, why in reasons if not why), key=lambda pair: _rank(pair[1]))
+    refused += [(name, why) for name, _, why in reasons if why]
+    first = entries[0][1]
     count = first.data.total or first.data.n or 0
-    return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(kept), tuple(refused))
+    return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), tuple(refused))
 
 
-def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]]]:
-    """Return the whole audits under a folder by name, and what is none with the reason."""
+def _read_audits(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]]]:
+    """Return the complete audits under a folder by name, and the others with reasons."""
     if not folder.is_dir():
-        what = "a file, where a folder is wanted" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {what}; give the folder that the folders of audits are in")
+        why = "this is a file" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {why}. Give the folder that contains the folders of audits.")
     audits: list[tuple[str, AuditDocument]] = []
     refused: list[tuple[str, str]] = []
-    for path in sorted(_files(folder, refused)):
+    for path in sorted(_find_files(folder, refused)):
         name = path.parent.relative_to(folder).as_posix()
         try:
             document = read_audit(path)
@@ -68,18 +83,18 @@ def _find(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str
             refused.append((name, str(problem)))
             continue
         if document.protocol is None:
-            refused.append((name, "examined with other options than a protocol's"))
-        elif not document.data.known:
+            refused.append((name, "audited with other options than a protocol's"))
+        elif not document.data.is_identified:
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
     return audits, refused
 
 
-def _files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
-    """Yield every audit.json under a folder, links followed; folders that may not be read go to `refused`.
+def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
+    """Yield every audit.json under a folder, links included; add unreadable folders to `refused`.
 
-    Each real folder counts once. Links wait until all else was seen, so a folder keeps its own name, and a circle ends.
+    Each real folder counts once. Links are followed last, so a folder keeps its real name and a loop ends.
     """
 
     def refuse(problem: OSError) -> None:
@@ -88,149 +103,186 @@ def _files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
 
     seen, waiting = set[str](), [folder]
     for start in waiting:
-        for here, inside, names in os.walk(start, onerror=refuse):
-            real = os.path.realpath(here)
+        for current, folders, files in os.walk(start, onerror=refuse):
+            real = os.path.realpath(current)
             if real in seen:
-                inside.clear()
+                folders.clear()
                 continue
             seen.add(real)
-            inside.sort()
-            waiting += [path for name in inside if (path := Path(here) / name).is_symlink()]
-            if layout.AUDIT_FILE in (*names, *inside):
-                yield Path(here) / layout.AUDIT_FILE
+            folders.sort()
+            waiting += [path for name in folders if (path := Path(current) / name).is_symlink()]
+            if layout.AUDIT_FILE in (*files, *folders):
+                yield Path(current) / layout.AUDIT_FILE
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
-    """Most robust first; behind it what was not attacked; last what may not be relied on.
-
-    Most robust against our own attacks: nobody stands lower since images were handed in for it and not for others.
-    """
-    own, clean = by_ours(document), document.clean.accuracy.value
-    left = attacked(document).accuracy.value if own is None else own
-    return bool(document.unreliable), -(-1.0 if left is None else left), -(clean or 0.0)
+    """Return a sort key: reliable first, then by accuracy under our attacks, then by clean accuracy."""
+    accuracy = own_accuracy(document)
+    left = find_worst_attack(document).accuracy.value if accuracy is None else accuracy
+    return bool(document.unreliable), -(-1.0 if left is None else left), -(document.clean.accuracy.value or 0.0)
 
 
-def _why(document: AuditDocument, others: AuditDocument) -> str:
+def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
     """Return why an audit does not compare with the others; empty if it does."""
     if document.protocol != others.protocol:
-        return f"examined by {document.protocol}, the others by {others.protocol}"
+        return f"audited by {document.protocol}, the others by {others.protocol}"
     if not document.same_classes(others):
         return f"classes {', '.join(document.classes)}, the others' {', '.join(others.classes)}"
     if not document.data.same_images(others.data):
-        return f"not the same images as the others {document.data.apart(others.data)}"
+        return f"not the same images as the others {document.data.describe_difference(others.data)}"
     if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
     return ""
 
 
-def attacked(document: RunDocument) -> AttackResult:
-    """Return the attack at the largest L-infinity epsilon that left least; the worst case if it was tried."""
+def find_worst_attack(document: RunDocument) -> AttackResult:
+    """Return the strongest attack at the largest L-infinity epsilon; the worst case if it was tried."""
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
-    here = [row for row in rows if row.epsilon == largest]
-    return min(here, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
+    rows = [row for row in rows if row.epsilon == largest]
+    return min(rows, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
 
 
-def by_ours(document: AuditDocument) -> float | None:
-    """Return what our own attacks leave, without images that somebody handed in; None if the audit does not tell.
+def own_accuracy(document: AuditDocument) -> float | None:
+    """Return accuracy under our own attacks, without submitted images; None if the audit does not determine it.
 
-    It does at the smallest radius of worst-case that the images' own fits in: there they were counted.
+    The audit counts submitted images at the smallest worst-case radius that contains them.
     """
-    worst = attacked(document)
-    value, more = worst.accuracy.value, _more(document)
-    if value is None or not more:
+    worst, submitted = find_worst_attack(document), _counted_submissions(document)
+    value = worst.accuracy.value
+    if value is None or not submitted:
         return value
     radii = [row.epsilon or 0.0 for row in document.attacks if row.attack == WORST_CASE]
-    counted = [min(radius for radius in radii if radius >= (one.epsilon or 0.0) - 1e-9) for one in more]
+    counted = [min(radius for radius in radii if radius >= (one.epsilon or 0.0) - 1e-9) for one in submitted]
     if not worst.n or any(radius != worst.epsilon for radius in counted):
         return None
-    return (round(value * worst.n) + sum(one.found_alone or 0 for one in more)) / worst.n
+    return (round(value * worst.n) + sum(one.found_alone or 0 for one in submitted)) / worst.n
 
 
-def _more(document: AuditDocument) -> list[Submitted]:
-    """Return the images handed in that made the worst case on the board worse."""
-    worst = attacked(document)
+def _counted_submissions(document: AuditDocument) -> list[Submitted]:
+    """Return the submitted images that lowered the worst case on the board."""
+    worst = find_worst_attack(document)
     if worst.attack != WORST_CASE:
         return []
-    within = (worst.epsilon or 0.0) + 1e-9
-    return [one for one in document.misled_alone if (one.epsilon or 0.0) <= within]
+    return [one for one in document.misled_alone if (one.epsilon or 0.0) <= (worst.epsilon or 0.0) + 1e-9]
 
 
-def with_more(document: AuditDocument) -> str:
-    """Say what it was attacked with beyond our own attacks, and by what it is ranked then; empty without any."""
-    more = _more(document)
-    if not more:
+def describe_submitted(document: AuditDocument) -> str:
+    """Return whose submitted images lowered the worst case, and the basis of the rank; empty without any."""
+    submitted = _counted_submissions(document)
+    if not submitted:
         return ""
-    who = " and ".join(f"{one.by} on {formatting.plural(one.found_alone or 0, 'image')}" for one in more)
-    text = f"attacked with more than our own attacks: images handed in by {who} misled it where ours did not"
-    own = by_ours(document)
-    if own is None:
-        return f"{text}; it is ranked with these, since the audit does not tell what ours alone leave at this radius"
-    return f"{text}; it is ranked by ours alone, which leave {percent(own)}"
+    names = " and ".join(f"{one.by} ({formatting.plural(one.found_alone or 0, 'image')})" for one in submitted)
+    accuracy = own_accuracy(document)
+    basis = "its rank includes them, since accuracy under our attacks alone is unknown"
+    if accuracy is not None:
+        basis = f"its rank is by our attacks alone, which leave {format_percent(accuracy)}"
+    return f"images submitted by {names} mislead it but our attacks do not; {basis}"
 
 
-def remarks(board: Board) -> list[str]:
-    """Return a line for each worst case that counts images handed in, and for each audit that stands twice."""
-    names = _names(board)
-    handed = [f"{names[folder]}: {text}" for folder, document in board.entries if (text := with_more(document))]
-    return handed + _twice(board)
+def list_remarks(board: Board) -> list[str]:
+    """Return a line for each worst case that counts submitted images, and for each audit with two rows."""
+    texts = ((board.names[folder], describe_submitted(document)) for folder, document in board.entries)
+    return [f"{name}: {text}" for name, text in texts if text] + _describe_copies(board)
 
 
-def _names(board: Board) -> dict[str, str]:
-    """Return by folder what a model is called: its name, and its folder if others have that name too."""
-    counts = Counter(document.model.name for _, document in board.entries)
-    names = {folder: document.model.name for folder, document in board.entries}
-    return {
-        folder: name if counts[name] == 1 else f"{name or formatting.DASH} ({folder})" for folder, name in names.items()
-    }
-
-
-def copies(board: Board) -> list[list[str]]:
-    """Return the folders of audits of one model, by its checksum, with the same figures."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for folder, document in board.entries:
-        if which := document.model.sha256 or document.examination:
-            alike.setdefault((which, repr(_shares(document))), []).append(folder)
-    return [same for same in alike.values() if len(same) > 1]
-
-
-def _twice(board: Board) -> list[str]:
-    rows = "one model with the same figures, so one audit in {} rows"
-    return [f"{formatting.listed(same)}: {rows.format(len(same))}" for same in copies(board)]
+def _describe_copies(board: Board) -> list[str]:
+    return [
+        f"{formatting.join_words(folders)}: the same model with the same figures, so {len(folders)} rows are one audit"
+        for folders in board.copies
+    ]
 
 
 def _shares(document: AuditDocument) -> dict[str, Share]:
     mean, clean = document.corruptions_mean, document.clean
     return {
         "clean": clean.accuracy,
-        "attacked": attacked(document).accuracy,
+        "attacked": find_worst_attack(document).accuracy,
         "corrupted": mean.accuracy if mean else Share(),
         "AUROC": clean.auroc_macro,
         "calibration error": clean.ece,
     }
 
 
-def row(name: str, document: AuditDocument) -> dict[str, Cell]:
-    """Return the cells of one audit, by column."""
-    reported, worst = document.model.reported, attacked(document)
-    by = (
-        f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
-        if worst.epsilon is not None
-        else formatting.DASH
-    )
-    by += f"; {more}" if (more := with_more(document)) else ""
-    shares = {column: share(figure) for column, figure in _shares(document).items()}
-    bad = bool(document.unreliable)
+def _record(name: str, document: AuditDocument) -> dict[str, object]:
+    """Return one audit as values: shares of one with intervals, counts and texts; None if missing."""
+    reported, worst, mean = document.model.reported, find_worst_attack(document), document.corruptions_mean
+    shares: dict[str, object] = {}
+    for column, figure in _shares(document).items():
+        shares |= {column: figure.value, f"{column}_ci": list(figure.interval) if figure.interval else None}
     return {
-        "model": Cell(document.model.name or formatting.DASH, note="unreliable" if bad else ""),
-        "unreliable": Cell("unreliable" if bad else "no", document.because if bad else "", note="why"),
-        "kind": _text(document.model.kind),
-        "clean reported": share(reported.clean),
-        "clean": shares.pop("clean"),
-        "attacked reported": share(reported.attacked),
-        "attacked": shares.pop("attacked"),
-        "by": _text(by),
+        "model": document.model.name or None,
+        "unreliable": bool(document.unreliable),
+        "reasons": document.reasons if document.unreliable else "",
+        "kind": document.model.kind or None,
+        "protocol": document.protocol,
+        "data": document.data.name or None,
+        "split": document.split or None,
+        "n": document.clean.n,
+        "n attacked": worst.n,
+        "n corrupted": mean.n if mean else None,
+        "clean reported": reported.clean,
+        "attacked reported": reported.attacked,
         **shares,
+        "by": _format_attack(worst) or None,
+        "attacked_by_ours": own_accuracy(document),
+        "attacked_with_more": describe_submitted(document),
+        "threat model": reported.threat_model or None,
+        "training data": reported.training_data or None,
+        "paper": reported.paper or None,
+        "folder": name,
+    }
+
+
+def _format_attack(worst: AttackResult) -> str:
+    return "" if worst.epsilon is None else f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+
+
+def to_json(board: Board) -> dict[str, object]:
+    """Return the board as one JSON document."""
+    return {
+        "protocol": board.protocol,
+        "data": board.data,
+        "n": board.n,
+        "classes": list(board.classes),
+        "copies": board.copies,
+        "rows": [_record(name, document) for name, document in board.entries],
+        "refused": [{"folder": name, "why": why} for name, why in board.refused],
+    }
+
+
+def to_csv(board: Board) -> str:
+    """Return the board as CSV: the values of the JSON document, an interval as two columns."""
+    import pandas as pd
+
+    lines = []
+    for name, document in board.entries:
+        line: dict[str, object] = {}
+        for column, value in _record(name, document).items():
+            if column.endswith("_ci"):
+                low, high = value if isinstance(value, list) else (None, None)
+                line |= {f"{column[:-3]} low": low, f"{column[:-3]} high": high}
+            else:
+                line[column] = guarded(value) if isinstance(value, str) else value
+        lines.append(line)
+    return pd.DataFrame(lines).astype(object).to_csv(index=False)
+
+
+def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
+    """Return the cells of one audit by column."""
+    reported, worst, bad = document.model.reported, find_worst_attack(document), bool(document.unreliable)
+    shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
+    fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
+    return {
+        "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="unreliable" if bad else ""),
+        "unreliable": Cell("unreliable" if bad else "no", document.reasons if bad else "", note="why"),
+        "clean reported, %": share(reported.clean),
+        "clean, %": shares.pop("clean, %"),
+        "attacked reported, %": share(reported.attacked),
+        "attacked, %": shares.pop("attacked, %"),
+        "by": replace(_text(_format_attack(worst)), small=describe_submitted(document)),
+        **shares,
+        "n": replace(whole(document.clean.n), small=fewer),
         "threat model": _text(reported.threat_model),
         "training data": _text(reported.training_data),
         "paper": _text(reported.paper),
@@ -242,67 +294,37 @@ def _text(text: str) -> Cell:
     return Cell(text or formatting.DASH, note="text")
 
 
-def table(board: Board) -> Table:
+def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    rows = [row(name, document) for name, document in board.entries]
-    return Table("Leaderboard", list(map(_headed, rows[0])), [list(cells.values()) for cells in rows])
-
-
-def _headed(column: str) -> str:
-    return f"{column}, %" if column in _PERCENT else column
+    rows = [make_row(name, document) for name, document in board.entries]
+    return Table("Leaderboard", list(rows[0]), [list(cells.values()) for cells in rows])
 
 
 def terminal_table(board: Board) -> Table:
-    """Return the columns that a terminal shows; models of one name with their folders."""
-    names = _names(board)
-    rows = [row(name, document) for name, document in board.entries]
-    for (folder, _), cells in zip(board.entries, rows, strict=True):
-        cells["model"] = replace(cells["model"], text=names[folder] or formatting.DASH)
-    return Table(
-        board.title, list(map(_headed, _IN_TERMINAL)), [[cells[column] for column in _IN_TERMINAL] for cells in rows]
-    )
-
-
-def plain(board: Board) -> dict[str, object]:
-    """Return the board as one JSON document: texts as they are written, figures as numbers with their intervals."""
-    return {
-        "protocol": board.protocol,
-        "data": board.data,
-        "n": board.n,
-        "classes": list(board.classes),
-        "copies": copies(board),
-        "rows": [_plain(name, document) for name, document in board.entries],
-        "refused": [{"folder": name, "why": why} for name, why in board.refused],
-    }
-
-
-def _plain(name: str, document: AuditDocument) -> dict[str, object]:
-    values: dict[str, object] = {
-        column: None if cell.text == formatting.DASH else cell.text if cell.value is None else cell.value
-        for column, cell in row(name, document).items()
-    }
-    for column, figure in _shares(document).items():
-        values[f"{column}_ci"] = None if figure.interval is None else list(figure.interval)
-    values |= {"attacked_by_ours": by_ours(document), "attacked_with_more": with_more(document)}
-    return values | {
-        "unreliable": bool(document.unreliable),
-        "because": document.because if document.unreliable else "",
-    }
+    """Return the columns for a terminal; models of one name have their folders."""
+    rows = []
+    for folder, document in board.entries:
+        cells = make_row(folder, document)
+        cells["model"] = replace(cells["model"], text=board.names[folder], small="")
+        rows.append([cells[column] for column in _IN_TERMINAL])
+    return Table(board.title, _IN_TERMINAL, rows)
 
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:
     """Write the page and the table into `out`; return their paths."""
-    for path, text in ((out / PAGE, page(board)), (out / TABLE, table(board).csv())):
+    for path, text in ((out / PAGE, render(board)), (out / TABLE, to_csv(board))):
         with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out / PAGE, out / TABLE
 
 
-def page(board: Board) -> str:
-    """Return the page: one file, whole without its script."""
-    from trustcxr.report import html
-
-    names = _names(board)
-    handed = [names[folder] for folder, document in board.entries if with_more(document)]
-    parts = {"board": board, "notice": NOTICE, "leaderboard": table(board), "handed_in": handed, "twice": _twice(board)}
-    return html.filled("board.html.j2", parts)
+def render(board: Board) -> str:
+    """Return the page as text."""
+    parts = {
+        "board": board,
+        "notice": NOTICE,
+        "leaderboard": make_table(board),
+        "submitted": [board.names[folder] for folder, document in board.entries if describe_submitted(document)],
+        "copies": _describe_copies(board),
+    }
+    return html.fill_template("board.html.j2", parts)

@@ -1,4 +1,4 @@
-"""Read a study folder: a table that is missing or broken becomes a note on the page."""
+"""Load a study folder; a missing or broken table becomes a note on the page."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.registry import ATTACKED, is_linf
+from trustcxr.registry import STABILITY_ATTACK, is_linf
 from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
@@ -36,133 +36,132 @@ Steps = int | None | Literal["any"]
 
 @dataclass
 class Run:
-    """One trained model of a study: its metrics document, and the tables of its folder, read when asked for."""
+    """One trained model of a study: its metrics, and the tables of its folder, loaded on first use."""
 
     metrics: RunDocument
     folder: Path
     notes: list[str] = field(repr=False)
     label: str = ""
-    sources: tuple[Path, ...] = ()  # folders of its tables, if no study owns it: the first that has a table counts
-    qualifier: str = ""  # label, background and seed, where they tell two runs apart
+    sources: tuple[Path, ...] = ()  # more folders of tables, if no study owns it; the first with the table counts
+    qualifier: str = ""  # label, background and seed, if two runs differ only by these
 
     def alarmed(self, kind: str) -> bool:
-        """Whether it has an alarm of this kind."""
+        """Return True if it has an alarm of this kind."""
         return any(alarm.kind == kind for alarm in self.metrics.alarms)
 
     @property
     def masked(self) -> bool | None:
-        """Whether its gradients fail; None where that could not be looked for."""
+        """Return True if its gradients fail, None if that could not be checked."""
         return self.metrics.masking.masked if self.metrics.masking else None
 
     @property
-    def way(self) -> str:
-        """How it was trained: fgsm, or fgsm (background gate)."""
-        return formatting.way(self.defence, self.metrics.background, self.metrics.label)
+    def training_name(self) -> str:
+        """Return defence, label and background: fgsm, or fgsm (background gate)."""
+        return formatting.training_name(self.defence, self.metrics.background, self.metrics.label)
 
     @property
     def name(self) -> str:
-        """The folder's name: resnet18-fgsm-s0."""
+        """Return the folder's name: resnet18-fgsm-s0."""
         return self.metrics.run or self.folder.name
 
     @property
     def model(self) -> str:
-        """The network's name, or a dash."""
+        """Return the network's name, or a dash."""
         return self.metrics.model or formatting.DASH
 
     @property
     def defence(self) -> str:
-        """How it was trained, or a dash."""
+        """Return the defence, or a dash."""
         return self.metrics.defence or formatting.DASH
 
     @property
     def clean(self) -> Classification:
-        """The clean test images."""
+        """Return the figures of the clean test images."""
         return self.metrics.clean
 
     @property
     def attacks(self) -> list[AttackResult]:
-        """The entries of `attacks` that have a name and an epsilon."""
+        """Return the attacks that have a name and an epsilon."""
         return [entry for entry in self.metrics.attacks if entry.attack and entry.epsilon is not None]
 
     def at(self, epsilon: float | None) -> list[AttackResult]:
-        """The entries of one epsilon."""
-        return [entry for entry in self.attacks if entry.at(epsilon)]
+        """Return the attacks at one epsilon."""
+        return [entry for entry in self.attacks if entry.is_at(epsilon)]
 
     def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
-        """The entry of one attack at one epsilon, with these steps or, unless said, the one of lowest accuracy.
-
-        An empty entry where it was not measured.
-        """
-        return _lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
+        """Return one attack at one epsilon, by default with the steps of lowest accuracy; empty if not measured."""
+        return (
+            find_lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
+            or AttackResult()
+        )
 
     def strongest(self, epsilon: float | None) -> AttackResult:
-        """The entry of lowest accuracy of all attacks at one epsilon, but for L2 radii, which are another measure."""
-        return _lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)])
+        """Return the L-infinity attack of lowest accuracy at one epsilon; empty without any."""
+        return find_lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)]) or AttackResult()
 
     def efforts(self) -> list[tuple[str, int | None]]:
-        """Every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
+        """Return every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
         return sorted({(e.attack, e.steps) for e in self.attacks}, key=lambda pair: (pair[0], pair[1] or 0))
 
     def sweep(self, attack: str, steps: int | None) -> list[AttackResult]:
-        """The entries of one attack with these steps that have an accuracy, by rising epsilon."""
-        mine = [e for e in self.attacks if (e.attack, e.steps) == (attack, steps) and e.accuracy.value is not None]
-        return sorted(mine, key=lambda entry: entry.epsilon or 0.0)
+        """Return the results of one attack with these steps, by rising epsilon."""
+        rows = [e for e in self.attacks if (e.attack, e.steps) == (attack, steps) and e.accuracy.value is not None]
+        return sorted(rows, key=lambda entry: entry.epsilon or 0.0)
 
     def saliency_methods(self) -> dict[str, SaliencyDocument]:
-        """Metrics of each saliency method."""
+        """Return the metrics of each saliency method."""
         return self.metrics.saliency
 
     def measured(self, method: str, *, perturbed: bool) -> dict[str, int]:
-        """How many images each measure has a value for, from saliency.parquet; empty without it."""
+        """Return the number of images with a value of each measure; empty without saliency.parquet."""
         table = self.saliency
         if table is None or not {"method", "condition", "measure", "value"} <= set(table):
             return {}
-        rows = table[(table["method"] == method) & (table["condition"] == (ATTACKED if perturbed else CLEAN))]
+        rows = table[(table["method"] == method) & (table["condition"] == (STABILITY_ATTACK if perturbed else CLEAN))]
         return {str(name): int(count) for name, count in rows.groupby("measure")["value"].count().items()}
 
-    def _read(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
+    def _load(self, name: str, reader: Callable[[Path], _T]) -> _T | None:
         paths = (folder / name for folder in (self.folder, *self.sources))
         if (path := next((path for path in paths if path.is_file()), None)) is None:
             return None
         try:
             return reader(path)
-        except Exception as problem:  # any broken file leaves its part of the page empty, and is named there
+        except Exception as problem:  # a broken file becomes a note on the page
             self.notes.append(f"{self.folder.name}/{name} could not be read ({type(problem).__name__}).")
             return None
 
     @cached_property
     def history(self) -> "pd.DataFrame | None":
-        """history.csv: a row an epoch, of the training that validation looked on."""
+        """Return history.csv of the training before any refit: a row per epoch."""
         import pandas as pd
 
         name = (layout.before_refit(self.folder) / layout.HISTORY_FILE).relative_to(self.folder)
-        return self._read(str(name), pd.read_csv)
+        return self._load(str(name), pd.read_csv)
 
     @cached_property
     def saliency(self) -> "pd.DataFrame | None":
-        """saliency.parquet: a row per image, method, condition and measure."""
+        """Return saliency.parquet: a row per image, method, condition and measure."""
         import pandas as pd
 
-        return self._read(layout.SALIENCY_FILE, pd.read_parquet)
+        return self._load(layout.SALIENCY_FILE, pd.read_parquet)
 
     @cached_property
     def evaluations(self) -> dict[str, RunDocument]:
-        """Its figures on other data, by the name of the data set and its split."""
-        if not (self.folder / layout.RUN_FILE).is_file():
-            return {}
-        return {name: found.document for name, found in other_figures(self.folder).items()}
+        """Return the figures on other data, by data set and split."""
+        measured = self._load(layout.RUN_FILE, lambda path: other_figures(path.parent)) or {}
+        return {name: result.document for name, result in measured.items()}
 
     def predictions(self) -> "pd.DataFrame | None":
-        """predictions.parquet, the columns that the report needs. Not kept: it is the large one."""
+        """Return the columns of predictions.parquet that the report needs; not cached, since it is large."""
         import pandas as pd
 
         columns = ["split", "label", "attack", "epsilon", "steps", "logits"]
-        return self._read(layout.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
+        return self._load(layout.PREDICTIONS_FILE, lambda path: pd.read_parquet(path, columns=columns))
 
     @cached_property
     def panels(self) -> "dict[str, np.ndarray] | None":
-        """The arrays of panels.npz. Nothing in it is unpickled."""
-        return self._read(layout.PANELS_FILE, _read_panels)
+        """Return the example maps, loaded without unpickling."""
+        return self._load(layout.EXAMPLES_FILE, _read_panels)
 
 
 @dataclass
@@ -172,19 +171,14 @@ class StudyFolder:
     path: Path
     study: StudyDocument
     runs: list[Run]
-    notes: list[str]  # what is missing or could not be read
-    check: DataCheck | None = None  # what `data check` found in the data, where it was asked
+    notes: list[str]  # missing or unreadable parts
+    check: DataCheck | None = None  # result of `data check`, if it was run
 
 
-def _lowest(entries: list[AttackResult]) -> AttackResult:
-    """The entry of lowest accuracy: the strongest attack counts. An empty one without any."""
-    return least(entries) or (entries[0] if entries else AttackResult())
-
-
-def least(entries: Sequence[_A]) -> _A | None:
-    """The entry of lowest accuracy, of those that have one: what was withdrawn is not the worst."""
-    known = [(entry.accuracy.value, entry) for entry in entries if entry.accuracy.value is not None]
-    return min(known, key=lambda pair: pair[0])[1] if known else None
+def find_lowest(entries: Sequence[_A]) -> _A | None:
+    """Return the entry of lowest accuracy, without those withdrawn; None without any."""
+    scored = [entry for entry in entries if entry.accuracy.value is not None]
+    return min(scored, key=lambda entry: entry.accuracy.value or 0.0, default=None)
 
 
 def _read_panels(path: Path) -> "dict[str, np.ndarray]":
@@ -199,36 +193,30 @@ def _read_panels(path: Path) -> "dict[str, np.ndarray]":
 
 
 def load_report(path: Path) -> StudyFolder:
-    """Read study.json, or the metrics.json of one tested run as a study of that run alone.
-
-    Raises UserError if the folder holds neither, or if it cannot be read.
-    """
+    """Load study.json, or the metrics.json of one run as a study of one; UserError if neither is readable."""
     path, notes = Path(path), list[str]()
     if (path / layout.RUN_FILE).is_file() and not (path / layout.STUDY_RESULTS).is_file():
-        study = _read_run(path, notes)
-        runs = [Run(study.runs[0], path, notes)]
+        study, run = _load_run(path, notes)
+        runs = [run]
     else:
         study = schemas.read_schema(StudyDocument, layout.check_study(path) / layout.STUDY_RESULTS)
-        # A folder's name comes from a file, so it must stay inside runs/.
+        # The name comes from a file, so it must stay inside runs/.
         runs = [Run(document, path / "runs" / Path(document.run or "unnamed").name, notes) for document in study.runs]
-    label(runs)
-    return StudyFolder(path, study, runs, notes, _read_check(path, notes))
-
-
-def _read_check(path: Path, notes: list[str]) -> DataCheck | None:
-    file = path / layout.DATA_CHECK_FILE
+    label_runs(runs)
     try:
-        return schemas.read_if_there(DataCheck, file)
+        check = schemas.read_if_there(DataCheck, path / layout.DATA_CHECK_FILE)
     except UserError:
-        notes.append(f"{file.name} could not be read.")
-        return None
+        notes.append(f"{layout.DATA_CHECK_FILE} could not be read.")
+        check = None
+    return StudyFolder(path, study, runs, notes, check)
 
 
-def _read_run(path: Path, notes: list[str]) -> StudyDocument:
+def _load_run(path: Path, notes: list[str]) -> tuple[StudyDocument, Run]:
+    """Return a run on its own with its newest evaluation, as a study of one; UserError if it was never tested."""
     measured = own_figures(layout.check_run(path))
     if measured is None:
         command = f"trustcxr evaluate {shell_quote(path)} --data PATH"
-        raise UserError(f"{path}: a run that is not tested yet: `{command}` comes first")
+        raise UserError(f"{path}: this run is not tested yet. First run: {command}")
     document = measured.document
     document.training = schemas.read_if_there(TrainingDocument, path / layout.TRAINING_FILE) or document.training
     try:
@@ -236,26 +224,22 @@ def _read_run(path: Path, notes: list[str]) -> StudyDocument:
     except UserError:
         notes.append(f"{layout.RUN_FILE} could not be read.")
         versions = {}
-    name = document.run or path.name
-    return StudyDocument(
-        trustcxr=str(versions.get("trustcxr") or ""),
-        study=name,
-        title=f"The run {name}",
-        classes=document.classes,
-        runs=[document],
+    name, version = document.run or path.name, str(versions.get("trustcxr") or "")
+    study = StudyDocument(
+        trustcxr=version, study=name, title=f"The run {name}", classes=document.classes, runs=[document]
     )
+    return study, Run(document, path, notes, sources=measured.folders)
 
 
-def label(runs: list[Run]) -> None:
-    """Name each run by network and defence, and by label, background and seed only where they tell runs apart."""
+def label_runs(runs: list[Run]) -> None:
+    """Label each run by network and defence, and by label, background and seed if runs differ only by these."""
 
-    def pair(run: Run) -> tuple[str, ...]:
+    def key(run: Run) -> tuple[str, ...]:
         return run.model, run.defence, run.metrics.label, run.metrics.background or "full"
 
-    seeds = Counter(pair(run) for run in runs)
+    counts = Counter(map(key, runs))
     for run in runs:
-        seed = (
-            f"seed {formatting.DASH if run.metrics.seed is None else run.metrics.seed}" if seeds[pair(run)] > 1 else ""
-        )
-        run.qualifier = formatting.apart(run.metrics.background, run.metrics.label, seed)
+        number = formatting.DASH if run.metrics.seed is None else run.metrics.seed
+        seed = f"seed {number}" if counts[key(run)] > 1 else ""
+        run.qualifier = formatting.variant(run.metrics.background, run.metrics.label, seed)
         run.label = f"{run.model} · {run.defence}" + (f" ({run.qualifier})" if run.qualifier else "")

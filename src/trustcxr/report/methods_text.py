@@ -1,4 +1,4 @@
-"""Methods and provenance in sentences for a paper: the recipe as it is written, and what it ran on."""
+"""Write methods for a paper from the recipe, the measurements and the hardware."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +10,19 @@ from trustcxr.storage import atomic, segments
 from trustcxr.storage.schemas import StudyDocument
 
 _UNSET = (None, "", False, 0)
-_UNTOLD = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
+_OMITTED = ("name", "training", "track", "tracking_uri", "healthy", "swap_share")
 _NETWORK = {key: field.default for key, field in ModelRecipe.model_fields.items() if key != "weights"}
 _DEFENCE = {
     k: field.default for k, field in DefenceRecipe.model_fields.items() if isinstance(field.default, str | None)
 }
 
 
-def paragraphs(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
-    """Return a paragraph for each part of a methods section of which anything is known."""
+def write_methods(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
+    """Return the paragraphs of a methods section, by heading."""
     parts = {
         "Data": _data(study, runs),
         "Networks and training": _training(study, runs),
-        "Training to resist": _defences(study),
+        "Robust training": _defences(study),
         "Attacks and corruptions": _attacks(runs),
         "Heatmaps": _heatmaps(runs),
         "Statistics": _statistics(study, runs),
@@ -31,11 +31,11 @@ def paragraphs(study: StudyDocument, runs: list[Run]) -> dict[str, str]:
     return {lead: text for lead, text in parts.items() if text}
 
 
-def options(defence: Mapping[str, object]) -> list[str]:
-    """Return what a recipe sets of a defence: only the options that this defence has."""
+def list_options(defence: Mapping[str, object]) -> list[str]:
+    """Return the options of a defence that the recipe sets."""
     entry = DEFENCES.get(str(defence.get("name")))
-    known = entry.options if entry else ("epsilon",)
-    return _settings({key: value for key, value in defence.items() if key in known}, _DEFENCE)
+    names = entry.options if entry else ("epsilon",)
+    return _settings({key: value for key, value in defence.items() if key in names}, _DEFENCE)
 
 
 def _data(study: StudyDocument, runs: list[Run]) -> str:
@@ -46,9 +46,9 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
         return ""
     text = f"Chest X-rays of {data.root_name or 'the data set'}"
     text += f" ({', '.join(counts)} images)" if counts else ""
-    text += f", classes {formatting.listed(classes)}" if classes else ""
+    text += f", classes {formatting.join_words(classes)}" if classes else ""
     if data.size:
-        text += f"; one grey channel with values from 0 to 1, brought to {data.size} × {data.size} pixels"
+        text += f"; one grey channel with values from 0 to 1, resized to {data.size} × {data.size} pixels"
     masks = [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n]
     text += f". Infection masks: {', '.join(masks)}" if masks else ""
     text += f". Fingerprint of the images: {data.fingerprint}" if data.fingerprint else ""
@@ -56,25 +56,25 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
 
 
 def _settings(content: Mapping[str, object], usual: Mapping[str, object]) -> list[str]:
-    """Return the settings of a part of a recipe in words, without those that are usual or switched off."""
-    told = []
+    """Return the settings of a part of a recipe, without defaults and those switched off."""
+    parts = []
     for key, value in content.items():
         switches = [content[other] for other in content if key.startswith(f"{other.removesuffix('s')}_")]
-        if key in _UNTOLD:
+        if key in _OMITTED:
             continue
         if isinstance(value, Mapping):
-            told += _settings(value, atomic.section(usual, key))
+            parts += _settings(value, atomic.section(usual, key))
         elif value != usual.get(key, value if value in _UNSET else None) and all(switches):
-            text = formatting.listed(map(str, value)) if isinstance(value, list | tuple) else value
-            told.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
-    return told
+            text = formatting.join_words(map(str, value)) if isinstance(value, list | tuple) else value
+            parts.append(key.replace("_", " ") + ("" if value is True else f" {text}"))
+    return parts
 
 
 def _network(model: object, training: Mapping[str, object]) -> str:
     if not isinstance(model, dict):
         return str(model)
-    told = [*_settings(model, _NETWORK), *_settings(atomic.section(model, "training"), training)]
-    return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(told)})" if told else "")
+    parts = [*_settings(model, _NETWORK), *_settings(atomic.section(model, "training"), training)]
+    return f"{model.get('name') or formatting.DASH}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _training(study: StudyDocument, runs: list[Run]) -> str:
@@ -83,38 +83,35 @@ def _training(study: StudyDocument, runs: list[Run]) -> str:
     if not names:
         return ""
     text = f"{formatting.capital(formatting.plural(len(names), 'network'))}: {'; '.join(names)}."
-    told = _settings(training, {})
-    text += f" Training: {', '.join(told)}." if told else ""
+    parts = _settings(training, {})
+    text += f" Training: {', '.join(parts)}." if parts else ""
     other = [run for run in runs if run.metrics.training.precision != run.metrics.training.precision_asked]
     if other:
         used = ", ".join(f"{run.name} in {run.metrics.training.precision}" for run in other)
-        text += f" Computed otherwise than asked for, as the machine could not: {used}."
+        text += f" Other precision than in the recipe, which the machine does not support: {used}."
     chosen = study.selection
     if chosen.ranking and chosen.split:
         by = formatting.measure(chosen.by or "accuracy")
-        text += (
-            f" The best {formatting.count(chosen.count)} by {by} on the split {chosen.split}, never on test images, "
-        )
-        text += "were trained again to resist."
+        text += f" The best {formatting.count(chosen.count)} by {by} on the split {chosen.split}, not on test images, "
+        text += "were also trained robustly."
     return text
 
 
 def _defences(study: StudyDocument) -> str:
     training = atomic.section(study.recipe, "training")
-    told = []
+    parts = []
     for defence in _list(study.recipe.get("defences")):
         if not isinstance(defence, dict):
             continue
         entry = DEFENCES.get(str(defence.get("name")))
-        name = (
-            f"{entry.label} ({entry.paper})" if entry and entry.paper else str(defence.get("name") or formatting.DASH)
-        )
-        name = "standard training" if name == formatting.STANDARD else name
+        name = str(defence.get("name") or formatting.DASH)
+        name = {formatting.STANDARD: "standard training"}.get(name, name)
+        name = _cited(entry.label, entry.paper) if entry and entry.paper else name
         rest = {key: defence[key] for key in ("label", "background") if key in defence}
-        own = [*options(defence), *_settings(rest, {}), *_settings(atomic.section(defence, "training"), training)]
-        told.append(", ".join([name, *own]))
+        settings = _settings(rest, {}) + _settings(atomic.section(defence, "training"), training)
+        parts.append(", ".join([name, *list_options(defence), *settings]))
     each = "Each of the chosen networks" if study.selection.ranking else "Each network"
-    return f"{each} was trained as usual and, beside it, by {'; '.join(told)}." if told else ""
+    return f"{each} had standard training and {'; '.join(parts)}." if parts else ""
 
 
 def _attacks(runs: list[Run]) -> str:
@@ -122,20 +119,20 @@ def _attacks(runs: list[Run]) -> str:
     for run in runs:
         for entry in run.attacks:
             efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
-    told = []
+    parts = []
     for (name, steps, surrogate), epsilons in efforts.items():
         cited = _cited(formatting.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
-        cited += f" with images made on {surrogate}" if surrogate else ""
-        told.append(f"{cited} at epsilon {formatting.listed(formatting.epsilon(e) for e in sorted(epsilons))}")
+        cited += f" with images of the surrogate {surrogate}" if surrogate else ""
+        parts.append(f"{cited} at epsilon {formatting.join_words(formatting.epsilon(e) for e in sorted(epsilons))}")
     text = ""
-    if told:
-        text = f"Accuracy was measured under {'; '.join(told)}. Epsilon is the most that a pixel may change, of 1 "
-        text += "(L-infinity, but for L2 attacks); perturbed images are kept within 0 and 1."
+    if parts:
+        text = f"Accuracy was measured under {'; '.join(parts)}. Epsilon is the largest change of a pixel, on a scale "
+        text += "from 0 to 1 (L-infinity, except for L2 attacks); perturbed images are clamped to [0, 1]."
     corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
     levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
     if corrupted:
-        names = formatting.listed(formatting.corruption(name) for name in CORRUPTIONS if name in corrupted)
-        text += f" Corruptions at severity {formatting.listed(map(str, levels))}: {names}."
+        names = formatting.join_words(formatting.corruption(name) for name in CORRUPTIONS if name in corrupted)
+        text += f" Corruptions at severity {formatting.join_words(map(str, levels))}: {names}."
     return text.strip()
 
 
@@ -144,19 +141,17 @@ def _cited(label: str, paper: str) -> str:
 
 
 def _heatmaps(runs: list[Run]) -> str:
-    told = []
+    parts = []
     for name in dict.fromkeys(m for run in runs for m in run.saliency_methods()):
         entry = SALIENCY.get(Method.parse(name).base)
-        told.append(_cited(formatting.method(name), entry.paper if entry else ""))
-    if not told:
+        parts.append(_cited(formatting.method(name), entry.paper if entry else ""))
+    if not parts:
         return ""
-    beside = "beside the share that a map without knowledge would have"
+    text = f"Heatmaps of the true class: {'; '.join(parts)}. Each was compared with the annotated infection and lung "
+    text += "masks and with chance"
     if any(part.random_weights for run in runs for part in run.saliency_methods().values()):
-        beside += " and beside the same method on the same network with random weights"
-    return (
-        f"Heatmaps of the true class: {'; '.join(told)}. Each was held against the annotated infection and lung masks, "
-        f"{beside}."
-    )
+        text += " and with the same method on the same network with random weights"
+    return f"{text}."
 
 
 def _statistics(study: StudyDocument, runs: list[Run]) -> str:
@@ -169,11 +164,11 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
     text = f"Intervals are 95 %, by bootstrap over {over}{drawn}."
     if study.comparisons:
         text += (
-            " Runs were compared on the same images: paired differences with bootstrap intervals, p by flipping the "
-            "sign of each group’s difference at random, corrected for the number of comparisons (Holm)."
+            " Runs were compared on the same images: paired differences with bootstrap intervals, p of a sign-flip "
+            "test over groups, corrected for the number of comparisons (Holm)."
         )
     seeds = sorted({run.metrics.seed for run in runs if run.metrics.seed is not None})
-    return text + (f" Seeds: {formatting.listed(map(str, seeds))}." if seeds else "")
+    return text + (f" Seeds: {formatting.join_words(map(str, seeds))}." if seeds else "")
 
 
 def _machine(study: StudyDocument, runs: list[Run]) -> str:
@@ -185,13 +180,13 @@ def _machine(study: StudyDocument, runs: list[Run]) -> str:
     text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))
     text += f"; {formatting.seconds(study.seconds)} in all" if text and study.seconds else ""
     others = trained_elsewhere(study, runs)
-    told = ", ".join(f"{name} {where}" for name, where in others.items())
-    text += f"; that is the last start, and runs were trained {told}" if text and told else ""
+    parts = ", ".join(f"{name} {where}" for name, where in others.items())
+    text += f"; this is the last start, and runs were trained {parts}" if text and parts else ""
     return f"{text}." if text else ""
 
 
 def trained_elsewhere(study: StudyDocument, runs: Sequence[Run]) -> dict[str, str]:
-    """Return on what other hardware or commit runs were trained than the study says."""
+    """Return hardware and commits of runs that differ from those of the study."""
     hardware = study.hardware.model_dump(exclude_unset=True)
     return dict(segments.elsewhere([run.folder for run in runs], hardware, study.source))
 

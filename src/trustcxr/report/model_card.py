@@ -1,15 +1,11 @@
-"""The model card of a run: what a hub shows, and what goes with weights wherever they go.
-
-Front matter and headings are those of an audit's card (`audit_page.card`); what a run knows of its own training stands
-in the place of what an audit must ask.
-"""
+"""Write the model card of a run for a hub; front matter and headings are shared with an audit's card."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trustcxr.registry import format_attack
 from trustcxr.report import formatting, leaderboard, methods_text
-from trustcxr.report.html import environment
+from trustcxr.report.html import load_templates
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
 from trustcxr.storage.schemas import AttackResult, RunDocument, Share, TrainingDocument
 from trustcxr.version import NOTICE, __version__
@@ -18,68 +14,66 @@ CARD_FILE = "model_card.md"
 
 
 def write(run: Path) -> Path:
-    """Write model_card.md into a run's folder; its path."""
+    """Write model_card.md into a run's folder; return its path."""
     path = run / CARD_FILE
-    text = card(run)
+    text = render_card(run)
     with atomic.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def card(run: Path) -> str:
-    """The card of a run as Markdown, from its folder; figures where it was tested."""
+def render_card(run: Path) -> str:
+    """Return the card of a run as Markdown, with its figures if it was tested."""
     content = atomic.read_yaml(layout.check_run(run) / layout.RUN_FILE)
     measured = evaluations.own_figures(run)
     document = RunDocument() if measured is None else measured.document
     training = schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument()
     data, recipe = atomic.section(content, "data"), atomic.section(content, "recipe")
-    defence = atomic.section(recipe, "defence")
+    defence, segment = atomic.section(recipe, "defence"), segments.last_segment(content)
     name = str(content.get("name") or run.name)
-    results = figures(document.clean.accuracy, document.clean.auroc_macro, leaderboard.attacked(document))
+    results = list_results(document.clean.accuracy, document.clean.auroc_macro, leaderboard.find_worst_attack(document))
     measured_on = {"name": data.get("root_name"), "split": document.split, "revision": document.images}
-    body = (
-        environment()
-        .get_template("run_card.md.j2")
-        .render(
-            name=name,
-            notice=NOTICE,
-            version=__version__,
-            content=content,
-            recipe=recipe,
-            model=atomic.section(recipe, "model"),
-            defence=", ".join([str(defence.get("name") or "[not noted]"), *methods_text.options(defence)]),
-            fitting=atomic.section(recipe, "training"),
-            data=data,
-            classes=content.get("classes") or [],
-            checksums=atomic.section(content, "checksums"),
-            document=document,
-            training=training,
-            shown=[
-                (label, formatting.percent(part.value), formatting.between(part.ci, 1, scale=100))
-                for label, part in results
-            ],
-            saliency=_saliency(document),
-            seconds=formatting.seconds(training.seconds),
-            source=atomic.section(segments.last_segment(content), "source"),
-            hardware=atomic.section(segments.last_segment(content), "hardware"),
-            made_by=atomic.section(segments.last_segment(content), "versions").get("trustcxr", ""),
-            machines=segments.machines(content),
-            stretches=segments.describe_segments(run),
-            split=segments.describe_split(training.parts, training.world, training.strategy),
-        )
-    )
-    return front(name, ["trained-by-trustcxr"], [index(name, measured_on, results)]) + as_markdown(body)
+    parts = {
+        "name": name,
+        "notice": NOTICE,
+        "version": __version__,
+        "content": content,
+        "recipe": recipe,
+        "model": atomic.section(recipe, "model"),
+        "defence": ", ".join([str(defence.get("name") or "[not recorded]"), *methods_text.list_options(defence)]),
+        "fitting": atomic.section(recipe, "training"),
+        "data": data,
+        "classes": content.get("classes") or [],
+        "checksums": atomic.section(content, "checksums"),
+        "document": document,
+        "training": training,
+        "shown": [
+            (label, formatting.percent(part.value), formatting.range_text(part.ci, 1, scale=100))
+            for label, part in results
+        ],
+        "saliency": [f"{method}: {part.verdict}" for method, part in document.saliency.items() if part.verdict],
+        "seconds": formatting.seconds(training.seconds),
+        "source": atomic.section(segment, "source"),
+        "hardware": atomic.section(segment, "hardware"),
+        "trustcxr": atomic.section(segment, "versions").get("trustcxr", ""),
+        "machines": segments.machines(content),
+        "segments": segments.describe_segments(run),
+        "split": segments.describe_split(training.parts, training.world, training.strategy),
+    }
+    body = load_templates().get_template("run_card.md.j2").render(parts)
+    index = index_results(name, measured_on, results)
+    return front_matter(name, ["trained-by-trustcxr"], [index]) + as_markdown(body)
 
 
 def as_markdown(rendered: str) -> str:
-    """A card's body, where no character stands for another but <, for Markdown lets HTML through."""
+    """Return a card's body unescaped, except for <, since Markdown passes HTML on."""
     from markupsafe import Markup
 
     return str(Markup(rendered).unescape()).replace("<", "&lt;")
 
 
-def front(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:
-    """The front matter of a card, as Hugging Face's have it."""
+def front_matter(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> str:
+    """Return the front matter of a card as on Hugging Face."""
     import yaml
 
     content = {
@@ -92,17 +86,17 @@ def front(name: str, tags: Iterable[str], indices: list[dict[str, object]]) -> s
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def figures(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[str, Share]]:
-    """The figures that a card is known by, each with its name; those that were measured."""
+def list_results(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tuple[str, Share]]:
+    """Return the main figures that were measured, by name."""
     measured = [("Accuracy", accuracy), ("AUROC, macro", auroc)]
     if worst.epsilon is not None:
-        said = format_attack(worst.attack, worst.steps)
-        measured.append((f"Accuracy under {said} at L-infinity {worst.epsilon:g}", worst.accuracy))
+        attack = format_attack(worst.attack, worst.steps)
+        measured.append((f"Accuracy under {attack} at L-infinity {worst.epsilon:g}", worst.accuracy))
     return [(name, part) for name, part in measured if part.value is not None]
 
 
-def index(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, Share]]) -> dict[str, object]:
-    """Results as Hugging Face's `model-index` has them. `data`: name, split and revision."""
+def index_results(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, Share]]) -> dict[str, object]:
+    """Return results as Hugging Face's `model-index`. `data`: name, split and revision."""
     metrics = [
         {"type": "roc_auc" if label.startswith("AUROC") else "accuracy", "name": label, "value": part.value}
         for label, part in measured
@@ -110,8 +104,3 @@ def index(name: str, data: Mapping[str, object], measured: Iterable[tuple[str, S
     dataset = {"name": data.get("name"), "type": data.get("name")} | {k: data.get(k) for k in ("split", "revision")}
     task = {"type": "image-classification", "name": "Chest X-ray classification"}
     return {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
-
-
-def _saliency(document: RunDocument) -> list[str]:
-    """A sentence a method that looks at the network: what its map may be said to show."""
-    return [f"{name}: {part.verdict}" for name, part in document.saliency.items() if getattr(part, "verdict", "")]

@@ -1,4 +1,4 @@
-"""Describe the state of a study, what it will cost, and what `verify` found, as rows and sentences for the terminal."""
+"""Describe the state, cost and verification of a study for the terminal."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from trustcxr.storage.schemas import CostDocument, PruneDocument, RunPlan, Study
 _UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
-def rows(plan: StudyPlan) -> list[dict[str, str]]:
+def list_states(plan: StudyPlan) -> list[dict[str, str]]:
     """Return a row for each run: its state, and the time left if any run has an estimate."""
     timed = any(one.left for one in plan.runs)
     return [
@@ -22,19 +22,19 @@ def rows(plan: StudyPlan) -> list[dict[str, str]]:
     ]
 
 
-def costs(plan: StudyPlan) -> list[dict[str, str]]:
-    """Return a row for each run: the steps left, or, if they were timed, the time of the training and of the others."""
-    found = []
+def list_costs(plan: StudyPlan) -> list[dict[str, str]]:
+    """Return a row for each run: the steps left, or the times if they were measured."""
+    rows = []
     for one in plan.runs:
         row = {"run": one.run if one.state == "waiting" else f"{one.run} ({one.state})"}
         if plan.costs is None:
             every = "every step" if len(one.seconds) == len(STEP_FILES) else ", ".join(one.seconds)
-            found.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
+            rows.append(row | {"epochs": str(one.epochs), "steps": every or formatting.DASH})
             continue
         others = sum(seconds or 0.0 for step, seconds in one.seconds.items() if step != "train")
-        train, judge = _time(one.seconds.get("train")), _time(others or None)
-        found.append(row | {"train": train, "judge": judge, "in all": _time_left(one)})
-    return found
+        train, evaluation = _time(one.seconds.get("train")), _time(others or None)
+        rows.append(row | {"train": train, "evaluate": evaluation, "total": _time_left(one)})
+    return rows
 
 
 def _time_left(one: RunPlan) -> str:
@@ -47,19 +47,19 @@ def _time(seconds: float | None) -> str:
     return next((f"{seconds / size:.1f} {unit}" for size, unit in _UNITS if seconds >= size), f"{seconds:.0f} s")
 
 
-def sentences(plan: StudyPlan) -> Iterator[str]:
-    """Say how many runs are done, who works on the study, which runs failed and why, and the time left."""
+def describe_status(plan: StudyPlan) -> Iterator[str]:
+    """Yield the number of runs by state, locks, failures with reasons, and the time left."""
     states = Counter(str(one.state) for one in plan.runs)
     yield f"{plan.study}: " + ", ".join(
         f"{states[state]} {state}" for state in ("done", "running", "failed", "waiting")
     )
     if plan.to_choose:
-        yield f"validation will choose {plan.to_choose} networks, which are then trained robustly too"
+        yield f"validation will choose {plan.to_choose} networks for robust training"
     if plan.holder:
-        yield f"worked on by {plan.holder}"
+        yield f"locked by {plan.holder}"
     for one in plan.runs:
         if one.state == "running":
-            yield f"{one.run}: {one.at}; held by {one.holder}"
+            yield f"{one.run}: {one.at}; locked by {one.holder}"
         if one.state == "failed":
             yield f"FAILED {one.run}: {one.reason}"
     if any(one.state not in ("done", "if chosen") for one in plan.runs) or plan.to_choose:
@@ -72,12 +72,12 @@ def _left(plan: StudyPlan) -> str:
         return f"time left: unknown until each network has done an epoch; `{command}` estimates it"
     at_once = max(plan.at_once, 1)
     ends = dict.fromkeys(format_duration(seconds / at_once) for seconds in (plan.least, plan.most))
-    together = f", {at_once} runs at once" if at_once > 1 else ", one run after another"
-    return f"time left, at most: {' to '.join(ends)}{together}" + (", by which are chosen" if len(ends) > 1 else "")
+    together = f", {at_once} runs in parallel" if at_once > 1 else ", one run after another"
+    return f"time left, at most: {' to '.join(ends)}{together}" + (", depending on the choice" if len(ends) > 1 else "")
 
 
-def measured(costs: CostDocument) -> Iterator[str]:
-    """Say what the estimates of a dry run are based on."""
+def describe_timing(costs: CostDocument) -> Iterator[str]:
+    """Yield the basis of the estimates of a dry run."""
     machine = costs.hardware
     accelerator = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
     yield (
@@ -88,29 +88,29 @@ def measured(costs: CostDocument) -> Iterator[str]:
     yield from costs.notes
 
 
-def verified(result: VerifiedDocument) -> Iterator[str]:
-    """Say what `verify` found, a line for each figure that differs."""
+def describe_verification(result: VerifiedDocument) -> Iterator[str]:
+    """Yield the results of `verify`, a line for each figure that differs."""
     for one in result.differences:
-        yield f"DIFFERS {one.file}: {one.key}: said {one.said}, computed {one.computed}"
+        yield f"DIFFERS {one.file}: {one.key}: recorded {one.stored}, computed {one.computed}"
     for line in result.unchecked:
         yield f"not checked: {line}"
     if not result.runs and not result.differences:
-        yield f"{result.study}: of no run could the figures be computed again"
+        yield f"{result.study}: the figures of no run could be recomputed"
         return
-    count = f"{result.figures:,} figures of {result.files} files computed again"
-    agree = "these agree, and the rest was not checked" if result.unchecked else "all agree"
+    count = f"{result.figures:,} figures of {result.files} files recomputed"
+    agree = "these agree, the rest was not checked" if result.unchecked else "all agree"
     yield f"{result.study}: {count}: " + (f"{len(result.differences)} differ" if result.differences else agree)
 
 
-def prunable(found: PruneDocument) -> list[dict[str, str]]:
-    """A row a store or checkpoint: how large, how old, and why it stays."""
+def list_prunable(document: PruneDocument) -> list[dict[str, str]]:
+    """Return a row for each cache and checkpoint: size, age, and why it remains."""
     return [
         {
             "what": f"{one.kind}: {one.what}",
             "size": megabytes(one.bytes),
             "days": f"{one.days:.0f}",
-            "": "removed" if one.removed else f"held by {one.held}" if one.held else one.why or "old",
+            "": "removed" if one.removed else f"held by {one.user}" if one.user else one.why or "old",
             "where": one.path,
         }
-        for one in found.found
+        for one in document.entries
     ]

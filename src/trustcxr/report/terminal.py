@@ -1,4 +1,4 @@
-"""Tables and sentences for the terminal; rich lays them out."""
+"""Print tables and describe results for the terminal; rich does the layout."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,36 +6,23 @@ from pathlib import Path
 
 from trustcxr.registry import ONE_CELL, format_control
 from trustcxr.report import formatting
-from trustcxr.report.load import Run, label, least
-from trustcxr.report.ranking import headline, ordered
-from trustcxr.report.tables import certified, networks, seeds
+from trustcxr.report.load import Run, find_lowest, label_runs
+from trustcxr.report.ranking import choose_headline, rank_runs
+from trustcxr.report.tables import accuracy, certified, comparisons
 from trustcxr.report.tables.table import Table
+from trustcxr.storage import schemas
 from trustcxr.storage.os_errors import shell_quote
-from trustcxr.storage.schemas import (
-    Accuracy,
-    AttackResult,
-    Drop,
-    ExportDocument,
-    FamiliarityDocument,
-    ImageAnswer,
-    Lead,
-    RunDocument,
-    SaliencyDocument,
-    Share,
-    StudyDocument,
-    TrainingDocument,
-)
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as a table on stdout, laid out by rich; nothing is cut."""
+    """Print rows as a table on stdout without truncation."""
     right = [not isinstance(value, str) or value[:1].isdigit() for value in rows[0].values()]
     _print(title, list(rows[0]), [[str(value) for value in row.values()] for row in rows], right)
 
 
 def print_table(table: Table) -> None:
     """Print a table of the report on stdout, the small print of a cell below its figure."""
-    rows = [["\n".join(filter(None, (cell.text, cell.small, cell.beside))) for cell in row] for row in table.rows]
+    rows = [["\n".join(filter(None, (cell.text, cell.small, cell.second))) for cell in row] for row in table.rows]
     right = [column >= table.heads and not table.is_text(column) for column in range(len(table.header))]
     _print(table.title, table.header, rows, right)
 
@@ -48,7 +35,7 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], rig
 
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 200  # a file or a pipe has no window to fit into
+        console.width = 200  # a file or a pipe has no width
     shown = Shown(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name, is_right in zip(header, right, strict=True):
         shown.add_column(Text(name), justify="right" if is_right else "left", overflow="fold")
@@ -57,36 +44,36 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], rig
     console.print(shown)
 
 
-def print_study(study: StudyDocument) -> None:
+def print_study(study: schemas.StudyDocument) -> None:
     """Print alarms and main figures of each run of a study, figures over seeds, and what is proved."""
     runs = [Run(document, Path(), []) for document in study.runs]
-    label(runs)
-    head = headline(study, runs)
-    runs = ordered(runs, head)
-    for table in (networks.models(runs, head), seeds.over_seeds(study), certified.proved(runs)):
+    label_runs(runs)
+    head = choose_headline(study, runs)
+    runs = rank_runs(runs, head)
+    for table in (accuracy.models(runs, head), comparisons.over_seeds(study), certified.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
 
 
-def exported(found: ExportDocument) -> list[str]:
-    """What was written, and how near its answers are."""
-    kind = f"ONNX, opset {found.opset}" if found.opset else "a program of torch.export"
-    trust = " --trust-code" if found.format == "torch-export" else ""
+def describe_export(export: schemas.ExportDocument) -> list[str]:
+    """Return the exported file, the largest difference from the run, and the next command."""
+    kind = f"ONNX, opset {export.opset}" if export.opset else "torch.export program"
+    trust = " --trust-code" if export.format == "torch-export" else ""
     lines = [
-        f"{found.file}: {kind}, any batch of images of {found.size} x {found.size} pixels in [0, 1]",
-        f"answers as the run to within {found.largest:.1e} on {found.images} ({found.allowed:.0e} is let pass)",
-        f"to audit it: trustcxr audit {shell_quote(found.model_file)} --data PATH --out DIR{trust}",
+        f"{export.file}: {kind}, any batch of images of {export.size} x {export.size} pixels in [0, 1]",
+        f"logits differ from the run by at most {export.largest:.1e} on {export.images} (limit {export.allowed:.0e})",
+        f"to audit it: trustcxr audit {shell_quote(export.model_file)} --data PATH --out DIR{trust}",
     ]
-    return lines + ([f"note: {found.note}"] if found.note else [])
+    return lines + ([f"note: {export.note}"] if export.note else [])
 
 
-CALIBRATED = "probabilities are calibrated on the run's validation images; on images from elsewhere they may not be"
-NOT_CALIBRATED = "probabilities are not calibrated: `trustcxr evaluate` on the run's own data fits a temperature"
-SURVIVES = "to survive is to keep the class, whatever the attack changed within that radius; it is no proof"
+CALIBRATED = "probabilities are calibrated on the run's validation images, which may not hold for other images"
+NOT_CALIBRATED = "probabilities are not calibrated. Run `trustcxr evaluate` on the run's own data."
+SURVIVES = "survive: the attack does not change the class within that radius, which is no proof"
 
 
-def sentences(answer: ImageAnswer) -> list[str]:
-    """An answer in words."""
+def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
+    """Return the answer for one image as lines."""
     if answer.error is not None and not answer.predicted:
         return [f"{answer.image}: {_fault(answer)}"]
     if answer.left_out is not None:
@@ -95,7 +82,7 @@ def sentences(answer: ImageAnswer) -> list[str]:
     lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
     if answer.warnings:
         doubts = "; ".join(answer.warnings)
-        lines.append(f"  DOUBTFUL: {doubts}. The answer means nothing unless this is a frontal chest image")
+        lines.append(f"  DOUBTFUL: {doubts}. The answer is meaningless unless this is a frontal chest image")
     if answer.calibrated is not None:
         lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
     if answer.border:
@@ -104,7 +91,7 @@ def sentences(answer: ImageAnswer) -> list[str]:
     epsilon = answer.epsilon or 0.0
     radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
     if changed:
-        lines.append(f"  the answer does NOT survive {radius}: {' and '.join(changed)} change it")
+        lines.append(f"  the answer does NOT survive {' and '.join(changed)} at {radius}")
     else:
         names = " and ".join(name.upper() for name in answer.survives)
         lines.append(f"  the answer survives {names} at {radius}; a stronger attack may still change it")
@@ -118,94 +105,93 @@ def sentences(answer: ImageAnswer) -> list[str]:
     return lines + ([] if answer.error is None else [f"  {_fault(answer)}"])
 
 
-def not_answered(answers: Sequence[ImageAnswer]) -> str:
-    """Which images could not be read, or their answers not be written, why the first could not, and what to do.
-
-    Empty where all have their answers.
-    """
-    failed, said = [answer for answer in answers if answer.error is not None], []
-    for unwritten, advice in ((False, "; give chest images as PNG, JPEG, TIFF or DICOM files"), (True, "")):
-        if alike := [answer for answer in failed if answer.unwritten == unwritten]:
-            others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-            said.append(f"{alike[0].image}{others}: {_fault(alike[0])}{advice}")
-    return "; ".join(said)
+def describe_failures(answers: Sequence[schemas.ImageAnswer]) -> str:
+    """Return the images without an answer, the first reason, and what to do; empty if all are answered."""
+    failed, parts = [answer for answer in answers if answer.error is not None], []
+    for unwritten, advice in ((False, ". Give chest images as PNG, JPEG, TIFF or DICOM files"), (True, "")):
+        if same := [answer for answer in failed if answer.unwritten == unwritten]:
+            others = f" and {len(same) - 1} more" if len(same) > 1 else ""
+            parts.append(f"{same[0].image}{others}: {_fault(same[0])}{advice}")
+    return "; ".join(parts)
 
 
-def _fault(answer: ImageAnswer) -> str:
+def _fault(answer: schemas.ImageAnswer) -> str:
     return f"{'' if answer.unwritten else 'not read: '}{answer.error}"
 
 
-def familiarity_sentence(found: FamiliarityDocument) -> str:
-    """How a run's threshold for foreign images was set, and how many of its own test images it calls foreign."""
+def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
+    """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
-        f"{found.run}: fitted on {found.trained} training images; the threshold accepts {percent(found.accepted)} of "
-        f"{found.validated} validation images; false alarms: {with_interval(found.false_alarms)} of {found.tested} "
+        f"{fit.run}: fitted on {fit.trained} training images; the threshold accepts {format_percent(fit.accepted)} of "
+        f"{fit.validated} validation images; false alarms: {format_share(fit.false_alarms)} of {fit.tested} "
         "test images"
     )
 
 
-def training_sentence(training: TrainingDocument, at: str = "") -> str:
-    """A training.json in a line; `at`: the radius of the attacks that its figure is under, as " at epsilon 0.02"."""
-    again = f"; then {training.refit.epochs} with the validation images too" if training.refit else ""
-    return f"best {training.monitor} {percent(training.best_value)}{at} after {training.epochs} epochs{again}"
+def describe_training(training: schemas.TrainingDocument, at: str = "") -> str:
+    """Return training.json in a line; `at`: the radius of the validation attack, as " at epsilon 0.02"."""
+    again = f"; then a refit of {training.refit.epochs} epochs with the validation images" if training.refit else ""
+    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {training.epochs} epochs{again}"
 
 
-def rows(document: RunDocument) -> list[dict[str, str]]:
-    """A metrics document as rows for the terminal."""
+def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
+    """Return accuracy clean and under each attack, a row each."""
     clean = document.clean
     names = ("condition", "epsilon", "accuracy", "balanced", "macro F1", "AUROC", "calibration error", "n")
     empty = dict.fromkeys(names, "")
     figures = {
-        "accuracy": with_interval(clean.accuracy),
-        "balanced": percent(clean.balanced_accuracy.value),
+        "accuracy": format_share(clean.accuracy),
+        "balanced": format_percent(clean.balanced_accuracy.value),
         "macro F1": _number(clean.f1_macro.value),
         "AUROC": _number(clean.auroc_macro.value),
         "calibration error": _error(clean.ece),
     }
     lines = [empty | {"condition": "clean", "n": str(clean.n)} | figures]
     for attack in document.attacks:
-        shown = {"accuracy": with_interval(attack.accuracy), "calibration error": _error(attack.ece)}
-        shown["balanced"] = percent(attack.balanced_accuracy.value)
+        shown = {"accuracy": format_share(attack.accuracy), "calibration error": _error(attack.ece)}
+        shown["balanced"] = format_percent(attack.balanced_accuracy.value)
         about = {"condition": _attack(attack), "epsilon": f"{attack.epsilon:g}", "n": str(attack.n)}
         lines.append(empty | about | shown)
     return lines
 
 
-def _attack(row: AttackResult | Drop) -> str:
-    made_on = f" from {row.surrogate}" if isinstance(row, AttackResult) and row.surrogate else ""
-    return row.attack + (f"-{row.steps}" if row.steps is not None else "") + made_on
+def _attack(row: schemas.AttackResult | schemas.Drop) -> str:
+    surrogate = f" from {row.surrogate}" if isinstance(row, schemas.AttackResult) and row.surrogate else ""
+    return row.attack + (f"-{row.steps}" if row.steps is not None else "") + surrogate
 
 
-def remarks(document: RunDocument) -> list[str]:
-    """What else metrics.json says, a line each: masking, the drop from internal data, shortcuts, calibration."""
+def describe_metrics(document: schemas.RunDocument) -> list[str]:
+    """Return the other metrics, a line each: masking, corruptions, external data, shortcuts, calibration."""
     lines = [document.masking.sentence] if document.masking else []
     if (mean := document.corruptions_mean) and document.corruptions:
-        worst = least(document.corruptions)
-        at_worst = f"; worst {worst.corruption} at {worst.severity}: {percent(worst.accuracy.value)}" if worst else ""
+        worst = find_lowest(document.corruptions)
+        at_worst = (
+            f"; worst {worst.corruption} at {worst.severity}: {format_percent(worst.accuracy.value)}" if worst else ""
+        )
         lines.append(
-            f"Corruptions: {with_interval(mean.accuracy)} on the mean of {mean.conditions}, "
-            f"{percent(mean.flip_rate.value)} of answers change{at_worst}"
+            f"Corruptions: mean accuracy {format_share(mean.accuracy)} over {mean.conditions}, "
+            f"{format_percent(mean.flip_rate.value)} of answers change{at_worst}"
         )
     for row in document.drop_from_internal:
         at = f" at {row.epsilon:g}" if row.epsilon else ""
-        ends = f"{percent(row.internal)} internal, {percent(row.external)} here"
-        lines.append(f"Drop from internal, {_attack(row)}{at}: {with_interval(row.drop)} ({ends})")
+        ends = f"{format_percent(row.internal)} internal, {format_percent(row.external)} here"
+        lines.append(f"schemas.Drop from internal, {_attack(row)}{at}: {format_share(row.drop)} ({ends})")
     if worst_view := document.without_lungs:
         name = formatting.measure(worst_view.view)
-        lines.append(f"Without the lungs, at worst ({name}): {_beside_constant(worst_view)}")
+        lines.append(f"Without the lungs, at worst ({name}): {_with_constant(worst_view)}")
     for column, parts in (document.by_group or {"source": document.by_source}).items():
-        lines += [f"{column.replace('_', ' ')} {name}: {_beside_constant(part)}" for name, part in parts.items()]
+        lines += [f"{column.replace('_', ' ')} {name}: {_with_constant(part)}" for name, part in parts.items()]
     for kind, planted in document.planted_shortcuts.items():
         ways = {"as is": planted.as_is, "removed": planted.removed, "moved": planted.moved}
-        shown = ", ".join(f"{how} {with_interval(part.accuracy)}" for how, part in ways.items())
+        shown = ", ".join(f"{how} {format_share(part.accuracy)}" for how, part in ways.items())
         lines.append(
             f"Planted {kind} of {planted.carrier}, moved to {planted.moved_to}: {shown}; "
-            f"{percent(planted.follows)} follow it ({percent(planted.follows_before)} without it)"
+            f"{format_percent(planted.follows)} follow it ({format_percent(planted.follows_before)} without it)"
         )
     if fitted := document.calibration:
         error = f"error on clean images {_error(fitted.clean.ece)}"
         lines.append(
-            f"Calibration: {error}; trained anew on validation images, so no temperature could be fitted"
+            f"Calibration: {error}; no temperature, since the refit used the validation images"
             if fitted.temperature is None
             else f"Calibration: temperature {fitted.temperature:.2f} from {fitted.split}; {error}, "
             f"{_error(fitted.clean.ece_scaled)} with it"
@@ -213,19 +199,16 @@ def remarks(document: RunDocument) -> list[str]:
     return lines
 
 
-def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
-    """The saliency of one method as rows for the terminal: of what it is held against the closest control alone.
-
-    All of them are in metrics.json and in the report.
-    """
-    closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}  # by cause there is one control
+def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
+    """Return the measures of one saliency method with the lead over the closest baseline map, a row each."""
+    closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {
             "measure": name.replace("_", " "),
             "value": f"{_number(figure.value)} [{', '.join(map(_number, figure.ci))}]",
             "chance": _number(figure.chance),
-            "less its closest control": _over(closest.get(name)),
+            "lead over closest baseline": _format_lead(closest.get(name)),
             "random weights": _number(figure.randomised),
         }
         for name, figure in figures.items()
@@ -233,16 +216,16 @@ def saliency_rows(part: SaliencyDocument) -> list[dict[str, str]]:
     ]
 
 
-def _over(lead: Lead | None) -> str:
-    """What a map has over a control on the same images, its interval, and which; a dash where there is none."""
+def _format_lead(lead: schemas.Lead | None) -> str:
+    """Return the lead over a baseline map with interval and name, or a dash."""
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
     return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
 
 
-def saliency_remarks(part: SaliencyDocument) -> list[str]:
-    """What a map may be said to show, a line each: its cells, why it has no hit rate, its verdict, what voids it."""
+def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
+    """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
     if control := part.random_weights:
         lines.append(f"random weights: {control.draws} networks on {control.n} images")
@@ -252,14 +235,14 @@ def saliency_remarks(part: SaliencyDocument) -> list[str]:
     return [*lines, *([f"ALARM: {part.survives}"] if part.survives else [])]
 
 
-def with_interval(share: Share) -> str:
-    """A share as percent with its 95 % interval."""
+def format_share(share: schemas.Share) -> str:
+    """Return a share as percent with its 95 % interval."""
     low, high = share.ci or (None, None)
-    return f"{percent(share.value)} [{percent(low)}, {percent(high)}]"
+    return f"{format_percent(share.value)} [{format_percent(low)}, {format_percent(high)}]"
 
 
-def percent(value: float | None) -> str:
-    """12.3%, or a dash."""
+def format_percent(value: float | None) -> str:
+    """Return 12.3%, or a dash."""
     return "-" if value is None else f"{value:.1%}"
 
 
@@ -267,14 +250,14 @@ def _number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.3f}"
 
 
-def _error(share: Share) -> str:
-    """A calibration error with its 95 % interval: where images are few, 0.000 alone would say too much."""
+def _error(share: schemas.Share) -> str:
+    """Return a calibration error with its 95 % interval."""
     ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
     return _number(share.value) + ends
 
 
-def _beside_constant(part: Accuracy) -> str:
-    """Accuracy and balanced accuracy of a part, what a constant answer has, and how many images."""
+def _with_constant(part: schemas.Accuracy) -> str:
+    """Return accuracy, balanced accuracy, the constant answer and the number of images."""
     balanced = part.balanced_accuracy.value
-    told = "" if balanced is None else f", balanced {percent(balanced)}"
-    return f"{with_interval(part.accuracy)}{told}, constant answer {percent(part.constant_answer)}, n {part.n}"
+    text = "" if balanced is None else f", balanced {format_percent(balanced)}"
+    return f"{format_share(part.accuracy)}{text}, constant answer {format_percent(part.constant_answer)}, n {part.n}"

@@ -1,1 +1,1 @@
-"""runs."""
+"""Train and measure one run."""

@@ -1,4 +1,4 @@
-"""What a run's training images are like: fitted, stored with the run, and held against its own test images."""
+"""Fit the detector of unlike images on a run's training images, and count its false alarms on test images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,28 +20,28 @@ from trustcxr.storage.schemas import FamiliarityDocument, Share
 def fit(
     folder: Path, data: Path, *, labels: Mapping[str, str | None] | None = None, listing: Listing | None = None
 ) -> FamiliarityDocument:
-    """Fit on the run's training images, set the threshold on its validation images, count false alarms on test images.
+    """Fit on training images, set the threshold on validation images, and count false alarms on test images.
 
-    Writes familiarity.safetensors into the run's folder. UserError where the data are not those of the run.
+    Writes ood.safetensors into the run's folder. Raises UserError if the data are not those of the run.
     """
-    run, given = load_run(folder), Source(data, None, labels, listing)
+    run, source = load_run(folder), Source(data, None, labels, listing)
     splits = run.trained_by.data.splits
-    train, val, test = (tested.load(run, given, split) for split in (splits.train, splits.val, splits.test))
+    train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
     log(f"fitting on {len(train)} images")
     with folder_lock(folder):
-        found = ood.fit(run, train, val)
-        ood.save(found, folder)
-    alarms = torch.cat([found.score(run, images) for images in ood.batches(test)]) > found.threshold
-    bootstrap = Bootstrap.over(test.groups)
-    share = Share(value=float(alarms.double().mean()), ci=_ends(bootstrap, alarms))
-    counts = {"trained": len(train), "validated": len(val), "tested": len(test)}
+        detector = ood.fit(run, train, val)
+        ood.save(detector, folder)
+    scores = torch.cat([detector.score(run, images) for images in ood.batches(test)])
+    alarms, bootstrap = (scores > detector.threshold).double(), Bootstrap.over(test.groups)
+    low, high = share_interval(bootstrap, bootstrap.means(alarms.numpy()))
     return FamiliarityDocument(
-        run=run.name, accepted=ood.ACCEPTED, threshold=found.threshold, false_alarms=share, **counts
+        run=run.name,
+        accepted=ood.ACCEPTED,
+        threshold=detector.threshold,
+        false_alarms=Share(value=float(alarms.mean()), ci=(low, high)),
+        trained=len(train),
+        validated=len(val),
+        tested=len(test),
     )
-
-
-def _ends(bootstrap: Bootstrap, alarms: torch.Tensor) -> tuple[float, float]:
-    low, high = share_interval(bootstrap, bootstrap.means(alarms.double().numpy()))
-    return low, high

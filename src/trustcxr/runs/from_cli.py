@@ -1,4 +1,4 @@
-"""What was typed, as recipes."""
+"""Build recipes from options of the command line."""
 
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
@@ -9,29 +9,29 @@ from trustcxr.recipes.parsing import assign, validate
 from trustcxr.recipes.run_recipe import RunRecipe, check_splits, check_unused
 
 
-class Defending(TypedDict):
-    """What is typed of a defence beside its other keys."""
+class DefenceOptions(TypedDict):
+    """Options of a defence."""
 
     name: str
     epsilon: float
     ramp: NotRequired[float]
-    clean_share: NotRequired[float]
+    clean_weight: NotRequired[float]
 
 
 def recipe(
     *,
     model: str,
     weights: str,
-    defence: Defending,
+    defence: DefenceOptions,
     size: int,
     seed: int,
     training: Mapping[str, object],
     data: Mapping[str, object] | None = None,
     options: Sequence[str] = (),
 ) -> RunRecipe:
-    """The recipe of a run from what was typed; `options` are any of its keys, as "defence.beta=3", and win.
+    """Build the recipe of a run; `options`, such as "defence.beta=3", override other arguments.
 
-    Raises UserError for what it cannot be, and for a key that would do nothing.
+    Raises UserError for an invalid value, and for a key without effect.
     """
     from trustcxr import attacks, defences
     from trustcxr.models import zoo
@@ -46,19 +46,19 @@ def recipe(
         "data": {"size": size, **(data or {})},
         "training": training,
     }
-    made = validate(RunRecipe, assign(content, options), "options")
-    zoo.architectures(made.model.name)
-    defences.get(made.defence.name)
-    check_splits(made.data.splits)
+    run = validate(RunRecipe, assign(content, options), "options")
+    zoo.architectures(run.model.name)
+    defences.get(run.defence.name)
+    check_splits(run.data.splits)
     try:
-        check_unused([made.training])
+        check_unused([run.training])
     except UserError as problem:
         raise UserError(f"options: {problem}") from None
-    return made
+    return run
 
 
 def corruptions_recipe(names: Sequence[str] | None, severities: Sequence[int] | None) -> CorruptionsRecipe | None:
-    """The corruptions by name, "all" or none typed for all of them; None where neither was typed."""
+    """Build a recipe of corruptions: all of them without `names`; None if both arguments are empty."""
     if not names and not severities:
         return None
     content = {

@@ -1,4 +1,4 @@
-"""Decide whether a result is current: one hash of weights, data, options and algorithm, stored in the file itself."""
+"""Decide whether a result is current by a hash of weights, data, options and algorithm in the file itself."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,61 +13,47 @@ import pandas as pd
 
 from trustcxr.data.manifest import MASK_SUFFIX
 from trustcxr.errors import UserError
-from trustcxr.storage import atomic, schemas
-from trustcxr.storage.layout import (
-    CERTIFIED_FILE,
-    LESIONS_FILE,
-    METRICS_FILE,
-    PANELS_FILE,
-    PREDICTIONS_FILE,
-    SALIENCY_FILE,
-    VALIDATION_FILE,
-)
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.schemas import RunDocument
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-KEY = "provenance"  # of the hash among the arrays of panels.npz
-# Add one where the same weights, data and options give other figures than before.
-ALGORITHM_VERSION = {
-    VALIDATION_FILE: 1,
-    PREDICTIONS_FILE: 1,
-    SALIENCY_FILE: 1,
-    LESIONS_FILE: 1,
-    CERTIFIED_FILE: 1,
-    METRICS_FILE: 1,
-    PANELS_FILE: 1,
-}
-TABLES = (VALIDATION_FILE, PREDICTIONS_FILE, SALIENCY_FILE, LESIONS_FILE, CERTIFIED_FILE)
+KEY = "provenance"  # of the hash among the arrays of example_maps.npz
+TABLES = (
+    layout.VALIDATION_FILE,
+    layout.PREDICTIONS_FILE,
+    layout.SALIENCY_FILE,
+    layout.LESIONS_FILE,
+    layout.CERTIFIED_FILE,
+)
+# Add one to a file if the same weights, data and options give other figures.
+ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1)
 
 
 def hash_of(**parts: object) -> str:
-    """Return a hash of anything that JSON can hold."""
+    """Return a hash of values that JSON can hold."""
     return sha256(json.dumps(atomic.plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def data_hash(data: "Dataset", *kinds: str) -> str:
-    """Return a hash of images, of what their table says of them (class, group, source, ...), and of these masks.
-
-    Where the files lie does not count.
-    """
-    found = sha256(data.fingerprint.encode())
+    """Return a hash of images, of their table without paths, and of masks of these kinds."""
+    digest = sha256(data.fingerprint.encode())
     paths = [name for name in data.table if name == "path" or str(name).endswith(MASK_SUFFIX)]
-    found.update(data.table.drop(columns=paths).to_csv(index=False).encode("utf-8", "surrogateescape"))
+    digest.update(data.table.drop(columns=paths).to_csv(index=False).encode("utf-8", "surrogateescape"))
     for kind in (kind for kind in kinds if kind in data.mask_kinds):
-        found.update(kind.encode())
+        digest.update(kind.encode())
         for mask in data.masks(kind):
-            found.update(mask.tobytes())
-    return found.hexdigest()[:16]
+            digest.update(mask.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass
 class Results:
-    """A folder for the results of one model, whose files say what they were made from.
+    """A folder of results of one model.
 
-    weights: a checksum of the model. replace: whether a file that was made from something else is made again in its
-    place; without it that is refused. written: the files that were made since.
+    weights: a checksum of the model. replace: replace files of other weights, data or options; else raise. written: the
+    files written by this object.
     """
 
     folder: Path
@@ -80,11 +66,11 @@ class Results:
         return hash_of(file=name, version=ALGORITHM_VERSION[name], weights=self.weights, **parts)
 
     def is_current(self, name: str, **parts: object) -> bool:
-        """Tell whether a file is there, whole, and made from exactly this."""
+        """Return whether a file is whole and of these parts."""
         return read_hash(self.folder / name) == self.key(name, **parts)
 
     def table(self, name: str, make: Callable[[], Iterable[pd.DataFrame]], **parts: object) -> bool:
-        """Write a table, a batch at a time, unless it is current; True if it was made now."""
+        """Write a table, a batch at a time, unless it is current; return whether it was written."""
         if self.is_current(name, **parts):
             return False
         path = self.folder / name
@@ -98,7 +84,7 @@ class Results:
 
 
 def read_hash(path: Path) -> str:
-    """Return the hash that a table, panels or metrics.json carry; "" if they are missing, damaged or carry none."""
+    """Return the hash in a table, example maps or metrics.json; "" if the file is missing, damaged or has none."""
     if path.suffix == ".parquet":
         return atomic.read_provenance(path)
     if path.suffix == ".npz":

@@ -1,1 +1,1 @@
-"""What is written to disk: files whole or not at all; folders that say what they are."""
+"""Write and read what is on disk: whole files, typed documents, folders."""

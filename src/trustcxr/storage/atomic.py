@@ -1,4 +1,4 @@
-"""JSON, YAML, tables and arrays: written under a temporary name and renamed, so whole or not at all."""
+"""Write JSON, YAML, tables and arrays under a temporary name and rename them; read them back."""
 
 import copy
 import functools
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 REMAKE = "delete it, and the command that wrote it makes it again"
 _MOST_JSON, _MOST_YAML = 1 << 30, 1 << 20  # bytes
-_PROVENANCE = b"trustcxr"  # the key in a Parquet file's metadata
 _MOST_VALUES = 100_000  # in one YAML document, aliases followed
+_PROVENANCE = b"trustcxr"  # the key in a Parquet file's metadata
 
 
 @contextmanager
 def atomic_write(path: Path, *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it if the block ends without an error.
 
-    Raises CannotWrite, with the old file still whole, if the disk is full, read-only or forbidden. The message says how
-    many bytes are `needed`: if that is not known, as many as the file had before, or had got to.
+    Raises CannotWrite, with the old file still whole, if the disk is full, read-only or forbidden. The message names
+    the bytes `needed`: if unknown, the size of the old file or of what was written.
     """
     sizes = [needed]
     temporary = path.with_name(f".{path.stem[:200]}.{os.getpid()}{path.suffix}")
@@ -39,42 +39,35 @@ def atomic_write(path: Path, *, needed: int = 0) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _to_disk(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # a name must not outlive a power cut that its content did not
             temporary.replace(path)
         finally:
-            for known in (path, temporary):
+            for file_path in (path, temporary):
                 with suppress(OSError):
-                    sizes.append(known.stat().st_size)
+                    sizes.append(file_path.stat().st_size)
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
-    """Have the system write what it holds of a file: a name must never outlive a power cut that its content did not."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 def checksum(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write one JSON document, typed or plain; NaN becomes null, so that any reader takes it."""
-    text = to_json(content).encode("utf-8")
-    with atomic_write(path, needed=len(text)) as temporary:
-        temporary.write_bytes(text)
+    """Write one JSON document, typed or plain; NaN becomes null."""
+    _write_text(path, to_json(content))
 
 
 def to_json(content: Any) -> str:
-    """A JSON document without NaN."""
+    """Return a JSON document without NaN."""
     return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON and YAML have it: documents, arrays and tuples as mappings, lists and numbers."""
+    """Return a value as JSON and YAML have it: documents, arrays and tuples as mappings, lists and numbers."""
     if hasattr(value, "plain"):  # a document
         return plain(value.plain())
     if isinstance(value, dict):
@@ -89,79 +82,84 @@ def plain(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """One JSON document; UserError where it is missing or broken."""
+    """Read one JSON document. Raises UserError if it is missing or damaged."""
     try:
-        return json.loads(read_text(path, most=_MOST_JSON))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+        return json.loads(_read_text(path, _MOST_JSON))
     except (ValueError, RecursionError) as problem:
         raise UserError(f"{path}: not readable as JSON ({problem}); {REMAKE}") from None
 
 
 def read_document(path: Path) -> dict[str, object]:
-    """One JSON document with keys and values; UserError where it is missing, broken or something else."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, found {type(content).__name__}; {REMAKE}")
-    return content
+    """Read one JSON document with keys and values. Raises UserError if it is missing, damaged or something else."""
+    return _require_keys(path, read_json(path), f"; {REMAKE}")
 
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write one YAML document."""
-    text = yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True).encode("utf-8")
-    with atomic_write(path, needed=len(text)) as temporary:
-        temporary.write_bytes(text)
+    _write_text(path, yaml.safe_dump(plain(content), sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(path: Path, *, what: str = "file", advice: str = "") -> dict[str, object]:
-    """One YAML document with keys and values; UserError where it is missing or broken.
+    """Read one YAML document with keys and values. Raises UserError if it is missing or damaged.
 
-    `what` is its name there, `advice` what to do where it is broken.
+    `what`: its name in the message. `advice`: what to do if it is damaged.
     """
-    then = f"; {advice}" if advice else ""
+    advice = f"; {advice}" if advice else ""
     try:
-        content = parse_yaml(read_text(path, most=_MOST_YAML))
+        content = parse_yaml(_read_text(path, _MOST_YAML, what))
+    except (ValueError, yaml.YAMLError) as problem:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}{advice}") from None
+    return _require_keys(path, content, advice)
+
+
+def _write_text(path: Path, text: str) -> None:
+    content = text.encode("utf-8")
+    with atomic_write(path, needed=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def _read_text(path: Path, most: int, what: str = "file") -> str:
+    try:
+        return read_text(path, most=most)
     except FileNotFoundError:
         raise UserError(f"{path}: no such {what}") from None
     except OSError as problem:
         raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
-    except (ValueError, yaml.YAMLError) as problem:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(problem).split())}{then}") from None
+
+
+def _require_keys(path: Path, content: Any, advice: str) -> dict[str, object]:
     if not isinstance(content, dict):
-        found = "nothing" if content is None else type(content).__name__
-        raise UserError(f"{path}: expected keys and values, found {found}{then}")
+        kind = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: expected keys and values, found {kind}{advice}")
     return content
 
 
 def section(content: Mapping[str, object], key: str) -> dict[str, object]:
-    """What stands under a key that has keys and values of its own; empty where there is nothing of the kind."""
-    found = content.get(key)
-    return found if isinstance(found, dict) else {}
+    """Return the mapping under a key; empty if there is none."""
+    part = content.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of YAML text. ValueError where its aliases would unfold to more than a recipe can hold, or never end.
+    """Parse YAML text. Raises ValueError if it is nested too deeply, or its aliases unfold to too many values.
 
-    yaml.YAMLError where it is not YAML, or a key stands twice beside its like.
+    Raises yaml.YAMLError if it is no YAML, or a mapping has a key twice.
     """
-    return copy.deepcopy(_parsed(text))
+    return copy.deepcopy(_parse_once(text))
 
 
-@functools.lru_cache(maxsize=64)
-def _parsed(text: str) -> Any:
-    """Each step of a study reads the recipe and its run again, and to parse takes far longer than to copy."""
+@functools.lru_cache(maxsize=64)  # each step of a study reads the same recipe, and to parse takes longer than to copy
+def _parse_once(text: str) -> Any:
     try:
-        content = yaml.load(text, _Once)
+        content = yaml.load(text, _UniqueKeyLoader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _count_values(content, [0], ())
     return content
 
 
-class _Once(yaml.SafeLoader):
-    """YAML in which no key stands twice: the first of two would be lost in silence."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Load YAML in which no mapping has a key twice: the first of two would be lost in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -169,9 +167,9 @@ class _Once(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
-                if (known := (key.tag, key.value)) in lines:
-                    raise yaml.YAMLError(f"key '{key.value}' is there twice, in lines {lines[known]} and {line}")
-                lines[known] = line
+                if (name := (key.tag, key.value)) in lines:
+                    raise yaml.YAMLError(f"key '{key.value}' is there twice, in lines {lines[name]} and {line}")
+                lines[name] = line
         return node
 
 
@@ -196,10 +194,7 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
 
 
 def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str = "") -> None:
-    """Write tables of the same columns one after the other into one Parquet file; one at a time is in memory.
-
-    `provenance` is stored in the file's own metadata.
-    """
+    """Write tables of the same columns into one Parquet file, one at a time; `provenance` goes into its metadata."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -220,20 +215,20 @@ def write_batches(path: Path, tables: "Iterable[pd.DataFrame]", provenance: str 
 
 
 def read_provenance(path: Path) -> str:
-    """Return what `write_batches` stored beside a Parquet table; "" if the file is missing, damaged or has none."""
+    """Return the provenance in a Parquet file; "" if the file is missing, damaged or has none."""
     from pyarrow import parquet
 
     try:
-        found = parquet.read_metadata(path)
-        return (found.metadata or {}).get(_PROVENANCE, b"").decode() if found.num_rows else ""
+        facts = parquet.read_metadata(path)
+        return (facts.metadata or {}).get(_PROVENANCE, b"").decode() if facts.num_rows else ""
     except Exception:  # damaged, forbidden, a folder
         return ""
 
 
 def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[str] = ()) -> "pd.DataFrame":
-    """A table from CSV or Parquet, or some of its columns; UserError where it is missing or broken.
+    """Read a table, or some of its columns, from CSV or Parquet. Raises UserError if it is missing or damaged.
 
-    `text`: lower-case names of columns that a CSV is read as it is written in, so that an id keeps its zeros.
+    `text`: lower-case names of columns of a CSV that are read as text, so that an id keeps its zeros.
     """
     import pandas as pd
 
@@ -251,10 +246,7 @@ def read_table(path: Path, columns: list[str] | None = None, *, text: Sequence[s
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file can be read by its format: a document, a table or arrays; of a Parquet file its end, its index.
-
-    A table without a row holds nothing: none is written so.
-    """
+    """Return whether a file is whole by its format: a document, arrays, or a table with rows."""
     try:
         if path.suffix == ".parquet":
             from pyarrow import parquet
@@ -276,4 +268,4 @@ def write_arrays(path: Path, arrays: "Mapping[str, ArrayLike]") -> None:
     if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise TypeError(f"{path.name}: {objects[0]} is neither numbers nor text")
     with atomic_write(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # an array might be called as an option
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]  # an array could have an option's name

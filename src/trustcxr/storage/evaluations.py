@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _HASH = re.compile(r"-[0-9a-f]{8}$")  # of the options, at the end of a folder's
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures of a run on one data set, and the folders of their tables, the first that has a table counts."""
+    """Figures of a run on one data set, and the folders of their tables; the first folder with a table counts."""
 
     document: RunDocument
     folders: tuple[Path, ...]
@@ -34,35 +35,32 @@ def own_figures(run: Path) -> Measured | None:
     path = run / layout.METRICS_FILE
     if path.is_file():
         return Measured(schemas.read_schema(RunDocument, path), (run,))
-    own = _test_fingerprint(run)
-    return _together([part for part in _evaluations(run) if own and part.document.images == own])
+    test = _test_fingerprint(run)
+    return _merge([part for part in _evaluations(run) if test and part.document.images == test])
 
 
 def other_figures(run: Path) -> dict[str, Measured]:
     """Return the figures on other data, by the name of the data set and its split."""
-    own, found = _test_fingerprint(run), dict[tuple[str, str], list[Measured]]()
+    test, groups = _test_fingerprint(run), dict[tuple[str, str], list[Measured]]()
     for part in _evaluations(run):
-        if not own or part.document.images != own:
-            found.setdefault((_HASH.sub("", part.folders[0].name), part.document.images), []).append(part)
-    names = [name for name, _ in found]
-    label = {key: key[0] if names.count(key[0]) == 1 else f"{key[0]}-{key[1][:8]}" for key in found}
-    every = {label[key]: _together(parts) for key, parts in sorted(found.items())}
-    return {name: whole for name, whole in every.items() if whole is not None}
+        if not test or part.document.images != test:
+            groups.setdefault((_HASH.sub("", part.folders[0].name), part.document.images), []).append(part)
+    names = [name for name, _ in groups]
+    labels = {key: key[0] if names.count(key[0]) == 1 else f"{key[0]}-{key[1][:8]}" for key in groups}
+    return {labels[key]: merged for key, parts in sorted(groups.items()) if (merged := _merge(parts)) is not None}
 
 
 def _evaluations(run: Path) -> list[Measured]:
     """Read the evaluations of a run, the newest first."""
-    found = []
+    evaluations = []
     paths = sorted(run.glob(f"{FOLDER}/*/{layout.METRICS_FILE}"))
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        try:
-            found.append(Measured(schemas.read_schema(RunDocument, path), (path.parent,)))
-        except UserError:
-            continue
-    return found
+        with suppress(UserError):
+            evaluations.append(Measured(schemas.read_schema(RunDocument, path), (path.parent,)))
+    return evaluations
 
 
-def _together(parts: Sequence[Measured]) -> Measured | None:
+def _merge(parts: Sequence[Measured]) -> Measured | None:
     """Return the newest of several evaluations of the same images, with what it lacks from the others.
 
     One that measured attacks comes before one of maps alone, and one without proofs before one with them.
@@ -75,8 +73,8 @@ def _together(parts: Sequence[Measured]) -> Measured | None:
         for name in type(document).model_fields:
             if (value := getattr(other.document, name)) and not getattr(document, name):
                 setattr(document, name, value)
-        known = {alarm.text for alarm in document.alarms}
-        document.alarms = [*document.alarms, *(alarm for alarm in other.document.alarms if alarm.text not in known)]
+        texts = {alarm.text for alarm in document.alarms}
+        document.alarms = [*document.alarms, *(alarm for alarm in other.document.alarms if alarm.text not in texts)]
     return Measured(document, tuple(folder for part in (first, *others) for folder in part.folders))
 
 
@@ -84,5 +82,5 @@ def _test_fingerprint(run: Path) -> str:
     """Return the fingerprint of the run's own test images, as it was when the run was trained."""
     content = atomic.read_yaml(run / layout.RUN_FILE)
     splits = atomic.section(atomic.section(atomic.section(content, "recipe"), "data"), "splits")
-    known = atomic.section(atomic.section(content, "data"), "fingerprints")
-    return str(known.get(str(splits.get("test", "Test")), ""))
+    fingerprints = atomic.section(atomic.section(content, "data"), "fingerprints")
+    return str(fingerprints.get(str(splits.get("test", "Test")), ""))

@@ -13,21 +13,22 @@ from trustcxr.version import __version__
 
 RUN_FILE, WEIGHTS_FILE, TRAINING_FILE = "run.yaml", "model.safetensors", "training.json"
 HISTORY_FILE, PREDICTIONS_FILE, SALIENCY_FILE = "history.csv", "predictions.parquet", "saliency.parquet"
-CERTIFIED_FILE = "certified.parquet"  # an image and epsilon a row: whether its answer is proved not to change
-FAMILIARITY_FILE = "familiarity.safetensors"  # what the training images are like
-LESIONS_FILE = "lesions.parquet"  # what the model answers without the lesion
-METRICS_FILE, PANELS_FILE = "metrics.json", "panels.npz"
-AUDIT_FILE = "audit.json"  # what was found out about a given model
-MODEL_FILES = (".yaml", ".yml")  # endings of what names a model to examine, and says what it wants
-AIMED_FILE = "aimed.parquet"  # of an audit: predictions under attacks on the threshold of one class each
-VALIDATION_FILE = "validation.parquet"  # predictions on the validation images: to choose by, and to calibrate on
-BEFORE_REFIT = "validated"  # of a run that was trained once more on validation images: the run that validation judged
-IMAGES_FILE = "training_images.parquet"  # the images that a run was trained on, by name and checksum
-FAILURE_FILE = "failure.json"  # of a run that a study could not finish: why
-DATA_FILE = "data.yaml"  # of a study: where the images are, which is no part of a result
+CERTIFIED_FILE = "certified.parquet"  # a row per image and epsilon: whether its answer is proved not to change
+OOD_FILE = "ood.safetensors"  # statistics of the training images
+LESIONS_FILE = "lesion_effects.parquet"  # answers with and without the lesion
+METRICS_FILE, EXAMPLES_FILE = "metrics.json", "example_maps.npz"
+AUDIT_FILE = "audit.json"
+MODEL_FILES = (".yaml", ".yml")  # endings of a model file
+ONE_VS_REST_FILE = "one_vs_rest.parquet"  # of an audit: predictions under attacks on the threshold of one class each
+VALIDATION_FILE = "validation.parquet"  # predictions on the validation images
+BEFORE_REFIT = "before_refit"  # the training before a refit, whose weights validation judged
+IMAGES_FILE = "training_images.parquet"  # names and checksums of the training images
+FAILURE_FILE = "failure.json"  # why a study could not finish a run
+TIMINGS_FILE = "timings.json"  # of a study: seconds in all, times of a dry run; of a run: seconds of each step
+DATA_FILE = "data.yaml"  # of a study: the path of the images
 STUDY_FILE, STUDY_RESULTS, REPORT_FILE = "study.yaml", "study.json", "report.html"
-DATA_CHECK_FILE = "data-check.json"  # of a study: what `data check` found in its data
-STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each leaves
+DATA_CHECK_FILE = "data-check.json"  # of a study: the report of `data check`
+STEP_FILES = {  # the steps of a run in a study, in their order, and the file that each writes
     "train": TRAINING_FILE,
     "validate": VALIDATION_FILE,
     "test": PREDICTIONS_FILE,
@@ -39,7 +40,7 @@ _GIVE_STUDY = "give the folder that `trustcxr study --out` wrote"
 
 
 def check_run(folder: Path) -> Path:
-    """Return the folder. Raises UserError, with what is missing or who trains it, if it holds no trained run."""
+    """Return the folder. Raises UserError, with what is missing or which process trains it, if it is no trained run."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; a run is made by `trustcxr train` or `trustcxr study`")
     missing = [name for name in (RUN_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
@@ -64,10 +65,7 @@ def checksums(run: Path, classes: object) -> dict[str, str]:
 
 
 def check_sums(run: Path, content: Mapping[str, Any]) -> None:
-    """Raise UserError if a run's weights or classes are not those it was trained to, or run.yaml lost its end.
-
-    A run that is still trained has no checksums yet.
-    """
+    """Raise UserError if the weights or classes of a trained run changed, or run.yaml lost its checksums."""
     before = content.get("checksums")
     if not isinstance(before, dict):
         if (run / TRAINING_FILE).is_file():
@@ -81,7 +79,7 @@ def check_sums(run: Path, content: Mapping[str, Any]) -> None:
 
 
 def before_refit(run: Path) -> Path:
-    """Return the folder of the weights that validation judged: the run itself, or the training before its refit."""
+    """Return the folder of the weights that validation judged: the run, or the training before its refit."""
     return run / BEFORE_REFIT if (run / BEFORE_REFIT).is_dir() else run
 
 
@@ -102,13 +100,12 @@ def read_study(folder: Path) -> dict[str, object]:
     return atomic.read_yaml(folder / STUDY_FILE, advice=again)
 
 
-def check_foreign(folder: Path, written: Iterable[str], own: Iterable[str]) -> None:
-    """Raise UserError if a folder holds files named like those to be `written`, and none of our `own` files."""
-    if any(any(folder.glob(pattern)) for pattern in own):
+def check_foreign(folder: Path, written: Iterable[str], markers: Iterable[str]) -> None:
+    """Raise UserError if a folder holds files named like those to be `written`, and none of our `markers`."""
+    if any(any(folder.glob(pattern)) for pattern in markers):
         return
-    there = sorted({path.name for pattern in written for path in folder.glob(pattern)})
-    if there:
-        some = ", ".join(there[:3]) + (", ..." if len(there) > 3 else "")
+    if names := sorted({path.name for pattern in written for path in folder.glob(pattern)}):
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise UserError(
             f"{folder}: holds {some}, which this command did not write and would lose; choose another --out"
         )
@@ -126,10 +123,7 @@ def check_begun(folder: Path) -> Path:
 
 
 def check_model(model: str | Path) -> None:
-    """Raise UserError if a model to examine does not exist: a run's folder, a model file, or the model's own file.
-
-    Code (module:function) and files with other suffixes are left to the loader.
-    """
+    """Raise UserError if a run's folder, a model file or a model is missing; the loader checks others."""
     path = Path(model)
     if path.is_dir():
         check_run(path)
@@ -148,10 +142,10 @@ def check_audit(folder: Path) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    found = {"trustcxr": __version__, "python": platform.python_version()}
+    versions = {"trustcxr": __version__, "python": platform.python_version()}
     for package in ("torch", "timm", "pytorch-lightning", "numpy"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            versions[package] = "unknown"
+    return versions

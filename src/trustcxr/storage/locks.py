@@ -1,4 +1,4 @@
-"""Lock a folder: one process at a time writes to it, and the second is told who does."""
+"""Lock a folder, so that one process at a time writes to it, and name that process to others."""
 
 import json
 import os
@@ -15,33 +15,32 @@ from trustcxr.storage.atomic import write_json
 from trustcxr.storage.os_errors import writing
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
-_TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as files.replacing names them: .<stem>.<process><ending>
-_WITHIN = (".", "checkpoint", "validated", "validated/checkpoint", "evaluations/*", "report-tables")  # where one writes
+_TEMPORARY = re.compile(r"\..+\.(\d+)(\.\w+)?")  # as atomic_write names them: .<stem>.<process><ending>
+_WITHIN = (".", "checkpoint", "before_refit", "before_refit/checkpoint", "evaluations/*", "report-tables")
 
 
-class _Note(TypedDict):
-    """Who holds a folder."""
+class _Holder(TypedDict):
+    """The process that holds a folder."""
 
     pid: int
     host: str
     since: str
 
 
-_held: set[Path] = set()  # by this process, which may come back to a folder that it holds
+_locked: set[Path] = set()  # folders of this process, which may lock one again
 
 
 @contextmanager
 def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Lock a folder for this process, and remove what a killed process left half-written in it.
 
-    The lock is the system's own, so it ends with the process however that ends. Raises UserError if another process
-    holds it for `patience` seconds, with the process, its machine and since when. A new folder in which nothing was
-    written is removed again.
+    The system ends the lock with the process. Raises UserError, with process, machine and time, if another process
+    holds it for `patience` seconds. A new folder in which nothing was written is removed again.
     """
     from filelock import FileLock, Timeout
 
     key = folder.absolute()
-    if key in _held:
+    if key in _locked:
         yield
         return
     new = not folder.exists()
@@ -54,14 +53,14 @@ def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
             raise _in_use(folder) from None
         except NotImplementedError:
             pass  # a file system that knows no locks
-    _held.add(key)
+    _locked.add(key)
     try:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / HOLDER_FILE, _Note(pid=os.getpid(), host=platform.node(), since=since))
+        write_json(folder / HOLDER_FILE, _Holder(pid=os.getpid(), host=platform.node(), since=since))
         sweep(folder)
         yield
     finally:
-        _held.discard(key)
+        _locked.discard(key)
         with suppress(OSError):
             (folder / HOLDER_FILE).unlink(missing_ok=True)
             if new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
@@ -71,10 +70,10 @@ def folder_lock(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UserError, as `holding` does, if another process holds a folder now."""
+    """Raise UserError if another process holds a folder now."""
     from filelock import FileLock, Timeout
 
-    if folder.absolute() in _held or not (folder / LOCK_FILE).is_file():
+    if folder.absolute() in _locked or not (folder / LOCK_FILE).is_file():
         return
     with suppress(OSError, NotImplementedError):
         try:
@@ -85,7 +84,7 @@ def check_unlocked(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of dead processes from a folder that this process holds."""
+    """Remove temporary files of dead processes from a folder."""
     for path in (path for within in _WITHIN for path in folder.glob(f"{within}/.*")):
         if is_left(path.name):
             with suppress(OSError):
@@ -94,58 +93,57 @@ def sweep(folder: Path) -> None:
 
 def is_left(name: str) -> bool:
     """Return whether this names a temporary file of a dead process, or an old one of this process."""
-    named = _TEMPORARY.fullmatch(name)
-    return named is not None and (int(named[1]) == os.getpid() or not _lives(int(named[1])))
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and (int(match[1]) == os.getpid() or not _lives(int(match[1])))
 
 
 def holder(folder: Path) -> str | None:
-    """Return who works in a folder now; None if nobody does. Takes no lock.
+    """Describe the process that works in a folder now; None if there is none. Takes no lock.
 
-    A note of another machine is believed; one of this machine counts only while its process lives.
+    A process of this machine counts only while it lives.
     """
-    note = _note(folder)
-    return None if note is None or was_killed(folder) else _describe(note)
+    process = _read_holder(folder)
+    return None if process is None or was_killed(folder) else _describe(process)
 
 
 def was_killed(folder: Path) -> bool:
-    """Return whether a process of this machine began to work in a folder, and is gone without having ended that."""
-    note = _note(folder)
-    return note is not None and note["host"] == platform.node() and not _lives(note["pid"])
+    """Return whether a process of this machine ended in the middle of its work in a folder."""
+    process = _read_holder(folder)
+    return process is not None and process["host"] == platform.node() and not _lives(process["pid"])
 
 
-def abandoned(folder: Path) -> None:
-    """Remove the note of a process that was lost; not that of one that lives on this machine."""
-    note = _note(folder)
-    if note is not None and (note["host"] != platform.node() or was_killed(folder)):
+def forget_lost(folder: Path) -> None:
+    """Remove the record of a process that was lost, unless it lives on this machine."""
+    process = _read_holder(folder)
+    if process is not None and (process["host"] != platform.node() or was_killed(folder)):
         with suppress(OSError):
             (folder / HOLDER_FILE).unlink(missing_ok=True)
 
 
 def _in_use(folder: Path) -> UserError:
-    note = _note(folder)
-    return UserError(
-        f"{folder}: in use by {_describe(note) if note else 'another process'}; wait for it, or choose another folder"
-    )
+    process = _read_holder(folder)
+    text = _describe(process) if process else "another process"
+    return UserError(f"{folder}: in use by {text}; wait for it, or choose another folder")
 
 
-def _describe(note: _Note) -> str:
-    return f"process {note['pid']} on {note['host']} since {note['since']}"
+def _describe(process: _Holder) -> str:
+    return f"process {process['pid']} on {process['host']} since {process['since']}"
 
 
-def _note(folder: Path) -> _Note | None:
+def _read_holder(folder: Path) -> _Holder | None:
     try:
-        found = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
-        return {"pid": int(found["pid"]), "host": found["host"], "since": found["since"]}
+        content = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        return {"pid": int(content["pid"]), "host": content["host"], "since": content["since"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _lives(process: int) -> bool:
-    """Return whether there is such a process on this machine."""
+    """Return whether a process of this machine lives."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
-        return True
+    except OSError:  # it is another user's
+        pass
     return True

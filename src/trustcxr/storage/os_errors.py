@@ -20,10 +20,7 @@ _KINDS = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_
 
 @contextmanager
 def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Turn an OSError of the block into CannotWrite: what could not be written, why, and how much room is needed.
-
-    `path` is the file or folder that the block writes; `needed` returns its size in bytes, 0 if that is not known.
-    """
+    """Turn an OSError of the block into CannotWrite: which `path`, why, and the bytes `needed` (0: unknown)."""
     try:
         yield
     except OSError as problem:
@@ -33,7 +30,7 @@ def writing(path: Path, *, needed: Callable[[], int] = lambda: 0) -> Iterator[No
 
 
 def check_writable(path: Path) -> None:
-    """Raise CannotWrite if no file can be made at `path`, before hours of work. Its folder need not exist yet."""
+    """Raise CannotWrite if no file can be written at `path`. Its folder need not exist yet."""
     with writing(path):
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if path.is_dir() or not folder.is_dir():
@@ -43,7 +40,7 @@ def check_writable(path: Path) -> None:
 
 
 def refusal(path: Path | str, number: int, *, needed: int = 0) -> str:
-    """Return one line for an error number at a path that was to be written."""
+    """Return one line for an error number while writing a path."""
     if number in _FULL:
         free = _free(Path(path))
         sizes = [f"{megabytes(needed)} at least are needed"] if needed else []
@@ -71,7 +68,7 @@ def is_full(problem: BaseException) -> bool:
 
 
 def _free(path: Path) -> int | None:
-    """Free bytes where `path` is or would be."""
+    """Return the free bytes of the disk of `path`."""
     for folder in (path, *path.parents):
         with suppress(OSError):
             return shutil.disk_usage(folder).free
@@ -86,14 +83,14 @@ def megabytes(count: int) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a name with escapes for what is no text and for what would move the cursor."""
+    """Escape what is no text or would move the cursor."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
 
 
-def shell_quote(place: object) -> str:
-    """Quote a path or address for a shell. One that begins with a dash, like an option, gets ./ before it."""
-    text = str(place)
+def shell_quote(path: object) -> str:
+    """Quote a path or address for a shell; "./" precedes a dash, which would begin an option."""
+    text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
@@ -105,7 +102,10 @@ def file_kind(mode: int) -> str | None:
 
 
 def open_regular(path: str | Path, *, most: int | None = None) -> BinaryIO:
-    """Open a regular file to read, without waiting for a pipe. OSError if it is none, or has more than `most` bytes."""
+    """Open a regular file to read, without waiting for a pipe.
+
+    Raises OSError if it is no regular file, or has more than `most` bytes.
+    """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     facts = os.fstat(number)
     what = file_kind(facts.st_mode)
@@ -127,7 +127,7 @@ Source = str | Path | bytes  # a file by its path, or its content
 
 
 def open_source(source: Source, *, most: int | None = None) -> BinaryIO:
-    """Open a regular file, or its content in memory, to read. OSError if it is none, or has more than `most` bytes."""
+    """Open a regular file, or content in memory, as `open_regular`."""
     if not isinstance(source, bytes):
         return open_regular(source, most=most)
     if most is not None and len(source) > most:
@@ -136,6 +136,6 @@ def open_source(source: Source, *, most: int | None = None) -> BinaryIO:
 
 
 def read_text(path: Path, *, most: int) -> str:
-    """Read the text of a regular file of at most `most` bytes, as UTF-8."""
+    """Read a regular file of at most `most` bytes as UTF-8."""
     with open_regular(path, most=most) as file:
         return file.read().decode("utf-8")

@@ -1,4 +1,4 @@
-"""The columns of predictions.parquet: conditions, and the answer in a row."""
+"""Read the columns of predictions.parquet, and check the table."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 Condition = tuple[str, float, int, int]  # attack, view or corruption; epsilon, steps, severity
 CLEAN = "clean"
-RIGHT_SHARE = "right_share"  # the column with the share of draws that are right, of a model that answers at random
-IMAGES = "data"  # the column with the fingerprint of the images that a row is of
+RIGHT_SHARE = "right_share"  # column: share of draws that are right, of a model that answers at random
+IMAGES = "data"  # column: fingerprint of the images
 _ALWAYS = ("sample_id", "group", "split", "label", "attack", "epsilon", "steps", "severity", "logits")
 _NUMBERS = ("label", "epsilon", "steps", "severity")
 
 
 def logits_of(table: "pd.DataFrame") -> Floats:
-    """The logits column as an array (N, C)."""
+    """Return the logits column as an array (N, C)."""
     return np.stack([np.asarray(row, dtype=float) for row in table["logits"]]) if len(table) else np.zeros((0, 0))
 
 
@@ -31,14 +31,14 @@ def severities(predictions: "pd.DataFrame") -> Any:
 
 
 def clean_answers(predictions: "pd.DataFrame") -> "pd.DataFrame":
-    """By sample, on the unperturbed images: `answer` (a place among the classes) and `right`."""
+    """Return, by sample, the unperturbed images' `label`, `answer` (an index of the classes) and `right`."""
     clean = predictions[predictions["attack"] == CLEAN].set_index("sample_id")
     answer = logits_of(clean).argmax(1) if len(clean) else np.zeros(0, int)
     return clean[["label"]].assign(answer=answer, right=answer == clean["label"].to_numpy())
 
 
 def right(rows: "pd.DataFrame") -> NDArray[np.bool_]:
-    """Whether each row's answer is its label, (N,)."""
+    """Return whether each row's answer is its label, (N,)."""
     return logits_of(rows).argmax(1) == rows["label"].to_numpy(dtype=np.int64)
 
 
@@ -49,26 +49,21 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
 
 
 def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:
-    """UserError where predictions are not as they are written: each image once under each condition, and all of it.
-
-    Its columns are there and filled, its labels are among the classes (of so many `classes`, or of as many as there are
-    logits), and the images of every condition are among the clean ones.
-    """
-    if damage := _damage(table, classes):
+    """Raise UserError if predictions are damaged. `classes`: their number; by default that of the logits."""
+    if damage := _find_damage(table, classes):
         raise UserError(f"{path}: damaged: {damage}; restore it, or make it anew")
 
 
-def _damage(table: "pd.DataFrame", classes: int | None) -> str | None:
-    """What is wrong with predictions, in words; None where nothing is."""
+def _find_damage(table: "pd.DataFrame", classes: int | None) -> str | None:
     import pandas as pd
 
-    if gone := [name for name in _ALWAYS if name not in table]:
-        return f"no column {', '.join(gone)}"
+    if missing := [name for name in _ALWAYS if name not in table]:
+        return f"no column {', '.join(missing)}"
     if not len(table):
         return "no rows"
-    if gone := [name for name in _ALWAYS if table[name].isna().any()]:
-        return f"rows without {', '.join(gone)}"
-    if strange := [name for name in _NUMBERS if name in table and not pd.api.types.is_numeric_dtype(table[name])]:
+    if missing := [name for name in _ALWAYS if table[name].isna().any()]:
+        return f"rows without {', '.join(missing)}"
+    if strange := [name for name in _NUMBERS if not pd.api.types.is_numeric_dtype(table[name])]:
         return f"no numbers in {', '.join(strange)}"
     if wrong := _wrong_answers(table, classes):
         return wrong

@@ -1,7 +1,6 @@
-"""Record what a run was trained on, segment by segment: a training may go on with other versions or another machine.
+"""Record on what each segment of a training ran: a resumed training may have other versions or another machine.
 
-run.yaml lists them under `segments`. Each has `from_epoch`, `versions`, `hardware`, `source`, and `split_batches` if a
-batch was split.
+run.yaml lists `segments` with `from_epoch`, `versions`, `hardware`, `source`, and `split_batches` if a batch was split.
 """
 
 from collections import Counter
@@ -30,23 +29,20 @@ def last_segment(run: Mapping[str, Any]) -> Segment:
 def append_segment(before: Mapping[str, Any], now: Mapping[str, Any], done: int | None) -> list[Segment]:
     """Append a segment to those of `before`, unless it is like the last one.
 
-    `done`: the epochs that training continues from, so that later ones are trained again; None if none is left to do.
+    `done`: the epochs that training continues from; later segments are dropped. None if no epoch is left to do.
     """
-    kept = [segment for segment in read_segments(before) if done is None or segment["from_epoch"] < done]
+    segments = [segment for segment in read_segments(before) if done is None or segment["from_epoch"] < done]
     segment = {"from_epoch": done or 0} | atomic.plain(now)
-    if not kept or (done is not None and segment | {"from_epoch": kept[-1]["from_epoch"]} != kept[-1]):
-        kept.append(segment)
-    return kept
+    if not segments or (done is not None and segment | {"from_epoch": segments[-1]["from_epoch"]} != segments[-1]):
+        segments.append(segment)
+    return segments
 
 
 def read_split(run: Path) -> dict[str, int | str]:
-    """Return how the batches of a run were split, the most of any segment: `parts`, `world` and `strategy`."""
+    """Return the largest `parts`, `world` and `strategy` of the split batches of any segment of a run."""
     splits: list[dict[str, Any]] = [atomic.section(segment, "split_batches") for _, segment in _with_refit(run)]
-    found: dict[str, int | str] = {}
-    for key in ("parts", "world", "strategy"):
-        if known := [split[key] for split in splits if key in split]:
-            found[key] = max(known)
-    return found
+    values = {key: [split[key] for split in splits if key in split] for key in ("parts", "world", "strategy")}
+    return {key: max(each) for key, each in values.items() if each}
 
 
 def describe_split(parts: int | None, world: int | None, strategy: str | None) -> str:
@@ -81,17 +77,16 @@ def elsewhere(runs: Sequence[Path], hardware: Mapping[str, Any], source: Mapping
     for run in runs:
         with suppress(UserError):
             trained.append([segment for _, segment in _with_refit(run)])
-    found = {}
-    own = {"hardware": hardware, "source": source}
+    texts, start = {}, {"hardware": hardware, "source": source}
     for name, label in (("on", _machine), ("from", _commit)):
         counts = Counter(", then ".join(dict.fromkeys(filter(None, map(label, each)))) or _UNKNOWN for each in trained)
-        if set(counts) - {label(own), _UNKNOWN}:
-            found[name] = ", ".join(f"{text} ({count})" for text, count in sorted(counts.items()))
-    return found
+        if set(counts) - {label(start), _UNKNOWN}:
+            texts[name] = ", ".join(f"{text} ({count})" for text, count in sorted(counts.items()))
+    return texts
 
 
 def _with_refit(run: Path) -> list[tuple[str, Segment]]:
-    """The segments of a run, before them those of the training before its refit, each with what it was for."""
+    """Return the segments before a refit and of the run, each with its purpose."""
     first = run / layout.BEFORE_REFIT / layout.RUN_FILE
     before = read_segments(atomic.read_yaml(first)) if first.is_file() else []
     after = read_segments(atomic.read_yaml(run / layout.RUN_FILE))

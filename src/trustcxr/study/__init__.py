@@ -1,7 +1,4 @@
-"""The protocol: train, choose on validation, train robustly, test, explain, compare.
-
-The names below are loaded on first use.
-"""
+"""Train, choose on validation, train robustly, test, explain and compare. Names load on first use."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Estimate what the steps of a run will take: the time of one pass, multiplied by the passes that its recipe asks for.
+"""Estimate the seconds of each step of a run: the time of one pass, multiplied by the passes of the recipe.
 
-A step that this study has done for the same network and defence counts as it was measured. Otherwise `study --dry-run`
-has timed one training step, one forward pass and one gradient of each network.
+A step that this study has done for the same network and defence counts as measured. Otherwise the times are those of
+`study --dry-run`: one training step, one forward pass and one gradient of each network.
 """
 
 import math
@@ -18,11 +18,10 @@ from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import CORRUPTIONS, DEFENCES, VIEWS, WORST_CASE, Method
-from trustcxr.storage import atomic, layout
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.schemas import CostDocument, RunPlan, WayCost
 
-COST_FILE = ".costs.json"  # in a study's folder: what a dry run timed
-STEPS_FILE = ".steps.json"  # in a run's folder: seconds that each step took
+COSTS = "costs"  # the key in a study's timings.json of what a dry run timed
 
 
 class Passes(NamedTuple):
@@ -44,21 +43,38 @@ _SAMPLE, _SAMPLE_METHOD = Passes(0, 25), Passes(70, 0)  # of each sampled image,
 
 
 @contextmanager
-def taken(folder: Path, step: str) -> Iterator[None]:
+def record_time(folder: Path, step: str) -> Iterator[None]:
     """Record how long a step of a run takes, unless it was done already or fails."""
     before, began = (folder / layout.STEP_FILES[step]).is_file(), time.monotonic()
     yield
     if not before:
-        known = steps_of(folder) | {step: round(time.monotonic() - began, 2)}
-        atomic.write_json(folder / STEPS_FILE, known)
+        add_timings(folder, **{step: round(time.monotonic() - began, 2)})
 
 
-def steps_of(folder: Path) -> dict[str, float]:
-    """Return the recorded seconds of each step of a run."""
-    content: dict[str, object] = {}
-    with suppress(UserError):  # missing or damaged
-        content = atomic.read_document(folder / STEPS_FILE)
-    return {step: float(seconds) for step, seconds in content.items() if isinstance(seconds, int | float)}
+def read_timings(folder: Path) -> dict[str, object]:
+    """Return timings.json of a study or run; empty if it is missing or damaged."""
+    with suppress(UserError):
+        return atomic.read_document(folder / layout.TIMINGS_FILE)
+    return {}
+
+
+def add_timings(folder: Path, **timings: object) -> None:
+    """Add keys to timings.json of a study or run."""
+    atomic.write_json(folder / layout.TIMINGS_FILE, read_timings(folder) | timings)
+
+
+def read_costs(study: Path) -> CostDocument | None:
+    """Return what a dry run timed; None if there was none, or its record is damaged."""
+    costs = atomic.section(read_timings(study), COSTS)
+    with suppress(UserError):
+        return schemas.parse(CostDocument, costs, study / layout.TIMINGS_FILE) if costs else None
+    return None
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Return the recorded seconds of each step of a run, or of a study in all."""
+    timings = read_timings(folder).items()
+    return {name: float(seconds) for name, seconds in timings if isinstance(seconds, int | float)}
 
 
 def kind(run: RunRecipe) -> str:
@@ -82,17 +98,17 @@ class Times:
     def add(self, run: RunRecipe, epochs: list[float], folder: Path) -> None:
         """Add the seconds of the epochs and steps that a run has done."""
         self.epochs.setdefault(kind(run), []).extend(epochs)
-        self.steps.setdefault(kind(run), {}).update(steps_of(folder))
+        self.steps.setdefault(kind(run), {}).update(read_seconds(folder))
 
     def left(self, plan: RunPlan, run: RunRecipe) -> dict[str, float | None]:
         """Return the most seconds of each step that is not done; None without an estimate."""
-        known: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
+        seconds: dict[str, float] = self._estimate(run) | self.steps.get(kind(run), {})
         if epochs := self.epochs.get(kind(run)):
-            known["train"] = most_epochs(run) * statistics.mean(epochs)
-        if "train" in known:
-            known["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
+            seconds["train"] = most_epochs(run) * statistics.mean(epochs)
+        if "train" in seconds:
+            seconds["train"] *= max(1 - (plan.epoch or 0) / most_epochs(run), 0.0)
         steps = list(layout.STEP_FILES)
-        return {step: known.get(step) for step in steps[steps.index(plan.step) :]}
+        return {step: seconds.get(step) for step in steps[steps.index(plan.step) :]}
 
     def _estimate(self, run: RunRecipe) -> dict[str, float]:
         """Return the most seconds of each step by a dry run; empty if it did not time this network and defence."""
@@ -109,7 +125,7 @@ class Times:
             "explain": annotated * _explain_passes(options).seconds(way)
             + drawn * (_SAMPLE.seconds(way) + len(options.methods) * _SAMPLE_METHOD.seconds(way))
             + counts.get("annotated_val", 0) * _map_passes(options).seconds(way),
-            "describe": (train + val) * (way.forward or 0.0),  # what the training images are like
+            "describe": (train + val) * (way.forward or 0.0),  # statistics of the training images
         }
 
 

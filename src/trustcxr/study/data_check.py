@@ -1,4 +1,4 @@
-"""What is wrong with the data of a study, looked for before anything is trained, and kept for its report."""
+"""Check the data of a study before any training, for its report."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +13,11 @@ from trustcxr.storage import atomic, layout
 if TYPE_CHECKING:
     from trustcxr.data import Dataset
 
-_OF = "of"  # the key beside what `trustcxr data check --json` prints: a checksum of what was known of the images
+_OF = "of"  # key of a checksum of images and masks
 
 
 def write(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Dataset"]) -> Path:
-    """Write data-check.json into the study's folder: what `trustcxr data check --json` prints, labels mapped.
-
-    One that is whole, and of these images and masks as they are now, stays.
-    """
+    """Write data-check.json into the study's folder, as `trustcxr data check --json`, unless it is current."""
     from trustcxr.data.checks.check import check_data
 
     path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in images])
@@ -29,9 +26,9 @@ def write(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Datas
         if before:
             log(f"{path}: of other images or masks: checked again")
         listing, labels = recipe.data.listing(), recipe.data.labels
-        found = (
+        report = (
             check_data(read_manifest(data, **listing).with_labels(labels)) if labels else check_data(data, **listing)
         )
-        atomic.write_json(path, found.to_dict() | {_OF: now})
-        log(f"data check: {found.verdict}")
+        atomic.write_json(path, report.to_dict() | {_OF: now})
+        log(f"data check: {report.verdict}")
     return path

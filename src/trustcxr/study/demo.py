@@ -1,4 +1,4 @@
-"""The demo: the whole protocol on synthetic X-rays, with no data and no network."""
+"""Run a whole study on synthetic X-rays, without data and network access."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ CONSPICUITY = 2.0  # dense enough for two minutes of training to learn
 
 
 def run(out: Path, jobs: int = 1) -> StudyDocument:
-    """Draw synthetic data into `out`/phantom, carry out the recipe `demo` on it, `jobs` runs at once; study.json."""
+    """Draw synthetic data into `out`/phantom and run the recipe `demo` with `jobs` parallel runs; return study.json."""
     data, engine = out / "phantom", engines.get("local", jobs)
     with folder_lock(out):
         if not data.is_dir():

@@ -1,6 +1,6 @@
-"""The protocol: train, select on validation, train adversarially, evaluate and explain on test, report.
+"""Run a study: train, select on validation, train adversarially, evaluate and explain on test, compare.
 
-It says what to do, not where: an engine does the work. Every step that is done leaves a file, and is not done again.
+An engine does each step. A step writes a file, and a current file is not computed again.
 """
 
 import time
@@ -18,28 +18,18 @@ from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, grows, growth, run_recipe, untracked
+from trustcxr.recipes.study_recipe import (
+    StudyRecipe,
+    adds_seeds,
+    check_seeds,
+    describe_growth,
+    run_recipe,
+    without_tracker,
+)
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import check_out, report_skipped
-from trustcxr.storage import atomic, schemas
-from trustcxr.storage.layout import (
-    AUDIT_FILE,
-    DATA_CHECK_FILE,
-    DATA_FILE,
-    METRICS_FILE,
-    PANELS_FILE,
-    RUN_FILE,
-    SALIENCY_FILE,
-    STEP_FILES,
-    STUDY_FILE,
-    STUDY_RESULTS,
-    TRAINING_FILE,
-    VALIDATION_FILE,
-    check_foreign,
-    read_study,
-    versions,
-)
+from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import (
     VERSION,
@@ -51,28 +41,24 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, data_check, seed_spread, status
+from trustcxr.study import comparison, cost, data_check, seed_spread, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
-from trustcxr.training.environment import hardware, source
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import hardware, source, use_threads
 from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-TIMES_FILE, TIME = "timings.json", "seconds"  # worked on this study so far, all its starts together
-
-
-LEFT_OUT = "left_out"  # in study.yaml: standard runs of networks that the recipe no longer has, and why not
+LEFT_OUT = "left_out"  # key of study.yaml: untrained standard runs of networks removed from the recipe, with reasons
 
 
 class Study:
-    """One recipe, one data set, one folder. `kept`: where small files of finished runs are taken from, and put.
+    """One recipe, one data set, one folder.
 
-    `devices`: cards of this machine that share each training. `threads` of torch, for every run: as the study was begun
-    with, or as the engine has, unless given.
+    `devices` of this machine share each training. `threads` of torch for every run: by default those of the study's
+    first start, or of the engine.
     """
 
     def __init__(
@@ -91,19 +77,18 @@ class Study:
         self.failures: list[Failure] = []
 
     def run(self) -> StudyDocument:
-        """Carry out the protocol and return study.json."""
+        """Run the study and return study.json. A study that was cut off resumes."""
         check_out(self.folder, self.data)
         self.engine.preflight(self.folder)
-        preflight.recipe(self.recipe, self.folder, self.devices)
+        preflight.check_study(self.recipe, self.folder, self.devices)
         with folder_lock(self.folder):
             self._fix_threads()
             with use_threads(self.threads):
                 return self._carry_out()
 
     def _fix_threads(self) -> None:
-        """Set the threads of every run: as asked for, else as the study was begun with, else the engine's own."""
-        begun = (self.folder / STUDY_FILE).is_file()
-        before = read_study(self.folder).get("threads") if begun else None
+        begun = (self.folder / layout.STUDY_FILE).is_file()
+        before = layout.read_study(self.folder).get("threads") if begun else None
         if self.threads is None:
             self.threads = before if isinstance(before, int) else self.engine.threads
         elif before not in (None, self.threads):
@@ -113,7 +98,7 @@ class Study:
         self._clock = time.monotonic()
         datasets = self._read_data()
         self._claim_folder()
-        preflight.maps(self.recipe, self.folder)
+        preflight.warn_flat_maps(self.recipe, self.folder)
         if self.check_data:
             data_check.write(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
@@ -123,26 +108,28 @@ class Study:
         log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
-        trained = [run for run in baselines if (self._run_folder(run) / VALIDATION_FILE).is_file()]
+        trained = [run for run in baselines if (self._run_folder(run) / layout.VALIDATION_FILE).is_file()]
         ranking = self._choose(baselines, trained)
         chosen = {row.model for row in ranking if row.chosen}
         if not every:
-            self._say_passed_over([run for run in trained if run.model.called not in chosen])
+            self._log_unchosen([run for run in trained if run.model.called not in chosen])
             done += self._each(self._defended([run for run in trained if run.model.called in chosen]))
         self._show(done)
         self._count_time()
         document = self._document(done, ranking, datasets, self._seconds())
-        atomic.write_json(self.folder / STUDY_RESULTS, document)
+        atomic.write_json(self.folder / layout.STUDY_RESULTS, document)
         return document
 
     def _defended(self, baselines: list[RunRecipe]) -> list[RunRecipe]:
-        """The robust runs of the networks and seeds of these standard ones."""
+        """Return the robust runs of the networks and seeds of standard ones."""
         return [run_recipe(self.recipe, b.model, d, b.seed) for d in self.recipe.defences for b in baselines]
 
-    def _say_passed_over(self, baselines: list[RunRecipe]) -> None:
-        """Say which robust runs are of networks that were chosen when there were fewer seeds, and are no longer."""
-        if left := [run.name for run in self._defended(baselines) if (self._run_folder(run) / RUN_FILE).is_file()]:
-            log(f"no longer chosen, by all seeds together: {', '.join(left)}; kept, and out of the study's figures")
+    def _log_unchosen(self, baselines: list[RunRecipe]) -> None:
+        """Log the robust runs of networks that were chosen with fewer seeds, and are no longer."""
+        if names := [
+            run.name for run in self._defended(baselines) if (self._run_folder(run) / layout.RUN_FILE).is_file()
+        ]:
+            log(f"no longer chosen, by all seeds together: {', '.join(names)}; kept, and out of the study's figures")
 
     def _claim_folder(self) -> None:
         content: dict[str, object] = {
@@ -151,71 +138,66 @@ class Study:
             "recipe": self.recipe.model_dump(mode="json"),
             "threads": self.threads,
         }
-        if (self.folder / STUDY_FILE).is_file():
-            self._take_up(content)
+        if (self.folder / layout.STUDY_FILE).is_file():
+            self._resume(content)
         else:
-            for what, name in {"a run": RUN_FILE, "an audit": AUDIT_FILE}.items():
+            for what, name in {"a run": layout.RUN_FILE, "an audit": layout.AUDIT_FILE}.items():
                 if (self.folder / name).exists():
                     raise UserError(f"{self.folder}: holds {what}; choose another --out")
-            written = (STUDY_RESULTS, "report.*", DATA_CHECK_FILE, "runs")
-            check_foreign(self.folder, written, (f"runs/*/{RUN_FILE}", DATA_FILE))
-        atomic.write_yaml(self.folder / STUDY_FILE, content)
-        atomic.write_yaml(self.folder / DATA_FILE, {"path": remote.absolute(self.data)})
+            written = (layout.STUDY_RESULTS, "report.*", layout.DATA_CHECK_FILE, "runs")
+            layout.check_foreign(self.folder, written, (f"runs/*/{layout.RUN_FILE}", layout.DATA_FILE))
+        atomic.write_yaml(self.folder / layout.STUDY_FILE, content)
+        atomic.write_yaml(self.folder / layout.DATA_FILE, {"path": remote.resolve_address(self.data)})
 
-    def _take_up(self, content: dict[str, object]) -> None:
-        """Say what the folder holds of this study; UserError where it holds another, or one of other images."""
-        before, kept = read_study(self.folder), self.recipe
-        lacking = atomic.section(before, LEFT_OUT)
-        for key in (LEFT_OUT, "threads"):
-            before.pop(key, None)
-        with suppress(UserError):  # a recipe that cannot be read is another, and shown as it is
-            kept = validate(StudyRecipe, before.get("recipe") or {}, str(self.folder / STUDY_FILE))
-            before["recipe"] = untracked(kept).model_dump(mode="json")
-        check_seeds(kept, self.recipe, self.folder)
-        now = {"data": content["data"], "recipe": untracked(self.recipe).model_dump(mode="json")}
-        without = left_out(self.folder, kept, self.recipe)
-        if (grown := grows(kept, self.recipe)) or without:
-            before["recipe"] = now["recipe"]
-        images = before.pop("fingerprint", None)
-        before["data"] = now["data"]  # what the images are counts, and not what their folder is called
-        if changed := _differences(before, now):
+    def _resume(self, content: dict[str, object]) -> None:
+        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes.
+
+        Raises UserError if it is another study. A recipe may grow, or leave out networks that were not trained.
+        """
+        stored, recipe = layout.read_study(self.folder), self.recipe
+        earlier, before = recipe, stored.get("recipe")
+        with suppress(UserError):  # a recipe that cannot be read is shown as it is
+            earlier = validate(StudyRecipe, before or {}, str(self.folder / layout.STUDY_FILE))
+            before = without_tracker(earlier).model_dump(mode="json")
+        check_seeds(earlier, recipe, self.folder)
+        dropped, grown = left_out(self.folder, earlier, recipe), adds_seeds(earlier, recipe)
+        changed = _differences(before, without_tracker(recipe).model_dump(mode="json"), "recipe")
+        if changed and not (grown or dropped):
             raise UserError(f"{self.folder}: holds another study: {'; '.join(changed[:5])}; choose another --out")
-        if images != content["fingerprint"]:
+        if stored.get("fingerprint") != content["fingerprint"]:
             raise UserError(f"{self.folder}: holds a study of other images than {self.data}; choose another --out")
         log(f"going on with the study in {self.folder}")
         if grown:
-            log(f"it has grown {growth(kept, self.recipe)}: runs that are finished stay")
-        if without:
-            log(f"left out by the recipe, as they were not trained: {', '.join(without)}; the report will name them")
-        lacking |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in without}
-        if lacking:
-            content[LEFT_OUT] = lacking
+            log(f"it has grown {describe_growth(earlier, recipe)}: runs that are finished stay")
+        if dropped:
+            log(f"left out by the recipe, as they were not trained: {', '.join(dropped)}; the report will name them")
+        reasons = atomic.section(stored, LEFT_OUT)
+        reasons |= {name: failures.reason(self.folder / "runs" / name) or "not trained" for name in dropped}
+        if reasons:
+            content[LEFT_OUT] = reasons
 
     def _read_data(self) -> dict[str, "Dataset"]:
         names = self.recipe.data.splits
-        found = {
+        datasets = {
             role: load_dataset(self.data, split=split, every=role == "train", **self.recipe.data.reading())
             for role, split in (("train", names.train), ("val", names.val), ("test", names.test))
         }
-        for note in found["train"].notes:
+        for note in datasets["train"].notes:
             log(note)
-        report_skipped(*found.values())
-        if any(part.classes != found["train"].classes for part in found.values()):
+        report_skipped(*datasets.values())
+        if any(part.classes != datasets["train"].classes for part in datasets.values()):
             raise UserError(
                 f"{self.data}: the splits hold different classes: "
-                + ", ".join(f"{k} {v.classes}" for k, v in found.items())
+                + ", ".join(f"{k} {v.classes}" for k, v in datasets.items())
             )
-        preflight.classes(found)
-        preflight.masks(self.recipe, found["train"])
-        self.datasets = found
-        return found
+        preflight.check_classes(datasets)
+        preflight.check_masks(self.recipe, datasets["train"])
+        self.datasets = datasets
+        return datasets
 
     def _each(self, runs: list[RunRecipe]) -> list[RunRecipe]:
-        """Have the engine do every step of these runs, one run after another, so that what is done early is whole.
-
-        A run that fails was recorded as it did, and is left out of what is given back.
-        """
-        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in STEP_FILES]
+        """Have the engine do every step of these runs, run by run; return the runs without failure."""
+        tasks = [Task(self.folder, run.name, step, self.devices) for run in runs for step in layout.STEP_FILES]
         with status.watched(self.recipe, self.folder):
             outcomes = self.engine.map(carry_out, tasks, self._count_time)
         failed = {outcome.name: outcome for outcome in outcomes if outcome is not None}
@@ -225,28 +207,25 @@ class Study:
                 failures.forget(folder)
                 continue
             self.failures.append(failure)
-            if failures.reason(folder) != failure.reason:  # an engine of somebody's own, that told it here alone
+            if failures.reason(folder) != failure.reason:  # of an engine that records none
                 failures.record(folder, failure)
         return [run for run in runs if run.name not in failed]
 
     def _count_time(self) -> None:
-        """Add the seconds since the last call to timings.json, so that they outlive a study that is cut off."""
-        path, now = self.folder / TIMES_FILE, time.monotonic()
-        times = atomic.read_document(path) if atomic.is_readable(path) else {}
-        atomic.write_json(path, times | {TIME: round(self._seconds() + now - self._clock, 1)})
+        """Add the seconds since the last call to timings.json, so that a study that is cut off does not lose them."""
+        now = time.monotonic()
+        cost.add_timings(self.folder, seconds=round(self._seconds() + now - self._clock, 1))
         self._clock = now
 
     def _seconds(self) -> float:
-        """Return the time worked on this study so far, all its starts together."""
-        path = self.folder / TIMES_FILE
-        seconds = atomic.read_document(path).get(TIME) if atomic.is_readable(path) else 0.0
-        return float(seconds) if isinstance(seconds, int | float) else 0.0
+        """Return the seconds of all starts of this study."""
+        return cost.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:
         return self.folder / "runs" / run.name
 
     def _choose(self, baselines: list[RunRecipe], trained: list[RunRecipe]) -> list[Ranked]:
-        """The networks by validation, best first; none where one is missing that might have been chosen."""
+        """Rank the networks by validation, best first; return none if a missing one could be chosen."""
         by, split = self.recipe.selection.by, self.recipe.data.splits.val
         missing = [run.name for run in baselines if run not in trained]
         if missing and (not trained or self.recipe.selection.count < len(self.recipe.models)):
@@ -258,35 +237,31 @@ class Study:
         log(f"chosen on {split} by {by}: {', '.join(sorted(row.model for row in ranking if row.chosen))}")
         return ranking
 
-    def _left_out(self) -> list[FailedRun]:
-        """Standard runs of networks that the recipe had, that could not be trained, and that it has no longer; why."""
-        said = atomic.section(read_study(self.folder), LEFT_OUT)
-        return [FailedRun(run=name, reason=str(reason)) for name, reason in said.items()]
-
     def _show(self, runs: list[RunRecipe]) -> None:
-        """Draw the same images for every run's panels; the best and worst are known once all are measured."""
+        """Write the maps of the same example images for every run, once all runs are measured."""
         from trustcxr.evaluation.trained_run import load_run
         from trustcxr.explain import examples
 
-        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / SALIENCY_FILE).is_file()]
+        folders = [self._run_folder(run) for run in runs if (self._run_folder(run) / layout.SALIENCY_FILE).is_file()]
         test, options = self.datasets["test"], self.recipe.explanation
-        tables = [provenance.read_hash(folder / SALIENCY_FILE) for folder in folders]
-        key = provenance.hash_of(tables=tables, count=options.panels, version=provenance.ALGORITHM_VERSION[PANELS_FILE])
-        if all(provenance.read_hash(folder / PANELS_FILE) == key for folder in folders):
+        tables = [provenance.read_hash(folder / layout.SALIENCY_FILE) for folder in folders]
+        version = provenance.ALGORITHM_VERSION[layout.EXAMPLES_FILE]
+        key = provenance.hash_of(tables=tables, count=options.panels, version=version)
+        if all(provenance.read_hash(folder / layout.EXAMPLES_FILE) == key for folder in folders):
             return
-        measured = [atomic.read_table(folder / SALIENCY_FILE) for folder in folders]
-        chosen = examples.choose(test, measured, count=options.panels, method=options.methods[0])
+        measured = [atomic.read_table(folder / layout.SALIENCY_FILE) for folder in folders]
+        chosen = examples.choose_images(test, measured, count=options.panels, method=options.methods[0])
         for folder in folders if chosen else ():
-            arrays = examples.panels(load_run(folder), test, chosen, method=options.methods[0])
-            atomic.write_arrays(folder / PANELS_FILE, arrays | {provenance.KEY: np.array(key)})
+            arrays = examples.make_panels(load_run(folder), test, chosen, method=options.methods[0])
+            atomic.write_arrays(folder / layout.EXAMPLES_FILE, arrays | {provenance.KEY: np.array(key)})
 
     def _document(
         self, runs: list[RunRecipe], ranking: list[Ranked], datasets: dict[str, "Dataset"], seconds: float
     ) -> StudyDocument:
         folders, recipe = [self._run_folder(run) for run in runs], self.recipe
-        tested = [schemas.read_schema(RunDocument, folder / METRICS_FILE) for folder in folders]
+        tested = [schemas.read_schema(RunDocument, folder / layout.METRICS_FILE) for folder in folders]
         for document, folder in zip(tested, folders, strict=True):
-            document.training = schemas.read_schema(TrainingDocument, folder / TRAINING_FILE)
+            document.training = schemas.read_schema(TrainingDocument, folder / layout.TRAINING_FILE)
         return StudyDocument(
             version=VERSION,
             study=recipe.name,
@@ -294,7 +269,7 @@ class Study:
             notice=NOTICE,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             trustcxr=__version__,
-            versions=versions(),
+            versions=layout.versions(),
             hardware=hardware(),
             source=source(),
             seconds=seconds,
@@ -306,7 +281,10 @@ class Study:
                 by=recipe.selection.by,
                 count=recipe.selection.count,
                 ranking=ranking,
-                left_out=self._left_out(),
+                left_out=[
+                    FailedRun(run=name, reason=str(reason))
+                    for name, reason in atomic.section(layout.read_study(self.folder), LEFT_OUT).items()
+                ],
             ),
             runs=tested,
             over_seeds=seed_spread.over_seeds(tested),
@@ -322,16 +300,15 @@ def _must_choose(recipe: StudyRecipe) -> bool:
 
 
 def _differences(before: Any, now: Any, at: str = "") -> list[str]:
-    """Dotted keys in which two documents differ, and what stood there then and stands there now."""
+    """Return the dotted keys in which two documents differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(k for k in now if k not in before)]
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{at}.{k}".strip("."))]
-    then, today = atomic.plain(before), atomic.plain(now)
-    return [] if then == today else [f"{at} was {_short(then)}, is {_short(today)}"]
+    old, new = atomic.plain(before), atomic.plain(now)
+    return [] if old == new else [f"{at} was {_short(old)}, is {_short(new)}"]
 
 
 def _short(value: Any, most: int = 60) -> str:
-    """A value of a recipe, cut off where it is long."""
     if isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value):
         value = ", ".join(str(one.get("label") or one["name"]) for one in value)
     text = str(value)
@@ -339,14 +316,14 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription:
-    """Count what was trained and tested on."""
+    """Count images, masks and groups of each split."""
     counts, masks = {}, {}
     for part in datasets.values():
         (split,) = set(np.asarray(part.splits)) or {""}
         labels = np.bincount(part.labels, minlength=len(part.classes))
         counts[split] = dict(zip(part.classes, labels.tolist(), strict=True))
-        held = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
-        masks[split] = int(sum(bool(mask.any()) for mask in held))
+        lesions = part.masks("infection")[np.flatnonzero(part.has_mask("infection"))]
+        masks[split] = int(sum(bool(mask.any()) for mask in lesions))
     first = datasets["train"]
     return DataDescription(
         root_name=root.resolve().name,
@@ -363,17 +340,17 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
 
 
 def summary(document: StudyDocument) -> str:
-    """One line for the end of a study."""
+    """Summarise a finished study in one line."""
     return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {format_duration(document.seconds or 0)}"
 
 
 def missing(document: StudyDocument) -> str:
-    """The runs that a study could not finish, and those that it did not begin for want of them."""
+    """Name the runs that a study could not finish, and those that depend on them."""
     names = [str(failure.run) for failure in document.failures]
     recipe = validate(StudyRecipe, document.recipe, "recipe")
     if recipe.defences and not document.selection.ranking and _must_choose(recipe):
         names.append("every robust run, since no network is chosen while one is missing")
-    else:  # all networks go on, and of some no weights were there to start from
-        known = {*names, *(run.run for run in document.runs)}
-        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in known]
+    else:
+        listed = {*names, *(run.run for run in document.runs)}
+        names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in listed]
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""Rank the networks of a study by what they do on validation, best first."""
+"""Rank the networks of a study by a figure on validation, best first."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 from trustcxr.errors import UserError
 from trustcxr.evaluation import metrics
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import Selection, StudyRecipe, drops, run_recipe
+from trustcxr.recipes.study_recipe import Selection, StudyRecipe, removed_models, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import TRAINING_FILE, VALIDATION_FILE
@@ -19,9 +19,9 @@ from trustcxr.storage.schemas import Ranked
 def ranked(
     selection: Selection, baselines: Iterable[tuple[RunRecipe, Path]], classes: Sequence[str], *, resamples: int = 100
 ) -> list[Ranked]:
-    """Each network with its mean over seeds and whether it is chosen; `baselines` are standard runs and their folders.
+    """Return each network with its mean over seeds and whether it is chosen, from standard runs and their folders.
 
-    Two of the same value stand in the order of their names.
+    Ties are in the order of names.
     """
     values: dict[str, list[float]] = {}
     for run, folder in baselines:
@@ -34,11 +34,8 @@ def ranked(
 
 
 def left_out(study: Path, before: StudyRecipe, now: StudyRecipe) -> list[str]:
-    """Name the standard runs of the networks that a recipe leaves out of the study of before, none of them trained.
-
-    UserError if a run of theirs was trained to the end: a network is not left out for what it did.
-    """
-    ways, dropped = (DefenceRecipe(), *before.defences), drops(before, now)
+    """Name the standard runs of networks that a recipe leaves out. Raises UserError if one of their runs is trained."""
+    ways, dropped = (DefenceRecipe(), *before.defences), removed_models(before, now)
     names = [run_recipe(before, m, way, seed).name for way in ways for m in dropped for seed in before.seeds]
     trained = [name for name in names if (study / "runs" / name / TRAINING_FILE).is_file()]
     if trained:

@@ -11,7 +11,14 @@ from trustcxr.console import format_duration, log
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
-from trustcxr.recipes.study_recipe import StudyRecipe, check_seeds, drops, grows, run_recipe, untracked
+from trustcxr.recipes.study_recipe import (
+    StudyRecipe,
+    adds_seeds,
+    check_seeds,
+    removed_models,
+    run_recipe,
+    without_tracker,
+)
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.storage import atomic, layout, locks, schemas
 from trustcxr.storage.os_errors import shell_quote
@@ -72,7 +79,6 @@ def _read_choice(recipe: StudyRecipe, study: Path | None, standard: list[RunReci
 
 def read_state(run: RunRecipe, folder: Path) -> RunPlan:
     """Return how far a run is: its step, its epoch, who works on it, and why it failed."""
-    times = _epoch_times(folder)
     plan = RunPlan(
         run=run.name,
         model=run.model.called,
@@ -80,7 +86,7 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
         seed=run.seed,
         state="waiting",
         step="",
-        epoch=len(times),
+        epoch=len(_epoch_times(folder)),
         epochs=cost.most_epochs(run),
         holder="",
         reason="",
@@ -98,14 +104,14 @@ def read_state(run: RunRecipe, folder: Path) -> RunPlan:
 
 def _epoch_times(folder: Path) -> list[float]:
     """Return the seconds of each finished epoch; with a refit those of both trainings."""
-    found: list[float] = []
+    seconds: list[float] = []
     for path in (folder / layout.BEFORE_REFIT / layout.HISTORY_FILE, folder / layout.HISTORY_FILE):
         with suppress(OSError, ValueError, csv.Error), open(path, newline="", encoding="utf-8") as file:
             before = 0.0
             for row in csv.DictReader(file):
                 now = float(row.get("seconds") or 0)
-                found, before = [*found, now - before], now
-    return found
+                seconds, before = [*seconds, now - before], now
+    return seconds
 
 
 def status(study: Path) -> StudyPlan:
@@ -117,15 +123,15 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
     """Return every run of a recipe with its state and the seconds left; `study` is its folder, if there is one."""
     runs = plan_runs(recipe, study)
     if measured is None and study is not None:
-        measured = schemas.read_if_whole(CostDocument, study / cost.COST_FILE)
-    at = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
+        measured = cost.read_costs(study)
+    folders = {run.name: (study or Path("nowhere")) / "runs" / run.name for run in (*runs.certain, *runs.open)}
     times = cost.Times(recipe, measured)
     for run in (*runs.certain, *runs.open):
-        times.add(run, _epoch_times(at[run.name]), at[run.name])
-    certain, candidates = (
-        [_with_time_left(read_state(run, at[run.name]), run, times) for run in part]
-        for part in (runs.certain, runs.open)
-    )
+        times.add(run, _epoch_times(folders[run.name]), folders[run.name])
+    certain, candidates = ([read_state(run, folders[run.name]) for run in part] for part in (runs.certain, runs.open))
+    for one, run in zip((*certain, *candidates), (*runs.certain, *runs.open), strict=True):
+        if one.state != "done":
+            one.seconds = times.left(one, run)
     for one in candidates:
         one.state = "if chosen"
     least, most = _sum_left(certain, candidates, runs.to_choose)
@@ -141,10 +147,6 @@ def plan(recipe: StudyRecipe, study: Path | None, measured: CostDocument | None 
         most=most,
         costs=measured,
     )
-
-
-def _with_time_left(plan: RunPlan, run: RunRecipe, times: cost.Times) -> RunPlan:
-    return plan if plan.state == "done" else plan.model_copy(update={"seconds": times.left(plan, run)})
 
 
 def _sum_left(certain: list[RunPlan], candidates: list[RunPlan], to_choose: int) -> tuple[float | None, float | None]:
@@ -171,10 +173,10 @@ def dry_run(
 
     begun = out if out is not None and (out / layout.STUDY_FILE).is_file() else None
     if begun is not None:
-        _refuse_another(begun, recipe)
-    preflight.names(recipe, begun)
+        _check_same_study(begun, recipe)
+    preflight.check_names(recipe, begun)
     if devices != 1:
-        preflight.cards(recipe, devices)
+        preflight.check_devices(recipe, devices)
     if not measured:
         return plan(recipe, begun or out)
     log("timing each network and defence, some seconds each")
@@ -183,14 +185,18 @@ def dry_run(
     runs = plan_runs(recipe, None)
     document = time_steps.measure(recipe, [*runs.certain, *runs.open], data)
     if out is not None:
-        atomic.write_json(out / cost.COST_FILE, document)
+        cost.add_timings(out, **{cost.COSTS: document})
     return plan(recipe, begun or out, document)
 
 
-def _refuse_another(begun: Path, recipe: StudyRecipe) -> None:
+def _check_same_study(begun: Path, recipe: StudyRecipe) -> None:
     before = read_recipe(begun)
     check_seeds(before, recipe, begun)
-    if untracked(before) != untracked(recipe) and not grows(before, recipe) and not drops(before, recipe):
+    if (
+        without_tracker(before) != without_tracker(recipe)
+        and not adds_seeds(before, recipe)
+        and not removed_models(before, recipe)
+    ):
         raise UserError(
             f"{begun}: holds a study of another recipe. Choose another --out, or see "
             f"trustcxr status {shell_quote(begun)}"
@@ -213,7 +219,7 @@ def watched(recipe: StudyRecipe, study: Path) -> Iterator[None]:
 def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
     before = ""
     while not over.wait(EVERY):
-        with suppress(UserError, OSError):  # a file that is being replaced: the next time will do
+        with suppress(UserError, OSError):  # a file that is being replaced
             now = line(plan(recipe, study))
             if now != before:
                 log(now)

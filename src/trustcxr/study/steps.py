@@ -1,5 +1,6 @@
-"""One step of one run of a study, from the study's folder alone: what an engine carries out, in whatever process."""
+"""Carry out one step of one run of a study, from the study's folder alone, in any process."""
 
+import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,89 +24,79 @@ from trustcxr.storage.locks import folder_lock
 from trustcxr.study import cost
 from trustcxr.study.engines import Failure, Task, failures
 from trustcxr.training.devices import Devices
-from trustcxr.training.threads import use_threads
+from trustcxr.training.environment import use_threads
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
-_PATIENCE = 60.0  # seconds that a process of a study that was killed, or of a node that was lost, has to end
+_PATIENCE = 60.0  # seconds for a process of a killed study or a lost node to end
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """What a study is, read from its folder."""
+    """A study, loaded from its folder. devices: share each training. threads: of torch, for every step."""
 
     folder: Path
     recipe: StudyRecipe
     data: str
     fingerprint: str
-    devices: int = 1  # cards that share each training: where it is worked on, and no part of what the study is
-    threads: int | None = None  # of torch, for every step of every run
+    devices: int = 1
+    threads: int | None = None
 
     @classmethod
-    def read(cls, folder: Path, devices: int = 1) -> "StudyFolder":
-        """From study.yaml and where the images are."""
+    def load(cls, folder: Path, devices: int = 1) -> "StudyFolder":
+        """Load study.yaml and the path of the images."""
         content = layout.read_study(folder)
         recipe = validate(StudyRecipe, content["recipe"], str(folder / STUDY_FILE))
         data = str(atomic.read_yaml(folder / DATA_FILE)["path"])
-        threads = content.get("threads")
-        fixed = threads if isinstance(threads, int) else None
-        return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices, fixed)
-
-    def run_folder(self, run: RunRecipe) -> Path:
-        """Where a run of this study is."""
-        return self.folder / "runs" / run.name
+        threads = content.get("threads") if isinstance(content.get("threads"), int) else None
+        return cls(folder, recipe, data, str(content.get("fingerprint", "")), devices, threads)  # type: ignore[arg-type]
 
     def run(self, name: str) -> RunRecipe:
-        """The recipe of the run of that name."""
-        for model in self.recipe.models:
-            for defence in (DefenceRecipe(), *self.recipe.defences):
-                for seed in self.recipe.seeds:
-                    run = run_recipe(self.recipe, model, defence, seed)
-                    if run.name == name:
-                        return run
+        """Return the recipe of the run of a name."""
+        for model, defence, seed in itertools.product(
+            self.recipe.models, (DefenceRecipe(), *self.recipe.defences), self.recipe.seeds
+        ):
+            if (run := run_recipe(self.recipe, model, defence, seed)).name == name:
+                return run
         raise UserError(f"{self.folder}: no run '{name}' in its recipe")
 
     def images(self, role: str) -> "Dataset":
-        """The images of a role, train, val or test; UserError where they are no longer those of the study."""
+        """Load the images of train, val or test. Raises UserError if they are not those of the study."""
         return _images(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=3)  # every step needs them
 def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
-    """Kept, since every step asks; the fingerprint says whether what is kept is what is meant."""
     options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
-    found = load_dataset(data, split=getattr(options.splits, role), **options.reading())
-    if fingerprint and fingerprints.hash_training_data(found) != fingerprint:
+    images = load_dataset(data, split=getattr(options.splits, role), **options.reading())
+    if fingerprint and fingerprints.hash_training_data(images) != fingerprint:
         raise UserError(f"{data}: the images are not those that the study began with")
-    return found
+    return images
 
 
 def carry_out(task: Task) -> None:
-    """Do one step of one run; nothing if its file is current.
-
-    Whatever it raises is in the run's failure.json by then, CannotWrite too if there is room for that.
-    """
+    """Do one step of one run, unless its file is current. An error is recorded in failure.json and raised."""
     try:
         _carry_out(task)
     except Exception as problem:
-        failures.record(failures.failure_folder(task), Failure.of(task, problem))
+        failures.record(failures.failure_folder(task), Failure.from_error(task, problem))
         raise
-    failures.over(task)
+    failures.clear_step(task)
 
 
 def _carry_out(task: Task) -> None:
-    study = StudyFolder.read(task.study, task.devices)
+    study = StudyFolder.load(task.study, task.devices)
     run = study.run(task.run)
-    folder = study.run_folder(run)
+    folder = failures.failure_folder(task)
     if locks.was_killed(folder):
-        log(f"{run.name}: whoever worked on it before was killed, or had too little memory; --jobs 2 loses a run alone")
-    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), cost.taken(folder, task.step):
+        log(f"{run.name}: the previous process was killed (out of memory?). With --jobs 2 only that run is lost")
+    with use_threads(study.threads), folder_lock(folder, patience=_PATIENCE), cost.record_time(folder, task.step):
         STEPS[task.step](study, run, RunFolder(folder))
 
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    repair.mend(steps.folder)
+    repair.supersede_damaged(steps.folder)
     steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
 
 
@@ -127,12 +118,12 @@ def _explain(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
 
 
 def _describe(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
-    _know_images(study, steps)
+    _fit_ood(study, steps)
     steps.describe(study.images("test"), resamples=study.recipe.evaluation.bootstrap)
 
 
-def _know_images(study: StudyFolder, steps: RunFolder) -> None:
-    """familiarity.safetensors, made once: `predict` and `serve` then warn of images unlike those of the training."""
+def _fit_ood(study: StudyFolder, steps: RunFolder) -> None:
+    """Write ood.safetensors, by which `predict` and `serve` warn of images unlike those of the training."""
     with suppress(UserError):  # damaged, or of other weights
         if ood.load(steps.folder) is not None:
             return
@@ -140,7 +131,7 @@ def _know_images(study: StudyFolder, steps: RunFolder) -> None:
         ood.save(ood.fit(steps.run, study.images("train"), study.images("val")), steps.folder)
     except CannotWrite:
         raise
-    except UserError as problem:  # a network that has no maps to read: its results are as good without
+    except UserError as problem:  # a network without feature maps
         log(f"{steps.folder.name}: nothing will warn of unlike images: {problem}")
 
 

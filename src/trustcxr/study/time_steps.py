@@ -23,7 +23,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.cost import kind
-from trustcxr.training import precision
+from trustcxr.training import environment
 from trustcxr.training.environment import hardware
 from trustcxr.training.step import TrainingStep
 
@@ -113,12 +113,12 @@ def _training_step(model: nn.Module, run: RunRecipe, count: int) -> tuple[Work, 
         steps_per_epoch=100,
         lungs=_discs(count, size, 0.3) if run.needs_lungs else None,
         lesions=_discs(count, size, 0.1) if run.training.needs_lesions else None,
-        healthy=0 if run.training.counterfactuals else None,
+        healthy=0 if run.training.counterfactuals.share else None,
     ).to(on)
     module.train()
     optimiser = module.configure_optimizers()["optimizer"]
     batch = _noise(count, size).to(on), (torch.arange(count) % _CLASSES).to(on), torch.arange(count).to(on)
-    lower = precision.lower(training.precision, on.type)
+    lower = environment.autocast_dtype(training.precision, on.type)
 
     def step() -> None:
         optimiser.zero_grad()
@@ -177,7 +177,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
         }
         return counts, f"without --data images are counted as COVID-QU-Ex was published: {max(totals):,}"
     if remote.is_address(data):
-        where = remote.absolute(data)
+        where = remote.resolve_address(data)
         raise UserError(f"{where}: a dry run downloads nothing. Leave --data out, or name a folder of this machine")
     manifest = read_manifest(data, **recipe.data.listing())
     if recipe.data.labels:
@@ -188,7 +188,7 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
     for role, split in roles.items():
         rows = manifest.table[manifest.table["split"] == split]
         if rows.empty:
-            raise manifest.no_split(split)
+            raise manifest.missing_split(split)
         counts[role] = len(rows)
         if role != "train":
             masks = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]

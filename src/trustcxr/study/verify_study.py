@@ -17,7 +17,7 @@ from trustcxr.evaluation.trained_run import About
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
-from trustcxr.runs import describe
+from trustcxr.runs import explain_run
 from trustcxr.runs.test_data import validation_file
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.schemas import Difference, RunDocument, TrainingDocument, VerifiedDocument
@@ -79,8 +79,8 @@ class _Verification:
             file, _, what = str(problem).removeprefix(f"{self.folder}/").partition(": ")
             self._differs(file, "the file", "whole", what)
 
-    def _differs(self, file: str, key: str, said: object, computed: object) -> None:
-        self.result.differences.append(Difference(file=file, key=key, said=said, computed=computed))
+    def _differs(self, file: str, key: str, stored: object, computed: object) -> None:
+        self.result.differences.append(Difference(file=file, key=key, stored=stored, computed=computed))
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
@@ -118,12 +118,12 @@ class _Verification:
                     self._figures(self._name(path), atomic.read_document(path), again, run, path.parent)
         return document
 
-    def _figures(self, file: str, stored: Mapping[str, object], document: RunDocument, run: Path, place: Path) -> None:
+    def _figures(self, file: str, stored: Mapping[str, object], document: RunDocument, run: Path, folder: Path) -> None:
         """Compare a run's figures, without those that no table holds, and those whose table is missing."""
         left_out = {*_OF_NO_TABLE}
         if stored.get("planted_shortcuts"):
             self.result.unchecked.append(f"{file}: planted_shortcuts: no table holds them")
-        for part, path in _tables_beside(run, place).items():
+        for part, path in _other_tables(run, folder).items():
             if stored.get(part) and not self._is_there(path, f"{file}: {part}"):
                 left_out |= {part, "alarms"} if part == "saliency" else {part}
         computed = _plain(document)
@@ -136,10 +136,10 @@ class _Verification:
         )
         self.result.files += ": " not in file
 
-    def _compare(self, file: str, said: object, computed: object, at: str = "") -> None:
+    def _compare(self, file: str, stored: object, computed: object, at: str = "") -> None:
         computed = _plain(computed)
         self.result.figures += count_figures(computed)
-        for one in differences(said, computed, at):
+        for one in differences(stored, computed, at):
             self._differs(file, *one)
 
     def _history(self, run: Path, training: TrainingDocument) -> None:
@@ -156,21 +156,21 @@ class _Verification:
                 computed["best_value"] = float(table[monitor].iloc[best])
         except (UserError, LookupError, ValueError) as problem:
             raise UserError(f"{path}: damaged: {problem}. Restore it: only a new training makes it again") from problem
-        said = _plain(training)
-        self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: said.get(key) for key in computed}, computed)
+        content = _plain(training)
+        self._compare(f"runs/{run.name}/{layout.TRAINING_FILE}", {key: content.get(key) for key in computed}, computed)
         self.result.files += 1
 
     def _list_of_runs(self, names: list[str]) -> None:
         """Find runs that study.json has twice, that are none of its recipe, and finished ones that it lacks."""
         planned, counts = status.plan_runs(self.recipe, self.folder), Counter(names)
-        known = {run.name for run in (*planned.certain, *planned.open)}
-        for name in known - {*names}:
+        expected = {run.name for run in (*planned.certain, *planned.open)}
+        for name in expected - {*names}:
             run = self.folder / "runs" / name
             if (run / layout.METRICS_FILE).is_file() and failures.reason(run) is None:
                 self._differs(layout.STUDY_RESULTS, f"runs[{name}]", None, f"finished in {self._name(run)}")
         for name, times in counts.items():
-            if times > 1 or name not in known:
-                computed = "once" if name in known else "no such run"
+            if times > 1 or name not in expected:
+                computed = "once" if name in expected else "no such run"
                 self._differs(layout.STUDY_RESULTS, f"runs[{name}]", f"there {times} times", computed)
 
     def _all_runs(self, computed: Mapping[str, RunDocument], *, whole: bool) -> None:
@@ -183,15 +183,15 @@ class _Verification:
         at = {self.folder / "runs" / name: document for name, document in computed.items()}
         alarms = [alarm.model_copy(update={"run": run.run}) for run in computed.values() for alarm in run.alarms]
         again: dict[str, object] = {
-            "comparisons": comparison.compared(at, resamples=self.recipe.evaluation.bootstrap),
+            "comparisons": comparison.compare_documents(at, resamples=self.recipe.evaluation.bootstrap),
             "over_seeds": seed_spread.over_seeds(list(computed.values())),
             "alarms": [alarm for alarm in alarms if alarm.kind != _OF_IMAGES],
             "ranking": self._ranking(computed),
         }
-        said = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
-        said["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
-        said["ranking"] = atomic.section(self.stored, "selection").get("ranking")
-        self._compare(layout.STUDY_RESULTS, said, again)
+        stored = {key: self.stored.get(key) for key in ("comparisons", "over_seeds")}
+        stored["alarms"] = [one for one in _records(self.stored.get("alarms")) if one.get("kind") != _OF_IMAGES]
+        stored["ranking"] = atomic.section(self.stored, "selection").get("ranking")
+        self._compare(layout.STUDY_RESULTS, stored, again)
 
     def _ranking(self, computed: Mapping[str, RunDocument]) -> list[schemas.Ranked]:
         """Rank the networks by validation; none if a standard run is missing."""
@@ -202,47 +202,47 @@ class _Verification:
         return ranked(self.recipe.selection, pairs, computed[standard[0].name].classes)
 
 
-def _tables_beside(run: Path, place: Path) -> dict[str, Path]:
+def _other_tables(run: Path, folder: Path) -> dict[str, Path]:
     """Return the table that a part of metrics.json comes from, if that is not predictions.parquet beside it."""
     others = {
-        "calibration": validation_file(run, place),
-        "saliency": place / layout.SALIENCY_FILE,
-        "lesions": place / layout.LESIONS_FILE,
-        "certified": place / layout.CERTIFIED_FILE,
+        "calibration": validation_file(run, folder),
+        "saliency": folder / layout.SALIENCY_FILE,
+        "lesions": folder / layout.LESIONS_FILE,
+        "certified": folder / layout.CERTIFIED_FILE,
     }
-    return others | ({} if place == run else {"drop_from_internal": run / layout.PREDICTIONS_FILE})
+    return others | ({} if folder == run else {"drop_from_internal": run / layout.PREDICTIONS_FILE})
 
 
-def _compute_whole(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+def _compute_whole(run: Path, folder: Path, study: StudyRecipe | None) -> RunDocument:
     """Compute metrics.json as `compute_figures`; UserError for whatever is wrong with its tables."""
     try:
-        return compute_figures(run, place, study)
+        return compute_figures(run, folder, study)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-        there = [place / layout.PREDICTIONS_FILE, *_tables_beside(run, place).values()]
+        there = [folder / layout.PREDICTIONS_FILE, *_other_tables(run, folder).values()]
         names = " or ".join(dict.fromkeys(path.name for path in there if path.is_file()))
         text = f"{type(problem).__name__}: {problem}".replace("\n", " ")
-        raise UserError(f"{place}: damaged: {names} ({text}); restore it, or make it anew") from problem
+        raise UserError(f"{folder}: damaged: {names} ({text}); restore it, or make it anew") from problem
 
 
-def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDocument:
+def compute_figures(run: Path, folder: Path, study: StudyRecipe | None) -> RunDocument:
     """Compute metrics.json of a run from the tables in a folder; of a study, as its recipe asks."""
     content = atomic.read_yaml(run / layout.RUN_FILE)
     names = content.get("classes")
     classes = tuple(map(str, names if isinstance(names, list) else ()))
 
-    def read(path: Path) -> pd.DataFrame:
+    def load_table(path: Path) -> pd.DataFrame:
         table = atomic.read_table(path)
         prediction_table.check_table(table, path, len(classes))
         return table
 
-    predictions, path = read(place / layout.PREDICTIONS_FILE), validation_file(run, place)
-    validation = read(path) if path.is_file() else None
+    predictions, path = load_table(folder / layout.PREDICTIONS_FILE), validation_file(run, folder)
+    validation = load_table(path) if path.is_file() else None
     if validation is not None and set(validation["sample_id"]) == set(predictions["sample_id"]):
         validation = None
-    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), describe.RESAMPLES
+    images, resamples = int((predictions["attack"] == prediction_table.CLEAN).sum()), explain_run.RESAMPLES
     if study is not None:
         resamples = study.evaluation.bootstrap
-    stored = schemas.read_if_there(RunDocument, place / layout.METRICS_FILE) or RunDocument()
+    stored = schemas.read_if_there(RunDocument, folder / layout.METRICS_FILE) or RunDocument()
     recipe = validate(RunRecipe, content.get("recipe") or {}, str(run / layout.RUN_FILE))
     document = run_figures.figures(
         About.trained(recipe),
@@ -254,9 +254,11 @@ def compute_figures(run: Path, place: Path, study: StudyRecipe | None) -> RunDoc
         training=schemas.read_if_there(TrainingDocument, run / layout.TRAINING_FILE) or TrainingDocument(),
         at_random=lambda: bool(stored.masking and stored.masking.at_random),
     )
-    describe.describe(document, place, images=images, resamples=resamples)
-    if place != run and (run / layout.PREDICTIONS_FILE).is_file():
-        document.drop_from_internal = generalisation_gap.from_internal(read(run / layout.PREDICTIONS_FILE), predictions)
+    explain_run.add_tables(document, folder, images=images, resamples=resamples)
+    if folder != run and (run / layout.PREDICTIONS_FILE).is_file():
+        document.drop_from_internal = generalisation_gap.from_internal(
+            load_table(run / layout.PREDICTIONS_FILE), predictions
+        )
     return document
 
 
@@ -264,29 +266,29 @@ class Different(NamedTuple):
     """A figure that differs: its key, what the file says and what was computed."""
 
     key: str
-    said: object
+    stored: object
     computed: object
 
 
-def differences(said: object, computed: object, at: str = "") -> Iterator[Different]:
+def differences(stored: object, computed: object, at: str = "") -> Iterator[Different]:
     """Find the figures in which two documents differ by more than the order of adding up."""
-    if count_figures(said) == 0 == count_figures(computed):
+    if count_figures(stored) == 0 == count_figures(computed):
         return
-    if isinstance(said, dict) and isinstance(computed, dict):
-        for key in {**said, **computed}:
-            yield from differences(said.get(key), computed.get(key), f"{at}.{key}".strip("."))
-    elif isinstance(said, list) and isinstance(computed, list):
-        if len(said) == len(computed):
-            pairs = [(_name(two, i), one, two) for i, (one, two) in enumerate(zip(said, computed, strict=True))]
+    if isinstance(stored, dict) and isinstance(computed, dict):
+        for key in {**stored, **computed}:
+            yield from differences(stored.get(key), computed.get(key), f"{at}.{key}".strip("."))
+    elif isinstance(stored, list) and isinstance(computed, list):
+        if len(stored) == len(computed):
+            pairs = [(_name(two, i), one, two) for i, (one, two) in enumerate(zip(stored, computed, strict=True))]
         else:
-            yield Different(f"{at} (how many)", len(said), len(computed))
-            known = {_name(one, i): one for i, one in enumerate(said) if isinstance(one, dict)}
+            yield Different(f"{at} (how many)", len(stored), len(computed))
+            by_name = {_name(one, i): one for i, one in enumerate(stored) if isinstance(one, dict)}
             named = [(_name(two, i), two) for i, two in enumerate(computed)]
-            pairs = [(name, known[name], two) for name, two in named if name in known]
+            pairs = [(name, by_name[name], two) for name, two in named if name in by_name]
         for name, one, two in pairs:
             yield from differences(one, two, f"{at}[{name}]")
-    elif not _is_close(said, computed):
-        yield Different(at, _shorten(said), _shorten(computed))
+    elif not _is_close(stored, computed):
+        yield Different(at, _shorten(stored), _shorten(computed))
 
 
 def count_figures(content: object) -> int:
@@ -296,10 +298,10 @@ def count_figures(content: object) -> int:
     return int(content not in (None, ""))
 
 
-def _is_close(said: object, computed: object) -> bool:
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (said, computed)):
-        return said == computed
-    return math.isclose(float(str(said)), float(str(computed)), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+def _is_close(stored: object, computed: object) -> bool:
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (stored, computed)):
+        return stored == computed
+    return math.isclose(float(str(stored)), float(str(computed)), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
 
 
 def _shorten(value: object) -> object:

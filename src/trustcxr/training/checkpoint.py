@@ -1,4 +1,4 @@
-"""The checkpoint of a training: written in the run's own folder, whole or not at all; a damaged one is not used."""
+"""Write and load the checkpoint of a training: complete or absent; a damaged one is removed."""
 
 import errno
 import io
@@ -17,29 +17,28 @@ from trustcxr.storage import atomic
 from trustcxr.storage.os_errors import writing
 
 FOLDER, LAST, BEST = "checkpoint", "last.ckpt", "best.safetensors"
-NEXT = "next.safetensors"  # better weights that the last checkpoint does not know of yet
+NEXT = "next.safetensors"  # better weights than the last checkpoint's
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes under a temporary name in the checkpoint's own folder, and renames.
+    """Write checkpoints under a temporary name in their folder, and rename.
 
-    Lightning's own way goes through the system's temporary folder, from which a file is copied where that is on another
-    disk: a kill in between leaves half a checkpoint.
+    Lightning writes to the system's temporary folder and copies: a kill in between leaves half a checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, whole or not at all."""
-        content = io.BytesIO()  # torch's own writer falls over a disk that fills, with a traceback
+        """Write `checkpoint` to `path`, complete or not at all."""
+        content = io.BytesIO()  # torch's writer fails on a full disk with a traceback
         torch.save(checkpoint, content)
         with atomic.atomic_write(Path(path), needed=content.getbuffer().nbytes) as temporary:
             temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(run: Path) -> dict[str, Any] | None:
-    """The last checkpoint of a run; None where there is none, or it cannot be read, which is said, and it is removed.
+    """Load the last checkpoint of a run; None if there is none. A damaged one is removed, which is logged.
 
-    Nothing is unpickled, and every byte is held against the checksums within the file. UserError where it may be whole
-    and cannot be read now, as where a network's disk is away.
+    Nothing is unpickled; the checksums in the file are verified. Raises UserError if the file may be whole but cannot
+    be read now, such as on a network disk that is away.
     """
     path = run / FOLDER / LAST
     if not path.is_file():
@@ -48,36 +47,31 @@ def load_checkpoint(run: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             if broken := archive.testzip():
                 raise ValueError(f"{broken} is damaged")
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return found
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content
     except Exception as problem:
         if (why := _for_now(problem)) is not None:
             raise UserError(
-                f"{path}: cannot be read now ({why}); it was left as it is. If it stays so, delete {path.parent}, and "
-                "training starts anew"
+                f"{path}: cannot be read now ({why}). Try again, or delete {path.parent} to train from the start"
             ) from None
         remove(run)
         reason = str(problem) if isinstance(problem, ValueError) else type(problem).__name__
-        log(f"{path}: cannot be read as tensors alone ({reason}): training starts anew")
+        log(f"{path}: cannot be read as tensors alone ({reason}): training starts again")
         return None
 
 
 def _for_now(problem: Exception) -> str | None:
-    """Why a checkpoint that may be whole cannot be read; None where it is damaged, or no checkpoint.
-
-    A place that cannot be in a file is how a damaged one may look, too.
-    """
+    """Return why a checkpoint that may be whole cannot be read; None if it is damaged (EINVAL: a wrong offset)."""
     if is_out_of_memory(problem) or "unable to mmap" in str(problem):
         return "out of memory"
     number = problem.errno if isinstance(problem, OSError) else None
     return None if number in (None, errno.EINVAL) else os.strerror(number)
 
 
-def settle(run: Path, best_sum: str) -> None:
-    """Of two weights keep those that the last checkpoint speaks of, by their checksum, as the best.
+def choose_best(run: Path, best_sum: str) -> None:
+    """Keep the weights whose checksum is in the last checkpoint as the best.
 
-    Better weights are written beside the best ones, which they follow once a checkpoint knows of them: were the run cut
-    off in between, that epoch would be trained again, maybe with other bits, and be none that is kept.
+    Better weights wait in NEXT until a checkpoint refers to them: a run interrupted in between trains that epoch again.
     """
     later = run / FOLDER / NEXT
     if later.is_file():
@@ -89,5 +83,5 @@ def settle(run: Path, best_sum: str) -> None:
 
 
 def remove(run: Path) -> None:
-    """Take a run's checkpoints away, where there are any."""
+    """Delete a run's checkpoints."""
     shutil.rmtree(run / FOLDER, ignore_errors=True)

@@ -17,16 +17,15 @@ from torch import nn
 
 from trustcxr.console import log
 from trustcxr.data import fingerprints
-from trustcxr.data.dataset import Joined, sources_of
+from trustcxr.data.dataset import JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.schemas import TrainingDocument
-from trustcxr.training import checkpoint, lung_segmenter, precision, tracking
-from trustcxr.training import environment as origins
-from trustcxr.training.devices import Devices, Team, does_not_fit, together
+from trustcxr.training import checkpoint, environment, lung_segmenter, tracking
+from trustcxr.training.devices import Devices, Team, does_not_fit, start_processes
 from trustcxr.training.monitor import MONITOR_STEPS, Bar, Monitor, RefitMonitor, attacked_rows
 from trustcxr.training.step import TrainingStep, replays
 
@@ -37,95 +36,89 @@ ALONE = Devices()
 
 
 def fit(
-    recipe: RunRecipe,
-    train: "Dataset",
-    val: "Dataset",
-    folder: Path,
-    *,
-    cards: Devices = ALONE,
+    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, *, devices: Devices = ALONE
 ) -> TrainingDocument:
-    """Train one run into `folder` and return its training.json; a run that was cut off goes on from its last epoch.
+    """Train one run into `folder` and return its training.json; an interrupted run resumes from its last epoch.
 
-    With `training.refit` the run is trained twice: on `train`
-    into `folder`/validated, where validation chooses the epoch, and then on both to that epoch of the same schedule.
-    On several `cards` each batch is shared by them. Where its part does not fit in memory, it is worked off in twice as
-    many parts from the last epoch on, which is said.
-    Raises UserError where the run cannot be trained, with the last good weights kept.
+    With `training.refit` the run is trained twice: first into `folder`/before_refit, where validation chooses the
+    epoch, then on both splits to that epoch of the same schedule. Several `devices` share each batch. A part that does
+    not fit in memory is split in two, from the last epoch on.
+    Raises UserError if the run cannot be trained; the last good weights stay.
     """
-    cards.check(recipe, len(train))
-    if cards.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
-        log("without cards each process has batch statistics of its own; normalisation: group has none")
-    cards = replace(cards, parts=recipe.training.accumulate)
-    largest = -(-min(recipe.training.batch_size, len(train)) // cards.world)
-    if told := precision.instead(recipe.training.precision, precision.kind()):
-        log(told)
+    devices.check_recipe(recipe, len(train))
+    if devices.world > 1 and not torch.cuda.is_available() and recipe.model.normalisation == "batch":
+        log("without GPUs each process has its own batch statistics; normalisation: group has none")
+    devices = replace(devices, parts=recipe.training.accumulate)
+    largest = -(-min(recipe.training.batch_size, len(train)) // devices.world)
+    if note := environment.describe_substitute(recipe.training.precision, environment.device_kind()):
+        log(note)
     while True:
-        team, given = Team(), (recipe, train, val, folder, cards)
+        team, job = Team(), (recipe, train, val, folder, devices)
         try:
-            with together(cards, _fit_part, *given) as team:
-                return _fit_part(*given)
+            with start_processes(devices, _fit_part, *job) as team:
+                return _fit_part(*job)
         except Exception as problem:
             if not (does_not_fit(problem) or team.did_not_fit):
                 raise
-            if cards.parts >= largest:
+            if devices.parts >= largest:
                 raise UserError(f"{recipe.name}: not even one image fits in memory; lower data.size") from None
-            if cards.apart:  # no process can tell those on other machines, or that srun or torchrun started
-                advice = f"start all of them again with --set training.accumulate={2 * cards.parts}"
+            if devices.launched:  # srun or torchrun started the others: this process cannot change their parts
+                advice = f"start all of them again with --set training.accumulate={2 * devices.parts}"
                 raise UserError(f"{recipe.name}: a batch does not fit in memory; {advice}") from None
-        cards = replace(cards, parts=2 * cards.parts)
+        devices = replace(devices, parts=2 * devices.parts)
         torch.cuda.empty_cache()
-        log(f"{recipe.name}: a batch does not fit in memory: worked off in {cards.parts} parts, gradients added up")
+        log(f"{recipe.name}: a batch does not fit in memory: using {devices.parts} parts and adding up their gradients")
 
 
-def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, cards: Devices) -> TrainingDocument:
-    """`fit`, of which every process of `cards` does its part."""
-    if precision.kind() == "cpu":
+def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, devices: Devices) -> TrainingDocument:
+    """Train the part of one process of `devices`."""
+    if environment.device_kind() == "cpu":
         keep_freed_memory()
     if not recipe.training.refit:
-        return _fit(recipe, train, Monitor(folder, val, recipe, cards))
-    both, first = Joined(train, val), folder / layout.BEFORE_REFIT
-    if cards.rank == 0:
-        _write_recipe(folder, recipe, both, cards, None)
+        return _fit(recipe, train, Monitor(folder, val, recipe, devices))
+    both, first = JoinedDataset(train, val), folder / layout.BEFORE_REFIT
+    if devices.rank == 0:
+        _write_recipe(folder, recipe, both, devices, None)
     if not (first / layout.TRAINING_FILE).is_file():
         alone = recipe.model_copy(update={"training": recipe.training.model_copy(update={"refit": False})})
-        # Weights that have seen the validation images must not be what validation judges.
-        _fit(alone, train, Monitor(first, val, alone, cards))
-    if cards.rank == 0:
-        checkpoint.remove(first)  # left where it was killed between its last file and this
+        # Validation must not judge weights that have seen the validation images.
+        _fit(alone, train, Monitor(first, val, alone, devices))
+    if devices.rank == 0:
+        checkpoint.remove(first)  # a kill after the last file leaves it
     chosen = schemas.read_schema(TrainingDocument, first / layout.TRAINING_FILE)
-    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, cards))
+    return _fit(recipe, both, RefitMonitor(folder, val, recipe, chosen, devices))
 
 
-def _fit(recipe: RunRecipe, train: "Dataset | Joined", monitor: Monitor) -> TrainingDocument:
+def _fit(recipe: RunRecipe, train: "Dataset | JoinedDataset", monitor: Monitor) -> TrainingDocument:
     """Train a run once, into the folder of `monitor`."""
     folder = monitor.folder
-    if monitor.cards.rank == 0:
+    if monitor.devices.rank == 0:
         fingerprints.check_same_images(folder, train)
     before = checkpoint.load_checkpoint(folder)
-    # Images that lack what the recipe learns from are refused before anything is written.
-    sources_of(train, recipe.training.balanced_by)
+    # Raise for missing masks or sources before anything is written.
+    read_sources(train, recipe.training.balanced_by)
     _healthy(train, recipe)
     lungs, without = _lungs(train, recipe)
     lesions = _lesions(train, recipe)
-    if monitor.cards.rank == 0:
-        _write_recipe(folder, recipe, train, monitor.cards, monitor.done(before))
+    if monitor.devices.rank == 0:
+        _write_recipe(folder, recipe, train, monitor.devices, monitor.count_done(before))
     torch.manual_seed(recipe.seed)
     model = _network(recipe, train, lungs, resumed=before is not None)
-    if before is not None and monitor.take_up_if_ended(before):
-        steps = int(before["global_step"])  # cut off after its last epoch: only what follows that is still to do
+    if before is not None and monitor.resume_if_ended(before):
+        steps = int(before["global_step"])  # interrupted after its last epoch: only the rest remains
     else:
         steps = _run(recipe, train, monitor, model, lungs, lesions, resumed=before is not None)
     counts = {"steps": steps} | ({} if lungs is None else {"images_without_lung_mask": without})
-    found = monitor.summary()
-    if monitor.cards.rank == 0:
-        found = _finish(folder, recipe, monitor, model, counts)
-    monitor.cards.wait()
-    return found
+    document = monitor.summary()
+    if monitor.devices.rank == 0:
+        document = _finish(folder, recipe, monitor, model, counts)
+    monitor.devices.wait()
+    return document
 
 
 def _run(
     recipe: RunRecipe,
-    train: "Dataset | Joined",
+    train: "Dataset | JoinedDataset",
     monitor: Monitor,
     model: classifier.Classifier,
     lungs: np.ndarray | None,
@@ -133,18 +126,18 @@ def _run(
     *,
     resumed: bool,
 ) -> int:
-    """The epochs that are still to do; how many steps all took together."""
-    training, classes, cards = recipe.training, len(train.classes), monitor.cards
+    """Train the remaining epochs; return the number of steps of all epochs."""
+    training, classes, devices = recipe.training, len(train.classes), monitor.devices
     batches = loader(
         train,
         training.batch_size,
         shuffle=True,
         seed=recipe.seed,
         balanced=training.balanced,
-        sources=sources_of(train, training.balanced_by),
+        sources=read_sources(train, training.balanced_by),
         drop_last=True,
         repeats=replays(recipe),
-        part=(cards.rank, cards.world),
+        part=(devices.rank, devices.world),
     )
     module = TrainingStep(
         model,
@@ -154,7 +147,7 @@ def _run(
         lungs=lungs,
         lesions=lesions,
         healthy=_healthy(train, recipe),
-        cards=cards,
+        devices=devices,
         batch_images=min(training.batch_size, len(train)),
     )
     last = monitor.folder / checkpoint.FOLDER / checkpoint.LAST
@@ -162,14 +155,14 @@ def _run(
         trainer = _trainer(recipe, monitor)
         try:
             trainer.fit(module, batches, ckpt_path=last if resumed else None, weights_only=True)
-        except SystemExit:  # Lightning's answer to Ctrl-C, after which it would ignore the next
+        except SystemExit:  # Lightning raises it on Ctrl-C, and would ignore the next
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         except FloatingPointError as problem:
             monitor.stopped = f"numbers: {problem}"
             if monitor.best["epoch"] < 0:
                 raise UserError(f"{recipe.name}: {problem}, in the first epoch; lower training.learning_rate") from None
-            log(f"{recipe.name}: {problem}; the weights of epoch {monitor.kept_epoch} are kept")
+            log(f"{recipe.name}: {problem}; the weights of epoch {monitor.best_epoch} are kept")
     return module.global_step
 
 
@@ -182,37 +175,37 @@ def _trainer(recipe: RunRecipe, monitor: Monitor) -> pl.Trainer:
         enable_version_counter=False,
     )
     followed = []
-    if recipe.training.track != "none" and monitor.cards.rank == 0:
-        followed = [tracking.Tracked(monitor, tracking.logger(recipe, monitor.folder))]
+    if recipe.training.track != "none" and monitor.devices.rank == 0:
+        followed = [tracking.Tracked(monitor, tracking.make_logger(recipe, monitor.folder))]
     return pl.Trainer(
         max_epochs=monitor.epochs,
         accelerator="auto",
-        precision=precision.used(recipe.training.precision, precision.kind()),
+        precision=environment.supported_precision(recipe.training.precision, environment.device_kind()),
         callbacks=[monitor, Bar(recipe.name, monitor), save, *followed],
-        plugins=[checkpoint.WholeCheckpoints(), *monitor.cards.environment()],
+        plugins=[checkpoint.WholeCheckpoints(), *monitor.devices.plugins()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
-        **monitor.cards.for_lightning(),
+        **monitor.devices.trainer_options(),
     )
 
 
 def _network(
-    recipe: RunRecipe, train: "Dataset | Joined", lungs: np.ndarray | None, *, resumed: bool
+    recipe: RunRecipe, train: "Dataset | JoinedDataset", lungs: np.ndarray | None, *, resumed: bool
 ) -> classifier.Classifier:
-    """The model as training finds it, its lung gate trained and frozen; a resumed run's checkpoint fills it later."""
+    """Return the model before training, its lung gate trained and frozen; a checkpoint fills a resumed one later."""
     weights = "none" if resumed else recipe.model.weights
     model = factory.build(recipe.model.name, classes=len(train.classes), weights=weights, **recipe.network_options())
     if isinstance(model.gate, lung_gate.LungGate) and lungs is not None and not resumed:
         lung_segmenter.fit(model.gate, train.images, lungs, recipe)
-    model.gate.requires_grad_(False)  # a segmenter that learnt from the labels could draw the class in what it cuts
+    model.gate.requires_grad_(False)  # trained on labels, it could draw the class in its mask
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
-    """The lung masks (N, H, W) where training needs them, and how many images have none or an empty one."""
+def _lungs(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> tuple[np.ndarray | None, int]:
+    """Return the lung masks (N, H, W) if training needs them, and the number of images without one."""
     if not recipe.needs_lungs:
         return None, 0
     lungs = train.masks("lung") if "lung" in train.mask_kinds else np.zeros((len(train), 0, 0))
@@ -223,12 +216,12 @@ def _lungs(train: "Dataset | Joined", recipe: RunRecipe) -> tuple[np.ndarray | N
             "has one"
         )
     if without:
-        log(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these are left as they are")
+        log(f"{recipe.name}: {without} of {len(train)} training images have no lung mask; these stay unchanged")
     return lungs, without
 
 
-def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
-    """The lesion masks (N, H, W) where training needs them; says which classes have none, and so are unguided."""
+def _lesions(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> np.ndarray | None:
+    """Return the lesion masks (N, H, W) if training needs them; log the classes without any, which are unguided."""
     if not recipe.training.needs_lesions:
         return None
     lesions = train.masks("infection") if "infection" in train.mask_kinds else np.zeros((len(train), 0, 0))
@@ -244,19 +237,20 @@ def _lesions(train: "Dataset | Joined", recipe: RunRecipe) -> np.ndarray | None:
     return lesions
 
 
-def _healthy(train: "Dataset | Joined", recipe: RunRecipe) -> int | None:
-    """The place of the class that an image without its lesion has; None where nothing asks for it."""
-    if not recipe.training.counterfactuals:
+def _healthy(train: "Dataset | JoinedDataset", recipe: RunRecipe) -> int | None:
+    """Return the index of the class of an image without its lesion; None without counterfactual images."""
+    edits = recipe.training.counterfactuals
+    if not edits.share:
         return None
-    if recipe.training.healthy not in train.classes:
-        raise unknown("healthy class (training.healthy)", recipe.training.healthy, train.classes)
-    return train.classes.index(recipe.training.healthy)
+    if edits.healthy_class not in train.classes:
+        raise unknown("healthy class (training.counterfactuals.healthy_class)", edits.healthy_class, train.classes)
+    return train.classes.index(edits.healthy_class)
 
 
 def _finish(
     folder: Path, recipe: RunRecipe, monitor: Monitor, model: nn.Module, counts: dict[str, int]
 ) -> TrainingDocument:
-    checkpoint.settle(folder, monitor.best_sum)
+    checkpoint.choose_best(folder, monitor.best_sum)
     best = folder / checkpoint.FOLDER / checkpoint.BEST
     if monitor.best_sum != atomic.checksum(best):
         checkpoint.remove(folder)
@@ -270,7 +264,7 @@ def _finish(
     content["took"] = {key: getattr(summary, key) for key in ("seconds", "processor_seconds")}
     atomic.write_yaml(folder / layout.RUN_FILE, content)
     summary.precision_asked = recipe.training.precision
-    summary.precision = precision.used(summary.precision_asked, precision.kind())
+    summary.precision = environment.supported_precision(summary.precision_asked, environment.device_kind())
     if recipe.defence.attacks:
         summary.watched_images = len(attacked_rows(monitor.val))
     if monitor.stopped == "overfitting":
@@ -280,7 +274,7 @@ def _finish(
             f"catastrophic overfitting at epoch {len(monitor.history)}: accuracy under PGD-{MONITOR_STEPS}"
             f"{recipe.defence.at_epsilon} fell from {highest:.1%} to {last['val_pgd_accuracy']:.1%} "
             f"on {monitor.measured_on} while FGSM accuracy was {last['val_fgsm_accuracy']:.1%}; the weights of epoch "
-            f"{monitor.kept_epoch} are kept"
+            f"{monitor.best_epoch} are kept"
         )
         log(f"{recipe.name}: {summary.alarm}")
     atomic.write_json(folder / layout.TRAINING_FILE, summary)
@@ -294,8 +288,8 @@ def _finish(
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
 
-    Every step allocates the same activations and gradients again. glibc gives blocks of this size back to the system,
-    and gets them anew filled with zeros: of VGG16 at 96 pixels that is a third of a step on a processor.
+    glibc returns blocks of the size of activations to the system, and gets them back filled with zeros. For VGG16 at 96
+    pixels that takes a third of a training step on a processor.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -304,10 +298,12 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", cards: Devices, done: int | None) -> None:
-    """run.yaml, and the images that it is trained on; UserError where the folder holds a training on other images.
+def _write_recipe(
+    folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", devices: Devices, done: int | None
+) -> None:
+    """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images.
 
-    `done`: the epochs that it goes on from; None where nothing is trained into this folder now.
+    `done`: the epochs it resumes from; None if nothing is trained into this folder now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints.check_same_images(folder, train)
@@ -320,7 +316,7 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", ca
     }
     path = folder / layout.RUN_FILE
     content["segments"] = segments.append_segment(
-        atomic.read_yaml(path) if path.is_file() else {}, origins.record_environment(cards), done
+        atomic.read_yaml(path) if path.is_file() else {}, environment.record_environment(devices), done
     )
     atomic.write_yaml(path, content)
     if not (folder / layout.IMAGES_FILE).is_file():
@@ -329,7 +325,7 @@ def _write_recipe(folder: Path, recipe: RunRecipe, train: "Dataset | Joined", ca
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's advice is for its own users; ours see one bar and one line."""
+    """Silence Lightning's advice: users see one bar and one line."""
     import logging
 
     loggers = [

@@ -1,4 +1,4 @@
-"""Training the lung gate: the segmenter learns the lung masks, under attack where the defence attacks."""
+"""Train the lung gate: the segmenter learns the lung masks, under attack if the defence attacks."""
 
 import numpy as np
 import torch
@@ -14,14 +14,11 @@ from trustcxr.recipes.run_recipe import RunRecipe
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 16, 32, 2e-3
 
 
-def fit(
-    gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe, *, called: str = "lung gate"
-) -> float:
-    """Train the gate on images (N, 1, H, W) uint8 and lung masks (N, H, W) of 0 and 1; its Dice in the last epoch.
+def fit(gate: LungGate, images: np.ndarray, lungs: np.ndarray, recipe: RunRecipe, *, name: str = "lung gate") -> float:
+    """Train the gate on images (N, 1, H, W) uint8 and masks (N, H, W) of 0 and 1; return its Dice of the last epoch.
 
-    `called`: what it is said to be, where the masks are of something else. Images with an empty mask are left out.
-    Where the recipe's defence attacks, the gate is trained on images that a gradient step from a random start has moved
-    within the same epsilon: a lung that an attack can close is no gate.
+    Images with an empty mask are left out. If the recipe's defence attacks, so does this: a gradient step from a random
+    start within the same epsilon. `name`: in messages, for masks of something else.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gate.to(device)
@@ -32,10 +29,10 @@ def fit(
     batches = max(1, len(rows) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=EPOCHS * batches)
     changes = recipe.training.augment.model_dump()
-    found = 0.0
-    with Progress(f"training the {called} of {recipe.name}", EPOCHS * batches) as bar:
+    score = 0.0
+    with Progress(f"training the {name} of {recipe.name}", EPOCHS * batches) as bar:
         for _ in range(EPOCHS):
-            order, found = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
+            order, score = rows[torch.randperm(len(rows), generator=generator).numpy()], 0.0
             for start in range(batches):
                 some = np.sort(order[start * BATCH_SIZE : (start + 1) * BATCH_SIZE])
                 pixels = to_pixels(torch.from_numpy(images[some]).to(device))
@@ -48,17 +45,17 @@ def fit(
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-                found += float(dice(logits.detach() > 0, inside > 0.5).mean()) / batches
+                score += float(dice(logits.detach() > 0, inside > 0.5).mean()) / batches
                 bar.advance(1)
     gate.cpu()
     under = f" under a step of {epsilon:g}" if epsilon else ""
-    log(f"{called} of {recipe.name}: Dice {found:.3f} with the masks of training{under}")
-    return found
+    log(f"{name} of {recipe.name}: Dice {score:.3f} with the masks of training{under}")
+    return score
 
 
-def dice(found: Tensor, wanted: Tensor) -> Tensor:
-    """Dice coefficient (B,) of masks (B, 1, H, W), bool; 1 where both are empty."""
-    both, sizes = (found & wanted).flatten(1).sum(1), found.flatten(1).sum(1) + wanted.flatten(1).sum(1)
+def dice(masks: Tensor, wanted: Tensor) -> Tensor:
+    """Return the Dice coefficient (B,) of masks (B, 1, H, W), bool; 1 if both are empty."""
+    both, sizes = (masks & wanted).flatten(1).sum(1), masks.flatten(1).sum(1) + wanted.flatten(1).sum(1)
     return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0)
 
 

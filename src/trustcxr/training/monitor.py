@@ -1,4 +1,4 @@
-"""What looks on while a run is trained: validation after every epoch, the best weights kept, one bar."""
+"""Watch a training: validate after every epoch, keep the best weights, stop early, show progress."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from trustcxr.recipes.training_recipe import MONITOR_IMAGES, MONITOR_STEPS
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import VERSION, Refit, TrainingDocument
-from trustcxr.training import checkpoint, precision
+from trustcxr.training import checkpoint, environment
 from trustcxr.training.devices import Devices
 
 if TYPE_CHECKING:
@@ -36,19 +36,17 @@ OVERFIT_FALL, OVERFIT_GAP = 0.15, 0.20  # see Monitor._overfits
 
 
 class Monitor(pl.Callback):
-    """Validates after every epoch, keeps the best weights, stops early, and notices catastrophic overfitting.
+    """Validate after every epoch, keep the best weights, stop early, and detect catastrophic overfitting.
 
-    A run that no attack trained is judged by its accuracy on validation. One that an attack trained is judged by its
-    accuracy under PGD on a slice of validation, above what a constant answer would have; FGSM accuracy only breaks ties
-    (and decides where PGD accuracy is never above chance), since FGSM accuracy alone rewards masked gradients. Both are
-    balanced there, a mean over the classes: of uneven classes one answer to all would have the most.
-    One that was trained by bounds is judged by what interval bounds prove on all of validation, at the whole epsilon.
+    The score of an epoch is the accuracy on validation; for training by bounds, the certified accuracy. For training
+    under attack it is the balanced accuracy under PGD above chance, on an even slice of validation. FGSM accuracy only
+    breaks ties, since alone it rewards masked gradients.
     """
 
     measured_on = "validation"
 
-    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, cards: Devices = ALONE) -> None:
-        self.folder, self.val, self.recipe, self.cards = folder, val, recipe, cards
+    def __init__(self, folder: Path, val: "Dataset", recipe: RunRecipe, devices: Devices = ALONE) -> None:
+        self.folder, self.val, self.recipe, self.devices = folder, val, recipe, devices
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {"epoch": -1.0, "score": -math.inf, "value": math.nan, "best_pgd": 0.0}
         self.stopped, self.seconds, self._started = "epochs", 0.0, 0.0
@@ -60,35 +58,35 @@ class Monitor(pl.Callback):
         self.best_sum = ""  # the checksum of the best weights; empty until there are any
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a resumed run."""
+        """Restore the state of a resumed run."""
         vars(self).update(state)
 
-    def take_up_if_ended(self, kept: dict[str, Any]) -> bool:
-        """Whether the training of this checkpoint had stopped before its last epoch; if so, its state is taken up."""
-        state = kept.get("callbacks", {}).get(self.state_key)
+    def resume_if_ended(self, content: dict[str, Any]) -> bool:
+        """Restore the state if this checkpoint's training stopped before its last epoch; return True if it did."""
+        state = content.get("callbacks", {}).get(self.state_key)
         if not state or state["stopped"] == "epochs":
             return False
         self.load_state_dict(state)
         return True
 
-    def done(self, kept: dict[str, Any] | None) -> int | None:
-        """Epochs of this training that stand in a checkpoint; None where it had ended, and none is left to do."""
-        state = (kept or {}).get("callbacks", {}).get(self.state_key) or {}
+    def count_done(self, content: dict[str, Any] | None) -> int | None:
+        """Return the epochs of this training in a checkpoint; None if none is left."""
+        state = (content or {}).get("callbacks", {}).get(self.state_key) or {}
         epochs = len(state.get("history", ()))
         return None if epochs >= self.epochs or state.get("stopped", "epochs") != "epochs" else epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Start the clock; the checkpoint of the epoch before is written by now."""
-        if self.cards.rank == 0:
-            checkpoint.settle(self.folder, self.best_sum)
+        """Start the clock; the checkpoint of the previous epoch is complete."""
+        if self.devices.rank == 0:
+            checkpoint.choose_best(self.folder, self.best_sum)
         self._started, self._worked = time.monotonic(), time.process_time()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Validate, keep, and decide whether to go on."""
+        """Validate, keep the best weights, and decide on stopping."""
         balanced: dict[str, float] = {}
         row = {
             "epoch": module.current_epoch,
@@ -96,14 +94,14 @@ class Monitor(pl.Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "epsilon": module.epsilon(module.global_step) if module.robust else 0.0,
             "train_accuracy": module.sums["right"] / module.sums["count"],
-            **validate(module.candidate(), self.val, self.recipe, module.device, self.cards, balanced),
+            **validate(module.candidate(), self.val, self.recipe, module.device, self.devices, balanced),
         }
         self.seconds += time.monotonic() - self._started
         worked = torch.tensor(time.process_time() - self._worked, device=module.device)
-        self.processor_seconds += float(self.cards.summed(worked))
+        self.processor_seconds += float(self.devices.sum(worked))
         row["seconds"] = self.seconds
         self.history.append(row)
-        if self.cards.rank == 0:
+        if self.devices.rank == 0:
             atomic.write_table(self.folder / layout.HISTORY_FILE, self.table())
         judged = row | balanced
         if self._overfits(judged):
@@ -111,11 +109,11 @@ class Monitor(pl.Callback):
             trainer.should_stop = True
             return
         score = self._score(judged, module.classes)
-        # While epsilon still grows the figures are of an easier task: waiting does not count yet.
+        # While epsilon grows the task is easier: patience starts afterwards.
         ramp_ends = self.recipe.defence.ramp * self.recipe.training.epochs if module.robust else 0
         if score > self.best["score"]:
             self.best.update(epoch=row["epoch"], score=score, value=row[self.monitor])
-            if self.cards.rank == 0:
+            if self.devices.rank == 0:
                 better = self.folder / checkpoint.FOLDER / checkpoint.NEXT
                 save_weights(module.candidate(), better)
                 self.best_sum = atomic.checksum(better)
@@ -125,11 +123,11 @@ class Monitor(pl.Callback):
         self.best["best_pgd"] = max(self.best["best_pgd"], judged.get("val_pgd_accuracy", 0.0))
 
     def table(self) -> pd.DataFrame:
-        """What stands in history.csv: a row an epoch."""
+        """Return history.csv: a row an epoch."""
         return pd.DataFrame(self.history)
 
     def summary(self) -> TrainingDocument:
-        """What training.json says of how long, why no longer, and which epoch is kept."""
+        """Return training.json: durations, reason of the end, best epoch."""
         return TrainingDocument(
             version=VERSION,
             epochs=len(self.history),
@@ -143,15 +141,15 @@ class Monitor(pl.Callback):
         )
 
     @property
-    def kept_epoch(self) -> int:
-        """The epoch of the best weights as people count, from 1; in files the first is 0."""
+    def best_epoch(self) -> int:
+        """Return the epoch of the best weights, counted from 1; files count from 0."""
         return int(self.best["epoch"]) + 1
 
     def sentence(self) -> str:
-        """The same for a person, after the run's name."""
+        """Return the summary as text, after the run's name."""
         judged = f"{self.best['value']:.1%}{self.recipe.defence.at_epsilon}"
-        kept = f"best {self.monitor} {judged}, at epoch {self.kept_epoch}"
-        return f": {len(self.history)} epochs in {format_duration(self.seconds)}, {kept}"
+        best = f"best {self.monitor} {judged}, at epoch {self.best_epoch}"
+        return f": {len(self.history)} epochs in {format_duration(self.seconds)}, {best}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
@@ -161,7 +159,7 @@ class Monitor(pl.Callback):
         return max(row["val_pgd_accuracy"] - 1 / classes, 0.0) + 1e-3 * row["val_fgsm_accuracy"]
 
     def _overfits(self, row: dict[str, float]) -> bool:
-        """Catastrophic overfitting (Wong et al. 2020): PGD accuracy falls at once while FGSM accuracy stays."""
+        """Detect catastrophic overfitting (Wong et al. 2020): PGD accuracy falls suddenly, FGSM accuracy stays."""
         if not self.recipe.defence.attacks or self.best["best_pgd"] < 1 / len(self.val.classes) + 0.1:
             return False
         fall = self.best["best_pgd"] - row["val_pgd_accuracy"]
@@ -169,27 +167,26 @@ class Monitor(pl.Callback):
 
 
 class RefitMonitor(Monitor):
-    """Monitor of the refit on training and validation images.
+    """Monitor of the refit on training and validation images; the last epoch is kept.
 
-    Its validation figures are training figures (columns `seen_*`): they can show catastrophic overfitting, but the
-    number of epochs is fixed beforehand.
-    The last epoch is kept, which is the one that validation chose before; `chosen` is the training.json of that.
+    Its validation figures are training figures (columns `seen_*`): they can show catastrophic overfitting only.
+    `chosen`: training.json of the first training, whose best epoch sets the number of epochs.
     """
 
     measured_on = "validation images that it was trained on"
 
     def __init__(
-        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, cards: Devices = ALONE
+        self, folder: Path, val: "Dataset", recipe: RunRecipe, chosen: TrainingDocument, devices: Devices = ALONE
     ) -> None:
-        super().__init__(folder, val, recipe, cards)
+        super().__init__(folder, val, recipe, devices)
         self.chosen, self.epochs = chosen, (chosen.best_epoch or 0) + 1
 
     def table(self) -> pd.DataFrame:
-        """As of any run; what is measured on validation images is named `seen_`."""
+        """Return history.csv with `seen_` for figures of validation images."""
         return super().table().rename(columns=lambda name: name.replace("val_", "seen_"))
 
     def summary(self) -> TrainingDocument:
-        """What was chosen, the time of both, and in `refit` how the second went."""
+        """Return training.json of the first training, with the time of both and `refit` of the second."""
         mine = super().summary()
         again = Refit(epochs=mine.epochs, seconds=mine.seconds, stopped=mine.stopped)
         both = {
@@ -199,7 +196,7 @@ class RefitMonitor(Monitor):
         return self.chosen.model_copy(update={"version": mine.version, "refit": again} | both)
 
     def sentence(self) -> str:
-        """The same for a person, after the run's name."""
+        """Return the summary as text, after the run's name."""
         return f" once more, on validation images too: {len(self.history)} epochs in {format_duration(self.seconds)}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
@@ -207,39 +204,39 @@ class RefitMonitor(Monitor):
 
 
 class Bar(pl.Callback):
-    """One bar for the whole of training, with the time left."""
+    """A progress bar for the whole training."""
 
     def __init__(self, name: str, monitor: Monitor) -> None:
         self.name, self.monitor = name, monitor
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Open it, at the step where a resumed run stands."""
-        steps = self.monitor.epochs * module.steps_per_epoch  # fewer than the schedule's where training ends before it
+        """Open the bar, at the step of a resumed run."""
+        steps = self.monitor.epochs * module.steps_per_epoch
         self.bar = Progress(f"training {self.name}", steps).__enter__()
         if module.global_step:
             self.bar.advance(module.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        """One step further."""
+        """Advance by one step."""
         if self.bar is not None:
             self.bar.advance(1, note=self._note())
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Close it."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.__exit__()
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Close it."""
+        """Close the bar."""
         self.on_fit_end(trainer, module)
 
     def _note(self) -> str:
         if not self.monitor.history:
             return ""
         last = self.monitor.history[-1]
-        beside = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
-        under = "".join(f", {name} {last[key]:.1%}" for name, key in beside.items() if key in last)
+        columns = {"PGD": "val_pgd_accuracy", "certified": "val_certified_accuracy"}
+        under = "".join(f", {name} {last[key]:.1%}" for name, key in columns.items() if key in last)
         return f"{self.monitor.measured_on} {last['val_accuracy']:.1%}{under}"
 
 
@@ -249,47 +246,47 @@ def validate(
     val: "Dataset",
     recipe: RunRecipe,
     device: torch.device,
-    cards: Devices = ALONE,
+    devices: Devices = ALONE,
     balanced: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Accuracy on validation; for a run that an attack trained also under FGSM and PGD on an even slice of it.
+    """Return the accuracy on validation; after training by bounds also the certified accuracy, by interval bounds.
 
-    Raises NotFiniteError, which ends training, where the model answers with NaN or infinity: argmax would call that a
-    class, and such weights could be kept as the best.
-
-    For a run that was trained by bounds also what interval bounds prove, without CROWN and in the weights' precision.
-    Of `cards` each judges its part of the images, every image once, and all get the figures of the whole. Into
-    `balanced` go the accuracies under attack as means over the classes.
+    After training under attack, also the accuracies under FGSM and PGD on an even slice; `balanced` receives these as
+    means over the classes. Each process of `devices` takes its part of the images, and all get the whole figures.
+    Raises NotFiniteError, which ends training, if a logit is NaN or infinite.
     """
 
     def share(right: float, of: int) -> float:
-        return float(cards.summed(torch.tensor(right, device=device))) / of
+        return float(devices.sum(torch.tensor(right, device=device))) / of
 
     right, epsilon = 0.0, recipe.defence.epsilon
     with attacks.preserve_state(model):
-        for images, labels, _ in _batches(val, cards):
+        for images, labels, _ in _batches(val, devices):
             logits = model(_pixels(images, device))
-            if cards.world == 1:
+            if devices.world == 1:
                 check_finite(logits)
             right += float(
                 torch.where(logits.isfinite().all(1), logits.argmax(1) == labels.to(device), torch.nan).sum()
             )
     figures = {"val_accuracy": share(right, len(val))}
-    if math.isnan(figures["val_accuracy"]):  # every process hears of it, so that none waits for another
+    if math.isnan(figures["val_accuracy"]):  # in every process, so that none waits for another
         raise NotFiniteError("the model answers validation images with NaN or infinity")
     if recipe.defence.certifies:
-        return figures | {"val_certified_accuracy": share(_certified(model, val, epsilon, device, cards), len(val))}
+        return figures | {"val_certified_accuracy": share(_certified(model, val, epsilon, device, devices), len(val))}
     if not recipe.defence.attacks:
         return figures
     watched = attacked_rows(val)
-    rows, lower = watched[cards.rank :: cards.world], precision.lower(recipe.training.precision, device.type)
+    rows, lower = (
+        watched[devices.rank :: devices.world],
+        environment.autocast_dtype(recipe.training.precision, device.type),
+    )
     of_class = torch.bincount(torch.as_tensor(val.labels[watched]), minlength=len(val.classes))
     hits = {name: torch.zeros(len(of_class), device=device) for name in USUAL_ATTACKS}
     for start in range(0, len(rows), 64):
         some = rows[start : start + 64]
         images = _pixels(torch.from_numpy(val.images[some]), device)
         labels = torch.as_tensor(val.labels[some], device=device)
-        # Attacked in the precision of training, which is what the run can afford; judged in full.
+        # Attack in the precision of training, which is cheaper; judge in full precision.
         with torch.autocast(device.type, lower or torch.bfloat16, enabled=lower is not None):
             adversarial = (
                 attacks.fgsm(model, images, labels, epsilon=epsilon),
@@ -297,34 +294,36 @@ def validate(
             )
         with attacks.preserve_state(model):
             for name, perturbed in zip(USUAL_ATTACKS, adversarial, strict=True):
-                found = labels[model(perturbed).argmax(1) == labels]
-                hits[name] += torch.bincount(found, minlength=len(of_class))
-    for name, own in hits.items():
-        figures[f"val_{name}_accuracy"] = share(float(own.sum()), len(watched))
+                right_labels = labels[model(perturbed).argmax(1) == labels]
+                hits[name] += torch.bincount(right_labels, minlength=len(of_class))
+    for name, right_by_class in hits.items():
+        figures[f"val_{name}_accuracy"] = share(float(right_by_class.sum()), len(watched))
         if balanced is not None:
-            balanced[f"val_{name}_accuracy"] = float((cards.summed(own).cpu() / of_class)[of_class > 0].mean())
+            balanced[f"val_{name}_accuracy"] = float(
+                (devices.sum(right_by_class).cpu() / of_class)[of_class > 0].mean()
+            )
     return figures
 
 
-def _batches(val: "Dataset", cards: Devices) -> DataLoader:
-    """This process's part of the validation images, 64 at a time; every image is in the part of one."""
-    return loader(val, 64 * cards.world, part=(cards.rank, cards.world))
+def _batches(val: "Dataset", devices: Devices) -> DataLoader:
+    """Return this process's part of the validation images, 64 at a time."""
+    return loader(val, 64 * devices.world, part=(devices.rank, devices.world))
 
 
-def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, cards: Devices) -> float:
-    """How many validation images of this process are right, and proved to stay so by interval bounds."""
+def _certified(model: nn.Module, val: "Dataset", epsilon: float, device: torch.device, devices: Devices) -> float:
+    """Count the validation images of this process that are right, and certified by interval bounds."""
     proved = 0.0
     with attacks.preserve_state(model):
         layers = affine_graph.layers(model)
-        for images, labels, _ in _batches(val, cards):
-            truth, box = labels.to(device), ibp.Interval.of(*affine_graph.box(_pixels(images, device), epsilon))
+        for images, labels, _ in _batches(val, devices):
+            truth, box = labels.to(device), ibp.Interval.from_ends(*affine_graph.box(_pixels(images, device), epsilon))
             least = ibp.least_margins(layers, box, truth).scatter(1, truth[:, None], torch.inf)
             proved += float((least > 0).all(1).sum())
     return proved
 
 
 def attacked_rows(val: "Dataset") -> np.ndarray:
-    """The places of the validation images that PGD is run on: an even slice, so of every class and source."""
+    """Return the rows of validation images that PGD attacks: an even slice, so of every class and source."""
     return np.unique(np.linspace(0, len(val) - 1, min(MONITOR_IMAGES, len(val))).astype(int))
 
 

@@ -1,4 +1,4 @@
-"""What one training step is: a batch, changed as the recipe says, through the defence; and how the weights move."""
+"""Train one step: change a batch by the recipe, compute the defence's loss, and schedule the optimiser."""
 
 import math
 from dataclasses import dataclass, replace
@@ -24,10 +24,7 @@ ALONE = Devices()
 
 @dataclass(frozen=True)
 class Whole:
-    """Counts of a whole batch, of all processes together, so that the gradients of its parts add up.
-
-    `emptied`: images with emptied lungs beside the batch.
-    """
+    """Counts of a batch over all processes, to weigh its parts; `emptied`: added images with masked lungs."""
 
     images: int
     emptied: float = 0.0
@@ -46,34 +43,34 @@ class TrainingStep(pl.LightningModule):
         lungs: np.ndarray | None = None,
         lesions: np.ndarray | None = None,
         healthy: int | None = None,
-        cards: Devices = ALONE,
+        devices: Devices = ALONE,
         batch_images: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.classes, self.steps_per_epoch = model, recipe, classes, steps_per_epoch
-        self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 where there is no mask
+        self.lungs, self.lesions = lungs, lesions  # (N, H, W) of 0 and 1, all 0 without a mask
         self.healthy = healthy  # the class of an image without its lesion
         self.defence, self.robust = defences.get(recipe.defence.name), recipe.defence.attacks
         ours = ("epsilon", "ramp", "replays")
         self.options = {k: getattr(recipe.defence, k) for k in DEFENCES[recipe.defence.name].options if k not in ours}
         self.perturbation: Tensor | None
         self.register_buffer("perturbation", _first_perturbation(recipe))
-        self.average = _average(model, recipe.training.averaging)
+        self.average = _average(model, recipe.training.ema_decay)
         self.sums: dict[str, float] = {}
-        self.cards, self.batch_images = cards, batch_images
+        self.devices, self.batch_images = devices, batch_images
 
     @property
     def total_steps(self) -> int:
-        """Steps in the whole of training."""
+        """Return the number of steps of the whole training."""
         return self.recipe.training.epochs * self.steps_per_epoch
 
     def epsilon(self, step: int) -> float:
-        """The radius at a step: it grows evenly from 0 over the first `ramp` of training."""
+        """Return the radius at a step: it grows evenly from 0 over the first `ramp` of training."""
         return self.recipe.defence.epsilon * self._grown(step)
 
     def radii(self, step: int, edited: Tensor | None = None) -> float | Tensor:
         """Return the radius at a step; images that are `edited` (B,) have the recipe's share of it."""
-        share, radius = self.recipe.training.counterfactual_epsilon, self.epsilon(step)
+        share, radius = self.recipe.training.counterfactuals.epsilon, self.epsilon(step)
         if edited is None or share == 1:
             return radius
         return radius * torch.where(edited, share, 1.0).view(-1, 1, 1, 1)
@@ -83,7 +80,7 @@ class TrainingStep(pl.LightningModule):
         return min(1.0, step / ramp) if ramp else 1.0
 
     def defence_options(self, part: slice = slice(None), edited: Tensor | None = None) -> dict[str, Any]:
-        """The options of the defence at this step (epsilon grows), beside model, images and labels."""
+        """Return the defence's options at this step."""
         options = self.options | {"label_smoothing": self.recipe.training.label_smoothing}
         if self.robust:
             options["epsilon"] = self.radii(self.global_step, edited)
@@ -94,42 +91,42 @@ class TrainingStep(pl.LightningModule):
         return options
 
     def candidate(self) -> nn.Module:
-        """The model that is validated and kept: the averaged weights where there are any."""
+        """Return the model to validate and keep: the averaged one, if weights are averaged."""
         return self.model if self.average is None else self.average.module
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums of an epoch."""
+        """Reset the sums of an epoch."""
         self.sums = {}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """One step of the defence on a batch."""
+        """Compute the defence's loss on a batch."""
         images, labels, rows = batch
         pixels, lungs, lesions = self._pixels(images, rows)
-        if self.cards.parts > 1:
+        if self.devices.parts > 1:
             self.trainer.optimizers[0].zero_grad()
-        known = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
-        if known is not None and self.healthy is not None:
-            known = self._counterfactual(known, self.healthy)
-            pixels, labels = known.pixels, known.labels
-        emptied = pixels[:0]  # drawn for the whole batch: each part would have one at least
+        lesion_batch = None if lungs is None or lesions is None else LesionBatch(pixels, labels, lungs, lesions)
+        if lesion_batch is not None and self.healthy is not None:
+            lesion_batch = self._counterfactual(lesion_batch, self.healthy)
+            pixels, labels = lesion_batch.pixels, lesion_batch.labels
+        emptied = pixels[:0]  # drawn for the whole batch: each part would draw at least one
         if self.recipe.empty_lungs and lungs is not None:
             emptied = lung_losses.emptied(pixels, lungs)
-        whole, known = self._whole(labels, known, len(emptied))
+        whole, lesion_batch = self._whole(labels, lesion_batch, len(emptied))
         counted = torch.zeros(3, device=self.device)
-        for number in range(parts := min(self.cards.parts, len(labels))):
+        for number in range(parts := min(self.devices.parts, len(labels))):
             part, few = (slice(n * number // parts, n * (number + 1) // parts) for n in (len(labels), len(emptied)))
-            known_part = None if known is None else known.of(part)
+            known_part = None if lesion_batch is None else lesion_batch.slice_rows(part)
             loss, right = self._on(part, pixels[part], labels[part], known_part, emptied[few], whole)
             count = part.stop - part.start
             counted += torch.stack([loss.detach().float() * count, right, torch.ones_like(right) * count])
-            if count * self.cards.world != whole.images:  # processes are averaged over, parts of a process added up
-                loss = loss * (count * self.cards.world / whole.images)
-            if number + 1 < parts:  # the last is Lightning's, and the one in which processes meet
+            if count * self.devices.world != whole.images:  # processes are averaged, parts of a process summed
+                loss = loss * (count * self.devices.world / whole.images)
+            if number + 1 < parts:  # Lightning runs the last one, which synchronises the processes
                 self.trainer.strategy.backward(loss, None)
-        found = dict(zip(("loss", "right", "count"), self.cards.summed(counted).tolist(), strict=True))
-        if not math.isfinite(found["loss"]):
-            raise FloatingPointError(f"the loss is {found['loss'] / found['count']} at step {self.global_step}")
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+        totals = dict(zip(("loss", "right", "count"), self.devices.sum(counted).tolist(), strict=True))
+        if not math.isfinite(totals["loss"]):
+            raise FloatingPointError(f"the loss is {totals['loss'] / totals['count']} at step {self.global_step}")
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in totals.items()}
         return loss
 
     def _on(
@@ -137,40 +134,39 @@ class TrainingStep(pl.LightningModule):
         part: slice,
         pixels: Tensor,
         labels: Tensor,
-        known: LesionBatch | None,
+        lesion_batch: LesionBatch | None,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
-        """The loss on a part of a batch, and how many of it are right."""
-        # Members of an ensemble learn each for itself, on its own attack, so that they stay different.
+        """Return the loss on a part of a batch, and the number of correct predictions."""
+        # Each member of an ensemble learns on its own attack, so that members stay different.
         learners = [self.model]
         if isinstance(self.model, classifier.Classifier) and self.recipe.model.is_ensemble:
             learners = list(self.model.members())
-        learnt = [self._learn(learner, pixels, labels, known, part, emptied, whole) for learner in learners]
+        learnt = [self._learn(learner, pixels, labels, lesion_batch, part, emptied, whole) for learner in learners]
         logits = torch.stack([logits.detach() for _, logits in learnt]).mean(0)
         right = (logits.argmax(1) == labels).sum().float()
         return torch.stack([loss for loss, _ in learnt]).mean(), right
 
-    def _whole(self, labels: Tensor, known: LesionBatch | None, emptied: int) -> tuple[Whole, LesionBatch | None]:
-        """What is to be known of the whole batch, of which this process has these; and what is known, with its shares.
-
-        A batch in one part on one card is its own whole.
-        """
-        if self.cards.parts == self.cards.world == 1:
-            return Whole(len(labels), emptied), known
-        images = len(labels) if self.cards.world == 1 else self.batch_images
+    def _whole(
+        self, labels: Tensor, lesion_batch: LesionBatch | None, emptied: int
+    ) -> tuple[Whole, LesionBatch | None]:
+        """Count the whole batch over all processes; return the counts, and the lesion batch with its shares."""
+        if self.devices.parts == self.devices.world == 1:
+            return Whole(len(labels), emptied), lesion_batch
+        images = len(labels) if self.devices.world == 1 else self.batch_images
         counts = torch.zeros(3, device=self.device)
         counts[0] = emptied
-        if known is not None:
-            counts[1], counts[2] = known.ill().sum(), has_lungs(known.lung).sum()
-        counts = self.cards.summed(counts)
-        if known is not None:
-            known = replace(known, shares=counts[1:].clamp(min=1) / images)
-        return Whole(images, float(counts[0])), known
+        if lesion_batch is not None:
+            counts[1], counts[2] = lesion_batch.ill().sum(), has_lungs(lesion_batch.lung).sum()
+        counts = self.devices.sum(counts)
+        if lesion_batch is not None:
+            lesion_batch = replace(lesion_batch, shares=counts[1:].clamp(min=1) / images)
+        return Whole(images, float(counts[0])), lesion_batch
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Before Lightning's backward pass; where a batch has parts, the gradients of the first are there by then."""
-        if self.cards.parts == 1:
+        """Clear the gradients, unless the batch has parts, whose gradients must stay."""
+        if self.devices.parts == 1:
             optimizer.zero_grad()
 
     def _learn(
@@ -178,53 +174,49 @@ class TrainingStep(pl.LightningModule):
         learner: nn.Module,
         pixels: Tensor,
         labels: Tensor,
-        known: LesionBatch | None,
+        lesion_batch: LesionBatch | None,
         part: slice,
         emptied: Tensor,
         whole: Whole,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of one network on a batch or a part of one, and its logits."""
-        training, beside = self.recipe.training, None
-        guided = training.guidance > 0 and known is not None
+        """Return the loss of one network on a batch or a part of it, and its logits."""
+        training, with_emptied = self.recipe.training, None
+        guided = training.guidance > 0 and lesion_batch is not None
         watched = guidance.followed(learner, training.guidance_on, layer=training.guidance_layer, wanted=guided)
         if len(emptied):
-            learner = beside = lung_losses.WithEmptiedLungs(learner, emptied)
+            learner = with_emptied = lung_losses.WithEmptiedLungs(learner, emptied)
         with watched as seen:
-            options = self.defence_options(part, None if known is None else known.edited)
+            options = self.defence_options(part, None if lesion_batch is None else lesion_batch.edited)
             loss, logits = self.defence(learner, pixels, labels, **options)
-        if beside is not None:
+        if with_emptied is not None:
             counts_for = len(emptied) / whole.emptied * whole.images / len(labels)  # a mean of all emptied images
-            loss = loss + counts_for * beside.confusion_loss()
-        if seen and known is not None:
-            apart = guidance.guidance(seen[-1], known, loss=training.guidance_loss, depth=guidance.DEPTH)
+            loss = loss + counts_for * with_emptied.confusion_loss()
+        if seen and lesion_batch is not None:
+            apart = guidance.guidance(seen[-1], lesion_batch, loss=training.guidance_loss, depth=guidance.DEPTH)
             loss = loss + training.guidance * apart
         return loss, logits
 
-    def _counterfactual(self, known: LesionBatch, healthy: int) -> LesionBatch:
+    def _counterfactual(self, lesion_batch: LesionBatch, healthy: int) -> LesionBatch:
         generator = torch.Generator().manual_seed((self.recipe.seed + 1) * 1_000_033 + self.global_step)
-        training = self.recipe.training
-        known = counterfactual_loss.counterfactual(
-            known,
-            healthy=healthy,
-            share=training.counterfactuals,
-            generator=generator,
-            fills=training.counterfactual_fills,
+        edits = self.recipe.training.counterfactuals
+        lesion_batch = counterfactual_loss.counterfactual(
+            lesion_batch, healthy=healthy, share=edits.share, generator=generator, fills=edits.fills
         )
-        return replace(known, pixels=known.pixels.contiguous(memory_format=torch.channels_last))
+        return replace(lesion_batch, pixels=lesion_batch.pixels.contiguous(memory_format=torch.channels_last))
 
     def _pixels(self, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A batch as the model sees it, with its lungs and its lesions where the recipe needs them.
+        """Return a batch as the model sees it, with lung and lesion masks if the recipe needs them.
 
-        The random state of a step depends on seed and step alone, so that a resumed run is the same run; all replays of
-        a batch are augmented alike.
+        The random state depends on seed and step alone, so that a resumed run gives the same bits. All replays of a
+        batch are augmented alike.
         """
         training, first = self.recipe.training, (self.recipe.seed + 1) * 1_000_003
-        torch.manual_seed(first + self.global_step + (self.cards.rank << 32))
+        torch.manual_seed(first + self.global_step + (self.devices.rank << 32))
         generator = torch.Generator().manual_seed(first + self.global_step // replays(self.recipe))
         pixels, lungs, lesions = to_pixels(images), None, None
         drawn: dict[str, Any] = training.augment.model_dump()
-        if self.cards.world > 1:  # each process has the draws of its part of the batch
-            drawn["of"] = self.cards.share(self.batch_images)[0], self.batch_images
+        if self.devices.world > 1:  # each process has the draws of its part of the batch
+            drawn["of"] = self.devices.share(self.batch_images)[0], self.batch_images
         if self.lungs is None:
             pixels = augment(pixels, generator, **drawn)
         else:
@@ -245,15 +237,15 @@ class TrainingStep(pl.LightningModule):
         return None if masks is None else torch.from_numpy(np.asarray(masks[rows.cpu().numpy()])).to(like)[:, None]
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Move the averaged weights."""
+        """Update the averaged weights."""
         if self.average is not None:
             self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Nothing here: Monitor validates the kept weights once an epoch."""
+        """Do nothing: Monitor validates once an epoch."""
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a warm-up and then a cosine to zero (or constant)."""
+        """Return Adam with a warm-up and then a cosine to zero (or a constant)."""
         training = self.recipe.training
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimiser]
         optimiser = kind(self.model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -272,7 +264,7 @@ class TrainingStep(pl.LightningModule):
 
 
 def replays(recipe: RunRecipe) -> int:
-    """How many optimiser steps each batch has in a row: more than one in free adversarial training alone."""
+    """Return the optimiser steps for each batch: more than one only in free adversarial training."""
     return recipe.defence.replays if "replays" in DEFENCES[recipe.defence.name].options else 1
 
 
@@ -280,12 +272,12 @@ def _average(model: nn.Module, decay: float) -> torch.optim.swa_utils.AveragedMo
     if not decay:
         return None
     average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    found = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return found.requires_grad_(False)  # processes that train together would wait for its gradients
+    average_model = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return average_model.requires_grad_(False)  # processes that train together would wait for its gradients
 
 
 def _first_perturbation(recipe: RunRecipe) -> Tensor | None:
-    """Of free adversarial training: zeros, to be kept from step to step and in checkpoints."""
+    """Return the zeros that free adversarial training updates from step to step; None for other defences."""
     if "replays" not in DEFENCES[recipe.defence.name].options:
         return None
     return torch.zeros(recipe.training.batch_size, 1, recipe.data.size, recipe.data.size)

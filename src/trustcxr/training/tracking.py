@@ -1,4 +1,4 @@
-"""Track a training in TensorBoard or MLflow through Lightning's loggers; what counts stays in the run's files.
+"""Track a training in TensorBoard or MLflow through Lightning's loggers.
 
 TensorBoard's events go to `tensorboard/`, MLflow's runs to a SQLite file `mlflow.db`, in the folder of the study or of
 the single run; or to the server at `tracking_uri`.
@@ -22,7 +22,7 @@ from trustcxr.training.monitor import Monitor
 TRACKED_FILE = ".tracked.json"  # in a run's folder: the run of MLflow that a resumed training continues
 
 
-def logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
+def make_logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
     """Make the logger of a run that is trained into `folder`.
 
     Raises UserError if a package is missing, or the server does not answer.
@@ -31,18 +31,20 @@ def logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
     name = recipe.name if folder.name != layout.BEFORE_REFIT else f"{recipe.name}-{layout.BEFORE_REFIT}"
     try:
         if track == "tensorboard":
-            made: loggers.Logger = loggers.TensorBoardLogger(home(folder), name="tensorboard", version=name)
+            tracker: loggers.Logger = loggers.TensorBoardLogger(
+                tracking_folder(folder), name="tensorboard", version=name
+            )
         else:
-            made = _mlflow(name, folder, uri)
-        made.log_hyperparams(recipe.model_dump(mode="json"))
+            tracker = _mlflow(name, folder, uri)
+        tracker.log_hyperparams(recipe.model_dump(mode="json"))
     except ImportError:
         raise UserError(f"tracking with {track} needs missing packages: pip install '.[track]'") from None
     except Exception as problem:
         raise UserError(_failed(recipe, problem)) from None
-    return made
+    return tracker
 
 
-def home(folder: Path) -> Path:
+def tracking_folder(folder: Path) -> Path:
     """Return where runs are tracked together: the folder of the study, or the run's own."""
     run = folder.parent if folder.name == layout.BEFORE_REFIT else folder
     study = run.parent.parent
@@ -50,46 +52,46 @@ def home(folder: Path) -> Path:
 
 
 class Tracked(pl.Callback):
-    """Sends the figures of each epoch, those of history.csv, to the logger. A tracker that fails costs no training."""
+    """Send each row of history.csv to the logger; training continues if the tracker fails."""
 
     def __init__(self, monitor: Monitor, to: loggers.Logger) -> None:
         self.monitor, self.to, self.lost = monitor, to, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Send one row."""
+        """Send the row of an epoch."""
         row = self.monitor.table().iloc[-1].dropna()
         figures = {str(name): float(value) for name, value in row.items() if name != "epoch"}
         self._send(lambda: self.to.log_metrics(figures, step=int(row["epoch"])))
 
     def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Send the end."""
+        """Report the end."""
         self._send(lambda: self.to.finalize("success"))
 
     def _send(self, send: Callable[[], object]) -> None:
         if not self.lost:
             try:
                 send()
-            except Exception as problem:  # of a tracker's own client: said once
+            except Exception as problem:  # of the tracker's client: logged once
                 self.lost = True
-                log(f"{_failed(self.monitor.recipe, problem)}; the training goes on, and history.csv has every epoch")
+                log(f"{_failed(self.monitor.recipe, problem)}; training continues, and history.csv has every epoch")
 
 
 def _mlflow(name: str, folder: Path, uri: str) -> loggers.Logger:
-    place = home(folder).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    address = uri or f"sqlite:///{place / 'mlflow.db'}"
+    folder_ = tracking_folder(folder).resolve()
+    folder_.mkdir(parents=True, exist_ok=True)
+    address = uri or f"sqlite:///{folder_ / 'mlflow.db'}"
     before = atomic.read_document(folder / TRACKED_FILE) if (folder / TRACKED_FILE).is_file() else {}
-    # One at a time: two would both make the tables of a new database.
-    with nullcontext() if uri else FileLock(place / ".mlflow.lock", timeout=120):
-        made = loggers.MLFlowLogger(
-            experiment_name=place.name,
+    # Two runs would both create the tables of a new database.
+    with nullcontext() if uri else FileLock(folder_ / ".mlflow.lock", timeout=120):
+        tracker = loggers.MLFlowLogger(
+            experiment_name=folder_.name,
             run_name=name,
             tracking_uri=address,
-            artifact_location=None if uri else (place / "mlflow").as_uri(),
+            artifact_location=None if uri else (folder_ / "mlflow").as_uri(),
             run_id=str(before["run"]) if before.get("uri") == address else None,
         )
-        atomic.write_json(folder / TRACKED_FILE, {"uri": address, "run": made.run_id})
-    return made
+        atomic.write_json(folder / TRACKED_FILE, {"uri": address, "run": tracker.run_id})
+    return tracker
 
 
 def _failed(recipe: RunRecipe, problem: Exception) -> str:

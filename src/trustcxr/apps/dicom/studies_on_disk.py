@@ -85,7 +85,7 @@ def _search_folder(folder: Path) -> DicomStudy:
         if os.access(path, os.R_OK) and not read.is_dicom(path):
             others += 1
         elif path.name != INDEX:
-            reason = dicom_files.not_an_image(path) or plausibility.another_kind(path)
+            reason = dicom_files.reason_not_image(path) or plausibility.find_wrong_kind(path)
             if reason is None:
                 study.images.append(path)
             else:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.dicom.structured_report import make_content
-from trustcxr.data.images.dicom_files import ANSWER_ENDINGS, INSTALL, MANUFACTURER, is_answer, read_header
+from trustcxr.data.images.dicom_files import INSTALL, MANUFACTURER, RESULT_ENDINGS, is_own_result, read_header
 from trustcxr.data.images.greyscale import quiet
 from trustcxr.errors import UserError
 from trustcxr.storage.atomic import atomic_write
@@ -88,8 +88,8 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
     with Image.open(str(answer.heatmap)) as picture:
         objects = make_objects(image, answer, picture)
     stem = str(answer.heatmap).removesuffix(".heatmap.png")
-    paths = [Path(stem + ending) for ending in ANSWER_ENDINGS]
-    if any(path.exists() and not is_answer(path) for path in paths):
+    paths = [Path(stem + ending) for ending in RESULT_ENDINGS]
+    if any(path.exists() and not is_own_result(path) for path in paths):
         raise NoDicomAnswer("a file of that name was not written here: choose another --out")
     source = str(objects.heatmap.SourceImageSequence[0].ReferencedSOPInstanceUID)
     if any(path.exists() and source not in _list_referenced(path) for path in paths):

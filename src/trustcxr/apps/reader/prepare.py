@@ -1,7 +1,7 @@
 """Draw the random images of a reader study, with the map of every arm over each.
 
-An arm is a run with a saliency method. Maps are those saved by the study or, with data, computed as `examples.panels`
-does.
+An arm is a run with a saliency method. Maps are those that the study saved. With data they are computed
+as `examples.make_panels` does.
 """
 
 import io
@@ -116,7 +116,7 @@ def _load_saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedImages:
 def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedImages:
     """Draw annotated test images, and explain each for its true class by every arm."""
     from trustcxr.evaluation.trained_run import load_run
-    from trustcxr.explain.evaluate import annotated
+    from trustcxr.explain.evaluate import find_annotated
     from trustcxr.runs import test_data as study_images
 
     first = load_run(chosen[0].run.folder)
@@ -125,7 +125,7 @@ def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> P
         raise UserError(f"{data}: {first.name} was not tested on these images; give the data of the study")
     if "infection" not in dataset.mask_kinds:
         raise UserError(f"{data}: no infection masks, with which marks are compared. Give data that has them.")
-    rows = annotated(dataset)
+    rows = find_annotated(dataset)
     if len(rows) < count:
         raise UserError(f"{data}: {len(rows)} images with a mask, {count} are asked for: say fewer --images")
     drawn = np.random.default_rng(seed).permutation(rows)[:count]
@@ -147,7 +147,7 @@ def _explain(run: "Run", dataset: "Dataset", rows: np.ndarray, method: str) -> n
 
     parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
     maps = [
-        examples.panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
+        examples.make_panels(run, dataset, dict.fromkeys(map(int, part), ""), method=method)["saliency"]
         for part in track(parts, f"maps of {run.name}")
     ]
     return np.concatenate(maps)

@@ -48,15 +48,20 @@ class ServedModel:
         """Prepare a run; one pass is made now, so that the first image is as fast as others."""
         familiarity = ood.load(run.folder)
         images = torch.rand(2, 1, run.size, run.size, generator=torch.Generator().manual_seed(0)).to(run.device)
-        searched = fuse_batchnorm.fused(run.model, images)
+        searched = fuse_batchnorm.make_fused_copy(run.model, images)
         return cls(
-            name, run, counterfactual_view.names_of(run), counterfactual_view.steps_for(run), searched, familiarity
+            name,
+            run,
+            counterfactual_view.find_methods(run),
+            counterfactual_view.choose_steps(run),
+            searched,
+            familiarity,
         )
 
 
 def predict(model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
     """Return class probabilities, and the attacks that the answer survives."""
-    answer = one_image.answer(model.run, image.pixels, epsilon=epsilon, searched=model.searched)
+    answer = one_image.predict_image(model.run, image.pixels, epsilon=epsilon, searched=model.searched)
     return api_models.Prediction(**_describe(model, image, answer, since))
 
 
@@ -65,7 +70,7 @@ def look_at_image(
 ) -> api_models.SeenImage:
     """Return the prediction with the image and its maps: one part of an examination."""
     run = model.run
-    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=model.searched)
+    answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=model.searched)
     pixels = _as_input(run, image)
     predicted = run.classes.index(answer.predicted)
     height, width = image.pixels.shape
@@ -75,7 +80,9 @@ def look_at_image(
         "size": run.size,
         "image": _encode_image(image.pixels),
         "network_image": _encode_grey(pixels[0, 0]),
-        "maps": [_map(run, each, image) for each in counterfactual_view.maps(run, pixels, predicted, model.methods)],
+        "maps": [
+            _map(run, each, image) for each in counterfactual_view.make_maps(run, pixels, predicted, model.methods)
+        ],
     }
     return api_models.SeenImage(**parts, **_describe(model, image, answer, since))
 
@@ -87,10 +94,10 @@ def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Chan
     ((predicted, _),) = one_image.predict_labels(run, pixels)
     return api_models.Changed(
         perturbation=_flip(
-            run, counterfactual_view.flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
+            run, counterfactual_view.find_flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
         ),
         tried_up_to=counterfactual_view.HIGHEST,
-        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.spoilt(run, pixels)],
+        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.corrupt_image(run, pixels)],
     )
 
 
@@ -108,12 +115,12 @@ def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) ->
 
 def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
     """Return the answer to a DICOM image as two packed DICOM objects. Raises UnreadableImage if there can be none."""
-    if (why := dicom_files.not_an_image(data)) is not None:
+    if (why := dicom_files.reason_not_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = model.run
-    answer = one_image.answer(run, image.pixels, epsilon=epsilon, searched=model.searched)
+    answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=model.searched)
     answer.run = model.name
-    one_image.doubt(answer, run, model.familiarity, image)
+    one_image.add_warnings(answer, run, model.familiarity, image)
     pixels = _as_input(run, image)
     predicted = run.classes.index(answer.predicted)
     small = Image.fromarray(image.pixels)
@@ -138,7 +145,7 @@ def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency
 
 
 def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer, since: float) -> dict[str, object]:
-    one_image.doubt(answer, model.run, model.familiarity, image)
+    one_image.add_warnings(answer, model.run, model.familiarity, image)
     familiarity = None
     if model.familiarity is not None and answer.rarer_than is not None:
         familiarity = api_models.Familiarity(
@@ -172,7 +179,7 @@ def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedIma
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
             png=_encode_heat(other.pixels[shown]),
         )
-        for other in saliency.beside
+        for other in saliency.baselines
     ]
     return api_models.SaliencyMap(
         method=saliency.method,

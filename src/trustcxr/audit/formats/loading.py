@@ -1,4 +1,4 @@
-"""Any model, loaded: a model file, a file of one of the known kinds, a module or a function -> `Given`."""
+"""Load any external model: from a model file, a file of a known kind, a module or a function."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats import resolve
 from trustcxr.audit.formats.model_file import (
     InputSpec,
     Kind,
@@ -19,16 +20,7 @@ from trustcxr.audit.formats.model_file import (
     read_model_file,
     validate_part,
 )
-from trustcxr.audit.formats.outputs import InBatches, in_a_line, refused_images
-from trustcxr.audit.formats.resolve import (
-    SUFFIXES,
-    Gradients,
-    ResolvedSource,
-    from_object,
-    hash_code,
-    no_gradients,
-    open_source,
-)
+from trustcxr.audit.formats.outputs import FixedBatch, one_line, refused_images
 from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
@@ -38,15 +30,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = (".csv", ".parquet")
-_PROBES = 2  # images of noise that conversions are compared on at first
-_AT_ONCE = 32  # images that they are compared on at once, later
+_PROBES = 2  # images of noise in the first comparison of a conversion
+_BATCH = 32  # images of one forward pass in the later comparison
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What was given: kind, file and its checksum, whether gradients are its own, and what is worth saying.
+    """The source of a model: its kind, file, checksum, size, gradients and notes.
 
-    Of kind "python" sha256 and bytes are of the source (`sources.code_of`), of ONNX of its external data too.
+    Of kind "python" sha256 and bytes are of the source code (`resolve.hash_code`), of ONNX of its external data too.
     """
 
     kind: str
@@ -54,45 +46,40 @@ class Origin:
     sha256: str | None = None
     bytes: int | None = None
     parameters: int | None = None
-    gradients: Gradients = "own"
+    gradients: resolve.Gradients = "own"
     notes: tuple[str, ...] = ()
 
 
 @dataclass
 class ExternalModel:
-    """A model that somebody gave us, as evaluation and explanation take it.
+    """A model that others trained, in the form that evaluation and explanation take."""
 
-    model: pixel space -> logits, in evaluation mode; None where only its scores were given, in `predictions` (columns
-    sample_id and logits). kind: what the logits are of; of "sigmoid" one a finding, judged at `thresholds`. original:
-    where `model` is a conversion that has gradients, the same as its own runtime runs it, without.
-    """
-
-    model: WrappedModel | None
+    model: WrappedModel | None  # pixel space -> logits, in evaluation mode; None if only scores are available
     classes: tuple[str, ...]
     size: int
     name: str
     origin: Origin
     input: InputSpec
     output: OutputSpec
-    predictions: "pd.DataFrame | None" = None
+    predictions: "pd.DataFrame | None" = None  # the scores: columns sample_id and logits
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
-    original: WrappedModel | None = None
+    original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the device of the model."""
         return torch.device("cpu") if self.model is None else self.model.scale.device
 
     @property
     def kind(self) -> Kind:
-        """logits, probabilities or sigmoid, as declared."""
+        """Return the declared kind of output: logits, probabilities or sigmoid."""
         return self.output.kind
 
     @property
     def thresholds(self) -> tuple[float, ...] | None:
-        """The operating point of each finding, as a probability; None where the answer is the highest class."""
+        """Return the operating point of each finding, a probability; None if the highest class is the answer."""
         return self.output.operating_points
 
 
@@ -108,167 +95,148 @@ def load(
     on: torch.device | str | None = None,
     **taken: Any,
 ) -> ExternalModel:
-    """A model from a model file (.yaml), a model's own file, "module:function", a module or a function.
+    """Load a model from a model file (.yaml), a model's own file, "module:function", a module or a function.
 
     `classes` in the order of the outputs, `output` (logits, probabilities, sigmoid), `thresholds`, `timm` (the network
-    of a weight file) and `taken` (size, channels, range, mean, std, resize) are what a model file says, and are refused
-    beside one. `trust_code` lets a file run code of its maker's. `on` is the device.
-    A module is not copied: it is itself put into evaluation mode and onto that device.
-    Raises UserError, in one line, for whatever cannot be loaded; nothing that was not trusted is run.
+    of a weight file) and `taken` (size, channels, range, mean, std, resize) replace a model file and are not allowed
+    with one. `trust_code` allows a file to run its maker's code. `on` is the device. A module is not copied: it is set
+    to evaluation mode and moved itself. Raises UserError if the model cannot be loaded.
     """
     if isinstance(model, str | Path) and Path(model).suffix in layout.MODEL_FILES:
         if classes is not None or thresholds is not None or timm or taken or output != "logits":
             raise UserError(f"{model}: a model file says all this itself; change it there")
         declared = read_model_file(Path(model))
-        return _opened(declared.model_copy(update={"name": name or declared.name or Path(model).stem}), trust_code, on)
+        return _open(declared.model_copy(update={"name": name or declared.name or Path(model).stem}), trust_code, on)
     where = f"load_model({model if isinstance(model, str | Path) else type(model).__name__})"
     if isinstance(model, str | Path) and not Path(model).is_dir():
         layout.check_model(model)
     if classes is None:
         raise UserError(f"{where}: say its classes, in the order of its outputs: classes=[...]")
-    said: dict[str, object] = {"kind": output, "classes": list(classes), "thresholds": None}
-    if thresholds is not None:
-        said["thresholds"] = np.asarray(thresholds).tolist()
-    parts = {"input": taken, "output": said, "timm": timm, "name": name}
+    numbers = None if thresholds is None else np.asarray(thresholds).tolist()
+    described = {"kind": output, "classes": list(classes), "thresholds": numbers}
+    parts = {"input": taken, "output": described, "timm": timm, "name": name}
     if isinstance(model, str | Path):
-        declared = validate_part(ModelFile, _source(str(model)) | parts, where)
-        return _opened(declared, trust_code, on)
+        return _open(validate_part(ModelFile, _source(str(model)) | parts, where), trust_code, on)
     declared = validate_part(ModelFile, {"python": f":{type(model).__name__}"} | parts, where)
-    found = from_object(model, where)
-    return _given(declared, found, Origin("python"), on)
+    return _wrap(declared, resolve.resolve_object(model, where), Origin("python"), on)
 
 
 def _source(model: str) -> dict[str, str]:
-    """Which key of a model file this is."""
+    """Return the key of a model file that names this model, with its value."""
     path = Path(model)
     if path.suffix in TABLES:
         return {"predictions": model}
-    if path.suffix not in SUFFIXES and not path.exists() and ":" in model:
+    if path.suffix not in resolve.SUFFIXES and not path.exists() and ":" in model:
         return {"python": model}
     return {"source": model}
 
 
-def _opened(declared: ModelFile, trust_code: bool, on: torch.device | str | None) -> ExternalModel:
+def _open(declared: ModelFile, trust_code: bool, on: torch.device | str | None) -> ExternalModel:
     if declared.predictions:
-        return _table(declared)
-    taken = declared.input
-    probe = torch.rand((_PROBES, 1, taken.size, taken.size), generator=torch.Generator().manual_seed(0))
-    probe = WrappedModel(nn.Identity(), taken, declared.output).prepare(probe)
-    found = open_source(declared, probe, trust_code=trust_code)
-    return _given(declared, found, _origin(declared, found.kind), on)
+        return _open_table(declared)
+    spec = declared.input
+    probe = torch.rand((_PROBES, 1, spec.size, spec.size), generator=torch.Generator().manual_seed(0))
+    probe = WrappedModel(nn.Identity(), spec, declared.output).prepare(probe)
+    resolved = resolve.open_source(declared, probe, trust_code=trust_code)
+    return _wrap(declared, resolved, _origin(declared, resolved.kind), on)
 
 
-def _table(declared: ModelFile) -> ExternalModel:
+def _open_table(declared: ModelFile) -> ExternalModel:
     from trustcxr.audit.formats.score_table import read_scores
 
     path = Path(str(declared.predictions))
     table, notes = read_scores(path, declared.output)
-    notes = ("only its scores were given: nothing was attacked, corrupted or explained", *notes)
+    notes = ("only its scores are available: nothing was attacked, corrupted or explained", *notes)
     origin = Origin("predictions", str(path), *_checksum(path), gradients="none", notes=notes)
-    given = declared.output
+    return _external(declared, None, origin, declared.name or path.stem, predictions=table)
+
+
+def _external(
+    declared: ModelFile, model: WrappedModel | None, origin: Origin, name: str, **parts: Any
+) -> ExternalModel:
+    classes, size = declared.output.classes, declared.input.size
     return ExternalModel(
-        None,
-        given.classes,
-        declared.input.size,
-        declared.name or path.stem,
-        origin,
-        declared.input,
-        given,
-        table,
-        reported=declared.reported,
+        model, classes, size, name, origin, declared.input, declared.output, reported=declared.reported, **parts
     )
 
 
-def _given(declared: ModelFile, found: ResolvedSource, origin: Origin, on: torch.device | str | None) -> ExternalModel:
-    model = _adapted(found.net, found, declared)
-    if on is not None and found.kind != "ONNX":
+def _wrap(
+    declared: ModelFile, source: resolve.ResolvedSource, origin: Origin, on: torch.device | str | None
+) -> ExternalModel:
+    def wrap(net: nn.Module) -> WrappedModel:
+        net = net if source.batch is None else FixedBatch(net, source.batch)
+        return WrappedModel(net, declared.input, declared.output).eval()
+
+    model = wrap(source.net)
+    if on is not None and source.kind != "ONNX":
         model = model.to(on)
-    gradients, notes = found.gradients, list(found.notes)
-    if gradients != "none" and not _tried(model, declared, origin):
+    gradients, notes = source.gradients, list(source.notes)
+    if gradients != "none" and not _has_gradient(model, declared, origin):
         gradients = "none"
         notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
-    # The weights of a file that is run operator by operator are buffers.
+    # A file that is run operator by operator stores its weights as buffers.
     weights = sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.net.buffers())
-    origin = Origin(origin.kind, origin.path, origin.sha256, origin.bytes, weights or None, gradients, tuple(notes))
+    origin = replace(origin, parameters=weights or None, gradients=gradients, notes=tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
-    given = declared.output
-    return ExternalModel(
-        model,
-        given.classes,
-        declared.input.size,
-        name,
-        origin,
-        declared.input,
-        given,
-        reported=declared.reported,
-        original=None if found.original is None else _adapted(found.original, found, declared),
-    )
+    original = None if source.original is None else wrap(source.original)
+    return _external(declared, model, origin, name, original=original)
 
 
-def _adapted(net: nn.Module, found: ResolvedSource, declared: ModelFile) -> WrappedModel:
-    net = net if found.batch is None else InBatches(net, found.batch)
-    return WrappedModel(net, declared.input, declared.output).eval()
-
-
-def _tried(model: WrappedModel, declared: ModelFile, origin: Origin) -> bool:
-    """Run it once on two grey images: whether a gradient comes back. UserError where it does not take them."""
-    size = declared.input.size
+def _has_gradient(model: WrappedModel, declared: ModelFile, origin: Origin) -> bool:
+    """Run the model on two images of noise and tell whether it has a gradient; UserError if it fails on them."""
+    where, size = str(origin.path or declared.python), declared.input.size
     images = torch.rand((_PROBES, 1, size, size), generator=torch.Generator().manual_seed(0)).to(model.scale.device)
     try:
         with torch.enable_grad():
             logits = model(images.requires_grad_(True))
         model.find_cam_layer(images.detach())
     except UserError as problem:
-        raise UserError(f"{origin.path or declared.python}: {problem}") from None
+        raise UserError(f"{where}: {problem}") from None
     except Exception as problem:  # whatever a foreign forward pass raises
-        where = str(origin.path or declared.python)
         raise refused_images(where, declared.input.channels, size, problem) from None
     return bool(logits.requires_grad)
 
 
-def open_on(given: ExternalModel, images: Tensor) -> tuple[ExternalModel, float | None]:
-    """What was given, its conversion held against the original on images (N, 1, H, W), before it is believed.
+def verify_conversion(subject: ExternalModel, images: Tensor) -> tuple[ExternalModel, float | None]:
+    """Compare a model's conversion with its original on images (N, 1, H, W).
 
-    Where they answer alike it is as it was, and the second value says how far apart they are; where they do not, or the
-    conversion fails, it is the original, which has no gradients, and a note says why.
-    Raises UserError where the original itself does not take the images.
+    Returns the model unchanged and the largest difference if they agree. Else returns the original, without gradients
+    and with a note that says why, and None. Raises UserError if the original itself does not take the images.
     """
-    from trustcxr.audit.formats.onnx import AGREE, apart, describe_difference
+    from trustcxr.audit.formats.onnx import AGREE, describe_difference, largest_difference
 
-    model, original = given.model, given.original
+    model, original = subject.model, subject.original
     if model is None or original is None:
-        return given, None
+        return subject, None
     with torch.no_grad():
-        wanted = torch.cat([original.answers(part) for part in images.split(_AT_ONCE)])
+        expected = torch.cat([original.answers(part) for part in images.split(_BATCH)])
         try:
-            differ = apart(torch.cat([model.answers(part) for part in images.split(_AT_ONCE)]), wanted)
-            if differ <= AGREE:
-                return given, differ
-            why = describe_difference(differ)
-        except Exception as problem:  # an operator that is used in a way that is not known
-            why = f"its conversion to torch fails ({in_a_line(problem)})"
-    note = no_gradients(f"on {len(images)} images {why}")
-    origin = replace(given.origin, gradients="none", notes=(note, *given.origin.notes))
-    return replace(given, model=original, original=None, origin=origin), None
+            difference = largest_difference(torch.cat([model.answers(part) for part in images.split(_BATCH)]), expected)
+            if difference <= AGREE:
+                return subject, difference
+            why = describe_difference(difference)
+        except Exception as problem:  # an operator in an unsupported use
+            why = f"its conversion to torch fails ({one_line(problem)})"
+    note = resolve.no_gradients(f"on {len(images)} images {why}")
+    origin = replace(subject.origin, gradients="none", notes=(note, *subject.origin.notes))
+    return replace(subject, model=original, original=None, origin=origin), None
 
 
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
-        return Origin(kind, declared.python, *hash_code(str(declared.python)))
-    source = Path(declared.source)
-    return Origin(kind, declared.source, *_checksum(source, *(_beside(source) if kind == "ONNX" else ())))
+        return Origin(kind, declared.python, *resolve.hash_code(str(declared.python)))
+    files = [Path(declared.source)]
+    if kind == "ONNX":
+        from trustcxr.audit.formats.onnx import external_files
 
-
-def _beside(source: Path) -> list[Path]:
-    from trustcxr.audit.formats.onnx import external_files
-
-    return external_files(source)
+        files += external_files(files[0])
+    return Origin(kind, declared.source, *_checksum(*files))
 
 
 def _checksum(*paths: Path) -> tuple[str, int]:
-    """SHA-256 of a file, and of those that belong to it one after the other, and the bytes of all."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of files one after the other, and their bytes."""
+    digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: found)
-    return found.hexdigest(), sum(path.stat().st_size for path in paths)
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest(), sum(path.stat().st_size for path in paths)

@@ -1,11 +1,8 @@
-"""The model file: what is given, how it wants its images, and what its answers are.
-
-A model file is YAML of a few lines. Its three parts are the types below; `read_model_file` reads one.
-"""
+"""Read model files: a few lines of YAML that describe an external model, its input and its output."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -25,7 +22,7 @@ from trustcxr.storage.atomic import read_yaml
 
 Kind = Literal["logits", "probabilities", "sigmoid"]
 Resize = Literal["squeeze", "pad", "crop"]
-_SHOWN = 200  # letters of a wrong value that an error repeats
+_SHOWN = 200  # characters of a wrong value that an error repeats
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -44,17 +41,16 @@ Numbers = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Be
 
 
 class Declared(BaseModel):
-    """A part of a model file: keys that it does not have are refused, and nothing changes once it is read."""
+    """A part of a model file: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class InputSpec(Declared):
-    """How the model wants its images.
+    """The input of a model.
 
-    Of an image x in [0, 1] it is given `low + x * (high - low)` where neither mean nor std is said. `mean` and `std`
-    are of the image scaled to [0, 1], one number or one a channel: they are taken to the units of `range`, the mean is
-    subtracted, and the rest divided by std, so that with both said the range cancels out.
+    An image x in [0, 1] becomes `low + x * (high - low)`, without mean and std. `mean` and `std` are of the image in
+    [0, 1], one number or one a channel, and are scaled to `range`. With both, the range cancels out.
     """
 
     size: int = Field(224, ge=8, le=4096, description="side of the square image in pixels")
@@ -81,7 +77,7 @@ class InputSpec(Declared):
 
 
 class OutputSpec(Declared):
-    """What the model answers: logits, probabilities that sum to 1, or one sigmoid a finding."""
+    """The output of a model: logits, probabilities that sum to 1, or one sigmoid a finding."""
 
     kind: Kind = "logits"
     classes: tuple[Words, ...] = Field(min_length=1, description="names, in the order of the outputs")
@@ -104,15 +100,15 @@ class OutputSpec(Declared):
 
     @property
     def operating_points(self) -> tuple[float, ...] | None:
-        """The threshold of each finding, 0.5 unless said; None where the answer is the highest class."""
+        """Return the threshold of each finding, 0.5 by default; None if the highest class is the answer."""
         if self.kind != "sigmoid":
             return None
-        given = self.thresholds or (0.5,)
-        return given * len(self.classes) if len(given) == 1 else given
+        points = self.thresholds or (0.5,)
+        return points * len(self.classes) if len(points) == 1 else points
 
 
 class Reported(Declared):
-    """What its makers say of a model: it stands beside what is measured, and changes nothing."""
+    """Claims of the makers of a model: shown next to the measured figures, without effect on them."""
 
     clean: float | None = Field(None, ge=0, le=1, description="accuracy on images as they are")
     attacked: float | None = Field(None, ge=0, le=1, description="accuracy under the strongest attack that they tried")
@@ -122,7 +118,7 @@ class Reported(Declared):
 
 
 class ModelFile(Declared):
-    """A whole model file. One of `source`, `python`, `predictions` is given; `timm` names the network of weights."""
+    """A model file with one of `source`, `python`, `predictions`; `timm` names the network of weights."""
 
     source: str | None = Field(None, description=".onnx, weights (.safetensors, .pth), .pt2 or TorchScript .pt")
     timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
@@ -136,17 +132,16 @@ class ModelFile(Declared):
 
     @property
     def folder(self) -> Path | None:
-        """Where the model file lies; None of what was said otherwise."""
+        """Return the folder of the model file; None if it was built in code."""
         return self._folder
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [key for key in ("source", "python", "predictions") if getattr(self, key)]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f"give one of source, python and predictions, not {found}")
+        keys = [key for key in ("source", "python", "predictions") if getattr(self, key)]
+        if len(keys) != 1:
+            raise ValueError(f"give one of source, python and predictions, not {' and '.join(keys) or 'none of them'}")
         if self.timm and not self.source:
-            raise ValueError(f"timm names the network of a weight file: give the file as source, not {given[0]}")
+            raise ValueError(f"timm names the network of a weight file: give the file as source, not {keys[0]}")
         if self.python and ":" not in self.python:
             raise ValueError(f"python '{self.python}': write module:function")
         return self
@@ -156,7 +151,7 @@ Part = TypeVar("Part", bound=Declared)
 
 
 def read_model_file(path: Path) -> ModelFile:
-    """The model file at `path`, paths in it taken from its folder; UserError, with file and key, where it is wrong."""
+    """Read a model file, with its paths relative to its folder; UserError, with file and key, if it is wrong."""
     declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
     moved = {
         key: str(path.parent / value)
@@ -169,36 +164,28 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def validate_part(kind: type[Part], content: Any, where: str) -> Part:
-    """`content` as a part of a model file; UserError naming file, key and the nearest valid word otherwise."""
+    """Validate a part of a model file; UserError with file, key and the nearest valid word."""
     try:
         return kind.model_validate(content)
     except ValidationError as problem:
         first = problem.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            error = str(unknown("key", first["loc"][-1], _keys(kind, first["loc"])))
+            error = str(unknown("key", first["loc"][-1], _part(kind, first["loc"]).model_fields))
             raise UserError(f"{where}: {error.replace(str(first['loc'][-1]), key, 1)}") from None
-        if first["type"] == "literal_error" and (words := _words(kind, first["loc"])):
+        field = _part(kind, first["loc"]).model_fields.get(str(first["loc"][-1])) if first["loc"] else None
+        if first["type"] == "literal_error" and field is not None and (words := get_args(field.annotation)):
             raise UserError(f"{where}: {unknown(key, first['input'], words)}") from None
-        given = repr(first["input"])
-        given = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
-        said = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {given}"
-        raise UserError(f"{where}: " + (f"key '{key}': {said}" if key else said)) from None
+        value = repr(first["input"])
+        value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']}, not {value}"
+        raise UserError(f"{where}: " + (f"key '{key}': {reason}" if key else reason)) from None
 
 
 def _part(kind: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:
-    """The type that holds the last key of `location`."""
+    """Return the type that has the last key of `location`."""
     for key in location[:-1]:
         inner = kind.model_fields[str(key)].annotation if str(key) in kind.model_fields else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             kind = inner
     return kind
-
-
-def _keys(kind: type[BaseModel], location: Sequence[int | str]) -> Iterable[str]:
-    return _part(kind, location).model_fields
-
-
-def _words(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[object, ...]:
-    field = _part(kind, location).model_fields.get(str(location[-1]))
-    return get_args(field.annotation) if field is not None else ()

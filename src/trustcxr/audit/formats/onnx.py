@@ -1,8 +1,7 @@
-"""ONNX files: checked, run by onnxruntime, and converted to torch where the converter says the same.
+"""Check ONNX files, run them by onnxruntime, and convert them to torch for gradients.
 
-onnxruntime's answers are what the file means. Gradients come from running the graph in torch (`onnx_operators`), and
-only where that gives onnxruntime's answers to within 1e-4; otherwise the net answers without gradients, and says so.
-Noise is a first sieve when a file is loaded; `loading.held_on` compares both again on images.
+onnxruntime's outputs are the reference. The graph run in torch (`onnx_operators`) is used if it agrees to within 1e-4,
+first on noise and then on images (`loading.verify_conversion`). Else the net has no gradients.
 """
 
 import math
@@ -15,17 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.onnx_operators import OPERATORS, Attributes, Operator, Unknown
-from trustcxr.audit.formats.outputs import in_a_line
+from trustcxr.audit.formats.outputs import one_line
 from trustcxr.errors import UserError
 
-AGREE = 1e-4  # the most that a conversion's answers may differ from onnxruntime's, of the largest answer or of 1
-Values = dict[str, Any]  # of a graph that runs, by the names that it has for them
-_MOST = 2**31  # bytes that one tensor made from constants may take
+AGREE = 1e-4  # largest difference of a conversion from onnxruntime, relative to the largest output or 1
+_MOST = 2**31  # bytes of a tensor that is computed from constants
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 
 class OnnxNet(nn.Module):
-    """An ONNX file as onnxruntime runs it: images as it wants them (B, C, H, W) -> its first answer. No gradients."""
+    """An ONNX file in onnxruntime: images in its own format (B, C, H, W) -> its first output, without gradients."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -40,7 +38,7 @@ class OnnxNet(nn.Module):
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as problem:
-            raise UserError(f"{path}: onnxruntime does not take it ({in_a_line(problem)})") from None
+            raise UserError(f"{path}: onnxruntime does not take it ({one_line(problem)})") from None
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             raise UserError(f"{path}: it takes {len(inputs)} inputs; one is needed, the images")
@@ -55,58 +53,58 @@ class OnnxNet(nn.Module):
 
     @property
     def batch(self) -> int | None:
-        """The one size of batch that it takes; None for any."""
+        """Return the one batch size that it takes; None for any."""
         return self.shape[0] if isinstance(self.shape[0], int) else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as the file wants them -> its first answer, without a gradient. UserError where it does not run."""
-        given = images.detach().cpu().numpy().astype(self.dtype)
+        """Return the first output, without a gradient; UserError if it does not run."""
+        values = images.detach().cpu().numpy().astype(self.dtype)
         try:
-            (answer,) = self.session.run([self.output], {self.input: given})
+            (output,) = self.session.run([self.output], {self.input: values})
         except Exception as problem:
             raise UserError(
-                f"{self.where}: onnxruntime fails on images {given.shape} ({in_a_line(problem)}): see input.size and "
+                f"{self.where}: onnxruntime fails on images {values.shape} ({one_line(problem)}): see input.size and "
                 "input.channels of the model file"
             ) from None
-        return torch.from_numpy(np.asarray(answer)).to(images.device)
+        return torch.from_numpy(np.asarray(output)).to(images.device)
 
 
 def load_onnx(path: Path, images: Tensor) -> "tuple[OnnxNet, ConvertedNet | None, str]":
-    """Load a file, with its conversion to torch if that answers alike on `images` (as it wants them), else why not."""
+    """Load a file, and its conversion to torch if both agree on `images` (in its own format), else the reason."""
     original = OnnxNet(path)
     probe = images if original.batch is None else images[:1].expand(original.batch, -1, -1, -1)
     with torch.no_grad():
-        wanted = original(probe)
+        expected = original(probe)
     try:
         net = ConvertedNet(path).eval()
         with torch.no_grad():
-            differ = apart(net(probe), wanted)
-    except Exception as problem:  # an operator that is not known, or is used in a way that is not
-        return original, None, f"it cannot be converted to torch ({in_a_line(problem)})"
-    return (original, net, "") if differ <= AGREE else (original, None, describe_difference(differ))
+            difference = largest_difference(net(probe), expected)
+    except Exception as problem:  # an unknown operator, or an unsupported use of one
+        return original, None, f"it cannot be converted to torch ({one_line(problem)})"
+    return (original, net, "") if difference <= AGREE else (original, None, describe_difference(difference))
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    """By how much answers differ from those that are wanted at most, of the largest of these or of 1."""
-    return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+def largest_difference(outputs: Tensor, expected: Tensor) -> float:
+    """Return the largest difference from the expected outputs, relative to the largest of these or 1."""
+    return float((outputs - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
-def describe_difference(differ: float) -> str:
-    """Why a conversion whose answers are that far apart is not used."""
-    return f"its conversion to torch answers otherwise (by {differ:.1e}, where {AGREE:.0e} is let pass)"
+def describe_difference(difference: float) -> str:
+    """Return why a conversion with that difference is not used."""
+    return f"its conversion to torch answers otherwise (by {difference:.1e}, where {AGREE:.0e} is let pass)"
 
 
 def read_onnx(path: Path) -> Any:
-    """The model of an ONNX file with its external data, as `onnx` has it; UserError for a file that is not sound.
+    """Read the model of an ONNX file with its external data; UserError for a damaged or unsafe file.
 
-    External data must lie in the file's own folder, tensors must be as large as they say, operators must be ONNX's.
+    External data must be in the file's own folder, tensors as large as declared, operators ONNX's own.
     """
     onnx = _needs("onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)
         graphs = list(_graphs(model.graph))
     except Exception as problem:
-        raise UserError(f"{path}: not readable as ONNX ({in_a_line(problem)})") from None
+        raise UserError(f"{path}: not readable as ONNX ({one_line(problem)})") from None
     if not model.graph.node:
         raise UserError(f"{path}: not readable as ONNX (no operator in it)")
     for opset in model.opset_import:
@@ -124,21 +122,21 @@ def read_onnx(path: Path) -> Any:
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except Exception as problem:
-        raise UserError(f"{path}: its external data cannot be read ({in_a_line(problem)})") from None
+        raise UserError(f"{path}: its external data cannot be read ({one_line(problem)})") from None
     return model
 
 
 def external_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold tensors of it, by name; `read_onnx` says whether they may."""
+    """List the files with external tensors of an ONNX file that `read_onnx` has accepted, by name."""
     onnx = _needs("onnx")
     model = onnx.load(str(path), load_external_data=False)
-    held = (t for graph in _graphs(model.graph) for t in _tensors(graph))
-    named = (entry for t in held if t.data_location == onnx.TensorProto.EXTERNAL for entry in t.external_data)
-    return [path.parent / name for name in sorted({entry.value for entry in named if entry.key == "location"})]
+    tensors = (t for graph in _graphs(model.graph) for t in _tensors(graph))
+    entries = (entry for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL for entry in t.external_data)
+    return [path.parent / name for name in sorted({entry.value for entry in entries if entry.key == "location"})]
 
 
 class ConvertedNet(nn.Module):
-    """An ONNX graph run by torch, operator by operator: images as it wants them -> its first answer, with gradients."""
+    """An ONNX graph in torch, operator by operator: images in its own format -> its first output, with gradients."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -157,8 +155,8 @@ class ConvertedNet(nn.Module):
         ]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as the file wants them -> its first answer."""
-        values: Values = {name: getattr(self, own) for name, own in self._stored.items()}
+        """Return the first output."""
+        values: dict[str, Any] = {name: getattr(self, buffer) for name, buffer in self._stored.items()}
         values |= {"": None, self._input: images}
         for run, inputs, outputs, attributes in self._steps:
             result = run([values[name] for name in inputs], attributes)
@@ -173,19 +171,19 @@ def _operator(node: Any) -> Operator:
 
 
 def _attributes(node: Any, opset: int, onnx: Any) -> Attributes:
-    found: Attributes = {"opset": opset, "outputs": len(node.output)}
+    attributes: Attributes = {"opset": opset, "outputs": len(node.output)}
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         if isinstance(value, onnx.TensorProto):
             value = torch.from_numpy(onnx.numpy_helper.to_array(value).copy())
         elif isinstance(value, bytes):
             value = value.decode()
-        found[attribute.name] = value if isinstance(value, Tensor | str | int | float) else list(value)
-    return found
+        attributes[attribute.name] = value if isinstance(value, Tensor | str | int | float) else list(value)
+    return attributes
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph, and those inside its nodes."""
+    """Yield the graph and those inside its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -194,6 +192,7 @@ def _graphs(graph: Any) -> Iterator[Any]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
+    """Yield the stored tensors of a graph."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -207,7 +206,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _check_tensor(tensor: Any, path: Path, onnx: Any) -> None:
-    """UserError where the tensor's data are elsewhere than in the file's folder, or fewer than its shape says."""
+    """Raise UserError if the tensor's data are outside the file's folder, or fewer than its shape needs."""
     bits = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}.get(tensor.data_type)
     if tensor.data_type == onnx.TensorProto.STRING:
         return
@@ -219,24 +218,24 @@ def _check_tensor(tensor: Any, path: Path, onnx: Any) -> None:
     if min(tensor.dims, default=0) < 0:
         raise UserError(f"{path}: tensor '{tensor.name}' has a negative side")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        held = _external(tensor, path)
+        available = _external_bytes(tensor, path)
     elif tensor.HasField("raw_data"):
-        held = len(tensor.raw_data)
+        available = len(tensor.raw_data)
     else:
         fields = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
-        held = int(item * max(len(getattr(tensor, field)) for field in fields))
-    if claimed * item > held:
-        raise UserError(f"{path}: tensor '{tensor.name}' claims {int(claimed * item)} bytes where {held} are")
+        available = int(item * max(len(getattr(tensor, field)) for field in fields))
+    if claimed * item > available:
+        raise UserError(f"{path}: tensor '{tensor.name}' claims {int(claimed * item)} bytes where {available} are")
 
 
-def _external(tensor: Any, path: Path) -> int:
-    """Bytes that the tensor's file holds for it; UserError for a file outside the model's folder."""
-    said = {entry.key: entry.value for entry in tensor.external_data}
-    location, folder = said.get("location", ""), path.parent.resolve()
+def _external_bytes(tensor: Any, path: Path) -> int:
+    """Return the bytes of the tensor in its own file; UserError for a file outside the model's folder."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location, folder = entries.get("location", ""), path.parent.resolve()
     try:
         inside = (folder / location).resolve()
         length = inside.stat().st_size if inside.is_relative_to(folder) else -1
-        offset, claimed = int(said.get("offset", 0)), int(said.get("length", 0))
+        offset, claimed = int(entries.get("offset", 0)), int(entries.get("length", 0))
     except (OSError, ValueError):
         raise UserError(f"{path}: external data '{location}' of '{tensor.name}' cannot be found beside it") from None
     if length < 0 or Path(location).is_absolute():
@@ -245,11 +244,11 @@ def _external(tensor: Any, path: Path) -> int:
 
 
 def _check_filled(node: Any, constants: Mapping[str, Any], path: Path, onnx: Any) -> None:
-    """UserError where a few bytes of the file would fill memory: ConstantOfShape, Expand or Tile by constants."""
-    place = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}.get(node.op_type)
-    if place is None or len(node.input) <= place or node.input[place] not in constants:
+    """Raise UserError if constants would fill memory: ConstantOfShape, Expand or Tile of a huge shape."""
+    index = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}.get(node.op_type)
+    if index is None or len(node.input) <= index or node.input[index] not in constants:
         return
-    tensor = constants[node.input[place]]
+    tensor = constants[node.input[index]]
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         sides = [int(n) for n in onnx.numpy_helper.to_array(tensor).flatten()]
         if math.prod(max(n, 1) for n in sides) * 4 > _MOST:

@@ -1,7 +1,7 @@
-"""ONNX operators in torch, with their gradients: those of image classifiers. The ONNX specification defines each.
+"""Implement the ONNX operators of image classifiers in torch, with gradients, by the ONNX specification.
 
-An operator is a function (inputs, attributes) -> tensor or tuple of tensors; an input that is left out is None.
-Attributes that are not said have the specification's defaults, given here at their use.
+An operator is a function (inputs, attributes) -> tensor or tuple of tensors. An omitted input is None, and an omitted
+attribute has the specification's default.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 Attributes = dict[str, Any]
 Operator = Callable[[list[Any], Attributes], Any]
-# ONNX's numbers for kinds of number.
+# By ONNX's number of each data type.
 DTYPES = {
     1: torch.float32,
     2: torch.uint8,
@@ -35,7 +35,7 @@ def _whole(values: Tensor | Sequence[int]) -> list[int]:
 
 
 def _padded(x: Tensor, a: Attributes, *, value: float = 0.0) -> tuple[Tensor, list[int]]:
-    """The input, padded where its padding is uneven; and the even padding that is left to do."""
+    """Return the input, padded if its padding is uneven, and the remaining even padding."""
     window = a["kernel_shape"]
     how = a.get("auto_pad", "NOTSET")
     if how in ("SAME_UPPER", "SAME_LOWER"):
@@ -94,7 +94,7 @@ def _gemm(i: list[Any], a: Attributes) -> Tensor:
 
 def _reduce(function: Callable[..., Tensor]) -> Operator:
     def run(i: list[Any], a: Attributes) -> Tensor:
-        axes = _whole(i[1]) if len(i) > 1 and i[1] is not None else a.get("axes")
+        axes = _axes(i, a)
         if not axes:
             if a.get("noop_with_empty_axes"):
                 return i[0]
@@ -113,7 +113,7 @@ def _clip(i: list[Any], a: Attributes) -> Tensor:
 def _reshape(i: list[Any], a: Attributes) -> Tensor:
     sides = _whole(i[1])
     if not a.get("allowzero"):
-        sides = [i[0].shape[place] if n == 0 else n for place, n in enumerate(sides)]
+        sides = [i[0].shape[axis] if n == 0 else n for axis, n in enumerate(sides)]
     return torch.reshape(i[0], sides)
 
 
@@ -139,8 +139,8 @@ def _slice(i: list[Any], a: Attributes) -> Tensor:
     axes = _whole(i[3]) if len(i) > 3 and i[3] is not None else a.get("axes", list(range(len(starts))))
     steps = _whole(i[4]) if len(i) > 4 and i[4] is not None else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        places = range(x.shape[axis])[start:end:step]
-        x = x.index_select(axis, torch.tensor(list(places), dtype=torch.long, device=x.device))
+        rows = range(x.shape[axis])[start:end:step]
+        x = x.index_select(axis, torch.tensor(list(rows), dtype=torch.long, device=x.device))
     return x
 
 
@@ -155,10 +155,9 @@ def _split(i: list[Any], a: Attributes) -> tuple[Tensor, ...]:
 
 def _gather(i: list[Any], a: Attributes) -> Tensor:
     axis = a.get("axis", 0) % i[0].ndim
-    places = i[1].long()
-    places = torch.where(places < 0, places + i[0].shape[axis], places)
-    found = i[0].index_select(axis, places.flatten())
-    return found.reshape(*i[0].shape[:axis], *places.shape, *i[0].shape[axis + 1 :])
+    index = i[1].long()
+    index = torch.where(index < 0, index + i[0].shape[axis], index)
+    return i[0].index_select(axis, index.flatten()).reshape(*i[0].shape[:axis], *index.shape, *i[0].shape[axis + 1 :])
 
 
 def _pad(i: list[Any], a: Attributes) -> Tensor:
@@ -176,18 +175,18 @@ def _pad(i: list[Any], a: Attributes) -> Tensor:
 
 def _resize(i: list[Any], a: Attributes) -> Tensor:
     x = i[0]
-    place = a.get("coordinate_transformation_mode", "half_pixel")
+    coordinates = a.get("coordinate_transformation_mode", "half_pixel")
     if len(i) > 3 and i[3] is not None:
         sides = _whole(i[3])[2:]
     else:
         sides = [int(n * float(s)) for n, s in zip(x.shape[2:], i[2].tolist()[2:], strict=True)]
     mode = a.get("mode", "nearest")
-    if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+    if mode == "linear" and coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         smooth = bool(a.get("antialias", 0))
-        return F.interpolate(x, sides, mode="bilinear", align_corners=place == "align_corners", antialias=smooth)
-    if mode == "nearest" and place == "asymmetric":
+        return F.interpolate(x, sides, mode="bilinear", align_corners=coordinates == "align_corners", antialias=smooth)
+    if mode == "nearest" and coordinates == "asymmetric":
         return F.interpolate(x, sides, mode="nearest")
-    raise Unknown(f"Resize {mode}, {place}")
+    raise Unknown(f"Resize {mode}, {coordinates}")
 
 
 def _layer_norm(i: list[Any], a: Attributes) -> Tensor:
@@ -228,7 +227,7 @@ def _quantise(i: list[Any], a: Attributes) -> Tensor:
     x, scale, zero = (*i, torch.zeros((), dtype=torch.uint8))[:3]
     scale, shift = _along(scale, x, a), _along(zero, x, a)
     ends = torch.iinfo(zero.dtype)
-    return (torch.round(x / scale) + shift).clamp(ends.min, ends.max)  # kept as floats, so that a gradient may pass
+    return (torch.round(x / scale) + shift).clamp(ends.min, ends.max)  # floats, so that a gradient can pass
 
 
 def _dequantise(i: list[Any], a: Attributes) -> Tensor:
@@ -274,26 +273,10 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": lambda i, a: i[0].mean(tuple(range(2, i[0].ndim)), keepdim=True),
     "GlobalMaxPool": lambda i, a: i[0].amax(tuple(range(2, i[0].ndim)), keepdim=True),
     "Gemm": _gemm,
-    "MatMul": _plain(torch.matmul, 2),
-    "Add": _plain(torch.add, 2),
-    "Sub": _plain(torch.sub, 2),
-    "Mul": _plain(torch.mul, 2),
     "Div": _divide,
-    "Pow": _plain(torch.pow, 2),
     "Sum": _all(torch.add),
     "Max": _all(torch.maximum),
     "Min": _all(torch.minimum),
-    "Neg": _plain(torch.neg),
-    "Abs": _plain(torch.abs),
-    "Exp": _plain(torch.exp),
-    "Log": _plain(torch.log),
-    "Sqrt": _plain(torch.sqrt),
-    "Reciprocal": _plain(torch.reciprocal),
-    "Erf": _plain(torch.erf),
-    "Round": _plain(torch.round),
-    "Floor": _plain(torch.floor),
-    "Ceil": _plain(torch.ceil),
-    "Sign": _plain(torch.sign),
     "Relu": _plain(F.relu),
     "LeakyRelu": lambda i, a: F.leaky_relu(i[0], a.get("alpha", 0.01)),
     "PRelu": lambda i, a: torch.where(i[0] > 0, i[0], i[0] * i[1]),
@@ -301,8 +284,6 @@ OPERATORS: dict[str, Operator] = {
     "Gelu": lambda i, a: F.gelu(i[0], approximate=a.get("approximate", "none")),
     "HardSigmoid": lambda i, a: (a.get("alpha", 0.2) * i[0] + a.get("beta", 0.5)).clamp(0, 1),
     "HardSwish": _plain(F.hardswish),
-    "Sigmoid": _plain(torch.sigmoid),
-    "Tanh": _plain(torch.tanh),
     "Softplus": _plain(F.softplus),
     "Softmax": _softmax,
     "LogSoftmax": lambda i, a: _softmax(i, a, F.log_softmax),
@@ -338,3 +319,7 @@ OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": _quantise,
     "DequantizeLinear": _dequantise,
 }
+# Operators with the same name in torch, by their number of inputs.
+_SAME_NAME = {1: "Abs Ceil Erf Exp Floor Log Neg Reciprocal Round Sigmoid Sign Sqrt Tanh", 2: "Add MatMul Mul Pow Sub"}
+for _inputs, _names in _SAME_NAME.items():
+    OPERATORS |= {name: _plain(getattr(torch, name.lower()), _inputs) for name in _names.split()}

@@ -1,4 +1,4 @@
-"""What a network that was given to us answers with, or why it does not; networks that take one size of batch alone."""
+"""Read outputs of external networks and their errors; run networks that take one batch size alone."""
 
 import re
 from typing import Any
@@ -12,47 +12,47 @@ _INTERPRETER = "The following operation failed in the TorchScript interpreter"
 _RAISED = re.compile(r"[\w.]*(Error|Exception)\b.*: ")
 
 
-def sole(answer: Any) -> Any:
-    """What a list, tuple or table of one holds; any other answer as it is."""
-    if isinstance(answer, list | tuple) and len(answer) == 1:
-        return answer[0]
-    return next(iter(answer.values())) if isinstance(answer, dict) and len(answer) == 1 else answer
+def unwrap_single(output: Any) -> Any:
+    """Return the only element of a list, tuple or dict; any other output as it is."""
+    if isinstance(output, list | tuple) and len(output) == 1:
+        return output[0]
+    return next(iter(output.values())) if isinstance(output, dict) and len(output) == 1 else output
 
 
-def in_a_line(problem: Exception) -> str:
-    """What a foreign library complains of: the first line, and of TorchScript the one below its own traceback."""
+def one_line(problem: Exception) -> str:
+    """Return the first line of an error; of TorchScript the line below its own traceback."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
     if lines[0].startswith(_INTERPRETER):
-        said = next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1])
-        return said.removeprefix("builtins.").removeprefix("RuntimeError: ")[:160]
+        line = next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1])
+        return line.removeprefix("builtins.").removeprefix("RuntimeError: ")[:160]
     return lines[0][:160]
 
 
 def refused_images(where: str, channels: int, size: int, problem: Exception) -> UserError:
-    """A UserError for a network that fails on images as they were declared."""
+    """Return the error for a network that fails on images as they were declared."""
     many = "channel" if channels == 1 else "channels"
     return UserError(
-        f"{where}: it does not take images of {channels} {many} and {size} pixels ({in_a_line(problem)}): see "
+        f"{where}: it does not take images of {channels} {many} and {size} pixels ({one_line(problem)}): see "
         "input.size and input.channels"
     )
 
 
-class InBatches(nn.Module):
-    """A net that takes one size of batch alone, for any: the last batch is filled up with its last image."""
+class FixedBatch(nn.Module):
+    """Run a net that takes one batch size on any number of images: the last image fills up the last batch."""
 
     def __init__(self, net: nn.Module, size: int) -> None:
         super().__init__()
         self.net, self.size = net, size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, ...) -> the net's answers (B, ...)."""
-        answers = []
+        """Return the net's outputs (B, ...) for images (B, ...)."""
+        outputs = []
         for part in images.split(self.size):
             filled = torch.cat([part, part[-1:].expand(self.size - len(part), -1, -1, -1)])
-            answer = sole(self.net(filled))
-            if not isinstance(answer, Tensor):
+            output = unwrap_single(self.net(filled))
+            if not isinstance(output, Tensor):
                 raise UserError(
-                    f"the model answers with {type(answer).__name__}, not with a tensor of one row an image"
+                    f"the model answers with {type(output).__name__}, not with a tensor of one row an image"
                 )
-            answers.append(answer[: len(part)])
-        return torch.cat(answers)
+            outputs.append(output[: len(part)])
+        return torch.cat(outputs)

@@ -1,4 +1,4 @@
-"""A network of any making behind the door of ours: pixel space -> logits, differentiable where the network is."""
+"""Wrap an external network as a module from pixel space to logits, differentiable if the network is."""
 
 from collections.abc import Callable
 from copy import copy
@@ -11,220 +11,209 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trustcxr.audit.formats.model_file import InputSpec, Kind, OutputSpec
-from trustcxr.audit.formats.outputs import InBatches, sole
+from trustcxr.audit.formats.outputs import FixedBatch, unwrap_single
 from trustcxr.errors import UserError
 
 TINY = 1e-30  # the smallest probability whose logarithm is taken
 _SOFTMAX = {"softmax", "_softmax"}
 _SIGMOID = {"sigmoid", "expit"}
-_CLOSE = 1e-4  # how far, in proportion, an answer of 32 bits may lie from what its softmax or sigmoid made
+_CLOSE = 1e-4  # relative tolerance between a float32 answer and the softmax or sigmoid it came from
 
 
 class WrappedModel(nn.Module):
     """`net` as a module from images (B, 1, H, W), float, in [0, 1], to logits (B, C).
 
-    Resizing, range, RGB and normalisation happen inside, so gradients come out in pixel space. Probabilities become
-    logits: where they were made by a softmax or sigmoid that torch can see, by what went into it; otherwise by their
-    logarithm, clamped. Of kind sigmoid the logit of each finding is that of its own probability. The last feature map
-    passes through `cam_layer`, an identity, once `find_cam_layer` has found it. `batch` is the one size of batch that
-    the network takes, None for any; then `cam_layer` is passed for the first batch alone. `decided` is the finding, its
-    place and the logit from which it is there, that is all the module answers; None: it answers with all there are.
+    Resizing, range, RGB and normalisation happen inside, so gradients are in pixel space. Probabilities become logits:
+    the input of their softmax or sigmoid if torch sees it, else their clamped logarithm.
+    The last feature map passes through `cam_layer`, an identity, once `find_cam_layer` has found that map (with a fixed
+    batch size for the first batch alone).
     """
 
-    def __init__(self, net: nn.Module, taken: InputSpec, given: OutputSpec) -> None:
+    def __init__(self, net: nn.Module, input_spec: InputSpec, output_spec: OutputSpec) -> None:
         super().__init__()
-        self.net, self.taken, self.given = net, taken, given
-        self.batch = net.size if isinstance(net, InBatches) else None
+        self.net, self.input_spec, self.output_spec = net, input_spec, output_spec
+        self.batch = net.size if isinstance(net, FixedBatch) else None  # the one batch size that it takes; None for any
         self.cam_layer = nn.Identity()
-        self.cam_place: int | None = None  # which call makes the last feature map
-        self.decided: tuple[int, float] | None = None
-        scale, shift = _affine(taken)
+        self.cam_call: int | None = None  # number of the call that makes the last feature map
+        self.decision: tuple[int, float] | None = None  # index and logit threshold of the only finding to answer
+        scale, shift = _affine(input_spec)
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
-        self.training = net.training  # of this module alone: its net's layers keep theirs
+        self.training = net.training  # of this module alone: the layers of the net keep theirs
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Pixel space (B, 1, H, W) in [0, 1] -> what the network wants (B, channels, size, size)."""
-        images = resized(images, self.taken.size, self.taken.resize)
-        return images.expand(-1, self.taken.channels, -1, -1) * self.scale + self.shift
+        """Convert pixel space (B, 1, H, W) in [0, 1] to the network's input (B, channels, size, size)."""
+        images = resized(images, self.input_spec.size, self.input_spec.resize)
+        return images.expand(-1, self.input_spec.channels, -1, -1) * self.scale + self.shift
 
     def answers(self, images: Tensor) -> Tensor:
-        """What the network itself says of images in pixel space, (B, C): logits or probabilities as declared."""
+        """Return the network's own outputs (B, C) on images in pixel space: logits or probabilities as declared."""
         return self._checked(self.net(self.prepare(images)), len(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 1, H, W) in [0, 1] -> logits (B, C), or (B, 2) of one finding, absent and present."""
-        answer = self._logits(images)
-        return answer if self.decided is None else as_states(answer, *self.decided)
+        """Return logits (B, C) of images (B, 1, H, W) in [0, 1], or (B, 2) of one finding: absent, present."""
+        logits = self._logits(images)
+        return logits if self.decision is None else as_states(logits, *self.decision)
 
     def _logits(self, images: Tensor) -> Tensor:
-        given = self.prepare(images)
-        with Watch(self.cam_layer, self.cam_place) as seen:
-            answer = self.net(given)
-        squashed = seen.squashed.get(id(sole(answer)))
-        answer = self._checked(answer, len(images))
-        if self.given.kind == "logits":
-            return answer
-        if squashed is not None and squashed[0] == self.given.kind and _still(*squashed):
-            before = squashed[2].float()
-            return F.log_softmax(before, 1) if self.given.kind == "probabilities" else before
-        return logits_of_probabilities(answer, self.given.kind)
+        prepared = self.prepare(images)
+        with Watch(self.cam_layer, self.cam_call) as watch:
+            output = self.net(prepared)
+        squashed, kind = watch.squashed.get(id(unwrap_single(output))), self.output_spec.kind
+        output = self._checked(output, len(images))
+        if kind == "logits":
+            return output
+        if squashed is not None and squashed[0] == kind and _is_unchanged(*squashed):
+            source = squashed[2].float()
+            return F.log_softmax(source, 1) if kind == "probabilities" else source
+        return logits_of_probabilities(output, kind)
 
     def of_kind(self, kind: Kind) -> "WrappedModel":
-        """The same network, its answers taken as logits, probabilities or sigmoids."""
+        """Return the same network with its outputs read as logits, probabilities or sigmoids."""
         other = copy(self)
-        other.given = self.given.model_copy(update={"kind": kind})
+        other.output_spec = self.output_spec.model_copy(update={"kind": kind})
         return other
 
-    def of_finding(self, place: int, cut: float) -> "WrappedModel":
-        """The same network asked of one finding alone, which is there where its logit is above `cut`."""
+    def of_finding(self, index: int, cut: float) -> "WrappedModel":
+        """Return the same network restricted to one finding, present if its logit is above `cut`."""
         other = copy(self)
-        other.decided = (place, cut)
+        other.decision = (index, cut)
         return other
 
     def find_cam_layer(self, images: Tensor) -> bool:
-        """Look where the last feature map is made, on some images; False where torch cannot see one."""
-        given = self.prepare(images[: self.batch])
-        with torch.no_grad(), Watch(self.cam_layer, None) as seen:
-            seen.maps = Maps(given)
-            self.net(given)
-        self.cam_place = seen.last_map
-        return seen.last_map is not None
+        """Find the call that makes the last feature map; False if torch sees none."""
+        prepared = self.prepare(images[: self.batch])
+        with torch.no_grad(), Watch(self.cam_layer, None) as watch:
+            watch.maps = Maps(prepared)
+            self.net(prepared)
+        self.cam_call = watch.last_map
+        return watch.last_map is not None
 
-    def _checked(self, answer: Any, count: int) -> Tensor:
-        answer = sole(answer)
-        if not isinstance(answer, Tensor):
-            raise UserError(f"the model answers with {type(answer).__name__}, not with a tensor (B, {self._classes})")
-        if answer.ndim == 1 and self._classes == 1:
-            answer = answer[:, None]
-        if answer.ndim != 2 or answer.shape != (count, self._classes):
-            names = f"{self._classes} classes are declared"
+    def _checked(self, output: Any, count: int) -> Tensor:
+        output, classes = unwrap_single(output), len(self.output_spec.classes)
+        if not isinstance(output, Tensor):
+            raise UserError(f"the model answers with {type(output).__name__}, not with a tensor (B, {classes})")
+        if output.ndim == 1 and classes == 1:
+            output = output[:, None]
+        if output.ndim != 2 or output.shape != (count, classes):
             raise UserError(
-                f"{names}, but the model answers {tuple(answer.shape)} for {count} images: see output.classes"
+                f"{classes} classes are declared, but the model answers {tuple(output.shape)} for {count} images: "
+                "see output.classes"
             )
-        return answer.float()
-
-    @property
-    def _classes(self) -> int:
-        return len(self.given.classes)
+        return output.float()
 
 
-def as_states(logits: Tensor, place: int, cut: float) -> Tensor:
-    """Logits (B, C) of findings -> those (B, 2) of one, absent and present: 0 and how far it is above its cut."""
-    asked = logits[:, place]
-    margin = (asked.double() - cut).to(asked.dtype)
+def as_states(logits: Tensor, index: int, cut: float) -> Tensor:
+    """Return logits (B, 2) of one finding, absent and present, from logits (B, C): 0 and the margin above its cut."""
+    logit = logits[:, index]
+    margin = (logit.double() - cut).to(logit.dtype)
     return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 class Watch(TorchFunctionMode):
-    """Looks on while a network runs: what each softmax and sigmoid was given, and where the last feature map is made.
+    """Record softmax and sigmoid inputs and the last feature map while a network runs."""
 
-    squashed: of each 2-D result of a softmax or sigmoid, of rows of one and of several joined, its id, the kind, itself
-    (so that the id stays its own), and what went in. last_map: the number of the last call that made a map of the
-    images out of another, where `maps` says which tensors are such maps.
-    """
-
-    def __init__(self, cam_layer: nn.Module, cam_place: int | None) -> None:
+    def __init__(self, cam_layer: nn.Module, cam_call: int | None) -> None:
         super().__init__()
-        self.cam_layer, self.cam_place = cam_layer, cam_place
+        self.cam_layer, self.cam_call = cam_layer, cam_call
+        # By the id of a 2-D softmax or sigmoid result, or rows of it: kind, result (which keeps the id taken), input.
         self.squashed: dict[int, tuple[Kind, Tensor, Tensor]] = {}
         self.maps: Maps | None = None
-        self.last_map: int | None = None
+        self.last_map: int | None = None  # number of the last call that made a map
         self.calls = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Let the call through; note it, and pass the last feature map on through the CAM layer."""
+        """Run the call, record it, and pass the last feature map through the CAM layer."""
         result = func(*args, **(kwargs or {}))
         if not isinstance(result, Tensor):
             return result
-        if result.ndim == 4 and result.is_floating_point() and min(result.shape[-2:]) > 1 and _has_map(args):
-            place, self.calls = self.calls, self.calls + 1
-            if self.maps is not None and self.maps.take(result, args):
-                self.last_map = place
-            if place == self.cam_place:
+        if result.ndim == 4 and result.is_floating_point() and min(result.shape[-2:]) > 1 and _four_sided(args):
+            call, self.calls = self.calls, self.calls + 1
+            if self.maps is not None and self.maps.add(result, args):
+                self.last_map = call
+            if call == self.cam_call:
                 return self.cam_layer(result)
         elif result.ndim == 2 and args:
-            return self._note_squashed(func, args, kwargs or {}, result)
+            return self._record_squashed(func, args, kwargs or {}, result)
         return result
 
-    def _note_squashed(
+    def _record_squashed(
         self, func: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any], result: Tensor
     ) -> Tensor:
         name, first = plain_name(func), args[0]
         if name in _SOFTMAX | _SIGMOID and isinstance(first, Tensor):
-            result = result.clone()  # the gradient needs what was made: a network may finish its answer in place
+            result = result.clone()  # the gradient needs this value: a network may change its answer in place
             self.squashed[id(result)] = ("probabilities" if name in _SOFTMAX else "sigmoid", result, first)
             return result
         parts = [self.squashed.get(id(part)) for part in (first if isinstance(first, list | tuple) else [first])]
-        known = [part for part in parts if part is not None]
-        if name in ("__getitem__", "cat") and known and len(known) == len(parts) and named.keys() <= {"dim"}:
-            before = [part[2] for part in known]
-            joined = func(before if name == "cat" else before[0], *args[1:], **named)
-            self.squashed[id(result)] = (known[0][0], result, joined)
+        entries = [part for part in parts if part is not None]
+        if name in ("__getitem__", "cat") and entries and len(entries) == len(parts) and named.keys() <= {"dim"}:
+            sources = [entry[2] for entry in entries]
+            joined = func(sources if name == "cat" else sources[0], *args[1:], **named)
+            self.squashed[id(result)] = (entries[0][0], result, joined)
         return result
 
 
-def _still(kind: Kind, answer: Tensor, before: Tensor) -> bool:
-    """Whether the answer is still what went in, squashed over the classes: neither was changed in place since."""
-    if before.shape != answer.shape:
+def _is_unchanged(kind: Kind, output: Tensor, source: Tensor) -> bool:
+    """Return whether the output is still the squashed source: neither was changed in place."""
+    if source.shape != output.shape:
         return False
-    # Not under no_grad, which whoever looks for stopped gradients would count as the network's.
-    wide = before if before.dtype == torch.float64 else before.float()
-    found = wide.softmax(1) if kind == "probabilities" else wide.sigmoid()
-    about = torch.finfo(answer.dtype)
-    near = max(_CLOSE, 4 * about.eps)
-    return torch.allclose(found.float(), answer.float(), rtol=near, atol=about.tiny, equal_nan=True)
+    # Not under no_grad: the search for stopped gradients would count it as the network's.
+    wide = source if source.dtype == torch.float64 else source.float()
+    squashed = wide.softmax(1) if kind == "probabilities" else wide.sigmoid()
+    precision = torch.finfo(output.dtype)
+    tolerance = max(_CLOSE, 4 * precision.eps)
+    return torch.allclose(squashed.float(), output.float(), rtol=tolerance, atol=precision.tiny, equal_nan=True)
 
 
 class Maps:
-    """Which tensors (B, K, h, w) or (B, h, w, K) are maps of some images, and not attention's tables of tokens.
+    """Tensors (B, K, h, w) or (B, h, w, K) that are feature maps, as opposed to attention's tables of tokens.
 
-    A map has the images' proportions, to within one cell, and comes from another map or has no more rows than the
-    smallest so far: a table has a row a token, and there are more tokens than a map of them has rows.
+    A map has the images' aspect ratio to within one cell. It comes from another map or has no more rows than the
+    smallest so far. A table has a row a token, and a map has more tokens than rows.
     """
 
     def __init__(self, images: Tensor) -> None:
         self.height, self.width = images.shape[-2:]
         self.smallest = self.height
-        self.known = WeakTensorKeyDictionary()
-        self.known[images] = self.height
+        self.rows_of = WeakTensorKeyDictionary()
+        self.rows_of[images] = self.height
 
-    def take(self, made: Tensor, args: tuple[Any, ...]) -> bool:
-        """Whether a tensor with four sides, made of these arguments, is a map; it is one from now on."""
-        from_a_map = any(part in self.known for part in _four_sided(args))
-        for rows, columns in (made.shape[2:], made.shape[1:3]):
+    def add(self, tensor: Tensor, args: tuple[Any, ...]) -> bool:
+        """Return whether a 4-D tensor computed from these arguments is a map, and record it if so."""
+        from_a_map = any(part in self.rows_of for part in _four_sided(args))
+        for rows, columns in (tensor.shape[2:], tensor.shape[1:3]):
             fits = abs(rows * self.width - columns * self.height) <= max(self.height, self.width)
             if fits and (from_a_map or rows <= self.smallest):
-                self.known[made], self.smallest = rows, min(self.smallest, rows)
+                self.rows_of[tensor], self.smallest = rows, min(self.smallest, rows)
                 return True
         return False
 
 
 def plain_name(func: Callable[..., Any]) -> str:
-    """The name of a torch function, whatever form it was called in: aten.softmax.int is softmax."""
-    name = str(getattr(func, "_opname", None) or getattr(func, "__name__", ""))
+    """Return the name of a torch function without its overload: softmax for aten.softmax.int."""
     packet = getattr(func, "overloadpacket", None)
-    return str(packet.__name__) if packet is not None else name
+    return str(
+        packet.__name__ if packet is not None else getattr(func, "_opname", None) or getattr(func, "__name__", "")
+    )
 
 
-def _has_map(args: tuple[Any, ...]) -> bool:
-    return bool(_four_sided(args))
+def tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors among arguments and in their lists."""
+    return [part for a in args for part in (a if isinstance(a, list | tuple) else (a,)) if isinstance(part, Tensor)]
 
 
 def _four_sided(args: tuple[Any, ...]) -> list[Tensor]:
-    flat = [t for a in args for t in (a if isinstance(a, list | tuple) else (a,))]
-    return [a for a in flat if isinstance(a, Tensor) and a.ndim == 4]
+    return [tensor for tensor in tensors_in(args) if tensor.ndim == 4]
 
 
 def resized(images: Tensor, size: int, how: str) -> Tensor:
-    """Images (B, 1, H, W) as squares of that side, differentiably; as they are where they have it already."""
+    """Resize images (B, 1, H, W) to squares of side `size`, differentiably: `how` is squeeze, pad or crop."""
     height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
     if how == "pad" and height != width:
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
@@ -238,30 +227,30 @@ def resized(images: Tensor, size: int, how: str) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def logits_of_probabilities(answer: Tensor, kind: Kind) -> Tensor:
-    """Logits (B, C) of probabilities (B, C), which are kept from 0 (and, of sigmoids, from 1) so that logs exist."""
+def logits_of_probabilities(probabilities: Tensor, kind: Kind) -> Tensor:
+    """Return logits (B, C) of probabilities (B, C), clamped away from 0 (sigmoids also from 1)."""
     if kind == "probabilities":
-        return answer.clamp(min=TINY).log()
-    half = torch.finfo(answer.dtype).eps / 2
-    return answer.clamp(TINY, 1 - half).log() - (1 - answer.clamp(max=1 - half)).log()
+        return probabilities.clamp(min=TINY).log()
+    half = torch.finfo(probabilities.dtype).eps / 2
+    return probabilities.clamp(TINY, 1 - half).log() - (1 - probabilities.clamp(max=1 - half)).log()
 
 
-def saturation(answer: Tensor, kind: Kind) -> float:
-    """Share of answers (B, C) so near 0 or 1 that their logarithm says nothing more; 0 for logits."""
-    if kind == "logits" or not len(answer):
+def saturation(outputs: Tensor, kind: Kind) -> float:
+    """Return the share in [0, 1] of outputs (B, C) that are 0 or 1 to rounding; 0 for logits."""
+    if kind == "logits" or not len(outputs):
         return 0.0
-    full = (answer <= TINY) | (answer >= 1 - torch.finfo(answer.dtype).eps / 2)
+    full = (outputs <= TINY) | (outputs >= 1 - torch.finfo(outputs.dtype).eps / 2)
     return float(full.any(1).float().mean() if kind == "probabilities" else full.float().mean())
 
 
-def _affine(taken: InputSpec) -> tuple[Tensor, Tensor]:
-    """What an image in [0, 1] is multiplied by, and what is added, each (1, channels, 1, 1)."""
-    low, high = taken.range
+def _affine(spec: InputSpec) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset applied to an image in [0, 1], each (1, channels, 1, 1)."""
+    low, high = spec.range
     span = high - low
-    mean = torch.tensor(taken.mean or (0.0,), dtype=torch.float64)
-    std = torch.tensor(taken.std or (1.0,), dtype=torch.float64)
-    unit = span if taken.std else 1.0  # of the std, in units of the range
+    mean = torch.tensor(spec.mean or (0.0,), dtype=torch.float64)
+    std = torch.tensor(spec.std or (1.0,), dtype=torch.float64)
+    unit = span if spec.std else 1.0  # of the std, in units of the range
     scale = span / (std * unit)
-    shift = -mean * span / (std * unit) if taken.mean else low / (std * unit)
-    parts = torch.broadcast_tensors(scale, shift, torch.empty(taken.channels))[:2]
+    shift = -mean * span / (std * unit) if spec.mean else low / (std * unit)
+    parts = torch.broadcast_tensors(scale, shift, torch.empty(spec.channels))[:2]
     return parts[0].float().reshape(1, -1, 1, 1).clone(), parts[1].float().reshape(1, -1, 1, 1).clone()

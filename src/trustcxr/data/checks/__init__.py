@@ -1,1 +1,1 @@
-"""A folder of X-rays read whole: what is there, what is wrong, what leaks, what gives the class away."""
+"""Check a data set: its files, faults, leaks between splits, and confounds."""

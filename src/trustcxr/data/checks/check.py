@@ -1,4 +1,4 @@
-"""Can this data set be trusted? `audit(path)` reads every file and says what is there and what is wrong with it."""
+"""Check a data set: read every file, and report its content, faults, leaks and confounds."""
 
 import time
 from collections import Counter
@@ -15,8 +15,8 @@ from trustcxr.data.checks.confounds import Association, Probe
 from trustcxr.data.checks.issues import (
     SEVERITIES,
     Issue,
-    class_findings,
-    confound_findings,
+    class_issues,
+    confound_issues,
     file_issues,
     image_issues,
     leak_issues,
@@ -35,19 +35,19 @@ _SOURCES = {
     "lung shape": "the shape of the lung mask",
     "grey levels": "the image's overall brightness",
 }
-_KEEP_FIRST = ("Test", "Val")  # what leaks is taken out of the other split, so that test results stay comparable
-_SHOWN = 3  # files named under a finding in the terminal
+_KEEP_FIRST = ("Test", "Val")  # leaks are removed from the other splits, so that test results stay comparable
+_SHOWN = 3  # files listed below a finding in the terminal
 
 
 class MaskSummary(TypedDict):
-    """How many masks of a kind there are, and how many of them are empty."""
+    """Numbers of masks of a kind, and of empty ones."""
 
     n: int
     empty: int
 
 
 class FileSummary(TypedDict):
-    """What the images are: name of a format, colour mode or size -> how many; and the masks by their kind."""
+    """Numbers of images by format, colour mode and size, and of masks by kind."""
 
     formats: dict[str, int]
     modes: dict[str, int]
@@ -64,16 +64,16 @@ def _nested(probe: Probe) -> dict[str, object]:
 
 @dataclass
 class DataAudit:
-    """What an audit found. `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` for what to go on with.
+    """The results of a check: `to_dict()` for JSON, `text()` for the terminal, `clean_manifest()` without faulty rows.
 
     Attributes:
         manifest: the data set.
         counts: {split: {class: images}}.
-        published: the images of each part of COVID-QU-Ex beside those published; `per_class` has both numbers.
-        files: formats, colour modes and sizes of the images, and how many masks of each kind there are.
-        findings: worst first.
-        probes, associations: what tells the classes apart.
-        pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation: an image twice.
+        published: images of each part of COVID-QU-Ex compared with those published; `per_class` has both numbers.
+        files: formats, colour modes and sizes of the images, and numbers of masks.
+        findings: issues, worst first.
+        probes, associations: features that predict the class.
+        pairs: DataFrame first, second (rows of the manifest), exact, mirrored, inverted, correlation of duplicates.
         unreadable: (N,) bool.
     """
 
@@ -90,36 +90,34 @@ class DataAudit:
     dropped: pd.DataFrame = field(default_factory=pd.DataFrame)
     probed: bool = True
 
-    def of(self, severity: str) -> list[Issue]:
+    def issues_of(self, severity: str) -> list[Issue]:
         """Return the findings of one severity: fault, leak, warning or note."""
         return [f for f in self.findings if f.severity == severity]
 
     @property
     def verdict(self) -> str:
-        """Whether the data can be trusted, in a sentence or three."""
+        """Summary in a few sentences."""
         parts = []
-        if faults := self.of("fault"):
-            parts.append(f"Mend it first: {_joined(f.text for f in faults)}.")
-        if leaks := self.of("leak"):
-            parts.append(f"Results on it would flatter: {_joined(f.text for f in leaks)}.")
-        beyond = [p for p in self.probes if p.view in confounds.WITHOUT_LUNGS and p.above_chance]
-        if beyond:
-            best = max(beyond, key=lambda p: p.accuracy)
+        if faults := self.issues_of("fault"):
+            parts.append(f"Mend it first: {'; '.join(f.text for f in faults)}.")
+        if leaks := self.issues_of("leak"):
+            parts.append(f"Results on it would flatter: {'; '.join(f.text for f in leaks)}.")
+        if confounded := [p for p in self.probes if p.view in confounds.WITHOUT_LUNGS and p.above_chance]:
+            best = max(confounded, key=lambda p: p.accuracy)
             parts.append(
                 f"A model can score {best.accuracy:.2f} (chance {best.chance:.2f}) from {_SOURCES[best.view]}: "
                 "high accuracy on these data is no proof that it reads the lungs."
             )
-        others = [f for f in self.of("warning") if f.kind != "confound"]
-        if others:
-            parts.append(f"Look at this: {_joined(f.text for f in others)}.")
+        if others := [f for f in self.issues_of("warning") if f.kind != "confound"]:
+            parts.append(f"Look at this: {'; '.join(f.text for f in others)}.")
         if parts:
             return " ".join(parts)
-        why = "too few images for confounds" if self.probed else "confounds were not to be looked for"
-        looked = "faults, leaks and confounds" if self.probes else f"faults and leaks ({why})"
-        return f"Nothing found of the {looked} that were looked for."
+        reason = "too few images for confounds" if self.probed else "confounds were not checked"
+        checked = "faults, leaks or confounds" if self.probes else f"faults or leaks ({reason})"
+        return f"No {checked} found."
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all results for JSON."""
         return {
             "data": self.manifest.root.name,
             "layout": self.manifest.layout,
@@ -137,7 +135,7 @@ class DataAudit:
         }
 
     def text(self) -> str:
-        """A summary for the terminal, in which no name moves the cursor."""
+        """Return a summary for the terminal, with control characters of names escaped."""
         lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
         lines += [*self.count_table().to_string().splitlines(), ""]
         lines += [p["text"] for p in self.published]
@@ -161,7 +159,7 @@ class DataAudit:
         return "\n".join(map(escaped, [*lines, "", f"Verdict  {self.verdict}"]))
 
     def count_table(self) -> pd.DataFrame:
-        """Return the images by split (rows) and class (columns), with sums, written with thousands separators."""
+        """Return numbers of images by split (rows) and class (columns), with sums and thousands separators."""
         splits = sorted(self.counts, key=split_rank)
         table = pd.DataFrame([self.counts[split] for split in splits], index=splits, columns=self.manifest.classes)
         table["all"] = table.sum(axis=1)
@@ -170,42 +168,38 @@ class DataAudit:
         return table.map("{:,}".format)
 
     def file_lines(self) -> list[str]:
-        """Return lines about the files: formats, colour modes, sizes and masks."""
+        """Return lines of text about formats, colour modes, sizes and masks."""
 
         def listed(counts: dict[str, int]) -> str:
             return ", ".join(f"{k} {n:,}" for k, n in list(counts.items())[:4])
 
-        files, sizes = self.files, listed(self.files["sizes"])
-        many = files["different_sizes"] > 1
-        size = (
-            f"{files['different_sizes']:,} sizes, most often {sizes}"
-            if many
-            else f"size {next(iter(files['sizes']), '')}"
-        )
+        files = self.files
+        size = f"size {next(iter(files['sizes']), '')}"
+        if files["different_sizes"] > 1:
+            size = f"{files['different_sizes']:,} sizes, most often {listed(files['sizes'])}"
         return [
             f"formats: {listed(files['formats'])}; colour modes: {listed(files['modes'])}; {size}",
             *(f"{kind} masks: {m['n']:,}, {m['empty']:,} of them empty" for kind, m in files["masks"].items()),
         ]
 
     def clean_manifest(self) -> Manifest:
-        """The manifest without what cannot be read, what leaks between splits, and what carries two classes.
+        """Return the manifest without unreadable images, leaks between splits and images with two classes.
 
-        What leaks stays in Test, else in Val. What was taken out, and why, is then in `dropped` (the manifest's
-        columns and `dropped`, the reason); `write_clean` puts both in one file.
+        Leaks stay in Test, else in Val. Sets `dropped`: the removed rows, with the reason in a column `dropped`.
         """
         table = self.manifest.table
         reasons = np.full(len(table), None, dtype=object)
         reasons[self.unreadable] = "cannot be read"
         images = self.pairs[["first", "second"]].to_numpy(np.int64)
-        _mark_conflicts(table, duplicates.clusters(len(table), images), reasons)
+        _mark_conflicts(table, duplicates.find_clusters(len(table), images), reasons)
         ties = [images, *(_chain(table[column]) for column in ("patient", "group"))]
-        _mark_leaks(table, duplicates.clusters(len(table), np.concatenate(ties)), reasons)
+        _mark_leaks(table, duplicates.find_clusters(len(table), np.concatenate(ties)), reasons)
         out = pd.notna(reasons)
         self.dropped = table[out].assign(dropped=reasons[out]).reset_index(drop=True)
         return self.manifest.select(~out)
 
     def write_clean(self, path: str | Path) -> Manifest:
-        """Write clean_manifest() as .parquet or .csv, with what was dropped and why in a column `dropped`."""
+        """Write clean_manifest() as .parquet or .csv, with the dropped rows and the reason in a column `dropped`."""
         clean = self.clean_manifest()
         clean.write(path, dropped=self.dropped)
         return clean
@@ -221,56 +215,50 @@ def check_data(
     probes: bool = True,
     seed: int = 0,
 ) -> DataAudit:
-    """Read every file of a data set and look for faults, leaks between splits, and confounds.
+    """Read every file of a data set and check for faults, leaks between splits, and confounds.
 
-    `data` is a folder, a list of images or a Manifest; `layout`, `columns` and `images` as in read_manifest; `workers`
-    the processes that read (default: one a core). Without `probes`, confounds are not looked for. Raises UserError for
-    a folder that is not understood; a file that cannot be read is a finding.
+    `data`: a folder, a list of images or a Manifest. `layout`, `columns` and `images`: as in read_manifest. `workers`:
+    processes (default: one for each core). `probes` False skips confounds. Raises UserError for an unknown layout; an
+    unreadable file is a finding.
 
     >>> import tempfile, trustcxr as tx
     >>> from trustcxr.data.phantom import write
     >>> folder = tempfile.TemporaryDirectory()
     >>> images = write(f"{folder.name}/images", {"Train": 2, "Test": 1}, size=32)
-    >>> found = tx.data.audit(images, workers=1, probes=False)
-    >>> found.counts["Test"], found.of("fault")
+    >>> audit = tx.data.check_data(images, workers=1, probes=False)
+    >>> audit.counts["Test"], audit.issues_of("fault")
     ({'COVID-19': 1, 'Non-COVID': 1, 'Normal': 1}, [])
     """
     started = time.perf_counter()
     manifest = (
         data if isinstance(data, Manifest) else read_manifest(data, layout=layout, columns=columns, images=images)
     )
-    read = scan(manifest, workers=workers)
-    digests = [d if isinstance(d, str) else None for d in read.files["pixels"]]
-    pairs = duplicates.find_duplicates(digests, read.thumbs, read.trimmed, seed=seed)
-    same_image = duplicates.clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
-    tried = confounds.run_probes(manifest, read, seed=seed) if probes else []
-    linked = confounds.associations(manifest, read)
-    published, surplus = _against_published(manifest)
+    files = scan(manifest, workers=workers)
+    digests = [d if isinstance(d, str) else None for d in files.files["pixels"]]
+    pairs = duplicates.find_duplicates(digests, files.thumbs, files.trimmed, seed=seed)
+    same_image = duplicates.find_clusters(len(manifest.table), pairs[["first", "second"]].to_numpy(np.int64))
+    fitted = confounds.run_probes(manifest, files, seed=seed) if probes else []
+    associations = confounds.measure_associations(manifest, files)
+    published, surplus = _compare_with_published(manifest)
     findings = [
-        *file_issues(manifest, read),
-        *class_findings(manifest),
-        *image_issues(manifest, read),
-        *mask_issues(manifest, read, same_image),
+        *file_issues(manifest, files),
+        *class_issues(manifest),
+        *image_issues(manifest, files),
+        *mask_issues(manifest, files, same_image),
         *leak_issues(manifest, pairs),
-        *confound_findings(tried, linked),
+        *confound_issues(fitted, associations),
         *surplus,
     ]
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))
-    files = _file_summary(read)
-    seconds = time.perf_counter() - started
-    counts = manifest.counts()
-    unreadable = ~read.readable
-    return DataAudit(
-        *(manifest, counts, published, files, findings, tried, linked, pairs, unreadable, seconds),
-        probed=probes,
-    )
+    results = (manifest.counts(), published, _file_summary(files), findings, fitted, associations, pairs)
+    return DataAudit(manifest, *results, ~files.readable, time.perf_counter() - started, probed=probes)
 
 
-def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Issue]]:
-    """The counts beside the published ones, for COVID-QU-Ex; a finding where there are more than were published."""
+def _compare_with_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[Issue]]:
+    """Compare the counts of COVID-QU-Ex with those published; a finding if there are more."""
     table = manifest.table
-    known = next(iter(PUBLISHED.values()))
-    if manifest.layout != "covidqu" or set(manifest.classes) != set(known) or (table["source"] == "phantom").all():
+    expected = set(next(iter(PUBLISHED.values())))
+    if manifest.layout != "covidqu" or set(manifest.classes) != expected or (table["source"] == "phantom").all():
         return [], []
     in_infection = table["infection_mask"].notna()
     lines: list[dict[str, Any]] = []
@@ -282,14 +270,15 @@ def _against_published(manifest: Manifest) -> tuple[list[dict[str, Any]], list[I
         if not count:
             continue
         more = [c for c, (n, of) in per_class.items() if n > of]
-        said = "all of" if all(n == of for n, of in per_class.values()) else "a subset of"
+        relation = "all of" if all(n == of for n, of in per_class.values()) else "a subset of"
         classes = ", ".join(f"{c} {n:,} of {of:,}" for c, (n, of) in per_class.items())
-        text = f"{count:,} images: {'not' if more else said} the {total:,} published in {part} ({classes})"
-        said = "more than" if more else said
-        lines.append({"part": part, "said": said, "count": count, "of": total, "per_class": per_class, "text": text})
+        text = f"{count:,} images: {'not' if more else relation} the {total:,} published in {part} ({classes})"
+        relation = "more than" if more else relation
+        line = {"part": part, "said": relation, "count": count, "of": total, "per_class": per_class, "text": text}
+        lines.append(line)
         if more:
-            told = f"more images of {', '.join(more)} than were published in {part}"
-            surplus.append(Issue("more_than_published", "warning", told, len(more)))
+            problem = f"more images of {', '.join(more)} than were published in {part}"
+            surplus.append(Issue("more_than_published", "warning", problem, len(more)))
     return lines, surplus
 
 
@@ -309,7 +298,7 @@ def _file_summary(read: Scan) -> FileSummary:
 
 
 def _chain(values: "pd.Series[Any]") -> np.ndarray:
-    """Pairs (M, 2) of rows that tie together all rows of the same known value."""
+    """Return pairs (M, 2) that link all rows with the same known value."""
     order = np.argsort(pd.factorize(values)[0], kind="stable")
     codes = pd.factorize(values)[0][order]
     same = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
@@ -322,18 +311,13 @@ def _mark_conflicts(table: pd.DataFrame, images: np.ndarray, reasons: np.ndarray
 
 
 def _mark_leaks(table: pd.DataFrame, tied: np.ndarray, reasons: np.ndarray) -> None:
-    """Of the rows that hang together over several splits, keep those of Test, else of Val."""
+    """Mark rows of a cluster over several splits, except those in Test, else in Val."""
     split, sample = table["split"].to_numpy(str), table["sample_id"].to_numpy(str)
-    still = np.flatnonzero(pd.isna(reasons))
-    places = pd.DataFrame({"cluster": tied[still], "split": split[still]}).drop_duplicates()["cluster"].value_counts()
-    for cluster in places.index[places > 1]:
-        members = still[tied[still] == cluster]
-        splits = set(split[members])
-        kept = next((s for s in _KEEP_FIRST if s in splits), min(splits))
-        inside = split[members] == kept
-        reason = f"the same image, patient or group as {sample[members[inside][0]]} in {kept}"
-        reasons[members[~inside]] = reason
-
-
-def _joined(texts: Any) -> str:
-    return "; ".join(texts)
+    rows = np.flatnonzero(pd.isna(reasons))
+    splits = pd.DataFrame({"cluster": tied[rows], "split": split[rows]}).drop_duplicates()["cluster"].value_counts()
+    for cluster in splits.index[splits > 1]:
+        members = rows[tied[rows] == cluster]
+        names = set(split[members])
+        remaining = next((s for s in _KEEP_FIRST if s in names), min(names))
+        inside = split[members] == remaining
+        reasons[members[~inside]] = f"the same image, patient or group as {sample[members[inside][0]]} in {remaining}"

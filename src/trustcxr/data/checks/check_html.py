@@ -1,4 +1,4 @@
-"""An audit as one self-contained HTML page: the verdict, the classes side by side, a contact sheet of each finding."""
+"""Write a data check as one self-contained HTML page: verdict, classes, and images of each finding."""
 
 import base64
 import io
@@ -18,35 +18,33 @@ from trustcxr.data.images.resize import resize_image
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
 
-SIDE = 128  # pixels of a picture
+SIDE = 128  # pixels of an image's side
 _SHOWN, _IMAGES, _MEAN_OF = 24, 6, 200
 
 
 def write_page(audit: DataAudit, path: str | Path) -> Path:
-    """Write the page to `path` and return it. Reads again the images that it shows. UserError where it cannot write."""
+    """Write the page to `path` and return it; reads the images shown again. Raises UserError if it cannot write."""
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("trustcxr.data.checks", "templates"), autoescape=True)
     manifest = audit.manifest
-    listed = [_with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))]
     page = environment.get_template("audit.html.j2").render(
-        name=manifest.root.name,
-        images=len(manifest.table),
-        layout=manifest.layout,
-        seconds=format_duration(audit.seconds),
+        audit=audit,
+        manifest=manifest,
         notice=NOTICE,
-        verdict=audit.verdict,
-        good=not any(audit.of(s) for s in ("fault", "leak", "warning")),
-        counts=Markup(audit.count_table().to_html(border=0)),
-        lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
-        probes=audit.probes,
+        seconds=format_duration(audit.seconds),
         views=VIEWS,
         without=WITHOUT_LUNGS,
-        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
         mean_of=_MEAN_OF,
-        findings=listed,
         side=SIDE,
+        good=not any(audit.issues_of(s) for s in ("fault", "leak", "warning")),
+        counts=Markup(audit.count_table().to_html(border=0)),
+        lines=[*(p["text"] for p in audit.published), *audit.file_lines(), *manifest.notes],
+        sheets=[(c, _class_sheet(audit, c)) for c in manifest.classes],
+        findings=[
+            _with_pictures(f, manifest.root) for f in track(audit.findings, "Contact sheets", len(audit.findings))
+        ],
     )
     file = Path(path)
     with atomic_write(file) as part:
@@ -60,7 +58,7 @@ class _Figure(NamedTuple):
 
 
 class _Sheet(NamedTuple):
-    """A finding with the pictures of the first files that it is about, and how many more there are."""
+    """A finding with images of its first files, and the number of further files."""
 
     severity: str
     text: str
@@ -93,7 +91,7 @@ def _class_sheet(audit: DataAudit, name: str) -> list[tuple[str, str]]:
 
 
 def _picture(path: Path) -> np.ndarray | None:
-    """The image squeezed to SIDE x SIDE, None where it cannot be read."""
+    """Read an image squeezed to SIDE x SIDE; None if it is unreadable."""
     try:
         return resize_image(read_image(path), SIDE)
     except UnreadableImage:
@@ -101,7 +99,7 @@ def _picture(path: Path) -> np.ndarray | None:
 
 
 def _source(picture: np.ndarray) -> str:
-    """A picture as a data address."""
+    """Encode an image as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,13 +1,10 @@
-"""The same image twice in a data set: mirrored, inverted, moved, padded, cropped a little, at another brightness.
+"""Find images that occur twice in a data set: mirrored, inverted, shifted, padded, slightly cropped or brightened.
 
-An image is described by low frequencies of its grey levels' ranks, so that brightness and gamma do not matter, once as
-it
-is and once without its even borders. Mirrored or inverted it has the same description but for signs, so that these are
-looked up too. Candidates are descriptions on the same side of as many random planes as the data call for
-(locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so no image is compared with all others. A
-candidate
-counts when its fine detail correlates once it is laid upon the other (`alignment`). Images cropped by more than about
-5 %, or turned by more than about three degrees, are not found.
+The descriptor of an image is the low frequencies of its grey levels' ranks, which brightness and gamma do not change,
+with and without its uniform borders. Mirroring and inversion only change its signs. Candidates share a bucket of
+random planes (locality-sensitive hashing: Indyk and Motwani 1998; Charikar 2002), so not all pairs are compared. A
+candidate is a duplicate if its fine detail correlates after alignment (`registration`). Crops of more than about 5 %,
+or rotations of more than about three degrees, are missed.
 """
 
 from collections.abc import Iterator
@@ -20,33 +17,33 @@ from numpy.typing import NDArray
 
 from trustcxr.data.checks import registration
 
-MIN_COSINE = 0.74  # of descriptions: an image moved or cropped by 2 % keeps 0.84 or more, by more often less
-MIN_CORRELATION = 0.9  # of local detail, aligned; the same image has at least 0.91, another patient's at most 0.86
+MIN_COSINE = 0.74  # of descriptors: an image shifted or cropped by 2 % keeps 0.84 or more
+MIN_CORRELATION = 0.9  # of aligned local detail; the same image has at least 0.91, another patient's at most 0.86
 ORDER = 10  # frequencies, in half waves across the image
 _ROUNDS, _TABLES, _NEIGHBOURS, _NEAREST = 12, 8, 16, 5
 _BATCH = 512
-_TYPICAL = 50  # images that the usual spectrum counts for, where the data have few of their own
+_TYPICAL = 50  # weight, in images, of the prior spectrum
 Pairs = NDArray[np.int64]
 Floats = NDArray[np.float32]
 _down, _across = np.meshgrid(np.arange(ORDER), np.arange(ORDER), indexing="ij")
-_KEPT = (_down + _across > 0) & (_down + _across <= ORDER)
-_ODD = np.where(_across[_KEPT] % 2 == 1, -1, 1).astype(np.float32)  # what mirroring does to each frequency
+_USED = (_down + _across > 0) & (_down + _across <= ORDER)
+_ODD = np.where(_across[_USED] % 2 == 1, -1, 1).astype(np.float32)  # sign of each frequency after mirroring
 
 
 class _Turn(NamedTuple):
-    """What may have been done to one image of a pair."""
+    """A change of one image of a pair."""
 
     mirrored: bool
     inverted: bool
 
     @property
     def signs(self) -> Floats:
-        """What it does to a description."""
+        """Signs that it multiplies a descriptor by."""
         signs = _ODD if self.mirrored else np.ones_like(_ODD)
         return -signs if self.inverted else signs
 
     def apply(self, pictures: Floats) -> Floats:
-        """The same of equalised pictures (N, H, W)."""
+        """Apply it to equalised images (N, H, W)."""
         turned = pictures[:, :, ::-1] if self.mirrored else pictures
         return np.ascontiguousarray(-turned if self.inverted else turned)
 
@@ -57,12 +54,11 @@ _TURNS = tuple(_Turn(mirrored, inverted) for mirrored, inverted in product((Fals
 def find_duplicates(
     digests: list[str | None], thumbs: np.ndarray, trimmed: np.ndarray, *, seed: int = 0
 ) -> pd.DataFrame:
-    """Pairs of the same image: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
+    """Find pairs of the same image: DataFrame first, second (rows), exact, mirrored, inverted, correlation (-1 to 1).
 
-    digests: (N,) of the decoded pixels, None where an image is not to be looked at; thumbs (N, 64, 64) uint8, the
-    image;
-    trimmed likewise, the image without its even borders. Images with the very same pixels are each paired with the
-    first of them only; of images that are alike by the dozen, each is compared with those most like it.
+    digests: (N,) of the decoded pixels, None to skip an image; thumbs: (N, 64, 64) uint8; trimmed: likewise without
+    uniform borders. Images with identical pixels are paired with the first of them only. Each image is compared with
+    its most similar candidates only.
     """
     first_of: dict[str, int] = {}
     exact: list[tuple[int, int]] = []
@@ -77,8 +73,8 @@ def find_duplicates(
     return pd.concat(filled, ignore_index=True) if filled else same
 
 
-def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
-    """Which of `count` rows hang together over pairs (M, 2): (count,) a number for each cluster."""
+def find_clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
+    """Return the cluster number (count,) of each row, from pairs (M, 2) of linked rows."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -86,58 +82,59 @@ def clusters(count: int, pairs: np.ndarray) -> NDArray[np.int64]:
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 
-def equalised(thumbs: np.ndarray) -> Floats:
-    """(N, H, W) float32: each pixel's rank in its image, -0.5 to 0.5, whatever the brightness and gamma."""
+def equalise(thumbs: np.ndarray) -> Floats:
+    """Replace each pixel by its rank in the image, -0.5 to 0.5: (N, H, W) float32."""
     flat = thumbs.reshape(len(thumbs), -1)
-    places = flat + 256 * np.arange(len(flat))[:, None]
-    counts = np.bincount(places.ravel(), minlength=256 * len(flat)).reshape(-1, 256)
+    levels = flat + 256 * np.arange(len(flat))[:, None]
+    counts = np.bincount(levels.ravel(), minlength=256 * len(flat)).reshape(-1, 256)
     ranks = (np.cumsum(counts, axis=1) - counts / 2) / flat.shape[1] - 0.5
-    return ranks.astype(np.float32).ravel()[places].reshape(thumbs.shape)
+    return ranks.astype(np.float32).ravel()[levels].reshape(thumbs.shape)
 
 
 def _near(rows: NDArray[np.int64], thumbs: np.ndarray, trimmed: np.ndarray, seed: int) -> pd.DataFrame:
-    """The pairs among these rows that are the same image with other pixels, each once, as it correlates best."""
+    """Find pairs of rows of the same image with other pixels, each once with its best correlation."""
     bordered = rows[(thumbs[rows] != trimmed[rows]).any(axis=(1, 2))]
-    image = np.concatenate([rows, bordered])  # of each entry: every image, then once more without its borders
+    image = np.concatenate(
+        [rows, bordered]
+    )  # row of each entry: all images, then those with borders again, without them
 
     def pictures(entries: NDArray[np.int64]) -> Floats:
         whole = (entries < len(rows))[:, None, None]
-        return equalised(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
+        return equalise(np.where(whole, thumbs[image[entries]], trimmed[image[entries]]))
 
-    described = np.concatenate([_described(pictures(part)) for part in _batches(np.arange(len(image)))])
+    described = np.concatenate([_describe(pictures(part)) for part in _batches(np.arange(len(image)))])
     tables = []
     for turn, pairs in _candidates(described, image, seed):
         correlation = np.zeros(len(pairs))
         for part in _batches(np.arange(len(pairs))):
             first, second = pairs[part].T
-            correlation[part] = registration.correlation(turn.apply(pictures(first)), pictures(second))
+            correlation[part] = registration.correlate(turn.apply(pictures(first)), pictures(second))
         ends = np.sort(image[pairs].reshape(-1, 2), axis=1)
         table = pd.DataFrame({"first": ends[:, 0], "second": ends[:, 1], "exact": False})
         tables.append(table.assign(mirrored=turn.mirrored, inverted=turn.inverted, correlation=correlation))
-    found = pd.concat(tables, ignore_index=True)
-    found = found[found["correlation"] >= MIN_CORRELATION].sort_values("correlation", ascending=False, kind="stable")
-    return found.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table["correlation"] >= MIN_CORRELATION].sort_values("correlation", ascending=False, kind="stable")
+    return table.drop_duplicates(["first", "second"]).sort_values(["first", "second"])
 
 
 def _batches(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [numbers[start : start + _BATCH] for start in range(0, len(numbers), _BATCH)]
 
 
-def _described(pictures: Floats) -> Floats:
-    """Descriptions (N, 63) of equalised pictures (N, S, S): their low frequencies (DCT-II, orthonormal)."""
+def _describe(pictures: Floats) -> Floats:
+    """Return descriptors (N, 63) of equalised images (N, S, S): low frequencies of the orthonormal DCT-II."""
     side = pictures.shape[-1]
     waves = np.cos(np.pi / side * np.outer(np.arange(ORDER), np.arange(side) + 0.5)) * np.sqrt(2 / side)
     waves[0] /= np.sqrt(2)
     basis = waves.astype(np.float32)
-    found: Floats = (basis @ pictures @ basis.T)[:, _KEPT]
-    return found
+    described: Floats = (basis @ pictures @ basis.T)[:, _USED]
+    return described
 
 
 def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) -> Floats:
-    """Unit vectors (N, 64): how each description, turned, differs from the usual.
+    """Return unit vectors (N, 64): each descriptor, with changed signs, standardised by the usual one.
 
-    The last number is the same for all, so that images that are all the usual one are near each other and not at
-    random.
+    The last component is constant, so that images that all equal the usual one are near each other.
     """
     mean, spread = usual
     about = np.hstack([(described * signs - mean) / spread, np.ones((len(described), 1), np.float32)])
@@ -146,85 +143,84 @@ def _directions(described: Floats, signs: Floats, usual: tuple[Floats, Floats]) 
 
 
 def _usual(described: Floats) -> tuple[Floats, Floats]:
-    """Mean and spread (63,) of descriptions, held to a usual spectrum where images are few or all alike."""
-    usual = 1 / (_down[_KEPT] ** 2 + _across[_KEPT] ** 2).astype(np.float32)
-    usual *= (described**2).sum() / len(described) / usual.sum()
-    own = len(described) / (len(described) + _TYPICAL)
-    mean = own * described.mean(0)
-    variance = own * described.var(0) + (1 - own) * usual
-    return mean, np.sqrt(np.maximum(variance, usual / 100) + 1e-9)
+    """Return mean and spread (63,) of descriptors, regularised by a prior spectrum if images are few or equal."""
+    prior = 1 / (_down[_USED] ** 2 + _across[_USED] ** 2).astype(np.float32)
+    prior *= (described**2).sum() / len(described) / prior.sum()
+    weight = len(described) / (len(described) + _TYPICAL)
+    mean = weight * described.mean(0)
+    variance = weight * described.var(0) + (1 - weight) * prior
+    return mean, np.sqrt(np.maximum(variance, prior / 100) + 1e-9)
 
 
 def _candidates(described: Floats, image: NDArray[np.int64], seed: int) -> Iterator[tuple[_Turn, Pairs]]:
-    """For each turn, pairs (M, 2) of entries of which the first, turned, may be the second."""
+    """Yield for each change the pairs (M, 2) of entries with a first that, changed, may be the second."""
     count, usual = len(described), _usual(described)
     index = _directions(described, np.ones_like(_ODD), usual)
-    bits = max(8, int(np.ceil(np.log2(count))) + 1)  # buckets hold few images, however many there are
+    bits = max(8, int(np.ceil(np.log2(count))) + 1)  # few images in each bucket
     for turn in _TURNS:
         query = _directions(described, turn.signs, usual)
         random = np.random.default_rng(seed)
         pairs = np.zeros((0, 2), np.int64)
         for _ in range(_ROUNDS):
             planes = random.standard_normal((_TABLES, index.shape[1], bits)).astype(np.float32)
-            found = [_same_bucket(_keys(index, p), _keys(query, p), random.permutation(count)) for p in planes]
-            near = [p[_cosines(query, index, p) >= MIN_COSINE] for p in found]
+            same = [_same_bucket(_keys(index, p), _keys(query, p), random.permutation(count)) for p in planes]
+            near = [p[_cosines(query, index, p) >= MIN_COSINE] for p in same]
             pairs = _once(np.concatenate([pairs, *near]), count)
             pairs = pairs[image[pairs[:, 0]] != image[pairs[:, 1]]]
-            # As it goes, so that images which are all alike do not make pairs of each with every other.
+            # In each round, so that many similar images do not give all pairs.
             pairs = pairs[_among_nearest(pairs, _cosines(query, index, pairs))]
         yield turn, pairs
 
 
 def _once(pairs: Pairs, count: int) -> Pairs:
-    """Each pair (M, 2) of numbers below `count` once, the smaller number first."""
+    """Return each pair (M, 2) of numbers below `count` once, the smaller number first."""
     codes = np.sort(np.sort(pairs, axis=1) @ np.array([count, 1]))
     codes = codes[np.diff(codes, prepend=-1) > 0]
     return np.stack([codes // count, codes % count], axis=1)
 
 
 def _keys(vectors: Floats, planes: Floats) -> NDArray[np.int64]:
-    """The number of each vector's bucket (N,): on which side of each plane (D, bits) it lies."""
+    """Return each vector's bucket (N,): its side of each plane (D, bits)."""
     sides = (vectors @ planes > 0).astype(np.int64)
     return np.sum(sides << np.arange(planes.shape[1]), axis=1, dtype=np.int64)
 
 
 def _same_bucket(index: NDArray[np.int64], query: NDArray[np.int64], order: NDArray[np.int64]) -> Pairs:
-    """Pairs (M, 2), query and index, of the same key; of a full bucket some in `order` after one's own place."""
+    """Return pairs (M, 2) of query and index in the same bucket; of a full bucket the next few in `order`."""
     order = order[np.argsort(index[order], kind="stable")]
     ordered = index[order]
     start, end = np.searchsorted(ordered, query, side="left"), np.searchsorted(ordered, query, side="right")
     size = end - start
     asking = np.flatnonzero(size)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    # A bucket of more than a few holds images that are all alike (blank ones, slices of one scan): they hang together
-    # without every pair being looked at.
-    found = []
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    # A full bucket has similar images (blank ones, slices of a scan): a few pairs suffice to link them.
+    pairs = []
     for step in range(1, _NEIGHBOURS + 1):
         asking = asking[size[asking] >= step]
         if not len(asking):
             break
-        chosen = start[asking] + (place[asking] + step) % size[asking]
-        found.append(np.stack([asking, order[chosen]], axis=1))
-    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+        chosen = start[asking] + (rank[asking] + step) % size[asking]
+        pairs.append(np.stack([asking, order[chosen]], axis=1))
+    return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
 
 
 def _cosines(query: Floats, index: Floats, pairs: Pairs) -> Floats:
-    """(M,) of each pair, whichever way round is more alike."""
-    found = np.zeros(len(pairs), np.float32)
+    """Return the larger cosine of the two orders of each pair: (M,)."""
+    cosines = np.zeros(len(pairs), np.float32)
     for start in range(0, len(pairs), 128 * _BATCH):
         a, b = pairs[start : start + 128 * _BATCH].T
-        there = np.einsum("ij,ij->i", query[a], index[b])
-        found[start : start + len(a)] = np.maximum(there, np.einsum("ij,ij->i", query[b], index[a]))
-    return found
+        forward = np.einsum("ij,ij->i", query[a], index[b])
+        cosines[start : start + len(a)] = np.maximum(forward, np.einsum("ij,ij->i", query[b], index[a]))
+    return cosines
 
 
 def _among_nearest(pairs: Pairs, cosines: Floats) -> NDArray[np.bool_]:
-    """(M,): the pair is among the few nearest of either of its entries."""
-    kept = np.zeros(len(pairs), bool)
+    """Return bool (M,): the pair is among the nearest of either entry."""
+    nearest = np.zeros(len(pairs), bool)
     for entry in pairs.T:
         order = np.lexsort((-cosines, entry))
         ordered = entry[order]
         rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-        kept[order[rank < _NEAREST]] = True
-    return kept
+        nearest[order[rank < _NEAREST]] = True
+    return nearest

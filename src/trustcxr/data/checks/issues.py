@@ -1,11 +1,11 @@
-"""The faults that a scan shows, each as one finding: what, how bad, how many, which."""
+"""Turn the results of a scan into issues: kind, severity, text, and the files concerned."""
 
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,23 +13,20 @@ import pandas as pd
 from trustcxr.data.checks.confounds import WITHOUT_LUNGS, Association, Probe
 from trustcxr.data.checks.scan import Scan
 from trustcxr.data.images import dicom_files, generated, plausibility
-from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_alike_classes
+from trustcxr.data.manifest import MASK_SUFFIX, Manifest, format_similar_classes
 
 SEVERITIES = ("fault", "leak", "warning", "note")
 _STRONG, _WEAK = 0.3, 0.1  # Cramér's V
-_EMPTY_CLASS = 0.95  # from this share of empty masks on, a class is one whose masks are empty
-_USUAL = 0.9  # from this share of images with a mask on, an image without one lacks it
-_OUTSIDE = 0.2  # an infection mask with more than this share outside the lungs
+_EMPTY_CLASS = 0.95  # share of empty masks from which a class is expected to have empty masks
+_USUAL = 0.9  # share of images with a mask from which every image is expected to have one
+_OUTSIDE = 0.2  # share of an infection mask outside the lungs that is an issue
 
 
-class _Sample(TypedDict):
-    sample_id: str
-    path: str
+class Item(TypedDict, total=False):
+    """A file of an issue, as in JSON; `other_...` if it is about a pair."""
 
-
-class Item(_Sample, total=False):
-    """A file that a finding is about, as it stands in JSON; where it is about a pair, the other one too."""
-
+    sample_id: Required[str]
+    path: Required[str]
     detail: str
     mask: str | None
     other_id: str
@@ -39,7 +36,7 @@ class Item(_Sample, total=False):
 
 @dataclass
 class Issue:
-    """One thing wrong: `kind` is a fixed word, `text` says it in words, `items` are the files it is about."""
+    """An issue: `kind` is a fixed word, `text` describes it, `items` are the files concerned."""
 
     kind: str
     severity: str
@@ -49,29 +46,25 @@ class Issue:
 
 
 def make_issues(kind: str, severity: str, text: str, items: Iterable[Item]) -> list[Issue]:
-    """One finding, or none where there are no items.
-
-    In the text, `#` becomes their number, and of `[image|images]` the one that goes with it stays.
-    """
+    """Return one issue, or none without items; `#` becomes their number, `[image|images]` singular or plural."""
     listed = list(items)
-    if not listed:
-        return []
-    told = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
-    return [Issue(kind, severity, told.replace("#", f"{len(listed):,}", 1), len(listed), listed)]
+    text = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if len(listed) == 1 else r"\2", text)
+    text = text.replace("#", f"{len(listed):,}", 1)
+    return [Issue(kind, severity, text, len(listed), listed)] if listed else []
 
 
 def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
-    """Files that cannot be read, and names that lie about the format."""
+    """Return issues of unreadable files, and of names with another format."""
     files = scan.files
     other = files["named"].notna() & files["format"].notna() & (files["named"] != files["format"])
     broken = _items(manifest.table, files["fault"].notna(), files["fault"])
     lying = _items(manifest.table, scan.readable & other, "is " + files["format"].astype(str))
-    all_passed = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.passed_over.items()]
-    heatmaps = [item for item in all_passed if item["detail"] in (generated.SAID, dicom_files.ANSWER)]
-    passed_over = [item for item in all_passed if item not in heatmaps]
+    skipped = [Item(sample_id=path, path=path, detail=why) for path, why in manifest.skipped.items()]
+    results = [item for item in skipped if item["detail"] in (generated.HEATMAP_REASON, dicom_files.RESULT_REASON)]
+    unlisted = [item for item in skipped if item not in results]
     return [
-        *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", passed_over),
-        *make_issues("heatmaps", "note", "# [answer|answers] of predict beside the images [is|are] left out", heatmaps),
+        *make_issues("passed_over", "fault", "# [file or folder|files or folders] cannot be listed", unlisted),
+        *make_issues("heatmaps", "note", "# [result|results] of predict among the images [is|are] left out", results),
         *make_issues("unreadable", "fault", "# [image|images] cannot be read", broken),
         *make_issues(
             "name_lies", "warning", "# [image is|images are] not of the format in the name (read all the same)", lying
@@ -79,16 +72,12 @@ def file_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     ]
 
 
-def class_findings(manifest: Manifest) -> list[Issue]:
-    """Classes whose names differ only in capitals or blanks, and which are one class, most likely."""
+def class_issues(manifest: Manifest) -> list[Issue]:
+    """Return issues of classes whose names differ only in capitals or blanks."""
+    text = "classes differ only in capitals or blanks: "
     return [
-        Issue(
-            "class_spelling",
-            "warning",
-            f"classes differ only in capitals or blanks: {format_alike_classes(names)}",
-            len(names),
-        )
-        for names in manifest.alike_classes()
+        Issue("class_spelling", "warning", text + format_similar_classes(names), len(names))
+        for names in manifest.similar_classes()
     ]
 
 
@@ -99,28 +88,28 @@ _DOUBTS = {
     "inverted": "# [image is|images are] inverted, or no chest image",
     "unlike": "# [image is|images are] not laid out as a frontal chest image is",
 }
-_CHANCE = 0.03  # up to this share of real images looks unlike one, so that it is a note and not a warning
+_CHANCE = 0.03  # share of real images that may look unusual: up to it, a note instead of a warning
 
 
 def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
-    """Images that could hardly be frontal chest images."""
+    """Return issues of images that may not be frontal chest images."""
     items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
     samples = _items(manifest.table, slice(None))
     for row in np.flatnonzero(scan.readable):
         colour = float(scan.files["colour"].iloc[row])
-        for kind, reason in plausibility.doubts(scan.thumbs[row], colour).items():
+        for kind, reason in plausibility.find_doubts(scan.thumbs[row], colour).items():
             items[kind].append(Item(**samples[row] | {"detail": reason}))
-    found_all = []
+    issues = []
     for kind, text in _DOUBTS.items():
         by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
-        found_all += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
-    return found_all
+        issues += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
+    return issues
 
 
 def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[Issue]:
-    """Masks missing, unreadable, of another size, not binary, empty or full, or another image's.
+    """Return issues of masks: missing, unreadable, of another size, not binary, empty, full, or another image's.
 
-    same_image: (N,) cluster of each sample's duplicates; the same mask on the same image is no fault of the mask.
+    same_image: (N,) cluster of each sample's duplicates, which may share a mask.
     """
     findings: list[Issue] = []
     if manifest.layout == "covidqu":
@@ -129,18 +118,18 @@ def mask_issues(manifest: Manifest, scan: Scan, same_image: np.ndarray) -> list[
     for kind, masks in scan.masks.items():
         table = manifest.table.join(masks)
         table = table.assign(image_width=scan.files["width"], image_height=scan.files["height"], image=same_image)
-        findings += _findings_of_kind(kind, table, scan.readable, manifest.layout)
+        findings += _mask_issues_of_kind(kind, table, scan.readable, manifest.layout)
     return findings
 
 
-def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Issue]:
+def _mask_issues_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layout: str) -> list[Issue]:
     column = kind + MASK_SUFFIX
     has = table[column].notna()
     result = []
     expected = bool(has.mean() > _USUAL)
     if layout != "covidqu" and (expected or kind == "lung"):
-        severity, said = ("fault", "where nearly all do") if expected else ("note", "where others do")
-        text = f"# [image has|images have] no {kind} mask, {said}"
+        severity, others = ("fault", "nearly all do") if expected else ("note", "others do")
+        text = f"# [image has|images have] no {kind} mask, while {others}"
         result += make_issues("mask_missing", severity, text, _items(table, ~has, mask=column))
     wrong = _wrong_masks(kind, table, has, readable)
     for name, severity, text in _MASK_FAULTS:
@@ -149,24 +138,24 @@ def _findings_of_kind(kind: str, table: pd.DataFrame, readable: np.ndarray, layo
     return result
 
 
-# What can be wrong with a mask that is there, how bad it is, and in words.
+# Kind, severity and text of each issue of a mask.
 _MASK_FAULTS = (
     ("mask_unreadable", "fault", "# {kind} [mask|masks] cannot be read"),
     ("mask_size", "fault", "# {kind} [mask is|masks are] not of the image's size"),
     ("mask_not_binary", "fault", "# {kind} [mask holds|masks hold] more than two grey levels"),
-    ("mask_empty", "fault", "# {kind} [mask is|masks are] empty, where others of the class are not"),
-    ("mask_unexpected", "warning", "# {kind} [mask marks|masks mark] something, where others of the class are empty"),
+    ("mask_empty", "fault", "# {kind} [mask is|masks are] empty, while others of the class are not"),
+    ("mask_unexpected", "warning", "# {kind} [mask marks|masks mark] something, while others of the class are empty"),
     ("mask_full", "fault", "# {kind} [mask covers|masks cover] the whole image"),
-    ("mask_shared", "fault", "# {kind} [mask is|masks are] the very mask of another image"),
+    ("mask_shared", "fault", "# {kind} [mask is|masks are] identical to the mask of another image"),
     ("mask_outside", "warning", "# {kind} [mask lies|masks lie] to more than a fifth outside the lungs"),
 )
-Rows = Any  # whatever chooses rows of a table: truths, labels, a slice
+Rows = Any  # booleans, labels or a slice that select rows of a table
 
 
 def _wrong_masks(
     kind: str, table: pd.DataFrame, has: pd.Series, readable: np.ndarray
 ) -> dict[str, tuple[Rows, pd.Series | None]]:
-    """For each of _MASK_FAULTS the rows that have it, and what to say of each row of the table."""
+    """Return for each of _MASK_FAULTS its rows, and the detail of each row of the table."""
     good = has & table["fault"].isna()
     other_size = (table["width"] != table["image_width"]) | (table["height"] != table["image_height"])
     empty = good & (table["share"] == 0)
@@ -190,22 +179,22 @@ def _wrong_masks(
 
 
 def _items(table: pd.DataFrame, rows: Rows, detail: pd.Series | None = None, *, mask: str | None = None) -> list[Item]:
-    """An item for each of the chosen rows; `mask` is the column with its path."""
+    """Return an item for each of the rows; `mask` is the column with the mask's path."""
     names = ["sample_id", "path", *([mask] if mask else [])]
-    told = table[names].rename(columns={mask: "mask"})
-    told = told if detail is None else told.assign(detail=detail)
-    listed: list[Any] = told.loc[rows].to_dict("records")
-    return listed
+    facts = table[names].rename(columns={mask: "mask"})
+    facts = facts if detail is None else facts.assign(detail=detail)
+    items: list[Any] = facts.loc[rows].to_dict("records")
+    return items
 
 
 def _sizes(table: pd.DataFrame) -> pd.Series:
-    """Of each row: mask 64 x 64, image 96 x 96."""
+    """Format for each row: mask 64 x 64, image 96 x 96."""
     columns = [table[name].map("{:.0f}".format) for name in ("width", "height", "image_width", "image_height")]
     return "mask " + columns[0] + " x " + columns[1] + ", image " + columns[2] + " x " + columns[3]
 
 
 def _unpaired(root: Path) -> list[Item]:
-    """Images without a mask in a mask folder beside theirs, and masks without an image (COVID-QU-Ex's layout)."""
+    """List images without a mask, and masks without an image, in COVID-QU-Ex's layout."""
     items = []
     for folder, names, _ in os.walk(root):
         if "images" not in names:
@@ -228,14 +217,14 @@ def _unpaired(root: Path) -> list[Item]:
 def _stems(folder: str) -> dict[str, str]:
     try:
         names = os.listdir(folder)
-    except OSError:  # that it cannot be listed is a finding of its own
+    except OSError:  # an issue of its own
         return {}
-    images = (name for name in names if not name.startswith(".") and not generated.is_ours(Path(folder, name)))
+    images = (name for name in names if not name.startswith(".") and not generated.is_heatmap(Path(folder, name)))
     return {os.path.splitext(name)[0]: name for name in images}
 
 
 def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
-    """The same image, patient or group in two splits; the same image twice in one, or under two classes."""
+    """Return issues of images, patients or groups in two splits, and of images twice or with two classes."""
     table = manifest.table
     split, label = table["split"].to_numpy(str), table["class"].to_numpy(str)
     first, second = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
@@ -245,7 +234,7 @@ def leak_issues(manifest: Manifest, pairs: pd.DataFrame) -> list[Issue]:
 
     def items(rows: np.ndarray) -> list[Item]:
         chosen = np.flatnonzero(rows)
-        return [_pair(table.iloc[first[i]], table.iloc[second[i]], _alike(pairs.iloc[i])) for i in chosen]
+        return [_pair(table.iloc[first[i]], table.iloc[second[i]], _describe_pair(pairs.iloc[i])) for i in chosen]
 
     return [
         *make_issues("leak_exact", "leak", "# [pair|pairs] of identical images across splits", items(across & exact)),
@@ -270,24 +259,23 @@ def _pair(one: pd.Series, other: pd.Series, detail: str) -> Item:
     )
 
 
-def _alike(pair: pd.Series) -> str:
-    """What makes a pair the same image, in words."""
+def _describe_pair(pair: pd.Series) -> str:
+    """Describe why a pair is the same image."""
     if pair["exact"]:
         return "same pixels"
     turned = [name for name in ("mirrored", "inverted") if pair[name]]
-    return ", ".join([*turned, f"correlation {pair['correlation']:.3f} once aligned"])
+    return ", ".join([*turned, f"correlation {pair['correlation']:.3f} after alignment"])
 
 
 def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]:
-    known = table[table[column].notna()]
-    if column == "group":  # a group that is a patient is said once, as the patient
-        known = known[known["group"].to_numpy(str) != known["patient"].fillna("").to_numpy(str)]
-    places = known[[column, "split"]].drop_duplicates()[column].value_counts()
+    rows = table[table[column].notna()]
+    if column == "group":  # a group that is a patient is reported as the patient
+        rows = rows[rows["group"].to_numpy(str) != rows["patient"].fillna("").to_numpy(str)]
+    splits = rows[[column, "split"]].drop_duplicates()[column].value_counts()
     items = []
-    for name in sorted(map(str, places.index[places > 1])):
-        members = known[known[column] == name]
-        where = sorted(set(members["split"]))
-        detail = f"{column} {name}: {len(members)} images in {' and '.join(where)}"
+    for name in sorted(map(str, splits.index[splits > 1])):
+        members = rows[rows[column] == name]
+        detail = f"{column} {name}: {len(members)} images in {' and '.join(sorted(set(members['split'])))}"
         one = members.iloc[0]
         other = members[members["split"] != one["split"]].iloc[0]
         item = _pair(one, other, detail)
@@ -296,23 +284,23 @@ def _tied(table: pd.DataFrame, column: str, kind: str, text: str) -> list[Issue]
     return make_issues(kind, "leak", text, items)
 
 
-def confound_findings(probes: list[Probe], linked: list[Association]) -> list[Issue]:
-    """What tells the classes apart without the lungs, and what is known of the images that goes with the class."""
+def confound_issues(probes: list[Probe], linked: list[Association]) -> list[Issue]:
+    """Return issues of probes without lungs, and of columns associated with the class."""
     findings = []
     for probe in probes:
         if probe.view in WITHOUT_LUNGS and probe.above_chance:
             low, high = probe.accuracy_ci
             text = (
-                f"a linear probe tells the classes from {_PHRASES[probe.view]}: balanced accuracy {probe.accuracy:.2f} "
-                f"[{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
+                f"a linear probe predicts the class from {_PHRASES[probe.view]}: balanced accuracy "
+                f"{probe.accuracy:.2f} [{low:.2f}, {high:.2f}], chance {probe.chance:.2f}"
             )
             findings.append(Issue("confound", "warning", text, 1))
     for link in linked:
         if link.cramers_v < _WEAK or link.p_value > 0.001:
             continue
-        known = "" if link.known == link.n else f" (known for {link.known:,} of {link.n:,})"
+        share = "" if link.known == link.n else f" (known for {link.known:,} of {link.n:,})"
         strength = "strongly" if link.cramers_v >= _STRONG else "weakly"
-        text = f"the {link.column}{known} goes {strength} with the class: Cramér's V {link.cramers_v:.2f}"
+        text = f"the {link.column}{share} is {strength} associated with the class: Cramér's V {link.cramers_v:.2f}"
         severity = "warning" if link.cramers_v >= _STRONG else "note"
         findings.append(Issue("association", severity, text, 1))
     return findings

@@ -1,7 +1,7 @@
-"""One image laid upon another before the two are compared: shifted, scaled, turned a little, as the other is.
+"""Align pairs of images by an affine map before they are compared.
 
-Pictures are grey, of one size, as float32 (N, H, W); places run from -1 to 1 across a picture. The affine map of each
-pair is found by Gauss-Newton on the squared difference (Lucas and Kanade 1981), coarse first; all pairs at once.
+Images are grey float32 (N, H, W) of one size, with coordinates from -1 to 1. Gauss-Newton on the squared difference
+(Lucas and Kanade 1981), coarse to fine, solves all pairs in parallel.
 """
 
 import numpy as np
@@ -11,42 +11,42 @@ Pictures = NDArray[np.float32]
 Maps = NDArray[np.float32]  # (N, 6): x' = a x + b y + c and y' = d x + e y + f, as rows a b c d e f
 
 COARSE_STEPS, FINE_STEPS = 6, 3
-HOPELESS = 0.97  # correlation of the coarse pictures, aligned: the same image has 0.99 or more
-SURE = 0.95  # of detail, not aligned: the same image beyond doubt
+HOPELESS = 0.97  # correlation of aligned coarse images; the same image has 0.99 or more
+SURE = 0.95  # correlation of detail without alignment that needs no alignment
 _RIDGE = 1e-3
 
 
-def correlation(first: Pictures, second: Pictures) -> NDArray[np.float64]:
-    """(N,) correlation of local detail of each pair (N, H, W) once `first` is laid upon `second`, -1 to 1.
+def correlate(first: Pictures, second: Pictures) -> NDArray[np.float64]:
+    """Correlate the local detail of each pair (N, H, W), -1 to 1, after aligning `first` to `second`: (N,).
 
-    Detail is what is left without the blur, at equal contrast: a marker, a border or the exposure do not decide. What
-    `first` does not cover is left out. Pairs that agree as they lie are left so; those that are hopeless at half the
-    size keep what they have as they lie, without a closer look.
+    Detail is the image minus its blur, at equal contrast, so that a marker, border or exposure matters little. Pixels
+    outside `first` are ignored. Pairs with a high correlation before alignment, or a low one at half the size, keep
+    the correlation before alignment.
     """
-    found = _correlated(_detail(first), _detail(second), np.ones(first.shape, bool))
-    doubtful = np.flatnonzero(found < SURE)
+    correlation = _correlate_inside(_detail(first), _detail(second), np.ones(first.shape, bool))
+    doubtful = np.flatnonzero(correlation < SURE)
     if len(doubtful):
-        found[doubtful] = np.maximum(found[doubtful], _aligned(first[doubtful], second[doubtful]))
-    return found
+        correlation[doubtful] = np.maximum(correlation[doubtful], _align(first[doubtful], second[doubtful]))
+    return correlation
 
 
-def _aligned(first: Pictures, second: Pictures) -> NDArray[np.float64]:
-    found = np.full(len(first), -1.0)
-    maps, alike = _coarse(first, second)
-    near = np.flatnonzero(alike >= HOPELESS)
+def _align(first: Pictures, second: Pictures) -> NDArray[np.float64]:
+    correlation = np.full(len(first), -1.0)
+    maps, coarse = _align_coarse(first, second)
+    near = np.flatnonzero(coarse >= HOPELESS)
     if len(near):
         one, other = first[near], second[near]
-        maps = _climb(_blurred(one, 1.0), _blurred(other, 1.0), maps[near], FINE_STEPS)
-        laid, inside = laid_upon(one, maps)
-        found[near] = _correlated(_detail(laid), _detail(other), _well_inside(inside))
-    return found
+        maps = _optimise(_blurred(one, 1.0), _blurred(other, 1.0), maps[near], FINE_STEPS)
+        warped, inside = warp(one, maps)
+        correlation[near] = _correlate_inside(_detail(warped), _detail(other), _well_inside(inside))
+    return correlation
 
 
-def laid_upon(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool_]]:
-    """Each picture read at its map's places, bilinearly, and where these lie within it: both (N, H, W)."""
+def warp(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool_]]:
+    """Sample each image at its map's coordinates, bilinearly; return also which are inside: both (N, H, W)."""
     count, height, width = pictures.shape
-    places = maps.reshape(count, 2, 3) @ _grid(height, width)
-    x, y = (places[:, 0] + 1) * (width - 1) / 2, (places[:, 1] + 1) * (height - 1) / 2
+    points = maps.reshape(count, 2, 3) @ _grid(height, width)
+    x, y = (points[:, 0] + 1) * (width - 1) / 2, (points[:, 1] + 1) * (height - 1) / 2
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     x, y = np.clip(x, 0, width - 1.001), np.clip(y, 0, height - 1.001)
     left, top = x.astype(np.int64), y.astype(np.int64)
@@ -58,44 +58,44 @@ def laid_upon(pictures: Pictures, maps: Maps) -> tuple[Pictures, NDArray[np.bool
 
     upper = at(0) * (1 - right) + at(1) * right
     lower = at(width) * (1 - right) + at(width + 1) * right
-    read = (upper * (1 - low) + lower * low).astype(np.float32)
-    return read.reshape(pictures.shape), inside.reshape(pictures.shape)
+    sampled = (upper * (1 - low) + lower * low).astype(np.float32)
+    return sampled.reshape(pictures.shape), inside.reshape(pictures.shape)
 
 
 def _grid(height: int, width: int) -> Pictures:
-    """(3, H * W): x, y and 1 of each pixel."""
+    """Return x, y and 1 of each pixel: (3, H * W)."""
     y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width)), indexing="ij")
     return np.stack([x.ravel(), y.ravel(), np.ones(x.size, np.float32)])
 
 
-def _coarse(first: Pictures, second: Pictures) -> tuple[Maps, NDArray[np.float64]]:
-    """Maps (N, 6) found at half the size, and the correlation (N,) of the grey there."""
+def _align_coarse(first: Pictures, second: Pictures) -> tuple[Maps, NDArray[np.float64]]:
+    """Return maps (N, 6) at half the size, and the correlation (N,) of the aligned grey."""
     one, other = (_blurred(_halved(p), 1.5) for p in (first, second))
     maps = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (len(one), 1))
-    maps = _climb(one, other, maps, COARSE_STEPS)
-    laid, inside = laid_upon(one, maps)
-    return maps, _correlated(laid, other, inside)
+    maps = _optimise(one, other, maps, COARSE_STEPS)
+    warped, inside = warp(one, maps)
+    return maps, _correlate_inside(warped, other, inside)
 
 
-def _climb(first: Pictures, second: Pictures, maps: Maps, steps: int) -> Maps:
+def _optimise(first: Pictures, second: Pictures, maps: Maps, steps: int) -> Maps:
     height, width = first.shape[1:]
     x, y, one = _grid(height, width)
     for _ in range(steps):
-        laid, inside = laid_upon(first, maps)
+        warped, inside = warp(first, maps)
         weight = inside.astype(np.float32).reshape(len(first), -1)
-        across = np.gradient(laid, 2 / (width - 1), axis=2).reshape(weight.shape)
-        down = np.gradient(laid, 2 / (height - 1), axis=1).reshape(weight.shape)
-        own, wanted = (_centred(p.reshape(weight.shape), weight) for p in (laid, second))
-        gain = np.linalg.norm(wanted, axis=1, keepdims=True) / (np.linalg.norm(own, axis=1, keepdims=True) + 1e-6)
+        across = np.gradient(warped, 2 / (width - 1), axis=2).reshape(weight.shape)
+        down = np.gradient(warped, 2 / (height - 1), axis=1).reshape(weight.shape)
+        current, target = (_centred(p.reshape(weight.shape), weight) for p in (warped, second))
+        gain = np.linalg.norm(target, axis=1, keepdims=True) / (np.linalg.norm(current, axis=1, keepdims=True) + 1e-6)
         slopes = np.stack([across * x, across * y, across * one, down * x, down * y, down * one], axis=1)
-        maps = maps + _step(slopes * (gain * weight)[:, None], wanted - gain * own)
+        maps = maps + _step(slopes * (gain * weight)[:, None], target - gain * current)
     return maps
 
 
 def _step(slopes: Pictures, error: Pictures) -> Maps:
-    """The least-squares step (N, 6) from slopes (N, 6, P) and what is to be made up for (N, P)."""
+    """Return the least-squares step (N, 6) from slopes (N, 6, P) and errors (N, P)."""
     normal = slopes @ slopes.transpose(0, 2, 1)
-    # A ridge, so that a blank picture stays where it is.
+    # A ridge keeps blank images in place.
     size = np.trace(normal, axis1=1, axis2=2)[:, None, None] / 6
     normal += np.eye(6, dtype=np.float32) * (_RIDGE * size + 1e-6)
     step: Maps = np.linalg.solve(normal, slopes @ error[..., None])[..., 0]
@@ -103,13 +103,13 @@ def _step(slopes: Pictures, error: Pictures) -> Maps:
 
 
 def _centred(rows: Pictures, weight: Pictures) -> Pictures:
-    """Rows (N, P) about their mean where `weight` is 1, and 0 elsewhere."""
+    """Centre rows (N, P) on their mean over weight 1; 0 elsewhere."""
     mean = (rows * weight).sum(1, keepdims=True) / np.maximum(weight.sum(1, keepdims=True), 1)
     centred: Pictures = (rows - mean) * weight
     return centred
 
 
-def _correlated(first: Pictures, second: Pictures, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _correlate_inside(first: Pictures, second: Pictures, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     weight = inside.astype(np.float32).reshape(len(first), -1)
     one, other = (_centred(p.reshape(weight.shape), weight) for p in (first, second))
     sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -125,7 +125,7 @@ def _detail(pictures: Pictures) -> Pictures:
 
 
 def _well_inside(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without a rim, where the blur reads what is not there."""
+    """Shrink the inside by a rim, which the blur mixes with the outside."""
     from scipy.ndimage import uniform_filter
 
     return uniform_filter(inside.astype(np.float32), (0, 5, 5)) > 0.99

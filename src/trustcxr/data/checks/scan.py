@@ -1,4 +1,4 @@
-"""Reading every file of a data set once, and keeping what the audit asks of it: facts and small pictures."""
+"""Read every file of a data set once: facts about the files, and thumbnails."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ THUMB, PROBE = 64, 32
 _CHUNK = 64
 _COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 _DARK, _LIGHT = 10, 245
-_EVEN = 3  # grey levels of 255: a row or column at the edge that varies by less is border, padded or collimated
+_EVEN = 3  # standard deviation in grey levels below which a row or column at the edge is border
 _FORMAT_OF = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".tif": "TIFF", ".png": "PNG", ".tiff": "TIFF"}
 _FORMAT_OF |= {".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF", ".jp2": "JPEG2000", ".pgm": "PPM", ".ppm": "PPM"}
 _FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM"}
@@ -29,20 +29,20 @@ _FORMAT_OF |= {".pnm": "PPM", ".dcm": "DICOM", ".dicom": "DICOM", ".dic": "DICOM
 
 @dataclass
 class Scan:
-    """What was read. Every array and table has one row a sample, in the manifest's order.
+    """The results of reading; every array and table has one row for each sample, in the manifest's order.
 
     Attributes:
-        files: DataFrame fault (None, or why the image cannot be read), format, mode, width, height, named (the format
-            that the name promises, None where it promises nothing known), pixels (a digest of the decoded image),
-            colour (mean distance of the colour channels in grey levels).
+        files: DataFrame fault (reason, or None if readable), format, mode, width, height, named (the format by the
+            suffix, None if unknown), pixels (digest of the decoded image), colour (mean distance of the colour
+            channels in grey levels).
         thumbs: (N, 64, 64) uint8, the image squeezed.
-        trimmed: (N, 64, 64) uint8, the image without its even borders, squeezed.
-        blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 where there is no usable lung mask.
+        trimmed: (N, 64, 64) uint8, the image without its uniform borders, squeezed.
+        blanked: (N, 32, 32) uint8, the image with the lungs at 0; all 0 without a usable lung mask.
         lungs: (N, 32, 32) uint8, the image with all but the lungs at 0, likewise.
         shapes: (N, 32, 32) uint8, the lung mask, 0 to 255.
         grey: (N, 7) float32: mean, standard deviation, quartiles, share of nearly black and of nearly white pixels.
-        masks: kind of mask -> DataFrame fault, width, height, binary, share (0..1), digest, outside (the share of the
-            mask that lies outside the lung mask, NaN where that is unknown); rows of samples without one are NaN.
+        masks: kind of mask -> DataFrame fault, width, height, binary, share (0..1), digest, outside (share of the mask
+            outside the lung mask, NaN if unknown); NaN for samples without one.
     """
 
     files: pd.DataFrame
@@ -56,12 +56,12 @@ class Scan:
 
     @property
     def readable(self) -> np.ndarray:
-        """bool (N,): the image could be read."""
+        """bool (N,): the image is readable."""
         return self.files["fault"].isna().to_numpy()
 
     @property
     def has_lungs(self) -> np.ndarray:
-        """bool (N,): the image and a lung mask of its size could be read, and the mask is not empty."""
+        """bool (N,): the image and a lung mask of its size are readable, and the mask is not empty."""
         if "lung" not in self.masks:
             return np.zeros(len(self.files), bool)
         lung = self.masks["lung"]
@@ -70,7 +70,7 @@ class Scan:
 
 
 def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
-    """Read every image and mask once, in `workers` processes (default: one a core), with progress."""
+    """Read every image and mask once, in `workers` processes (default: one for each core), with progress."""
     from trustcxr.console import Progress
 
     kinds = list(manifest.mask_kinds)
@@ -87,11 +87,11 @@ def scan(manifest: Manifest, *, workers: int | None = None) -> Scan:
     arrays.append(np.zeros((count, 7), np.float32))
     with Progress("Reading every file", count) as bar:
         for start, chunk in zip(starts, pool(workers, files=count)(jobs), strict=True):
-            for row, read in enumerate(chunk, start):
-                facts.append(read.facts)
+            for row, sample in enumerate(chunk, start):
+                facts.append(sample.facts)
                 for kind, rows in masks.items():
-                    rows.append(read.masks[kind])
-                for array, value in zip(arrays, read.pictures or (), strict=False):
+                    rows.append(sample.masks[kind])
+                for array, value in zip(arrays, sample.pictures or (), strict=False):
                     array[row] = value
             bar.advance(len(chunk))
     tables = {kind: _table(_MaskFacts, rows) for kind, rows in masks.items()}
@@ -126,41 +126,42 @@ class _MaskFacts:
 
 
 @dataclass
-class _Read:
-    """What one sample's files gave."""
+class _Sample:
+    """The results of reading one sample's files."""
 
     facts: _FileFacts
-    pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in its order
+    pictures: tuple[np.ndarray, ...] | None  # a row of each array of Scan, in order
     masks: dict[str, _MaskFacts]
 
 
 def _table(kind: type, rows: Sequence[_FileFacts | _MaskFacts]) -> pd.DataFrame:
-    """A table in which what is not known of a text or a truth stays None, whatever pandas makes of it otherwise."""
+    """Build a table with None, not NaN, for unknown texts and booleans."""
     numbers = (int, float)
     columns = {f.name: float if f.type in numbers else object for f in fields(kind)}
     return pd.DataFrame({n: pd.Series([getattr(r, n) for r in rows], dtype=t) for n, t in columns.items()})
 
 
-def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Read]:
+def _read_rows(root: str, paths: dict[str, list[str | None]]) -> list[_Sample]:
     """Read a few samples. Runs in a worker."""
     return [_read_one(root, dict(zip(paths, row, strict=True))) for row in zip(*paths.values(), strict=True)]
 
 
-def _read_one(root: str, paths: dict[str, str | None]) -> _Read:
+def _read_one(root: str, paths: dict[str, str | None]) -> _Sample:
     file = Path(root, str(paths["image"]))
     facts, image = _read_file(file)
     grey = {kind: _read_mask(root, path) for kind, path in paths.items() if kind != "image"}
     lung = next((pixels for kind, (_, pixels) in grey.items() if kind == "lung"), None)
     for kind, (mask_facts, pixels) in grey.items():
-        known = kind != "lung" and pixels is not None and lung is not None and pixels.shape == lung.shape
-        if known and pixels is not None and pixels.any():
+        if kind == "lung" or pixels is None or lung is None:
+            continue
+        if pixels.shape == lung.shape and pixels.any():
             mask_facts.outside = float(pixels[lung == 0].sum() / pixels.sum())
     masks = {kind: mask_facts for kind, (mask_facts, _) in grey.items()}
-    return _Read(facts, None if image is None else _pictures(image, lung), masks)
+    return _Sample(facts, None if image is None else _pictures(image, lung), masks)
 
 
 def _read_file(file: Path) -> tuple[_FileFacts, np.ndarray | None]:
-    kind, mode, colour = _what_it_is(file)
+    kind, mode, colour = _identify(file)
     facts = _FileFacts(None, kind, mode, 0, 0, _FORMAT_OF.get(file.suffix.lower()), None, colour)
     try:
         image = read_image(file)
@@ -172,8 +173,8 @@ def _read_file(file: Path) -> tuple[_FileFacts, np.ndarray | None]:
     return facts, image
 
 
-def _what_it_is(file: Path) -> tuple[str | None, str | None, float]:
-    """The format, PIL's mode and how much colour it has, told from the content; None where it is not known."""
+def _identify(file: Path) -> tuple[str | None, str | None, float]:
+    """Return the format, PIL's mode (None if unknown) and the amount of colour, by the content."""
     try:
         with open_regular(file, most=8 * MAX_PIXELS) as opened:
             data = opened.read()
@@ -182,7 +183,7 @@ def _what_it_is(file: Path) -> tuple[str | None, str | None, float]:
         with quiet(), Image.open(io.BytesIO(data)) as image:
             colour = colour_of(image) if image.mode in _COLOUR_MODES else 0.0
             return image.format, image.mode, colour
-    except Exception:  # what is wrong with the file is said where it is read
+    except Exception:  # reading the image reports the problem
         return None, None, 0.0
 
 
@@ -213,7 +214,7 @@ def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, .
     thumb, trimmed = _small(image, THUMB), _small(_without_borders(image), THUMB)
     parts = [np.zeros((PROBE, PROBE), np.uint8)] * 3
     if lung is not None and lung.shape == image.shape:
-        # Blanked before it is made small: what rounding leaves of a lung would be told apart by a probe.
+        # Blanked before resizing: a probe would see the remains of a lung at its edge.
         parts = [_small(part, PROBE) for part in (image * (1 - lung), image * lung, lung * 255)]
     quartiles = np.percentile(image, [25, 50, 75])
     dark, light = np.mean(image < _DARK), np.mean(image > _LIGHT)
@@ -222,11 +223,11 @@ def _pictures(image: np.ndarray, lung: np.ndarray | None) -> tuple[np.ndarray, .
 
 
 def _without_borders(image: np.ndarray) -> np.ndarray:
-    """The part within even rows and columns at the edges; the whole image where little would be left."""
-    kept = [np.flatnonzero(image.std(axis=1 - axis) > _EVEN) for axis in (0, 1)]
-    if any(len(lines) < size / 3 for lines, size in zip(kept, image.shape, strict=True)):
+    """Cut uniform rows and columns at the edges; return the whole image if little would remain."""
+    varied = [np.flatnonzero(image.std(axis=1 - axis) > _EVEN) for axis in (0, 1)]
+    if any(len(lines) < size / 3 for lines, size in zip(varied, image.shape, strict=True)):
         return image
-    (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) for lines in kept)
+    (top, bottom), (left, right) = ((lines[0], lines[-1] + 1) for lines in varied)
     return image[top:bottom, left:right]
 
 

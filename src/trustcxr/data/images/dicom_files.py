@@ -1,11 +1,12 @@
-"""Reading one DICOM image: the grey levels a radiologist's viewer would show, and nothing that names a patient.
+"""Read DICOM images as the grey levels that a viewer shows.
 
-Reasons given for a refusal never quote the file's own text, so no identifier reaches a message, a log or a report.
+Messages never quote the file's text, so that no patient's identifier reaches a message, a log or a report.
 """
 
 import re
 import struct
 import zlib
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,15 @@ from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, s
 from trustcxr.storage.os_errors import Source, open_source
 
 INSTALL = "pip install '.[dicom]'"
-MANUFACTURER = "TrustCXR"  # of what is answered in DICOM, and so no image
+MANUFACTURER = "TrustCXR"  # of our own DICOM results, which are no input
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
-ANSWER_ENDINGS = (".heatmap.dcm", ".finding.dcm")
-ANSWER = "an answer that was written here, and no image"
+RESULT_ENDINGS = (".heatmap.dcm", ".finding.dcm")
+RESULT_REASON = "a result that TrustCXR wrote, and no image"
 IMAGES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
-    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: images that were digitised
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture: digitised films
 )
 _LATERAL_CODES = {"LL", "RL", "LAT", "LATERAL"}
 _LATERAL_WORD = re.compile(r"\blat(eral)?\b", re.IGNORECASE)
@@ -32,9 +33,9 @@ _FRONTAL_WORD = re.compile(r"\b(pa|ap|frontal|decub\w*)\b", re.IGNORECASE)
 def read_dicom(path: Source) -> np.ndarray:
     """Read a single-frame DICOM image as 8-bit grey: uint8 (H, W), air dark and bone bright.
 
-    Applies the modality LUT or rescale, then the first VOI LUT or window; without one, the range the pixels use.
-    MONOCHROME1 is inverted, padding is black, colour becomes luma, overlays are not drawn. Raises UnreadableImage for
-    several frames, lateral views, missing pixels, more than 16 bits, and damage.
+    Applies the modality LUT or rescale, then the first VOI LUT or window, else the range of the pixels. MONOCHROME1 is
+    inverted, padding is black, colour becomes luma, overlays are ignored. Raises UnreadableImage for several frames,
+    lateral views, missing pixels, more than 16 bits, and damage.
     """
     try:
         import pydicom
@@ -42,7 +43,7 @@ def read_dicom(path: Source) -> np.ndarray:
         raise UnreadableImage(f"a DICOM file: reading it needs {INSTALL}") from None
     with quiet():
         try:
-            _check(read_header(path))
+            _check_header(read_header(path))
             with open_source(path) as file:
                 return _grey(pydicom.dcmread(file))
         except UnreadableImage:
@@ -51,38 +52,35 @@ def read_dicom(path: Source) -> np.ndarray:
             raise UnreadableImage("needs more memory than there is") from None
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as fault:  # a damaged file makes pydicom raise almost anything, quoting what it read,
-            raise UnreadableImage(_in_words(fault)) from None  # and its decoder in Rust a panic, which is no Exception
+        except BaseException as fault:  # pydicom raises almost anything; its Rust decoder panics, which is no Exception
+            raise UnreadableImage(_describe(fault)) from None
 
 
-def not_an_image(path: Source) -> str | None:
-    """Why a DICOM file is not one frontal image, by its header alone;
-
-    None for an image, and where it cannot be read.
-    """
+def reason_not_image(path: Source) -> str | None:
+    """Return why a DICOM header is not of one frontal image; None for an image or an unreadable file."""
     try:
         with quiet():
             header = read_header(path)
             if _is_ours(header):
-                return ANSWER
-            _check(header)
+                return RESULT_REASON
+            _check_header(header)
     except _CutOff:
         return None
     except UnreadableImage as problem:
         return str(problem)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # damaged, or no pydicom: said where the image is read
+    except BaseException:  # damaged, or no pydicom: reading the image reports it
         return None
     return None
 
 
-def is_answer(source: Source) -> bool:
-    """Whether a file, or its content, is an answer in DICOM that was written here."""
+def is_own_result(source: Source) -> bool:
+    """Tell whether a file, or its content, is a DICOM result that TrustCXR wrote."""
     try:
         with quiet():
             return _is_ours(read_header(source, ["Manufacturer"]))
-    except Exception:  # no DICOM, or none that can be read
+    except Exception:  # not a readable DICOM file
         return False
 
 
@@ -91,22 +89,19 @@ def _is_ours(header: Any) -> bool:
 
 
 class _CutOff(UnreadableImage):
-    """Of a kind of image, and without its image: damaged, however well what is left can be read."""
+    """A file of an image's SOP class without an image: truncated."""
 
 
 def read_header(path: Source, tags: list[str] | None = None) -> Any:
-    """What stands before a file's pixels, or these tags of it. UnreadableImage where it would inflate without end.
-
-    Else what pydicom raises, which is almost anything.
-    """
+    """Read the header, or some tags of it. Raises UnreadableImage for a decompression bomb, else pydicom's errors."""
     import pydicom
 
-    _refuse_inflating(path)
+    _check_inflated_size(path)
     with open_source(path) as file:
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
 
 
-def _in_words(fault: BaseException) -> str:
+def _describe(fault: BaseException) -> str:
     text = str(fault)
     if "missing dependencies" in text or "missing required dependencies" in text:
         return f"a compressed DICOM file: reading it needs {INSTALL}"
@@ -115,14 +110,14 @@ def _in_words(fault: BaseException) -> str:
     return f"damaged DICOM file ({type(fault).__name__})"
 
 
-def _refuse_inflating(path: Source) -> None:
-    """Refuse a deflated file that would inflate beyond any image: pydicom inflates without a limit."""
+def _check_inflated_size(path: Source) -> None:
+    """Raise UnreadableImage if a deflated file is larger than any image: pydicom inflates without a limit."""
     with open_source(path) as file:
         head = file.read(1 << 20)
         if _DEFLATED.encode() not in head:
             return
         start = 144 + struct.unpack_from("<I", head, 140)[0] if head[132:136] == b"\x02\x00\x00\x00" else 0
-        if _DEFLATED.encode() not in head[144:start]:  # pydicom reads it all the same
+        if _DEFLATED.encode() not in head[144:start]:  # pydicom reads it nevertheless
             raise UnreadableImage("a deflated DICOM file that does not say where its content begins: refused")
         file.seek(start)
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -135,9 +130,9 @@ def _refuse_inflating(path: Source) -> None:
                 return
 
 
-def _check(header: Any) -> None:
-    """Refuse, in words, what is not one frontal image of at most 16 bits."""
-    if "Rows" not in header or "Columns" not in header or not header.Rows or not header.Columns:
+def _check_header(header: Any) -> None:
+    """Raise UnreadableImage for all but one frontal image of at most 16 bits."""
+    if not header.get("Rows") or not header.get("Columns"):
         if _kind(header) in IMAGES:
             raise _CutOff("damaged DICOM file: an image without an image, as if cut off")
         raise UnreadableImage("a DICOM file without an image")
@@ -158,20 +153,20 @@ def _check(header: Any) -> None:
 
 
 def _kind(header: Any) -> str:
-    """The SOP class, or what the file's own header says of it."""
+    """Return the SOP class of the data set, else of the file's meta header."""
     of_file = getattr(header, "file_meta", None)
     return str(header.get("SOPClassUID") or (of_file.get("MediaStorageSOPClassUID") if of_file else None) or "")
 
 
 def is_lateral(header: Any) -> bool:
-    """Whether a DICOM header says that the image is a lateral view."""
+    """Tell whether a DICOM header describes a lateral view."""
     view = str(header.get("ViewPosition") or "").strip().upper()
     if view:
         return view in _LATERAL_CODES
     for code in header.get("ViewCodeSequence") or []:
         return bool(re.search(r"\blateral\b", str(code.get("CodeMeaning") or ""), re.IGNORECASE))
     orientation = header.get("PatientOrientation")
-    if orientation and len(orientation) == 2:  # rows run toward the front or back of the body: seen from the side
+    if orientation and len(orientation) == 2:  # rows run towards the front or back of the body
         return str(orientation[0])[:1] in ("A", "P")
     words = str(header.get("SeriesDescription") or "")
     return bool(_LATERAL_WORD.search(words)) and not _FRONTAL_WORD.search(words)
@@ -195,17 +190,17 @@ def _grey(image: Any) -> np.ndarray:
         return _luma(pixels, int(image.BitsStored))
     if pixels.ndim != 2 or kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise UnreadableImage("a DICOM file whose pixels are neither grey nor colour")
-    return _shown(pixels, image, inverted=kind == "MONOCHROME1")
+    return _render(pixels, image, inverted=kind == "MONOCHROME1")
 
 
 def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
-    """Colour (H, W, 3) of `bits` bits as 8-bit luma (ITU-R 601)."""
+    """Convert colour (H, W, 3) of `bits` bits to 8-bit luma (ITU-R 601)."""
     luma = colour[..., 0] * np.float32(0.299) + colour[..., 1] * np.float32(0.587) + colour[..., 2] * np.float32(0.114)
     return np.rint(np.clip(luma * np.float32(255 / (2**bits - 1)), 0, 255)).astype(np.uint8)
 
 
-def _shown(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
-    """Grey as displayed. Worked out once for each level that occurs, not for each pixel."""
+def _render(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
+    """Return grey as displayed, computed once for each level."""
     padding = _is_padding(pixels, image)
     used = pixels if padding is None or padding.all() else pixels[~padding]
     low, high = int(used.min()), int(used.max())
@@ -216,7 +211,7 @@ def _shown(pixels: np.ndarray, image: Any, *, inverted: bool) -> np.ndarray:
 
 
 def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
-    """Where the image is padding, which is no part of the image; None where it states no padding."""
+    """Return bool (H, W) of padding; None if the header defines no padding."""
     value = image.get("PixelPaddingValue")
     if value is None:
         return None
@@ -226,7 +221,7 @@ def _is_padding(pixels: np.ndarray, image: Any) -> np.ndarray | None:
 
 
 def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
-    """The displayed shade, uint8 (N,), of each stored level of a run (N,) from the lowest to the highest."""
+    """Return the displayed shade, uint8 (N,), of each stored level (N,), from the lowest to the highest."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(levels, image)
@@ -235,20 +230,20 @@ def _shades(levels: np.ndarray, image: Any) -> np.ndarray:
         try:
             shown = apply_voi_lut(values, image).astype(np.float64)
         except (ValueError, TypeError, NotImplementedError, IndexError, AttributeError):
-            limits = None  # a window of no width, a table of no length: as if there were none
+            limits = None  # an empty window or table is ignored
     if limits is None:
         if image.BitsStored <= 8 and image.PixelRepresentation == 0 and np.array_equal(values, levels):
-            return scale_depth(levels[None])[0]  # made for display already
+            return scale_depth(levels[None])[0]  # already for display
         shown, limits = values.astype(np.float64), (float(values.min()), float(values.max()))
     low, high = limits
-    span = high - low  # below 0 where the rescale's slope is: a window's ends are turned then
+    span = high - low  # negative if the rescale's slope is
     return np.rint(np.clip((shown - low) / (span or 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
 def _voi_limits(image: Any) -> tuple[float, float] | None:
-    """What black and white are after pydicom's apply_voi_lut; None where the image has neither table nor window.
+    """Return black and white after pydicom's apply_voi_lut; None without a table or window.
 
-    Black is the larger where the slope of the rescale is negative.
+    Black is the larger if the slope of the rescale is negative.
     """
     table = image.get("VOILUTSequence")
     if table and "LUTDescriptor" in table[0] and "LUTData" in table[0]:
@@ -266,21 +261,17 @@ def _voi_limits(image: Any) -> tuple[float, float] | None:
 
 
 def _check_stream(image: Any) -> None:
-    """Refuse a compressed image of another size than the header states: its decoder would take what memory it says."""
+    """Raise UnreadableImage if a compressed image's size differs from the header: the decoder would allocate it."""
     from pydicom.encaps import generate_fragments
 
-    stream = b""
-    for i, fragment in enumerate(generate_fragments(image.PixelData)):
-        if i:  # the first is the offset table
-            stream = fragment
-            break
-    size = stream_size(stream[: 1 << 16])
+    # The first fragment is the offset table.
+    size = stream_size(next(islice(generate_fragments(image.PixelData), 1, None), b"")[: 1 << 16])
     if size is not None and size != (image.Columns, image.Rows):
         raise UnreadableImage("a DICOM file whose compressed image is not of the size it states")
 
 
 def stream_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG, JPEG-LS or JPEG 2000 stream, from its first markers; None for anything else."""
+    """Return (width, height) of a JPEG, JPEG-LS or JPEG 2000 stream from its first markers; None otherwise."""
     if data[:4] == b"\xff\x4f\xff\x51" and len(data) >= 24:
         right, bottom, left, top = struct.unpack(">4I", data[8:24])
         return right - left, bottom - top

@@ -1,4 +1,4 @@
-"""What grey means: 8 bits, whatever the file's depth; and what is too large or broken to be an image."""
+"""Convert grey levels of any depth to 8 bits; limit the size of images."""
 
 import threading
 import warnings
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-MAX_PIXELS = 64_000_000  # detectors give up to 20 million, image digitisers 60; more is a mistake or a bomb
+MAX_PIXELS = 64_000_000  # detectors give up to 20 million, film digitisers 60; more is an error or an attack
 _ROWS = 512
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
 class UnreadableImage(Exception):
-    """A file that cannot be read as one grey image. The message says why, without the file's name."""
+    """A file that cannot be read as one grey image. The message gives the reason, without the file's name."""
 
 
 def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
@@ -23,17 +23,14 @@ def scale_depth(values: np.ndarray, *, invert: bool = False) -> np.ndarray:
     shades = np.rint(np.arange(top + 1, dtype=np.float32) * (255 / top)).astype(np.uint8)
     shades = 255 - shades if invert else shades
     grey = np.empty(values.shape, np.uint8)
-    for row in range(0, len(values), _ROWS):  # a large image takes little memory beside itself
+    for row in range(0, len(values), _ROWS):  # in parts, to save memory
         grey[row : row + _ROWS] = shades[values[row : row + _ROWS]]
     return grey
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the decoders' warnings to themselves: what matters is raised, and the rest is odd metadata.
-
-    Only in the main thread, since Python's warning filters are not safe to change from several at once.
-    """
+    """Silence decoders' warnings about odd metadata; only in the main thread, since filters are not thread-safe."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Could this be a frontal chest image? Simple signs, each with its reason; no network, and no proof of the contrary.
+"""Warn about images that may not be frontal chest images, by simple features and without a network.
 
-The thresholds leave about one real image in a hundred under suspicion (COVID-QU-Ex and images of other hospitals; a
-test measures it), so that they are warnings and never refusals. Only what a DICOM file says of itself is refused.
+The thresholds flag about one real image in a hundred (COVID-QU-Ex and other hospitals; a test measures it), so they
+only warn. A DICOM header of another kind of image is an error.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from trustcxr.data.images.greyscale import quiet
 from trustcxr.data.images.read import FORMATS, is_dicom
 from trustcxr.storage.os_errors import Source, open_source
 
-SIDE = 64  # pixels of the thumbnail that is judged
+SIDE = 64  # pixels of the thumbnail
 FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels
 LAYOUT, UPSIDE = 0.6, -1.2  # see Signs
 _IMAGES = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that an image may be stored as
@@ -23,12 +23,12 @@ _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TORSO", "TRUNK", "STERN")
 
 @dataclass(frozen=True)
 class Signs:
-    """What is measured on a thumbnail (64, 64) uint8.
+    """Features of a thumbnail (64, 64) uint8.
 
     Attributes:
         spread: standard deviation of the grey levels.
         smoothness: correlation of pixels with their right neighbours.
-        symmetry: correlation of the 16 x 16 picture with its mirror image: a chest has two halves alike.
+        symmetry: correlation of the 16 x 16 image with its mirror image.
         middle: how much brighter the mediastinum is than the lung fields, in standard deviations.
         below: how much brighter the upper abdomen is than the lung fields, likewise.
     """
@@ -41,12 +41,12 @@ class Signs:
 
     @property
     def layout(self) -> float:
-        """High where it is laid out as a chest image is: alike left and right, dark lungs, bright middle and below."""
+        """High for a chest image: symmetric, dark lungs, bright middle and abdomen."""
         return self.symmetry + self.middle + self.below
 
 
-def measure(thumb: np.ndarray) -> Signs:
-    """The signs of a thumbnail (64, 64) uint8."""
+def measure_signs(thumb: np.ndarray) -> Signs:
+    """Measure the features of a thumbnail (64, 64) uint8."""
     levels = thumb.astype(np.float64)
     spread = float(levels.std())
     if spread < 1:
@@ -59,33 +59,31 @@ def measure(thumb: np.ndarray) -> Signs:
     return Signs(spread, smoothness, _correlation(coarse, coarse[:, ::-1]), middle, below)
 
 
-def doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
-    """What speaks against a chest image: a fixed word -> the reason. Empty where nothing does.
+def find_doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
+    """Return doubts that this is a chest image: a fixed word -> the reason.
 
-    thumb: (64, 64) uint8, the picture squeezed. colour: mean distance of the colour channels in grey levels.
+    thumb: the image squeezed to (64, 64) uint8. colour: mean distance of the colour channels in grey levels.
     """
-    signs = measure(thumb)
-    found = {}
-    if colour > COLOURED:
-        found["colour"] = "it is in colour"
+    signs = measure_signs(thumb)
+    doubts = {"colour": "it is in colour"} if colour > COLOURED else {}
     if signs.spread < FLAT:
-        return found | {"constant": "it is nearly one grey level"}
-    if signs.smoothness < NOISY:
-        found["noise"] = "its pixels have little to do with their neighbours, as in noise"
+        doubts["constant"] = "it is nearly one grey level"
+    elif signs.smoothness < NOISY:
+        doubts["noise"] = "its pixels have little to do with their neighbours, as in noise"
     elif signs.middle + signs.below < UPSIDE and signs.symmetry > 0:
-        found["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest image"
+        doubts["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest image"
     elif signs.layout < LAYOUT:
-        found["unlike"] = "it is not laid out as a frontal chest image is"
-    return found
+        doubts["unlike"] = "it is not laid out as a frontal chest image is"
+    return doubts
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    """An image (H, W) uint8 squeezed to (64, 64)."""
+def make_thumbnail(image: np.ndarray) -> np.ndarray:
+    """Squeeze an image (H, W) uint8 to (64, 64)."""
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def colourfulness(path: Source) -> float:
-    """Mean distance of the largest from the smallest of red, green and blue, 0 to 255; 0 where there is no colour."""
+def measure_colour(path: Source) -> float:
+    """Return the mean of max - min over red, green and blue, 0 to 255; 0 for grey or unreadable files."""
     try:
         with open_source(path) as file, quiet(), Image.open(file, formats=FORMATS) as image:
             if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
@@ -93,21 +91,18 @@ def colourfulness(path: Source) -> float:
             image.draft("RGB", (4 * SIDE, 4 * SIDE))
             image.thumbnail((2 * SIDE, 2 * SIDE))
             return colour_of(image)
-    except Exception:  # what is wrong with the file is said where it is read
+    except Exception:  # reading the image reports the problem
         return 0.0
 
 
 def colour_of(image: Image.Image) -> float:
-    """The same of an open image."""
+    """Return the colour of an open image, as `measure_colour`."""
     small = np.asarray(image.convert("RGB").resize((SIDE, SIDE))).astype(np.int16)
     return float((small.max(axis=2) - small.min(axis=2)).mean())
 
 
-def another_kind(path: Source) -> str | None:
-    """Why a DICOM file is not an image of the chest, by what it says of itself; None for all else.
-
-    What the file says is not quoted, but for a known modality's code.
-    """
+def find_wrong_kind(path: Source) -> str | None:
+    """Return why a DICOM header is not of a chest image; None otherwise. Quotes known modality codes only."""
     if not is_dicom(path):
         return None
     try:
@@ -117,7 +112,7 @@ def another_kind(path: Source) -> str | None:
         with quiet():
             header = read_header(path, tags)
         modality, part = (str(header.get(tag) or "").strip().upper() for tag in tags)
-    except Exception:  # damaged, or no pydicom: said where it is read
+    except Exception:  # damaged, or no pydicom: reading the image reports it
         return None
     if modality and modality not in _IMAGES:
         code = modality if modality in _OTHERS else "another modality"

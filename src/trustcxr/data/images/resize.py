@@ -1,4 +1,4 @@
-"""Images and masks as squares: squeezed, padded, or their middle."""
+"""Resize images and masks to squares: squeezed, padded or cropped."""
 
 import numpy as np
 from PIL import Image
@@ -7,21 +7,18 @@ from PIL import Image
 def resize_image(image: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
     """Resize uint8 (H, W) to (size, size), bilinear with anti-aliasing.
 
-    `pad` keeps the aspect ratio on black, `crop` by leaving out what lies beyond the largest square in the middle.
+    `squeeze` changes the aspect ratio; `pad` adds black; `crop` takes the largest central square.
     """
-    return _resized(image, size, resize, Image.Resampling.BILINEAR)
+    return np.asarray(resize_square(Image.fromarray(image), size, resize, Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: np.ndarray, size: int, resize: str = "squeeze") -> np.ndarray:
     """Resize a 0/1 mask (H, W) to (size, size) by nearest neighbour, so it stays 0/1."""
-    return _resized(mask, size, resize, Image.Resampling.NEAREST)
+    return np.asarray(resize_square(Image.fromarray(mask), size, resize, Image.Resampling.NEAREST))
 
 
 def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, slice]:
-    """Which rows and columns of an image's square of that size lie on the image itself, (H, W) before: not on padding.
-
-    Of `crop` all do, though they are not all of the image.
-    """
+    """Return the rows and columns of a square of `size` that are not padding, for an image of `shape` (H, W)."""
     if resize != "pad":
         return slice(None), slice(None)
     sides = [max(1, round(size * side / max(shape))) for side in shape]
@@ -29,11 +26,8 @@ def to_original(size: int, shape: tuple[int, ...], resize: str) -> tuple[slice, 
     return down, across
 
 
-def _resized(pixels: np.ndarray, size: int, resize: str, filter: Image.Resampling) -> np.ndarray:
-    return np.asarray(_square(Image.fromarray(pixels), size, resize, filter))
-
-
-def _square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
+def resize_square(image: Image.Image, size: int, resize: str, filter: Image.Resampling) -> Image.Image:
+    """Resize a Pillow image to (size, size)."""
     width, height = image.size
     if resize == "pad" and height != width:
         side = max(height, width)

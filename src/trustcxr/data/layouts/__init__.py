@@ -1,4 +1,4 @@
-"""How a data set's folder is laid out: each layout turns it into a manifest."""
+"""Read a data set's folder or list into a manifest, by the first layout that fits."""
 
 import os
 import stat
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from trustcxr import registry
 from trustcxr.data import remote
-from trustcxr.data.layouts.covidqu import _parts, read_covidqu
+from trustcxr.data.layouts.covidqu import list_parts, read_covidqu
 from trustcxr.data.layouts.csv_lists import PUBLISHED, read_list
 from trustcxr.data.layouts.folders import read_folders
-from trustcxr.data.layouts.listing import _folders, noting
+from trustcxr.data.layouts.listing import list_folders, record_skipped
 from trustcxr.data.manifest import Manifest
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.os_errors import escaped, file_kind, open_regular
@@ -31,55 +31,55 @@ def read_manifest(
 ) -> Manifest:
     """Read a data set's files into a manifest, without opening the images.
 
-    `path` is a folder, a list, or an address that fsspec knows, whose images are then brought here once (data.remote).
-    `layout` is one of `auto`, `list`, `covidqu`, `covidx`, `folders` (the catalogue's). `columns` and `images` are for
-    a list: see `lists.read_list`. Raises UserError where the folder or file is not understood.
+    `path`: a folder, a list, or an fsspec address, which is copied into the cache once. `layout`: `auto` or one of
+    registry.LAYOUTS. `columns` and `images` describe a list, as in `read_list`. Raises UserError if no layout fits.
     """
-    root = _root(path)
+    root = _resolve(path)
     if layout != "auto" and layout not in LAYOUTS:
         raise unknown("layout", layout, ["auto", *LAYOUTS])
     if isinstance(columns, str) and columns not in PUBLISHED:
         raise unknown("list", columns, PUBLISHED)
-    with noting() as passed_over:
+    with record_skipped() as skipped:
         manifest = _read(root, layout, columns, images)
     if manifest is not None:
         if (columns is not None or images is not None) and manifest.layout not in ("list", "manifest"):
-            manifest.notes.append("columns and a folder of images are for a list, which these images are not")
-        manifest.passed_over = passed_over
-        if passed_over:
-            first, why = next(iter(passed_over.items()))
-            several = f"{len(passed_over)} files or folders were passed over, such as"
-            manifest.notes.append(f"{several if len(passed_over) > 1 else 'passed over:'} {first}: {why}")
+            manifest.notes.append("columns and a folder of images are ignored: these images are not a list")
+        manifest.skipped = skipped
+        if skipped:
+            first, reason = next(iter(skipped.items()))
+            several = f"{len(skipped)} files or folders are skipped, such as"
+            manifest.notes.append(f"{several if len(skipped) > 1 else 'skipped:'} {first}: {reason}")
         return manifest
-    inside = [n for n in _folders(root)[:20] if _parts(root / n) or read_folders(root / n)] if root.is_dir() else []
+    inside = (
+        [n for n in list_folders(root)[:20] if list_parts(root / n) or read_folders(root / n)] if root.is_dir() else []
+    )
     hint = f"; did you mean {path}/{inside[0]}?" if inside else ""
-    raise UserError(f"{path}: not a data set that is understood: {EXPECTED}; found {what_is_there(root)}{hint}")
+    raise UserError(f"{path}: not a data set: {EXPECTED}; found {describe_folder(root)}{hint}")
 
 
-def _root(path: str | Path) -> Path:
-    """The folder or file itself. UserError where there is none, or it is neither."""
+def _resolve(path: str | Path) -> Path:
+    """Return the local folder or file. Raises UserError if there is none."""
     if not str(path):
-        raise UserError("no data named: give a folder of X-rays or a list")
+        raise UserError("no data: give a folder of X-rays or a list")
     remote.check_exists(path)
     try:
         root = remote.fetch(path).expanduser().absolute()
         mode = root.stat().st_mode
     except (OSError, ValueError, RuntimeError) as fault:
         why = getattr(fault, "strerror", None) or str(fault)
-        raise UserError(
-            f"{escaped(str(path))[:200]}: cannot be read: {why}; give a folder of X-rays or a list"
-        ) from None
-    if not stat.S_ISDIR(mode) and (what := file_kind(mode)) is not None:
-        raise UserError(f"{path}: {what}: give a folder of X-rays or a list")
+        name = escaped(str(path))[:200]
+        raise UserError(f"{name}: cannot be read: {why}. Give a folder of X-rays or a list") from None
+    if not stat.S_ISDIR(mode) and (kind := file_kind(mode)) is not None:
+        raise UserError(f"{path}: {kind}. Give a folder of X-rays or a list")
     return root
 
 
 def _read(
     root: Path, layout: str, columns: str | Mapping[str, str | int] | None, images: str | Path | None
 ) -> Manifest | None:
-    """The manifest by the first layout that fits; None where none does."""
-    if root.name == "manifest.csv" and columns is None and (beside := _beside(root)) is not None:
-        return beside
+    """Read the manifest by the first layout that fits; None if none does."""
+    if root.name == "manifest.csv" and columns is None and (manifest := _read_side_car(root)) is not None:
+        return manifest
     for name in [layout] if layout != "auto" else list(LAYOUTS):
         reader = LAYOUTS[name]
         manifest = read_list(root, columns=columns, images=images) if name == "list" else reader(root)
@@ -88,22 +88,22 @@ def _read(
     return None
 
 
-def _beside(side_car: Path) -> Manifest | None:
-    """The COVID-QU-Ex data set that a side-car manifest stands in: its rows list an image once for each part."""
+def _read_side_car(side_car: Path) -> Manifest | None:
+    """Read the COVID-QU-Ex data set of a side-car manifest, which lists an image once for each part."""
     with open_regular(side_car) as file:
-        own = b"sample_id" in file.readline(1 << 16)
-    return None if own else read_covidqu(side_car.parent)
+        is_manifest = b"sample_id" in file.readline(1 << 16)
+    return None if is_manifest else read_covidqu(side_car.parent)
 
 
-def what_is_there(folder: Path) -> str:
-    """A folder's content in a few words, for an error message."""
+def describe_folder(folder: Path) -> str:
+    """Describe a folder's content in a few words, for an error message."""
     if not folder.is_dir():
         return f"a file of type '{folder.suffix}'"
-    folders = set(_folders(folder))
+    folders = set(list_folders(folder))
     try:
         names = sorted(f"{n}/" if n in folders else n for n in os.listdir(folder) if not n.startswith("."))
     except OSError as fault:
-        return f"a folder that cannot be looked into ({(fault.strerror or str(fault)).lower()})"
+        return f"a folder that cannot be opened ({(fault.strerror or str(fault)).lower()})"
     if not names:
         return "an empty folder"
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

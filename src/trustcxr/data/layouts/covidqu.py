@@ -1,11 +1,11 @@
-"""COVID-QU-Ex as it is downloaded: parts, splits, classes, with lung and infection masks."""
+"""Read COVID-QU-Ex as published: parts, splits, classes, with lung and infection masks."""
 
 import filecmp
 from collections.abc import Iterator
 from pathlib import Path
 
-from trustcxr.data.layouts.listing import Record, _files, _folders, _Masks
-from trustcxr.data.layouts.sidecar import _join_side_car
+from trustcxr.data.layouts.listing import Masks, Record, list_files, list_folders
+from trustcxr.data.layouts.sidecar import join_side_car
 from trustcxr.data.manifest import MASK_SUFFIX, NO_SPLIT, Manifest, from_records, split_name
 
 # Images of COVID-QU-Ex (Tahir et al. 2021, doi:10.34740/kaggle/dsv/3122898), each class over all splits.
@@ -17,20 +17,20 @@ _MASK_FOLDERS = {"lung masks": "lung", "lung_masks": "lung", "masks": "lung", "i
 
 
 def _class_folders(folder: Path, names: list[str] | None = None) -> list[str]:
-    return [c for c in (_folders(folder) if names is None else names) if (folder / c / "images").is_dir()]
+    return [c for c in (list_folders(folder) if names is None else names) if (folder / c / "images").is_dir()]
 
 
 def _splits_of_part(folder: Path) -> list[tuple[str, Path]]:
-    """The (split, folder) pairs of one part; the folder itself may be a split, or have none."""
-    names = _folders(folder)
+    """List the (split, folder) pairs of one part; the folder may itself be a split, or have none."""
+    names = list_folders(folder)
     splits = [(s, folder / n) for n in names if (s := split_name(n)) and _class_folders(folder / n)]
     if splits or not _class_folders(folder, names):
         return splits
     return [(split_name(folder.name) or NO_SPLIT, folder)]
 
 
-def _parts(root: Path) -> list[Path]:
-    """The folders that hold Train/Val/Test: the given one, or those one or two levels below it."""
+def list_parts(root: Path) -> list[Path]:
+    """List the folders that hold Train/Val/Test: this one, or those one or two levels below it."""
     if not root.is_dir():
         return []
     level = [root]
@@ -38,38 +38,38 @@ def _parts(root: Path) -> list[Path]:
         parts = [f for f in level if _splits_of_part(f)]
         if parts:
             return parts
-        level = [f / n for f in level for n in _folders(f)[:50] if f == root or "data" in n.lower()]
+        level = [f / n for f in level for n in list_folders(f)[:50] if f == root or "data" in n.lower()]
     return []
 
 
 def _part_records(part: Path, root: Path) -> Iterator[Record]:
-    """One record an image of a part."""
+    """Yield a record for each image of a part."""
     for split, split_folder in _splits_of_part(part):
         for name in _class_folders(split_folder):
             folder = split_folder / name
             relative = folder.relative_to(root).as_posix()
             relative = "" if relative == "." else relative + "/"
-            masks: dict[str, _Masks] = {
-                f"{kind}{MASK_SUFFIX}": _Masks(f"{folder}/{sub}", f"{relative}{sub}")
-                for sub in _folders(folder)
+            masks: dict[str, Masks] = {
+                f"{kind}{MASK_SUFFIX}": Masks(f"{folder}/{sub}", f"{relative}{sub}")
+                for sub in list_folders(folder)
                 if (kind := _MASK_FOLDERS.get(sub.lower()))
             }
-            for file in _files(folder / "images"):
+            for file in list_files(folder / "images"):
                 record: Record = {"class": name, "split": split, "file": file, "path": f"{relative}images/{file}"}
-                record |= {column: found.get(file) for column, found in masks.items()}
+                record |= {column: of_kind.get(file) for column, of_kind in masks.items()}
                 record["sample_id"] = f"{split}/{name}/{file}"
                 yield record
 
 
 def read_covidqu(root: Path) -> Manifest | None:
-    """COVID-QU-Ex as published: the outer folder, an inner one, or one part alone.
+    """Read COVID-QU-Ex from its outer folder, an inner one, or one part alone; None for any other folder.
 
-    The infection part repeats images of the lung part: the same class and file name is one sample with the masks of
-    both, in the lung part's split. Where the bytes differ, both images are kept.
+    The infection part repeats images of the lung part. An image with the same class, name and bytes is one sample with
+    both masks, in the lung part's split. If the bytes differ, both images stay.
     """
     lung: list[Record] = []
     infection: list[Record] = []
-    parts = _parts(root)
+    parts = list_parts(root)
     if not parts:
         return None
     for part in parts:
@@ -77,12 +77,12 @@ def read_covidqu(root: Path) -> Manifest | None:
         (infection if any("infection_mask" in r for r in records) else lung).extend(records)
     notes: list[str] = []
     records = _joined(lung, infection, root, notes)
-    _join_side_car(records, root, _home(root), notes, splits=False)
+    join_side_car(records, root, _home(root), notes, splits=False)
     return from_records(records, root, "covidqu", notes)
 
 
 def _home(root: Path) -> Path:
-    """The folder of the whole data set, given one part or one split of it: the side-car manifest stands there."""
+    """Return the folder of the whole data set, which has the side-car manifest, from one of a part or split."""
     home = root.parent if split_name(root.name) else root
     while home.name.lower().endswith("segmentation data"):
         home = home.parent
@@ -90,7 +90,7 @@ def _home(root: Path) -> Path:
 
 
 def _joined(lung: list[Record], infection: list[Record], root: Path, notes: list[str]) -> list[Record]:
-    """The samples of both parts, each once. Says in `notes` what disagreed."""
+    """Join the samples of both parts, each once; note differences."""
     by_name: dict[tuple[str, str], list[Record]] = {}
     for record in lung:
         by_name.setdefault((record["class"], record["file"]), []).append(record)

@@ -1,4 +1,4 @@
-"""Lists of images: a table with a file and a label a row, as data sets publish it, or our own manifest."""
+"""Read lists of images: a table with a file and a label in each row, as published, or a manifest."""
 
 import os
 import posixpath
@@ -17,11 +17,12 @@ from trustcxr.data.manifest import (
     USUAL,
     Manifest,
     extra_columns,
+    format_unsplit,
     from_records,
     from_table,
     split_name,
 )
-from trustcxr.data.tabular import called_like, check_distinct_columns, read_table, row_number, says_nothing
+from trustcxr.data.tabular import check_distinct_columns, find_columns_like, is_blank, read_table, row_number
 from trustcxr.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -29,174 +30,169 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, str | int]
 SUFFIXES = frozenset([".csv", ".tsv", ".txt", ".parquet"])
-# Our word for a column -> the published list's column: its name, or its place where the list has no header.
+# Our word for a column -> the published list's column: its name, or its index if the list has no header.
 PUBLISHED: dict[str, Columns] = {
     "covidx": {"patient": 0, "path": 1, "class": 2, "source": 3},
     "nih": {"path": "Image Index", "class": "Finding Labels", "patient": "Patient ID", "view": "View Position"},
-    "rsna": {"path": "patientId", "class": "class"},  # that id is one an image, and says nothing about patients
+    "rsna": {"path": "patientId", "class": "class"},  # an id of the image, not of the patient
     "rsna-boxes": {"path": "patientId", "class": "Target"},
-    "chexpert": {"path": "Path", "view": "AP/PA"},  # a column a finding; the patient is a folder of the path
+    "chexpert": {"path": "Path", "view": "AP/PA"},  # one column for each finding; the patient is a folder of the path
 }
-_SAID_ONCE = ("class", "split", "patient", "group")  # of an image that is listed several times
+_SINGLE_VALUED = ("class", "split", "patient", "group")  # must agree if an image is listed several times
 _OPTIONAL = ("source", "view", "patient")  # columns of published lists that not every copy has
 _WORDS = {"sample_id", "path", "class", "split", "patient", "group", "source", "view"}
 _NIH_SPLITS = {"train_val_list.txt": "Train", "test_list.txt": "Test"}
 
 
 class NoColumns(UserError):
-    """A list lacks columns that were asked for."""
+    """A list lacks columns that the caller named."""
 
 
 def read_list(file: Path, *, columns: str | Columns | None = None, images: str | Path | None = None) -> Manifest | None:
-    """A manifest from a list of images, or None where `file` is not of a list's type.
+    """Read a list of images into a manifest; None if `file` is not of a list's type.
 
-    `columns` is the name of a published list (`covidx`, `nih`, `rsna`, `rsna-boxes`, `chexpert`) or a mapping from our
-    words (path, class, split, patient, group, source, view, `<kind>_mask`) to the list's columns, by name or by place,
-    beside which columns of the usual names are taken for the words that it leaves out; None: told from the header. A
-    list without a class that has a column a finding (1, 0, -1 or blank) has as the class what an image has, `|` between
-    several. `images` is the folder of the images (default: the list's own), searched by file name where a path is not
-    found as it stands. Raises UserError where rows, columns or all images are missing.
+    `columns`: the name of a published list (a key of PUBLISHED), or a mapping from our words to columns by name or
+    index. Our words are path, class, split, patient, group, source, view and `<kind>_mask`; those left out take the
+    columns with usual names. None: chosen by the header. If the list has one column for
+    each finding (1, 0, -1 or blank) and no class, the class is the findings present, joined by `|`. `images`: the
+    folder of the images (default: the list's), searched by file name if a path does not exist. Raises UserError if
+    rows, columns or all images are missing.
     """
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
         return None
     table = read_table(file)
     if table.empty:
-        named = f"no rows below its header ({', '.join(map(str, table.columns))})"
-        raise UserError(f"{file}: the list has {named if len(table.columns) else 'no columns and no rows'}")
-    ours = columns is None and set(NEEDED) <= set(map(str, table.columns))
-    if ours and images is None:
+        header = f"no rows below its header ({', '.join(map(str, table.columns))})"
+        raise UserError(f"{file}: the list has {header if len(table.columns) else 'no columns and no rows'}")
+    is_manifest = columns is None and set(NEEDED) <= set(map(str, table.columns))
+    if is_manifest and images is None:
         return from_table(table, file)
     mapping = dict(_mapping(table, file, columns))
-    _refuse_alike(table, file, mapping, {ours: ours for ours in mapping} if ours else columns)
-    if ours:
+    _check_ambiguous(table, file, mapping, {word: word for word in mapping} if is_manifest else columns)
+    if is_manifest:
         mapping["sample_id"] = "sample_id"
     chosen = {ours: table[theirs].tolist() for ours, theirs in mapping.items()}
     notes: list[str] = []
     if "class" not in mapping:
-        names = multilabel_columns.findings(table, mapping.values())
+        names = multilabel_columns.list_finding_columns(table, mapping.values())
         for name in names:
-            check_distinct_columns(table, file, called_like(table, name, exactly=False))
-        chosen["class"] = multilabel_columns.classes(table, names)
-        notes.append(f"the class of each image of {file.name} is what its columns say: {', '.join(names)}")
-        if "patient" not in mapping and (patients := multilabel_columns.patients(chosen["path"])):
+            check_distinct_columns(table, file, find_columns_like(table, name, exactly=False))
+        chosen["class"] = multilabel_columns.build_classes(table, names)
+        notes.append(f"the classes of {file.name} come from its columns {', '.join(names)}")
+        if "patient" not in mapping and (patients := multilabel_columns.extract_patients(chosen["path"])):
             chosen["patient"] = patients
-            notes.append(f"patients of {file.name} are told from the folders in its paths, such as {patients[0]}")
-    # A finding's column that was named as the class still says what is known of that finding.
-    kept = {k: v for k, v in mapping.items() if k != "class" or not isinstance(columns, Mapping)}
-    chosen |= {name: table[name].tolist() for name in extra_columns(table, [*kept, *kept.values()])}
+            notes.append(f"the patients of {file.name} come from the folders in its paths, such as {patients[0]}")
+    # A finding's column that is named as the class also stays a column of that finding.
+    used = {k: v for k, v in mapping.items() if k != "class" or not isinstance(columns, Mapping)}
+    chosen |= {name: table[name].tolist() for name in extra_columns(table, [*used, *used.values()])}
     base = Path(images).expanduser().absolute() if images else file.parent
     if not base.is_dir():
-        raise UserError(f"{images}: no such folder of images")
+        raise UserError(f"{images}: no such folder of images. Check --images")
     records = _records(chosen, file, base, notes, row_number(table, file, 0))
     manifest = from_records(records, base, "list", notes, file)
     manifest.split_column = str(mapping["split"]) if "split" in mapping else None
     return manifest
 
 
-def _refuse_alike(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
-    """UserError where a column that is read has another called like it, and nobody named which of the two is meant."""
+def _check_ambiguous(table: "pd.DataFrame", file: Path, mapping: Columns, named: str | Columns | None) -> None:
+    """Raise UserError if a column that is read has another with a similar name, and the user named neither."""
     named = named if isinstance(named, Mapping) else {}
-    there = list(table.columns)
-    for ours, column in mapping.items():
-        if not isinstance(column, str) or (ours in named and str(named[ours]) != column):  # by its place
+    for word, column in mapping.items():
+        if not isinstance(column, str) or (word in named and str(named[word]) != column):  # named by its index
             continue
-        taken = [theirs for word, theirs in mapping.items() if word != ours]
-        alike = called_like(table, column, exactly=ours in named)
-        check_distinct_columns(table, file, [place for place in alike if there[place] not in taken], ours)
+        used = [other for key, other in mapping.items() if key != word]
+        similar = find_columns_like(table, column, exactly=word in named)
+        check_distinct_columns(table, file, [i for i in similar if table.columns[i] not in used], word)
 
 
 def _mapping(table: "pd.DataFrame", file: Path, columns: str | Columns | None) -> dict[str, str | int]:
-    """Map our words to the table's columns, all of which it has; words that are not named to the usual columns."""
-    there = list(table.columns)
-    named = columns if isinstance(columns, Mapping) else _published(there, columns)
-    for ours in named:
-        if ours not in _WORDS and not ours.endswith(MASK_SUFFIX):
-            raise unknown("column", ours, [*sorted(_WORDS), "<kind>_mask"])
-    found = {ours: column for ours, theirs in named.items() if (column := _place(theirs, there)) is not None}
-    lowered = {name.strip().lower(): name for name in reversed(there) if isinstance(name, str)} | {c: c for c in there}
-    usual = {ours: next((lowered[n] for n in names if n in lowered), None) for ours, names in USUAL.items()}
-    others = {o: c for o, c in usual.items() if c is not None and o not in named and c not in found.values()}
-    mapping = {**others, **found}
-    missing = [str(theirs) for ours, theirs in named.items() if ours not in mapping]
+    """Map our words to columns of the table; words that are not named, to columns with usual names."""
+    available = list(table.columns)
+    named = columns if isinstance(columns, Mapping) else _published_columns(available, columns)
+    for word in named:
+        if word not in _WORDS and not word.endswith(MASK_SUFFIX):
+            raise unknown("column", word, [*sorted(_WORDS), "<kind>_mask"])
+    resolved = {word: name for word, column in named.items() if (name := _column_name(column, available)) is not None}
+    lowered = {name.strip().lower(): name for name in reversed(available) if isinstance(name, str)}
+    lowered |= {name: name for name in available}
+    usual = {word: next((lowered[n] for n in names if n in lowered), None) for word, names in USUAL.items()}
+    others = {w: c for w, c in usual.items() if c is not None and w not in named and c not in resolved.values()}
+    mapping = {**others, **resolved}
+    missing = [str(column) for word, column in named.items() if word not in mapping]
     missing += [] if "path" in named or "path" in mapping else ["path"]
-    known = "class" in named or "class" in mapping or multilabel_columns.findings(table, mapping.values())
-    missing += [] if known else ["class"]
+    if not ("class" in named or "class" in mapping or multilabel_columns.list_finding_columns(table, mapping.values())):
+        missing.append("class")
+    listed = ", ".join(map(str, available))
     if missing and columns is None:
         raise UserError(
-            f"{file}: which columns hold the image and its class? found {', '.join(map(str, there))}; "
-            "give a column mapping, such as path: 'Image Index', class: 'Finding Labels' (--column path='Image Index' "
-            "...), or columns of 1 and 0 that are called by their findings"
+            f"{file}: no columns for the image and its class among {listed}. Name them, as in "
+            "--column path='Image Index' --column class='Finding Labels', or give columns of 1 and 0 with the names of "
+            "their findings"
         )
     if missing:
-        raise NoColumns(f"{file}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str, there))}")
+        raise NoColumns(f"{file}: no column {', '.join(map(repr, missing))} among {listed}. Correct the name")
     return mapping
 
 
-def _published(there: Sequence[Any], name: str | None) -> Columns:
-    """Return the columns of the published list of that name, or of the one that these columns are of; else none."""
+def _published_columns(available: Sequence[Any], name: str | None) -> Columns:
+    """Return the columns of a published list by name, else of the one with these columns; {} for any other list."""
     for other, columns in PUBLISHED.items():
         needed = [columns["path"], columns["class" if "class" in columns else "view"]]
-        headed = isinstance(columns["path"], str) or 3 <= len(there) <= 4
-        if other == name or (name is None and headed and all(column in there for column in needed)):
-            return {k: v for k, v in columns.items() if k not in _OPTIONAL or _place(v, there) is not None}
+        has_header = isinstance(columns["path"], str) or 3 <= len(available) <= 4
+        if other == name or (name is None and has_header and all(column in available for column in needed)):
+            return {k: v for k, v in columns.items() if k not in _OPTIONAL or _column_name(v, available) is not None}
     return {}
 
 
-def _place(column: str | int, there: Sequence[Any]) -> str | int | None:
-    """Return the table's own name of a column given by name or place; None if it has none such."""
-    if column in there:
-        return column
-    if isinstance(column, int):
-        by_place: str | int | None = there[column] if 0 <= column < len(there) else None
-        return str(column) if str(column) in there else by_place
-    return None
+def _column_name(column: str | int, available: Sequence[Any]) -> str | int | None:
+    """Return the table's name of a column given by name or index; None if the table lacks it."""
+    if column in available or not isinstance(column, int):
+        return column if column in available else None
+    if str(column) in available:
+        return str(column)
+    return available[column] if 0 <= column < len(available) else None
 
 
 def _records(chosen: dict[str, list[Any]], file: Path, base: Path, notes: list[str], first_row: int) -> list[Record]:
-    """One record an image that is there; the same image and class on several rows is one."""
+    """Return one record for each existing image; rows that repeat an image must agree."""
     finder = _Finder(base, file)
-    split_of = _splits_of(file)
+    find_split = _split_finder(file)
     records: dict[str, Record] = {}
-    given: dict[str, str] = {}  # path -> how the list spelt it
-    absent: list[str] = []
-    masks: list[str] = []  # that are not there
-    divided = False
-    undivided: dict[str, int] = {}  # path -> the row that says no split
+    spellings: dict[str, str] = {}  # path -> the list's spelling
+    missing: list[str] = []
+    missing_masks: list[str] = []
+    has_splits = False
+    unsplit: dict[str, int] = {}  # path -> number of the row without a split
     for number, row in _rows(chosen, file, notes, first_row):
-        said_split = row.get("split") or split_of(row["path"])
-        divided = divided or said_split is not None
-        split = said_split or NO_SPLIT
+        row_split = row.get("split") or find_split(row["path"])
+        has_splits = has_splits or row_split is not None
+        split = row_split or NO_SPLIT
         split = split_name(split) or split
         path = finder.find(row["path"], split)
         if path is None:
-            absent.append(row["path"])
+            missing.append(row["path"])
             continue
-        if said_split is None:
-            undivided.setdefault(path, number)
-        record = row | {
-            "path": path,
-            "split": split,
-            "sample_id": row.get("sample_id") or f"{split}/{finder.listed(row['path'], path)}",
-        }
-        masks += _find_masks(record, row, finder)
-        _refuse_contradiction(records.setdefault(path, record), record, file, given.setdefault(path, row["path"]), row)
+        if row_split is None:
+            unsplit.setdefault(path, number)
+        sample_id = row.get("sample_id") or f"{split}/{finder.spell(row['path'], path)}"
+        record = row | {"path": path, "split": split, "sample_id": sample_id}
+        missing_masks += _find_masks(record, row, finder)
+        _check_repeated(records.setdefault(path, record), record, file, spellings.setdefault(path, row["path"]), row)
     if not records:
-        some = f"{absent[0]} is not in {base}; give the folder of the images (--images)" if absent else "no row"
-        raise UserError(f"{file}: none of its images was found: {some}")
-    if undivided and divided:
-        notes.append(
-            f"{len(undivided)} rows of {file.name} have no split where others have one, and are in a split "
-            f"'{NO_SPLIT}' of their own, which is not trained on; the first is row {min(undivided.values())}"
-        )
-    if absent:
-        notes.append(f"{len(absent)} images of the list are not there and were left out, such as {absent[0]}")
-    if masks:
-        notes.append(f"{len(masks)} masks of the list are not there: their images count as without, such as {masks[0]}")
+        why = f"{missing[0]} is not in {base}. Name the folder of the images (--images)" if missing else "no row"
+        raise UserError(f"{file}: none of its images exists: {why}")
+    if unsplit and has_splits:
+        notes.append(format_unsplit(f"{len(unsplit)} rows", file.name, f"row {min(unsplit.values())}"))
+    if missing:
+        notes.append(f"{len(missing)} images of the list do not exist and are left out, such as {missing[0]}")
+    if missing_masks:
+        count, first = len(missing_masks), missing_masks[0]
+        notes.append(f"{count} masks of the list do not exist: their images count as without, such as {first}")
     return list(records.values())
 
 
-def _splits_of(file: Path) -> Callable[[str], str | None]:
-    """Find the split of a path whose row has none: by NIH's lists beside a list, or by the list's own name."""
+def _split_finder(file: Path) -> Callable[[str], str | None]:
+    """Return a function path -> split for rows without one, by NIH's lists in the folder or by the list's name."""
     words = file.stem.lower().replace("-", "_").split("_")
     from_name = next((s for word in words if (s := split_name(word))), None)
     lists = {split: file.parent / name for name, split in _NIH_SPLITS.items() if (file.parent / name).is_file()}
@@ -205,95 +201,89 @@ def _splits_of(file: Path) -> Callable[[str], str | None]:
 
 
 def _find_masks(record: Record, row: Record, finder: "_Finder") -> list[str]:
-    """Put the paths of a row's masks into its record; those that are not there are given back."""
-    lost = []
+    """Put the paths of a row's masks into its record; return the names of missing masks."""
+    missing = []
     for column in [c for c in row if c.endswith(MASK_SUFFIX) and row[c]]:
-        there = finder.find(str(row[column]), record["split"])
-        # The image itself, of the same name, is no mask of it.
-        record[column] = None if there == record["path"] else there
-        lost += [] if record[column] else [str(row[column])]
-    return lost
+        path = finder.find(str(row[column]), record["split"])
+        # An image is no mask of itself.
+        record[column] = None if path == record["path"] else path
+        missing += [] if record[column] else [str(row[column])]
+    return missing
 
 
-def _refuse_contradiction(before: Record, record: Record, file: Path, spelt: str, row: Record) -> None:
-    """UserError where an image that is listed again has another class, split, patient or group there."""
-    for word in [word for word in _SAID_ONCE if before.get(word) != record.get(word)]:
+def _check_repeated(before: Record, record: Record, file: Path, spelling: str, row: Record) -> None:
+    """Raise UserError if an image is listed with two classes, splits, patients or groups."""
+    for word in [word for word in _SINGLE_VALUED if before.get(word) != record.get(word)]:
         how = "as" if word == "class" else f"with {word}"
-        said, again = (f"{how} '{one.get(word) or ''}'" for one in (before, record))
-        same = "" if spelt == row["path"] else f", the same image as {spelt},"
-        raise UserError(f"{file}: {row['path']}{same} is listed {said} and {again}")
+        first, second = (f"{how} '{one.get(word) or ''}'" for one in (before, record))
+        same = "" if spelling == row["path"] else f", the same image as {spelling},"
+        raise UserError(f"{file}: {row['path']}{same} is listed {first} and {second}")
 
 
 def _rows(chosen: dict[str, list[Any]], file: Path, notes: list[str], first_row: int) -> Iterator[tuple[int, Record]]:
-    """The rows that have an image and a class, each with its number in the file; at the end a note of the others."""
+    """Yield the rows with an image and a class, with their numbers in the file; note the others."""
     incomplete = []
     for number, values in enumerate(zip(*chosen.values(), strict=True), first_row):
         row = {k: None if v is None or v != v else str(v).strip() or None for k, v in zip(chosen, values, strict=True)}
-        row |= {k: None for k in MAY_BE_UNKNOWN if (said := row.get(k)) is not None and says_nothing(said)}
+        row |= {k: None for k in MAY_BE_UNKNOWN if (value := row.get(k)) is not None and is_blank(value)}
         if row["path"] and row["class"]:
             yield number, row
         else:
             incomplete.append(number)
     if incomplete:
         notes.append(
-            f"{len(incomplete)} rows of {file.name} have no image or no class and were left out; "
+            f"{len(incomplete)} rows of {file.name} have no image or no class and are left out; "
             f"the first is row {incomplete[0]}"
         )
 
 
 class _Finder:
-    """Finds a listed image in a folder: by the path as it stands, else by its file name anywhere below."""
+    """Finds a listed image in a folder: by its path, else by its file name in any subfolder."""
 
     def __init__(self, base: Path, file: Path) -> None:
         self.base, self.file = base, file
         self.names: dict[str, list[str]] | None = None
 
-    def find(self, given: str, split: str) -> str | None:
-        """The path relative to the folder; None where there is no such file. Raises UserError where several are."""
-        given = self._plain(given.replace("\\", "/"))
-        if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given):
-            return given
-        if os.path.isabs(given) and os.path.isfile(given):
-            return Path(os.path.relpath(given, self.base)).as_posix()
+    def find(self, path: str, split: str) -> str | None:
+        """Return the path relative to the folder; None if no file matches. Raises UserError if several do."""
+        path = self._normalise(path.replace("\\", "/"))
+        if os.path.isfile(f"{self.base}/{path}") and not os.path.isabs(path):
+            return path
+        if os.path.isabs(path) and os.path.isfile(path):
+            return Path(os.path.relpath(path, self.base)).as_posix()
         if self.names is None:
             self.names = self._index()
-        found = self.names.get(os.path.basename(given), [])
-        folder = os.path.dirname(given)
-        if folder and not os.path.isabs(given) and os.path.isdir(f"{self.base}/{folder}"):
-            found = [f for f in found if f.startswith(folder + "/")]  # elsewhere are others, as masks beside images
-        ending = self._as_deep(given, found)
-        inside = [f for f in ending if split.lower() in f.lower().split("/")[:-1]] or ending
-        if len(inside) > 1:
-            where = ", ".join(inside[:3])
-            raise UserError(f"{self.file}: {given} is in several folders ({where}): the list must say which")
-        return inside[0] if inside else None
+        matches = self.names.get(os.path.basename(path), [])
+        folder = os.path.dirname(path)
+        if folder and not os.path.isabs(path) and os.path.isdir(f"{self.base}/{folder}"):
+            matches = [f for f in matches if f.startswith(folder + "/")]  # not masks with the name of an image
+        matches = self._longest_tail(path, matches)
+        matches = [f for f in matches if split.lower() in f.lower().split("/")[:-1]] or matches
+        if len(matches) > 1:
+            folders = ", ".join(matches[:3])
+            raise UserError(f"{self.file}: {path} is in several folders ({folders}). Add the folder to the list")
+        return matches[0] if matches else None
 
-    def listed(self, given: str, found: str) -> str:
-        """How an image that was found is called: as the list spells it, where it stands there; so it ever was."""
-        given = given.replace("\\", "/")
-        return given if os.path.isfile(f"{self.base}/{given}") and not os.path.isabs(given) else found
+    def spell(self, path: str, relative: str) -> str:
+        """Return the list's spelling of an image if it is a relative path that exists, else its relative path."""
+        path = path.replace("\\", "/")
+        return path if os.path.isfile(f"{self.base}/{path}") and not os.path.isabs(path) else relative
 
-    def _plain(self, given: str) -> str:
-        """A path without `./`, `//` and `x/../`, so that each spelling of a file is one image.
+    def _normalise(self, path: str) -> str:
+        """Remove `./`, `//` and `x/../`, unless that leads to another file because `x` is a link."""
+        plain = posixpath.normpath(path)
+        exact = plain == path or not os.path.isfile(os.path.join(self.base, path))
+        same = exact or ((self.base / plain).is_file() and (self.base / path).samefile(self.base / plain))
+        return plain if same else path
 
-        As it stands where that is another file, as it is where `x` is a link to a folder elsewhere.
-        """
-        plain = posixpath.normpath(given)
-        stands = plain == given or not os.path.isfile(os.path.join(self.base, given))
-        same = stands or ((self.base / plain).is_file() and (self.base / given).samefile(self.base / plain))
-        return plain if same else given
-
-    def _as_deep(self, given: str, found: list[str]) -> list[str]:
-        """Of files of the same name those that share most folders with the path as given, from the name on upwards.
-
-        A list may name the folder that it lies in itself, as CheXpert's does.
-        """
-        parts = given.split("/")
+    def _longest_tail(self, path: str, matches: list[str]) -> list[str]:
+        """Return the matches that share most folders with a path: a list may name the folder that it is in."""
+        parts = path.split("/")
         for first in range(len(parts) - 1):
             tail = "/".join(parts[first:])
-            if ending := [f for f in found if f == tail or f.endswith("/" + tail)]:
+            if ending := [f for f in matches if f == tail or f.endswith("/" + tail)]:
                 return ending
-        return found
+        return matches
 
     def _index(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
@@ -308,19 +298,15 @@ class _Finder:
         return names
 
 
-def published_lists(folder: Path) -> list[Path]:
-    """COVIDx's own lists (`train_COVIDx9A.txt`, `test_...`) in a folder; none where it has several of one split."""
+def read_covidx(folder: Path) -> Manifest | None:
+    """Read COVIDx as published: a list of each split (`train_COVIDx9A.txt`) in a folder with `train/` and `test/`.
+
+    None for any other folder, or several lists of one split.
+    """
     files = sorted(f for f in folder.glob("*_COVIDx*.txt") if split_name(f.name.split("_")[0]))
     counts = Counter(f.name.split("_")[0].lower() for f in files)
-    return files if files and max(counts.values()) == 1 else []
-
-
-def read_covidx(folder: Path) -> Manifest | None:
-    """COVIDx as published: its lists of each split in one folder, with `train/` and `test/` beside them."""
-    if not folder.is_dir():
+    if not files or max(counts.values()) > 1:
         return None
-    manifests = [m for f in published_lists(folder) if (m := read_list(f, columns="covidx")) is not None]
-    if not manifests:
-        return None
+    manifests = [m for f in files if (m := read_list(f, columns="covidx")) is not None]
     rows: list[Any] = [row for m in manifests for row in m.table.to_dict("records")]
     return from_records(rows, folder, "covidx", [n for m in manifests for n in m.notes])

@@ -1,4 +1,4 @@
-"""Folders and files of a data set, listed in one order; masks beside their images; what cannot be listed is noted."""
+"""List folders, image files and masks of a data set in order, and record what cannot be listed."""
 
 import os
 from collections.abc import Iterator
@@ -8,72 +8,68 @@ from pathlib import Path
 from typing import Any
 
 from trustcxr.data.images import generated
-from trustcxr.data.images.dicom_files import ANSWER, ANSWER_ENDINGS, is_answer
+from trustcxr.data.images.dicom_files import RESULT_ENDINGS, RESULT_REASON, is_own_result
 from trustcxr.data.images.read import SUFFIXES, is_dicom
 from trustcxr.storage.os_errors import escaped
 
-Record = dict[str, Any]  # a sample, by the names of the manifest's columns: text, and None where there is none
-_PASSED_OVER: ContextVar[dict[str, str] | None] = ContextVar("passed over while a data set is read", default=None)
+Record = dict[str, Any]  # a sample: column of the manifest -> text or None
+_SKIPPED: ContextVar[dict[str, str] | None] = ContextVar("skipped files and folders", default=None)
 
 
 @contextmanager
-def noting() -> Iterator[dict[str, str]]:
-    """While it lasts, what cannot be listed is passed over and kept here: its escaped path, and why."""
-    found: dict[str, str] = {}
-    token = _PASSED_OVER.set(found)
+def record_skipped() -> Iterator[dict[str, str]]:
+    """Record what cannot be listed inside the block: escaped path -> reason."""
+    skipped: dict[str, str] = {}
+    token = _SKIPPED.set(skipped)
     try:
-        yield found
+        yield skipped
     finally:
-        _PASSED_OVER.reset(token)
+        _SKIPPED.reset(token)
 
 
-def _pass_over(path: str, why: str) -> None:
-    found = _PASSED_OVER.get()
-    if found is not None:
-        found[escaped(path)] = why
+def _skip(path: str, reason: str) -> None:
+    skipped = _SKIPPED.get()
+    if skipped is not None:
+        skipped[escaped(path)] = reason
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, where it can be looked into and the name is text."""
+    """List the visible entries of a folder with names in UTF-8; record the others."""
     try:
-        with os.scandir(folder) as found:
-            entries = [e for e in found if e.name[0] != "."]
+        with os.scandir(folder) as listed:
+            entries = [e for e in listed if e.name[0] != "."]
     except OSError as fault:
-        _pass_over(f"{folder}", f"cannot be looked into: {(fault.strerror or str(fault)).lower()}")
+        _skip(f"{folder}", f"cannot be opened: {(fault.strerror or str(fault)).lower()}")
         return []
     for entry in entries:
         if not _is_text(entry.name):
-            _pass_over(entry.path, "its name is not UTF-8")
+            _skip(entry.path, "its name is not UTF-8")
     return [e for e in entries if _is_text(e.name)]
 
 
 def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return name.isascii() or name.encode("utf-8", "ignore").decode() == name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as fault:  # a link to itself
-        _pass_over(entry.path, (fault.strerror or str(fault)).lower())
+        _skip(entry.path, (fault.strerror or str(fault)).lower())
         return False
 
 
-def _folders(folder: str | Path) -> list[str]:
+def list_folders(folder: str | Path) -> list[str]:
+    """List the subfolders of a folder."""
     return sorted(e.name for e in _entries(folder) if _is_folder(e))
 
 
-def _files(folder: str | Path) -> list[str]:
-    """The image files in a folder, told by their names, and DICOM files without such a name, told by their content.
+def list_files(folder: str | Path) -> list[str]:
+    """List the image files in a folder by their suffix, and DICOM files without a known suffix by their content.
 
-    Beside images only what has no ending, or numbers for one, is looked into: so DICOM files are often called. A
-    DICOMDIR lists images, and is none.
+    If the folder has images, only files with a numeric suffix or none are opened.
     """
-    names = [e.name for e in _entries(folder) if e.name.upper() != "DICOMDIR" and not _answer(e)]
+    names = [e.name for e in _entries(folder) if e.name.upper() != "DICOMDIR" and not _is_own_result(e)]
     images = [n for n in names if _ending(n) in SUFFIXES]
     others = [n for n in names if _ending(n) not in SUFFIXES and (not images or _ending(n).strip(".0123456789") == "")]
     return sorted([*images, *(n for n in others if is_dicom(f"{folder}/{n}"))])
@@ -83,24 +79,25 @@ def _ending(name: str) -> str:
     return name[name.rfind(".") :].lower() if "." in name else ""
 
 
-def _answer(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is what `predict` wrote beside an image."""
-    if entry.name.endswith(generated.ENDING) and generated.is_ours(Path(entry.path)):
-        _pass_over(entry.path, generated.SAID)
+def _is_own_result(entry: os.DirEntry[str]) -> bool:
+    """Tell whether `predict` wrote a file, and record it."""
+    if entry.name.endswith(generated.ENDING) and generated.is_heatmap(Path(entry.path)):
+        _skip(entry.path, generated.HEATMAP_REASON)
         return True
-    if entry.name.endswith(ANSWER_ENDINGS) and is_answer(entry.path):
-        _pass_over(entry.path, ANSWER)
+    if entry.name.endswith(RESULT_ENDINGS) and is_own_result(entry.path):
+        _skip(entry.path, RESULT_REASON)
         return True
     return False
 
 
-class _Masks:
-    """The mask files of a folder, found by an image's file name, else by its name without the suffix."""
+class Masks:
+    """The mask files of a folder, by an image's file name, else by its stem."""
 
     def __init__(self, folder: str, relative: str) -> None:
-        names = _files(folder)
+        names = list_files(folder)
         self.paths = {n: f"{relative}/{n}" for n in names}
         self.stems = {os.path.splitext(n)[0]: f"{relative}/{n}" for n in names}
 
     def get(self, name: str) -> str | None:
+        """Return the path of an image's mask, or None."""
         return self.paths.get(name) or self.stems.get(os.path.splitext(name)[0])

@@ -1,4 +1,4 @@
-"""Lists with a column a finding and none for the class, as CheXpert publishes: 1, 0, -1 where uncertain, or blank."""
+"""Build classes from one column for each finding, as CheXpert publishes: 1, 0, -1 (uncertain) or blank."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 NO_FINDING = "No Finding"
 UNCERTAIN = "Uncertain"
 _PRESENT, _ABSENT, _UNCERTAIN, _BLANK = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0"), ("", "nan", "none")
-# As CheXpert, MIMIC-CXR, NIH ChestX-ray14, PadChest, VinDr-CXR and torchxrayvision name findings, without spaces.
+# Names of CheXpert, MIMIC-CXR, NIH ChestX-ray14, PadChest, VinDr-CXR and torchxrayvision, without spaces.
 _FINDINGS = {
     "airspaceopacity", "aorticenlargement", "atelectasis", "bronchiectasis", "bronchitis", "calcification",
     "cardiomegaly", "clavicularfracture", "consolidation", "copdsigns", "covid", "covid19", "edema", "effusion",
@@ -27,36 +27,35 @@ _FINDINGS = {
 _PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
 
 
-def findings(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
-    """The columns, but those that are taken, that say of a known finding whether it is there, in their order.
+def list_finding_columns(table: "pd.DataFrame", taken: Iterable[Any]) -> list[str]:
+    """List the columns, other than `taken`, that label a known finding, in their order.
 
-    Other columns of 1 and 0 may be of anything, such as who smokes, and make no class; a model's own findings are read
-    from them all the same.
+    Other columns of 1 and 0, such as smoking, make no class.
     """
     named = [c for c in extra_columns(table, [*OPTIONAL, *taken]) if _plain(c) in _FINDINGS]
-    return [c for c in named if _says_whether(set(map(_word, table[c])))]
+    return [c for c in named if _is_label(set(map(_word, table[c])))]
 
 
-def classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
-    """What each image has, `|` between several; else `No Finding`, or `Uncertain` where that is not said.
+def build_classes(table: "pd.DataFrame", names: Iterable[str]) -> list[str]:
+    """Return the class of each image: its findings joined by `|`, else `No Finding` or `Uncertain`.
 
-    It is said by the column of that name, or, without one, by every finding's that is not uncertain.
+    `No Finding` needs a 1 in the column of that name; without that column, no uncertain finding.
     """
     names = list(names)
-    found, healthy = [], [name for name in names if _plain(name) == _plain(NO_FINDING)]
+    classes, healthy = [], [name for name in names if _plain(name) == _plain(NO_FINDING)]
     for values in zip(*([_word(value) for value in table[name]] for name in names), strict=True):
-        told = dict(zip(names, values, strict=True))
-        there = [name for name in names if told[name] in _PRESENT and name not in healthy]
-        sure = told[healthy[0]] in _PRESENT if healthy else not any(value in _UNCERTAIN for value in values)
-        found.append("|".join(there) or (NO_FINDING if sure else UNCERTAIN))
-    return found
+        labels = dict(zip(names, values, strict=True))
+        present = [name for name in names if labels[name] in _PRESENT and name not in healthy]
+        sure = labels[healthy[0]] in _PRESENT if healthy else not any(value in _UNCERTAIN for value in values)
+        classes.append("|".join(present) or (NO_FINDING if sure else UNCERTAIN))
+    return classes
 
 
-def patients(paths: Iterable[Any]) -> list[str] | None:
-    """The patient of each image by the folder `patient...` that it lies in; None where not every image lies in one."""
+def extract_patients(paths: Iterable[Any]) -> list[str] | None:
+    """Return the folder `patient...` of each path; None unless every path has one."""
     matches = [_PATIENT.search(str(path).replace("\\", "/")) for path in paths]
-    found = [match.group(1) for match in matches if match is not None]
-    return found if found and len(found) == len(matches) else None
+    patients = [match.group(1) for match in matches if match is not None]
+    return patients if patients and len(patients) == len(matches) else None
 
 
 def _plain(name: str) -> str:
@@ -67,6 +66,5 @@ def _word(value: Any) -> str:
     return str(value).strip().lower()
 
 
-def _says_whether(words: set[str]) -> bool:
-    known = words & {*_PRESENT, *_ABSENT}
-    return bool(known) and words <= {*_PRESENT, *_ABSENT, *_UNCERTAIN, *_BLANK}
+def _is_label(words: set[str]) -> bool:
+    return not words.isdisjoint({*_PRESENT, *_ABSENT}) and words <= {*_PRESENT, *_ABSENT, *_UNCERTAIN, *_BLANK}

@@ -1,4 +1,4 @@
-"""Synthetic chest X-rays with known lesions and exact masks.
+"""Generate synthetic chest X-rays with known lesions and exact masks.
 
 The names below are loaded on first use.
 """

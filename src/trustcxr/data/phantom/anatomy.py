@@ -1,8 +1,8 @@
-"""The thorax behind a synthetic X-ray: where its parts are, and how much of the beam each one stops.
+"""Model the thorax of a synthetic X-ray: positions of its parts, and attenuation of each.
 
-Lengths are in patient units: the image is about 2 wide and 2 high, (0, 0) is its middle, u grows to the image's right
-(the patient's left), v grows downwards. Attenuation is in units of the image's range before exposure: air 0, lung 0.3,
-heart 0.75. Everything here is a sum of line integrals, as in a radiograph, so ribs show through lung and heart.
+Lengths are in patient units: the image is about 2 x 2 with centre (0, 0), u grows to the image's right (the patient's
+left), v downwards. Attenuation is relative to the image's range before exposure: air 0, lung 0.3, heart 0.75. It is a
+sum of line integrals, as in a radiograph, so ribs show through lung and heart.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-_SPAN, _STEPS = 2.0, 512  # curves are tables over [-2, 2] with this many entries a unit
-_TREE_SCALE = 110  # pixels a patient unit in a vessel tree
+_SPAN, _STEPS = 2.0, 512  # curves are tables over [-2, 2], with this many entries for each unit
+_TREE_SCALE = 110  # pixels of a vessel tree for each patient unit
 _TREES = 24
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient and how they stood before the detector. Angles in degrees, lengths in patient units."""
+    """A patient in front of the detector. Angles in degrees, lengths in patient units."""
 
     width: float
     height: float
@@ -56,13 +56,13 @@ class Patient:
 
 
 def draw_patient(random: np.random.Generator) -> Patient:
-    """A patient at random: size, rotation, inspiration, heart, bones, soft tissue."""
+    """Draw a patient at random: size, rotation, inspiration, heart, bones, soft tissue."""
     r = random.random(32)
 
     def between(index: int, low: float, high: float) -> float:
         return float(low + (high - low) * r[index])
 
-    bedside = r[0] < 0.35  # an AP image taken in bed: larger heart, shallower breath, less straight
+    bedside = r[0] < 0.35  # an AP image in bed: larger heart, shallower breath, more rotation
     dome = between(1, 0.24, 0.46) if bedside else between(1, 0.34, 0.60)
     return Patient(
         width=between(2, 0.86, 1.2),
@@ -101,20 +101,20 @@ def draw_patient(random: np.random.Generator) -> Patient:
 
 @dataclass(frozen=True)
 class Thorax:
-    """A patient laid out on an image of (H, W) pixels. Every array is (H, W) float32."""
+    """A patient on an image of (H, W) pixels. Every array is (H, W) float32."""
 
     u: Array  # patient's coordinate to the image's right
     v: Array  # patient's coordinate downwards
     inside: Array  # 0 outside the lungs, rising to 1 well inside them
     lung: NDArray[np.bool_]
-    vessels: Array  # 0..1: bronchi and vessels as they branch from the hila
+    vessels: Array  # 0..1: bronchi and vessels branching from the hila
     attenuation: Array  # without any lesion
     borders: "Borders"
 
 
 @lru_cache(maxsize=32)
 def enlarger(size: int, coarse: int) -> Array:
-    """(size, coarse) weights of linear interpolation between the centres of coarse cells."""
+    """Return weights (size, coarse) of linear interpolation between the centres of coarse cells."""
     position = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1)
     low = np.minimum(position.astype(int), coarse - 2)
     weights = np.zeros((size, coarse), np.float32)
@@ -124,7 +124,7 @@ def enlarger(size: int, coarse: int) -> Array:
 
 
 def enlarge(grid: Array, size: int) -> Array:
-    """A coarse grid (h, w) as (size, size), linear between the centres of its cells."""
+    """Enlarge a coarse grid (h, w) to (size, size), linear between the centres of its cells."""
     return np.asarray(enlarger(size, grid.shape[0]) @ grid @ enlarger(size, grid.shape[1]).T, np.float32)
 
 
@@ -135,7 +135,7 @@ def _image_grid(size: int) -> tuple[Array, Array]:
 
 
 def coordinates(patient: Patient, size: int) -> tuple[Array, Array]:
-    """The patient's (u, v) at each pixel of an image of size x size."""
+    """Return the patient's (u, v) at each pixel of an image of size x size."""
     x, y = _image_grid(size)
     angle = np.deg2rad(patient.rotation)
     c, s = float(np.cos(angle)), float(np.sin(angle))
@@ -158,7 +158,7 @@ def _look(table: NDArray[np.float64], index: NDArray[np.intp]) -> Array:
 
 
 def _ramp(distance: Array, width: float) -> Array:
-    """0 at and below zero, 1 from `width` on, without a corner at the top."""
+    """Return 0 up to zero, 1 from `width` on, smooth at the top."""
     t = distance * np.float32(1 / width)
     np.maximum(t, 0, out=t)
     np.minimum(t, 1, out=t)
@@ -172,20 +172,20 @@ def _bump(values: NDArray[np.float64], middle: float, width: float) -> NDArray[n
 
 @dataclass(frozen=True)
 class Borders:
-    """Distance of the lungs' borders from the midline, as tables over v."""
+    """Distances of the lungs' borders from the midline, as tables over v."""
 
     lateral: NDArray[np.float64]
     medial_right: NDArray[np.float64]
     medial_left: NDArray[np.float64]
 
     def at(self, side: int, v: float) -> tuple[float, float]:
-        """(medial, lateral) of the lung on the image's left (-1) or right (1) at height v."""
+        """Return (medial, lateral) of the lung on the image's left (-1) or right (1) at height v."""
         row = int((v + _SPAN) * _STEPS)
         return float((self.medial_left if side > 0 else self.medial_right)[row]), float(self.lateral[row])
 
 
 def lung_borders(p: Patient) -> Borders:
-    """The lungs' shape: an arch at the side, the mediastinum and the heart in the middle."""
+    """Compute the lungs' borders: an arch laterally, the mediastinum and the heart medially."""
     v = _axis()
     widest = 0.12
     q = np.clip((widest - v) / (widest - p.apex), 0, 1)
@@ -205,7 +205,7 @@ def lung_borders(p: Patient) -> Borders:
 
 
 def lay_out(p: Patient, size: int) -> Thorax:
-    """Place the patient's parts on an image and sum what they stop of the beam."""
+    """Place the patient's parts on an image and sum their attenuation."""
     u, v = coordinates(p, size)
     across, iu, iv = np.abs(u), _index(u), _index(v)
     is_left = u > 0
@@ -232,7 +232,7 @@ def lay_out(p: Patient, size: int) -> Thorax:
 
 
 def _dome(p: Patient) -> NDArray[np.float64]:
-    """Height of the diaphragm over u: two domes, deep at the costophrenic angles, shallow at the heart."""
+    """Return the diaphragm's height over u: two domes, deep at the costophrenic angles, shallow at the heart."""
     u = _axis()
     t = (np.abs(u) - 0.30) / 0.36
     shape = p.dome_curve * np.where(t > 0, np.abs(t) ** 2.6, 0.5 * t**2)
@@ -253,7 +253,7 @@ def _level() -> NDArray[np.float64]:
 def _body(
     p: Patient, v: Array, across: Array, iu: NDArray[np.intp], iv: NDArray[np.intp], lateral: NDArray[np.float64]
 ) -> tuple[Array, Array]:
-    """(how much body the beam meets, 0..1, and whether it meets the rib cage, 0..1)."""
+    """Return the thickness of the body, 0..1, and of the rib cage, 0..1."""
     axis = _axis()
     cage = np.where(axis < 0.1, np.maximum(lateral, 0.3), lateral)
     side = np.maximum(cage, p.lung_width * 0.97) + p.chest_wall + 1.4 / (1 + np.exp((axis + 0.42) * 14))
@@ -269,7 +269,7 @@ def _body(
 
 
 def _ribs(p: Patient, v: Array, across: Array, iu: NDArray[np.intp], lateral: Array, below: Array) -> Array:
-    """Posterior ribs, falling outwards, and the fainter anterior ones, falling inwards."""
+    """Return posterior ribs, falling outwards, and fainter anterior ribs, falling inwards."""
     axis = np.abs(_axis())
     outward = across / np.maximum(lateral, np.float32(0.2))
     np.minimum(outward, 1.1, out=outward)
@@ -288,7 +288,7 @@ def _ribs(p: Patient, v: Array, across: Array, iu: NDArray[np.intp], lateral: Ar
 
 @lru_cache(maxsize=4)
 def _rib_profile(share: float) -> Array:
-    """Across one rib and the space to the next: dense edges (cortex) about a lighter middle."""
+    """Return the profile of a rib and the next gap: dense edges (cortex) about a lighter middle."""
     t = (np.arange(256) / 256 - 0.5) / (share / 2)
     core = 0.62 / (1 + np.exp((np.abs(t) - 1) * 14))
     return (core + 0.45 * np.exp(-(((np.abs(t) - 0.85) / 0.17) ** 2))).astype(np.float32)
@@ -322,7 +322,7 @@ def _add_clavicles(p: Patient, attenuation: Array, u: Array, v: Array, across: A
 
 
 def _add_soft_tissue(p: Patient, attenuation: Array, u: Array, v: Array, from_dome: Array, body: Array) -> None:
-    """Breasts over the lower zones, gas in the stomach and bowel under the left dome."""
+    """Add breasts over the lower zones, and gas in the stomach and bowel under the left dome."""
     if p.breast > 0:
         rows = slice(int(len(v) * 0.35), None)
         shape = ((np.abs(u[rows]) - 0.42) / 0.36) ** 2 + ((v[rows] - p.breast_height) / 0.34) ** 2
@@ -348,7 +348,7 @@ def _vessels(p: Patient, u: Array, v: Array, across: Array, is_left: NDArray[np.
 
 @lru_cache(maxsize=1)
 def _vessel_trees() -> Array:
-    """(_TREES, H, W) branching vessels from a hilum at the left edge's middle, 0..1."""
+    """Return (_TREES, H, W) branching vessels from a hilum in the middle of the left edge, 0..1."""
     random = np.random.default_rng(20231114)
     height, width = int(1.7 * _TREE_SCALE), int(0.8 * _TREE_SCALE)
     trees = np.zeros((_TREES, height, width), np.float32)
@@ -374,12 +374,12 @@ def _vessel_trees() -> Array:
 
 
 def _stamp(tree: Array, stamps: NDArray[np.float64]) -> None:
-    """Blobs at (N, 3): row, column, thickness; where they overlap, the brightest."""
+    """Draw blobs at (N, 3) row, column, thickness; overlaps keep the maximum."""
     y, x, thick = (part[:, None, None] for part in stamps.T)
     reach = np.arange(-4, 5)
     rows, columns = y.astype(np.intp) + reach[:, None], x.astype(np.intp) + reach
     apart = (rows - y) ** 2 + (columns - x) ** 2
     blobs = np.minimum(1.0, 0.35 + 0.22 * thick) * np.exp(-apart / (0.45 * thick * thick + 0.25))
     inside = (rows >= 0) & (rows < tree.shape[0]) & (columns >= 0) & (columns < tree.shape[1])
-    places = (rows * tree.shape[1] + columns)[inside]
-    np.maximum.at(tree.reshape(-1), places, blobs[inside].astype(np.float32))
+    pixels = (rows * tree.shape[1] + columns)[inside]
+    np.maximum.at(tree.reshape(-1), pixels, blobs[inside].astype(np.float32))

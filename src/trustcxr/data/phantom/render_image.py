@@ -1,8 +1,8 @@
-"""Synthetic chest X-rays that know their lesion, their masks and every shortcut planted in them.
+"""Render synthetic chest X-rays with masks of their lungs, lesions and planted shortcuts.
 
-COVID-19: several hazy patches, both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
-Normal: neither. Exposure is drawn apart from the class, so no global grey level gives it away. Same seed and another
-class: the same patient on the same day with another disease. Not a simulation of physics, and no substitute for images.
+COVID-19: several hazy patches in both lungs, towards the edge and the bases. Non-COVID: one dense focal consolidation.
+Normal: neither. Exposure is independent of the class, so no global grey level reveals it. The same seed with another
+class gives the same patient with another disease. This is no physical simulation, and no substitute for real images.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trustcxr.data.phantom.anatomy import CLASSES, Array, draw_patient, lay_out
-from trustcxr.data.phantom.draw_lesions import cloud, lesion
+from trustcxr.data.phantom.anatomy import CLASSES, Array, Patient, Thorax, coordinates, draw_patient, enlarge, lay_out
 from trustcxr.data.phantom.shortcuts import PLANT, SHORTCUTS
 from trustcxr.errors import UserError, unknown
+
+_COARSE = 56  # lesions and scatter are drawn on this grid and enlarged
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic X-ray.
+    """A synthetic X-ray.
 
     image (H, W) uint8; lung_mask and infection_mask (H, W) uint8, 0 or 1; marks: name of a planted shortcut -> (H, W)
-    uint8, 1 where it changed the image; parameters: what was drawn to make it.
+    uint8, 1 where it changed the image; parameters: the values drawn.
     """
 
     image: NDArray[np.uint8]
@@ -37,9 +38,9 @@ class Phantom:
 def render(
     class_name: str, seed: int, size: int = 224, shortcuts: Sequence[str] = (), *, conspicuity: float = 1.0
 ) -> Phantom:
-    """One image of size x size pixels; every shortcut named is planted.
+    """Render an image of size x size pixels, with all `shortcuts`.
 
-    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is plain to see. UserError
+    `conspicuity` multiplies the density of the disease: 1 is subtle, as on real images; 2 is obvious. Raises UserError
     for an unknown class or shortcut.
     """
     if class_name not in CLASSES:
@@ -48,11 +49,11 @@ def render(
         if name not in SHORTCUTS:
             raise unknown("shortcut", name, SHORTCUTS)
     if size < 32:
-        raise UserError(f"a synthetic X-ray of {size} pixels is too small to show anything: choose 32 or more")
+        raise UserError(f"size {size}: too small for a synthetic X-ray. Choose 32 or more")
     anatomy, disease, exposure = (np.random.default_rng([seed, part]) for part in range(3))
     patient = draw_patient(anatomy)
     thorax = lay_out(patient, size)
-    density, infected = lesion(class_name, thorax, patient, disease, size)
+    density, infected = draw_lesion(class_name, thorax, patient, disease, size)
     attenuation = thorax.attenuation + np.float32(conspicuity) * density
     radiograph = _expose(attenuation, exposure, size, grain=2.5 if "scanner_noise" in shortcuts else 1.0)
     marks: dict[str, NDArray[np.uint8]] = {}
@@ -78,16 +79,16 @@ def _soften(image: Array, share: float) -> Array:
 
 @lru_cache(maxsize=4)
 def _grain(size: int) -> Array:
-    """White noise twice the image's size: each image cuts its own window, which is far cheaper than drawing it anew."""
+    """Return white noise of twice the image's size; each image takes a window, which is faster than new noise."""
     return np.random.default_rng(4).standard_normal((2 * size, 2 * size), np.float32)
 
 
 def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: float) -> Array:
-    """Attenuation -> image in about [0, 1]: scatter, characteristic curve, exposure, quantum and scanner noise."""
-    attenuation = attenuation + random.uniform(0.01, 0.04) * cloud(random, 5, size)
-    attenuation += random.uniform(0.006, 0.016) * cloud(random, max(size // 3, 8), size)
+    """Convert attenuation to an image in about [0, 1]: scatter, characteristic curve, exposure, noise."""
+    attenuation = attenuation + random.uniform(0.01, 0.04) * draw_cloud(random, 5, size)
+    attenuation += random.uniform(0.006, 0.016) * draw_cloud(random, max(size // 3, 8), size)
     attenuation = _soften(attenuation, random.uniform(0.25, 0.5))
-    # Exposure is drawn apart from the disease, and widely: a brighter image must not mean a sicker patient.
+    # Independent of the disease, and wide: a brighter image must not mean a sicker patient.
     middle, steepness = random.uniform(0.28, 0.64), random.uniform(3.0, 6.5)
     black, white = random.uniform(-0.04, 0.08), random.uniform(0.80, 1.05)
     low, high = 1 / (1 + np.exp(middle * steepness)), 1 / (1 + np.exp((middle - 1) * steepness))
@@ -97,3 +98,70 @@ def _expose(attenuation: Array, random: np.random.Generator, size: int, grain: f
     top, left = random.integers(0, size, 2)
     image += (grain * random.uniform(0.003, 0.010)) * _grain(size)[top : top + size, left : left + size]
     return image
+
+
+# Lesions --------------------------------------------------------------------------------------------------------------
+
+
+def draw_cloud(random: np.random.Generator, cells: int, size: int) -> Array:
+    """Draw smooth noise (size, size), about standard normal, with `cells` bumps across."""
+    return enlarge(random.standard_normal((cells, cells), np.float32), size)
+
+
+def draw_lesion(
+    class_name: str, thorax: Thorax, patient: Patient, random: np.random.Generator, size: int
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the added attenuation and the lesion mask (H, W) bool: at least a quarter of its full density."""
+    if class_name == "Normal":
+        return np.zeros((size, size), np.float32), np.zeros((size, size), bool)
+    u, v = coordinates(patient, _COARSE)
+    covid = class_name == "COVID-19"
+    spots = _covid_spots(patient, random) if covid else _focal_spot(patient, random)
+    extent = np.zeros((_COARSE, _COARSE), np.float32)
+    for side, along, height, radius_u, radius_v, weight in spots:
+        inner, outer = thorax.borders.at(side, height)
+        middle = side * (inner + along * (outer - inner))
+        distance = ((u - middle) / radius_u) ** 2 + ((v - height) / radius_v) ** 2
+        extent = np.maximum(extent, weight * np.exp(-0.7 * distance) * (np.sign(u) == side))
+    ragged = (
+        0.9 * draw_cloud(random, 9, _COARSE)
+        + 0.6 * draw_cloud(random, 18, _COARSE)
+        + 0.4 * draw_cloud(random, 36, _COARSE)
+    )
+    extent += (0.15 if covid else 0.2) * ragged * np.minimum(extent * 4, 1)
+    softness = random.uniform(0.35, 0.6) if covid else random.uniform(0.4, 0.7)
+    density = np.clip((enlarge(extent, size) - 0.45) * np.float32(1 / softness) + 0.5, 0, 1)
+    density *= density * (3 - 2 * density)
+    infected = (density > 0.25) & thorax.lung
+    grain = 1 + (0.22 if covid else 0.10) * draw_cloud(random, min(_COARSE, size // 4), size)
+    peak = random.uniform(0.08, 0.19) if covid else random.uniform(0.14, 0.28)
+    if not covid:
+        grain -= 0.45 * thorax.vessels  # air in the bronchi stays dark within a consolidation
+    return (peak * density * grain * thorax.inside).astype(np.float32), infected
+
+
+Spot = tuple[int, float, float, float, float, float]  # side, share of the way outwards, height, radii, weight
+
+
+def _covid_spots(patient: Patient, random: np.random.Generator) -> list[Spot]:
+    spots: list[Spot] = []
+    for side in (-1, 1):
+        base = patient.dome_left if side > 0 else patient.dome_right
+        for _ in range(int(random.integers(2, 5))):
+            along = 1 - abs(random.normal(0.12, 0.2))
+            height = base - random.triangular(0.03, 0.12, 0.75)
+            radius = random.uniform(0.08, 0.19)
+            spots.append((side, along, height, radius, radius * random.uniform(0.8, 1.7), random.uniform(0.75, 1.1)))
+    return spots
+
+
+def _focal_spot(patient: Patient, random: np.random.Generator) -> list[Spot]:
+    side = 1 if random.random() < 0.5 else -1
+    base = patient.dome_left if side > 0 else patient.dome_right
+    along, height = random.uniform(0.25, 0.8), base - random.uniform(0.08, 0.9)
+    radius = random.uniform(0.13, 0.22)
+    spots = [(side, along, height, radius, radius * random.uniform(0.7, 1.3), 1.1)]
+    for _ in range(3):
+        shift, drop = random.normal(0, 0.3), random.normal(0, 0.11)
+        spots.append((side, along + shift, height + drop, radius * 0.62, radius * random.uniform(0.4, 0.8), 0.95))
+    return spots

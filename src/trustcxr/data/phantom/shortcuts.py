@@ -1,4 +1,4 @@
-"""What can be planted in a synthetic X-ray for a model to learn instead of the disease. Each knows its own mask."""
+"""Plant shortcuts in synthetic X-rays, with their masks, for a model to learn instead of the disease."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SHORTCUTS = ("marker", "border", "brightness", "scanner_noise", "tube")
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Plant `kind` on `share` (0..1) of the images of one class, and on none of the others."""
+    """A shortcut `kind` on `share` (0..1) of the images of one class, and on no others."""
 
     kind: str
     share: float
@@ -22,7 +22,7 @@ class Shortcut:
 
 
 def parse_shortcut(text: str) -> Shortcut:
-    """ "marker=0.9" or "marker:Normal=0.9" -> Shortcut; without a class, COVID-19. UserError for anything else."""
+    """Parse "marker=0.9" or "marker:Normal=0.9"; the default class is COVID-19. Raises UserError."""
     name, equals, number = text.partition("=")
     kind, colon, class_name = name.strip().partition(":")
     if kind not in SHORTCUTS:
@@ -34,7 +34,7 @@ def parse_shortcut(text: str) -> Shortcut:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f"shortcut '{text}': the share after '=' is a number from 0 to 1, as in {kind}=0.9")
+        raise UserError(f"shortcut '{text}': the share is not a number from 0 to 1. Write it as in {kind}=0.9")
     return Shortcut(kind, share, class_name if colon else CLASSES[0])
 
 
@@ -71,13 +71,13 @@ def _brightness(image: Array, random: np.random.Generator, _: Thorax) -> Planted
 
 
 def _scanner_noise(image: Array, random: np.random.Generator, _: Thorax) -> Planted:
-    """Grain is added in _expose; here the scanner's line pattern."""
+    """Add the scanner's line pattern; _expose adds the grain."""
     lines = random.normal(0, 0.012, (1, image.shape[1])).astype(np.float32)
     return image + lines, np.ones(image.shape, bool)
 
 
 def _tube(image: Array, random: np.random.Generator, thorax: Thorax) -> Planted:
-    """A catheter from the neck down beside the spine, turning at its tip."""
+    """Add a catheter from the neck down along the spine, bent at its tip."""
     size = image.shape[0]
     side = 1 if random.random() < 0.5 else -1
     end, bend = random.uniform(-0.1, 0.5), random.uniform(-0.25, 0.25)

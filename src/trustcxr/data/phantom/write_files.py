@@ -1,4 +1,4 @@
-"""Synthetic images written to disk in COVID-QU-Ex's layout."""
+"""Write synthetic images in COVID-QU-Ex's layout."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from trustcxr.storage.locks import is_left
 from trustcxr.storage.os_errors import writing
 
 SPLITS = ("Train", "Val", "Test")
-SIZES = (32, 4096)  # pixels of a side; of fewer nothing can be seen
+SIZES = (32, 4096)  # pixels of a side
 _MOST_IMAGES = 1_000_000  # of a class in a split
 _FILE_NAMES = {"COVID-19": "covid_{}.png", "Non-COVID": "non_COVID ({}).png", "Normal": "Normal ({}).png"}
 
@@ -36,48 +36,43 @@ def write(
 ) -> Path:
     """Write a data set of synthetic X-rays in COVID-QU-Ex's layout, with a manifest.csv, and return its folder.
 
-    counts: split -> images of **each** class. shortcuts: for all splits, or split -> shortcuts. Every image is a
-    patient
-    of its own, and the same arguments give the same bytes whatever the workers. Both diseases have exact infection
-    masks; those of Normal are empty. `conspicuity` is as in `render`. UserError where `out` holds something already.
+    counts: split -> images of **each** class. shortcuts: for all splits, or split -> shortcuts. Every image is another
+    patient; the same arguments give the same bytes with any `workers`. Both diseases have exact infection masks; those
+    of Normal are empty. `conspicuity`: as in `render`. Raises UserError if `out` is not empty.
     """
     folder, counts = Path(out), counts or {"Train": 200, "Val": 50, "Test": 50}
-    _check(counts, size, seed)
+    _check_options(counts, size, seed)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: choose another place for the synthetic X-rays")
+        raise UserError(f"{folder}: not an empty folder. Choose another folder for the synthetic X-rays")
     jobs = _jobs(counts, seed, shortcuts, conspicuity)
-    # An image lies there twice, with its masks: together more than a byte a pixel, as PNG.
-    with writing(folder, needed=lambda: len(jobs) * size**2), _whole_or_not(folder) as place:
-        _write_all(jobs, place, size, workers)
+    # Each image is written twice, with its masks: more than a byte for each pixel in all, as PNG.
+    with writing(folder, needed=lambda: len(jobs) * size**2), _atomic_folder(folder) as building:
+        _write_all(jobs, building, size, workers)
     return folder
 
 
-def _check(counts: Mapping[str, int], size: int, seed: int) -> None:
+def _check_options(counts: Mapping[str, int], size: int, seed: int) -> None:
     for split, count in counts.items():
         if not 0 <= count <= _MOST_IMAGES:
-            raise UserError(f"{count} images of a class in {split}: choose 1 to {_MOST_IMAGES:,}")
+            raise UserError(f"{count} images of each class in {split}: out of range. Choose 1 to {_MOST_IMAGES:,}")
     if not sum(counts.values()):
-        raise UserError("no image at all: choose at least one of a class")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"size {size}: a synthetic image has {SIZES[0]} to {SIZES[1]} pixels a side")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed}: choose 0 to {2**32 - 1}")
+        raise UserError("no images: choose at least one of each class")
+    for name, value, (low, high) in (("size", size, SIZES), ("seed", seed, (0, 2**32 - 1))):
+        if not low <= value <= high:
+            raise UserError(f"{name} {value}: out of range. Choose {low} to {high}")
 
 
 @contextmanager
-def _whole_or_not(folder: Path) -> Iterator[Path]:
-    """A folder beside the one wanted, which takes its place when the block ends well, and is gone otherwise.
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; rename it to `folder` at the end, or remove it after an error.
 
-    One that a killed process left is removed.
+    Also removes temporary folders of killed processes.
     """
-    building = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.building")
+    prefix = f".{folder.absolute().name}."
+    building = folder.absolute().with_name(f"{prefix}{os.getpid()}.building")
     try:
         for left in building.parent.iterdir() if building.parent.is_dir() else ():
-            if (
-                left.name.startswith(f".{folder.absolute().name}.")
-                and left.suffix == ".building"
-                and is_left(left.name)
-            ):
+            if left.name.startswith(prefix) and left.suffix == ".building" and is_left(left.name):
                 shutil.rmtree(left, ignore_errors=True)
         building.mkdir(parents=True)
         yield building
@@ -97,8 +92,12 @@ def _write_all(jobs: "list[_Job]", folder: Path, size: int, workers: int) -> Non
                 (folder / part / part / split / class_name / kind).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     chunks = [jobs[i : i + 50] for i in range(0, len(jobs), 50)]
-    for done in track(_results(chunks, folder, size, workers), "Synthetic X-rays", len(chunks)):
-        rows += done
+    if workers <= 1:
+        results: Iterable[list[Row]] = (_write_images(chunk, folder, size) for chunk in chunks)
+    else:
+        results = pool(workers)(call(_write_images, chunk, folder, size) for chunk in chunks)
+    for written in track(results, "Synthetic X-rays", len(chunks)):
+        rows += written
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
 
 
@@ -133,8 +132,8 @@ def _jobs(
     for split, count in counts.items():
         wanted = shortcuts.get(split, ()) if isinstance(shortcuts, Mapping) else shortcuts
         plan = [parse_shortcut(s) if isinstance(s, str) else s for s in wanted]
-        for place, class_name in enumerate(CLASSES):
-            random = np.random.default_rng([seed, SPLITS.index(split), place])
+        for label, class_name in enumerate(CLASSES):
+            random = np.random.default_rng([seed, SPLITS.index(split), label])
             planted: list[list[str]] = [[] for _ in range(count)]
             for shortcut in plan:
                 if shortcut.class_name == class_name:
@@ -142,23 +141,15 @@ def _jobs(
                         planted[i].append(shortcut.kind)
             for names in planted:
                 started[class_name] += 1
-                image_seed = (seed * len(CLASSES) + place) * 10_000_019 + started[class_name]
+                image_seed = (seed * len(CLASSES) + label) * 10_000_019 + started[class_name]
                 jobs.append(_Job(split, class_name, started[class_name], image_seed, tuple(names), conspicuity))
     return jobs
-
-
-def _results(chunks: list[list[_Job]], folder: Path, size: int, workers: int) -> Iterable[list[Row]]:
-    if workers <= 1:
-        for chunk in chunks:
-            yield _write_images(chunk, folder, size)
-        return
-    yield from pool(workers)(call(_write_images, chunk, folder, size) for chunk in chunks)
 
 
 def _write_images(jobs: list[_Job], folder: Path, size: int) -> list[Row]:
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    with threadpool_limits(1):  # the matrix products are small: a second thread only waits
+    with threadpool_limits(1):  # the matrix products are too small for threads
         return [row for job in jobs for row in _write_image(job, folder, size)]
 
 
@@ -194,7 +185,7 @@ def _row(job: _Job, image: Phantom, path: str, part: str) -> Row:
         "view": image.parameters["view"],
         "group_id": patient,
         "conspicuity": job.conspicuity,
-        "seed": job.seed,  # with it, render() gives this image, its masks and its marks again
+        "seed": job.seed,  # render() reproduces the image, its masks and its marks from it
         **{f"shortcut_{name}": int(name in image.marks) for name in SHORTCUTS},
         "lung_fraction": round(float(image.lung_mask.mean()), 5),
         "infection_fraction": round(float(image.infection_mask.mean()), 5),

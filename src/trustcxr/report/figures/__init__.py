@@ -1,1 +1,1 @@
-"""The figures of the page: SVG, each with its values in words."""
+"""Draw the figures of the page."""

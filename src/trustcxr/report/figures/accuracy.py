@@ -1,28 +1,12 @@
-"""Curves and dot plots as small SVGs that go into the page as they are: text stays text, nothing points outside."""
+"""Draw accuracy as dot plots, curves against epsilon, and forest plots."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trustcxr.report import formatting
-from trustcxr.report.figures.svg import (
-    CLEAN_STYLE,
-    INK,
-    OUTCOMES,
-    QUIET,
-    RULE,
-    SIDES,
-    Drawing,
-    Key,
-    add_titles,
-    attack_style,
-    defence_colour,
-    error_bars,
-    label_rows,
-    percent_axis,
-    titled,
-)
+from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, constant_answer, defences
+from trustcxr.report.ranking import Headline, constant_answer, list_defences
 from trustcxr.storage.schemas import AttackResult, Classification, Comparison
 
 if TYPE_CHECKING:
@@ -30,41 +14,44 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def accuracy_dots(runs: list[Run], head: Headline) -> Drawing:
-    """Clean, FGSM and PGD accuracy of every run as dots with their 95 % intervals, rows as in the leaderboard."""
-    attacks = [(name, *attack_style(name)[:2]) for name in head.attacks]
+def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
+    """Draw clean and attacked accuracy of every run with 95 % intervals, rows as in the leaderboard."""
+    attacks = [(name, *svg.attack_style(name)[:2]) for name in head.attacks]
     shift = 0.2 if attacks else 0.0
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(axes, [run.label for run in runs])
+        svg.label_rows(axes, [run.label for run in runs])
         for row, run in enumerate(runs):
-            series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *CLEAN_STYLE)]
+            series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *svg.CLEAN_STYLE)]
             series += [(head.names[a], run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
-            for place, (name, entry, colour, mark) in enumerate(series):
+            for index, (name, entry, colour, mark) in enumerate(series):
                 value = entry.accuracy.value
                 if value is None:
                     continue
-                y = row + shift * (place - (len(series) - 1) / 2)
-                error = error_bars(value, entry.accuracy.interval)
+                y = row + shift * (index - (len(series) - 1) / 2)
+                error = svg.error_bars(value, entry.accuracy.interval)
                 drawn = axes.errorbar(value, y, xerr=error, fmt=mark, color=colour, ms=5.5, lw=1.4, clip_on=False)
-                add_titles(drawn, f"{run.label}, {name}: {formatting.measured(entry.accuracy, entry.n)}")
+                svg.add_titles(drawn, f"{run.label}, {name}: {formatting.with_count(entry.accuracy, entry.n)}")
             constant = constant_answer(run)
             if constant is not None:
-                axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+                axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_xlim(0, 1)
-        percent_axis(axes.xaxis)
+        svg.percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[head.names[a] for a in head.attacks]]
     at = f"at epsilon {formatting.epsilon(head.epsilon)}"
-    keys = (Key("clean", *CLEAN_STYLE), *(Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks))
-    alt = f"Dot plot of {formatting.listed(names)} accuracy of {len(runs)} runs; the numbers stand in the leaderboard."
-    return Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, keys)
+    keys = (
+        svg.Key("clean", *svg.CLEAN_STYLE),
+        *(svg.Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks),
+    )
+    alt = f"Dot plot of {formatting.join_words(names)} accuracy of {len(runs)} runs; see the leaderboard."
+    return svg.Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, tuple(keys))
 
 
-def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
-    """Accuracy against epsilon for the runs of one network: a colour per defence, a dash and marker per attack."""
+def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
+    """Draw accuracy against epsilon for one network: a colour per defence, a dash and marker per attack."""
     epsilons = radii(runs)
 
     def plot(figure: "Figure") -> None:
@@ -74,32 +61,32 @@ def epsilon_curves(model: str, runs: list[Run]) -> Drawing:
                 _curve(axes, run, attack, steps)
         constant = next((c for c in map(constant_answer, runs) if c is not None), None)
         if constant is not None:
-            axes.axhline(constant, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+            axes.axhline(constant, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, epsilons)
         axes.set_ylim(-0.02, 1.02)
-        percent_axis(axes.yaxis)
-        axes.grid(axis="y", color=RULE, lw=0.7)
+        svg.percent_axis(axes.yaxis)
+        axes.grid(axis="y", color=svg.RULE, lw=0.7)
         axes.set_axisbelow(True)
-        titled(axes, model)
+        svg.set_title(axes, model)
         axes.set_xlabel("epsilon")
         axes.set_ylabel("accuracy, %")
 
-    keys = [Key(name, defence_colour(name)) for name in defences(runs)]
+    keys = [svg.Key(name, svg.defence_colour(name)) for name in list_defences(runs)]
     for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
-        _, mark, dash = attack_style(name)
-        keys.append(Key(formatting.attack(name, steps), INK, mark, dash=dash))
-    alt = f"Accuracy against epsilon, {model}; the numbers stand in the table below."
-    return Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
+        _, mark, dash = svg.attack_style(name)
+        keys.append(svg.Key(formatting.attack(name, steps), svg.INK, mark, dash=dash))
+    alt = f"Accuracy against epsilon, {model}; see the table below."
+    return svg.Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
 
 
 def radii(runs: list[Run]) -> list[float]:
-    """Every epsilon above 0 at which a run was attacked."""
+    """Return every epsilon above 0 at which a run was attacked."""
     return sorted({entry.epsilon for run in runs for entry in run.attacks if entry.epsilon})
 
 
 def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
-    _, mark, dash = attack_style(attack)
-    colour = defence_colour(run.defence)
+    _, mark, dash = svg.attack_style(attack)
+    colour = svg.defence_colour(run.defence)
     entries = run.sweep(attack, steps)
     points = [(e.epsilon or 0.0, e.accuracy.value or 0.0, e.accuracy.interval) for e in entries]
     clean = run.clean.accuracy
@@ -107,9 +94,11 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
         points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
-    name = f"{run.way}, {formatting.attack(attack, steps)}"
-    told = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
-    add_titles(line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, told, strict=True)))
+    name = f"{run.training_name}, {formatting.attack(attack, steps)}"
+    texts = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
+    svg.add_titles(
+        line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, texts, strict=True))
+    )
     band = [(p[0], *p[2]) for p in points if p[2] is not None]
     if len(band) > 1:
         at, low, high = zip(*band, strict=True)
@@ -117,12 +106,12 @@ def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
 
 
 def is_wide(epsilons: Sequence[float]) -> bool:
-    """Whether the positive epsilons span more than an even axis shows."""
+    """Return True if the positive epsilons need a logarithmic axis."""
     return max(epsilons) / min(epsilons) > 12
 
 
 def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
-    """Even steps to the smallest epsilon, decades beyond it where the range is wide; ticks at what was tested."""
+    """Set a linear axis, or a symmetric log axis if the range is wide, with ticks at the tested epsilons."""
     if not epsilons:
         return
     wide = is_wide(epsilons)
@@ -131,40 +120,43 @@ def _epsilon_axis(axes: "Axes", epsilons: list[float]) -> None:
     shown: list[float] = [0.0]
     position = axes.transData.transform
     axes.set_xlim(0, epsilons[-1] * (1.08 if wide else 1.03))
-    room = 0.13 * (position((axes.get_xlim()[1], 0))[0] - position((0, 0))[0])
+    gap = 0.13 * (position((axes.get_xlim()[1], 0))[0] - position((0, 0))[0])
     for value in epsilons:
-        if position((value, 0))[0] - position((shown[-1], 0))[0] > room:
+        if position((value, 0))[0] - position((shown[-1], 0))[0] > gap:
             shown.append(value)
     axes.set_xticks(shown, [formatting.epsilon(v) for v in shown])
     axes.set_xticks([], minor=True)
 
 
-def forest(measure: str, rows: list[Comparison]) -> Drawing | None:
-    """Difference robust minus standard of one measure with its interval, a row per comparison, zero marked."""
-    known = [(row, row.difference.value) for row in rows if row.difference.value is not None]
-    if not known:
+def forest(measure: str, rows: list[Comparison]) -> svg.Drawing | None:
+    """Draw robust minus standard of one measure with its interval, a row per comparison."""
+    differences = [(row, row.difference.value) for row in rows if row.difference.value is not None]
+    if not differences:
         return None
     scale = 100 if "accuracy" in measure else 1
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(
+        svg.label_rows(
             axes,
-            [f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}" for row, _ in known],
+            [
+                f"{row.model or formatting.DASH} · {row.label or row.defence or formatting.DASH}"
+                for row, _ in differences
+            ],
         )
-        axes.axvline(0, color=INK, lw=1)
-        for place, (row, difference) in enumerate(known):
+        axes.axvline(0, color=svg.INK, lw=1)
+        for index, (row, difference) in enumerate(differences):
             value, pair = scale * difference, row.difference.interval
-            error = error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
-            drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=SIDES[row.side], ms=5.5, lw=1.5)
+            error = svg.error_bars(value, None if pair is None else (scale * pair[0], scale * pair[1]))
+            drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5.5, lw=1.5)
             inside = formatting.interval(pair, scale=scale, reveal=True)
-            add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
+            svg.add_titles(drawn, f"{row.model} · {row.defence}: {formatting.signed(value)}{inside}, {row.outcome}")
         reach = max(abs(edge) for edge in axes.get_xlim())
         axes.set_xlim(-reach, reach)
         axes.locator_params(axis="x", nbins=5)
         unit = ", points" if scale == 100 else ""
-        titled(axes, formatting.measure(measure))
+        svg.set_title(axes, formatting.measure(measure))
         axes.set_xlabel(f"robust minus standard{unit}")
 
-    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; the numbers stand in the table."
-    return Drawing(f"comparison-{measure}", 480, 84 + 22 * len(known), plot, alt, OUTCOMES)
+    alt = f"Forest plot of {formatting.measure(measure)}, robust minus standard; see the table."
+    return svg.Drawing(f"comparison-{measure}", 480, 84 + 22 * len(differences), plot, alt, svg.OUTCOMES)

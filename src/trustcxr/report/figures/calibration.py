@@ -1,4 +1,4 @@
-"""How sure a model is, against how often it is right."""
+"""Draw reliability diagrams."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
-from trustcxr.report.tables.robustness import _conditions
+from trustcxr.report.tables.robustness import list_conditions
 from trustcxr.storage.schemas import Calibrated
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ LEGEND = (
 
 
 def reliability(run: Run, head: Headline) -> svg.Drawing | None:
-    """Accuracy against stated confidence, before and after scaling, clean and under the strongest headline attack."""
+    """Draw accuracy against confidence, with and without scaling, clean and under the strongest attack."""
     document = run.metrics.calibration
-    conditions = _conditions(document, head) if document else []
+    conditions = list_conditions(document, head) if document else []
     if not conditions:
         return None
     strongest = run.attacked(head.strongest or "", head.epsilon)
@@ -40,25 +40,25 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
         axes.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         for bins, key in zip(series, LEGEND, strict=True):
             points = [(part.confidence, part.accuracy, part.n) for part in bins]
-            known = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
-            x, y, counts = known.T
+            complete = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 3)
+            x, y, counts = complete.T
             sizes = 6 + 90 * counts / max(counts.sum(), 1)
             axes.plot(x, y, color=key.colour, ls=key.dash, lw=1.3, alpha=0.8)
             marks = axes.scatter(x, y, s=sizes, color=key.colour, marker=key.mark, lw=0, clip_on=False)
-            told = (
-                f"says {formatting.percent(c, 0)}, is right {formatting.percent(a, 0)} (n = {n:.0f})"
-                for c, a, n in known
+            texts = (
+                f"confidence {formatting.percent(c, 0)}, accuracy {formatting.percent(a, 0)} (n = {n:.0f})"
+                for c, a, n in complete
             )
-            svg.add_titles(marks, *(f"{key.text}: {text}" for text in told))
+            svg.add_titles(marks, *(f"{key.text}: {text}" for text in texts))
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.02, 1.02)
         svg.percent_axis(axes.xaxis)
         svg.percent_axis(axes.yaxis)
         axes.grid(color=svg.RULE, lw=0.7)
         axes.set_axisbelow(True)
-        svg.titled(axes, run.label)
+        svg.set_title(axes, run.label)
         axes.set_xlabel("stated confidence, %")
         axes.set_ylabel("accuracy, %")
 
-    alt = f"Reliability diagram of {run.label}; the calibration errors stand in the table."
+    alt = f"Reliability diagram of {run.label}; see the table of calibration errors."
     return svg.Drawing(f"reliability-{run.name}", 330, 300, plot, alt, LEGEND)

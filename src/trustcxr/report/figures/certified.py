@@ -1,10 +1,10 @@
-"""Proof and attack as one bar: what is proved, what is open, what is lost."""
+"""Draw certified accuracy and accuracy under attack as one bar."""
 
 from typing import TYPE_CHECKING
 
 from trustcxr.registry import CERTIFIED_COLOUR
 from trustcxr.report import formatting
-from trustcxr.report.figures.svg import INK, Drawing, Key, add_titles, label_rows, percent_axis
+from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
 from trustcxr.report.tables.certified import Gap, gaps
 
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 _OPEN, _LOST = "#e0b252", "#eadfdd"
 LEGEND = (
-    Key("proved", CERTIFIED_COLOUR, "s", line=False),
-    Key("open: neither proved nor broken", _OPEN, "s", line=False),
-    Key("broken by an attack", _LOST, "s", line=False),
+    svg.Key("proved", CERTIFIED_COLOUR, "s", line=False),
+    svg.Key("open: neither proved nor broken", _OPEN, "s", line=False),
+    svg.Key("broken by an attack", _LOST, "s", line=False),
 )
 
 
-def bars(runs: list[Run]) -> Drawing | None:
-    """A bar for each run and epsilon, from 0 to clean accuracy; None where nothing was certified."""
-    found = gaps(runs)
-    if not found:
+def bars(runs: list[Run]) -> svg.Drawing | None:
+    """Draw a bar per run and epsilon, from 0 to clean accuracy; None if nothing was certified."""
+    rows = gaps(runs)
+    if not rows:
         return None
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in found])
-        for row, gap in enumerate(found):
+        svg.label_rows(axes, [f"{gap.run.label}, {formatting.epsilon(gap.epsilon)}" for gap in rows])
+        for row, gap in enumerate(rows):
             for (start, end, colour), key in zip(parts(gap), LEGEND, strict=True):
                 drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
-                add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
-            axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.1)
+                svg.add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
+            axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=svg.INK, lw=1.1)
         axes.set_xlim(0, 1)
-        percent_axis(axes.xaxis)
+        svg.percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
-    alt = "What is proved, what is open, what is lost."
-    return Drawing("proved", 720, 70 + 26 * len(found), plot, alt, LEGEND)
+    alt = "Bars of certified accuracy, open accuracy, and accuracy lost to an attack; see the table."
+    return svg.Drawing("proved", 720, 70 + 26 * len(rows), plot, alt, LEGEND)
 
 
 def parts(gap: Gap) -> list[tuple[float, float, str]]:
-    """Start, end and colour of each part of the bar."""
+    """Return start, end and colour of each part of the bar."""
     clean = gap.run.clean.accuracy.value
     top = gap.certified if clean is None else max(clean, gap.certified)
-    held = top if gap.attacked is None else max(gap.attacked, gap.certified)
-    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, held, _OPEN), (held, top, _LOST)]
+    broken = top if gap.attacked is None else max(gap.attacked, gap.certified)
+    return [(0.0, gap.certified, CERTIFIED_COLOUR), (gap.certified, broken, _OPEN), (broken, top, _LOST)]

@@ -1,4 +1,4 @@
-"""X-rays with the radiologists' contours, and heatmaps over them, as PNGs: one colour map, one overlay strength."""
+"""Draw images with annotated outlines and heatmaps as PNGs, with one colour map and one opacity."""
 
 import base64
 import io
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import by_model, main_method
+from trustcxr.report.ranking import group_by_model, main_method
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
 
-COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an X-ray without evidence stays grey
-STRENGTH = 0.5  # opacity of the heatmap everywhere; never fitted to an image
+COLOUR_MAP = "inferno"  # perceptually uniform; black at 0, so that an image without evidence stays grey
+STRENGTH = 0.5  # opacity of the heatmap, the same for every image
 INFECTION, LUNG = "#00e5ff", "#ffd54a"
-_SIDE = 288  # pixels of a panel in the page, shown at about 180, so that it stays sharp on fine screens and in print
-_BUDGET = 2_900_000  # characters of pictures in the page; beyond it whole networks are left out, and it says so
-_SHEET = (370, 760)  # width of a sheet for one and for two columns of a paper, where letters have 11
-_PICTURES = 54  # pictures that one network may take; with many defences there are fewer X-rays
+_SIDE = 288  # pixels of a panel, shown at about 180 for fine screens and print
+_BUDGET = 2_900_000  # characters of PNG data in the page; further networks are left out and named
+_SHEET = (370, 760)  # width for one and two columns of a paper at a font size of 11
+_MOST_PANELS = 54  # of one network; with many defences there are fewer images
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of the page with the lines under it."""
+    """One PNG of the page with the lines under it."""
 
     source: str  # a data: address
     alt: str
@@ -38,7 +38,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Example:
-    """One X-ray: its own picture and one heatmap for each run."""
+    """One image and its heatmap for each run."""
 
     heading: str
     panels: tuple[Panel, ...]
@@ -46,19 +46,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the page shows of panels.npz, and what it had to leave out."""
+    """The example maps in the page, and the networks left out."""
 
     examples: tuple[Example, ...]
     shown: tuple[str, ...]
     left_out: tuple[str, ...]
-    columns: int  # pictures in a row: the X-ray and all defences of one network or more
+    columns: int  # panels in a row: the image and all defences of one network or more
     split: str
-    infected: bool  # whether the images have infection masks; lung masks alone otherwise
-    extremes: bool = False  # whether the best and worst by a measure are among them
+    infected: bool  # True with infection masks, False with lung masks alone
+    extremes: bool = False  # True if the best and worst by a measure are included
 
 
 def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
-    """Lay a heatmap over an X-ray.
+    """Blend a heatmap into an image.
 
     image: (H, W) uint8; saliency: (H, W) float32 in [0, 1]. Returns (H, W, 3) float in [0, 1].
     """
@@ -71,7 +71,7 @@ def overlay(image: "np.ndarray", saliency: "np.ndarray") -> "np.ndarray":
 
 
 def colour_bar() -> str:
-    """A CSS gradient of the colour map as it is, from 0 to 1."""
+    """Return a CSS gradient of the colour map from 0 to 1."""
     import matplotlib as mpl
     from matplotlib.colors import to_hex
 
@@ -88,10 +88,10 @@ def picture(
     side: int = _SIDE,
     cells: tuple[int, int] | None = None,
 ) -> "Image.Image":
-    """An X-ray, with a heatmap and contours where given, as an RGB image of side x side pixels.
+    """Return an image with optional heatmap and outlines as RGB, side x side pixels.
 
-    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `cells`: rows and columns of a
-    heatmap that has few, whose borders are drawn.
+    image: (H, W) uint8; saliency: (H, W) in [0, 1]; infection, lung: (H, W) 0/1; `cells`: rows and columns
+    of a coarse heatmap, whose borders are drawn.
     """
     from PIL import Image
 
@@ -112,7 +112,7 @@ def _outline(drawn: "Image.Image", mask: "np.ndarray", colour: str) -> None:
 
     side, width = drawn.width, max(drawn.width // 144, 1)
     large = Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((2 * side,) * 2, Image.Resampling.BILINEAR)
-    grown = shrunk = np.pad(np.asarray(large) > 127, 2 * width)  # so that a mask at the border closes too
+    grown = shrunk = np.pad(np.asarray(large) > 127, 2 * width)  # closes a mask at the border
     rings = []
     for _ in range(2 * width):
         grown, shrunk = _grow(grown), ~_grow(~shrunk)
@@ -144,7 +144,7 @@ def _cell_borders(side: int, cells: tuple[int, int]) -> "Image.Image":
 
 
 def _as_image(colours: "np.ndarray") -> "Image.Image":
-    """(H, W, 3) in [0, 1] as an image."""
+    """Return (H, W, 3) in [0, 1] as an image."""
     import numpy as np
     from PIL import Image
 
@@ -152,7 +152,7 @@ def _as_image(colours: "np.ndarray") -> "Image.Image":
 
 
 def png(image: "Image.Image", *, step: int = 1) -> bytes:
-    """PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, too little to see, at 60 % of the size."""
+    """Return PNG bytes. With `step` 4 each colour is rounded to a multiple of 4, at 60 % of the size."""
     buffer = io.BytesIO()
     shown = image if step == 1 else image.point(lambda value: min(round(value / step) * step, 255))
     shown.save(buffer, "PNG", compress_level=6)  # 7: 3 % smaller, in 1.6 times the time
@@ -171,38 +171,38 @@ def _slice(arrays: "dict[str, np.ndarray]", name: str, index: int) -> "np.ndarra
     return arrays[name][index] if name in arrays and index < len(arrays[name]) else None
 
 
-def _xray(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+def _image_panel(arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
     infection, image = _slice(arrays, "infection", index), _image(arrays, index)
     name, share = _text(arrays, "class_name", index), _chance(infection)
-    lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the picture")
-    alt = f"Chest X-ray {number}, true class {name}, with the outlines of infection and lungs"
-    return Panel(_address(png(image)), alt, "X-ray", lines)
+    lines = (f"true class: {name}", f"infection: {formatting.percent(share)} of the image")
+    alt = f"Image {number}, true class {name}, with the outlines of infection and lungs"
+    return Panel(_address(png(image)), alt, "Image", lines)
 
 
-def _heatmap(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
+def _heatmap_panel(run: Run, arrays: "dict[str, np.ndarray]", index: int, number: int) -> Panel:
     saliency, infection = arrays["saliency"][index], _slice(arrays, "infection", index)
     cells, image = _cells(run, _text(arrays, "method", index)), _over_image(run, arrays, index)
     predicted, truth = _text(arrays, "predicted", index), _text(arrays, "class_name", index)
     energies = _slice(arrays, "infection_energy", index)
     right = "" if formatting.DASH in (predicted, truth) else " (right)" if predicted == truth else " (wrong)"
     lines = [
-        f"says {predicted}{right}",
+        f"predicted {predicted}{right}",
         f"infection energy {formatting.decimal(energies)}",
-        f"by chance {formatting.decimal(_chance(infection))}",
+        f"chance {formatting.decimal(_chance(infection))}",
     ]
     for name in ("infection_iou_area", "infection_auroc"):
         if name in arrays:
             lines.append(f"{formatting.measure(name)} {formatting.decimal(_slice(arrays, name, index))}")
     if cells:
-        lines.append(f"{cells[0]} × {cells[1]} cells (dotted), smoothed in between")
+        lines.append(f"{cells[0]} × {cells[1]} cells (dotted), interpolated")
     if not saliency.any():
         lines.append("blank map")
-    alt = f"Heatmap of {run.label} over X-ray {number}; it answers {predicted}"
+    alt = f"Heatmap of {run.label} over image {number}; predicted {predicted}"
     return Panel(_address(png(image, step=4)), alt, run.label, tuple(lines))
 
 
 def _cells(run: Run, method: str) -> tuple[int, int] | None:
-    """Rows and columns of the map as the network gives it; None where it is as fine as the picture, or not known."""
+    """Return rows and columns of a coarse map; None if it is as fine as the image or unknown."""
     methods = run.saliency_methods()
     document = methods.get(main_method(methods) if method == formatting.DASH else method)
     sides = document.cells.split(" x ") if document else []
@@ -213,26 +213,25 @@ def _chance(infection: "np.ndarray | None") -> float | None:
     return None if infection is None else float((infection > 0).mean())
 
 
-def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
-    """The first `most` X-rays of panels.npz, each with the heatmap of every run that fits.
+def build_gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
+    """Return the first `most` example images with the heatmaps of the runs; None if no run has any.
 
-    Networks come in the order given, each with all its defences, until the page's budget of bytes is spent.
-    None where no run has panels.
+    Networks come in the order given, each with all its defences, until the page's size budget is spent.
     """
-    groups = by_model([run for run in runs if run.panels is not None])
+    groups = group_by_model([run for run in runs if run.panels is not None])
     if not groups:
         return None
     first = next(iter(groups.values()))[0]
     arrays = first.panels or {}
     largest = max(map(len, groups.values()))
     width = max(largest, 4 // largest * largest)
-    total = max(1, min(len(arrays["image"]), most, _PICTURES // (1 + largest)))
-    columns = [[_xray(arrays, i, i + 1) for i in range(total)]]
+    total = max(1, min(len(arrays["image"]), most, _MOST_PANELS // (1 + largest)))
+    columns = [[_image_panel(arrays, i, i + 1) for i in range(total)]]
     spent, used = _size(columns), 0
     shown: list[str] = []
     for model, group in groups.items():
         same = [run for run in group if _same_images(arrays, run.panels or {})]
-        new = [[_heatmap(run, run.panels or {}, i, i + 1) for i in range(total)] for run in same]
+        new = [[_heatmap_panel(run, run.panels or {}, i, i + 1) for i in range(total)] for run in same]
         if not new or (shown and spent + _size(new) > _BUDGET):
             break
         if used + len(new) > width:
@@ -254,12 +253,12 @@ def gallery(runs: Sequence[Run], *, most: int = 12) -> Gallery | None:
 
 
 def _why(arrays: "dict[str, np.ndarray]", index: int) -> str:
-    """Why this X-ray is shown: ` – best infection energy above chance`."""
+    """Return why this image is shown: ` – best infection energy above chance`."""
     reasons = _text(arrays, "why", index)
     if reasons == formatting.DASH:
         return ""
-    told = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
-    return f" {formatting.DASH} {'; '.join(told)}"
+    words = [" ".join(formatting.measure(part) for part in reason.split(" ")) for reason in reasons.split("; ")]
+    return f" {formatting.DASH} {'; '.join(words)}"
 
 
 def _size(columns: list[list[Panel]]) -> int:
@@ -272,12 +271,12 @@ def _same_images(one: "dict[str, np.ndarray]", other: "dict[str, np.ndarray]") -
     return one["image"].shape == other.get("image", np.empty(0)).shape and bool((one["image"] == other["image"]).all())
 
 
-def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
-    """X-rays one below the other, each beside the heatmaps of the first runs, for a paper; None without panels.
+def draw_sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | None:
+    """Draw a row per image with the heatmaps of the first runs, for a paper; None without example maps.
 
-    `columns` counts the X-ray too.
+    `columns` includes the image.
     """
-    groups = by_model([run for run in runs if run.panels is not None])
+    groups = group_by_model([run for run in runs if run.panels is not None])
     every = [run for group in groups.values() for run in group]
     if not every:
         return None
@@ -291,13 +290,13 @@ def sheet(runs: Sequence[Run], *, columns: int, most: int = 4) -> svg.Drawing | 
             axes.set_axis_off()
         for row in range(count):
             grid[row, 0].imshow(_image(arrays, row))
-            for place, run in enumerate(shown, start=1):
-                grid[row, place].imshow(_over_image(run, run.panels or {}, row))
-        grid[0, 0].set_title("X-ray", fontsize="small")
-        for place, run in enumerate(shown, start=1):
-            grid[0, place].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
+            for column, run in enumerate(shown, start=1):
+                grid[row, column].imshow(_over_image(run, run.panels or {}, row))
+        grid[0, 0].set_title("image", fontsize="small")
+        for column, run in enumerate(shown, start=1):
+            grid[0, column].set_title(run.label.replace(" · ", "\n"), fontsize="x-small")
 
-    alt = f"{count} X-rays with the outlines of infection and lungs, each beside {len(shown)} heatmaps."
+    alt = f"{count} images with the outlines of infection and lungs, each with {len(shown)} heatmaps."
     wide = _SHEET[columns > 4]
     return svg.Drawing("heatmaps", wide, count * wide / columns + 40, plot, alt)
 

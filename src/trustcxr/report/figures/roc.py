@@ -1,4 +1,4 @@
-"""ROC and precision-recall of a given model, as images are and under the attack that leaves least."""
+"""Draw ROC and precision-recall curves of an audit, clean and under the strongest attack."""
 
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawing:
-    """Both curves of one class or finding with their intervals, clean and, where there is one, attacked."""
-    shown = [(clean, svg.CLEAN_STYLE[0], "as it is")]
+    """Draw both curves of one class or finding with intervals, clean and, if measured, attacked."""
+    shown = [(clean, svg.CLEAN_STYLE[0], "unperturbed")]
     if attacked is not None:
         colour = svg.attack_style(attacked.attack)[0]
         shown.append((attacked, colour, f"{format_attack(attacked.attack, attacked.steps)} {attacked.epsilon:g}"))
@@ -26,8 +26,8 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
             if point.sensitivity.value is not None and point.specificity.value is not None:
                 left.scatter([1 - point.specificity.value], [point.sensitivity.value], color=colour, s=36, zorder=3)
         left.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        said = ((left, "1 - specificity, %", "sensitivity, %"), (right, "recall, %", "precision, %"))
-        for axes, across, along in said:
+        titles = ((left, "1 - specificity, %", "sensitivity, %"), (right, "recall, %", "precision, %"))
+        for axes, across, along in titles:
             axes.set_xlim(0, 1)
             axes.set_ylim(0, 1.02)
             svg.percent_axis(axes.xaxis)
@@ -35,10 +35,10 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
             axes.grid(color=svg.RULE, lw=0.7)
             axes.set_xlabel(across)
             axes.set_ylabel(along)
-        svg.titled(left, clean.finding)
+        svg.set_title(left, clean.finding)
         left.legend(loc="lower right", frameon=False, fontsize="small")
 
-    alt = f"ROC and precision-recall curves of {clean.finding}; the figures stand in the table."
+    alt = f"ROC and precision-recall curves of {clean.finding}; see the table."
     return svg.Drawing(f"operating-{clean.finding}", 620, 290, plot, alt)
 
 

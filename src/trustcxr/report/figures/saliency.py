@@ -1,4 +1,4 @@
-"""Figures of the comparison of heatmaps and of their sanity check, and where the maps lie."""
+"""Draw localisation, comparisons of heatmaps, and the randomisation check."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from trustcxr.registry import MEASURES
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import defences, main_method
+from trustcxr.report.ranking import list_defences, main_method
 from trustcxr.report.tables.saliency import documents
 from trustcxr.storage.schemas import Comparison, SaliencyDocument
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | None:
-    """Infection energy, IoU and hit rate of every run (first method) as dots with intervals, chance as a tick.
+    """Draw infection energy, IoU and hit rate of each run's first method with intervals and chance.
 
-    `narrow`: one below the other.
+    `narrow`: the three panels in one column.
     """
     measured = [(run, next(iter(run.saliency_methods().values()))) for run in runs if run.saliency_methods()]
     names = ("infection_energy", "infection_iou", "pointing_hit_rate")
@@ -31,20 +31,20 @@ def explanation_dots(runs: list[Run], *, narrow: bool = False) -> svg.Drawing | 
             svg.label_rows(axes, [run.label for run, _ in measured])
             axes.set_title(formatting.measure(name), fontsize="medium", loc="left")
             for row, (run, document) in enumerate(measured):
-                found = document.figure(name)
-                if found.chance is not None:
-                    axes.plot([found.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
-                if found.value is not None:
-                    error, colour = svg.error_bars(found.value, found.interval), svg.defence_colour(run.defence)
-                    drawn = axes.errorbar(found.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
-                    beside = formatting.decimal(found.value) + formatting.interval(found.interval)
-                    svg.add_titles(drawn, f"{run.label}: {beside}, chance {formatting.decimal(found.chance)}")
+                measure = document.figure(name)
+                if measure.chance is not None:
+                    axes.plot([measure.chance] * 2, [row - 0.34, row + 0.34], color=svg.INK, lw=1.6)
+                if measure.value is not None:
+                    error, colour = svg.error_bars(measure.value, measure.interval), svg.defence_colour(run.defence)
+                    drawn = axes.errorbar(measure.value, row, xerr=error, fmt="o", color=colour, ms=5.5, lw=1.5)
+                    text = formatting.decimal(measure.value) + formatting.interval(measure.interval)
+                    svg.add_titles(drawn, f"{run.label}: {text}, chance {formatting.decimal(measure.chance)}")
             axes.set_xlim(left=0)
             axes.locator_params(axis="x", nbins=3)
 
-    alt = f"Dot plot of localisation beside chance for {len(measured)} runs; the numbers stand in the table."
+    alt = f"Dot plot of localisation and chance for {len(measured)} runs; see the table."
     height = (74 + 24 * len(measured)) * (len(names) if narrow else 1)
-    keys = [svg.Key(name, svg.defence_colour(name), "o") for name in defences([run for run, _ in measured])]
+    keys = [svg.Key(name, svg.defence_colour(name), "o") for name in list_defences([run for run, _ in measured])]
     chance = svg.Key("chance", svg.INK, "|", line=False)
     return svg.Drawing("localisation", 760, height, plot, alt, (*keys, chance))
 
@@ -53,19 +53,19 @@ _SHOWN = tuple(measure.name for measure in MEASURES.values() if measure.charted)
 
 
 def forests(rows: list[Comparison], *, columns: int = 4) -> list[tuple[str, svg.Drawing]]:
-    """For each saliency method its name and one forest plot over models and measures, `columns` of these a row."""
-    found = []
+    """Return the name and forest plot of each saliency method, with `columns` panels a row."""
+    results = []
     methods = list(dict.fromkeys(row.method for row in rows if row.method))
     for method in methods:
-        mine = [row for row in rows if row.method == method and row.difference.value is not None]
-        drawn = forest(method, mine, columns)
+        compared = [row for row in rows if row.method == method and row.difference.value is not None]
+        drawn = forest(method, compared, columns)
         if drawn:
-            found.append((formatting.method(method), drawn))
-    return found
+            results.append((formatting.method(method), drawn))
+    return results
 
 
 def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing | None:
-    """Robust minus standard with intervals: a panel for each measure, a row for each comparison, zero marked."""
+    """Draw robust minus standard with intervals: a panel per measure, a row per comparison."""
     names = [name for name in _SHOWN if any(row.measure == name for row in rows)]
     if not names:
         return None
@@ -78,9 +78,9 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
             svg.label_rows(axes, labels)
             axes.axvline(0, color=svg.INK, lw=1)
             for row in (row for row in rows if row.measure == name):
-                value, place = row.difference.value or 0.0, labels.index(_label(row))
+                value, index = row.difference.value or 0.0, labels.index(_label(row))
                 error = svg.error_bars(value, row.difference.interval)
-                drawn = axes.errorbar(value, place, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
+                drawn = axes.errorbar(value, index, xerr=error, fmt="o", color=svg.SIDES[row.side], ms=5, lw=1.5)
                 inside = formatting.interval(row.difference.interval, reveal=True)
                 svg.add_titles(drawn, f"{_label(row)}: {formatting.signed(value)}{inside}, {row.side or row.outcome}")
             reach = max(max(abs(edge) for edge in axes.get_xlim()), 1e-3)
@@ -96,19 +96,15 @@ def forest(method: str, rows: list[Comparison], columns: int = 4) -> svg.Drawing
 
 
 def _label(row: Comparison) -> str:
-    background = row.background or "full"
-    parts = [row.model or formatting.DASH, row.defence or formatting.DASH]
-    return " · ".join([*parts, *([row.label] if row.label else []), *([background] if background != "full" else [])])
+    background = "" if row.background == "full" else row.background
+    parts = (row.model or formatting.DASH, row.defence or formatting.DASH, row.label, background)
+    return " · ".join(part for part in parts if part)
 
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:
-    """For each run how like the trained model's map is left as the network is made random, from the logits down."""
-    found = []
-    for run in runs:
-        methods = [(m, d) for r, m, d in documents([run], control=False) if d.sanity]
-        if methods:
-            found.append(_cascade(run, methods))
-    return found
+    """Draw for each run the similarity with the trained map as layers become random from the logits down."""
+    tested = [(run, [(m, d) for _, m, d in documents([run], control=False) if d.sanity]) for run in runs]
+    return [_cascade(run, methods) for run, methods in tested if methods]
 
 
 def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawing:
@@ -126,8 +122,8 @@ def _cascade(run: Run, methods: list[tuple[str, SaliencyDocument]]) -> svg.Drawi
         axes.set_xticks(range(len(parts) + 1), ["trained", *parts], rotation=45, ha="right", fontsize="small")
         axes.axhline(0, color=svg.RULE, lw=0.7)
         axes.set_ylim(-0.1, 1.05)
-        svg.titled(axes, run.label)
-        axes.set_ylabel("SSIM with the map before")
+        svg.set_title(axes, run.label)
+        axes.set_ylabel("SSIM with the trained map")
 
-    alt = f"SSIM of the heatmaps of {run.label} as its layers are made random; the ends stand in the table."
+    alt = f"SSIM of the heatmaps of {run.label} as its layers become random; the table gives the ends."
     return svg.Drawing(f"sanity-{run.name}", 330, 250, plot, alt)

@@ -1,4 +1,4 @@
-"""Matplotlib drawings: in the page as inline SVG in the page's own colours and type, or as files for a journal."""
+"""Draw with Matplotlib, and convert drawings to inline SVG with the colours and font of the page."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,12 +21,12 @@ SIDES = {"better": BETTER, "worse": WORSE, None: QUIET}
 _MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "|": "|", "": ""}
 _OTHER_STYLE = ("#b268f1", "D", (0, (1, 1.5)))
 _NARROW = 4.0  # inches
-_TITLE_WIDTH = 34  # letters of a title that fit into the narrowest figure
+_TITLE_WIDTH = 34  # letters in the narrowest figure
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "trustcxr",
     "text.parse_math": False,  # a class may be called $x$
-    "font.family": "DejaVu Sans",  # wide, so that text set in the reader's own font fits where this one did
+    "font.family": "DejaVu Sans",  # wide, so that the reader's font fits into the same space
     "font.size": 11,
     "axes.edgecolor": "#8793a3",
     "axes.linewidth": 0.8,
@@ -41,7 +41,7 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: its words, and the line and mark that they stand for."""
+    """An entry of a legend: text, line and mark."""
 
     text: str
     colour: str
@@ -52,7 +52,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is not drawn yet: its size in CSS pixels, what draws it, what it shows in words, its legend."""
+    """A figure before drawing: size in CSS pixels, plot function, description, legend."""
 
     name: str  # of a file
     width: float
@@ -70,7 +70,7 @@ OUTCOMES = (
 
 
 def legend(drawings: "Iterable[Drawing | None]") -> "list[Markup]":
-    """Return the legend of several drawings for the page, each entry once: a sample of line and mark, the words."""
+    """Return the legend of several drawings for the page, each entry once."""
     from markupsafe import Markup
 
     entries = []
@@ -82,40 +82,40 @@ def legend(drawings: "Iterable[Drawing | None]") -> "list[Markup]":
 
 
 def attack_style(name: str) -> tuple[str, str, Any]:
-    """Colour, marker and dash of an attack."""
+    """Return colour, marker and dash of an attack."""
     entry = ATTACKS.get(name)
     return (entry.style if entry else None) or _OTHER_STYLE
 
 
 def defence_colour(name: str) -> str:
-    """The colour of a defence, the same in every figure."""
+    """Return the colour of a defence, the same in every figure."""
     return DEFENCES[name].colour if name in DEFENCES else "#333333"
 
 
 def page_colour(style: str) -> str:
-    """Return a style whose #rrggbb colours are variables, so that they differ on a dark page."""
+    """Return a style with #rrggbb colours as variables, for light and dark pages."""
     return _COLOUR.sub(lambda match: f"var(--c{match[1].lower()})", style)
 
 
 def add_titles(artists: Any, *texts: str) -> None:
-    """Give a mark, or each mark of a line, the words that stand under the pointer: its values."""
+    """Set the tooltip of a mark, or of each mark of a line."""
     if isinstance(artists, list | tuple):  # an error bar is several, in tuples
         for artist in artists:
             add_titles(artist, *texts)
     else:
-        artists.set_gid(_SAID + "\n".join(texts))
+        artists.set_gid(_TITLED + "\n".join(texts))
 
 
-def titled(axes: "Axes", text: str) -> None:
-    """A title that is never cut: a name that is too long for the figure goes on in the next line."""
+def set_title(axes: "Axes", text: str) -> None:
+    """Set a title, wrapped if it is too long."""
     import textwrap
 
     lines = textwrap.wrap(text, _TITLE_WIDTH) or [""]
     axes.set_title("\n".join(lines), fontsize="large", fontweight="bold", loc="left")
 
 
-def inline(drawing: Drawing, key: str) -> str:
-    """An inline SVG element. `key` is unique in the page: it keeps this figure's ids apart from the others'."""
+def render_inline(drawing: Drawing, key: str) -> str:
+    """Return an inline SVG element. `key`, unique in the page, makes its ids unique."""
     import io
 
     import matplotlib as mpl
@@ -131,10 +131,10 @@ def inline(drawing: Drawing, key: str) -> str:
 
 
 def _inline(svg: str, drawing: Drawing, key: str) -> str:
-    """The figure alone: without metadata, namespaces and style sheet, its ids its own, named for who cannot see it."""
+    """Return the SVG without metadata, namespaces and style sheet, with unique ids and a description."""
     from xml.etree import ElementTree
 
-    root = ElementTree.fromstring(svg)  # its comments stay behind
+    root = ElementTree.fromstring(svg)  # drops comments
     for parent in list(root.iter()):
         for child in [child for child in parent if _local(child.tag) in ("metadata", "style")]:
             parent.remove(child)
@@ -153,47 +153,47 @@ def _inline(svg: str, drawing: Drawing, key: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-_SAID = "said:"  # how the id of a mark begins that has something to say
+_TITLED = "title:"  # prefix of the id of a mark with titles
 _REFERENCE = re.compile(r"(?:^|url\()#([^)]+)")  # `#name` as a whole, or url(#name)
 _COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
 
 
 def _local(name: str) -> str:
-    """A name of XML without its namespace."""
+    """Return an XML name without its namespace."""
     return name.rpartition("}")[2]
 
 
 def _tidy(element: "Element", used: set[str], key: str) -> None:
-    """Ids that are referred to become the figure's own, others go; font and colours are the page's; no blanks."""
-    own = element.attrib.pop("id", None)
+    """Make referenced ids unique, drop other ids, fonts and blanks, and use the colours of the page."""
+    identifier = element.attrib.pop("id", None)
     for name, value in element.attrib.items():
-        element.attrib[name] = _REFERENCE.sub(lambda found: found[0].replace(found[1], f"{key}-{found[1]}"), value)
-    if own in used:
-        element.attrib = {"id": f"{key}-{own}", **element.attrib}
+        element.attrib[name] = _REFERENCE.sub(lambda match: match[0].replace(match[1], f"{key}-{match[1]}"), value)
+    if identifier in used:
+        element.attrib = {"id": f"{key}-{identifier}", **element.attrib}
     if "style" in element.attrib:
         parts = [part.strip() for part in element.attrib["style"].split(";")]
-        kept = "; ".join(part for part in parts if not part.startswith("font-family"))
-        element.attrib["style"] = page_colour(kept)
+        style = "; ".join(part for part in parts if not part.startswith("font-family"))
+        element.attrib["style"] = page_colour(style)
     element.text = element.text if (element.text or "").strip() else None
     element.tail = "\n"
-    if own and own.startswith(_SAID):
-        _speak(element, own.removeprefix(_SAID).split("\n"))
+    if identifier and identifier.startswith(_TITLED):
+        _add_tooltips(element, identifier.removeprefix(_TITLED).split("\n"))
 
 
-def _speak(element: "Element", texts: list[str]) -> None:
-    """Titles for the marks of a group: one each where there are as many texts as marks, else one for all of it."""
+def _add_tooltips(element: "Element", texts: list[str]) -> None:
+    """Add titles to a group: one per mark if the numbers agree, else one for the group."""
     from xml.etree import ElementTree
 
     marks = [part for part in element.iter() if part.tag == "use"]
     for mark, text in zip(marks, texts, strict=True) if len(marks) == len(texts) else [(element, "; ".join(texts))]:
-        mark.attrib["class"] = "said"
+        mark.attrib["class"] = "titled"
         title = ElementTree.Element("title")
         title.text = text
         mark.insert(0, title)
 
 
 def percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
-    """Have an axis show shares as percent."""
+    """Format an axis of shares as percent."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     axis.set_major_locator(MultipleLocator(0.25 if high - low > 0.5 else 0.1))
@@ -201,17 +201,17 @@ def percent_axis(axis: Any, low: float = 0.0, high: float = 1.0) -> None:
 
 
 def error_bars(value: float, ends: tuple[float, float] | None) -> "list[list[float]] | None":
-    """How far an interval reaches below and above its value, as matplotlib asks; None where there is none."""
+    """Return the distances of an interval below and above its value for matplotlib; None without any."""
     return None if ends is None else [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]
 
 
 def label_rows(axes: "Axes", labels: Sequence[str]) -> None:
-    """Put a label and a faint line at each row, the first on top."""
+    """Draw a label and a faint line at each row, the first on top."""
     axes.set_ylim(len(labels) - 0.5, -0.5)
     from matplotlib.figure import Figure
 
     figure = axes.get_figure()
-    if isinstance(figure, Figure) and figure.get_figwidth() < _NARROW:  # in one column a name takes two lines
+    if isinstance(figure, Figure) and figure.get_figwidth() < _NARROW:  # two lines in one column
         labels = [label.replace(" · ", "\n· ", 1) for label in labels]
     axes.set_yticks(range(len(labels)), labels, color=INK, fontsize="small")
     axes.tick_params(axis="y", length=0)

@@ -1,20 +1,10 @@
-"""How a run was trained, epoch by epoch."""
+"""Draw accuracy against epoch."""
 
 from typing import TYPE_CHECKING
 
 from trustcxr.registry import ATTACKS, CERTIFIED_COLOUR, USUAL_ATTACKS
 from trustcxr.report import formatting
-from trustcxr.report.figures.svg import (
-    CLEAN_STYLE,
-    QUIET,
-    RULE,
-    Drawing,
-    Key,
-    add_titles,
-    attack_style,
-    percent_axis,
-    titled,
-)
+from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
 
 if TYPE_CHECKING:
@@ -23,18 +13,18 @@ if TYPE_CHECKING:
 
 _HISTORY = (
     ("train_accuracy", "training", "#8793a3", "solid"),
-    ("val_accuracy", "validation, clean", CLEAN_STYLE[0], "solid"),
+    ("val_accuracy", "validation, clean", svg.CLEAN_STYLE[0], "solid"),
     *(
-        (f"val_{name}_accuracy", f"validation, {ATTACKS[name].label}", attack_style(name)[0], dash)
+        (f"val_{name}_accuracy", f"validation, {ATTACKS[name].label}", svg.attack_style(name)[0], dash)
         for name, dash in zip(USUAL_ATTACKS, ((0, (4, 2)), (0, (1, 1.2))), strict=True)
     ),
     ("val_certified_accuracy", "validation, certified", CERTIFIED_COLOUR, (0, (6, 1.5))),
 )
-LEGEND = tuple(Key(label, colour, dash=dash) for _, label, colour, dash in _HISTORY)
+LEGEND = tuple(svg.Key(label, colour, dash=dash) for _, label, colour, dash in _HISTORY)
 
 
-def training_curve(run: Run) -> Drawing | None:
-    """Accuracy against epoch, from 1, with the one that was kept marked; None where there is nothing to draw."""
+def training_curve(run: Run) -> svg.Drawing | None:
+    """Draw accuracy against epoch, from 1, with the best epoch marked; None without a history."""
     table = run.history
     if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
         return None
@@ -42,29 +32,31 @@ def training_curve(run: Run) -> Drawing | None:
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        for name, said, colour, dash in _HISTORY:
+        for name, label, colour, dash in _HISTORY:
             if name in table:
                 rows = table[["epoch", name]].apply(_numeric).dropna()
                 size = 4 if len(rows) == 1 else 1.8
                 (line,) = axes.plot(rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, clip_on=False)
                 line.set(marker="o", markersize=size)
                 pairs = zip(rows["epoch"], rows[name], strict=True)
-                add_titles(
-                    line, *(f"{said}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs)
+                svg.add_titles(
+                    line, *(f"{label}, epoch {epoch + 1:.0f}: {formatting.percent(value)}" for epoch, value in pairs)
                 )
         if best is not None:
-            axes.axvline(best + 1, color=QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
+            axes.axvline(best + 1, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         axes.set_ylim(-0.02, 1.02)
-        percent_axis(axes.yaxis)
+        svg.percent_axis(axes.yaxis)
         axes.locator_params(axis="x", integer=True)
-        axes.grid(axis="y", color=RULE, lw=0.7)
-        titled(axes, run.label)
+        if table["epoch"].nunique() == 1:
+            axes.set_xticks(table["epoch"] + 1)
+        axes.grid(axis="y", color=svg.RULE, lw=0.7)
+        svg.set_title(axes, run.label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
 
     legend = tuple(key for (name, *_), key in zip(_HISTORY, LEGEND, strict=True) if name in table)
     alt = f"Accuracy against epoch while training {run.label}."
-    return Drawing(f"training-{run.name}", 330, 230, plot, alt, legend)
+    return svg.Drawing(f"training-{run.name}", 330, 230, plot, alt, legend)
 
 
 def _numeric(column: "pd.Series") -> "pd.Series":

@@ -1,1 +1,1 @@
-"""The tables of the page: cells with what stands beside them."""
+"""Build the tables of the pages."""

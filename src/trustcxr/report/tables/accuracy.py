@@ -1,18 +1,67 @@
-"""The page's tables as plain rows: every cell knows its text, its exact value, and the small print under it."""
+"""Build the tables of accuracy, of localisation, and of shortcuts."""
 
 from dataclasses import replace
 
 from trustcxr.registry import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS
 from trustcxr.report import formatting
+from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import Run
-from trustcxr.report.ranking import Headline, better_than_constant, constant_answer
-from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
+from trustcxr.report.ranking import Headline, better_than_constant, constant_answer, main_method
+from trustcxr.report.tables.table import Cell, Table, list_counts, method_cells, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import Accuracy, ClassResult, Figure, Perturbed, SaliencyDocument
 
+_ENERGY = "infection_energy"
+_EXPLANATION = (_ENERGY, "infection_iou", "pointing_hit_rate", "lung_energy")
+VOID = "void: survives randomising the network"
+
+
+def models(runs: list[Run], head: Headline) -> Table:
+    """Return a row per run: alarms, clean accuracy, the lowest under attack, energy inside the infection masks."""
+    explained = any(run.saliency_methods() for run in runs)
+    header = ["Model", "Defence", "Alarms", "Clean, %"]
+    header += [f"Lowest under attack at {formatting.epsilon(head.epsilon)}, %"] if head.attacks else []
+    header += ["Heatmap energy inside the infection"] if explained else []
+    rows = []
+    for run in runs:
+        cells = [*run_cells(run), _alarms(run), share(run.clean.accuracy)]
+        cells += [_lowest(run, head)] if head.attacks else []
+        rows.append(cells + ([_energy(run)] if explained else []))
+    return Table("The run" if len(runs) == 1 else "The models", header, rows, heads=2)
+
+
+def _alarms(run: Run) -> Cell:
+    alarms = list(dict.fromkeys(SHORT.get(alarm.kind, formatting.measure(alarm.kind)) for alarm in run.metrics.alarms))
+    if alarms:
+        return Cell(formatting.capital("; ".join(alarms)), note="bad prose")
+    return Cell("No alarm" if run.masked is not None else "No alarm; gradients not checked", note="quiet prose")
+
+
+def _lowest(run: Run, head: Headline) -> Cell:
+    """Return the lowest accuracy under attack with the attack's name, marked if gradients fail."""
+    entry = run.strongest(head.epsilon)
+    cell = share(entry.accuracy)
+    if cell.value is None:
+        return cell
+    failing = run.masked is True
+    by = formatting.attack(entry.attack, entry.steps) + ("; gradients fail" if failing else "")
+    return replace(cell, second=by, note="bad" if failing else "")
+
+
+def _energy(run: Run) -> Cell:
+    """Return the energy of the main saliency method with chance, marked if random weights have as much."""
+    methods = run.saliency_methods()
+    document = methods.get(main_method(methods), SaliencyDocument())
+    figure, void = document.figure(_ENERGY), _ENERGY in document.void
+    cell = plain(figure)
+    if cell.value is None:
+        return cell
+    second = f"chance {formatting.decimal(figure.chance)}" + (f"; {VOID}" if void else "")
+    return replace(cell, second=second, note="bad" if void else "")
+
 
 def leaderboard(runs: list[Run], head: Headline) -> Table:
-    """Accuracy clean and under each headline attack, and what else the clean test says."""
+    """Return accuracy clean and under each headline attack, and the other figures of the clean test."""
     at = f" at {formatting.epsilon(head.epsilon)}, %"
     attacks = head.attacks or USUAL_ATTACKS
     names = [head.names.get(name, formatting.attack(name)) + (at if head.attacks else ", %") for name in attacks]
@@ -20,127 +69,90 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
     header += ["Calibration error", "n"]
     rows = []
     for run in runs:
-        entries = [run.attacked(name, head.epsilon) for name in attacks]
-        clean_n = run.clean.n
-        fewer = sorted({entry.n for entry in entries if entry.n is not None and entry.n != clean_n})
-        attacked = f"attacks {formatting.listed([formatting.count(c) for c in fewer])}" if fewer else ""
-        drawn = run.clean.groups
-        groups = f"{formatting.count(drawn)} groups" if drawn is not None and drawn != clean_n else ""
-        clean = share(run.clean.accuracy)
-        constant = None if better_than_constant(run) else constant_answer(run)
+        test, entries = run.clean, [run.attacked(name, head.epsilon) for name in attacks]
+        fewer = {entry.n for entry in entries if entry.n != test.n}
+        attacked = f"attacks {formatting.join_counts(fewer)}" if fewer - {None} else ""
+        groups = f"{formatting.count(test.groups)} groups" if test.groups not in (None, test.n) else ""
+        clean, constant = share(test.accuracy), None if better_than_constant(run) else constant_answer(run)
         if constant is not None:
-            clean = replace(clean, beside=f"constant answer {formatting.hundred(constant)}", note="bad")
-        rows.append(
-            [
-                *run_cells(run),
-                clean,
-                *[share(entry.accuracy) for entry in entries],
-                share(run.clean.balanced_accuracy),
-                plain(run.clean.f1_macro),
-                plain(run.clean.auroc_macro),
-                plain(run.clean.ece),
-                replace(whole(clean_n), small=attacked, beside=groups),
-            ]
-        )
+            clean = replace(clean, second=f"constant answer {formatting.percent_number(constant)}", note="bad")
+        cells = [clean, *[share(entry.accuracy) for entry in entries], share(test.balanced_accuracy)]
+        cells += map(plain, (test.f1_macro, test.auroc_macro, test.ece))
+        rows.append([*run_cells(run), *cells, replace(whole(test.n), small=attacked, second=groups)])
     return Table("Leaderboard" if len(runs) > 1 else "Figures", header, rows, heads=2)
 
 
 def sweeps(runs: list[Run]) -> Table:
-    """Accuracy at every epsilon that was tested, a row per run, attack and number of steps."""
+    """Return accuracy at every epsilon tested, a row per run, attack and number of steps."""
     epsilons = sorted({round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None})
     rows = []
     for run in runs:
         for attack, steps in run.efforts():
             entries = [run.attacked(attack, e, steps) for e in epsilons]
-            counts = sorted({entry.n for entry in entries if entry.n is not None})
             cells = [share(entry.accuracy) for entry in entries]
-            n = Cell(
-                formatting.listed([formatting.count(c) for c in counts]),
-                value=formatting.finite(counts[0]) if len(counts) == 1 else None,
-            )
-            rows.append([*run_cells(run), Cell(formatting.attack(attack, steps)), *cells, n])
+            counts = list_counts(entry.n for entry in entries)
+            rows.append([*run_cells(run), Cell(formatting.attack(attack, steps)), *cells, counts])
     header = ["Model", "Defence", "Attack", *[f"{formatting.epsilon(e)}, %" for e in epsilons], "n"]
     return Table("Accuracy at each epsilon", header, rows, heads=3)
 
 
 def per_class(run: Run, classes: tuple[str, ...]) -> Table:
-    """Precision, recall and F1 of each class on the clean test images."""
+    """Return precision, recall and F1 of each class on the clean test images."""
     documents, clean, rows = run.clean.per_class, run.clean, []
-    for name in [*classes, *[name for name in documents if name not in classes]]:
-        found = documents.get(name, ClassResult())
-        rows.append([Cell(name), *map(share, (found.precision, found.recall, found.f1)), whole(found.n)])
+    for name in dict.fromkeys([*classes, *documents]):
+        result = documents.get(name, ClassResult())
+        rows.append([Cell(name), *map(share, (result.precision, result.recall, result.f1)), whole(result.n)])
     totals = map(share, (clean.precision_macro, clean.balanced_accuracy, clean.f1_macro))
     rows.append([Cell("mean of classes", note="quiet"), *totals, whole(clean.n)])
     return Table(f"Per class, {run.label}", ["Class", "Precision, %", "Recall, %", "F1, %", "n"], rows)
 
 
-_EXPLANATION = ("infection_energy", "infection_iou", "pointing_hit_rate", "lung_energy")
-
-
 def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
-    """Each localisation measure beside chance, then stability, blank maps and counts, a row per run and method.
+    """Return localisation with chance, stability, blank maps and counts, a row per run and method.
 
-    `perturbed`: the same measures on the perturbed images, where they were measured.
+    `perturbed`: the same on perturbed images, if measured.
     """
-    header = ["Model", "Defence", "Method", *[_title(name) for name in _EXPLANATION]]
+    header = ["Model", "Defence", "Method", *[formatting.capital(formatting.measure(name)) for name in _EXPLANATION]]
     header += ["Stability (SSIM)", "Blank maps, %", "n"]
     rows = []
     for run in runs:
         for method, document in run.saliency_methods().items():
-            if method == CONTROL and run is not runs[-1]:  # the same map for every run
-                continue
             part = document.perturbed if perturbed else document
-            if part is None:
+            if part is None or (method == CONTROL and run is not runs[-1]):  # the random map is the same for every run
                 continue
-            own = run_cells(run) if method != CONTROL else [Cell("any", note="quiet"), Cell(formatting.DASH)]
-            measured = run.measured(method, perturbed=perturbed)
-            counts = {name: measured.get(name, part.n) for name in _EXPLANATION}
+            counts = run.measured(method, perturbed=perturbed)
             without = None if perturbed else document.without_mask
-            left_out = f"{formatting.count(without)} without mask left out" if without else ""
-            rows.append(
-                [
-                    *own,
-                    Cell(formatting.method(method), _condition(part, document)),
-                    *[_explained(document, part, name, counts[name]) for name in _EXPLANATION],
-                    plain(part.figure("stability_ssim")),
-                    share(part.figure(NULL_MAPS).value),
-                    replace(whole(part.n), small=left_out),
-                ]
-            )
-    title = "Explanations on perturbed X-rays" if perturbed else "Explanations beside chance"
+            left_out = f"{formatting.count(without)} without mask" if without else ""
+            *first, name = method_cells(run, method)
+            cells = [_localisation(document, part, key, counts.get(key, part.n)) for key in _EXPLANATION]
+            cells += [plain(part.figure("stability_ssim")), share(part.figure(NULL_MAPS).value)]
+            name, n = replace(name, small=_condition(part, document)), replace(whole(part.n), small=left_out)
+            rows.append([*first, name, *cells, n])
+    title = "Explanations on perturbed images" if perturbed else "Explanations"
     return Table(title, header, rows, heads=3)
 
 
-def _title(measure: str) -> str:
-    return formatting.capital(formatting.measure(measure))
-
-
-def _explained(document: SaliencyDocument, part: SaliencyDocument | Perturbed, name: str, count: int | None) -> Cell:
-    """A measure beside what it must beat; void where random weights have as much, a dash where it cannot be stated."""
+def _localisation(document: SaliencyDocument, part: SaliencyDocument | Perturbed, name: str, count: int | None) -> Cell:
+    """Return a measure with chance; void if random weights have as much, a dash if it is withheld."""
     if name == HIT_RATE and document.withheld:
         return Cell(formatting.DASH, document.withheld, note="quiet")
-    cell = _against_chance(part.figure(name), count, part.n)
+    cell = _against_chance(part.figure(name), "" if count == part.n else f", n\u00a0=\u00a0{count}")
     if name in document.void and cell.value is not None:
-        return replace(cell, beside=f"{cell.beside}; void: survives randomising the network", note="bad")
+        return replace(cell, second=f"{cell.second}; {VOID}", note="bad")
     return cell
 
 
-def _against_chance(figure: Figure, count: int | None, images: int | None) -> Cell:
-    """A measure beside chance and the centre prior; `count` of the images have a value."""
-    value = plain(figure)
+def _against_chance(figure: Figure, count: str) -> Cell:
+    """Return a measure with chance, centre prior and random weights; `count`: of the images that have a value."""
     sign, note = {"above": ("> ", "good"), "below": ("< ", "bad")}.get(figure.against_chance, ("", ""))
-    beside = f"{sign}chance {formatting.decimal(figure.chance)}"
-    if figure.centre is not None:
-        beside += f", centre {formatting.decimal(figure.centre)}"
-    if figure.randomised is not None:
-        beside += f", random weights {formatting.decimal(figure.randomised)}"
-    if count != images:
-        beside += f", n\u00a0=\u00a0{count}"
-    return Cell(value.text, value.small, beside, value.value, note)
+    second = f"{sign}chance {formatting.decimal(figure.chance)}"
+    for name, value in (("centre", figure.centre), ("random weights", figure.randomised)):
+        second += "" if value is None else f", {name} {formatting.decimal(value)}"
+    return replace(plain(figure), second=second + count, note=note)
 
 
 def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -> str:
-    """`clean, true class` or `FGSM 0.02, true class`: the images, and the class that was explained."""
+    """Return the images and the class explained: `clean, true class` or `FGSM 0.02, true class`."""
     attack, epsilon = (part.attack, part.epsilon) if isinstance(part, Perturbed) else (part.condition, None)
     name = f"{formatting.attack(attack)} {formatting.epsilon(epsilon)}" if attack not in ("", CLEAN) else CLEAN
     target = document.target
@@ -148,21 +160,21 @@ def _condition(part: SaliencyDocument | Perturbed, document: SaliencyDocument) -
 
 
 def shortcuts(runs: list[Run]) -> Table | None:
-    """Accuracy with parts of the picture taken away; None where no run has it."""
-    found = {run.name: shown(run) for run in runs}
-    keys = list(dict.fromkeys(key for entries in found.values() for key in entries))
+    """Return accuracy with parts of the image removed; None if no run has it."""
+    views = {run.name: masked_views(run) for run in runs}
+    keys = list(dict.fromkeys(key for entries in views.values() for key in entries))
     if not keys:
         return None
     rows = []
     for run in runs:
-        entries = [found[run.name].get(key, Accuracy()) for key in keys]
+        entries = [views[run.name].get(key, Accuracy()) for key in keys]
         counts = [entry.n for entry in entries if entry.n is not None]
         cells = [share(entry.accuracy) for entry in entries]
         rows.append([*run_cells(run), share(run.clean.accuracy), *cells, whole(counts[0] if counts else None)])
     titles = [f"{formatting.measure(key).capitalize()}, %" for key in keys]
-    return Table("Shortcuts", ["Model", "Defence", "Whole picture, %", *titles, "n"], rows, heads=2)
+    return Table("Shortcuts", ["Model", "Defence", "Whole image, %", *titles, "n"], rows, heads=2)
 
 
-def shown(run: Run) -> dict[str, Accuracy]:
-    """What is left of accuracy, by what was taken away."""
+def masked_views(run: Run) -> dict[str, Accuracy]:
+    """Return accuracy by the part of the image that was removed."""
     return {name: part for name, part in run.metrics.shortcuts.items() if part.accuracy.value is not None}

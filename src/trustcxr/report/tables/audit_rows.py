@@ -1,4 +1,4 @@
-"""Tables of an audit; those that a study has too are the same."""
+"""Build the tables of an audit; those of a study are reused."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +13,19 @@ from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
-_PASSED = {True: ("passed", "good"), False: ("look", "bad"), None: ("not checked", "quiet")}
+_PASSED = {
+    True: Cell("passed", note="good text"),
+    False: Cell("failed", note="bad text"),
+    None: Cell("not checked", note="quiet text"),
+}
 
 
 def tables(document: AuditDocument) -> dict[str, object]:
-    """Return the tables by their names in the template; None, or an empty list, of what was not measured."""
+    """Return the tables by their names in the template; None or an empty list if not measured."""
     run = as_run(document)
     head = Headline(None, (), {}, document.split, tuple(run.metrics.classes))
     return {
-        "gate": _checks(document),
+        "entry_checks": _checks(document),
         "clean": None if document.clean.accuracy.value is None else _clean(document),
         "matrices": confusion.matrices(run, head),
         "per_class": accuracy.per_class(run, head.classes) if run.clean.per_class else None,
@@ -30,53 +34,42 @@ def tables(document: AuditDocument) -> dict[str, object]:
         "attacks": _attacks(document),
         "masking": _without_defence(robustness.masking([run])) if document.attacks else None,
         "corruptions": _corruptions(document),
-        "shortcuts": _shortcuts(run) if accuracy.shown(run) else None,
+        "shortcuts": _shortcuts(run) if accuracy.masked_views(run) else None,
         "divisions": [(division, _division(division)) for division in document.subgroups],
     }
 
 
 def as_run(document: AuditDocument) -> Run:
-    """Return the audited model as the tables of a study take it; a model of findings has the answers as classes."""
-    own = {name: getattr(document, name) for name in document.model_fields_set & RunDocument.model_fields.keys()}
+    """Return the audited model as a run of a study; for findings the two answers are the classes."""
+    fields = {name: getattr(document, name) for name in document.model_fields_set & RunDocument.model_fields.keys()}
     classes = list(document.clean.per_class) if document.findings else document.classes
-    metrics = RunDocument(**(own | {"model": document.model.name, "classes": classes}))
+    metrics = RunDocument(**(fields | {"model": document.model.name, "classes": classes}))
     return Run(metrics, Path(), [], label=document.model.name)
 
 
 def _checks(document: AuditDocument) -> Table:
-    rows = [
-        [Cell(c.check), Cell(_PASSED[c.passed][0], note=_PASSED[c.passed][1]), Cell(c.text, note="prose")]
-        for c in document.gate
-    ]
-    return Table("Checks", ["check", "", "what was seen"], rows)
+    rows = [[Cell(c.check), _PASSED[c.passed], Cell(c.text, note="prose")] for c in document.entry_checks]
+    return Table("Checks", ["check", "", "result"], rows)
 
 
 def _clean(document: AuditDocument) -> Table:
     clean = document.clean
     groups = "" if clean.groups in (None, clean.n) else f"{formatting.count(clean.groups)} groups"
-    row = [
-        Cell(document.model.name),
-        *(share(part) for part in (clean.accuracy, clean.balanced_accuracy, clean.constant_answer)),
-        *(share(part) for part in (clean.f1_macro, clean.auroc_macro, clean.ece, clean.ece_plug_in)),
-        Cell(formatting.count(clean.n), groups, value=clean.n),
-    ]
+    figures = (clean.accuracy, clean.balanced_accuracy, clean.constant_answer, clean.f1_macro, clean.auroc_macro)
+    n = Cell(formatting.count(clean.n), groups, value=clean.n)
     header = ["Model", "Accuracy, %", "Balanced, %", "Constant answer, %", "Macro F1, %", "AUROC, %"]
-    return Table("Images as they are", [*header, "Calibration error, %", "with chance in it, %", "n"], [row])
+    header += ["Calibration error, %", "with bias, %", "n"]
+    cells = [Cell(document.model.name), *map(share, (*figures, clean.ece, clean.ece_plug_in)), n]
+    return Table("Unperturbed images", header, [cells])
 
 
 def _shortcuts(run: Run) -> Table:
-    parts = {"whole picture": run.clean} | {
-        formatting.measure(name): part for name, part in accuracy.shown(run).items()
-    }
+    parts = {formatting.measure(name): part for name, part in accuracy.masked_views(run).items()}
     rows = [
-        [
-            Cell(formatting.capital(name)),
-            *(share(figure) for figure in (part.accuracy, part.balanced_accuracy, part.constant_answer)),
-            whole(part.n),
-        ]
-        for name, part in parts.items()
+        [Cell(formatting.capital(name)), *map(share, (p.accuracy, p.balanced_accuracy, p.constant_answer)), whole(p.n)]
+        for name, p in ({"whole image": run.clean} | parts).items()
     ]
-    return Table("Shortcuts", ["What was shown", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"], rows)
+    return Table("Shortcuts", ["Image", "Accuracy, %", "Balanced, %", "Constant answer, %", "n"], rows)
 
 
 def _without_defence(table: Table | None) -> Table | None:
@@ -91,7 +84,7 @@ def _attacks(document: AuditDocument) -> Table:
         [
             Cell(format_attack(a.attack, a.steps)),
             Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
-            *(share(part) for part in (a.accuracy, a.balanced_accuracy, a.ece)),
+            *map(share, (a.accuracy, a.balanced_accuracy, a.ece)),
             Cell(formatting.count(a.n)),
             Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
         ]
@@ -110,31 +103,26 @@ def _corruptions(document: AuditDocument) -> Table:
 
 
 def operating_points(points: Iterable[OperatingPoint]) -> Table:
-    """Return a row for each class or finding, as images are and under each attack."""
-    rows = [
-        [
-            Cell(p.finding),
-            _images(p),
-            Cell(
-                formatting.DASH if p.threshold is None else format_probability(p.threshold), p.origin, value=p.threshold
-            ),
-            *(share(part) for part in (p.sensitivity, p.specificity)),
-            *(_ratio(part) for part in (p.likelihood_positive, p.likelihood_negative)),
-            *(share(part) for part in (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
-            Cell(f"{p.positives} of {p.n}"),
-        ]
-        for p in points
-    ]
+    """Return a row per class or finding, unperturbed and under each attack."""
+    rows = []
+    for p in points:
+        attack = f"{format_attack(p.attack, p.steps)} {p.epsilon:g}" if p.attack != CLEAN else "unperturbed"
+        target = f"against the {p.target_class}" if p.target_class and p.attack != CLEAN else ""
+        threshold = formatting.DASH if p.threshold is None else format_probability(p.threshold)
+        rows.append(
+            [
+                Cell(p.finding),
+                Cell(attack, target, note="text"),
+                Cell(threshold, p.origin, value=p.threshold, note="text"),
+                *map(share, (p.sensitivity, p.specificity)),
+                *map(_ratio, (p.likelihood_positive, p.likelihood_negative)),
+                *map(share, (p.auroc, p.average_precision, p.sensitivity_at_specificity)),
+                Cell(f"{p.positives} of {p.n}"),
+            ]
+        )
     header = ["class or finding", "images", "threshold", "sensitivity, %", "specificity, %", "LR+", "LR-", "AUROC, %"]
     header += ["average precision, %", "sensitivity at 90 % specificity", "positive"]
     return Table("Operating points", header, rows)
-
-
-def _images(point: OperatingPoint) -> Cell:
-    if point.attack == CLEAN:
-        return Cell("as it is")
-    against = f"against the {point.aimed_at}" if point.aimed_at else ""
-    return Cell(f"{format_attack(point.attack, point.steps)} {point.epsilon:g}", against)
 
 
 def _ratio(figure: Share) -> Cell:
@@ -147,9 +135,9 @@ def _division(division: Division) -> Table:
     rows = [
         [
             Cell(g.name),
-            *(share(part) for part in (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
+            *map(share, (g.accuracy, g.balanced_accuracy, g.auroc_macro, g.ece, g.gap)),
             Cell(formatting.DASH if g.p_corrected is None else f"{g.p_corrected:.2g}", value=g.p_corrected),
-            Cell("yes" if g.settled else "not settled", note="bad" if g.settled else "quiet"),
+            Cell("yes" if g.settled else "not settled", note="bad text" if g.settled else "quiet text"),
             Cell(str(g.n), "" if g.findings is None else f"AUROC of {formatting.plural(g.findings, 'finding')}"),
         ]
         for g in division.groups
@@ -162,9 +150,9 @@ def _findings(document: AuditDocument) -> Table:
     rows = [
         [
             Cell(f.name),
-            Cell("judged" if f.judged else f.why, note="prose"),
+            Cell("evaluated" if f.judged else f.why, note="prose"),
             *(Cell(str(count)) for count in (f.positives, f.n, f.unknown)),
         ]
         for f in document.findings
     ]
-    return Table("Findings", ["finding", "", "have it", "known", "unknown, left out"], rows)
+    return Table("Findings", ["finding", "", "positive", "labelled", "unlabelled, left out"], rows)

@@ -1,4 +1,4 @@
-"""What is proved: certified accuracy beside the lowest accuracy that an attack leaves, with the truth between them."""
+"""Build the table of certified accuracy with the lowest accuracy under attack."""
 
 from dataclasses import dataclass
 
@@ -10,39 +10,38 @@ from trustcxr.storage.schemas import AttackResult, CertifiedResult
 
 @dataclass(frozen=True)
 class Gap:
-    """One run at one epsilon: shares of one. `attacked` is None where no attack was tried at that epsilon."""
+    """One run at one epsilon: certified accuracy and the strongest attack, which is empty if none was run."""
 
     run: Run
     epsilon: float
-    certified: float  # what no attack can take
+    certified: float  # share of one
     entry: CertifiedResult
-    lowest: AttackResult  # the attack that leaves the least; empty where there is none
+    lowest: AttackResult
 
     @property
     def attacked(self) -> float | None:
-        """What the best attack that was tried has left."""
+        """Return accuracy under the strongest attack."""
         return self.lowest.accuracy.value
 
 
 def gaps(runs: list[Run]) -> list[Gap]:
-    """Every run and epsilon that was certified, runs in their order."""
-    found = []
-    for run in runs:
-        for entry in run.metrics.certified:
-            if entry.epsilon is not None and entry.accuracy.value is not None:
-                lowest = run.strongest(entry.epsilon)
-                found.append(Gap(run, entry.epsilon, entry.accuracy.value, entry, lowest))
-    return found
+    """Return every run and epsilon that was certified."""
+    return [
+        Gap(run, entry.epsilon, entry.accuracy.value, entry, run.strongest(entry.epsilon))
+        for run in runs
+        for entry in run.metrics.certified
+        if entry.epsilon is not None and entry.accuracy.value is not None
+    ]
 
 
 def by_intervals(runs: list[Run]) -> str:
-    """Where intervals alone were tried, in words; nothing where CROWN was tried everywhere, or nobody noted it."""
-    found = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
-    return formatting.listed(f"epsilon {formatting.epsilon(gap.epsilon)} of {gap.run.name}" for gap in found)
+    """Return the runs and epsilons that were certified without CROWN; empty without any."""
+    rows = [gap for gap in gaps(runs) if gap.entry.method == "ibp"]
+    return ", ".join(f"epsilon {formatting.epsilon(gap.epsilon)} of {gap.run.name}" for gap in rows)
 
 
 def proved(runs: list[Run]) -> Table | None:
-    """A row for each run and epsilon that was certified; None where none was."""
+    """Return a row per run and epsilon that was certified; None without any."""
     rows = []
     for gap in gaps(runs):
         between = None if gap.attacked is None else gap.attacked - gap.certified
@@ -54,15 +53,10 @@ def proved(runs: list[Run]) -> Table | None:
                 share(gap.entry.balanced_accuracy),
                 share(gap.lowest.accuracy),
                 Cell(formatting.attack(gap.lowest.attack) if gap.attacked is not None else formatting.DASH),
-                # A bound of another bound: no number of study.json that it could be checked against.
-                Cell(formatting.hundred(between), value=None),
+                Cell(formatting.percent_number(between)),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),
             ]
         )
     titles = ["Epsilon", "Certified, %", "Balanced, %", "Under attack, %", "Strongest", "Open, points", "Clean, %", "n"]
-    return (
-        Table("What is proved, beside what attacks leave", ["Model", "Defence", *titles], rows, heads=2)
-        if rows
-        else None
-    )
+    return Table("Certified accuracy and attacks", ["Model", "Defence", *titles], rows, heads=2) if rows else None

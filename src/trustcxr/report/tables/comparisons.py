@@ -1,57 +1,66 @@
-"""Standard against robust, image by image, as a table."""
+"""Build the tables of standard against robust runs, and of figures over seeds."""
 
 from trustcxr.report import formatting
 from trustcxr.report.tables.table import Cell, Table, plain, share, whole
-from trustcxr.storage.schemas import Comparison, StudyDocument
+from trustcxr.storage.schemas import SeedFigure, StudyDocument
 
 _NOTES = {"better": "good", "worse": "bad", None: "quiet"}
 
 
 def comparisons(study: StudyDocument) -> Table:
-    """Standard against robust on the same images: difference, interval, p and n, and what follows."""
-    header = [
-        "Model",
-        "Robust defence",
-        "Measure",
-        "Standard",
-        "Robust",
-        "Difference",
-        "95 % CI",
-        "p",
-        "n",
-        "Robust is",
-    ]
+    """Return standard against robust on the same images: difference, interval, p, n and outcome."""
+    header = ["Model", "Robust defence", "Measure", "Standard", "Robust", "Difference", "95 % CI", "p", "n", "Outcome"]
     rows = []
     seeds = {c.seed for c in study.comparisons}
     for c in study.comparisons:
         seed = f"seed {c.seed}" if len(seeds) > 1 and c.seed is not None else ""
-        name = c.measure or formatting.DASH
-        out_of_hundred = "accuracy" in name
-        cell = share if out_of_hundred else plain
-        scale, digits = (100, 1) if out_of_hundred else (1, 3)
+        name, percent = c.measure or formatting.DASH, "accuracy" in c.measure
+        scale, digits, cell = (100, 1, share) if percent else (1, 3, plain)
         difference, ends = c.difference.value, c.difference.interval
-        found = "the same" if ends == (0.0, 0.0) else c.outcome
+        signed = formatting.signed(None if difference is None else scale * difference, digits)
+        corrected = "" if c.p_corrected is None else f"corrected {formatting.p_value(c.p_corrected)}"
         rows.append(
             [
                 Cell(c.model or formatting.DASH),
-                Cell(c.defence or formatting.DASH, formatting.apart(c.background, c.label, seed)),
-                Cell(formatting.measure(name) + (", %" if out_of_hundred else ""), _method(c)),
+                Cell(c.defence or formatting.DASH, formatting.variant(c.background, c.label, seed)),
+                Cell(_name_measure(name, c.method, percent=percent)),
                 cell(c.standard),
                 cell(c.robust),
-                Cell(formatting.signed(None if difference is None else scale * difference, digits), value=difference),
-                Cell(formatting.between(ends, digits, scale=scale, reveal=True) or formatting.DASH),
-                Cell(formatting.p_value(c.p_value), _corrected(c), value=c.p_value),
+                Cell(signed, value=difference),
+                Cell(formatting.range_text(ends, digits, scale=scale, reveal=True) or formatting.DASH),
+                Cell(formatting.p_value(c.p_value), corrected, value=c.p_value),
                 whole(c.n),
-                Cell(found, note=_NOTES[c.side]),
+                Cell("the same" if ends == (0.0, 0.0) else c.outcome, note=f"{_NOTES[c.side]} text"),
             ]
         )
     return Table("Standard against robust", header, rows, heads=3)
 
 
-def _method(comparison: Comparison) -> str:
-    return formatting.method(comparison.method) if comparison.method else ""
+def _name_measure(measure: str, method: str | None, *, percent: bool) -> str:
+    """Return the measure with its saliency method and unit: clean accuracy, %."""
+    return formatting.measure(measure) + (f", {formatting.method(method)}" if method else "") + ", %" * percent
 
 
-def _corrected(comparison: Comparison) -> str:
-    corrected = comparison.p_corrected
-    return "" if corrected is None else f"corrected {formatting.p_value(corrected)}"
+def over_seeds(study: StudyDocument) -> Table | None:
+    """Return a row per network, training and figure; None if every run has one seed."""
+    rows = [
+        [
+            Cell(group.model),
+            Cell(group.defence, formatting.variant(group.background, group.label)),
+            *_seed_cells(figure),
+            Cell(formatting.count(figure.n), formatting.join_words(map(str, group.seeds)), value=figure.n),
+        ]
+        for group in study.over_seeds
+        for figure in group.figures
+    ]
+    header = ["Model", "Defence", "Figure", "Mean", "Standard deviation", "Lowest", "Highest", "Seeds"]
+    return Table("Figures over seeds", header, rows, heads=3) if rows else None
+
+
+def _seed_cells(figure: SeedFigure) -> list[Cell]:
+    """Return the measure, mean, deviation, lowest and highest; accuracies in percent."""
+    percent = " accuracy" in figure.measure
+    write = formatting.percent_number if percent else formatting.decimal
+    values = (figure.mean, figure.deviation, figure.lowest, figure.highest)
+    name = Cell(_name_measure(figure.measure, figure.method, percent=percent))
+    return [name, *(Cell(write(value), value=value) for value in values)]

@@ -1,4 +1,4 @@
-"""Confusion matrices: clean from the metrics, under the strongest attack from the predictions."""
+"""Build confusion matrices: clean from the metrics, under the strongest attack from the predictions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables.table import Cell, Table
 
-SHADE = 0.7  # the strongest: black on it can still be read
+SHADE = 0.7  # largest opacity, so that black text is readable
 RIGHT, WRONG = "31,78,121", "179,38,30"
 
 
@@ -17,7 +17,7 @@ def shaded(colour: str, share: float) -> str:
 
 
 def matrices(run: Run, head: Headline) -> list[Table]:
-    """Return the matrices of a run: clean, and under the strongest attack of the headline."""
+    """Return the matrices of a run: clean, and under the headline's strongest attack."""
     classes = list(run.metrics.classes or head.classes)
     clean = run.clean.confusion
     tables = []
@@ -30,7 +30,7 @@ def matrices(run: Run, head: Headline) -> list[Table]:
 
 
 def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | None:
-    """(C, C) counts, rows true, under the strongest headline attack, from predictions.parquet; None without it."""
+    """Return (C, C) counts, rows true, under the headline's strongest attack; None without predictions.parquet."""
     import numpy as np
 
     entry = run.attacked(head.strongest or "", head.epsilon)
@@ -45,10 +45,10 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | No
     rows = rows[rows["split"] == split] if split else rows
     if rows.empty:
         return None
-    answers, labels = np.stack(rows["logits"].to_list()).argmax(axis=1), rows["label"].to_numpy()
+    predicted, labels = np.stack(rows["logits"].to_list()).argmax(axis=1), rows["label"].to_numpy()
     counts = np.zeros((classes, classes), dtype=int)
-    inside = (answers < classes) & (labels < classes)
-    np.add.at(counts, (labels[inside], answers[inside]), 1)
+    inside = (predicted < classes) & (labels < classes)
+    np.add.at(counts, (labels[inside], predicted[inside]), 1)
     return counts.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Where the figures come from: counts, selection, training."""
+"""Build the tables of data, selection and training."""
 
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
@@ -9,7 +9,7 @@ _SEVERE = ("fault", "leak")
 
 
 def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
-    """Images per split and class, and how many have an infection mask."""
+    """Return images per split and class, and how many have an infection mask."""
     splits = study.data.counts
     if not splits:
         return None
@@ -23,50 +23,48 @@ def counts(study: StudyDocument, classes: tuple[str, ...]) -> Table | None:
     return Table("Images per split and class", ["Split", *names, "All", "With infection mask"], rows)
 
 
-def data_check_table(found: DataCheck | None) -> Table | None:
-    """What was found wrong with the data, worst first; None where nothing was, or nobody looked."""
+def data_check_table(check: DataCheck | None) -> Table | None:
+    """Return the faults of the data, worst first; None without any or without a check."""
     rows = [
         [
             Cell(each.severity or formatting.DASH, note="bad" if each.severity in _SEVERE else ""),
             Cell(formatting.capital(each.text), note="prose"),
             whole(each.count),
         ]
-        for each in (found.findings if found else [])
+        for each in (check.findings if check else [])
     ]
-    return Table("What was found in the data", ["Kind", "What was found", "How many"], rows) if rows else None
+    return Table("Faults of the data", ["Kind", "Fault", "Count"], rows) if rows else None
 
 
-def probes(found: DataCheck | None) -> Table | None:
-    """How much of the class a linear model reads off parts of the picture that a network should not need."""
+def probes(check: DataCheck | None) -> Table | None:
+    """Return how well a linear model predicts the class from parts of the image that should not reveal it."""
     rows = [
         [
             Cell(formatting.capital(each.view)),
-            share(each.accuracy),
-            share(each.chance),
+            *map(share, (each.accuracy, each.chance)),
             Cell(each.how or formatting.DASH, note="prose"),
             whole(each.tested_on),
         ]
-        for each in (found.probes if found else [])
+        for each in (check.probes if check else [])
     ]
-    header = ["What a linear model was shown", "Balanced accuracy, %", "Chance, %", "How", "n"]
-    return Table("What gives the class away", header, rows) if rows else None
+    header = ["Part of the image", "Balanced accuracy, %", "Chance, %", "Method", "n"]
+    return Table("Class predicted by a linear model", header, rows) if rows else None
 
 
 def selection(study: StudyDocument) -> Table | None:
-    """The ranking on validation by which networks were chosen for robust training."""
+    """Return the ranking on validation images that chose the networks for robust training."""
     ranking = study.selection.ranking
     if not ranking:
         return None
     by = study.selection.by or "figure"
     rows = []
-    for place, entry in enumerate(ranking, start=1):
+    for rank, entry in enumerate(ranking, start=1):
         value = share(entry.value) if _is_share(entry.value) else plain(entry.value)
         chosen = Cell("chosen", note="good") if entry.chosen else Cell("not chosen", note="quiet")
-        rows.append([Cell(str(place)), Cell(entry.model or formatting.DASH), value, chosen])
+        rows.append([Cell(str(rank)), Cell(entry.model or formatting.DASH), value, chosen])
     unit = ", %" if all(_is_share(entry.value) for entry in ranking) else ""
-    return Table(
-        "Ranking on validation", ["Rank", "Model", f"{formatting.capital(formatting.measure(by))}{unit}", ""], rows
-    )
+    title = formatting.capital(formatting.measure(by)) + unit
+    return Table("Ranking on validation", ["Rank", "Model", title, ""], rows)
 
 
 def _is_share(value: float | None) -> bool:
@@ -74,47 +72,24 @@ def _is_share(value: float | None) -> bool:
 
 
 def training(runs: list[Run]) -> Table:
-    """How each run was trained: epochs, what stopped it, time and size."""
-    header = [
-        "Model",
-        "Defence",
-        "Parameters",
-        "Epochs",
-        "Best epoch",
-        "Chosen by",
-        "Best value, %",
-        "Stopped by",
-        "Time",
-    ]
-    again = any(_refit_epochs(run) is not None for run in runs)
-    header += ["Then on both, epochs"] if again else []
+    """Return epochs, best epoch, stopping, time and size of each run; epochs count from 1."""
+    refit = any(run.metrics.training.refit for run in runs)
+    header = ["Model", "Defence", "Parameters", "Epochs", "Best epoch", "Chosen by", "Best value, %"]
+    header += ["Stopped by", "Time"]
     rows = []
     for run in runs:
         document = run.metrics.training
+        best = None if document.best_epoch is None else document.best_epoch + 1  # in training.json it counts from 0
+        at = "" if document.epsilon is None else f" at {formatting.epsilon(document.epsilon)}"
         rows.append(
             [
                 *run_cells(run),
-                *map(whole, (document.parameters, document.epochs, _counted(document.best_epoch))),
-                Cell(formatting.measure(document.monitor or formatting.DASH) + _at(document.epsilon)),
+                *map(whole, (document.parameters, document.epochs, best)),
+                Cell(formatting.measure(document.monitor or formatting.DASH) + at),
                 share(document.best_value),
                 Cell(document.stopped or formatting.DASH),
                 Cell(formatting.seconds(document.seconds), value=document.seconds),
-                *([whole(_refit_epochs(run))] if again else []),
+                *([whole(document.refit.epochs if document.refit else None)] if refit else []),
             ]
         )
-    return Table("Training", header, rows, heads=2)
-
-
-def _at(epsilon: float | None) -> str:
-    return "" if epsilon is None else f" at {formatting.epsilon(epsilon)}"
-
-
-def _counted(epoch: int | None) -> int | None:
-    """An epoch as people count, from 1; in training.json and history.csv the first is 0."""
-    return None if epoch is None else epoch + 1
-
-
-def _refit_epochs(run: Run) -> int | None:
-    """How long a run was trained once more, on training and validation images together; None where it was not."""
-    refit = run.metrics.training.refit
-    return refit.epochs if refit else None
+    return Table("Training", [*header, *["Refit, epochs"] * refit], rows, heads=2)

@@ -1,45 +1,30 @@
-"""What the page says beyond the leaderboard: corruptions, masking, calibration, planted shortcuts, other data."""
+"""Build the tables of corruptions, masked gradients, calibration, planted shortcuts and other data."""
 
 from trustcxr.report import formatting
-from trustcxr.report.load import Run, least
+from trustcxr.report.load import Run, find_lowest
 from trustcxr.report.ranking import Headline
 from trustcxr.report.tables.confusion import WRONG, shaded
 from trustcxr.report.tables.table import Cell, Table, plain, run_cells, share, whole
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, RunDocument
+from trustcxr.storage.schemas import Calibrated, Calibration, CorruptionResult, CorruptionsMean, Drop, RunDocument
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
 
 def corrupted(runs: list[Run]) -> Table | None:
-    """A row for each run: clean, the mean over all corruptions, flips, and the worst; None where none was tested."""
+    """Return a row per run: clean, the mean over all corruptions, flips, and the worst; None without any."""
     rows = []
     for run in runs:
-        mean, entries = run.metrics.corruptions_mean or CorruptionsMean(), _corruptions(run)
-        if not entries:
-            continue
-        worst = least(entries)
-        name = (
-            f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
-            if worst
-            else formatting.DASH
-        )
-        rows.append(
-            [
-                *run_cells(run),
-                share(run.clean.accuracy),
-                share(mean.accuracy),
-                share(mean.flip_rate),
-                Cell(name),
-                share(worst.accuracy if worst else None),
-                whole(mean.n),
-            ]
-        )
-    titles = ["Clean, %", "Corrupted, mean, %", "Answers changed, %", "Worst", "Accuracy there, %", "n"]
+        mean, worst = run.metrics.corruptions_mean or CorruptionsMean(), find_lowest(_corruptions(run))
+        if worst is not None:
+            name = f"{formatting.corruption(worst.corruption)}, severity {formatting.count(worst.severity)}"
+            cells = [share(run.clean.accuracy), share(mean.accuracy), share(mean.flip_rate)]
+            rows.append([*run_cells(run), *cells, Cell(name), share(worst.accuracy), whole(mean.n)])
+    titles = ["Clean, %", "Corrupted, mean, %", "Answers changed, %", "Worst", "Worst accuracy, %", "n"]
     return Table("Accuracy on corrupted images", ["Model", "Defence", *titles], rows, heads=2) if rows else None
 
 
 def heats(runs: list[Run]) -> list[Table]:
-    """Return for each corrupted run its accuracy by corruption and severity, shaded by what is lost."""
+    """Return a table per run: accuracy by corruption and severity, shaded by the loss."""
     tables = []
     for run in runs:
         entries, clean = _corruptions(run), run.clean.accuracy.value
@@ -58,7 +43,7 @@ def heats(runs: list[Run]) -> list[Table]:
 
 def _heat(accuracy: float | None, clean: float | None) -> Cell:
     lost = (clean - accuracy) / clean if clean and accuracy is not None else 0.0
-    return Cell(formatting.hundred(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
+    return Cell(formatting.percent_number(accuracy, 0), shade=shaded(WRONG, min(max(lost, 0.0), 1.0)))
 
 
 def _corruptions(run: Run) -> list[CorruptionResult]:
@@ -66,46 +51,42 @@ def _corruptions(run: Run) -> list[CorruptionResult]:
     return [e for e in entries if e.corruption and e.severity is not None and e.accuracy.value is not None]
 
 
-_VERDICTS: dict[bool | None, Cell] = {True: Cell("failing", note="bad"), False: Cell("no sign", note="good")}
-_OVERSTATES = Cell("no sign, but FGSM overstates")
+_VERDICTS: dict[bool | None, Cell] = {True: Cell("failing", note="bad text"), False: Cell("no sign", note="good text")}
+_OVERSTATES = Cell("no sign, but FGSM overstates", note="text")
 
 
 def masking(runs: list[Run]) -> Table | None:
-    """The verdict on failing gradients of each run; None where none was given."""
+    """Return the verdict on failing gradients of each run; None without any."""
     rows = []
     for run in runs:
         verdict = run.metrics.masking
         if verdict is None:
             continue
-        unknown = Cell("says nothing" if verdict.looked_for else "not looked for", note="quiet")
+        unknown = Cell("no verdict" if verdict.looked_for else "not checked", note="quiet text")
         cell = _VERDICTS.get(verdict.masked, unknown)
-        rows.append(
-            [
-                *run_cells(run),
-                _OVERSTATES if verdict.masked is False and run.alarmed(FGSM_OVERSTATES) else cell,
-                Cell(formatting.capital(verdict.because or formatting.DASH), note="prose"),
-                Cell(formatting.listed(verdict.looked_for), note="prose"),
-            ]
-        )
-    header = ["Model", "Defence", "Failing gradients", "Because", "What these attacks allowed to look for"]
+        if verdict.masked is False and run.alarmed(FGSM_OVERSTATES):
+            cell = _OVERSTATES
+        texts = (formatting.capital(verdict.reasons or formatting.DASH), formatting.join_words(verdict.looked_for))
+        rows.append([*run_cells(run), cell, *(Cell(text, note="prose") for text in texts)])
+    header = ["Model", "Defence", "Failing gradients", "Reasons", "Checked"]
     return Table("Verdict on masked gradients", header, rows, heads=2) if rows else None
 
 
 def calibration(runs: list[Run], head: Headline) -> Table | None:
-    """Calibration before and after temperature scaling, clean and under the headline's attacks; None without any."""
+    """Return calibration with and without temperature, clean and under the headline's attacks; None without any."""
     rows = []
     for run in runs:
         document = run.metrics.calibration
-        for name, part in _conditions(document, head) if document else ():
+        for name, part in list_conditions(document, head) if document else ():
+            shares = (part.accuracy, part.confidence, part.confidence_scaled)
             rows.append(
                 [
                     *run_cells(run),
                     Cell(name),
                     plain(document.temperature if document else None, 2),
-                    plain(part.ece),
-                    plain(part.ece_scaled),
-                    *(share(found.value) for found in (part.accuracy, part.confidence, part.confidence_scaled)),
-                    *(plain(found.value, 2) for found in (part.log_loss, part.log_loss_scaled)),
+                    *map(plain, (part.ece, part.ece_scaled)),
+                    *(share(figure.value) for figure in shares),
+                    *(plain(figure.value, 2) for figure in (part.log_loss, part.log_loss_scaled)),
                     whole(part.n),
                 ]
             )
@@ -114,17 +95,18 @@ def calibration(runs: list[Run], head: Headline) -> Table | None:
     return Table("Calibration", header, rows, heads=3) if rows else None
 
 
-def _conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
-    """Clean, and the attacks of the headline's epsilon, with their names."""
-    found = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
-    for part in document.attacks:
-        if part.at(head.epsilon):
-            found.append((f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}", part))
-    return found
+def list_conditions(document: Calibration, head: Headline) -> list[tuple[str, Calibrated]]:
+    """Return clean, and the attacks at the headline's epsilon, with their names."""
+    conditions = [(CLEAN, document.clean)] if "clean" in document.model_fields_set else []
+    return conditions + [(_attack_name(part), part) for part in document.attacks if part.is_at(head.epsilon)]
+
+
+def _attack_name(part: Calibrated | Drop) -> str:
+    return f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}"
 
 
 def planted(runs: list[Run]) -> Table | None:
-    """Accuracy with a planted shortcut as it is, removed and moved; None where none was looked at."""
+    """Return accuracy with a planted shortcut, without it, and with it moved; None without any."""
     rows = []
     for run in runs:
         for kind, part in run.metrics.planted_shortcuts.items():
@@ -132,23 +114,23 @@ def planted(runs: list[Run]) -> Table | None:
             cells = [share(how.accuracy) for how in (part.as_is, part.removed, part.moved)]
             follows = [share(part.follows_before), share(part.follows)]
             rows.append([*run_cells(run), Cell(where), *cells, *follows, whole(part.n)])
-    header = ["Model", "Defence", "Shortcut", "As it is, %", "Removed, %", "Moved, %"]
-    header += ["Taken for its class before, %", "and with it, %", "n"]
+    header = ["Model", "Defence", "Shortcut", "Original, %", "Removed, %", "Moved, %"]
+    header += ["Predicted as its class without it, %", "with it, %", "n"]
     return Table("Planted shortcuts", header, rows, heads=3) if rows else None
 
 
 def other_data(runs: list[Run]) -> Table | None:
-    """Each run on other data sets, from runs/*/evaluations, and what it loses there; None where there is none."""
+    """Return each run on other data sets, from runs/*/evaluations, and its loss; None without any."""
     rows = []
     for run in runs:
         for name, document in run.evaluations.items():
             rows += [[*run_cells(run), Cell(name), *cells] for cells in _drops(document)]
-    header = ["Model", "Defence", "Data", "Images", "Own test images, %", "There, %", "Lost, points", "n"]
+    header = ["Model", "Defence", "Data", "Images", "Own test images, %", "Other data, %", "Loss, points", "n"]
     return Table("Other data", header, rows, heads=4) if rows else None
 
 
 def other_data_by_group(runs: list[Run]) -> Table | None:
-    """Each run on other data sets, apart by source and by how external it is; None where nothing divides them."""
+    """Return each run on other data sets by source and by strict external; None without groups."""
     rows = []
     for run in runs:
         for name, document in run.evaluations.items():
@@ -162,15 +144,15 @@ def other_data_by_group(runs: list[Run]) -> Table | None:
 
 
 def _drops(document: RunDocument) -> list[list[Cell]]:
-    found = []
-    for part in document.drop_from_internal:
-        attack = f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}"
-        lost = share(part.drop)
-        sides = [share(part.internal), share(part.external)]
-        found.append([Cell(CLEAN if part.attack == CLEAN else attack), *sides, lost, whole(part.n_external)])
-    if not found:
-        clean = document.clean
-        found = [
-            [Cell(CLEAN), Cell(formatting.DASH), share(clean.accuracy.value), Cell(formatting.DASH), whole(clean.n)]
+    """Return condition, internal accuracy, external accuracy, loss and n; accuracy alone without a comparison."""
+    if not document.drop_from_internal:
+        clean, dash = document.clean, Cell(formatting.DASH)
+        return [[Cell(CLEAN), dash, share(clean.accuracy.value), dash, whole(clean.n)]]
+    return [
+        [
+            Cell(CLEAN if part.attack == CLEAN else _attack_name(part)),
+            *map(share, (part.internal, part.external, part.drop)),
+            whole(part.n_external),
         ]
-    return found
+        for part in document.drop_from_internal
+    ]

@@ -1,4 +1,4 @@
-"""Tables of where the networks look: every measure beside what it must beat, by lesion, stability, faithfulness."""
+"""Build the tables of saliency: every measure with its baselines, lesion size, stability, faithfulness."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +7,8 @@ from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERE
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import main_method
-from trustcxr.report.tables.table import Cell, Table, gained, plain, run_cells, whole
+from trustcxr.report.tables.accuracy import VOID
+from trustcxr.report.tables.table import Cell, Table, gained, method_cells, plain, run_cells, whole
 from trustcxr.storage.schemas import Change, Figure, Lead, Measured, SaliencyDocument, StudyDocument
 
 _NOTES = {"above": "good", "below": "bad"}
@@ -16,7 +17,7 @@ _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate",
 
 
 def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, str, SaliencyDocument]]:
-    """Each run's saliency methods; the random map, which is the same for every run, once at the end."""
+    """Yield each run's saliency methods; the random map, which is the same for every run, once at the end."""
     random: tuple[Run, str, SaliencyDocument] | None = None
     for run in runs:
         for method, document in run.saliency_methods().items():
@@ -28,17 +29,11 @@ def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, s
         yield random
 
 
-def names(run: Run, method: str) -> list[Cell]:
-    """Model, defence and method; the random map is nobody's."""
-    own = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
-    return [*own, Cell(formatting.method(method))]
-
-
 def measures(runs: list[Run]) -> Table:
-    """A row for each run, method and measure: the value, beside maps that look at no model, and its lead."""
-    beside_it = [formatting.capital(name) for name in REFERENCES.values()]
-    header = ["Model", "Defence", "Method", "Measure", "Value", *beside_it]
-    header += ["Over the closest", "Over random weights", "Answered right", "n"]
+    """Return a row per run, method and measure: the value, baseline maps, and the lead over them."""
+    baselines = [formatting.capital(name) for name in REFERENCES.values()]
+    header = ["Model", "Defence", "Method", "Measure", "Value", *baselines]
+    header += ["Over the closest", "Over random weights", "Classified correctly", "n"]
     rows = []
     for run, method, document in documents(runs):
         for name in AGAINST_MASKS:
@@ -49,16 +44,17 @@ def measures(runs: list[Run]) -> Table:
                 continue
             threshold = document.threshold if name == "infection_iou_tuned" else None
             tuned = "" if threshold is None else f"threshold {formatting.decimal(threshold, 2)}, tuned on validation"
-            right, of = document.correct.figure(name).value, f"n = {formatting.count(document.correct.n)}"
+            right, n = document.correct.figure(name).value, f"n = {formatting.count(document.correct.n)}"
+            value = replace(plain(figure), second=VOID, note="bad") if name in document.void else _noted(figure)
             rows.append(
                 [
-                    *names(run, method),
+                    *method_cells(run, method),
                     Cell(formatting.measure(name), tuned),
-                    _void(figure) if name in document.void else _noted(figure),
-                    *[plain(figure.beside(reference)) for reference in REFERENCES],
-                    _led(document.beyond, name),
-                    _led(document.random_weights.leads if document.random_weights else [], name, named=False),
-                    Cell(formatting.decimal(right), of, value=right),
+                    value,
+                    *[plain(figure.baseline(reference)) for reference in REFERENCES],
+                    _lead(document.beyond, name),
+                    _lead(document.random_weights.leads if document.random_weights else [], name, named=False),
+                    Cell(formatting.decimal(right), n, value=right),
                     whole(document.n),
                 ]
             )
@@ -66,24 +62,19 @@ def measures(runs: list[Run]) -> Table:
 
 
 def _noted(figure: Figure) -> Cell:
-    """Good where the whole interval lies above chance, bad where below."""
+    """Return a figure, good if the whole interval is above chance, bad if it is below."""
     return replace(plain(figure), note=_NOTES.get(figure.against_chance, ""))
 
 
-def _void(figure: Figure) -> Cell:
-    """A figure that random weights have too."""
-    return replace(plain(figure), beside="void: survives randomising the network", note="bad")
-
-
 def _withheld(run: Run, method: str, document: SaliencyDocument, columns: int) -> list[Cell]:
-    """A dash in the place of a hit rate, or of all figures of a map of one cell, with its reason."""
+    """Return a dash instead of a hit rate, or of all figures of a map of one cell, with the reason."""
     measure = "every measure" if document.cells == ONE_CELL else formatting.measure(HIT_RATE)
-    row = [*names(run, method), Cell(measure), Cell(formatting.DASH, document.withheld, note="quiet")]
+    row = [*method_cells(run, method), Cell(measure), Cell(formatting.DASH, document.withheld, note="quiet")]
     return [*row, *[Cell(formatting.DASH) for _ in range(columns - len(row) - 1)], whole(document.n)]
 
 
-def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
-    """What the map has over a control by a measure; good where its interval is above 0, bad where below."""
+def _lead(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
+    """Return the lead over a baseline by a measure; good if its interval is above 0, bad if below."""
     row = next((row for row in leads if row.measure == name), Lead())
     ends = row.difference.interval
     if row.difference.value is None or ends is None:
@@ -93,79 +84,64 @@ def _led(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
 
 
 def shown(runs: list[Run]) -> Table:
-    """What each map may be said to show: its cells, the hit rate that these allow, what random weights leave of it."""
-    header = ["Model", "Defence", "Method", "Cells", "Hit rate that they allow", "SSIM with random weights", "It shows"]
+    """Return what each map may show: cells, the largest hit rate, similarity with random weights, verdict."""
+    header = ["Model", "Defence", "Method", "Cells", "Largest hit rate", "SSIM with random weights", "Verdict"]
     rows = []
     for run, method, document in documents(runs, control=False):
         if not (document.verdict or document.withheld or document.cells):
             continue
-        ceiling, alike = document.figure("pointing_ceiling"), document.figure("random_network_ssim")
+        ceiling = document.figure("pointing_ceiling")
         chance = "" if ceiling.chance is None else f"chance {formatting.decimal(ceiling.chance)}"
         note = "" if document.shows is None else "good" if document.shows and not document.survives else "bad"
-        # A verdict that names every measure is long: what voids it stands first.
-        says = document.survives or document.verdict or formatting.DASH
+        text = formatting.capital(document.survives or document.verdict or formatting.DASH)
         rows.append(
             [
-                *names(run, method),
+                *method_cells(run, method),
                 Cell(document.cells or "every pixel"),
-                Cell(formatting.decimal(ceiling.value), formatting.between(ceiling.interval), chance, ceiling.value),
-                plain(alike),
-                Cell(formatting.capital(says), document.withheld, note=note),
+                replace(plain(ceiling), second=chance),
+                plain(document.figure("random_network_ssim")),
+                Cell(text, document.withheld, note=f"{note} prose".strip()),
             ]
         )
-    return Table("What each map may be said to show", header, rows, heads=3)
+    return Table("Verdict on each map", header, rows, heads=3)
 
 
 def over_controls(runs: list[Run]) -> Table:
-    """What each map has over every control on the same images: a row for each run, method and measure."""
-    found = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
-    controls = list(dict.fromkeys(lead.control for _, _, part in found for lead in part.over_controls))
+    """Return the lead over every baseline map on the same images, a row per run, method and measure."""
+    measured = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
+    controls = list(dict.fromkeys(lead.control for _, _, part in measured for lead in part.over_controls))
     rows = []
-    for run, method, part in found:
+    for run, method, part in measured:
         for measure in dict.fromkeys(lead.measure for lead in part.over_controls):
             if part.figure(measure).value is None:
                 continue
             leads = {lead.control: [lead] for lead in part.over_controls if lead.measure == measure}
-            cells = [_led(leads.get(control, []), measure, named=False) for control in controls]
-            rows.append([*names(run, method), Cell(formatting.measure(measure)), *cells, whole(part.n)])
-    header = [
-        "Model",
-        "Defence",
-        "Method",
-        "Measure",
-        *[formatting.capital(format_control(name)) for name in controls],
-        "n",
-    ]
-    return Table("What each map has over every control", header, rows, heads=4)
+            cells = [_lead(leads.get(control, []), measure, named=False) for control in controls]
+            rows.append([*method_cells(run, method), Cell(formatting.measure(measure)), *cells, whole(part.n)])
+    titles = [formatting.capital(format_control(name)) for name in controls]
+    return Table("Lead over every baseline map", ["Model", "Defence", "Method", "Measure", *titles, "n"], rows, heads=4)
 
 
 def by_lesion(runs: list[Run]) -> Table:
-    """The main measures by how much of the lungs the lesion covers, each beside chance."""
-    header = [
-        "Model",
-        "Defence",
-        "Method",
-        "Lesion",
-        *[formatting.capital(formatting.measure(name)) for name in _MAIN],
-        "n",
-    ]
+    """Return the main measures by the share of the lungs that the lesion covers, with chance."""
     rows = []
     for run, method, document in documents(runs):
         for stratum in document.by_lesion:
-            if not stratum.n:
-                continue
-            ends = [formatting.percent(end, 0) for end in (stratum.start, stratum.end)]
-            figures = [stratum.figure(name) for name in _MAIN]
-            cells = [replace(_noted(f), beside=f"chance {formatting.decimal(f.chance)}") for f in figures]
-            about = Cell(stratum.stratum, f"{ends[0]} to {ends[1]} of the lungs")
-            rows.append([*names(run, method), about, *cells, whole(stratum.n)])
+            if stratum.n:
+                ends = [formatting.percent(end, 0) for end in (stratum.start, stratum.end)]
+                figures = [stratum.figure(name) for name in _MAIN]
+                cells = [replace(_noted(f), second=f"chance {formatting.decimal(f.chance)}") for f in figures]
+                size = Cell(stratum.stratum, f"{ends[0]} to {ends[1]} of the lungs")
+                rows.append([*method_cells(run, method), size, *cells, whole(stratum.n)])
+    titles = [formatting.capital(formatting.measure(name)) for name in _MAIN]
+    header = ["Model", "Defence", "Method", "Lesion", *titles, "n"]
     return Table("Explanations by size of the lesion", header, rows, heads=4)
 
 
 def stability(runs: list[Run]) -> Table:
-    """How like the clean map it stays: under attack, over corruptions, over artefacts, and what moves onto these.
+    """Return similarity with the clean map under attack, corruptions and artefacts.
 
-    Where maps were not all measured under the same changes, under which stands with each.
+    The changes are named only if they differ between maps.
     """
     header = ["Model", "Defence", "Method", *map(formatting.attack, USUAL_ATTACKS)]
     header += ["Corruptions", "Artefacts", "Moves onto artefacts"]
@@ -174,106 +150,93 @@ def stability(runs: list[Run]) -> Table:
         entries = {entry.condition: entry for entry in document.stability}
         if not entries:
             continue
-        under.append(_strengths(document))
-        found = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
-        found += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
+        under.append(_describe_changes(document))
+        figures = [entries.get(name, Change()).figure("stability_ssim") for name in USUAL_ATTACKS]
+        figures += [document.figure(name) for name in ("corruption_ssim", "artefact_ssim")]
         gain = document.figure("artefact_gain")
-        beside = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
-        rows.append([*names(run, method), *map(plain, found), gained(gain, beside)])
+        area = "" if gain.value is None else f"their area {formatting.decimal(_area(document))}"
+        rows.append([*method_cells(run, method), *map(plain, figures), gained(gain, area)])
     if len(set(under)) > 1:
-        rows = [[*row[:2], replace(row[2], beside=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
+        rows = [[*row[:2], replace(row[2], second=how), *row[3:]] for row, how in zip(rows, under, strict=True)]
     return Table("Stability of the explanations", header, rows, heads=3)
 
 
-def _strengths(document: SaliencyDocument) -> str:
-    """Under which changes a map's stability was measured: epsilon 0.02; 15 corruptions at severity 3."""
+def _describe_changes(document: SaliencyDocument) -> str:
+    """Return the changes of a map's stability: epsilon 0.02; 15 corruptions at severity 3."""
     radii = sorted({entry.epsilon for entry in document.stability if entry.epsilon is not None and not entry.severity})
-    said = [f"epsilon {formatting.epsilon(radius)}" for radius in radii]
+    texts = [f"epsilon {formatting.epsilon(radius)}" for radius in radii]
     for severity in sorted({entry.severity for entry in document.stability if entry.severity}):
         changed = [formatting.corruption(e.condition) for e in document.stability if e.severity == severity]
-        some = formatting.listed(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
-        said.append(f"{some} at severity {severity}")
-    return "; ".join(said)
+        some = formatting.join_words(changed) if len(changed) < 4 else f"{len(changed)} corruptions"
+        texts.append(f"{some} at severity {severity}")
+    return "; ".join(texts)
 
 
 def _area(part: Measured) -> float | None:
-    """The share of the picture that the inserted artefacts cover, with their energy or alone."""
-    own = part.figure("artefact_energy").chance
-    return part.figure("artefact_energy_chance").value if own is None else own
+    """Return the share of the image that the inserted artefacts cover."""
+    chance = part.figure("artefact_energy").chance
+    return part.figure("artefact_energy_chance").value if chance is None else chance
 
 
 def changes(runs: list[Run]) -> Table:
-    """Stability under each change by itself, of each run's main method."""
-    header = [
-        "Model",
-        "Defence",
-        "Change",
-        "SSIM",
-        "Rank correlation",
-        "Top tenth kept",
-        "Moves onto it",
-        "Its area",
-        "n",
-    ]
+    """Return stability under each change, for each run's main method."""
+    header = ["Model", "Defence", "Change", "SSIM", "Rank correlation", "Top tenth unchanged", "Moves onto it"]
     rows = []
     for run in runs:
         methods = run.saliency_methods()
-        document = methods.get(main_method(methods), SaliencyDocument())
-        for entry in document.stability:
-            strength = (
-                f"severity {entry.severity}" if entry.severity else f"epsilon {formatting.epsilon(entry.epsilon)}"
-            )
-            found = [entry.figure(f"stability_{name}") for name in ("ssim", "rank_correlation", "top_tenth")]
+        for entry in methods.get(main_method(methods), SaliencyDocument()).stability:
+            radius = f"epsilon {formatting.epsilon(entry.epsilon)}"
+            strength = f"severity {entry.severity}" if entry.severity else radius
+            name = Cell(formatting.measure(formatting.attack(entry.condition)), strength)
+            figures = [entry.figure(f"stability_{key}") for key in ("ssim", "rank_correlation", "top_tenth")]
             gain = entry.figure("artefact_gain")
-            moved = Cell(formatting.signed(gain.value), formatting.between(gain.interval), value=gain.value)
-            about = Cell(formatting.measure(formatting.attack(entry.condition)), strength)
-            rows.append([*run_cells(run), about, *map(plain, found), moved, plain(_area(entry)), whole(entry.n)])
-    return Table("Stability under each change", header, rows, heads=3)
+            moved = replace(plain(gain), text=formatting.signed(gain.value))
+            rows.append([*run_cells(run), name, *map(plain, figures), moved, plain(_area(entry)), whole(entry.n)])
+    return Table("Stability under each change", [*header, "Its area", "n"], rows, heads=3)
 
 
 def faithfulness(runs: list[Run]) -> Table:
-    """Insertion, deletion, ROAD and rank by cause beside a map that knows less; what randomisation leaves."""
+    """Return insertion, deletion, ROAD and rank by cause with a random map, and similarity after randomising."""
     header = ["Model", "Defence", "Method", "Insertion", "Deletion (blurred)", "ROAD", "Ranks by cause"]
-    header += ["Left of the map after", "n"]
+    header += ["After randomising", "n"]
     rows = []
     for run, method, document in documents(runs, control=False):
-        found = document.faithfulness
-        if found is None:
+        part = document.faithfulness
+        if part is None:
             continue
         control = run.saliency_methods().get(CONTROL)
         random = (control.faithfulness if control else None) or Measured()
         cells = []
         for name in ("insertion", "deletion", "road"):
-            beside = f"random {formatting.decimal(random.figure(name).value)}"
-            cells.append(replace(plain(found.figure(name)), beside=beside))
-        cause = found.figure(_BY_CAUSE)
-        over = _led(document.over_controls, _BY_CAUSE, named=False)
-        beside = f"brightness {formatting.decimal(cause.brightness)}"
+            second = f"random {formatting.decimal(random.figure(name).value)}"
+            cells.append(replace(plain(part.figure(name)), second=second))
+        cause, over = part.figure(_BY_CAUSE), _lead(document.over_controls, _BY_CAUSE, named=False)
+        second = f"brightness {formatting.decimal(cause.brightness)}"
         if over.value is not None:
-            beside += f"; over it {over.text} ({over.small})"
-        cells.append(replace(plain(cause), beside=beside, note=over.note))
-        rows.append([*names(run, method), *cells, _randomised(document), whole(found.n)])
+            second += f"; over it {over.text} ({over.small})"
+        cells.append(replace(plain(cause), second=second, note=over.note))
+        rows.append([*method_cells(run, method), *cells, _randomised(document), whole(part.n)])
     return Table("Faithfulness and sanity", header, rows, heads=3)
 
 
 def _randomised(document: SaliencyDocument) -> Cell:
-    """SSIM with the trained model's map once the last part is random, and once all of them are."""
+    """Return SSIM with the trained model's map once all parts are random, and once the last part is."""
     if not document.sanity:
         return Cell(formatting.DASH)
-    first, last = document.sanity[0], document.sanity[-1]
+    first, last = document.sanity[0], document.sanity[-1].figure("ssim").value
     return Cell(
-        formatting.decimal(last.figure("ssim").value),
-        f"all random, rank correlation {formatting.decimal(last.figure('rank_correlation').value)}",
+        formatting.decimal(last),
+        f"all random, rank correlation {formatting.decimal(document.sanity[-1].figure('rank_correlation').value)}",
         f"{formatting.part(first.part)} alone random: {formatting.decimal(first.figure('ssim').value)}",
-        last.figure("ssim").value,
+        last,
     )
 
 
 def verdicts(study: StudyDocument) -> list[str]:
-    """The verdict of each saliency comparison in a sentence, with the run that it is about."""
-    lines = []
-    for row in study.comparisons:
-        if row.method and row.verdict:
-            where = formatting.apart(row.background, row.label)
-            lines.append(f"{row.model} · {row.defence}{', ' if where else ''}{where}: {row.verdict}")
-    return lines
+    """Return the verdict of each saliency comparison in a sentence, with its run."""
+    return [
+        f"{row.model} · {', '.join(filter(None, (row.defence, formatting.variant(row.background, row.label))))}: "
+        f"{row.verdict}"
+        for row in study.comparisons
+        if row.method and row.verdict
+    ]

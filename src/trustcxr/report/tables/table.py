@@ -1,4 +1,4 @@
-"""One table, four writers: HTML, Markdown, CSV and LaTeX."""
+"""Write a table as HTML, Markdown, CSV or LaTeX, and build its cells."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from trustcxr.registry import CONTROL
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage import atomic
@@ -27,23 +28,23 @@ _LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell. `value` is the exact number of study.json, so that a table can be checked against it."""
+    """A cell. `value` is the exact number of study.json, so that tests can compare them."""
 
     text: str
     small: str = ""
-    beside: str = ""  # a second line of small print
+    second: str = ""  # a second line of small print
     value: float | None = None
     note: str = ""  # class names of the style sheet: good, bad, quiet; prose, why, text
     shade: str = ""  # background of a cell of a matrix
 
     @property
     def small_print(self) -> str:
-        """Both lines of small print in one."""
-        return "; ".join(part for part in (self.small, self.beside) if part)
+        """Return both lines of small print in one."""
+        return "; ".join(part for part in (self.small, self.second) if part)
 
 
 class Download(NamedTuple):
-    """A table as a file that the page itself holds: its format, its name, its data: address."""
+    """A table as a file inside the page: format, name and data: address."""
 
     kind: str
     name: str
@@ -72,22 +73,22 @@ class Table:
         """
         from markupsafe import Markup
 
-        from trustcxr.report.html import environment
+        from trustcxr.report.html import load_templates
 
         kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
-        return Markup(environment().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
+        return Markup(load_templates().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
 
     def markdown(self) -> str:
-        """Return a Markdown table; small print stands in brackets."""
+        """Return a Markdown table with small print in brackets."""
         lines = [[f"{c.text} ({c.small_print})" if c.small_print else c.text for c in row] for row in self.rows]
         return markdown_rows(self.header, lines)
 
     def csv(self) -> str:
-        """Return CSV as the page prints it; the small print of a column is a column after it."""
+        """Return CSV with the texts of the page; the small print of a column becomes the next column."""
         return self._frame().map(guarded).rename(columns=guarded).to_csv(index=False)
 
     def latex(self) -> str:
-        """Return a tabular for the package booktabs; the small print of a cell stands behind its figure."""
+        """Return a tabular for the package booktabs; small print follows its figure."""
         import pandas as pd
 
         rows = [[escape_latex(c.text) + _scriptsize(c.small_print) for c in row] for row in self.rows]
@@ -96,7 +97,7 @@ class Table:
         return "% needs \\usepackage{booktabs}\n" + frame.to_latex(index=False, escape=False, column_format=columns)
 
     def downloads(self) -> list[Download]:
-        """Return the table as CSV and LaTeX in data: addresses, so that no script and no other file is needed."""
+        """Return the table as CSV and LaTeX in data: addresses, which need no script and no other file."""
         written = (("CSV", "csv", "text/csv", self.csv()), ("LaTeX", "tex", "text/plain", self.latex()))
         return [
             Download(kind, f"{self.name}.{ending}", f"data:{media};charset=utf-8,{quote(text, safe=_PLAIN)}")
@@ -104,7 +105,7 @@ class Table:
         ]
 
     def is_text(self, column: int) -> bool:
-        """Return whether a column holds words, which begin at its left."""
+        """Return whether a column holds words, which are aligned left."""
         return bool(self.rows) and any(note in self.rows[0][column].note.split() for note in ("prose", "why", "text"))
 
     def _frame(self) -> "pd.DataFrame":
@@ -146,7 +147,7 @@ def write_tables(tables: Iterable[Table], folder: Path, *, page: str = "tables.m
 
 
 def markdown_rows(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return rows as a Markdown table; what would end a cell or begin an HTML tag is escaped."""
+    """Return rows as a Markdown table, escaped."""
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_escape_markdown, cells))} |" for cells in lines)
@@ -157,7 +158,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def guarded(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula; figures stay figures.
+    """Return text that no spreadsheet reads as a formula; figures are unchanged.
 
     >>> from trustcxr.report.tables.table import guarded
     >>> [guarded(text) for text in ("=1+1", "-0.5", "+3.0")]
@@ -176,21 +177,23 @@ def _scriptsize(small: str) -> str:
 
 
 def share(figure: Share | float | None) -> Cell:
-    """Return a share of one as a figure out of a hundred, its interval in small print."""
+    """Return a share in percent, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(formatting.hundred(value), formatting.between(ends, 1, scale=100), value=formatting.finite(value))
+    return Cell(
+        formatting.percent_number(value), formatting.range_text(ends, 1, scale=100), value=formatting.finite(value)
+    )
 
 
 def plain(figure: Share | float | None, digits: int = 3) -> Cell:
     """Return a number as it is, its interval in small print."""
     value, ends = _parts(figure)
-    return Cell(formatting.decimal(value, digits), formatting.between(ends, digits), value=formatting.finite(value))
+    return Cell(formatting.decimal(value, digits), formatting.range_text(ends, digits), value=formatting.finite(value))
 
 
-def gained(difference: Share, beside: str = "", note: str = "") -> Cell:
-    """Return a difference with its sign; its interval has enough digits to tell the side of zero."""
-    ends = formatting.between(difference.interval, reveal=True)
-    return Cell(formatting.signed(difference.value), ends, beside, difference.value, note)
+def gained(difference: Share, second: str = "", note: str = "") -> Cell:
+    """Return a difference with its sign; its interval has enough digits to show the side of zero."""
+    ends = formatting.range_text(difference.interval, reveal=True)
+    return Cell(formatting.signed(difference.value), ends, second, difference.value, note)
 
 
 def _parts(figure: Share | float | None) -> tuple[float | None, tuple[float, float] | None]:
@@ -202,6 +205,18 @@ def whole(value: float | None) -> Cell:
     return Cell(formatting.count(value), value=formatting.finite(value))
 
 
+def list_counts(counts: Iterable[int | None]) -> Cell:
+    """Return the different counts of a row, with a value if there is only one."""
+    different = {n for n in counts if n is not None}
+    return Cell(formatting.join_counts(different)) if len(different) > 1 else whole(max(different, default=None))
+
+
 def run_cells(run: Run) -> list[Cell]:
-    """Return the network and the defence of a run, which begin its rows."""
+    """Return the first cells of a run's rows: network and defence."""
     return [Cell(run.model), Cell(run.defence, run.qualifier)]
+
+
+def method_cells(run: Run, method: str) -> list[Cell]:
+    """Return model, defence and saliency method; the random map belongs to no run."""
+    first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
+    return [*first, Cell(formatting.method(method))]

@@ -1,4 +1,4 @@
-"""Define metrics.json, audit.json, training.json, study.json and what commands print, as types; read them from disk."""
+"""Define the documents on disk and of commands as types, and read them."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
-    Subgroup,
     Submitted,
 )
 from trustcxr.storage.schemas.command_output import (
@@ -35,7 +34,6 @@ from trustcxr.storage.schemas.saliency_figures import (
     Change,
     Lead,
     LesionDocument,
-    LesionSize,
     Measures,
     Perturbed,
     RandomWeights,
@@ -45,12 +43,9 @@ from trustcxr.storage.schemas.saliency_figures import (
 )
 from trustcxr.storage.schemas.study_document import (
     LEVEL,
-    BeyondControl,
     Comparison,
     DataCheck,
     DataDescription,
-    DataFinding,
-    DataProbe,
     FailedRun,
     Hardware,
     OverSeeds,
@@ -80,7 +75,7 @@ from trustcxr.storage.schemas.test_figures import (
     Verdict,
 )
 
-VERSION = 2  # of the documents' shape: raised when a field changes its name or its meaning
+VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
 
 _D = TypeVar("_D", bound=Document)
 
@@ -91,7 +86,7 @@ def read_schema(kind: type[_D], path: Path) -> _D:
 
 
 def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
-    """Validate the content of a document's file, as `read` does."""
+    """Validate the content of a document's file, as `read_schema`."""
     check_version(content, path)
     try:
         return kind.model_validate(content)
@@ -102,7 +97,7 @@ def parse(kind: type[_D], content: dict[str, Any], path: Path) -> _D:
 
 
 def check_version(content: dict[str, Any], path: Path) -> None:
-    """Raise UserError if a document's content is not of the version that is read."""
+    """Raise UserError if a document has another version."""
     version = content.get("version", VERSION)
     if version != VERSION:
         raise UserError(
@@ -112,7 +107,7 @@ def check_version(content: dict[str, Any], path: Path) -> None:
 
 
 def read_audit(path: Path) -> AuditDocument:
-    """Read an audit that is to be compared with others. Raises UserError if a figure that is compared is missing."""
+    """Read an audit to compare. Raises UserError if a compared figure is missing."""
     document = read_schema(AuditDocument, path)
     if flaw := document.flaw:
         raise UserError(f"{path}: damaged: {flaw}; audit the model again, into a new folder")
@@ -120,7 +115,7 @@ def read_audit(path: Path) -> AuditDocument:
 
 
 def read_if_whole(kind: type[_D], path: Path) -> _D | None:
-    """Read a document of what can be measured again. Returns None if the file is missing or damaged."""
+    """Read a document from its file. Returns None if it is missing or damaged."""
     try:
         return read_if_there(kind, path)
     except UserError:
@@ -128,5 +123,5 @@ def read_if_whole(kind: type[_D], path: Path) -> _D | None:
 
 
 def read_if_there(kind: type[_D], path: Path) -> _D | None:
-    """Read a document from its file. Returns None if there is no such file."""
+    """Read a document from its file. Returns None if it is missing."""
     return read_schema(kind, path) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Define audit.json, an examined model, and what `trustcxr compare` prints of two audits."""
+"""Define audit.json and the output of `trustcxr compare`."""
 
 from collections.abc import Iterator
 
@@ -16,23 +16,23 @@ class Curve(Document):
 
 
 class OperatingPoint(Document):
-    """A class against the rest, or a finding, at its threshold, under one condition (`attack` "clean": as it is).
+    """A class against the rest, or a finding, at its threshold, under one condition (`attack` "clean": none).
 
-    `threshold` is a probability, None where the highest class is the answer; `origin` says who set it. Of the
-    likelihood ratios an end that is None has no limit. `sensitivity_at_specificity`: the highest sensitivity that any
-    threshold has on these images at a specificity of `at_specificity` or more. Average precision has the interval of
-    resamples alone, which says too little near 0 and 1; the others have the score interval there.
+    `threshold`: a probability, None if the highest class is the answer; `origin`: who set it. An end None of a
+    likelihood ratio's interval has no limit. `sensitivity_at_specificity`: the highest sensitivity of any threshold at
+    a specificity of `at_specificity` or more. Near 0 and 1 figures have the score interval; average precision has that
+    of resamples.
 
-    `aimed_at`: what the attack was made against. "threshold": this decision, and under worst-case an image counts with
-    its worst score under any attack within epsilon. "answer": the highest class, so that an attack on the threshold may
-    leave less. Empty where nothing was attacked, or nobody wrote it down.
+    `target_class` names what the attack aimed at. "threshold": this class at its threshold; under worst-case an image
+    counts with its worst score under any attack within epsilon. "answer": the highest class, so an attack on the
+    threshold may leave less. Empty if nothing was attacked.
     """
 
     finding: str = ""
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
-    aimed_at: str = ""
+    target_class: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None
@@ -52,8 +52,7 @@ class OperatingPoint(Document):
 class Subgroup(Document):
     """The images with one value of a column. `gap`: their accuracy less that of all others, with p corrected (Holm).
 
-    `n`: answers, of a model of findings several an image; `images`: those that they are of. `findings`: over how many
-    of these balanced accuracy and AUROC are means, those that some of the group's images have and some have not.
+    `n`: answers on `images` images. `findings`: the number that balanced accuracy and AUROC are means over.
     """
 
     name: str = ""
@@ -73,10 +72,9 @@ class Subgroup(Document):
 
 
 class Division(Document):
-    """The images divided by a column of the data's table. `merged`: groups too small to stand alone, and their sizes.
+    """The images divided by a column of the data's table. `merged`: sizes of groups that are too small.
 
-    `alike`: other columns that divide the images exactly so. Without groups where there is nothing to judge: `text`
-    says why.
+    `alike`: other columns with the same division. `text`: why there are no groups.
     """
 
     column: str = ""
@@ -88,9 +86,9 @@ class Division(Document):
 
 
 class Finding(Document):
-    """A finding of a model with one sigmoid each: whether it could be judged on these images, and on how many.
+    """A finding of a model with a sigmoid for each: whether it was judged, and on how many images.
 
-    `unknown`: images whose label of it is not known, which are left out; `why` it could not be judged.
+    `unknown`: images without a label of it, which are left out; `why` it was not judged.
     """
 
     name: str = ""
@@ -104,9 +102,9 @@ class Finding(Document):
 
 
 class Submitted(Document):
-    """Adversarial images that somebody handed in: accuracy on them alone, and what they add to our worst case.
+    """Submitted adversarial images: accuracy on them alone, and what they add to our worst case.
 
-    `found_alone`: images that mislead the model where ours did not; `missed`: the other way round.
+    `found_alone`: images that only the submitted ones mislead; `missed`: images that only ours mislead.
     """
 
     by: str = ""
@@ -118,11 +116,8 @@ class Submitted(Document):
     missed: int | None = None
 
 
-_ROUNDING = 1e-9  # of a share
-
-
 class EntryCheck(Document):
-    """What was checked of a given model at the door; `passed` is None where it could not be checked."""
+    """One entry check of an external model; `passed` is None if it could not be carried out."""
 
     check: str = ""
     passed: bool | None = None
@@ -130,12 +125,11 @@ class EntryCheck(Document):
 
 
 class AuditedData(Document):
-    """The images that it was examined on; audits compare where the images and what is known of findings are the same.
+    """The images of an audit; audits compare if images and labels of findings are the same.
 
-    `fingerprint` is of names, classes and pixels at the size that the model wants; `files` of names, classes and the
-    bytes of the images' files, so the same for a model of any size: empty where these could not be had cheaply;
-    `lungs` the same of their lung masks, empty where there is none too. `truth`, of a model of findings, is of what is
-    known of each finding, in any order. `n` images have a score, of the `total` that the data have.
+    `fingerprint`: of names, classes and pixels at the model's size. `files`: of names, classes and the bytes of the
+    files, whatever the size; empty if these are expensive to read. `lungs`: the same of the lung masks. `truth`: of the
+    labels of each finding. `n` images of `total` have a score.
     """
 
     name: str = ""
@@ -147,28 +141,24 @@ class AuditedData(Document):
     total: int | None = None
 
     @property
-    def known(self) -> bool:
-        """Whether a checksum says which images these are."""
+    def is_identified(self) -> bool:
+        """Whether a checksum identifies the images."""
         return bool(self.files or self.fingerprint)
 
     def same_images(self, other: "AuditedData") -> bool:
-        """Whether these are those of another audit: by their files, or by their pixels at one size.
-
-        Images of which nobody knows which they are, are those of no other.
-        """
-        pairs = ((self.files, other.files), (self.fingerprint, other.fingerprint))
-        return any(own and own == another for own, another in pairs)
+        """Return whether both audits have the same images: by their files, or by their pixels at one size."""
+        return any(a and a == b for a, b in ((self.files, other.files), (self.fingerprint, other.fingerprint)))
 
     def other_lungs(self, other: "AuditedData") -> bool:
-        """Whether the same images were surely changed by other lung masks."""
+        """Return whether the lung masks surely differ."""
         return self.lungs != other.lungs and bool(self.lungs and other.lungs)
 
     def same_truth(self, other: "AuditedData") -> bool:
-        """Whether of the same images the same is known of each finding."""
+        """Return whether the labels of each finding are the same."""
         return self.truth == other.truth
 
-    def apart(self, other: "AuditedData") -> str:
-        """Which images both are and why they are not the same, in words."""
+    def describe_difference(self, other: "AuditedData") -> str:
+        """Describe both sets of images and why they are not the same."""
         which = f"({self.name}, {self.n}; {other.name}, {other.n})"
         if self.files and other.files:
             return f"{which}: their names, labels or files differ"
@@ -176,80 +166,76 @@ class AuditedData(Document):
 
     @property
     def partial(self) -> bool:
-        """Whether images were left out, since they have no score."""
+        """Whether images without a score were left out."""
         return self.n is not None and self.total is not None and self.n < self.total
 
     @property
     def images(self) -> str:
-        """How many images, in words: `72`, or `67 of 72`."""
+        """The number of images as text: `72`, or `67 of 72`."""
         return f"{self.n} of {self.total}" if self.partial else f"{self.n}"
 
 
 class AuditDocument(RunDocument):
-    """audit.json: a metrics.json of a given model, with what may be relied on.
+    """audit.json: a metrics.json of an external model, and its verdict.
 
-    `protocol` is the version of the examination, None where its options were changed. Figures under an attack that
-    missed planted examples are withdrawn: None, and `withdrawn` says why. `examination` is a checksum of all that was
-    examined and how.
+    `protocol`: None if options were changed. Figures under an attack that missed planted examples are None, and
+    `withdrawn` says why. `examination`: a checksum of model, data and options.
     """
 
     model: AuditedModel = AuditedModel()  # type: ignore[assignment]
     protocol: str | None = None
     data: AuditedData = AuditedData()
-    gate: list[EntryCheck] = []
+    entry_checks: list[EntryCheck] = []
     unreliable: bool | None = None
-    because: str = ""
+    reasons: str = ""
     withdrawn: str | None = None
     operating_points: list[OperatingPoint] = []
     subgroups: list[Division] = []
     findings: list[Finding] = []
-    handed_in: list[Submitted] = []
+    submitted: list[Submitted] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
-        """Whether it knows the classes of another one, in whichever order."""
+        """Return whether both have the same classes, in any order."""
         return sorted(self.classes) == sorted(other.classes)
 
     @property
     def flaw(self) -> str:
-        """Why no other can be compared with it: what it lacks, or a share that is none; empty where it is whole."""
+        """The reason why it cannot be compared, such as a missing figure; empty if it is whole."""
         if not self.classes:
             return "no classes in it"
         if self.clean.accuracy.value is None:
             return "no clean accuracy in it"
         for name, share in self._shown():
             for number in (share.value, *(share.ci or ())):
-                if number is not None and not -_ROUNDING <= number <= 1 + _ROUNDING:
+                if number is not None and not -1e-9 <= number <= 1 + 1e-9:
                     return f"a {name} of {number:g}, which is no share of one"
         return ""
 
     def _shown(self) -> Iterator[tuple[str, Share]]:
-        """What audits are compared by, and what it is called."""
-        yield "clean accuracy", self.clean.accuracy
-        yield "clean AUROC", self.clean.auroc_macro
+        yield from (("clean accuracy", self.clean.accuracy), ("clean AUROC", self.clean.auroc_macro))
         yield "calibration error", self.clean.ece
-        for row in self.attacks:
-            yield f"{row.attack} accuracy", row.accuracy
+        yield from ((f"{row.attack} accuracy", row.accuracy) for row in self.attacks)
         if self.corruptions_mean is not None:
             yield "corruptions accuracy", self.corruptions_mean.accuracy
 
     @property
     def misled_alone(self) -> list[Submitted]:
-        """Of what was handed in, that of which images mislead the model where our own attacks do not."""
-        return [found for found in self.handed_in if found.found_alone]
+        """The submitted images that mislead the model if our own attacks do not."""
+        return [one for one in self.submitted if one.found_alone]
 
     @classmethod
-    def of(
+    def from_figures(
         cls, figures: RunDocument, *, model: AuditedModel, protocol: str | None, data: AuditedData, examination: str
     ) -> "AuditDocument":
-        """The figures of a given model, with what was given and on what it was examined."""
-        own = {name: getattr(figures, name) for name in figures.model_fields_set - {"model"}}
-        return cls(**own, model=model, protocol=protocol, data=data, examination=examination)
+        """Build an audit from the figures of a model."""
+        values = {name: getattr(figures, name) for name in figures.model_fields_set - {"model"}}
+        return cls(**values, model=model, protocol=protocol, data=data, examination=examination)
 
 
 class PairRow(Document):
-    """One condition: accuracy of both, the second less the first with its interval, and whether they differ.
+    """Accuracy of both models under one condition, and the second less the first.
 
-    `settled`: the interval and the test, corrected for the number of rows, both say that they do.
+    `settled`: the interval and the test, corrected for the number of rows, agree that they differ.
     """
 
     measure: str = ""
@@ -265,7 +251,7 @@ class PairRow(Document):
 class AuditPair(Document):
     """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
 
-    `handed_in`: of each, who handed in adversarial images that alone changed its worst case.
+    `submitted`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
     same pixels; not where they want images of different sizes. `other_lungs`: images on which the lungs are changed, by
     other lung masks in one of them, and so not compared.
@@ -279,5 +265,5 @@ class AuditPair(Document):
     unreliable: list[bool] = []
     withdrawn: list[str] = []
     other_lungs: list[str] = []
-    handed_in: list[list[str]] = []
+    submitted: list[list[str]] = []
     rows: list[PairRow] = []

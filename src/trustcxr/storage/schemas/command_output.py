@@ -1,20 +1,19 @@
-"""Define what `predict`, `fit-ood`, `export`, `prune` and `verify` print."""
+"""Define the output of `predict`, `fit-ood`, `export`, `cache prune` and `verify`."""
 
 from typing import Any, Literal
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 
-UNWRITTEN = ("no heatmap: ", "no DICOM answer: ")  # so an error begins that the disk made
+UNWRITTEN = ("no heatmap: ", "no DICOM answer: ")  # prefixes of errors of the disk
 
 
 class ImageAnswer(Document):
-    """The class of one image, how sure, and whether it survives epsilon; or why there is no answer.
+    """The class of one image, its probabilities, and whether it survives epsilon; or the reason for no answer.
 
-    `calibrated`: whether the probabilities are scaled by a temperature. `survives`: by attack. `error`: the file cannot
-    be read, or its heatmap or its DICOM objects cannot be written. `left_out`: it is no image. `dicom`: paths of the
-    answer as DICOM objects; `no_dicom`: why there are none.
-    `border`: in words, where two classes are nearly as likely. `rarer_than`: the share of the run's validation images
-    that are more like its training images, where that was fitted.
+    `calibrated`: the probabilities are scaled by a temperature. `survives`: by attack. `error`: the file cannot be
+    read, or its results cannot be written. `left_out`: it is no image. `dicom`: paths of DICOM objects; `no_dicom`: why
+    there are none. `border`: text if two classes are nearly as likely. `rarer_than`: the share of validation images
+    that are more like the training images.
     """
 
     image: str = ""
@@ -35,15 +34,14 @@ class ImageAnswer(Document):
 
     @property
     def unwritten(self) -> bool:
-        """Whether its error is not the image's: the disk refused what belongs to the answer."""
+        """Whether the error is of the disk and not of the image."""
         return self.error is not None and self.error.startswith(UNWRITTEN)
 
 
 class FamiliarityDocument(Document):
-    """What a run's training images are like: the threshold that accepts `accepted` of the validation images.
+    """The threshold that accepts the share `accepted` of the validation images, and its false alarms on test images.
 
-    `false_alarms`: the share of the run's own test images that is called unlike. `trained`, `validated`, `tested`: how
-    many images each is from.
+    `trained`, `validated`, `tested`: numbers of images.
     """
 
     run: str = ""
@@ -56,9 +54,9 @@ class FamiliarityDocument(Document):
 
 
 class ExportDocument(Document):
-    """A file that was written from a run; `largest` is the most by which a logit differs on `n` of the `images`.
+    """An exported file. `largest`: the largest difference of a logit on `n` of the `images`.
 
-    `opset` of ONNX alone; `gradients` are those that an audit of the file has: own, converted, or none, as `note` says.
+    `opset`: of ONNX alone. `gradients`: those that an audit of the file has: own, converted or none (see `note`).
     """
 
     run: str = ""
@@ -78,47 +76,44 @@ class ExportDocument(Document):
 
 
 class Prunable(Document):
-    """A folder that may go: `days` since it was last read or written, `held` who uses it, `why` it stays."""
+    """A folder that may be removed. `days`: since its last use. `user`: who uses it. `why`: the reason to leave it."""
 
     kind: Literal["store", "unfinished store", "checkpoint", "finished checkpoint"] = "store"
     path: str = ""
     what: str = ""
     bytes: int = 0
     days: float = 0.0
-    held: str = ""
+    user: str = ""
     why: str = ""
     removed: bool = False
 
     @property
     def old(self) -> bool:
-        """Whether it would be removed: nobody holds it, and nothing speaks for keeping it."""
-        return not self.held and not self.why
+        """Whether it may be removed."""
+        return not self.user and not self.why
 
 
 class PruneDocument(Document):
-    """All of them, and how many bytes are or would be free."""
+    """Folders that may be removed, and bytes that can be or were freed."""
 
     cache: str = ""
     older_than: float = 0.0
-    found: list[Prunable] = []
+    entries: list[Prunable] = []
     removable: int = 0
     freed: int = 0
 
 
 class Difference(Document):
-    """A figure that is not what the tables give."""
+    """A figure of a document that its tables do not give."""
 
     file: str = ""
     key: str = ""
-    said: Any = None
+    stored: Any = None
     computed: Any = None
 
 
 class VerifiedDocument(Document):
-    """`figures`: how many were computed again, of so many `runs`; `differences`: those that differ.
-
-    `unchecked`: what could not be computed, and why.
-    """
+    """Counts of recomputed `figures` and `runs`; `differences`: those that differ; `unchecked`: parts and reasons."""
 
     study: str = ""
     folder: str = ""
@@ -132,5 +127,5 @@ class VerifiedDocument(Document):
 
     @property
     def agrees(self) -> bool:
-        """Whether figures of runs were computed again, and every one is as it was said."""
+        """Whether figures were computed again, and all are as stored."""
         return self.runs > 0 and not self.differences

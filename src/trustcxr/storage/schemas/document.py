@@ -1,7 +1,7 @@
-"""Define what every document is built from: numbers, figures with their 95 % intervals, and documents of them."""
+"""Define the base of every document: numbers, figures with their 95 % intervals, and documents of them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -16,24 +16,13 @@ Number = Annotated[float | None, AfterValidator(_finite)]
 
 
 class Document(BaseModel):
-    """A part of metrics.json, audit.json, training.json or study.json. Every field may be missing."""
+    """A document or a part of one. Every field may be missing."""
 
     model_config = ConfigDict(validate_by_name=True)
 
     def plain(self) -> dict[str, Any]:
-        """Return the document as it stands on disk: numbers, text, lists and mappings, without fields never set."""
+        """Return the document as on disk: numbers, text, lists and mappings, without fields never set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-    def over(self, other: Self) -> Self:
-        """Return this document, with the fields that it lacks taken from another one."""
-        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
-
-    def shares(self) -> "Iterator[tuple[str, Share]]":
-        """Yield its figures that have an interval, by name."""
-        for name in type(self).model_fields:
-            figure = getattr(self, name)
-            if isinstance(figure, Share) and figure.ci is not None:
-                yield name, figure
 
 
 class Share(Document):
@@ -50,10 +39,9 @@ class Share(Document):
 
 
 class Figure(Share):
-    """A saliency measure beside its baselines.
+    """A saliency measure and its baselines.
 
-    The baselines are chance, maps that do not depend on the model, the activation of the same layer, and the network
-    with random weights.
+    These are chance, maps that do not depend on the model, the layer's activation, and the network with random weights.
     """
 
     chance: Number = None
@@ -66,13 +54,13 @@ class Figure(Share):
     activation: Number = None
     randomised: Number = None
 
-    def beside(self, reference: str) -> float | None:
+    def baseline(self, name: str) -> float | None:
         """Return one of its baselines, by a name of REFERENCES."""
-        return getattr(self, reference)
+        return getattr(self, name)
 
     @property
     def against_chance(self) -> str:
-        """Where the whole interval lies: `above` or `below` chance, `around` it, or `` if a number is missing."""
+        """Whether the interval is `above`, `below` or `around` chance; empty if a number is missing."""
         if self.interval is None or self.chance is None:
             return ""
         low, high = self.interval
@@ -80,7 +68,7 @@ class Figure(Share):
 
 
 class Measured(Document):
-    """A document with saliency measures of any name beside its own fields: `{"n": 120, "infection_energy": {...}}`."""
+    """A document with its own fields and saliency measures of any name: `{"n": 120, "infection_energy": {...}}`."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Figure] = Field(init=False)

@@ -19,7 +19,7 @@ from trustcxr.storage.schemas.test_figures import (
 
 
 class Reported(Document):
-    """What its makers say of a model; of a run the recipe says it."""
+    """Figures that a model's authors report."""
 
     clean: Number = None
     attacked: Number = None
@@ -29,7 +29,7 @@ class Reported(Document):
 
 
 class AuditedModel(Document):
-    """What was given: its kind, its file and checksum, whether its gradients are its own, what is worth saying."""
+    """The audited model: its kind, file, checksum, kind of gradients, and notes."""
 
     name: str = ""
     kind: str = ""
@@ -43,7 +43,7 @@ class AuditedModel(Document):
 
 
 class Refit(Document):
-    """The training anew on training and validation images."""
+    """The second training, on training and validation images."""
 
     epochs: int | None = None
     seconds: Number = None
@@ -51,13 +51,12 @@ class Refit(Document):
 
 
 class TrainingDocument(Document):
-    """training.json: how long a run was trained, what stopped it, which epoch is kept.
+    """training.json: the length of a training, what stopped it, and its best epoch.
 
-    `best_value` of `monitor` is under an attack, or proved, at `epsilon`; without it, on images as they are.
-    `processor_seconds` of all cores together. `precision`
-    is what was computed in, `precision_asked` what the recipe asks for: other where the machine could not. `world`
-    processes shared each batch by `strategy`, and each worked its share off in `parts`: the most, where that changed;
-    missing where no batch was split.
+    `best_value` of `monitor`: under an attack, or proved, at `epsilon`; without it on clean images.
+    `processor_seconds`: of all cores together. `precision_asked`: the recipe's, which differs if the machine lacks it.
+    `world` processes shared each batch by `strategy`, each in `parts` (the most, if that changed); missing if no batch
+    was split.
     """
 
     version: int | None = None
@@ -83,12 +82,11 @@ class TrainingDocument(Document):
 
 
 class RunDocument(Document):
-    """metrics.json: one run on one split. In study.json `training` is beside it.
+    """metrics.json: one run on one split; study.json adds `training`.
 
-    `origin`: trained here, or given. `images`: the fingerprint of the images. `notes`: what a reader must know first.
-    `given`: of a model file what was given, `examination` a checksum of all that was examined and how; `finding`: of a
-    model with a sigmoid for each the one that was explained. `provenance`: a hash of all that the figures were made
-    from.
+    `origin`: trained here, or external. `images`: fingerprint of the images. `given`: the external model;
+    `examination`: a checksum of model, data and options. `finding`: the explained one, of a model with a sigmoid for
+    each. `provenance`: a hash of weights, tables and options.
     """
 
     version: int | None = None
@@ -99,7 +97,7 @@ class RunDocument(Document):
     notes: list[str] = []
     model: str = ""
     defence: str = ""
-    label: str = ""  # of the defence, where the recipe gives one
+    label: str = ""  # of the defence, if the recipe has one
     background: str = "full"
     seed: int | None = None
     classes: list[str] = []

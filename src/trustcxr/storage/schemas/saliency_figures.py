@@ -1,4 +1,4 @@
-"""Define what is measured of saliency maps, and what becomes of the probability without the lesion."""
+"""Define the measures of saliency maps and the lesion effect."""
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class Stratum(Measures):
 
 
 class Change(Measures):
-    """How like the map of the clean image that of the changed one is."""
+    """Similarity of the maps of the clean and the changed image."""
 
     condition: str = ""
     kind: str = ""
@@ -29,7 +29,7 @@ class Change(Measures):
 
 
 class Stage(Measures):
-    """How like the trained model's map it is once the network is random from the logits down to this part."""
+    """Similarity to the trained model's map if the network is random from the logits down to this part."""
 
     part: str = ""
 
@@ -42,7 +42,7 @@ class Perturbed(Measures):
 
 
 class Lead(Document):
-    """What a map has over a control, of several the one that comes closest, on the same images, by one measure."""
+    """The difference of a map and a control, or the closest of several, on the same images by one measure."""
 
     measure: str = ""
     control: str = ""
@@ -50,10 +50,7 @@ class Lead(Document):
 
 
 class RandomWeights(Document):
-    """The same method on the same network with random weights (a lung gate as it is trained).
-
-    `draws` networks on `n` images; `leads`: what the map has over theirs, on the same images.
-    """
+    """The method on `draws` networks with random weights (lung gates stay trained), on `n` images."""
 
     n: int | None = None
     draws: int | None = None
@@ -61,13 +58,12 @@ class RandomWeights(Document):
 
 
 class SaliencyDocument(Measures):
-    """One saliency method against the masks: its own figures are those on the clean images.
+    """One saliency method against the masks; its own figures are of the clean images.
 
-    `over_controls`: what the map has over each control; `beyond`: over the one that comes closest.
-    `cells`: rows and columns of a CAM, "2 x 2"; `withheld`: why the hit rate is null, or all figures are of
-    a map of one cell. `shows`: the measures by which
-    the map is above its other controls and above random weights; `verdict`: that in a sentence. `survives`: what is
-    left of the map with random weights, where that voids it; `void`: the measures that it voids.
+    `over_controls`: lead over each control; `beyond`: over the closest. `cells`: rows and columns of a CAM, "2 x 2";
+    `withheld`: why the hit rate, or every figure of a map of one cell, is null. `shows`: measures by which the map is
+    above its controls and random weights; `verdict`: that in a sentence. `void`: measures that a map of random weights
+    reaches too; `survives`: that in words.
     """
 
     target: str = ""
@@ -92,7 +88,7 @@ class SaliencyDocument(Measures):
 
 
 class LesionSize(Document):
-    """The lesion effect where the lesion covers more than `above`, and at most `up_to`, of the lungs."""
+    """The lesion effect if the lesion covers more than `above`, and at most `up_to`, of the lungs."""
 
     above: Number = None
     up_to: Number = None
@@ -103,12 +99,12 @@ class LesionSize(Document):
 
 
 class LesionDocument(Document):
-    """What removing the lesion does to the probability of the image's class, by one fill and control.
+    """The probability of the image's class with and without its lesion, by one fill and control.
 
-    `before`: as it is; `without`: the part of the lesion with a congruent counterpart removed, `share` of it; `beside`:
-    the counterpart removed instead; `whole`: all of the lesion removed. `effect` is `beside` less `without`. Of fill
-    transplant: a healthy image before, with another's lesion, and with a healthy patch instead; `effect` is `without`
-    less `beside`. `condition`: clean, or the attack at `epsilon` that the image was under before.
+    `before`: unchanged; `without`: the part of the lesion with a congruent counterpart removed, `share` of it;
+    `beside`: the counterpart removed instead; `whole`: all of the lesion removed. `effect`: `beside` less `without`. Of
+    the fill transplant: a healthy image before, with another's lesion, and with a healthy patch instead; `effect`:
+    `without` less `beside`. `condition`: clean, or the attack at `epsilon` on the image.
     """
 
     condition: str = "clean"

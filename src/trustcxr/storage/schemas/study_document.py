@@ -10,10 +10,7 @@ LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 
 
 class Comparison(Document):
-    """A robust run against the standard one on the same images, by one measure; `method` is None for accuracy.
-
-    `better` says which way is good (None: neither); `difference` is robust minus standard, with its interval.
-    """
+    """A robust run less the standard one on the same images, by one measure; `better`: the good direction, if any."""
 
     model: str = ""
     seed: int | None = None
@@ -36,49 +33,22 @@ class Comparison(Document):
 
     @property
     def outcome(self) -> Literal["higher", "lower", "not settled"]:
-        """Which way the interval and the test, corrected for the number of comparisons, agree that it went."""
+        """The direction on which the interval and the corrected test agree."""
         ends = self.difference.interval
-        if ends is None or not self._leaves_out_0 or not self._test_shows:
+        if ends is None or ends[0] <= 0 <= ends[1] or (self.p_corrected is not None and self.p_corrected >= LEVEL):
             return "not settled"
         return "higher" if ends[0] > 0 else "lower"
 
     @property
-    def undone_by_correction(self) -> bool:
-        """Whether interval and test alone would show it, and the test, corrected for all comparisons, does not."""
-        return not self._test_shows and self.p_value is not None and self.p_value < LEVEL and self._leaves_out_0
-
-    @property
-    def _leaves_out_0(self) -> bool:
-        ends = self.difference.interval
-        return ends is not None and not ends[0] <= 0 <= ends[1]
-
-    @property
-    def _test_shows(self) -> bool:
-        return self.p_corrected is None or self.p_corrected < LEVEL
-
-    @property
     def side(self) -> Literal["better", "worse"] | None:
-        """Whether the robust run is better or worse; None where that is not settled, or neither way is good."""
+        """Whether the robust run is better or worse; None if that is not settled, or neither direction is good."""
         if self.better is None or self.outcome == "not settled":
             return None
         return "better" if self.outcome == self.better else "worse"
 
 
-class BeyondControl(Document):
-    """A CAM against the activation of its own layer: `value` less `control`, image by image."""
-
-    method: str = ""
-    measure: str = ""
-    control: Number = None
-    value: Number = None
-    difference: Share = Share()
-    n: int | None = None
-    p_value: Number = None
-    p_corrected: Number = None
-
-
 class SeedFigure(Document):
-    """One figure over the seeds of a way of training; `deviation` is their standard deviation, n how many there are."""
+    """One figure over `n` seeds of a network and defence; `deviation` is their standard deviation."""
 
     measure: str = ""
     method: str | None = None
@@ -90,7 +60,7 @@ class SeedFigure(Document):
 
 
 class OverSeeds(Document):
-    """A network and way of training with more than one seed: how far its figures move with another seed."""
+    """The spread of the figures of a network and defence over its seeds."""
 
     model: str = ""
     defence: str = ""
@@ -102,7 +72,7 @@ class OverSeeds(Document):
 
 
 class Ranked(Document):
-    """A network's place on validation."""
+    """A network's figure on validation, and whether it is chosen for robust training."""
 
     model: str = ""
     value: Number = None
@@ -125,7 +95,7 @@ class DataDescription(Document):
 
 
 class DataFinding(Document):
-    """One thing that `data check` found: `severity` is fault, leak, warning or note."""
+    """One issue of `data check`; `severity` is fault, leak, warning or note."""
 
     kind: str = ""
     severity: str = ""
@@ -134,7 +104,7 @@ class DataFinding(Document):
 
 
 class DataProbe(Document):
-    """How well a linear model tells the classes apart by one view of the images; balanced accuracies."""
+    """Balanced accuracy of a linear model of the classes on one view of the images."""
 
     view: str = ""
     accuracy: Share = Share()
@@ -145,7 +115,7 @@ class DataProbe(Document):
 
 
 class DataCheck(Document):
-    """data-check.json: what `trustcxr data check --json` prints, as far as a report needs it."""
+    """data-check.json: the part of `trustcxr data check --json` that a report needs."""
 
     data: str = ""
     images: int | None = None
@@ -155,7 +125,7 @@ class DataCheck(Document):
 
 
 class Hardware(Document):
-    """The machine, and the torch threads that computed there: within one operation, and operations at once."""
+    """The machine, and its torch threads within an operation and for parallel operations."""
 
     processor: str | None = None
     cores: int | None = None
@@ -173,10 +143,7 @@ class FailedRun(Document):
 
 
 class Selection(Document):
-    """Which networks were chosen for robust training, on which split, by what.
-
-    `left_out`: standard runs that could not be finished, and that the recipe no longer has.
-    """
+    """The networks chosen for robust training; `left_out`: unfinished standard runs removed from the recipe."""
 
     split: str = ""
     by: str = ""
@@ -186,7 +153,7 @@ class Selection(Document):
 
 
 class StudyDocument(Document):
-    """study.json: all runs of a study with their metrics, their comparisons, and where they come from."""
+    """study.json: all runs of a study, their metrics, comparisons and provenance."""
 
     version: int | None = None
     study: str = ""
@@ -196,7 +163,7 @@ class StudyDocument(Document):
     trustcxr: str = ""
     versions: dict[str, str] = {}
     hardware: Hardware = Hardware()
-    source: dict[str, str | bool] | None = None  # the commit that TrustCXR ran from, and whether files were changed
+    source: dict[str, str | bool] | None = None  # the commit of TrustCXR, and whether its files were changed
     seconds: Number = None
     data: DataDescription = DataDescription()
     recipe: dict[str, Any] = {}

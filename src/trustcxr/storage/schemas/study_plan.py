@@ -1,4 +1,4 @@
-"""Define what `status` and `study --dry-run` print: the state of a study, and what is left to pay for."""
+"""Define the output of `status` and `study --dry-run`: the state of a study, and the time left."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ State = Literal["done", "running", "failed", "waiting", "if chosen"]
 
 
 class WayCost(Document):
-    """What one network costs, trained in one way, in seconds as measured.
+    """Measured seconds of one network and defence.
 
-    `step`: one step of training on `batch` images, timed with `timed` of them. `forward` and `gradient`: one image
-    through the network, without and with the way back to its pixels.
+    `step`: one training step on `batch` images, timed with `timed` of them. `forward` and `gradient`: one image,
+    without and with the gradient in its pixels.
     """
 
     step: Number = None
@@ -23,10 +23,7 @@ class WayCost(Document):
 
 
 class CostDocument(Document):
-    """Times measured on one machine of every network and way of training.
-
-    `counts`: images of each role (train, val, test), and of those with masks (annotated, annotated_val).
-    """
+    """Times of every network and defence on one machine; `counts`: images by role, and those with masks."""
 
     measured: str = ""
     hardware: Hardware = Hardware()
@@ -37,10 +34,7 @@ class CostDocument(Document):
 
 
 class RunPlan(Document):
-    """A run of a study. `seconds`: what each step that is not done will take at most; None where nobody measured it.
-
-    `epoch` counts those that are finished, of at most `epochs`.
-    """
+    """A run of a study. `seconds`: the most that each remaining step takes (None: unknown). `epoch`: finished ones."""
 
     run: str = ""
     model: str = ""
@@ -56,13 +50,13 @@ class RunPlan(Document):
 
     @property
     def left(self) -> float | None:
-        """All its steps that are not done; None where one of them was not measured."""
-        known = [part for part in self.seconds.values() if part is not None]
-        return sum(known) if len(known) == len(self.seconds) else None
+        """Seconds of all remaining steps; None if one is unknown."""
+        seconds = [part for part in self.seconds.values() if part is not None]
+        return sum(seconds) if len(seconds) == len(self.seconds) else None
 
     @property
     def at(self) -> str:
-        """The step that it is at, was cut off in, or comes to next; of one that failed why."""
+        """The current, interrupted or next step; of a failed run the reason."""
         if self.state == "failed":
             return self.reason
         epoch = f"train, epoch {min(self.epoch + 1, self.epochs or 0)} of {self.epochs}" if self.epoch else ""
@@ -74,10 +68,9 @@ class RunPlan(Document):
 
 
 class StudyPlan(Document):
-    """Every run of a study. `least` and `most`: seconds of work left, without and with the dearest that may be chosen.
+    """Every run of a study. `least` and `most`: seconds left with the cheapest and most expensive choice of networks.
 
-    Both are None if a run has no estimate; `to_choose` networks are still to be chosen by validation. `at_once`:
-    how many runs are worked on now.
+    Both are None if a run has no estimate. `to_choose`: networks that validation will choose. `at_once`: running runs.
     """
 
     study: str = ""

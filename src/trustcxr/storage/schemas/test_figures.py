@@ -1,12 +1,11 @@
-"""Define what is measured on the images of a split, and what follows: masked gradients, alarms."""
+"""Define the figures of the images of a split, gradient masking and alarms."""
 
 from pydantic import Field
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 
-CONSTANT = "no_better_than_constant"  # kinds of alarms
-OVERFITTING = "catastrophic_overfitting"
-FGSM_OVERSTATES = "fgsm_overstates"  # a sign of its own: the stronger attack's gradients are sound
+CONSTANT, OVERFITTING = "no_better_than_constant", "catastrophic_overfitting"  # kinds of alarms
+FGSM_OVERSTATES = "fgsm_overstates"  # the kind of a sign: the gradients of the stronger attack are sound
 
 
 class ClassResult(Document):
@@ -20,10 +19,10 @@ class ClassResult(Document):
 
 
 class Draws(Document):
-    """Of a model that answers at random: how many draws of each image, and how often they are right.
+    """Accuracy of a stochastic model over `count` draws of each image.
 
-    `one`: the mean over draws, which is what one answer is worth; `each`: the share of images on which every draw is
-    right. `accuracy` beside it is that of the mean of the draws' logits, under worst-case that of the worst draw.
+    `one`: the mean over draws; `each`: the share of images on which every draw is right. The condition's `accuracy` is
+    of the mean logits, under worst-case of the worst draw.
     """
 
     count: int | None = None
@@ -32,12 +31,11 @@ class Draws(Document):
 
 
 class Classification(Document):
-    """The unperturbed images of a split; `draws` where the model answers at random.
+    """The unperturbed images of a split; `draws` of a stochastic model.
 
-    `findings`: of a model with one sigmoid a finding, of how many findings there are images that have it and images
-    that have it not. Accuracy and counts are then of all decisions on findings, `constant_answer` is what the commonest
-    answer to each finding has, and every other figure is the mean over findings of that of each; calibration is that of
-    the probability as the model states it, wherever the threshold lies.
+    `findings`: of a model with a sigmoid for each finding, the number of findings with positive and negative images.
+    Then accuracy and counts are of all decisions, and `constant_answer` is of the commonest answer to each finding.
+    Every other figure is the mean over findings; calibration is of the stated probability, whatever the threshold.
     """
 
     accuracy: Share = Share()
@@ -58,10 +56,7 @@ class Classification(Document):
 
 
 class Accuracy(Document):
-    """How many images of one condition are answered rightly; `constant_answer`: what the commonest class has.
-
-    Of findings that is what the commonest answer to each has, and `balanced_accuracy` is the mean over findings.
-    """
+    """Accuracy under one condition; `constant_answer`: accuracy of the commonest class, or answer to each finding."""
 
     accuracy: Share = Share()
     balanced_accuracy: Share = Share()
@@ -70,27 +65,22 @@ class Accuracy(Document):
     view: str = ""
 
 
-def _same(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and abs(one - other) < 1e-9
-
-
-class Tried(Document):
-    """What was tried at one epsilon."""
+class Attacked(Document):
+    """A result under one attack at one epsilon (L-infinity in pixel space, except for L2 attacks)."""
 
     attack: str = ""
     epsilon: Number = None
 
-    def at(self, epsilon: float | None) -> bool:
-        """Whether it was tried at this epsilon."""
-        return _same(self.epsilon, epsilon)
+    def is_at(self, epsilon: float | None) -> bool:
+        """Return whether it is of this epsilon."""
+        return self.epsilon is not None and epsilon is not None and abs(self.epsilon - epsilon) < 1e-9
 
 
-class AttackResult(Tried):
-    """One attack at one epsilon (L-infinity in pixel space, but for L2 attacks); `steps` where it has any.
+class AttackResult(Attacked):
+    """One attack at one epsilon.
 
-    `unmoved`: the share of the images answered right that it left as they were; `broken_by`: of worst-case, how many
-    images each of its attacks broke; `draws` where the model answers at random; `surrogate`: of transfer, the run that
-    its images were made on.
+    `unmoved`: the share of the right images that it left unchanged; `broken_by`: of worst-case, the images that each of
+    its attacks broke; `draws` of a stochastic model; `surrogate`: of transfer, the run that its images were made on.
     """
 
     accuracy: Share = Share()
@@ -107,10 +97,10 @@ class AttackResult(Tried):
 
 
 class CertifiedResult(Document):
-    """What is proved at one epsilon (L-infinity in pixel space): `accuracy` of answers that are right and proved.
+    """Certified accuracy at one epsilon: answers that are right and proved.
 
     `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change;
-    `method`: crown (intervals, and CROWN where these prove nothing) or ibp (intervals alone); nothing where not known.
+    `method`: crown (intervals, then CROWN) or ibp (intervals alone).
     """
 
     epsilon: Number = None
@@ -120,13 +110,13 @@ class CertifiedResult(Document):
     n: int | None = None
     method: str = ""
 
-    def at(self, epsilon: float | None) -> bool:
-        """Whether it is of this epsilon."""
-        return _same(self.epsilon, epsilon)
+    def is_at(self, epsilon: float | None) -> bool:
+        """Return whether it is of this epsilon."""
+        return Attacked(epsilon=self.epsilon).is_at(epsilon)
 
 
 class CorruptionResult(Document):
-    """One corruption at one severity, 1 to 5; `flip_rate`: answers that are not those of the clean image."""
+    """One corruption at one severity, 1 to 5; `flip_rate`: the share of answers that differ from the clean image's."""
 
     corruption: str = ""
     severity: int | None = None
@@ -152,8 +142,8 @@ class Bin(Document):
     n: int | None = None
 
 
-class Calibrated(Tried):
-    """How sure a model is under one condition, as it is and with the temperature; `attack` is empty when clean."""
+class Calibrated(Attacked):
+    """Calibration under one condition, without and with the temperature; `attack` is empty if clean."""
 
     steps: int | None = None
     accuracy: Share = Share()
@@ -171,7 +161,7 @@ class Calibrated(Tried):
 
 
 class Calibration(Document):
-    """A temperature fitted on validation images, and what it does on the tested ones."""
+    """A temperature fitted on validation images, and its effect on test images."""
 
     temperature: Number = None
     split: str = ""
@@ -181,14 +171,14 @@ class Calibration(Document):
 
 
 class InputGradients(Document):
-    """The cross-entropy's gradient in the image, on `n` images answered right, and the share where it is none."""
+    """The cross-entropy's gradient in `n` images answered right: the share for which it vanishes."""
 
     n: int | None = None
     vanishing: Number = None
 
 
 class Drop(Document):
-    """What accuracy is lost from the run's own test images to others, clean or under one attack."""
+    """The loss of accuracy from internal to external test images, clean or under one attack."""
 
     attack: str = ""
     epsilon: Number = None
@@ -201,7 +191,7 @@ class Drop(Document):
 
 
 class PlantedShortcut(Document):
-    """A shortcut planted on the images of one class: accuracy as it is, without it, and with it on another class."""
+    """A shortcut planted on the images of one class: accuracy with it, without it, and with it on another class."""
 
     carrier: str = Field("", alias="class")
     moved_to: str = ""
@@ -214,20 +204,17 @@ class PlantedShortcut(Document):
 
 
 class Sign(Document):
-    """A sign that gradients fail, or that FGSM overstates, in a sentence."""
+    """A sign that gradients fail or that FGSM overstates robustness."""
 
     kind: str = ""
     text: str = ""
 
 
 class Verdict(Document):
-    """The verdict on masked gradients: `masked` is None if nothing was looked for.
-
-    `at_random`: the model draws random numbers when it answers; the attack and the evaluation used the same draw.
-    """
+    """The verdict on masked gradients: `masked` is None without any test; `at_random`: the model is stochastic."""
 
     masked: bool | None = None
-    because: str = ""
+    reasons: str = ""
     looked_for: list[str] = []
     signs: list[Sign] = []
     at_random: bool = False
@@ -236,11 +223,11 @@ class Verdict(Document):
     def sentence(self) -> str:
         """Return the verdict as the terminal and the report print it."""
         heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
-        return f"{heading[self.masked]}: {self.because}"
+        return f"{heading[self.masked]}: {self.reasons}"
 
 
 class Alarm(Document):
-    """What a reader must not miss."""
+    """A warning that readers must see."""
 
     run: str = ""
     kind: str = ""

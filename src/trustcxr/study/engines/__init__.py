@@ -1,4 +1,4 @@
-"""Choose where the runs of a study are worked on: in this process, in several, on a Ray cluster, or by SLURM."""
+"""Choose the engine of a study: this process, several processes, a Ray cluster, or SLURM."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ __all__ = ["ENGINES", "Engine", "EngineOptions", "Failure", "LocalEngine", "Need
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a person may ask of an engine: runs at once, what each needs, where the cluster is, sbatch's options.
+    """Options of an engine: parallel runs, needs of each, the cluster's address, sbatch's options.
 
-    `devices`: cards that share each training, here and one run at a time.
+    `devices` of this machine share each training, one run at a time.
     """
 
     jobs: int | None = None
@@ -27,36 +27,36 @@ class EngineOptions:
     devices: int = 1
 
 
-def get(name: str, jobs: int | None = None, asked: EngineOptions | None = None) -> Engine:
-    """Return the engine of that name with so many runs at once, or all that was `asked`; UserError for an unknown name.
+def get(name: str, jobs: int | None = None, options: EngineOptions | None = None) -> Engine:
+    """Return the engine of a name with `jobs` parallel runs, or with `options`.
 
-    An engine for a cluster imports its package when it is used.
+    Raises UserError for an unknown name or an option of another engine.
     """
-    engine, asked = lookup(ENGINES, "engine", name), asked or EngineOptions(jobs)
-    if asked.jobs is not None and asked.jobs < 1:
-        raise UserError(f"--jobs {asked.jobs}: expected 1 or more")
-    if asked.needs.cpus < 1:
-        raise UserError(f"--cpus {asked.needs.cpus:g}: expected 1 or more")
-    if (asked.needs.gpus or 0) < 0:
-        raise UserError(f"--gpus {asked.needs.gpus:g}: expected 0 or more")
-    for option, owner, said in (("--ray-address", "ray", asked.address), ("--slurm", "slurm", asked.slurm)):
-        if said and name != owner:
+    engine, options = lookup(ENGINES, "engine", name), options or EngineOptions(jobs)
+    if options.jobs is not None and options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: expected 1 or more")
+    if options.needs.cpus < 1:
+        raise UserError(f"--cpus {options.needs.cpus:g}: expected 1 or more")
+    if (options.needs.gpus or 0) < 0:
+        raise UserError(f"--gpus {options.needs.gpus:g}: expected 0 or more")
+    for option, owner, value in (("--ray-address", "ray", options.address), ("--slurm", "slurm", options.slurm)):
+        if value and name != owner:
             raise UserError(f"{option} is of --engine {owner}, and this is --engine {name}")
-    if asked.devices != 1 and (name != "local" or (asked.jobs or 1) > 1):
+    if options.devices != 1 and (name != "local" or (options.jobs or 1) > 1):
         raise UserError(
             "--devices shares one training among the cards of this machine: with --engine local, one --jobs"
         )
-    if name == "local" and asked.needs != Needs():
+    if name == "local" and options.needs != Needs():
         raise UserError("--cpus and --gpus are of --engine ray and slurm; here runs share all cores (see --jobs)")
-    return engine(asked)
+    return engine(options)
 
 
-def _local(asked: EngineOptions) -> Engine:
-    return LocalEngine() if asked.jobs in (None, 1) else ProcessesEngine(asked.jobs or 1)
+def _local(options: EngineOptions) -> Engine:
+    return LocalEngine() if options.jobs in (None, 1) else ProcessesEngine(options.jobs or 1)
 
 
 ENGINES: dict[str, Callable[[EngineOptions], Engine]] = {
     "local": _local,
-    "ray": lambda asked: RayEngine(asked.needs, jobs=asked.jobs, address=asked.address),
-    "slurm": lambda asked: SlurmEngine(asked.needs, jobs=asked.jobs, options=asked.slurm),
+    "ray": lambda options: RayEngine(options.needs, jobs=options.jobs, address=options.address),
+    "slurm": lambda options: SlurmEngine(options.needs, jobs=options.jobs, options=options.slurm),
 }

@@ -1,4 +1,4 @@
-"""Define what every engine does: steps of runs, wherever they are carried out; one failure never loses a study."""
+"""Define the interface of engines, tasks and failures; one failure never loses a study."""
 
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from trustcxr.errors import OUT_OF_MEMORY, CannotWrite, UserError, is_out_of_mem
 
 @dataclass(frozen=True)
 class Task:
-    """One step of one run: all that another process, here or elsewhere, needs to know. The study's folder has the rest.
+    """One step of one run, for any process; the study's folder has the rest.
 
-    step: train, validate, test, explain or describe. devices: cards of one machine that share a training.
+    step: train, validate, test, explain or describe. devices: of one machine, that share a training.
     """
 
     study: Path
@@ -25,27 +25,27 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that did not end well; the others go on."""
+    """A failed task."""
 
     name: str
     reason: str
 
     @classmethod
-    def of(cls, task: Task, problem: Exception) -> "Failure":
-        """What a task raised, as it is told: what a person can mend in words alone, any other with its type."""
-        said = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+    def from_error(cls, task: Task, problem: Exception) -> "Failure":
+        """Describe what a task raised; the type is named unless the user can mend it."""
+        text = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         if isinstance(problem, UserError):
-            said = str(problem)
+            text = str(problem)
         elif is_out_of_memory(problem):
-            said = OUT_OF_MEMORY
-        return cls(task.run, f"{task.step}: {said}")
+            text = OUT_OF_MEMORY
+        return cls(task.run, f"{task.step}: {text}")
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one task is given: cores, and cards (a share where several fit on one).
+    """Cores and GPUs (or a share of one) of a task.
 
-    Where no cards are said: one if the cluster has any on Ray; on SLURM what its nodes give unasked, often none.
+    gpus None: on Ray one if the cluster has any; on SLURM the default of its nodes, often none.
     """
 
     cpus: int = 1
@@ -66,36 +66,36 @@ class Engine(Protocol):
         ...
 
     def preflight(self, study: Path) -> None:
-        """UserError where it cannot be used as it was asked; before images are read, and nothing is written for it."""
+        """Raise UserError if the engine cannot be used with its options."""
         ...
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = ...) -> Outcomes:
-        """What became of every task, in their order: None where it was done.
+        """Do every task; return its Failure or None, in their order.
 
-        The tasks of one run are done in the order given; what follows one that failed is not tried, and has its
-        Failure. `after` is called here after every task. Raises CannotWrite where the disk refuses, which stops all.
-        `work` records what it raises (`failures.record`); an engine at once what it lost (`failures.lost`).
+        Tasks of one run are done in their order; after a failure the rest of the run is not tried. `after` is called
+        after every task. Raises CannotWrite if the disk refuses. `work` records its errors; the engine records lost
+        tasks (`failures.lost`).
         """
         ...
 
 
 def attempt(work: Work, task: Task) -> Failure | None:
-    """Do one task; its Failure where it could not be done. Raises CannotWrite: no other task could write either."""
+    """Do one task; return its Failure or None. Raises CannotWrite: no other task could write either."""
     try:
         work(task)
     except CannotWrite:
         raise
-    except Exception as problem:  # one run's fault must not lose a study of 27
-        failure = Failure.of(task, problem)
-        told_plainly = isinstance(problem, UserError) or is_out_of_memory(problem)
-        said = f"{task.run}: {failure.reason.removeprefix(f'{task.step}: ')}"
-        log(said if told_plainly else traceback.format_exc().rstrip())
+    except Exception as problem:  # one run must not lose a study
+        failure = Failure.from_error(task, problem)
+        plain = isinstance(problem, UserError) or is_out_of_memory(problem)
+        text = f"{task.run}: {failure.reason.removeprefix(f'{task.step}: ')}"
+        log(text if plain else traceback.format_exc().rstrip())
         return failure
     return None
 
 
 def run_task(work: Work, task: Task) -> Outcome:
-    """Do one task in a process of its own, as `attempt`; a CannotWrite is returned."""
+    """Do one task as `attempt`, for another process; a CannotWrite is returned."""
     try:
         return attempt(work, task)
     except CannotWrite as problem:
@@ -103,7 +103,7 @@ def run_task(work: Work, task: Task) -> Outcome:
 
 
 class Order:
-    """Which tasks may begin: of each run the first that is left, and none after one that failed."""
+    """The order of tasks: of each run one at a time, and none after a failure."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks, self.left = tasks, dict(enumerate(tasks))
@@ -111,19 +111,19 @@ class Order:
         self.failed: dict[str, Failure] = {}
 
     def next(self) -> int | None:
-        """The place of a task that begins now; None where nothing is left, or each run that is is being worked on."""
-        taken = {self.tasks[place].run for place in self.busy}
-        found = next((place for place, task in self.left.items() if task.run not in taken), None)
-        if found is not None:
-            self.left.pop(found)
-            self.busy.add(found)
-        return found
+        """Return the index of a task that may begin; None if there is none."""
+        runs = {self.tasks[index].run for index in self.busy}
+        first = next((index for index, task in self.left.items() if task.run not in runs), None)
+        if first is not None:
+            self.left.pop(first)
+            self.busy.add(first)
+        return first
 
-    def end(self, place: int, outcome: Outcome) -> int:
-        """A task has ended: how many tasks that settles. Raises CannotWrite where that is its outcome."""
+    def end(self, index: int, outcome: Outcome) -> int:
+        """Record the end of a task; return how many tasks it settles. Raises CannotWrite if that is the outcome."""
         if isinstance(outcome, CannotWrite):
             raise outcome
-        self.busy.discard(place)
+        self.busy.discard(index)
         if outcome is None:
             return 1
         self.failed[outcome.name] = outcome
@@ -133,5 +133,5 @@ class Order:
         return 1 + len(dropped)
 
     def outcomes(self) -> Outcomes:
-        """What became of every task, in their order: None where it was done."""
+        """Return the Failure of every task, or None, in their order."""
         return [self.failed.get(task.run) for task in self.tasks]

@@ -8,7 +8,7 @@ from trustcxr.study.engines.base import Failure, Outcomes, Task, Work, attempt
 
 
 class LocalEngine:
-    """One task after another in this process, each with all the cores and the accelerator."""
+    """Run one task after another in this process."""
 
     @property
     def threads(self) -> int:
@@ -18,12 +18,12 @@ class LocalEngine:
         return torch.get_num_threads()
 
     def preflight(self, study: Path) -> None:
-        """Accept everything: this process is here."""
+        """Accept everything."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""
         failed: dict[str, Failure] = {}
-        found: Outcomes = []
+        outcomes: Outcomes = []
         for number, task in enumerate(tasks, 1):
             if task.run not in failed:
                 log(f"[{number}/{len(tasks)}] {task.step} {task.run}")
@@ -31,5 +31,5 @@ class LocalEngine:
                 after()
                 if outcome is not None:
                     failed[task.run] = outcome
-            found.append(failed.get(task.run))
-        return found
+            outcomes.append(failed.get(task.run))
+        return outcomes

@@ -17,7 +17,7 @@ from trustcxr.data.worker_pool import end_with_parent
 from trustcxr.study.engines import failures
 from trustcxr.study.engines.base import Order, Outcome, Outcomes, Task, Work, run_task
 
-# What the steps of a run import, and what takes long to: once for all processes that are forked.
+# Slow imports of the steps, done once for all forked processes.
 IMPORTED: tuple[str, ...] = (
     "trustcxr.study.steps",
     "trustcxr.training.fit_run",
@@ -32,10 +32,9 @@ IMPORTED: tuple[str, ...] = (
 
 
 class ProcessesEngine:
-    """`jobs` tasks at once, each in a process of its own; one line of progress for all.
+    """Run `jobs` tasks in parallel, each in a process of its own; one line of progress for all.
 
-    A process that dies (out of memory, killed) fails its task alone. A script that uses this guards its main part with
-    `if __name__ == "__main__":`, as whatever starts processes afresh asks for.
+    A process that dies (out of memory, killed) fails its task alone. A script needs `if __name__ == "__main__":`.
     """
 
     threads = 1
@@ -44,7 +43,7 @@ class ProcessesEngine:
         self.jobs = jobs
 
     def preflight(self, study: Path) -> None:
-        """Accept everything: this machine is here."""
+        """Accept everything."""
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""

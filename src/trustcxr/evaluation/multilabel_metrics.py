@@ -1,8 +1,7 @@
-"""Figures of models with one sigmoid a finding: of each finding by itself, then their mean.
+"""Compute metrics of models with one sigmoid per finding: of each finding alone, then their mean.
 
-How far a score is above one finding's threshold ranks no image of another finding, and findings are not equally common:
-pooled over findings an AUROC, an F1 or a balanced accuracy is of none of them. Predictions of such models have the
-columns `finding` and `threshold`; images whose label of a finding is not known have no row of it.
+Pooled over findings, an AUROC, F1 or balanced accuracy belongs to none of them: thresholds and prevalence differ. Such
+predictions have the columns `finding` and `threshold`. An image without a label for a finding has no row of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,23 +24,19 @@ Rows = NDArray[np.bool_]
 Measure = Callable[[Rows, Bootstrap], Floats]
 
 
-def are_in(table: "pd.DataFrame") -> bool:
-    """Whether these are decisions on findings."""
+def has_findings(table: "pd.DataFrame") -> bool:
+    """Return whether the table holds decisions on findings."""
     return "finding" in table and len(table) > 0
 
 
 def _parts(table: "pd.DataFrame") -> Iterator[Rows]:
-    """The rows of each finding, (N,)."""
+    """Yield the rows of each finding, (N,)."""
     names = table["finding"].to_numpy(dtype=str)
     yield from (names == name for name in np.unique(names))
 
 
 def has_both_labels(table: "pd.DataFrame") -> list[Rows]:
-    """The rows of each finding that some of the images have and some have not: of no other can more be said than
-    counts.
-
-    A finding that none of a group's images has is "told" by saying so of every image.
-    """
+    """Return the rows of each finding that is present in some images and absent in others; others allow counts only."""
     labels = table["label"].to_numpy()
     return [rows for rows in _parts(table) if len(np.unique(labels[rows])) > 1]
 
@@ -49,20 +44,20 @@ def has_both_labels(table: "pd.DataFrame") -> list[Rows]:
 def mean_over_findings(
     table: "pd.DataFrame", bootstrap: Bootstrap, measure: Measure, shape: tuple[int, ...] = ()
 ) -> Floats:
-    """The mean over findings of what `measure` says of the rows of each, (R + 1, *shape); NaN where there are none.
+    """Average `measure` over the rows of each finding, (R + 1, *shape); NaN without findings.
 
-    All findings are of the same resamples of patients. In a resample that has not both kinds of images of a finding the
-    mean is over the others: of rare findings hardly any resample has them all.
+    All findings share the resamples of patients. A finding with one label only in a resample is left out there: with
+    rare findings, hardly any resample has all of them.
     """
-    found = [measure(rows, bootstrap.of(rows)) for rows in has_both_labels(table)]
-    values = np.array(found) if found else np.full((1, len(bootstrap.weights), *shape), np.nan)
-    known = np.isfinite(values)
+    parts = [measure(rows, bootstrap.select(rows)) for rows in has_both_labels(table)]
+    values = np.array(parts) if parts else np.full((1, len(bootstrap.weights), *shape), np.nan)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(known, values, 0.0).sum(0) / known.sum(0))
+        return np.asarray(np.where(finite, values, 0.0).sum(0) / finite.sum(0))
 
 
 def auroc(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
-    """The mean over findings of the area under the ROC curve of each, (R + 1,)."""
+    """Return the mean over findings of the area under the ROC curve, (R + 1,)."""
     scores, present = _margins(table), table["label"].to_numpy() == 1
 
     def area(rows: Rows, part: Bootstrap) -> Floats:
@@ -72,36 +67,36 @@ def auroc(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
 
 
 def constant_answer(table: "pd.DataFrame") -> float:
-    """The accuracy of always giving the commonest answer to each finding; NaN without rows."""
+    """Return the accuracy of always giving the commonest answer to each finding; NaN without rows."""
     labels = table["label"].to_numpy(dtype=np.int64)
     return sum(int(np.bincount(labels[rows]).max()) for rows in _parts(table)) / len(table) if len(table) else np.nan
 
 
 def calibration_totals(table: "pd.DataFrame", bootstrap: Bootstrap) -> Floats:
-    """Summed bins (R + 1, bins of all findings, 3) whose calibration error is the mean of those of the findings.
+    """Return summed bins (R + 1, bins of all findings, 3), with the findings' mean calibration error.
 
-    Of the probability that a finding is there as the model states it, wherever its threshold lies.
+    They are of the probability as the model states it, regardless of thresholds.
     """
     present = special.expit(_margins(table) + _cuts(table))
     shares = calibration.calibration_bins(np.stack([1 - present, present], axis=1), table["label"])
-    found = []
+    parts = []
     for rows in _parts(table):
-        sums = bootstrap.of(rows).totals(shares[rows])
+        sums = bootstrap.select(rows).totals(shares[rows])
         counts = sums[..., 2].sum(-1)[:, None, None]
         # A resample without an image of which this finding is known says of it what the sample does.
         weighed = np.divide(sums, counts, out=np.broadcast_to(sums[0] / counts[0], sums.shape).copy(), where=counts > 0)
-        found.append(weighed[:, sums[0, :, 2] > 0])
-    return np.concatenate(found, axis=1)
+        parts.append(weighed[:, sums[0, :, 2] > 0])
+    return np.concatenate(parts, axis=1)
 
 
 def _margins(table: "pd.DataFrame") -> Floats:
-    """How far each score is above its finding's threshold, as a logit, (N,)."""
+    """Return each score minus its finding's threshold, as a logit, (N,)."""
     logits = logits_of(table)
     return np.asarray(logits[:, 1] - logits[:, 0])
 
 
 def _cuts(table: "pd.DataFrame") -> Floats:
-    """The logits of the thresholds, (N,)."""
+    """Return the logits of the thresholds, (N,)."""
     values = table["threshold"].to_numpy(dtype=float)
-    known = {value: cut(value) for value in np.unique(values)}
-    return np.array([known[value] for value in values])
+    logits = {value: cut(value) for value in np.unique(values)}
+    return np.array([logits[value] for value in values])

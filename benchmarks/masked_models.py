@@ -1,4 +1,4 @@
-"""Networks that only look robust: each hides or bends the gradient of an honest one."""
+"""Define networks with masked gradients: each only looks robust, by hiding the gradient of another network."""
 
 import io
 import os
@@ -13,35 +13,35 @@ from torch import Tensor, nn
 from trustcxr.evaluation.trained_run import load_run
 
 
-class Liar(nn.Module):
+class MaskedModel(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.eval()
 
 
-class LogitsTimesThousand(Liar):
+class LogitsTimesThousand(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images) * 1000
 
 
-class Tanh(Liar):
+class Tanh(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return torch.tanh(1000 * self.net(images))
 
 
-class ThreeBits(Liar):
+class ThreeBits(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(torch.round(images * 7) / 7)
 
 
-class ThreeBitsOfIntegers(Liar):
+class ThreeBitsOfIntegers(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         levels = (images * 7 + 0.5).to(torch.uint8)
         return self.net(levels.float() / 7)
 
 
-class Jpeg(Liar):
+class Jpeg(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         radiographs = [self.once(radiograph) for radiograph in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
         return self.net(torch.from_numpy(np.stack(radiographs))[:, None].float() / 255)
@@ -53,13 +53,13 @@ class Jpeg(Liar):
         return np.array(Image.open(file))
 
 
-class Noise(Liar):
+class Noise(MaskedModel):
     def forward(self, images: Tensor) -> Tensor:
         return self.net((images + 0.05 * torch.randn_like(images)).clamp(0, 1))
 
 
-class EveryNoise(Liar):
-    """The mean over many draws of Noise, always the same: what no number of draws tells an attack much better."""
+class EveryNoise(MaskedModel):
+    """The mean over many fixed draws of Noise."""
 
     draws = 64
 
@@ -70,8 +70,8 @@ class EveryNoise(Liar):
         return torch.stack(shares).mean(0).log()
 
 
-class RandomResizing(Liar):
-    """Smaller by up to a fifth of its side, somewhere on black (Xie et al. 2018)."""
+class RandomResizing(MaskedModel):
+    """Shrinks the image by up to a fifth and offsets it at random on black (Xie et al. 2018)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(self.placed(images, *self.drawn(images.shape[-1])))
@@ -91,26 +91,26 @@ class RandomResizing(Liar):
 
 
 class EveryResizing(RandomResizing):
-    """The mean over all that RandomResizing may draw: what no number of draws tells an attack better."""
+    """The mean over all draws of RandomResizing."""
 
     def forward(self, images: Tensor) -> Tensor:
         side, total = images.shape[-1], torch.zeros(())
         sizes = range(side - side // 5, side + 1)
         for small in sizes:
-            places = [(left, top) for left in range(side - small + 1) for top in range(side - small + 1)]
-            placed = torch.cat([self.placed(images, small, *place) for place in places])
-            total = total + self.net(placed).unflatten(0, (len(places), -1)).mean(0)
+            offsets = [(left, top) for left in range(side - small + 1) for top in range(side - small + 1)]
+            placed = torch.cat([self.placed(images, small, *offset) for offset in offsets])
+            total = total + self.net(placed).unflatten(0, (len(offsets), -1)).mean(0)
         return total / len(sizes)
 
 
 class FewerNoises(EveryNoise):
-    """The same over fewer draws, for a network of real size."""
+    """EveryNoise over fewer draws, for large networks."""
 
     draws = 16
 
 
 class SomeResizings(RandomResizing):
-    """The mean over some of what RandomResizing may draw, always the same."""
+    """The mean over some fixed draws of RandomResizing."""
 
     def forward(self, images: Tensor) -> Tensor:
         shares = []
@@ -120,7 +120,7 @@ class SomeResizings(RandomResizing):
         return torch.stack(shares).mean(0).log()
 
 
-LIARS = {
+MASKED_MODELS = {
     "logits x 1000": LogitsTimesThousand,
     "tanh(1000 logits)": Tanh,
     "3 bits": ThreeBits,
@@ -129,14 +129,14 @@ LIARS = {
     "noise": Noise,
     "random resizing": RandomResizing,
 }
-# A network that blurs its answer over draws may truly be harder to mislead. What an attack can reach there is not what
-# its bare network has, but what the mean over draws has that are all known: always the same answer, nothing hidden.
+# A mean over random draws may truly be more robust than the bare network. So the fair reference is the mean over fixed
+# draws, which hides nothing.
 TWINS = {"noise": FewerNoises, "random resizing": SomeResizings}
 
-RUN, LIAR = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_LIAR"
+RUN, MASKED_MODEL = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_MASKED_MODEL"
 
 
 def network() -> nn.Module:
-    """Load the run's network, hidden as the environment says, for `python: benchmarks.liars:network`; "" hides none."""
+    """Load the run's network for `python: benchmarks.masked_models:network`, masked as the environment says."""
     net = load_run(Path(os.environ[RUN]), on="cpu").model.eval()
-    return LIARS[name](net) if (name := os.environ[LIAR]) else net
+    return MASKED_MODELS[name](net) if (name := os.environ[MASKED_MODEL]) else net

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.formats import first_images
-from benchmarks.liars import LIAR, LIARS, RUN, network
+from benchmarks.masked_models import MASKED_MODEL, MASKED_MODELS, RUN, network
 
 from test_cli import run
 from trustcxr import attacks
@@ -30,8 +30,10 @@ def plain_pgd(images: Path, size: int, classes: tuple[str, ...]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["3 bits"], pytest.param(list(LIARS), marks=pytest.mark.full)], ids=["one", "all"])
-def test_a_liar_is_flagged_and_left_with_what_its_bare_network_has(
+@pytest.mark.parametrize(
+    "names", [["3 bits"], pytest.param(list(MASKED_MODELS), marks=pytest.mark.full)], ids=["one", "all"]
+)
+def test_a_masked_model_is_flagged_and_left_with_what_its_bare_network_has(
     names: list[str], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--model", "test_resnet", "--size", "32", "--epochs", "3", "--set", "model.weights=none"]
@@ -41,22 +43,22 @@ def test_a_liar_is_flagged_and_left_with_what_its_bare_network_has(
     monkeypatch.setenv(RUN, str(tmp_path / "run"))
     flagged, worst, plain = {}, {}, {}
     for number, name in enumerate([BARE, *names]):
-        monkeypatch.setenv(LIAR, name)
+        monkeypatch.setenv(MASKED_MODEL, name)
         model = tmp_path / f"{number}.yaml"
         model.write_text(
-            "python: benchmarks.liars:network\ninput: {size: 32}\n"
+            "python: benchmarks.masked_models:network\ninput: {size: 32}\n"
             f"output: {{kind: logits, classes: [{', '.join(trained.classes)}]}}\n"
         )
         tried = ("fgsm", "pgd", "worst-case")
         document = audit(model, images, tmp_path / model.stem, attacks=tried, epsilons=(EPSILON,), trust_code=True)
         assert document.clean.n == 3 * EACH
-        flagged[name] = [check.check for check in document.gate if check.passed is False]
+        flagged[name] = [check.check for check in document.entry_checks if check.passed is False]
         worst[name] = next(one.accuracy.value for one in document.attacks if one.attack == "worst-case")
         plain[name] = plain_pgd(images, trained.size, trained.classes)
     assert flagged.pop(BARE) == [], "nothing honest is accused"
     assert worst[BARE] <= plain[BARE]
     assert all(flagged.values()), flagged
     assert max(worst.values()) <= worst[BARE] + POINTS, worst
-    if names == list(LIARS):
+    if names == list(MASKED_MODELS):
         believed = [name for name in names if plain[name] > plain[BARE] + 10 * POINTS]
         assert len(believed) >= 3, "plain PGD, which does not look at what it attacks, believes them"
