@@ -98,7 +98,9 @@ def worst_case_report(
     `fgsm`.
 
     Args:
-        steps, restarts: of APGD and FAB; `queries`: of Square.
+        steps: of APGD and FAB.
+        queries: of Square.
+        restarts: of APGD and FAB.
         start: images (B, 1, H, W) within epsilon, from a smaller epsilon or another attack. Those that break the answer
             count, so accuracy cannot rise with epsilon.
         precision: "bf16" lets APGD and Square search in bfloat16 and confirms each success in the caller's precision.
