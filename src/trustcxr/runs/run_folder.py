@@ -237,7 +237,7 @@ def train(
             log(f"{folder}: already trained")
         elif workers.rank == 0:
             repair.supersede_damaged(folder)
-        return steps.train(run, train, val, cards=workers)
+        return steps.train(run, train, val, devices=workers)
 
 
 def evaluate(

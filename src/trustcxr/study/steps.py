@@ -97,7 +97,7 @@ def _carry_out(task: Task) -> None:
 
 def _train(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
     repair.supersede_damaged(steps.folder)
-    steps.train(run, study.images("train"), study.images("val"), cards=Devices(study.devices))
+    steps.train(run, study.images("train"), study.images("val"), devices=Devices(study.devices))
 
 
 def _validate(study: StudyFolder, run: RunRecipe, steps: RunFolder) -> None:
