@@ -131,8 +131,8 @@ def test_an_option_that_no_attack_takes_is_said(capsys: pytest.CaptureFixture[st
     predictions.conditions(["fgsm", "pgd"], [0.02], queries=5)
     said = capsys.readouterr().err.splitlines()
     assert [line.partition(";")[0] for line in said] == [
-        "steps 7: not used: fgsm have none",
-        "queries 5: not used: fgsm, pgd have none",
+        "steps 7: not used: fgsm do not take it",
+        "queries 5: not used: fgsm, pgd do not take it",
     ]
     assert "pgd" in said[0].partition(";")[2]
     assert predictions.conditions(["fgsm", "pgd"], [0.02], steps=7)[1].steps == 7

@@ -159,7 +159,7 @@ def test_the_constant_answer_is_the_best_one_to_each_finding(
     page = " ".join(audit_html.render(document).split())
     assert said in "\n".join(describe_audit(document))
     assert said in page
-    assert "the mean over 3 findings of what each has by itself" in page
+    assert "Every other figure is the mean over 3 findings" in page
     entry = leaderboard.to_json(leaderboard.gather_audits(out))["rows"][0]  # type: ignore[index]
     assert entry["AUROC"] == document.clean.auroc_macro.value
 

@@ -274,7 +274,7 @@ def test_images_that_cannot_be_read_again_cheaply_have_no_such_checksum(
     opened = load_dataset(some, size=16)
     (some / "dark" / "dark0.png").unlink()
     assert opened.files_fingerprint == ""
-    monkeypatch.setattr("trustcxr.data.dataset._CHEAP", 100)
+    monkeypatch.setattr("trustcxr.data.dataset._MAX_HASHED", 100)
     assert load_dataset(greys, size=16).files_fingerprint == ""
 
 

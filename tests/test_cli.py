@@ -228,7 +228,7 @@ def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, im
     with Image.open(tmp_path / "chest image.heatmap.png") as heatmap:
         assert heatmap.size == Image.open(image).size
     refused = run("predict", trained, image, broken, expect=2)
-    assert re.fullmatch(rf"trustcxr: {broken}: not read: .+; give chest images as PNG, .+\n", refused.stderr)
+    assert re.fullmatch(rf"trustcxr: {broken}: not read: .+ Give chest images as PNG, .+\n", refused.stderr)
     (answer,) = json.loads(run("predict", trained, broken, "--json", expect=2).stdout)["images"]
     assert answer["error"] in refused.stderr
     words = refused.stdout

@@ -38,7 +38,7 @@ def test_without_kagglehub_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_room_is_said_before_anything_is_brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_ROOM", 1 << 60)
+    monkeypatch.setattr(download, "_NEEDED_BYTES", 1 << 60)
     monkeypatch.setattr(kagglehub, "dataset_download", lambda *_: pytest.fail("brought"))
     with pytest.raises(UserError, match="GB needed"):
         download.download_covidqu(tmp_path / "not/yet/there", tell=lambda _: None)
@@ -50,7 +50,7 @@ def test_what_arrived_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (part / sub).mkdir(parents=True)
         Image.new("L", (8, 8)).save(part / sub / "covid_1.png")
     monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: str(tmp_path))
-    monkeypatch.setattr(download, "_ROOM", 0)
+    monkeypatch.setattr(download, "_NEEDED_BYTES", 0)
     with pytest.raises(UserError, match=r"not complete \(COVID-19 1 of 11,956; .*infection masks 1 of 5,826"):
         download.download_covidqu(tmp_path, tell=lambda _: None)
     monkeypatch.setattr(download, "PUBLISHED", {"COVID-19": 1})

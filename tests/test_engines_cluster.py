@@ -187,7 +187,7 @@ def test_images_at_an_address_are_brought_once_and_whole(
     assert remote.resolve_address(Path("s3://bucket/images")) == "s3://bucket/images"
     # What does not train takes it too: evaluate, explain, audit and data check read a manifest first.
     assert read_manifest(address).root == first.root
-    with pytest.raises(UserError, match="file:///nowhere/at/all: nothing is there"):
+    with pytest.raises(UserError, match="file:///nowhere/at/all: does not exist"):
         load_dataset("file:///nowhere/at/all")
     with pytest.raises(UserError, match="strange://images: cannot be copied"):
         load_dataset("strange://images")

@@ -47,12 +47,12 @@ def checkpoint(run_folder: Path, *, finished: bool, days: float) -> Path:
 
 def test_old_stores_are_listed_and_removed_only_when_asked(cache: Path) -> None:
     old, young = store(cache, "a" * 40), store(cache, "b" * 40, days=3)
-    listed = json.loads(run("prune", "--json").stdout)
+    listed = json.loads(run("cache", "prune", "--json").stdout)
     assert {one["path"]: one["why"] for one in listed["entries"]} == {str(old): "", str(young): "used within 30 days"}
     assert listed["entries"][0]["what"] == "4 images of 32 pixels"
     assert listed["removable"] == pytest.approx(4096, abs=600)
     assert old.is_dir()
-    assert json.loads(run("cache", "list", "--json").stdout)["found"] == listed["found"]
+    assert json.loads(run("cache", "list", "--json").stdout)["entries"] == listed["entries"]
     assert "2 entries" in run("cache", "list").stdout
     shown = run("cache", "prune")
     assert "--remove removes them" in shown.stdout
@@ -106,7 +106,7 @@ def test_checkpoints_of_finished_trainings_go_and_those_of_others_wait(cache: Pa
     finished = checkpoint(study / "runs" / "a", finished=True, days=0)
     recent = checkpoint(study / "runs" / "b", finished=False, days=2)
     forgotten = checkpoint(study / "runs" / "c" / "before_refit", finished=False, days=90)
-    assert "old" in run("prune", study).stdout
+    assert "old" in run("cache", "prune", study).stdout
     assert all(path.is_dir() for path in (finished, recent, forgotten))
     with locks.folder_lock(study / "runs" / "c"):
         held = {one.path: one.user for one in cache_prune.prune([study]).entries}

@@ -226,7 +226,7 @@ def test_broken_files_are_named_on_the_page(tmp_path: Path) -> None:
     shown = Page(report.write(path).read_text()).text
     for name in ("predictions.parquet", "example_maps.npz"):
         assert f"resnet18-fgsm-s0/{name} could not be read" in shown
-    assert "resnet18-standard-s0/panels.npz could not be read" in shown, "a pickle must not be loaded"
+    assert "resnet18-standard-s0/example_maps.npz could not be read" in shown, "a pickle must not be loaded"
     assert "No heatmaps were saved" in shown
 
 

@@ -204,7 +204,7 @@ def test_answers_that_are_no_numbers_are_refused(made: Path, radiographs: tuple[
         run.model.net.fc.bias[0] = math.nan
     with pytest.raises(UserError, match="so nothing can be measured"):
         predictions.predict(run, radiographs[1])
-    with pytest.raises(UserError, match="with NaN or infinity"):
+    with pytest.raises(UserError, match="NaN or infinity"):
         predict.predict_image(run, np.zeros((32, 32), np.uint8), epsilon=0.02)
     images, labels = images_and_labels(4, seed=5)
     for name in ("fgsm", "pgd", "worst-case", "square"):

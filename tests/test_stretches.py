@@ -46,4 +46,4 @@ def test_the_page_says_where_its_runs_were_trained(tmp_path: Path) -> None:
     page = report.write(study).read_text(encoding="utf-8")
     on, commits = f"{HERE} (1), {HERE}, then {THERE} (1)", "abcdef0 (1), fedcba0 (1)"
     assert page.count(on) == page.count(commits) == 2, "among the facts, and in the methods"
-    assert f"that is the last start, and runs were trained on {on}, from {commits}." in page
+    assert f"this is the last start, and runs were trained on {on}, from {commits}." in page

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
+from trustcxr.audit.audit_data import Audit, AuditImages, check_out_folder, first_images, open_images
 from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.explain_multilabel import ExplainedFinding, check_finding, constant_note, select_finding
 from trustcxr.audit.formats import ExternalModel
@@ -68,18 +68,9 @@ def explain(
     _examined(subject, recipe.methods)
     check_out_folder(out, {"an audit": layout.AUDIT_FILE})
     images = open_images(subject, data, split, labels, listing)
-    evaluate.find_annotated(images.examined)
-    shown, _ = first_images(images.examined, VERIFIED, subject.device)
-    subject, _ = verify_conversion(subject, shown)
-    examined = _examined(subject, recipe.methods)
-    assert isinstance(examined.model, WrappedModel)
-    check_kind(examined.model, shown, subject.name)
-    audit = Audit(subject, images, load_exam())
-    if is_multilabel(subject):
-        target = select_finding(subject, examined.model, images, finding, parallel=audit.parallel)
-    else:
-        target = ExplainedFinding("", examined, images.examined, images.validation)
-    validation = target.validation
+    audit, target = _select_target(subject, images, recipe.methods, finding)
+    subject, validation = audit.subject, target.validation
+    assert isinstance(subject, ExternalModel)
     if validation is not None and not len(
         select_annotated(validation, np.flatnonzero(validation.has_mask("infection")))
     ):
@@ -109,6 +100,22 @@ def explain(
         explain_run.add_tables(document, out, images=count, resamples=explain_run.RESAMPLES)
         atomic.write_json(out / layout.METRICS_FILE, document)
         return document
+
+
+def _select_target(
+    subject: ExternalModel, images: AuditImages, methods: Sequence[str], finding: str | None
+) -> tuple[Audit, ExplainedFinding]:
+    """Return the audit of the model on the images, and the answer to explain; the model is checked on some of them."""
+    evaluate.find_annotated(images.examined)
+    shown, _ = first_images(images.examined, VERIFIED, subject.device)
+    subject, _ = verify_conversion(subject, shown)
+    examined = _examined(subject, methods)
+    assert isinstance(examined.model, WrappedModel)
+    check_kind(examined.model, shown, subject.name)
+    audit = Audit(subject, images, load_exam())
+    if not is_multilabel(subject):
+        return audit, ExplainedFinding("", examined, images.examined, images.validation)
+    return audit, select_finding(subject, examined.model, images, finding, parallel=audit.parallel)
 
 
 def _examined(subject: ExternalModel, methods: Sequence[str]) -> ModelUnderTest:

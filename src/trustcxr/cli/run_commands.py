@@ -87,6 +87,7 @@ def train(
     images: Images = None,
 ) -> None:
     """Train one run. Start it again to resume from the last epoch."""
+    from trustcxr.report.terminal import describe_training
     from trustcxr.runs import run_folder
     from trustcxr.training.environment import use_threads
 
@@ -110,8 +111,6 @@ def train(
         data={"labels": parse_labels(label), **parse_listing(column, images)},
         options=check_settings(context, set_),
     )
-    from trustcxr.report.terminal import describe_training
-
     with use_threads(threads):
         summary = run_folder.train(recipe, data, out, devices=devices, nodes=nodes, strategy=strategy)
     print(f"{out}: {describe_training(summary, recipe.defence.at_epsilon)}")

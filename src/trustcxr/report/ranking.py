@@ -69,20 +69,13 @@ def _find_strongest(runs: list[Run], names: list[str], epsilon: float | None) ->
     return min(reversed(list(means)), key=lambda name: means[name], default=None)
 
 
-def _recipe_epsilon(recipe: Any) -> float | None:
-    """Return the first numeric `epsilon` of a recipe, defences first.
-
-    A written recipe has the key also for a defence without a radius, such as mixup; that one is skipped.
-    """
-    if isinstance(recipe, list):
-        return next((e for e in map(_recipe_epsilon, recipe) if e), None)
-    if not isinstance(recipe, dict):
-        return None
-    name = str(recipe.get("name"))
-    if name in DEFENCES and not DEFENCES[name].attacks:
-        return None
-    order = sorted(recipe, key=lambda key: not str(key).startswith(("defence", "robust", "train")))
-    return formatting.finite(recipe.get("epsilon")) or _recipe_epsilon([recipe[key] for key in order])
+def _recipe_epsilon(recipe: Mapping[str, Any]) -> float | None:
+    """Return the epsilon of the first defence that trains on an attack; other defences have the key too."""
+    for defence in recipe.get("defences") or [recipe.get("defence")]:
+        entry = DEFENCES.get(str(defence.get("name"))) if isinstance(defence, dict) else None
+        if entry is not None and entry.attacks:
+            return formatting.finite(defence.get("epsilon"))
+    return None
 
 
 def rank_runs(runs: list[Run], head: Headline) -> list[Run]:

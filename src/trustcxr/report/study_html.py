@@ -53,7 +53,7 @@ _OPTIONAL = {
 
 
 def write(study_folder: Path, *, tables: bool = False) -> Path:
-    """Write report.html into the folder of a study or of one tested run, and a model card for each run; return the page's path.
+    """Write report.html into the folder of a study or of one tested run, and model cards; return its path.
 
     `tables`: also write each table as CSV, LaTeX and Markdown into report-tables/. A missing part leaves a dash or a
     sentence. The page is one file that loads nothing. Raises UserError if the folder has no readable study.json and no

@@ -265,9 +265,8 @@ def validate(
             logits = model(_pixels(images, device))
             if devices.world == 1:
                 check_finite(logits)
-            right += float(
-                torch.where(logits.isfinite().all(1), logits.argmax(1) == labels.to(device), torch.nan).sum()
-            )
+            hit = logits.argmax(1) == labels.to(device)
+            right += float(torch.where(logits.isfinite().all(1), hit, torch.nan).sum())
     figures = {"val_accuracy": share(right, len(val))}
     if math.isnan(figures["val_accuracy"]):  # in every process, so that none waits for another
         raise NotFiniteError("the model answers validation images with NaN or infinity")
@@ -276,10 +275,8 @@ def validate(
     if not recipe.defence.attacks:
         return figures
     watched = attacked_rows(val)
-    rows, lower = (
-        watched[devices.rank :: devices.world],
-        environment.autocast_dtype(recipe.training.precision, device.type),
-    )
+    rows = watched[devices.rank :: devices.world]
+    lower = environment.autocast_dtype(recipe.training.precision, device.type)
     of_class = torch.bincount(torch.as_tensor(val.labels[watched]), minlength=len(val.classes))
     hits = {name: torch.zeros(len(of_class), device=device) for name in USUAL_ATTACKS}
     for start in range(0, len(rows), 64):
@@ -299,9 +296,8 @@ def validate(
     for name, right_by_class in hits.items():
         figures[f"val_{name}_accuracy"] = share(float(right_by_class.sum()), len(watched))
         if balanced is not None:
-            balanced[f"val_{name}_accuracy"] = float(
-                (devices.sum(right_by_class).cpu() / of_class)[of_class > 0].mean()
-            )
+            by_class = devices.sum(right_by_class).cpu() / of_class
+            balanced[f"val_{name}_accuracy"] = float(by_class[of_class > 0].mean())
     return figures
 
 

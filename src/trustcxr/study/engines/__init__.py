@@ -43,9 +43,7 @@ def get(name: str, jobs: int | None = None, options: EngineOptions | None = None
         if value and name != owner:
             raise UserError(f"{option} is of --engine {owner}, and this is --engine {name}")
     if options.devices != 1 and (name != "local" or (options.jobs or 1) > 1):
-        raise UserError(
-            "--devices shares one training among the GPUs of this machine: with --engine local, one --jobs"
-        )
+        raise UserError("--devices shares one training among the GPUs of this machine: with --engine local, one --jobs")
     if name == "local" and options.needs != Needs():
         raise UserError("--cpus and --gpus are of --engine ray and slurm; here runs share all cores (see --jobs)")
     return engine(options)
