@@ -37,6 +37,7 @@ evaluation:
   corruptions: {names: [gaussian_noise, jpeg], severities: [1, 5]}
 explanation: {methods: [gradcam, hirescam]}
 """
+RENAMED = {"lungs_on_another_film": "lungs_on_another_image"}  # a condition's name before and after
 TABLES = {
     "predictions": ("predictions.parquet",),
     "validation": ("validation.parquet",),
@@ -67,6 +68,8 @@ def compare_weights(before: Path, after: Path) -> bool:
 def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
     """Read a table with its rows in a fixed order and arrays as bytes."""
     table = pd.read_parquet(path)[columns]
+    if "attack" in columns:
+        table["attack"] = table["attack"].replace(RENAMED)
     for name in columns:
         if table[name].map(lambda value: isinstance(value, np.ndarray)).any():
             table[name] = table[name].map(lambda value: np.asarray(value).tobytes())
