@@ -113,7 +113,7 @@ def measure(maps, mask):
 ENTRIES = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from trustcxr import catalogue as c
+from trustcxr import registry as c
 
 c.ATTACKS["toyattack"] = c.Attack(
     "toyattack", "Toy", "", "toys.kinds:attack", {"steps": 3}, shows_steps=True, seeded=False
@@ -206,7 +206,7 @@ assert "ToyCAM, stage \u22122" in measures and "infection toy" in measures and "
 assert "infection toy" in table("Standard against robust") and "+0.062" in table("Standard against robust")
 assert "layout toylayout" in page
 assert "#123456" in page, "the defence's colour in a figure"
-text = "".join(table.markdown() for table in cells.find_tables(pages.gather(study_folder.read(folder))))
+text = "".join(table.markdown() for table in cells.find_tables(pages.gather_parts(study_folder.load_report(folder))))
 assert "| Toy-1 |" in text and "infection toy |" in text and "ToyCAM, stage \u22122" in text
 print("found")
 """

@@ -124,10 +124,10 @@ def test_what_a_file_does_not_allow_is_left_out_and_said(own: Path, radiographs:
     assert document["saliency"]["gradcam"]["verdict"]
     (note,) = [note for note in document["notes"] if "made random part by part" in note]
     assert note in done.stderr
-    assert document["given"]["kind"] == "torch.export"
+    assert document["external_model"]["kind"] == "torch.export"
     # Neither another method's maps nor another model's are put beside it.
     more = ("--method", "integrated-gradients", "--sample", 0, "--corruption", "jpeg", "--json")
-    assert "results are never mixed" in complaint("explain", model, "--data", radiographs, "--out", out, *more)
+    assert "results are never mixed" in complaint("explain", model, *trusted, "--out", out, *more)
     other = model_file(tmp_path, "source: m.pt2", f"input: {{size: {SIZE}}}", name="other")
     assert "holds results of model" in complaint("explain", other, *trusted, "--out", out)
     assert "holds results of model" in complaint("explain", model, *trusted, "--out", out, "--split", "Val")

@@ -201,7 +201,7 @@ def test_images_of_one_finding_alone_are_judged_of_it_and_of_none_are_refused(
     assert (found.by, found.n) == ("<script>alert(1)</script> (Dark)", 6)
     card = audit_html.render_card(document)
     assert "<script>" not in card
-    assert "&lt;script>alert(1)&lt;/script> (Dark) made at epsilon 0.2" in card
+    assert "&lt;script>alert(1)&lt;/script> (Dark) at epsilon 0.2" in card
     assert "<script>alert" not in audit_html.render(document)
     labels["dark"] = "Normal"  # so that Dark is not judged
     with pytest.raises(UserError, match="no image of a finding that is judged"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pack import Pack
-from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
+from small_runs import PowerCut, cut_at, made_up, newest, recipe, same, weights
 from trustcxr import console, report
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import JoinedDataset
@@ -168,9 +168,9 @@ def tuned_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def judged_by_the_first(folder: Path, val: Any) -> bool:
+def judged_by_the_first(folder: Path, val: Any, results: Path | None = None) -> bool:
     """Whether validation.parquet is of the weights that validation judged, and not of those that are tested."""
-    stored = prediction_table.logits_of(atomic.read_table(folder / "validation.parquet"))
+    stored = prediction_table.logits_of(atomic.read_table((results or folder) / "validation.parquet"))
     first, second = (
         prediction_table.logits_of(predictions.predict(evaluation_run.load_run(run), val, views=False))
         for run in (folder / "before_refit", folder)
@@ -207,7 +207,7 @@ def test_a_study_chooses_and_fits_on_what_validation_judged_and_tests_the_other(
     )
     assert document.plain()["runs"][0]["training"]["refit"]["epochs"] >= 1
     page = report.write(tmp_path / "out").read_text(encoding="utf-8")
-    assert "Then on both, epochs" in page
+    assert "Refit, epochs" in page
     first = Run(RunDocument(), folder, []).history
     assert first is not None
     assert "val_accuracy" in first, "the curve of the training that validation looked on"
@@ -221,7 +221,7 @@ def test_one_run_is_calibrated_and_tuned_on_what_validation_judged(
     fit_run.fit(recipe(refit=True), *images, tmp_path)
     run_folder.evaluate(tmp_path, root, attacks=["fgsm"])
     run_folder.explain(tmp_path, root, options={"methods": ["layercam"], "corruptions": [], "sample": 0})
-    assert judged_by_the_first(tmp_path, images[1])
+    assert judged_by_the_first(tmp_path, images[1], newest(tmp_path))
     assert tuned_on == ["before_refit"]
     assert "flatters" not in capsys.readouterr().err, "test images are not among those it was trained on"
     for split, count in (("Val", 24), ("Train", 48)):
