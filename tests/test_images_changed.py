@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from small_runs import newest, recipe
-from test_cli import run as command
 from test_study import tiny
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
@@ -66,16 +65,6 @@ def test_what_comes_later_of_the_same_images_is_measured_anew(run: Path, images:
 def test_images_of_the_runs_own_test_are_no_data_from_elsewhere(run: Path, images: Path, tmp_path: Path) -> None:
     fgsm(run, images)
     assert fgsm(run, images, out=tmp_path / "out").drop_from_internal == []
-
-
-@pytest.mark.slow
-def test_explain_prints_the_alarms_of_the_document(run: Path, images: Path) -> None:
-    quick = ["--method", "gradcam@-3", "--sample", "0", "--corruption", "jpeg", "--split", "Train"]
-    said = " ".join(command("explain", run, "--data", images, *quick).stdout.split())
-    place = newest(run)
-    alarms = atomic.read_json(place / "metrics.json")["alarms"]
-    assert any(alarm["kind"] == "trained_on" for alarm in alarms)
-    assert [alarm["text"] for alarm in alarms if alarm["text"] not in said] == []
 
 
 @pytest.mark.parametrize(("name", "what"), [("run.yaml", "a run"), ("audit.json", "an audit")])

@@ -174,16 +174,23 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "standard": ("standard", {}),
     "fgsm with a ramp": ({"name": "fgsm", "epsilon": 0.05, "ramp": 0.8, "clean_weight": 0.3}, {}),
     "averaged, warm-up, balanced": ("standard", {"ema_decay": 0.9, "warmup_epochs": 1.5, "balanced": True}),
+    "dropout": ("standard", {}),
     "bf16": ("fgsm", {"precision": "bf16-mixed"}),
 }
 
 
-@pytest.mark.sample("standard", "fgsm with a ramp")
+@pytest.mark.sample("standard", "fgsm with a ramp", "dropout")
 @pytest.mark.usefixtures("rising", "bfloat16")
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == "bf16" else []) for c in CASES])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
-    case: str, radiographs: tuple[Any, Any], tmp_path: Path
+    case: str, radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def with_dropout(name: str, *, classes: int, weights: str) -> nn.Module:
+        net = timm.create_model(name, num_classes=classes, in_chans=1, drop_rate=0.5)
+        return classifier.Classifier(net, mean=0.5, std=0.25)
+
+    if case == "dropout":
+        monkeypatch.setattr(factory, "build", with_dropout)
     defence, options = CASES[case]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit_run.fit(recipe(defence, epochs=3, **options), *radiographs, whole)
@@ -194,6 +201,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
         assert done == [0, 1, 2, 3]
     assert not (parts / "training.json").exists()
     assert not (parts / "model.safetensors").exists()
+    torch.rand(17)  # whatever was drawn before
     with pytest.MonkeyPatch.context() as patch:
         done = cut_at(patch, -1)
         summary = fit_run.fit(recipe(defence, epochs=3, **options), *radiographs, parts)
@@ -206,27 +214,6 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(
 
 
 VALIDATED = ["val_accuracy", "val_fgsm_accuracy", "val_pgd_accuracy"]  # made up here
-
-
-@pytest.mark.usefixtures("rising")
-def test_dropout_is_the_same_in_a_run_that_was_cut_off(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The random state of a step depends on seed and step alone, whatever was drawn before."""
-
-    def build(name: str, *, classes: int, weights: str) -> nn.Module:
-        net = timm.create_model(name, num_classes=classes, in_chans=1, drop_rate=0.5)
-        return classifier.Classifier(net, mean=0.5, std=0.25)
-
-    monkeypatch.setattr(factory, "build", build)
-    fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        cut_at(patch, 4)
-        with pytest.raises(PowerCut):
-            fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "parts")
-    torch.rand(17)
-    fit_run.fit(recipe(epochs=2), *radiographs, tmp_path / "parts")
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
 @pytest.mark.usefixtures("rising")
@@ -341,42 +328,22 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_stretch_was_trained_on(
     assert load_run(tmp_path).training == summary
 
 
-def test_a_run_of_one_stretch_says_nothing_of_stretches(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
-    for place, cut in (("whole", -1), ("parts", 4)):
-        with pytest.MonkeyPatch.context() as patch:
-            cut_at(patch, cut)
-            if cut > 0:
-                with pytest.raises(PowerCut):
-                    fit_run.fit(recipe(), *radiographs, tmp_path / place)
-        fit_run.fit(recipe(), *radiographs, tmp_path / place)
-        about = atomic.read_yaml(tmp_path / place / "run.yaml")
-        assert list(about)[-5:] == ["recipe", "data", "segments", "checksums", "took"]
-        assert "one and the same" not in model_card.render_card(tmp_path / place)
-
-
-def test_epochs_that_are_trained_anew_are_of_who_trained_them(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_a_training_is_of_who_trained_it_and_not_of_who_began_or_ended_it(
+    at_the_end: bool, radiographs: tuple[Any, Any], tmp_path: Path
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_another_machine(patch)
-        cut_at(patch, 2)  # no checkpoint yet
+        if at_the_end:
+            patch.setattr(fit_run, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
+        else:
+            cut_at(patch, 2)  # no checkpoint yet
         with pytest.raises(PowerCut):
             fit_run.fit(recipe(), *radiographs, tmp_path)
     fit_run.fit(recipe(), *radiographs, tmp_path)
     (alone,) = segments.read_segments(atomic.read_yaml(tmp_path / "run.yaml"))
-    assert atomic.section(alone, "versions") == layout.versions()
-
-
-def test_who_only_ends_a_training_has_not_trained_it(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        on_another_machine(patch)
-        patch.setattr(fit_run, "_finish", lambda *_: (_ for _ in ()).throw(PowerCut))
-        with pytest.raises(PowerCut):
-            fit_run.fit(recipe(), *radiographs, tmp_path)
-    fit_run.fit(recipe(), *radiographs, tmp_path)
-    about = atomic.read_yaml(tmp_path / "run.yaml")
-    (alone,) = segments.read_segments(about)
-    assert atomic.section(alone, "hardware")["processor"] == "Another"
+    assert (atomic.section(alone, "hardware")["processor"] == "Another") is at_the_end
+    assert (atomic.section(alone, "versions") == layout.versions()) is not at_the_end
 
 
 def test_of_a_refit_both_trainings_say_what_they_were_on(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
