@@ -59,9 +59,6 @@ def foolbox_model(model: nn.Module) -> Any:
     return foolbox.PyTorchModel(model, bounds=(0, 1))
 
 
-# --- the same as other libraries -------------------------------------------------------------------------------------
-
-
 def test_fgsm_is_identical_to_torchattacks(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import torchattacks
 
@@ -128,9 +125,6 @@ def test_captum_needs_probabilities_where_ours_needs_logits(batch: tuple[Tensor,
             attack(probabilities, images, labels, epsilon=EPSILON)
 
 
-# --- strength --------------------------------------------------------------------------------------------------------
-
-
 def test_sweep_falls_to_zero_and_pgd_is_at_least_as_strong(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     """Trap 7: robust accuracy falls with epsilon and reaches about zero; PGD is at least as strong as FGSM."""
     images, labels = batch
@@ -179,9 +173,6 @@ def test_restarts_help_and_keep_what_was_found(batch: tuple[Tensor, Tensor]) -> 
         broken = now
         accuracies.append(accuracy(model, found, labels))
     assert accuracies[2] < accuracies[0]
-
-
-# --- contract --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -387,9 +378,6 @@ def test_the_attack_computes_no_weight_gradient(batch: tuple[Tensor, Tensor]) ->
 def test_works_for_other_shapes() -> None:
     mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     assert attacks.fgsm(mean, torch.rand(2, 3, 7, 11), torch.tensor([0, 3]), epsilon=0.1).shape == (2, 3, 7, 11)
-
-
-# --- errors: one line, what is wrong and what to do ------------------------------------------------------------------
 
 
 def bad_inputs() -> Iterator[Any]:

@@ -36,9 +36,6 @@ def theirs(attack: Any, model: nn.Module, images: Tensor, labels: Tensor) -> Ten
     return found
 
 
-# --- against other libraries, on the same models ---------------------------------------------------------------------
-
-
 @pytest.mark.sample("standard-0.05")
 @pytest.mark.parametrize("epsilon", [0.03, 0.05])
 def test_apgd_agrees_with_torchattacks(epsilon: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
@@ -137,9 +134,6 @@ def test_it_works_for_three_classes_where_the_standard_suite_fails(batch: tuple[
     assert accuracy(model, found, labels) < accuracy(model, images, labels)
 
 
-# --- strength --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_worst_case_is_the_worst(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:150] for t in batch)
@@ -226,9 +220,6 @@ def test_many_classes_and_two(batch: tuple[Tensor, Tensor]) -> None:
             assert accuracy(model, found, labels) <= 0.1, (classes, name)
 
 
-# --- what each costs, and what it leaves alone -----------------------------------------------------------------------
-
-
 class Meter(nn.Module):
     """Counts the images that pass forward, and whether a gradient was asked for."""
 
@@ -290,9 +281,6 @@ def test_the_budget_of_a_climb_is_its_steps(batch: tuple[Tensor, Tensor]) -> Non
         assert meter.with_gradient == climbs * 10 * right, name
 
 
-# --- worst-case: what it reports and keeps ---------------------------------------------------------------------------
-
-
 def test_the_report_says_what_broke_each_image(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch[0].clone(), batch[1].clone()
     labels[:3] = (labels[:3] + 1) % 3
@@ -345,9 +333,6 @@ def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
     assert climbers.step.flatten().tolist() == pytest.approx([0.1, 0.2]), "3 of 5 rose, and 4 of 5"
     _note(climbers, torch.tensor([3.5, 5.0]), torch.zeros_like(start))
     assert climbers.gains.tolist() == [1, 1], "the first is compared with the best, where it goes on from"
-
-
-# --- smallest epsilon ------------------------------------------------------------------------------------------------
 
 
 def test_smallest_epsilon_of_a_linear_model_is_known() -> None:
@@ -455,9 +440,6 @@ def test_smallest_epsilon_refuses_what_has_no_meaning(batch: tuple[Tensor, Tenso
         {"attack": "square", "queries": np.int64(3)},
     ):
         assert attacks.minimal_perturbation(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
-
-
-# --- radii, precision, seeds, errors ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(set(attacks.ATTACKS) - {"pgd-l2", "transfer"}))

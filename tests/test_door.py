@@ -46,15 +46,9 @@ def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: lis
     assert [(done, total) for said, done, total in bars if said.endswith("entry checks")] == [(3, 3)]
     assert failed(found) == set()
     assert found.attacks_reliable
-    assert {c.check for c in found.checks if c.passed} >= {
-        "declaration",
-        "same answer twice",
-        "same answer alone",
-        "logits",
-        "gradients",
-        "no gradients used inside",
-        "active test",
-    }
+    passed = {c.check for c in found.checks if c.passed}
+    assert passed >= {"declaration", "same answer twice", "same answer alone", "logits", "gradients"}
+    assert passed >= {"no gradients used inside", "active test"}
     assert all(c.document().plain().keys() == {"check", "passed", "text"} for c in found.checks)
 
 
@@ -97,35 +91,26 @@ class Wants(nn.Module):
         return self.net(self.make(images))
 
 
+INVERTED = {"range": (255, 0), "std": (0.5,), "mean": (0.5,)}
+
+
 @pytest.mark.parametrize(
-    ("make", "remedy"),
+    ("make", "declared", "remedy"),
     [
-        (lambda x: x / 255, "input.range: [0, 255]"),
-        (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
-        (lambda x: (x + 1024) / 2048, "input.range: [-1024, 1024]"),
-        (lambda x: 1 - x, "write input.range: [1, 0], as MONOCHROME1"),
+        (lambda x: x / 255, {}, "input.range: [0, 255]"),
+        (lambda x: (x + 1) / 2, {}, "input.range: [-1, 1]"),
+        (lambda x: (x + 1024) / 2048, {}, "input.range: [-1024, 1024]"),
+        (lambda x: 1 - x, {}, "write input.range: [1, 0], as MONOCHROME1"),
+        (lambda x: x, {"range": (1, 0)}, "write input.range: [0, 1], as MONOCHROME1"),
+        (lambda x: (1 - x) / 2, INVERTED, "write input.range: [1, -1] without mean and std, as M"),
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(
-    make: Callable[[Tensor], Tensor], remedy: str, radiographs: tuple[Tensor, Tensor]
+    make: Callable[[Tensor], Tensor], declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    found = door(Wants(make), radiographs)
+    found = door(Wants(make), radiographs, **declared)
     assert "declaration" in failed(found)
     assert remedy in text(found, "declaration")
-
-
-@pytest.mark.parametrize(
-    ("declared", "remedy"),
-    [
-        ({"range": (1, 0)}, "write input.range: [0, 1], as MONOCHROME1"),
-        ({"range": (255, 0), "std": (0.5,), "mean": (0.5,)}, "write input.range: [1, -1] without mean and std, as M"),
-    ],
-)
-def test_a_range_or_mean_that_inverts_images_is_noticed_with_the_other(
-    declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    net = trained() if declared["range"] == (1, 0) else Wants(lambda x: (1 - x) / 2)
-    assert remedy in text(door(net, radiographs, **declared), "declaration")
 
 
 def test_a_missing_mean_and_std_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:

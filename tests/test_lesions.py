@@ -328,9 +328,6 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
             ask()
 
 
-# --- in every report -------------------------------------------------------------------------------------------------
-
-
 def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(tmp_path: Path, bars: list) -> None:
     run, data, table = _asked(tmp_path, batch_size=4)
     ill = explained.find_lesion_rows(data)
@@ -456,16 +453,8 @@ def test_means_are_of_the_images_that_the_effect_is_of() -> None:
         {"before": 0.9, "without": 0.2, "control_answer": 0.8},
         {"before": 0.1, "without": 0.1, "control_answer": 0.1},
     )
-    about = {
-        "condition": "clean",
-        "epsilon": 0.0,
-        "fill": "grey",
-        "control": "lung",
-        "whole": 0.1,
-        "lesion": 0.2,
-        "flipped": 1.0,
-        "flipped_control": 0.0,
-    }
+    about = {"condition": "clean", "epsilon": 0.0, "fill": "grey", "control": "lung", "whole": 0.1, "lesion": 0.2}
+    about |= {"flipped": 1.0, "flipped_control": 0.0}
     rows = [one | about | {"share": 0.9, "effect": 0.6}, other | about | {"share": 0.1, "effect": np.nan}]
     table = pd.DataFrame(rows).assign(image=[0, 1], group=["a", "b"])
     (found,) = explained.summarise_effects(table, resamples=100)

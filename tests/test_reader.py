@@ -72,9 +72,6 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
             store.save_judgement(reader, radiograph, arm, Judgement(rank, 6 - rank))
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
-
-
 def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
     arms = prepare.parse_arms(finished, ARMS[:2])
     shown = prepare.draw_images(arms, data=None, count=3, seed=0)
@@ -215,9 +212,6 @@ def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path
     assert not place.exists()
 
 
-# --- blinded, and saved as it goes -----------------------------------------------------------------------------------
-
-
 def test_each_reader_has_an_order_of_their_own_that_stays(store: Store) -> None:
     one, other = store.readers()
     again = Store(store.path)
@@ -324,9 +318,6 @@ def test_regions_become_pixels() -> None:
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
 
 
-# --- the page's API --------------------------------------------------------------------------------------------------
-
-
 def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store) -> None:
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
@@ -375,9 +366,6 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         told += "".join(api.get(path).text for path in ("/", "/reader.js", "/openapi.json"))
         for word in ("resnet", "fgsm", "gradcam", store.samples()[0][0], store.order(one).__repr__()):
             assert word not in told
-
-
-# --- the results -----------------------------------------------------------------------------------------------------
 
 
 def test_results_tell_preference_agreement_and_the_human_benchmark(
@@ -438,9 +426,6 @@ def _with_saliency(run: load.Run, store: Store) -> None:
         for name in reader_results.SCORED
     ]
     atomic.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
-
-
-# --- the page in a browser -------------------------------------------------------------------------------------------
 
 
 @contextmanager

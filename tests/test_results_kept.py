@@ -103,9 +103,6 @@ def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
 
 
-# --- a study owns its runs ------------------------------------------------------------------------------------------
-
-
 def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_figures(
     study: Path, images: Path
 ) -> None:
@@ -206,9 +203,6 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
-
-
-# --- a command has a folder of its own -------------------------------------------------------------------------------
 
 
 def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Path, images: Path) -> None:
@@ -324,9 +318,6 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     assert not load.load_report(trained).runs[0].evaluations, "one that cannot be read is passed over"
 
 
-# --- files of other people ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -352,10 +343,7 @@ def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
     for name in ("predictions.parquet", "report.html"):
         (tmp_path / name).write_text("mine")
     said = complaint("audit", trained, "--data", images, "--out", tmp_path)
-    assert (
-        "holds predictions.parquet, report.html, which this command did not write and would lose; choose another"
-        in said
-    )
+    assert "holds predictions.parquet, report.html, which this command did not write and would lose" in said
     (tmp_path / "study.json").write_text("mine")
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
     said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", tmp_path, "--no-check")
@@ -397,9 +385,6 @@ def test_no_results_go_among_images(trained: Path, images: Path, tmp_path: Path)
     run_folder.evaluate(trained, images, attacks=["fgsm"], out=inside)
     assert attacked(inside) == [("fgsm", 0.02)]
     shutil.rmtree(inside)
-
-
-# --- which images -----------------------------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_stands_in_every_document(trained: Path, images: Path, studied: Path) -> None:
@@ -482,12 +467,8 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, image
     data = load_dataset(images, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
     document = run_figures.describe(Theirs(), table, resamples=100)
-    assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (
-        "theirs",
-        "theirs",
-        "given",
-    )
-    assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
+    said = {"run": "theirs", "model": "theirs", "origin": "given", "defence": "", "seed": None}
+    assert document.plain().items() >= said.items()
     assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
     given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), image_size=32)
     assert (given.name, given.size) == ("their-net", 32)

@@ -103,9 +103,6 @@ def same(found: np.ndarray, wanted: Tensor) -> None:
     np.testing.assert_allclose(found, wanted.double().numpy(), atol=1e-5, equal_nan=True)
 
 
-# Against the masks
-
-
 def test_each_measure_is_that_of_the_true_class_beside_what_it_must_beat(
     table: pd.DataFrame, run: Run, batch: Any, levels: dict[str, float]
 ) -> None:
@@ -178,9 +175,6 @@ def test_the_time_that_is_left_of_tuning_is_said(run: Run, folder: Path, bars: l
     assert bars[-1] == (f"thresholds for the maps of {run.name}", 3, 3)
 
 
-# Stability, faithfulness, sanity
-
-
 def test_stability_is_measured_under_each_change_on_the_images_own_draw(table: Any, run: Any, batch: Any) -> None:
     images, labels, _, _, ids = batch
     clean = explain.grad_cam(run.model, images, labels)
@@ -200,18 +194,6 @@ def test_what_moves_onto_an_artefact_is_the_energy_there_after_minus_before(tabl
     same(column(table, ids, "artefact_gain", condition="letters"), (on_it - was).masked_fill(nothing, torch.nan))
     area = drawn.flatten(1).double().mean(1)
     same(column(table, ids, "artefact_energy", condition="letters", name="chance"), area)
-
-
-def test_a_map_that_goes_with_the_artefact_is_caught_and_one_that_vanishes_has_moved_nowhere() -> None:
-    drawn = torch.zeros(2, 16, 16, dtype=torch.bool)
-    drawn[:, :4, :4] = True
-    before = torch.zeros(2, 16, 16)
-    before[:, 8:, 8:] = 1
-    after = torch.stack([drawn[0].float(), torch.zeros(16, 16)])
-    found, beside = evaluate._moved(before, after, drawn)
-    assert found["artefact_gain"][0] == 1
-    assert found["artefact_gain"][1].isnan()
-    assert beside["chance"]["artefact_energy"].tolist() == [1 / 16, 1 / 16]
 
 
 def test_a_turned_image_is_no_test_of_stability() -> None:
@@ -279,9 +261,6 @@ def test_no_sample_no_dear_measures(run: Run, held_out: Any) -> None:
     assert "infection_iou_tuned" not in document.figures  # nothing was tuned
 
 
-# Batches
-
-
 @pytest.mark.slow
 def test_the_size_of_a_batch_changes_no_number(table: Any, run: Any, held_out: Any, levels: Any) -> None:
     whole = evaluate.score(run, held_out, OPTIONS, thresholds=levels, batch_size=64)
@@ -319,9 +298,6 @@ def test_the_model_is_left_as_found(run: Run, held_out: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(p.grad is None for p in run.model.parameters())
     assert not any(m._forward_hooks for m in run.model.modules())
-
-
-# In sum
 
 
 def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFrame, held_out: Any, levels: Any) -> None:
@@ -400,24 +376,11 @@ def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
 
 
 def stratified(lesion: np.ndarray) -> list[dict[str, Any]]:
-    rows = pd.DataFrame(
-        {
-            "sample_id": [f"i{k}" for k in range(len(lesion))],
-            "group": [f"g{k}" for k in range(len(lesion))],
-            "method": "gradcam",
-            "cells": "",
-            "severity": 0,
-            "threshold": np.nan,
-            "condition": "clean",
-            "epsilon": 0.0,
-            "measure": "infection_energy",
-            "value": lesion / 2,
-            "class": "a",
-            "predicted": "a",
-            "lesion": lesion,
-        }
-    )
-    return summarise(rows, images=len(lesion), resamples=100)["gradcam"].plain()["by_lesion"]
+    names = [f"i{k}" for k in range(len(lesion))]
+    rows = {"sample_id": names, "group": names, "method": "gradcam", "cells": "", "severity": 0, "threshold": np.nan}
+    rows |= {"condition": "clean", "epsilon": 0.0, "measure": "infection_energy", "value": lesion / 2}
+    rows |= {"class": "a", "predicted": "a", "lesion": lesion}
+    return summarise(pd.DataFrame(rows), images=len(lesion), resamples=100)["gradcam"].plain()["by_lesion"]
 
 
 def test_measures_are_told_by_the_size_of_the_lesion() -> None:
@@ -429,9 +392,6 @@ def test_measures_are_told_by_the_size_of_the_lesion() -> None:
     assert found["smallest third"]["infection_energy"]["value"] == pytest.approx(0.1)
     assert found["covers the lungs"]["infection_energy"]["value"] == pytest.approx(0.975 / 2)
     assert stratified(np.full(3, np.nan)) == []
-
-
-# Methods, layers, masks
 
 
 def test_methods_of_one_layer_share_one_pass(run: Run, batch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,9 +460,6 @@ def test_data_without_masks_is_refused_in_words(run: Run, tmp_path: Path) -> Non
     bare = load_dataset(tmp_path / "bare", size=SIZE, classes=anatomy.CLASSES, workers=1)
     with pytest.raises(UserError, match="no infection or lung masks here"):
         evaluate.score(run, bare)
-
-
-# What the report shows
 
 
 def test_examples_are_drawn_by_seed_then_the_best_and_worst_by_each_measure(table: pd.DataFrame, held_out: Any) -> None:

@@ -121,8 +121,6 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
 
 def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
     assert "no study.yaml here" in complaint("status", begun / "runs")
-    assert "no such study folder" in complaint("status", begun / "gone")
-    assert "there is study in it" in complaint("status", begun.parent)
     (begun / layout.STUDY_FILE).write_text("")
     said = complaint("status", begun)
     assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
@@ -178,7 +176,6 @@ def test_seeds_are_the_recipes_own_and_then_those_after() -> None:
 def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     done = run("study", "paper", "--dry-run", "--no-measure")
     assert done.stdout.count("if chosen") == 21
-    assert max(map(len, done.stdout.splitlines()[:40])) <= 80, "nothing is cut off in a terminal"
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
     assert "--no-measure is an option of --dry-run" in complaint("study", "paper", "--no-measure")
