@@ -273,7 +273,7 @@ def test_one_run_that_fails_does_not_lose_the_study(
         ("test_resnet-standard-s0", "train: a loss that is no number")
     ]
     assert len(without.plain()["runs"]) == 2, "its robust run is no longer waited for"
-    told = "Left out of the study, as they could not be trained: test_resnet-standard-s0 (train: a loss"
+    told = "Left out of the study, since training failed: test_resnet-standard-s0 (train: a loss that is no number)"
     assert told in report.write(left).read_text(encoding="utf-8")
     with pytest.raises(UserError, match="test_efficientnet-standard-s0: trained, and so counted in this study"):
         Study(tiny(models=models[1:]), radiographs, out, engines.get("local")).run()
