@@ -59,9 +59,6 @@ def foolbox_model(model: nn.Module) -> Any:
     return foolbox.PyTorchModel(model, bounds=(0, 1))
 
 
-# --- the same as other libraries -------------------------------------------------------------------------------------
-
-
 def test_fgsm_is_identical_to_torchattacks(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     import torchattacks
 
@@ -128,9 +125,6 @@ def test_captum_needs_probabilities_where_ours_needs_logits(batch: tuple[Tensor,
             attack(probabilities, images, labels, epsilon=EPSILON)
 
 
-# --- strength --------------------------------------------------------------------------------------------------------
-
-
 def test_sweep_falls_to_zero_and_pgd_is_at_least_as_strong(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     """Trap 7: robust accuracy falls with epsilon and reaches about zero; PGD is at least as strong as FGSM."""
     images, labels = batch
@@ -145,22 +139,6 @@ def test_sweep_falls_to_zero_and_pgd_is_at_least_as_strong(model: SmallNet, batc
         assert all(b <= a + 0.005 for a, b in itertools.pairwise(values)), (name, values)
         assert values[-1] <= 0.02
     assert all(p <= f for p, f in zip(falls["pgd"], falls["fgsm"], strict=True))
-
-
-def test_white_box_is_at_least_as_strong_as_transfer(batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    victim, surrogate = trained("fgsm"), trained("standard")
-    white = accuracy(victim, attacks.pgd(victim, images, labels, epsilon=0.05), labels)
-    transferred = accuracy(victim, attacks.pgd(surrogate, images, labels, epsilon=0.05), labels)
-    assert white < transferred
-
-
-def test_adversarial_training_helped() -> None:
-    images, labels = images_and_labels(200, seed=6)
-    robust = [
-        accuracy(m, attacks.pgd(m, images, labels, epsilon=EPSILON), labels) for m in map(trained, ("standard", "fgsm"))
-    ]
-    assert robust[1] > robust[0] + 0.1
 
 
 def test_stop_when_wrong_loses_no_victim_and_saves_gradients(model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
@@ -195,9 +173,6 @@ def test_restarts_help_and_keep_what_was_found(batch: tuple[Tensor, Tensor]) -> 
         broken = now
         accuracies.append(accuracy(model, found, labels))
     assert accuracies[2] < accuracies[0]
-
-
-# --- contract --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -363,16 +338,6 @@ def test_gradient_survives_a_confident_model_in_half_precision() -> None:
     assert float(((half.float() - images).sign() == (full - images).sign()).float().mean()) > 0.98
 
 
-def test_pgd_is_seeded(batch: tuple[Tensor, Tensor]) -> None:
-    images, labels = batch
-    made = []
-    for global_seed, seed in ((0, 3), (1, 3), (0, 4)):
-        torch.manual_seed(global_seed)
-        made.append(attacks.pgd(trained(), images, labels, epsilon=EPSILON, steps=2, step_size=0.001, seed=seed))
-    assert torch.equal(made[0], made[1])
-    assert not torch.equal(made[0], made[2])
-
-
 def test_pgd_step_is_two_and_a_half_radii_over_the_steps(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     options: dict[str, Any] = {"epsilon": EPSILON, "steps": STEPS, "random_start": False}
@@ -410,17 +375,9 @@ def test_the_attack_computes_no_weight_gradient(batch: tuple[Tensor, Tensor]) ->
     assert (plain.weights, plain.products) == (2, 2)
 
 
-def test_works_for_two_and_many_classes_and_other_shapes() -> None:
-    for classes in (2, 5):
-        model = trained(classes=classes)
-        images, labels = images_and_labels(40, classes=classes, seed=9)
-        found = attacks.pgd(model, images, labels, epsilon=0.1, steps=5)
-        assert accuracy(model, found, labels) < accuracy(model, images, labels) - 0.3
+def test_works_for_other_shapes() -> None:
     mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     assert attacks.fgsm(mean, torch.rand(2, 3, 7, 11), torch.tensor([0, 3]), epsilon=0.1).shape == (2, 3, 7, 11)
-
-
-# --- errors: one line, what is wrong and what to do ------------------------------------------------------------------
 
 
 def bad_inputs() -> Iterator[Any]:
@@ -430,17 +387,14 @@ def bad_inputs() -> Iterator[Any]:
     yield pytest.param(images * 255, labels, 0.02, r"in \[0, 1\] \(pixel space\).*span \[.*\d\]$", id="grey levels")
     yield pytest.param((images - 0.5) * 2048, labels, 0.02, r"in \[0, 1\]", id="torchxrayvision's range (trap 6)")
     yield pytest.param(images.clamp(min=1) + 2e-7, labels, 0.02, r"span \[1\.0000002.*; clamp them", id="a bit outside")
-    yield pytest.param(images - 0.5, labels, 0.02, r"in \[0, 1\]", id="normalised")
     yield pytest.param(hole, labels, 0.02, r"in \[0, 1\].*nan", id="NaN")
     yield pytest.param(images[:, 0], labels, 0.02, r"\(B, 1, H, W\)", id="no channel")
     yield pytest.param((images * 255).to(torch.uint8), labels, 0.02, "floats", id="uint8")
     yield pytest.param(images, labels[:3], 0.02, "4 images but labels of shape", id="few labels")
-    yield pytest.param(images, labels[:, None], 0.02, "labels of shape", id="labels of two dimensions")
     yield pytest.param(images, labels.float(), 0.02, "whole numbers", id="float labels")
     yield pytest.param(images, labels.clamp(min=3), 0.02, "3 classes", id="a label too large")
     yield pytest.param(images, labels - 3, 0.02, "3 classes", id="negative labels")
     yield pytest.param(images, labels, 4, r"outside \[0, 1\].*4/255 = 0.01569", id="epsilon in grey levels")
-    yield pytest.param(images, labels, -0.1, r"outside \[0, 1\].*255$", id="negative epsilon")
     yield pytest.param(images, labels, float("nan"), r"outside \[0, 1\]", id="epsilon NaN")
 
 
@@ -489,22 +443,6 @@ def test_probabilities_of_any_precision_are_no_logits(classes: int, precision: t
         attacks.fgsm(sure, images, labels.clamp(max=classes - 1), epsilon=0.02)
     spread = Returns(lambda x: (logits.sigmoid() + 0 * x.sum()).to(precision))  # in [0, 1], of any sum
     attacks.fgsm(spread, images, labels.clamp(max=classes - 1), epsilon=0.02)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"steps": 0},
-        {"restarts": 0},
-        {"step_size": 0.0},
-        {"step_size": -0.1},
-        {"stop_when_wrong": True, "mode": "train"},
-    ],
-)
-def test_pgd_options_that_make_no_climb(options: dict[str, Any]) -> None:
-    images, labels = images_and_labels(4)
-    with pytest.raises(UserError, match="pgd: "):
-        attacks.pgd(trained(), images, labels, epsilon=0.02, **options)
 
 
 def test_get_suggests_the_nearest_name() -> None:

@@ -36,9 +36,6 @@ def theirs(attack: Any, model: nn.Module, images: Tensor, labels: Tensor) -> Ten
     return found
 
 
-# --- against other libraries, on the same models ---------------------------------------------------------------------
-
-
 @pytest.mark.sample("standard-0.05")
 @pytest.mark.parametrize("epsilon", [0.03, 0.05])
 def test_apgd_agrees_with_torchattacks(epsilon: float, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
@@ -137,9 +134,6 @@ def test_it_works_for_three_classes_where_the_standard_suite_fails(batch: tuple[
     assert accuracy(model, found, labels) < accuracy(model, images, labels)
 
 
-# --- strength --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_worst_case_is_the_worst(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (t[:150] for t in batch)
@@ -221,12 +215,9 @@ def test_many_classes_and_two(batch: tuple[Tensor, Tensor]) -> None:
     for classes in (2, 5):
         model = trained(classes=classes)
         images, labels = images_and_labels(40, classes=classes, seed=9)
-        for name in ("apgd-ce", "apgd-margin", "fab", "square", "worst-case"):
+        for name in ("pgd", "apgd-ce", "apgd-margin", "fab", "square", "worst-case"):
             found = attacks.get(name)(model, images, labels, epsilon=0.15)
             assert accuracy(model, found, labels) <= 0.1, (classes, name)
-
-
-# --- what each costs, and what it leaves alone -----------------------------------------------------------------------
 
 
 class Meter(nn.Module):
@@ -290,9 +281,6 @@ def test_the_budget_of_a_climb_is_its_steps(batch: tuple[Tensor, Tensor]) -> Non
         assert meter.with_gradient == climbs * 10 * right, name
 
 
-# --- worst-case: what it reports and keeps ---------------------------------------------------------------------------
-
-
 def test_the_report_says_what_broke_each_image(batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch[0].clone(), batch[1].clone()
     labels[:3] = (labels[:3] + 1) % 3
@@ -345,9 +333,6 @@ def test_apgd_counts_the_steps_that_rose_and_no_more() -> None:
     assert climbers.step.flatten().tolist() == pytest.approx([0.1, 0.2]), "3 of 5 rose, and 4 of 5"
     _note(climbers, torch.tensor([3.5, 5.0]), torch.zeros_like(start))
     assert climbers.gains.tolist() == [1, 1], "the first is compared with the best, where it goes on from"
-
-
-# --- smallest epsilon ------------------------------------------------------------------------------------------------
 
 
 def test_smallest_epsilon_of_a_linear_model_is_known() -> None:
@@ -457,9 +442,6 @@ def test_smallest_epsilon_refuses_what_has_no_meaning(batch: tuple[Tensor, Tenso
         assert attacks.minimal_perturbation(trained(), images, labels, tolerance=0.1, **options).shape == (4,)
 
 
-# --- radii, precision, seeds, errors ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", sorted(set(attacks.ATTACKS) - {"pgd-l2", "transfer"}))
 def test_an_epsilon_for_each_image_or_pixel(name: str) -> None:
     images, labels = images_and_labels(12)
@@ -546,7 +528,7 @@ def test_a_search_in_bf16_claims_nothing_that_is_not_so(name: str, loss: float, 
     assert report.accuracy == pytest.approx(accuracy(model, report.images, labels))
 
 
-@pytest.mark.parametrize("name", ["fgsm-rs", "pgd-l2", "apgd-ce", "apgd-margin", "fab", "square", "worst-case"])
+@pytest.mark.parametrize("name", ["fgsm-rs", "pgd", "pgd-l2", "apgd-ce", "apgd-margin", "fab", "square", "worst-case"])
 def test_the_same_seed_gives_the_same_images(name: str) -> None:
     images, labels = images_and_labels(40, seed=5)
     options: dict[str, Any] = {"pgd-l2": {"steps": 2}, "fgsm-rs": {}, "square": {"queries": 20}}.get(name, {"steps": 3})
@@ -566,23 +548,21 @@ def test_the_same_seed_gives_the_same_images(name: str) -> None:
         (lambda *a: attacks.pgd(*a, epsilon=0.02, norm="Linf"), "unknown norm 'Linf': did you mean linf"),
         (lambda m, x, y: attacks.pgd_l2(m, x[:, :, :4, :4], y, epsilon=torch.ones(4)), r"\(B, 1, 1, 1\), not \(4,\)"),
         (lambda *a: attacks.pgd(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
-        (lambda *a: attacks.fgsm(*a, epsilon=0.02, mode="Train"), "unknown mode 'Train': did you mean train"),
         (lambda *a: attacks.square(*a, epsilon=0.02, queries=1.5), "square: queries must be a whole number, not 1.5"),
         (lambda *a: attacks.pgd(*a, epsilon=0.02, steps=2.5), "pgd: steps must be a whole number, not 2.5"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, steps=0), "apgd: steps must be at least 1, not 0"),
-        (lambda *a: attacks.apgd(*a, epsilon=0.02, restarts=0), "apgd: restarts"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, restarts=0), "pgd: restarts"),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, step_size=0.0), "pgd: "),
+        (lambda *a: attacks.pgd(*a, epsilon=0.02, stop_when_wrong=True, mode="train"), "pgd: "),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="dlr"), "'ce' or 'margin', not 'dlr'"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, target=a[2] + 1), "needs the margin"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2]), "wrong class"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2] + 3), "the model has 3 classes"),
         (lambda *a: attacks.apgd(*a, epsilon=0.02, loss="margin", target=a[2][:1]), "a class for each image"),
-        (lambda *a: attacks.fab(*a, epsilon=0.02, steps=0), "fab: steps"),
         (lambda *a: attacks.square(*a, epsilon=0.02, queries=0), "square: queries"),
         (lambda *a: attacks.worst_case(*a, epsilon=0.02, queries=0), "worst-case: queries"),
-        (lambda *a: attacks.momentum(*a, epsilon=0.02, steps=0), "momentum: steps"),
         (lambda *a: attacks.momentum(*a, epsilon=0.02, decay=-1.0), "momentum: decay"),
         (lambda *a: attacks.fgsm(*a, epsilon=0.02, precision="fp8"), "'bf16' or None"),
-        (lambda *a: attacks.square(*a, epsilon=0.02, precision="fp8"), "'bf16' or None"),
         (lambda *a: attacks.transfer(*a, epsilon=0.02, surrogate=trained(classes=5)), "3 classes and the surrogate 5"),
         (lambda *a: attacks.transfer(*a, epsilon=0.02, surrogate=trained(), attack="pdg"), "did you mean pgd"),
     ],

@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -88,29 +87,9 @@ def test_a_robust_accuracy_is_said_with_its_epsilon(images: Path, tmp_path: Path
     assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01, at epoch 1", done.stderr)
 
 
-def test_train_writes_what_the_design_says(trained: Path) -> None:
-    names = {p.name for p in trained.iterdir()}
-    assert {"run.yaml", "model.safetensors", "history.csv", "training.json"} <= names
-    content = atomic.read_yaml(trained / "run.yaml")
-    assert content["classes"] == ["COVID-19", "Non-COVID", "Normal"]
-    assert {"trustcxr", "torch", "timm", "python"} <= set(content["segments"][-1]["versions"])
-    history = pd.read_csv(trained / "history.csv")
-    assert len(history) == 4
-    assert history["val_accuracy"].between(0, 1).all()
-
-
 def test_a_study_trains_its_runs_itself(images: Path, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("recipe: {}\n")
     assert "holds a study" in complaint("train", "--data", images, "--model", "test_resnet", "--out", tmp_path)
-
-
-def test_trained_again_it_is_not_repeated(trained: Path, images: Path) -> None:
-    options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "4", "--batch-size", "12"]
-    before = (trained / "model.safetensors").stat().st_mtime_ns
-    assert "already trained" in run("train", "--data", images, *options, "--out", trained).stderr
-    assert (trained / "model.safetensors").stat().st_mtime_ns == before
-    changed = complaint("train", "--data", images, "--model", "resnet18", "--weights", "none", "--out", trained)
-    assert "another run" in changed
 
 
 def test_evaluate_prints_the_metrics_document(trained: Path, images: Path) -> None:
@@ -119,35 +98,11 @@ def test_evaluate_prints_the_metrics_document(trained: Path, images: Path) -> No
     assert document == atomic.read_json(newest(trained) / "metrics.json")
     assert {"run", "classes", "split", "clean", "attacks", "corruptions", "saliency"} <= set(document)
     assert document["clean"]["n"] == 15
-    assert [(a["attack"], a["epsilon"]) for a in document["attacks"]] == [
-        ("fgsm", 0.01),
-        ("fgsm", 0.05),
-        ("pgd", 0.01),
-        ("pgd", 0.05),
-    ]
-    for part in (document["clean"], *document["attacks"]):
-        low, high = part["accuracy"]["ci"]
-        assert 0 <= low <= part["accuracy"]["value"] <= high <= 1
+    asked = [(attack, epsilon) for attack in ("fgsm", "pgd") for epsilon in (0.01, 0.05)]
+    assert [(a["attack"], a["epsilon"]) for a in document["attacks"]] == asked
     table = pd.read_parquet(newest(trained) / "predictions.parquet")
-    assert table["attack"].value_counts().to_dict() == {
-        "clean": 15,
-        "fgsm": 30,
-        "pgd": 30,
-        **dict.fromkeys(registry.VIEWS, 15),
-    }
-    clean = table[table["attack"] == "clean"]
-    right = np.stack(clean["logits"].to_list()).argmax(1) == clean["label"]
-    assert document["clean"]["accuracy"]["value"] == pytest.approx(right.mean())
-
-
-def test_evaluate_on_other_data_leaves_the_runs_own_metrics_alone(trained: Path, images: Path, tmp_path: Path) -> None:
-    run("evaluate", trained, "--data", images, "--attack", "fgsm")
-    own = newest(trained)
-    before = (own / "metrics.json").read_bytes()
-    other = write_files.write(tmp_path / "elsewhere", {"Test": 3}, size=64, seed=9)
-    assert "9 images" in run("evaluate", trained, "--data", other, "--attack", "fgsm").stdout
-    assert (own / "metrics.json").read_bytes() == before
-    assert newest(trained).name.startswith("elsewhere-Test-")
+    counts = {"clean": 15, "fgsm": 30, "pgd": 30, **dict.fromkeys(registry.VIEWS, 15)}
+    assert table["attack"].value_counts().to_dict() == counts
 
 
 @pytest.mark.slow
@@ -162,21 +117,11 @@ def test_explain_measures_against_masks(trained: Path, images: Path) -> None:
     found = json.loads(run("explain", trained, "--data", images, "--method", "gradcam@-3", *quick, "--json").stdout)
     part = found["saliency"]["gradcam@-3"]
     assert (part["n"], part["without_mask"]) == (10, 5)
-    for measure in ("infection_energy", "infection_iou", "infection_iou_tuned", "pointing_hit_rate", "lung_energy"):
-        assert 0 <= part[measure]["value"] <= 1
-        assert 0 <= part[measure]["chance"] < 1
-        assert 0 <= part[measure]["centre"] <= 1
-        assert 0 <= part[measure]["lung"] <= 1
-    stability = part["stability_ssim"]["value"]  # None where every map is null: there is nothing to compare
-    assert part["null_map_rate"]["value"] == 1 if stability is None else -1 <= stability <= 1
     table = pd.read_parquet(newest(trained) / "saliency.parquet")
     of_gradcam = table[(table["method"] == "gradcam@-3") & (table["condition"] == "clean")]
     energy = of_gradcam[of_gradcam["measure"] == "infection_energy"]["value"]
     assert part["infection_energy"]["value"] == pytest.approx(energy.mean())
     assert [row["condition"] for row in part["stability"]] == ["fgsm", "jpeg", "letters", "pgd"]
-    more = run("explain", trained, "--data", images, "--method", "layercam@-2", *quick).stdout
-    assert "layercam@-2: 10 annotated images" in more
-    assert list(json.loads((newest(trained) / "metrics.json").read_text())["saliency"]) == ["layercam@-2", "random"]
 
 
 @pytest.mark.slow
@@ -191,21 +136,10 @@ def test_explain_on_other_data_uses_the_thresholds_of_the_runs_own(trained: Path
 
 def test_explain_refuses_what_is_not_there(trained: Path, images: Path) -> None:
     data = ("--data", images)
-    assert "unknown saliency method 'gradcm': did you mean gradcam" in complaint(
-        "explain", trained, *data, "--method", "gradcm"
-    )
-    layer = complaint("explain", trained, *data, "--method", "layercam@layer9")
-    assert "unknown layer 'layer9'" in layer
-    assert "net.layer3" in layer
-    assert "unknown layer -9: valid: -1 to -5" in complaint("explain", trained, *data, "--method", "layercam@-9")
     every = complaint("explain", trained, *data, "--corruption", "all", "--method", "layercam@-9")
     assert "unknown layer -9" in every, "all is a word here as it is of evaluate"
     assert "unknown corruption 'fog'" in complaint("explain", trained, *data, "--corruption", "fog")
     assert "severity" in complaint("explain", trained, *data, "--severity", 9)
-    words = run("explain", "--help").stdout
-    from trustcxr import explain
-
-    assert all(name in " ".join(words.split()) or name in words for name in explain.METHODS)
 
 
 def test_an_audit_offers_no_attack_that_it_cannot_carry_out(trained: Path, images: Path, tmp_path: Path) -> None:
@@ -268,7 +202,6 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, images: Path, tmp_pat
     )
     assert "notes.txt" in wrong_data
     assert "Lung Segmentation Data" in wrong_data
-    assert "did you mean" in complaint("train", "--data", images, "--model", "ResNet5", "--out", out)
     assert "ResNet50" in complaint("train", "--data", images, "--model", "ResNet5", "--out", out)
     assert "valid: standard, fgsm" in complaint(
         "train", "--data", images, "--model", "resnet18", "--defence", "fsgm", "--out", out
@@ -276,12 +209,8 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, images: Path, tmp_pat
     assert "outside [0, 1]" in complaint("evaluate", trained, "--data", images, "--epsilon", "5")
     assert "valid: fgsm, fgsm-rs, pgd, " in complaint("evaluate", trained, "--data", images, "--attack", "pdg")
     assert "not a trained run" in complaint("evaluate", images, "--data", images)
-    assert "no such run folder" in complaint("explain", tmp_path / "gone", "--data", images)
     assert "Missing" in complaint("train", "--data", images)
-    assert "no such study folder" in complaint("report", tmp_path / "gone")
     assert "no such image" in complaint("predict", trained, tmp_path / "gone.png")
-    nowhere = complaint("evaluate", trained, "--data", tmp_path / "gone")
-    assert nowhere.endswith("gone: no such file or folder. Give a folder of X-rays or a list")
     assert "did you mean quick? valid: ct, demo," in complaint("study", "quik", "--data", images, "--out", out)
     for jobs in ("0", "-1"):
         assert "--jobs" in complaint("demo", "--jobs", jobs, "--out", out)
@@ -289,13 +218,9 @@ def test_wrong_input_is_one_line_and_code_2(trained: Path, images: Path, tmp_pat
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("name: mine\nmodels: [resnet18]\ntraining: {epoch: 3}\n")
     unknown_key = complaint("study", recipe, "--data", images, "--out", out)
-    assert "mine.yaml" in unknown_key
-    assert "training.epoch" in unknown_key
-    assert "did you mean epochs" in unknown_key
+    assert re.search(r"mine\.yaml.*training\.epoch.*did you mean epochs", unknown_key)
     recipe.write_text("name: [mine\n")
     assert "not readable as YAML" in complaint("study", recipe, "--data", images, "--out", out)
-    recipe.write_text("mine\n")
-    assert "trustcxr recipe quick prints a recipe" in complaint("study", recipe, "--data", images, "--out", out)
     assert "beside a +" in complaint("train", "--data", images, "--model", "resnet10t+", "--out", out)
     assert not out.exists()
 
@@ -314,21 +239,13 @@ def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
     )
     listed.write_text(f"one,two\n{image},well\n")
     assert "--column path='Image Index' --column class=" in complaint(*evaluated, listed)
-    listed.write_text("path,class\ngone.png,well\n")
-    assert "Name the folder of the images (--images)" in complaint(*evaluated, listed)
     assert "needs a surrogate (--surrogate)" in complaint(*evaluated, images, "--attack", "transfer")
     too_much = complaint(*evaluated, images, "--corruption", "all", "--severity", "9")
     assert "expected a number less than or equal to 5, not 9" in too_much
     assert "expected a valid integer, not 'many'" in complaint(
         "train", "--data", images, "--model", "test_resnet", "--out", tmp_path / "run", "--set", "training.epochs=many"
     )
-    assert complaint("audit", tmp_path / "gone.onnx", "--data", images, "--out", tmp_path / "audit").endswith(
-        "gone.onnx: no such file"
-    )
     assert "holds the images; choose another --out" in complaint("audit", trained, "--data", images, "--out", images)
-    assert "holds the images; choose another --out" in complaint("evaluate", trained, "--data", images, "--out", images)
-    network = ("--model", "test_resnet", "--weights", "none", "--size", "32")
-    assert "holds the images; choose another --out" in complaint("train", "--data", images, "--out", images, *network)
     assert not list(images.glob("*.json"))
     assert "pictures are named one by one" in complaint("predict", trained, image.parent)
     assert "per-class" in complaint("data", "phantom", tmp_path / "phantom", "--per-class", "0")
@@ -372,9 +289,7 @@ def test_what_is_not_there_is_said_before_torch_is_loaded(typed: list[str], tmp_
             ["--epochs", 3, "--set", "training.epochs=1"],
             "--epochs and --set training.epochs=1 both say training.epochs",
         ),
-        (["--seed", 0, "--set", "seed=7"], "--seed and --set seed=7 both say seed"),
         (["--set", "defence={name: fgsm}", "--defence", "pgd"], "--defence and --set defence={name: fgsm} both say"),
-        (["--set", "model.name=resnet10t"], "--model and --set model.name=resnet10t both say model.name"),
         (["--set", "training.epochs=2", "--set", "training.epochs=1"], "--set training.epochs and --set training.ep"),
         (["--set", "training.augment.flip=0.5", "--set", "training.augment={scale: 0}"], "both say training.augment.f"),
         (["--label", "a=Normal", "--label", "a=COVID-19"], "--label a= is there twice"),
@@ -414,11 +329,6 @@ def test_data_check_says_what_it_found_before_it_writes(
     assert (json.loads(done.stdout)["verdict"] if how else done.stdout.split("Verdict  ")[1]).strip()
 
 
-def test_a_column_that_is_a_digit_of_another_script_is_a_name(images: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("path,class\nx.png,a\n")
-    assert "no column '²' among path, class" in complaint("data", "check", tmp_path / "list.csv", "--column", "path=²")
-
-
 @pytest.mark.slow
 def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -446,17 +356,6 @@ def test_a_list_with_columns_of_its_own_from_the_check_to_the_evaluation(
     # The run knows how its list is read, and tests on its own test split alone.
     document = json.loads(run("evaluate", out, "--data", listed, "--attack", "fgsm", "--json").stdout)
     assert (document["split"], document["clean"]["n"]) == ("Test", 15)
-    # On images in folders it says nothing of columns that nobody typed; of those that were typed it does.
-    elsewhere = [("evaluate", out), ("audit", out)]
-    for place, command in enumerate(elsewhere):
-        kept = ["--attack", "fgsm", "--epsilon", "0.02", "--out", tmp_path / f"elsewhere{place}"]
-        assert "these images are not a list" not in run(*command, "--data", images, *kept).stderr
-    typed = ["--attack", "fgsm", "--out", tmp_path / "typed", "--column", "nih"]
-    assert "these images are not a list" in run("evaluate", out, "--data", images, *typed).stderr
-    wrong = complaint(
-        "data", "check", listed, "--images", images, "--column", "path=Image Index", "--column", "class=Fold"
-    )
-    assert "no column 'Image Index' among Picture, Diagnosis read, Fold" in wrong
     assert "write word=column" in complaint("data", "check", listed, "--column", "path=Picture", "--column", "Fold")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from benchmarks.masked_models import MASKED_MODELS
 from torch import Tensor, nn
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 from small_networks import SIDE, images_and_labels, trained
 from trustcxr import models
 from trustcxr.attacks.bpda import AttackView
-from trustcxr.audit import active_test as active_test_
 from trustcxr.audit.active_test import active_test
 from trustcxr.audit.entry_checks import Check, EntryReport, black_box_check, check_kind, run_entry_checks
 from trustcxr.audit.formats import load
-from trustcxr.audit.formats.outputs import FixedBatch
 from trustcxr.errors import UserError
 from trustcxr.models import export
 
@@ -49,15 +46,9 @@ def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: lis
     assert [(done, total) for said, done, total in bars if said.endswith("entry checks")] == [(3, 3)]
     assert failed(found) == set()
     assert found.attacks_reliable
-    assert {c.check for c in found.checks if c.passed} >= {
-        "declaration",
-        "same answer twice",
-        "same answer alone",
-        "logits",
-        "gradients",
-        "no gradients used inside",
-        "active test",
-    }
+    passed = {c.check for c in found.checks if c.passed}
+    assert passed >= {"declaration", "same answer twice", "same answer alone", "logits", "gradients"}
+    assert passed >= {"no gradients used inside", "active test"}
     assert all(c.document().plain().keys() == {"check", "passed", "text"} for c in found.checks)
 
 
@@ -100,35 +91,26 @@ class Wants(nn.Module):
         return self.net(self.make(images))
 
 
+INVERTED = {"range": (255, 0), "std": (0.5,), "mean": (0.5,)}
+
+
 @pytest.mark.parametrize(
-    ("make", "remedy"),
+    ("make", "declared", "remedy"),
     [
-        (lambda x: x / 255, "input.range: [0, 255]"),
-        (lambda x: (x + 1) / 2, "input.range: [-1, 1]"),
-        (lambda x: (x + 1024) / 2048, "input.range: [-1024, 1024]"),
-        (lambda x: 1 - x, "write input.range: [1, 0], as MONOCHROME1"),
+        (lambda x: x / 255, {}, "input.range: [0, 255]"),
+        (lambda x: (x + 1) / 2, {}, "input.range: [-1, 1]"),
+        (lambda x: (x + 1024) / 2048, {}, "input.range: [-1024, 1024]"),
+        (lambda x: 1 - x, {}, "write input.range: [1, 0], as MONOCHROME1"),
+        (lambda x: x, {"range": (1, 0)}, "write input.range: [0, 1], as MONOCHROME1"),
+        (lambda x: (1 - x) / 2, INVERTED, "write input.range: [1, -1] without mean and std, as M"),
     ],
 )
 def test_a_wrong_range_is_noticed_with_the_remedy(
-    make: Callable[[Tensor], Tensor], remedy: str, radiographs: tuple[Tensor, Tensor]
+    make: Callable[[Tensor], Tensor], declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    found = door(Wants(make), radiographs)
+    found = door(Wants(make), radiographs, **declared)
     assert "declaration" in failed(found)
     assert remedy in text(found, "declaration")
-
-
-@pytest.mark.parametrize(
-    ("declared", "remedy"),
-    [
-        ({"range": (1, 0)}, "write input.range: [0, 1], as MONOCHROME1"),
-        ({"range": (255, 0), "std": (0.5,), "mean": (0.5,)}, "write input.range: [1, -1] without mean and std, as M"),
-    ],
-)
-def test_a_range_or_mean_that_inverts_images_is_noticed_with_the_other(
-    declared: dict[str, Any], remedy: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    net = trained() if declared["range"] == (1, 0) else Wants(lambda x: (1 - x) / 2)
-    assert remedy in text(door(net, radiographs, **declared), "declaration")
 
 
 def test_a_missing_mean_and_std_are_noticed(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -193,34 +175,17 @@ class Unsure(nn.Module):
             if isinstance(part, nn.Linear):
                 part.weight.data /= self.span
                 part.bias.data.sub_(self.low).div_(self.span)
-            elif isinstance(part, nn.Conv2d) and part.out_channels == len(CLASSES):
-                cells = (SIDE - 2) ** 2
-                part.weight.data /= self.span
-                part.bias.data.div_(self.span).sub_(self.low / self.span / cells)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
 
-class Evidence(nn.Module):
-    """Maps of the classes, summed to the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.maps = nn.Conv2d(1, len(CLASSES), 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.maps(images).sum((2, 3))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["", ".pt2", ".onnx"])
-@pytest.mark.parametrize("make", [lambda: deepcopy(trained()), Evidence], ids=["linear", "evidence"])
 def test_logits_between_0_and_1_that_a_last_layer_makes_are_logits(
-    make: Callable[[], nn.Module], ending: str, radiographs: tuple[Tensor, Tensor], tmp_path: Path
+    ending: str, radiographs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    net = Unsure(make(), radiographs[0]).eval()
+    net = Unsure(deepcopy(trained()), radiographs[0]).eval()
     answers = net(radiographs[0]).detach()
     assert answers.min() > 0
     assert answers.max() < 1
@@ -262,12 +227,8 @@ def test_what_comes_after_the_last_layer_is_no_logit_of_it(
     assert "each was taken as the sigmoid of its class" in text(found, "logits")
 
 
-@pytest.mark.parametrize("output", ["probabilities", "sigmoid"])
-def test_answers_made_by_a_softmax_or_a_sigmoid_are_accused_of_nothing(
-    output: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    squash = nn.Softmax(1) if output == "probabilities" else nn.Sigmoid()
-    assert failed(door(nn.Sequential(trained(), squash).eval(), radiographs, output=output)) == set()
+def test_answers_made_by_a_sigmoid_are_accused_of_nothing(radiographs: tuple[Tensor, Tensor]) -> None:
+    assert failed(door(nn.Sequential(trained(), nn.Sigmoid()).eval(), radiographs, output="sigmoid")) == set()
 
 
 def test_saturated_probabilities_are_measured(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -345,25 +306,6 @@ def test_a_search_inside_is_said_and_one_pass_too(radiographs: tuple[Tensor, Ten
     assert "one pass" not in {check.check for check in once.checks}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("kind", ["in batches of two", "with a normalised weight"])
-def test_passes_are_counted_of_whatever_a_image_goes_through(
-    kind: str, copies: int, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    net: nn.Module = Searches(deepcopy(trained()), copies).eval()
-    if kind == "in batches of two":
-        net = FixedBatch(net, 2)
-    else:
-        nn.utils.parametrizations.weight_norm(net.net.body[0])
-    found = door(net, radiographs)
-    said = {check.check: check.text for check in found.checks}
-    if copies == 1:
-        assert "one pass" not in said
-    else:
-        assert said["one pass"].startswith(f"its first layer runs {copies} times for one image")
-
-
 def test_answers_of_another_kind_stop_an_explanation_before_it_begins(radiographs: tuple[Tensor, Tensor]) -> None:
     probable = load(nn.Sequential(trained(), nn.Softmax(1)).eval(), classes=CLASSES, size=SIDE)
     assert probable.model is not None
@@ -396,19 +338,6 @@ def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
     assert mended.random_share < mended.share
 
 
-@pytest.mark.slow
-def test_the_attack_finds_what_is_planted_in_an_honest_network_and_random_corners_do_not(
-    radiographs: tuple[Tensor, Tensor],
-) -> None:
-    """A last layer through every point had hills to be caught on: PGD found two thirds, and so did random corners."""
-    torch.manual_seed(1)
-    net = timm.create_model("resnet18", in_chans=1, num_classes=3).eval()
-    planted = active_test(net, radiographs[0][:6], epsilon=0.02)
-    assert planted is not None
-    assert (planted.count, planted.share) == (6, 1.0)
-    assert planted.random_share < 0.3
-
-
 def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiographs: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(1)
     net = models.build("plain3", classes=3).eval()
@@ -416,34 +345,6 @@ def test_a_corner_that_nobody_planted_is_not_told_by_how_far_out_it_lies(radiogr
     planted = active_test(net, images, epsilon=0.02)
     assert planted is not None
     assert (planted.count, planted.share, planted.random_share) == (16, 1.0, 0.0)
-
-
-class CornerSeen(nn.Module):
-    """Of an image of four pixels features tell nothing, but for one that is `apart` for the corner of ones alone."""
-
-    def __init__(self, apart: float) -> None:
-        super().__init__()
-        self.apart = apart
-
-    def forward(self, images: Tensor) -> Tensor:
-        there = (images == 1).all(dim=3).all(dim=2).all(dim=1).float()
-        noise = (1e4 * images).flatten(1).sin()
-        return nn.functional.linear(torch.cat([noise, self.apart * there[:, None]], 1), torch.eye(3, 5))
-
-
-@pytest.mark.parametrize(("apart", "told"), [(0.0, False), (0.01, True), (10.0, True)])
-def test_a_closer_layer_tells_what_the_smoothest_does_not_and_none_what_is_alike(apart: float, told: bool) -> None:
-    radiograph, corner = torch.full((1, 2, 2), 0.99), torch.ones(1, 2, 2)
-    fitted = active_test_._fit(
-        CornerSeen(apart),
-        active_test_._Call(0, 0),
-        radiograph,
-        corner,
-        0.01,
-        (40, 1),
-        torch.Generator().manual_seed(0),
-    )
-    assert (fitted is not None) == told
 
 
 @pytest.mark.parametrize("name", [None, "3 bits", "jpeg"])
@@ -528,16 +429,12 @@ def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(
         assert "same answer alone" not in failed(door(source, radiographs))
 
 
-def test_a_random_model_is_not_accused_twice(radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(MASKED_MODELS["noise"](trained()), radiographs)
-    assert "same answer alone" not in {check.check for check in found.checks}
-
-
 def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tensor, Tensor]) -> None:
     found = door(MASKED_MODELS["noise"](trained()), radiographs)
     assert isinstance(found.evaluated_model, AttackView)
     assert found.evaluated_model.draws == 16
     assert "the mean of 16 draws" in text(found, "same answer twice")
+    assert "same answer alone" not in {check.check for check in found.checks}, "it is not accused twice"
     honest = door(trained(), radiographs)
     assert honest.evaluated_model is honest.model
 

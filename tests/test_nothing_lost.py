@@ -47,9 +47,6 @@ def cut(images: tuple[Any, Any], folder: Path, **options: Any) -> None:
             fit_run.fit(recipe(**options), *images, folder)
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
 def test_a_checkpoint_cut_off_while_it_is_written_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint" / "last.ckpt"
     io = checkpoint.WholeCheckpoints()
@@ -179,9 +176,6 @@ def test_what_a_killed_evaluation_of_other_images_left_is_swept(tmp_path: Path) 
     assert not [file for file in left if file.exists()]
 
 
-# --- what it was trained on ------------------------------------------------------------------------------------------
-
-
 def test_a_training_does_not_go_on_with_other_images_of_the_same_name(images: tuple[Any, Any], tmp_path: Path) -> None:
     cut(images, tmp_path / "run")
     root = Path(shutil.copytree(images[0].root, tmp_path / "phantom"))
@@ -192,9 +186,6 @@ def test_a_training_does_not_go_on_with_other_images_of_the_same_name(images: tu
     copy = Path(shutil.copytree(images[0].root, tmp_path / "copy" / "renamed"))
     moved = [load_dataset(copy, split=split, size=32) for split in ("Train", "Val")]
     assert fit_run.fit(recipe(), moved[0], moved[1], tmp_path / "run").epochs == 2, "the same images, elsewhere"
-
-
-# --- checksums -------------------------------------------------------------------------------------------------------
 
 
 def test_weights_with_one_bit_changed_are_refused(trained: Path) -> None:

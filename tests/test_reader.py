@@ -21,7 +21,7 @@ from study_fixture import CLASSES, make_study
 from test_cli import complaint
 from trustcxr.apps.reader import annotations, prepare, reader_results, reader_study
 from trustcxr.apps.reader.annotations import Mark
-from trustcxr.apps.reader.database import Judgement, Reader, Store, StudyImage
+from trustcxr.apps.reader.database import Judgement, Reader, Store
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
 from trustcxr.data.phantom import write_files
@@ -70,9 +70,6 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
         store.save_mark(reader, radiograph, mark or Mark(regions=[]))
         for arm, rank in enumerate(ranks):
             store.save_judgement(reader, radiograph, arm, Judgement(rank, 6 - rank))
-
-
-# --- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
@@ -215,9 +212,6 @@ def test_of_two_at_once_one_makes_the_study_and_the_other_is_told(finished: Path
     assert not place.exists()
 
 
-# --- blinded, and saved as it goes -----------------------------------------------------------------------------------
-
-
 def test_each_reader_has_an_order_of_their_own_that_stays(store: Store) -> None:
     one, other = store.readers()
     again = Store(store.path)
@@ -324,9 +318,6 @@ def test_regions_become_pixels() -> None:
             Mark.model_validate({"regions": [{"kind": "box", "points": bad}]})
 
 
-# --- the page's API --------------------------------------------------------------------------------------------------
-
-
 def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store) -> None:
     pytest.importorskip("fastapi")
     from fastapi.testclient import TestClient
@@ -375,9 +366,6 @@ def test_the_api_shows_maps_after_the_mark_and_never_whose_they_are(store: Store
         told += "".join(api.get(path).text for path in ("/", "/reader.js", "/openapi.json"))
         for word in ("resnet", "fgsm", "gradcam", store.samples()[0][0], store.order(one).__repr__()):
             assert word not in told
-
-
-# --- the results -----------------------------------------------------------------------------------------------------
 
 
 def test_results_tell_preference_agreement_and_the_human_benchmark(
@@ -438,44 +426,6 @@ def _with_saliency(run: load.Run, store: Store) -> None:
         for name in reader_results.SCORED
     ]
     atomic.write_table(run.folder / "saliency.parquet", pd.DataFrame(rows))
-
-
-@pytest.mark.full
-def test_a_panel_s_skill_is_found_through_the_file(tmp_path: Path) -> None:
-    """Readers who mark a known share of the lesion and prefer with known probabilities: both come out, with intervals.
-
-    A reader of skill s marks the lesion's columns from the left up to the share s: IoU with the mask is s.
-    """
-    draw = np.random.default_rng(5)
-    mask = np.zeros((40, 40), np.uint8)
-    mask[10:30, 5:25] = 1
-    png = io.BytesIO()
-    Image.fromarray(mask).save(png, "PNG")
-    radiographs = [StudyImage(f"f{k}", f"p{k}", b"", png.getvalue(), (b"", b"")) for k in range(80)]
-    store = Store.create(tmp_path / "r.sqlite", arms=["robust", "standard"], images=radiographs)
-    skills, truth = {"R1": 0.8, "R2": 0.5, "R3": 0.65}, 1 / (1 + np.exp(-1.0))
-    for name, skill in skills.items():
-        reader = store.add_reader(name)
-        for radiograph in range(len(radiographs)):
-            width = int(np.clip(np.round(20 * (skill + draw.normal(0, 0.08))), 1, 20))
-            store.save_mark(reader, radiograph, box(5 / 40, 10 / 40, (5 + width) / 40, 30 / 40))
-            better = draw.random() < truth
-            store.save_judgement(reader, radiograph, 0, Judgement(1 if better else 2, 4 if better else 2))
-            store.save_judgement(reader, radiograph, 1, Judgement(2 if better else 1, 2 if better else 4))
-    found = {
-        table.title.split(": ")[1]: table for table in reader_results.make_tables(reader_results.gather(store), [])
-    }
-    robust = found["preference"].rows[0]
-    assert robust[1].value == pytest.approx(truth, abs=0.06)
-    low, high = (float(end) / 100 for end in robust[1].small.split(" to "))
-    assert low < truth < high
-    for row, skill in zip(found["regions"].rows[1:4], skills.values(), strict=True):
-        assert row[2].value == pytest.approx(skill, abs=0.03)
-        low, high = map(float, row[2].small.split(" to "))
-        assert low < row[2].value < high < low + 0.06
-
-
-# --- the page in a browser -------------------------------------------------------------------------------------------
 
 
 @contextmanager

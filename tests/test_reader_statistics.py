@@ -1,7 +1,5 @@
 """Preference and agreement: published examples, other libraries, and panels of readers whose skill is known."""
 
-import warnings
-
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -76,23 +74,11 @@ def test_a_resample_is_as_if_its_images_had_been_read_so_often() -> None:
     )
 
 
-def test_where_all_say_the_same_there_is_nothing_to_agree_on() -> None:
-    assert np.isnan(fleiss_kappa(np.ones((5, 3)))[0])
-    assert np.isnan(krippendorff_alpha(np.ones((5, 3)))[0])
-    assert np.isnan(krippendorff_alpha(np.full((5, 3), NAN))[0])
-
-
-def test_readers_who_share_no_image_have_no_agreement_yet() -> None:
-    ratings = [[1, float("nan")], [2, float("nan")]]
-    assert np.isnan(agreement.fleiss_kappa(ratings, np.ones((3, 2)))).tolist() == [True] * 3
-    assert np.isnan(agreement.krippendorff_alpha(ratings)).all()
-
-
-def test_one_reader_agrees_with_nobody_and_nothing_is_printed() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(fleiss_kappa([[1], [2]])[0])
-        assert np.isnan(krippendorff_alpha([[1], [2]])[0])
+@pytest.mark.filterwarnings("error")
+def test_where_all_say_the_same_or_share_no_image_or_are_one_there_is_nothing_to_agree_on() -> None:
+    for ratings in (np.ones((5, 3)), np.full((5, 3), NAN), np.array([[1, NAN], [2, NAN]]), np.array([[1], [2]])):
+        assert np.isnan(fleiss_kappa(ratings)[0])
+        assert np.isnan(krippendorff_alpha(ratings)[0])
 
 
 def test_bradley_terry_has_the_likelihood_s_maximum() -> None:
@@ -160,10 +146,7 @@ def test_a_pair_is_of_the_images_on_which_both_were_ranked() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize(("gap", "spread"), [(0.0, 1.0), (0.7, 1.0), (0.7, 0.0)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(gap: float, spread: float) -> None:
-    """Two arms, 40 images, 3 readers who see an image alike:
-
-    An interval over judgements instead of images is too short.
-    """
+    """Two arms, 40 images, 3 readers who see an image alike: an interval over judgements is too short."""
     draw, truth = np.random.default_rng(7), marginal(gap, spread)
     held = held_by_judgements = 0
     panels = 400

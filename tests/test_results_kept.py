@@ -7,15 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from PIL import Image, ImageFilter
 
 from small_runs import newest, seal
 from test_cli import complaint, run
-from trustcxr.data import read_manifest
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation import predictions, run_figures
@@ -104,9 +101,6 @@ def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
         path for path in folder.rglob("*") if path.is_file() and path.name[0] != "." and path.name != "timings.json"
     ]
     return {path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes()) for path in there}
-
-
-# --- a study owns its runs ------------------------------------------------------------------------------------------
 
 
 def test_no_command_changes_a_file_of_a_study_and_the_study_ends_with_its_own_figures(
@@ -198,7 +192,7 @@ def test_a_surrogate_is_known_by_its_weights_and_not_by_its_folder(study: Path, 
 
 def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(images, tmp_path / "images"))
-    first, shown = atomic.read_json(study / "study.json")["runs"][0], dict(np.load(study / RUN / "example_maps.npz"))
+    first = atomic.read_json(study / "study.json")["runs"][0]
     for mask in sorted(other.glob("**/infection masks/*")):
         with Image.open(mask) as before:
             grown = before.filter(ImageFilter.MaxFilter(5))
@@ -209,17 +203,6 @@ def test_maps_are_held_against_the_masks_that_are_there_now(study: Path, images:
     before_, now = (one["saliency"]["gradcam@-3"]["infection_energy"]["chance"] for one in (first, after))
     assert now > before_, "what an even map has"
     assert after["lesions"] != first["lesions"]
-    assert not np.array_equal(shown["infection"], np.load(study / RUN / "example_maps.npz")["infection"])
-    again(study, images)
-    assert atomic.read_json(study / "study.json")["runs"][0] == first, "the masks are back"
-
-
-# --- a command has a folder of its own -------------------------------------------------------------------------------
-
-
-def test_training_writes_training_files_alone(trained: Path) -> None:
-    names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
-    assert names == {"run.yaml", "model.safetensors", "training.json", "history.csv", "training_images.parquet"}
 
 
 def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Path, images: Path) -> None:
@@ -236,23 +219,6 @@ def test_each_evaluation_has_a_folder_of_its_own_and_none_is_merged(trained: Pat
         path.name for path in maps.iterdir()
     }
     assert attacked(maps) == []
-
-
-@pytest.mark.parametrize("command", ["evaluate", "explain"])
-def test_asked_again_the_folder_is_found_current(
-    command: str, trained: Path, images: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def ask() -> Path:
-        if command == "evaluate":
-            return run_folder.evaluate(trained, images, attacks=["fgsm"])[1]
-        return run_folder.explain(trained, images, options=MAPS)[1]
-
-    place = ask()
-    assert "nothing was computed again" not in capsys.readouterr().err
-    before = content(place)
-    assert ask() == place
-    assert "nothing was computed again" in capsys.readouterr().err
-    assert content(place) == before
 
 
 def test_an_evaluation_that_was_killed_goes_on_with_the_tables_that_it_has(
@@ -352,15 +318,11 @@ def test_a_report_of_a_run_shows_its_newest_evaluation_on_its_own_images_with_ma
     assert not load.load_report(trained).runs[0].evaluations, "one that cannot be read is passed over"
 
 
-# --- files of other people ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "names",
     [
         ("audit.json", "predictions.parquet", "report.html"),
         ("metrics.json", "saliency.parquet"),  # maps of a given model, or results of a run elsewhere
-        ("report.docx",),
         ("checkpoint/mine.txt",),
         ("evaluations/mine.txt",),
     ],
@@ -381,10 +343,7 @@ def test_neither_an_audit_nor_a_study_takes_the_place_of_other_files(
     for name in ("predictions.parquet", "report.html"):
         (tmp_path / name).write_text("mine")
     said = complaint("audit", trained, "--data", images, "--out", tmp_path)
-    assert (
-        "holds predictions.parquet, report.html, which this command did not write and would lose; choose another"
-        in said
-    )
+    assert "holds predictions.parquet, report.html, which this command did not write and would lose" in said
     (tmp_path / "study.json").write_text("mine")
     (tmp_path / "study.yml").write_text(yaml.safe_dump(STUDY))
     said = complaint("study", tmp_path / "study.yml", "--data", images, "--out", tmp_path, "--no-check")
@@ -428,9 +387,6 @@ def test_no_results_go_among_images(trained: Path, images: Path, tmp_path: Path)
     shutil.rmtree(inside)
 
 
-# --- which images -----------------------------------------------------------------------------------------------------
-
-
 def test_the_fingerprint_stands_in_every_document(trained: Path, images: Path, studied: Path) -> None:
     _, place = run_folder.evaluate(trained, images, attacks=["fgsm"])
     known = atomic.read_yaml(trained / "run.yaml")["data"]["fingerprints"]["Test"]
@@ -455,15 +411,6 @@ def test_a_finished_run_asks_for_its_images_too(trained: Path, images: Path, oth
     assert "was trained on other images" in complaint("train", "--data", others, *TRAIN, "--out", trained)
 
 
-def test_a_list_of_all_splits_is_tested_on_its_test_split(trained: Path, images: Path, tmp_path: Path) -> None:
-    read_manifest(images).write(tmp_path / "clean.csv")
-    document, _ = run_folder.evaluate(trained, tmp_path / "clean.csv", attacks=["fgsm"])
-    assert document.plain()["clean"]["n"] == 12
-    assert document.plain()["split"] == "Test"
-    assert document.plain()["notes"] == []
-    assert document.plain()["calibration"]["split"] == "Val", "the very images that are its own"
-
-
 def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere"
     for name in ("COVID-19", "Normal"):
@@ -478,22 +425,6 @@ def test_images_that_were_trained_on_are_said_at_the_top(trained: Path, images: 
     assert note in document["notes"][0]
     assert document["alarms"][0]["kind"] == "trained_on"
     assert "measured on all 12 images of elsewhere" in document["notes"][1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [("evaluate", "--attack", "fgsm"), ("explain", "--method", "gradcam")])
-def test_what_a_list_lacks_is_said_of_it_once(
-    command: tuple[str, ...], trained: Path, images: Path, tmp_path: Path
-) -> None:
-    table = read_manifest(images).table[["class", "split", "path", "infection_mask"]]
-    table = pd.concat([table, table[-1:].assign(path="gone.png")])
-    for name in ("path", "infection_mask"):
-        table[name] = [None if path is None else images / path for path in table[name]]
-    table.to_csv(tmp_path / "list.csv", index=False)
-    names = [f"--label={name}={name}" for name in ("COVID-19", "Non-COVID", "Normal")]
-    done = run(*command[:1], trained, "--data", tmp_path / "list.csv", *command[1:], *names, "--label=Nrmal=Normal")
-    assert done.stderr.count("gone.png") == 1
-    assert done.stderr.count("names classes that these data lack: Nrmal") == 1
 
 
 def test_one_split_in_two_roles_is_refused() -> None:
@@ -536,12 +467,8 @@ def test_a_model_that_was_not_trained_here_has_a_runs_document(made: Path, image
     data = load_dataset(images, split="Test", size=32)
     table = predictions.predict(Theirs(), data, views=False)  # type: ignore[arg-type]
     document = run_figures.describe(Theirs(), table, resamples=100)
-    assert (document.plain()["run"], document.plain()["model"], document.plain()["origin"]) == (
-        "theirs",
-        "theirs",
-        "given",
-    )
-    assert (document.plain()["defence"], document.plain()["seed"]) == ("", None)
+    said = {"run": "theirs", "model": "theirs", "origin": "given", "defence": "", "seed": None}
+    assert document.plain().items() >= said.items()
     assert run_figures.describe(whole, table, resamples=100).plain()["origin"] == "trained"
     given = type(whole)(made, whole.model, whole.classes, None, origin=About("their-net", "densenet"), image_size=32)
     assert (given.name, given.size) == ("their-net", 32)

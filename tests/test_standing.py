@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from test_engines import small
 from trustcxr.recipes.study_recipe import StudyRecipe, load_study, with_seeds, with_tracker
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.schemas import CostDocument, WayCost
-from trustcxr.study import cost, engines, status, steps
+from trustcxr.study import cost, status, steps
 from trustcxr.study.engines import Task, failures
-from trustcxr.study.run_study import Study
 
 STANDARD, ROBUST = "test_resnet-standard-s0", "test_resnet-fgsm-s0"
 
@@ -121,37 +119,8 @@ def test_the_epoch_and_the_time_left_come_from_epochs_that_were_measured(begun: 
     assert list(cost.read_seconds(robust)) == ["explain"]
 
 
-def test_a_study_logs_now_and_then_where_it_stands(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(status, "EVERY", 0.01)
-    monkeypatch.setattr(status, "log", said.append)
-    held_by(begun / "runs" / ROBUST, os.getpid())
-    atomic.write_json(begun / "runs" / ROBUST / layout.TIMINGS_FILE, {"explain": 200.0, "describe": 0.4})
-    with status.watched(status.read_recipe(begun), begun):
-        patience = time.monotonic() + 20
-        while not said and time.monotonic() < patience:
-            time.sleep(0.01)
-        time.sleep(0.2)
-    there = f"tiny: 1 of 2 runs done; {ROBUST}: explain"
-    assert said == [f"{there}; at most 3 min 20 s left"], "once, while nothing changes"
-    plan = status.plan(load_study("twenty-one"), None)
-    assert status.line(plan) == "twenty-one: 0 of 21 runs done, before validation chooses 6 networks"
-
-
-def test_time_worked_before_counts_as_none_if_its_file_is_damaged(tmp_path: Path) -> None:
-    study = Study(small(), tmp_path, tmp_path, engines.get("local"))  # type: ignore[arg-type]
-    study._clock = time.monotonic() - 5
-    (tmp_path / "timings.json").write_text("")
-    study._count_time()
-    assert 5 <= study._seconds() < 60
-    study._count_time()
-    assert 5 <= study._seconds() < 60, "and goes on from there"
-
-
 def test_a_folder_that_is_no_study_is_one_line(begun: Path) -> None:
     assert "no study.yaml here" in complaint("status", begun / "runs")
-    assert "no such study folder" in complaint("status", begun / "gone")
-    assert "there is study in it" in complaint("status", begun.parent)
     (begun / layout.STUDY_FILE).write_text("")
     said = complaint("status", begun)
     assert "study.yaml: expected keys and values, found nothing; delete it, and `trustcxr study` with the" in said
@@ -207,7 +176,6 @@ def test_seeds_are_the_recipes_own_and_then_those_after() -> None:
 def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     done = run("study", "paper", "--dry-run", "--no-measure")
     assert done.stdout.count("if chosen") == 21
-    assert max(map(len, done.stdout.splitlines()[:40])) <= 80, "nothing is cut off in a terminal"
     assert "validation will choose 6 networks" in done.stdout
     assert "say --data PATH" in complaint("study", "paper")
     assert "--no-measure is an option of --dry-run" in complaint("study", "paper", "--no-measure")
@@ -216,17 +184,9 @@ def test_a_dry_run_of_the_paper_lists_its_runs_without_data() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ("models: [resnt18]", "unknown model 'resnt18'"),
-        ("models: [resnet18]\ndefences: [fgms]", "did you mean fgsm"),
-        ("models: [resnet18]\nexplanation: {methods: [gradcamm]}", "did you mean gradcam"),
-    ],
-)
-def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path, keys: str, said: str) -> None:
-    (tmp_path / "bad.yaml").write_text(f"name: bad\n{keys}\n")
-    assert said in complaint("study", tmp_path / "bad.yaml", "--dry-run", "--no-measure")
+def test_a_dry_run_that_only_lists_refuses_what_nobody_knows(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: bad\nmodels: [resnet18]\ndefences: [fgms]\n")
+    assert "did you mean fgsm" in complaint("study", tmp_path / "bad.yaml", "--dry-run", "--no-measure")
 
 
 @pytest.mark.slow
