@@ -331,12 +331,6 @@ def test_a_draft_where_its_command_puts_it_names_the_model_and_elsewhere_it_is_s
     assert "net.onnx: no such file, looked for from the folder of the model file that names it" in said
 
 
-def test_a_file_that_is_no_model_is_refused_with_what_is_one(greys: Path, tmp_path: Path) -> None:
-    (tmp_path / "image.onx").touch()
-    said = complaint("audit", tmp_path / "image.onx", "--data", greys, "--out", tmp_path / "out")
-    assert "image.onx: unknown kind of model '.onx': did you mean .onnx? valid: .yaml, .yml, " in said
-
-
 def test_init_prints_json_where_it_is_asked_for(tmp_path: Path) -> None:
     model_file(tmp_path, Brightness())
     draft = json.loads(run("audit", tmp_path / "net.onnx", "--init", "--json").stdout)
@@ -362,10 +356,6 @@ def test_a_run_is_not_examined_on_images_that_it_was_trained_on(greys: Path, tmp
     assert {p.origin for p in document.operating_points} != {"the highest class is the answer"}
 
 
-def test_a_folder_that_is_not_there_is_called_that(greys: Path, tmp_path: Path) -> None:
-    assert "no such run folder" in complaint("audit", tmp_path / "gone", "--data", greys, "--out", tmp_path / "audit")
-
-
 def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) -> None:
     parts, count, document = audit_parts.time_audit(trained, images, 2, "Val", None)
     assert (count, document.protocol) == (6, "exam-1")
@@ -374,30 +364,3 @@ def test_the_benchmark_times_each_part_of_an_audit(trained: Path, images: Path) 
     assert min(parts.values()) > 0
     assert audit_parts.extrapolate({"a": 6.0, audit_parts.ENTRY_CHECKS: 5.0}, 6, 64, 32, 2) == (69.0, 37.0)
     assert audit_parts.extrapolate({"a": 6.0, audit_parts.FIGURES: 1.5}, 6, 96, 32, 2) == (120.0, 88.0)
-
-
-@pytest.mark.slow
-def test_a_wrong_order_that_the_gates_images_do_not_tell_is_noticed_on_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a model that is often wrong: its images are hardly brighter or darker than others."""
-    random, root = np.random.default_rng(0), tmp_path / "images"
-    for name, grey in zip(CLASSES, GREYS, strict=True):
-        (root / name).mkdir(parents=True)
-        for number in range(60):
-            pixels = 255 * (grey + 0.2 * random.standard_normal() + 0.1 * random.standard_normal((16, 16)))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
-    short = audits.load_exam()
-    entry_checks = short.entry_checks.model_copy(update={"images": 24})
-    monkeypatch.setattr(audits, "load_exam", lambda: short.model_copy(update={"entry_checks": entry_checks}))
-    right = audits.audit(model_file(tmp_path / "right", Brightness()), root, tmp_path / "a", attacks=["fgsm"])
-    (check,) = [check for check in right.entry_checks if check.check == "declaration"]
-    assert check.passed
-    assert "on 24 images" in check.text
-    assert 0.5 < (right.clean.accuracy.value or 0) < 2 / 3
-    wrong = audits.audit(model_file(tmp_path / "wrong", Brightness((2, 1, 0))), root, tmp_path / "b", attacks=["fgsm"])
-    (check,) = [check for check in wrong.entry_checks if check.check == "declaration"]
-    assert check.passed is False
-    assert "on 180 images" in check.text
-    assert "write output.classes: [bright, grey, dark], unless it takes the one for the other" in check.text
-    assert wrong.unreliable

@@ -215,10 +215,7 @@ def test_exchanged_names_of_findings_are_told_apart_from_an_order(tmp_path: Path
     assert told(wrong)[0] is False
     assert told(wrong)[1].endswith("as names of columns in scores.csv: B in place of C, C in place of B")
     right = audits.audit(table(tmp_path / "c", scores, classes=list(QUARTERS), **output), images, tmp_path / "d")
-    assert told(right) == (
-        True,
-        "of 4 findings none is ranked worse than by chance; no other order surely does better",
-    )
+    assert told(right) == (True, "of 4 findings none is ranked worse than by chance; no other order surely does better")
 
 
 def drawn(name: str, row: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Order of the batches, and augmentation against torchvision's."""
 
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,10 +148,7 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("count", "size", "drop", "sizes"),
     [
-        (10, 4, False, [4, 4, 2]),
         (10, 4, True, [4, 4]),
-        (8, 4, True, [4, 4]),
-        (4, 4, True, [4]),
         (3, 4, True, [3]),  # a data set of one short batch is not dropped whole
         (1, 4, False, [1]),
         (5, 4, True, [4]),
@@ -339,14 +335,6 @@ def test_brightness_adds_and_contrast_keeps_the_mean(radiographs: Tensor) -> Non
     assert torch.allclose(sharper.mean((1, 2, 3)), middle.mean((1, 2, 3)), atol=1e-5)
     gain = 1 + 0.5 * shifted_draw(4, len(radiographs), 5)
     assert torch.allclose(sharper.std((1, 2, 3)), middle.std((1, 2, 3)) * gain, atol=1e-5)
-
-
-def test_draws_fill_their_range() -> None:
-    grey = torch.full((4000, 1, 2, 2), 0.5)
-    levels = augment(grey, seeded(), **NOTHING | {"brightness": 0.1})[:, 0, 0, 0]
-    assert float(levels.min()) == pytest.approx(0.4, abs=0.002)
-    assert float(levels.max()) == pytest.approx(0.6, abs=0.002)
-    assert all(abs(b - a - 0.05) < 0.01 for a, b in pairwise(levels.quantile(torch.linspace(0, 1, 5)).tolist()))
 
 
 def test_augment_recipe_has_the_same_defaults(radiographs: Tensor) -> None:

@@ -88,19 +88,9 @@ GUIDED = {"guidance": 2.0, "guidance_on": "gradients"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("defence", "keys"),
-    [
-        ("standard", GUIDED),
-        ("standard", {"background": "emptied"}),
-    ],
-)
+@pytest.mark.parametrize(("defence", "keys"), [("standard", GUIDED), ("standard", {"background": "emptied"})])
 def test_what_is_a_mean_of_some_images_is_that_of_the_whole_batch_whatever_its_parts(
-    defence: str,
-    keys: dict[str, Any],
-    radiographs: tuple[Any, Any],
-    gradients: list[dict[str, Tensor]],
-    tmp_path: Path,
+    defence: str, keys: dict[str, Any], radiographs: tuple[Any, Any], gradients: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     for parts in (1, 2, 4, 8):
         how = recipe(defence, model=GROUP, epochs=1, batch_size=40, accumulate=parts, **keys)
@@ -197,20 +187,6 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     assert f"- Resumed on a different machine or version: {said}\n" in card
 
 
-def test_processor_seconds_are_those_of_all_processes(
-    radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    summed: list[float] = []
-
-    def keep(self: Devices, values: Tensor) -> Tensor:
-        summed.extend(values.flatten().tolist())
-        return values
-
-    monkeypatch.setattr(Devices, "sum", keep)
-    found = fit_run.fit(recipe(epochs=1), *radiographs, tmp_path)
-    assert found.processor_seconds in summed
-
-
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -227,11 +203,6 @@ def test_processor_seconds_are_those_of_all_processes(
 def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         asked.check_recipe(recipe(defence), 48)
-
-
-def test_it_is_refused_before_any_image_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--nodes 2: start the same command on every machine"):
-        run_folder.train(recipe("fgsm"), tmp_path / "no images", tmp_path / "run", nodes=2)
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""Standard against robust over the same images, and the engine that works through a list of runs."""
+"""Standard against robust over the same images."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,13 @@ import pytest
 from scipy import stats
 
 from trustcxr import registry, statistics
-from trustcxr.errors import UserError
 from trustcxr.explain import saliency_summary
 from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.storage import atomic
-from trustcxr.study import comparison, engines
+from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
-from trustcxr.study.engines import Failure, Task
 
 IMAGES = 60
 
@@ -272,41 +270,6 @@ def test_another_background_is_compared_with_the_plain_standard_run(
     (row,) = (r.plain() for r in comparison.standard_against_robust([swapped, base], resamples=100))
     assert (row["defence"], row["background"]) == ("standard", "swap")
     assert row["standard"] == pytest.approx(right["a"].mean())
-
-
-# --- engines ---------------------------------------------------------------------------------------------------------
-
-
-def work(task: Task) -> None:
-    if task.run == "wrong":
-        raise UserError("no weights here")
-    if task.run == "broken":
-        raise ZeroDivisionError("by nought")
-    if task.run == "stopped":
-        raise KeyboardInterrupt
-
-
-def of_runs(*names: str) -> list[Task]:
-    return [Task(Path("study"), name, "train") for name in names]
-
-
-def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    found = engines.get("local").map(work, of_runs("a", "wrong", "broken", "b"))
-    wrong, broken = "train: no weights here", "train: ZeroDivisionError: by nought"
-    assert found == [None, Failure("wrong", wrong), Failure("broken", broken), None]
-    said = capsys.readouterr().err
-    assert "wrong: no weights here" in said
-    assert said.count("Traceback") == 1, "a fault of the program shows where; the user's mistake is one line"
-
-
-def test_control_c_stops_the_engine() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        engines.get("local").map(work, of_runs("stopped", "a"))
-
-
-def test_an_engine_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="unknown engine 'locl': did you mean local"):
-        engines.get("locl")
 
 
 def test_controls_are_not_compared(tmp_path: Path) -> None:

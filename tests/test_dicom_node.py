@@ -363,19 +363,8 @@ def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     run, port = small_runs.untrained(tmp_path / "run"), free_port()
     image = pydicom.dcmread(chest(tmp_path / "x.dcm"))
     image.PixelData = image.PixelData[:100]
-    words = [
-        "serve",
-        str(run),
-        "--port",
-        "0",
-        "--workers",
-        "1",
-        "--dicom",
-        "PEER@127.0.0.1:9",
-        "--dicom-port",
-        str(port),
-    ]
-    command = [sys.executable, "-m", "trustcxr", *words]
+    options = f"--port 0 --workers 1 --dicom PEER@127.0.0.1:9 --dicom-port {port}".split()
+    command = [sys.executable, "-m", "trustcxr", "serve", str(run), *options]
     with (tmp_path / "said").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
     said = tmp_path / "said"

@@ -94,11 +94,7 @@ def test_other_timm_names_work() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [
-        ("resnet-50", "ResNet50"),
-        ("EfficentNetV2S", "EfficientNetV2S"),
-        ("densenet_121", "DenseNet121"),
-    ],
+    [("resnet-50", "ResNet50"), ("EfficentNetV2S", "EfficientNetV2S"), ("densenet_121", "DenseNet121")],
 )
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:
@@ -279,20 +275,6 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
         assert int(colour((cat - 0.5) / 0.5).argmax()) in (281, 282, 285)
         assert int(grey(cat.mean(1, keepdim=True)).argmax()) in (281, 282, 285)
         assert int(grey(coffee.mean(1, keepdim=True)).argmax()) == 967
-
-
-def test_packaged_weights_need_the_padding_of_tensorflow() -> None:
-    """The network without tf_ takes the same tensors, and is wrong with them: it is not offered."""
-    raw_weights(0)
-    state = weights._packaged_state("tf_efficientnet_lite0")
-    other = timm.create_model("efficientnet_lite0").eval()
-    other.load_state_dict(state, strict=True)
-    ours = timm.create_model("tf_efficientnet_lite0").eval()
-    ours.load_state_dict(state, strict=True)
-    with torch.inference_mode():
-        cat = (photograph("chelsea") - 0.5) / 0.5
-        assert float((other(cat) - ours(cat)).abs().max()) > 0.1
-    assert all(name.startswith("tf_") for name in weights._PACKAGED)
 
 
 def test_packaged_weights_start_any_number_of_classes() -> None:

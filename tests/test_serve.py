@@ -291,14 +291,6 @@ def test_a_token_that_no_header_can_bring_is_refused_at_the_start(
         server.serve([run], port=0)
 
 
-def test_an_answer_that_was_written_here_is_no_image(api: TestClient, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(served.image(1))
-    (answer,) = predict.predict(run, [tmp_path / "x.png"])
-    said = send(api, Path(answer.heatmap).read_bytes())
-    assert code(said) == "unreadable"
-    assert "a heatmap that predict wrote, and no image" in said.text
-
-
 def test_other_sites_are_not_answered(api: TestClient) -> None:
     assert code(api.get("/api/v1/runs", headers={"host": "evil.example"})) == "wrong-host"
     assert code(api.get("/api/v1/runs", headers={"origin": "http://evil.example"})) == "cross-site"
@@ -341,15 +333,6 @@ def test_the_schema_says_what_is_asked_and_answered(api: TestClient) -> None:
     told = json.dumps(schema)
     for place in {Path(application.__file__).parents[3], Path.cwd(), Path.home(), Path(tempfile.gettempdir())}:
         assert place == Path(place.root) or str(place) not in told
-
-
-def test_metrics_count_requests_by_route_and_status(pool: served.Here) -> None:
-    with client(pool) as api:
-        send(api, served.image(1))
-        send(api, b"")
-        text = api.get("/metrics").text
-    assert 'trustcxr_requests_total{route="predict",status="200"} 1.0' in text
-    assert 'trustcxr_requests_total{route="predict",status="422"} 1.0' in text
 
 
 @pytest.mark.parametrize("typed", [("--dicom-title", "WARD"), ("--dicom-host", "0.0.0.0"), ("--dicom-port", "4711")])

@@ -295,17 +295,21 @@ def test_a_damaged_store_is_said_to_be_and_built_again(
     assert "damaged" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8"])
+@pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
 def test_a_bit_that_the_disk_changed_by_itself_is_found_where_every_byte_is_asked_for(
     name: str, radiographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    file = next((tmp_path / "cache").rglob(name))
-    flip(file)
-    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    assert "damaged" not in capsys.readouterr().err, "by its size alone"
-    load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
+    before = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+    pixels, masks, known = np.array(before.images), np.array(before.masks("lung")), list(before.image_sums)
+    flip(next((tmp_path / "cache").rglob(name)))
+    if name.endswith(".u8"):
+        load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
+        assert "damaged" not in capsys.readouterr().err, "by its size alone"
+    again = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert f"damaged store ({name} has changed)" in capsys.readouterr().err
+    assert np.array_equal(again.images, pixels)
+    assert np.array_equal(again.masks("lung"), masks)
+    assert list(again.image_sums) == known
     load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
     assert "damaged" not in capsys.readouterr().err
 
@@ -344,16 +348,3 @@ def test_a_script_without_a_main_guard_builds_in_processes(radiographs: Path, tm
     sums = [p.communicate(timeout=120)[0].split() for p in two]
     expected = int(load_dataset(radiographs, "Train", 32, cache=tmp_path / "other").images.sum())
     assert sums == [[str(expected)]] * 2
-
-
-@pytest.mark.parametrize("name", ["images.u8", "lung_mask.u8", "index.json", "hashes.bin"])
-def test_a_bit_changed_anywhere_in_a_store_changes_nothing_that_is_read(
-    name: str, radiographs: Path, tmp_path: Path
-) -> None:
-    before = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache")
-    pixels, masks, known = np.array(before.images), np.array(before.masks("lung")), list(before.image_sums)
-    flip(next((tmp_path / "cache").rglob(name)))
-    again = load_dataset(radiographs, "Train", 32, cache=tmp_path / "cache", every=True)
-    assert np.array_equal(again.images, pixels)
-    assert np.array_equal(again.masks("lung"), masks)
-    assert list(again.image_sums) == known

@@ -135,17 +135,8 @@ def run_and_read(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_command_says_where_the_tables_lie(study: Path) -> None:
-    assert run("report", study, "--tables").stdout.split() == [str(study / "report.html"), str(study / cells.FOLDER)]
-
-
 def test_epochs_are_counted_from_one_in_what_people_read(study: Path) -> None:
     found = load_report(study).runs
     column = provenance.training(found).header.index("Best epoch")
     for each, row in zip(found, provenance.training(found).rows, strict=True):
         assert row[column].value == (each.metrics.training.best_epoch or 0) + 1
-
-
-def test_the_help_of_jobs_says_what_equal_bits_need() -> None:
-    said = " ".join(word for word in run("study", "--help").stdout.split() if word != "│")
-    assert "Another number gives other bits" in said

@@ -38,12 +38,7 @@ _IMPORTED += (
     "trustcxr.study.steps",
     "timm",
 )
-_IMPORTED += (
-    "trustcxr.data.checks.check",
-    "trustcxr.data.phantom.write_files",
-    "joblib",
-    "jinja2",
-)
+_IMPORTED += ("trustcxr.data.checks.check", "trustcxr.data.phantom.write_files", "joblib", "jinja2")
 _IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "jinja2", "imagecodecs")
 _IMPORTED += ("tests.faults.warmed",)  # last; left out, and no more than slower, where tests are not run from the root
 _LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"
