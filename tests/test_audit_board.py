@@ -125,11 +125,8 @@ def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monke
     for place, sha256 in (("ada", "1"), ("bo", "2")):
         audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
     audit(tmp_path / "other")
-    assert {row[0].text for row in leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows} == {
-        "good (ada/good)",
-        "good (bo/good)",
-        "other",
-    }
+    rows = leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows
+    assert {row[0].text for row in rows} == {"good (ada/good)", "good (bo/good)", "other"}
     monkeypatch.setenv("COLUMNS", "200")
     done = run("leaderboard", tmp_path)
     assert "good (ada/good)" in done.stdout

@@ -44,9 +44,6 @@ def order(sampler: BatchRows, epoch: int = 0) -> list[int]:
     return [row for batch in sampler for row in batch]
 
 
-# --- order -----------------------------------------------------------------------------------------------------------
-
-
 def test_without_shuffling_rows_come_in_order() -> None:
     batches = list(BatchRows(np.zeros(10), 4))
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -108,10 +105,8 @@ def test_a_column_to_balance_by_is_one_of_the_data_and_says_something(tmp_path: 
     phantom.write(tmp_path / "images", {"Train": 4, "Val": 4}, size=32, seed=0)
     radiographs, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     assert read_sources(radiographs, "") is None
-    assert read_sources(JoinedDataset(radiographs, val), "class").tolist() == [
-        *radiographs.table["class"],
-        *val.table["class"],
-    ]  # type: ignore[union-attr]
+    both = [*radiographs.table["class"], *val.table["class"]]
+    assert read_sources(JoinedDataset(radiographs, val), "class").tolist() == both  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"column \(training.balanced_by\) 'sourse': did you mean source\? valid"):
         read_sources(radiographs, "sourse")
     radiographs.table["source"] = [None] * len(radiographs)
@@ -136,11 +131,7 @@ def test_training_draws_by_source_and_a_study_asks_first(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
         fit(wrong, train, val, tmp_path / "refused")
     assert not (tmp_path / "refused" / "run.yaml").exists(), "the folder can be used for another"
-    study = {
-        "name": "by-source",
-        "models": [{"name": "test_resnet", "weights": "none"}],
-        "training": training | {"balanced_by": "hospital"},
-    }
+    study = {"name": "by-source", "models": [recipe["model"]], "training": training | {"balanced_by": "hospital"}}
     with pytest.raises(UserError, match=r"unknown column \(training.balanced_by\) 'hospital'"):
         preflight.check_masks(StudyRecipe.model_validate(study), train)
 
@@ -198,20 +189,10 @@ def test_lightning_picks_the_epoch(tmp_path: Any) -> None:
 
     dataset: Any = Pixels(np.zeros(12, dtype=int))
     module = Recorder()
-    pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-    ).fit(module, loader(dataset, 4, shuffle=True, seed=1))
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", default_root_dir=tmp_path, **dict.fromkeys(off, False))
+    trainer.fit(module, loader(dataset, 4, shuffle=True, seed=1))
     assert module.rows == [order(BatchRows(dataset.labels, 4, shuffle=True, seed=1), epoch) for epoch in range(3)]
-
-
-# --- pixels and augmentation -----------------------------------------------------------------------------------------
 
 
 def test_to_pixels_is_in_zero_to_one() -> None:
@@ -231,10 +212,6 @@ def radiographs() -> Tensor:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_zero_ranges_are_the_identity(radiographs: Tensor) -> None:
-    assert torch.allclose(augment(radiographs, seeded(), **NOTHING), radiographs, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -285,23 +262,8 @@ def shifted_draw(seed: int, number: int, skip: int) -> Tensor:
     return torch.rand(number, generator=generator) * 2 - 1
 
 
-def test_rotation_agrees_with_torchvision(radiographs: Tensor) -> None:
-    ours = augment(radiographs, seeded(4), **NOTHING | {"rotation": 20.0})
-    angles = 20 * shifted_draw(4, len(radiographs), 0)
-    for image, angle, changed in zip(radiographs, angles.tolist(), ours, strict=True):
-        theirs = vision.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
-        assert torch.allclose(changed[:, 4:-4, 4:-4], theirs[:, 4:-4, 4:-4], atol=0.02), angle
-    assert float(angles.abs().max()) > 10
-
-
-def test_scale_and_shift_agree_with_torchvision(radiographs: Tensor) -> None:
+def test_shift_agrees_with_scipy(radiographs: Tensor) -> None:
     side = radiographs.shape[-1]
-    ours = augment(radiographs, seeded(4), **NOTHING | {"scale": 0.3})
-    zooms = 1 + 0.3 * shifted_draw(4, len(radiographs), 1)
-    for image, zoom, changed in zip(radiographs, zooms.tolist(), ours, strict=True):
-        theirs = vision.affine(image, 0, [0, 0], zoom, [0.0], InterpolationMode.BILINEAR)
-        inside = slice(12, -12)
-        assert torch.allclose(changed[:, inside, inside], theirs[:, inside, inside], atol=0.02), zoom
     moved = augment(radiographs, seeded(4), **NOTHING | {"shift": 0.1})
     across = 0.1 * side * shifted_draw(4, len(radiographs), 3)
     down = 0.1 * side * shifted_draw(4, len(radiographs), 4)

@@ -50,9 +50,6 @@ def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
 def test_every_image_of_a_batch_is_in_one_part() -> None:
     whole = list(BatchRows(np.arange(23), 5, shuffle=True, seed=3))
     parts = [list(BatchRows(np.arange(23), 5, shuffle=True, seed=3, part=(k, 2))) for k in range(2)]
@@ -121,11 +118,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     said = capsys.readouterr().err
     assert "a batch does not fit in memory: using 4 parts" in said
     monkeypatch.setattr(TrainingStep, "_on", real)
-    fit_run.fit(
-        how.model_copy(update={"training": how.training.model_copy(update={"accumulate": 4})}),
-        *radiographs,
-        tmp_path / "a",
-    )
+    fit_run.fit(recipe("fgsm", model=GROUP, epochs=1, accumulate=4), *radiographs, tmp_path / "a")
     first, second = weights(tmp_path / "halved"), weights(tmp_path / "a")
     assert all(torch.equal(first[name], second[name]) for name in first), "as if it had been asked for"
     for place in ("halved", "a"):
@@ -187,9 +180,6 @@ def test_a_batch_that_is_split_from_some_epoch_on_is_a_stretch_of_its_own(
     assert f"- Resumed on a different machine or version: {said}\n" in card
 
 
-# --- several processes -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("asked", "defence", "said"),
     [
@@ -241,10 +231,8 @@ def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_noth
     assert not {"parts", "world", "strategy"} & set(atomic.read_json(tmp_path / "1" / "training.json"))
     said = atomic.read_json(tmp_path / "2" / "training.json")
     assert (said["world"], said["strategy"], said.get("parts")) == (2, "ddp", None)
-    assert atomic.read_yaml(tmp_path / "2" / "run.yaml")["segments"][-1]["split_batches"] == {
-        "world": 2,
-        "strategy": "ddp",
-    }
+    (*_, last) = atomic.read_yaml(tmp_path / "2" / "run.yaml")["segments"]
+    assert last["split_batches"] == {"world": 2, "strategy": "ddp"}
     assert "- Batches: shared by 2 processes (ddp)\n" in report_cards.render_card(tmp_path / "2")
     assert sorted(p.name for p in (tmp_path / "1").iterdir()) == sorted(p.name for p in (tmp_path / "2").iterdir())
 
@@ -309,9 +297,6 @@ def test_the_script_for_a_card_does_all_of_its_work_on_the_processor(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no card here: --dry-run"):
         gpu.main()
-
-
-# --- a study ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("engine", "asked"), [("local", ["--jobs", 2]), ("ray", [])])

@@ -23,32 +23,15 @@ IMAGES = 60
 def rows(attack: str, epsilon: float, right: np.ndarray, steps: int = 0, first: int = 0) -> pd.DataFrame:
     """Predictions that are right where `right` says so."""
     logits = np.where(right[:, None], [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]).astype(np.float32)
-    return pd.DataFrame(
-        {
-            "sample_id": [f"i{k + first}" for k in range(len(right))],
-            "group": [f"p{(k + first) // 2}" for k in range(len(right))],
-            "label": 0,
-            "attack": attack,
-            "epsilon": epsilon,
-            "steps": steps,
-            "logits": list(logits),
-        }
-    )
+    names = [(f"i{k + first}", f"p{(k + first) // 2}") for k in range(len(right))]
+    found = pd.DataFrame(names, columns=["sample_id", "group"])
+    return found.assign(label=0, attack=attack, epsilon=epsilon, steps=steps, logits=list(logits))
 
 
 def saliency(values: np.ndarray, method: str, measure: str = "infection_iou", condition: str = "clean") -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "sample_id": [f"i{k}" for k in range(len(values))],
-            "group": [f"p{k // 2}" for k in range(len(values))],
-            "method": method,
-            "condition": condition,
-            "measure": measure,
-            "value": values,
-            "cells": "",
-            "activation": np.nan,
-        }
-    )
+    found = pd.DataFrame([(f"i{k}", f"p{k // 2}") for k in range(len(values))], columns=["sample_id", "group"])
+    found = found.assign(method=method, condition=condition, measure=measure, value=values)
+    return found.assign(cells="", activation=np.nan)
 
 
 def make_run(

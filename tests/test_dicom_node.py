@@ -227,18 +227,6 @@ def test_a_peer_that_never_answers_is_not_waited_for_when_it_ends(
         assert not found._thread.is_alive()
 
 
-def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = writer.unpack_objects(reply.body)
-    with node(archive, monkeypatch, lambda data: reply) as found:
-        assert send(found, report) == 0
-        until(lambda: found.refused == 1)
-        assert not found._worker.images
-    assert "an image was not answered: it is a report, not an image" in capfd.readouterr().err
-
-
 def test_images_that_wait_when_it_ends_are_told(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,9 +251,6 @@ def test_what_is_typed_is_checked() -> None:
             Peer.parse(text)
     with pytest.raises(UserError, match="AE title"):
         NodeOptions.from_peer("ORTHANC@127.0.0.1:4242", title="x" * 17)
-
-
-# --- Orthanc ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass

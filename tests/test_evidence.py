@@ -64,7 +64,6 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
             module.forward = lambda x: x  # type: ignore[method-assign]
     image = torch.rand(1, 1, 96, 96, dtype=torch.float64, requires_grad=True)
     net.forward_features(image)[0, 0, 12, 12].backward()
-    assert image.grad is not None
     rows, columns = image.grad[0, 0].nonzero().unbind(1)
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
 
@@ -75,7 +74,6 @@ def test_the_whole_image_is_seen_by_each_cell_of_the_full_one(name: str) -> None
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)  # a ResNet's blocks begin as nothing
     model.net.forward_features(image)[0, 0, 0, 0].backward()  # type: ignore[operator]
-    assert image.grad is not None
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
@@ -113,9 +111,6 @@ def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tenso
     assert torch.equal(*shown), "it does not ask for a class"
     with pytest.raises(UserError, match="evidence networks"):
         explain.method("evidence-features")(models.build("resnet10t", classes=3).eval(), images, 0)
-
-
-# --- lesion masks in training ----------------------------------------------------------------------------------------
 
 
 def _known(count: int = 12) -> LesionBatch:
@@ -218,7 +213,6 @@ def test_a_patch_taught_as_healthy_is_lung_of_both_images() -> None:
     for seed in range(8):
         random = torch.Generator().manual_seed(seed)
         after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=random)
-        assert after.edited is not None
         well = (after.labels == 2) & (known.labels == 2)
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
 
@@ -231,7 +225,6 @@ def test_a_image_without_lungs_stays_as_it_is() -> None:
         after = counterfactual_loss.counterfactual(
             known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed)
         )
-        assert after.edited is not None
         assert after.edited[[0, 2]].tolist() == [False, False]
         assert after.labels[[0, 2]].tolist() == [0, 2]
         assert torch.equal(after.lesion[[0, 2]], known.lesion[[0, 2]])
@@ -266,7 +259,6 @@ def test_images_without_masks_are_unguided() -> None:
     loss = guidance.guidance(_evidence(found), nothing)
     loss.backward()
     assert loss.item() == 0
-    assert found.grad is not None
     assert not found.grad.any()
 
 
@@ -286,14 +278,9 @@ def test_only_the_passes_of_training_are_followed() -> None:
 
 
 def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = None, **training: object) -> RunRecipe:
-    return RunRecipe.model_validate(
-        {
-            "model": {"name": name, "weights": "none"},
-            "defence": defence or {"name": "standard"},
-            "training": {"epochs": 1, "batch_size": 12} | training,
-            "data": {"size": 32},
-        }
-    )
+    model, asked = {"name": name, "weights": "none"}, {"epochs": 1, "batch_size": 12} | training
+    content = {"model": model, "defence": defence or {"name": "standard"}, "training": asked, "data": {"size": 32}}
+    return RunRecipe.model_validate(content)
 
 
 def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
@@ -301,19 +288,8 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
     assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
     assert recipe.needs_lungs
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"name": "resnet18", "guidance": 1.0}, "resnet18"),
-        ({"guidance": 1.0, "defence": {"name": "mixup"}}, "mixup"),
-        ({"counterfactuals": {"share": 0.2}, "background": "crop"}, "crop"),
-    ],
-)
-def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        _recipe(**keys)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="crop"):
+        _recipe(counterfactuals={"share": 0.2}, background="crop")
 
 
 @pytest.mark.slow
@@ -337,9 +313,6 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
         mask = torch.nn.functional.adaptive_avg_pool2d(mask, 8)[:, 0]
         inside[name] = float(((own * mask).sum((1, 2)) / own.sum((1, 2)).clamp(min=1e-9)).mean())
     assert inside["guided"] > 1.5 * inside["plain"]
-
-
-# --- the map ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["evidence-17", "evidence-17+evidence-25"])

@@ -24,9 +24,6 @@ def chest(count: int = 2, side: int = 64) -> Tensor:
     return torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(0))
 
 
-# --- the 21 ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.sample("ResNet50-3", "DenseNet121-3", "MobileNetV2-3", "VGG16-2")
 @pytest.mark.parametrize(
     ("name", "classes"), [*((name, 3) for name in zoo.PAPER_MODELS), ("VGG16", 2), ("MobileNetV2", 5)]
@@ -132,9 +129,6 @@ def test_normalisation_is_the_networks_own() -> None:
     assert "mean" in paper.state_dict()
 
 
-# --- weights from a file ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def grey_network() -> classifier.Classifier:
     torch.manual_seed(3)
@@ -232,9 +226,6 @@ def test_weights_of_another_network(grey_network: classifier.Classifier, tmp_pat
     torch.save(missing, tmp_path / "part.pth")
     with pytest.raises(UserError, match="missing, 0 that do not fit"):
         factory.build(TINY, classes=3, weights=tmp_path / "part.pth")
-
-
-# --- ImageNet weights ------------------------------------------------------------------------------------------------
 
 
 def raw_weights(number: int) -> dict[str, Tensor]:

@@ -133,18 +133,9 @@ def test_leaderboard_has_the_numbers_of_study_json(study: Path, page: Page) -> N
     expected = set()
     for run in _document(study)["runs"]:
         clean = run["clean"]
-        attacked = [
-            next(a["accuracy"]["value"] for a in run["attacks"] if a["attack"] == name and a["epsilon"] == 0.02)
-            for name in ("fgsm", "pgd")
-        ]
-        expected.add(
-            (
-                clean["accuracy"]["value"],
-                *attacked,
-                *(clean[name]["value"] for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "ece")),
-                float(clean["n"]),
-            )
-        )
+        attacked = {a["attack"]: a["accuracy"]["value"] for a in run["attacks"] if a["epsilon"] == 0.02}
+        others = [clean[name]["value"] for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "ece")]
+        expected.add((clean["accuracy"]["value"], attacked["fgsm"], attacked["pgd"], *others, float(clean["n"])))
     assert shown == expected
     best = _document(study)["runs"][0]["clean"]
     low, high = best["accuracy"]["ci"]
@@ -172,7 +163,6 @@ def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> 
     head = ranking.choose_headline(found.study, found.runs)
     for run in found.runs:
         counted = confusion.under_attack(run, head, len(CLASSES))
-        assert counted is not None
         accuracy = np.trace(counted) / np.sum(counted)
         assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
@@ -306,13 +296,6 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
-@pytest.mark.slow
-def test_two_classes_and_other_defences(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", classes=("COVID", "Normal"), defences=("standard", "pgd", "own"), models=("a_b",))
-    shown = Page(report.write(path).read_text())
-    assert "a_b · own" in shown.text
-
-
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     image = np.full((4, 4), 200, np.uint8)
     shown = heatmaps.overlay(image, np.zeros((4, 4), np.float32))
@@ -342,10 +325,3 @@ def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(t
     assert "Standard against robust" not in page
     assert "validation, PGD" in page
     assert "validation, certified" not in page, "no such line is drawn"
-
-
-@pytest.mark.full
-def test_the_papers_size_fits(tmp_path: Path) -> None:
-    names = tuple(f"Network{i:02}" for i in range(21))
-    path = make_study(tmp_path / "s", models=names, images=90, panels=6, side=224, resamples=20)
-    assert report.write(path).stat().st_size < 8_000_000

@@ -25,12 +25,10 @@ def leads(value: float) -> list[dict[str, Any]]:
 
 
 def said(shows: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "shows": ["infection_energy"] if shows else [],
-        "verdict": ABOVE if shows else NOTHING,
-        "cells": "2 x 2",
-    }
-    found |= {"survives": "" if shows else SURVIVES, "void": [] if shows else ["infection_energy"]}
+    energy, found = ["infection_energy"], {"cells": "2 x 2", "verdict": ABOVE if shows else NOTHING}
+    found |= (
+        {"shows": energy, "survives": "", "void": []} if shows else {"shows": [], "survives": SURVIVES, "void": energy}
+    )
     found |= {"withheld": WITHHELD, "pointing_ceiling": {"value": 0.089, "ci": [0.08, 0.1]}}
     found["pointing_ceiling"]["chance"] = 0.132
     found["random_network_ssim"] = {"value": 0.41, "ci": [0.4, 0.42]}

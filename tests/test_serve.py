@@ -104,7 +104,6 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
     pixels = predict.as_input(predict.read_source(served.image(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
     found = counterfactual_view.find_flip(loaded, pixels, predicted, steps=10)
-    assert found is not None
     assert int(loaded.model(found.image[None, None]).argmax(1)) == found.predicted != predicted
     assert float((found.image - pixels[0, 0]).abs().max()) <= found.epsilon + 1e-6
     assert bool(((found.image - pixels[0, 0]) == found.change).all())
@@ -124,8 +123,6 @@ def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(
     predicted = int(loaded.model(pixels).argmax(1))
     own = counterfactual_view.find_flip(loaded, pixels, predicted, steps=10)
     found = counterfactual_view.find_flip(loaded, pixels, predicted, steps=10, searched=Turned().eval())
-    assert own is not None
-    assert found is not None
     assert found.epsilon == own.epsilon
     assert found.predicted == own.predicted != predicted
 

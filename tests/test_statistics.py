@@ -28,9 +28,6 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# --- bootstrap -------------------------------------------------------------------------------------------------------
-
-
 def test_row_zero_is_the_sample_itself() -> None:
     bootstrap = Bootstrap.over(["b", "a", "b", "c"], resamples=50)
     assert bootstrap.weights.shape == (51, 3)
@@ -98,9 +95,6 @@ def test_interval_leaves_out_row_zero() -> None:
     assert interval([1000.0, *np.linspace(0, 1, 101)], level=0.5) == pytest.approx([0.25, 0.75])
 
 
-# --- probabilities, calibration, ROC ---------------------------------------------------------------------------------
-
-
 def test_softmax_agrees_with_torch_and_does_not_overflow(random: np.random.Generator) -> None:
     logits = np.vstack([random.normal(size=(5, 3)), [[1e4, 0.0, -1e4]]])
     assert np.allclose(softmax(logits), torch.tensor(logits).softmax(1).numpy())
@@ -145,9 +139,6 @@ def test_auroc_of_one_class_alone_is_unknown() -> None:
     assert np.isnan(auroc([], [], np.ones((3, 0)))).all()
     assert np.isnan(auroc([0.1, 0.2], [True, False], [[2, 0]])).all()
     assert auroc([0.5, 0.5], [True, False], np.ones((1, 2)))[0] == 0.5
-
-
-# --- paired tests ----------------------------------------------------------------------------------------------------
 
 
 def test_mcnemar_is_exact() -> None:
