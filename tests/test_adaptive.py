@@ -16,6 +16,7 @@ from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
 from trustcxr.attacks.surrogate import distil
 from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
@@ -54,7 +55,7 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
 ) -> None:
     """Where a network is partly robust, one that blurs its answer over draws truly is a little harder to attack.
 
-    So the figure to reach is that of the mean over the draws. All resizings can be known; who knows 64 draws of noise by
+    So the figure to reach is that of the mean over draws. All resizings can be known; who knows 64 draws of noise by
     heart breaks a few images that fall to no other draws, which the hundredth allows for.
     """
     many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), MASKED_MODELS[name](trained())
@@ -328,8 +329,6 @@ def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(radio
 
 
 def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tensor, Tensor]) -> None:
-    from trustcxr.errors import UserError
-
     class Blind(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return trained()(images).detach()

@@ -78,10 +78,10 @@ def write_greys(root: Path) -> None:
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{name}{number}.png")
 
 
-def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES) -> Path:
+def model_file(folder: Path, net: nn.Module, classes: tuple[str, ...] = CLASSES, size: int = 16) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    write_onnx(net, folder / "net.onnx", 16)
-    text = f"source: net.onnx\ninput: {{size: 16}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
+    write_onnx(net, folder / "net.onnx", size)
+    text = f"source: net.onnx\ninput: {{size: {size}}}\noutput: {{kind: logits, classes: [{', '.join(classes)}]}}\n"
     (folder / "model.yaml").write_text(text)
     return folder / "model.yaml"
 

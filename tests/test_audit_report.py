@@ -174,12 +174,8 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     board = tmp_path / "board"
     content = atomic.read_json(audits / "good" / "audit.json")
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
-    for name, change in {
-        "too good": {"unreliable": True, "reasons": "it never moves?"},
-        "broken": {"attacks": attacks},
-        "not attacked": {"attacks": []},
-        "good": {},
-    }.items():
+    changes = {"too good": {"unreliable": True, "reasons": "it never moves?"}, "broken": {"attacks": attacks}}
+    for name, change in (changes | {"not attacked": {"attacks": []}, "good": {}}).items():
         model = content["model"] | {"name": name}
         atomic.write_json(board / name / "audit.json", content | change | {"model": model})
     monkeypatch.setenv("COLUMNS", "80")
@@ -272,12 +268,9 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
 
 def test_only_audits_of_one_protocol_and_data_compare(audits: Path, tmp_path: Path) -> None:
     content = atomic.read_json(audits / "good" / "audit.json")
-    for name, change in {
-        "own": {"protocol": None},
-        "older": {"protocol": "exam-0"},
-        "elsewhere": {"data": content["data"] | {"fingerprint": "0", "files": "0"}},
-        "classes": {"classes": ["a", "b", "c"]},
-    }.items():
+    changes = {"own": {"protocol": None}, "older": {"protocol": "exam-0"}, "classes": {"classes": ["a", "b", "c"]}}
+    changes["elsewhere"] = {"data": content["data"] | {"fingerprint": "0", "files": "0"}}
+    for name, change in changes.items():
         atomic.write_json(audits / name / "audit.json", content | change)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -19,6 +20,7 @@ from trustcxr.data.loader import BatchRows, augment, loader, to_pixels
 from trustcxr.errors import UserError
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.recipes.training_recipe import Augment
 from trustcxr.runs import preflight
 from trustcxr.training import fit
 
@@ -169,8 +171,6 @@ def test_loader_gives_pixels_labels_and_rows(workers: int) -> None:
 
 
 def test_lightning_picks_the_epoch(tmp_path: Any) -> None:
-    import pytorch_lightning as pl
-
     class Recorder(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -300,8 +300,6 @@ def test_brightness_adds_and_contrast_keeps_the_mean(radiographs: Tensor) -> Non
 
 
 def test_augment_recipe_has_the_same_defaults(radiographs: Tensor) -> None:
-    from trustcxr.recipes.training_recipe import Augment
-
     options = SimpleNamespace(**Augment().model_dump())
     assert options.flip == 0
     assert torch.equal(augment(radiographs, seeded(), **vars(options)), augment(radiographs, seeded()))

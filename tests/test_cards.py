@@ -15,6 +15,7 @@ from test_study import tiny
 from trustcxr.data.loader import BatchRows, augment
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
+from trustcxr.models import factory
 from trustcxr.report import model_card as report_cards
 from trustcxr.runs import run_folder
 from trustcxr.storage import atomic, segments
@@ -260,8 +261,6 @@ def test_validation_of_parts_adds_up_to_the_whole(
     radiographs: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What each of three processes counts, summed by hand, on a number of images that three does not divide."""
-    from trustcxr.models import factory
-
     model, how = factory.build("test_resnet", classes=3, weights="none"), recipe("fgsm")
     whole = monitor.validate(model, radiographs[0], how, torch.device("cpu"))
     counted: list[list[float]] = []

@@ -163,15 +163,9 @@ def changed(values: np.ndarray, condition: str, measure: str, severity: int = 3)
 def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts() -> None:
     random = np.random.default_rng(2)
     a, b, c, d, gain = (random.random(IMAGES) for _ in range(5))
-    table = pd.concat(
-        [
-            changed(a, "fgsm", "stability_ssim", severity=0),
-            changed(b, "jpeg", "stability_ssim"),
-            changed(c, "gamma", "stability_ssim"),
-            changed(d, "letters", "stability_ssim"),
-            changed(gain, "letters", "artefact_gain"),
-        ]
-    )
+    tables = [changed(values, name, "stability_ssim") for name, values in (("jpeg", b), ("gamma", c), ("letters", d))]
+    tables += [changed(a, "fgsm", "stability_ssim", severity=0), changed(gain, "letters", "artefact_gain")]
+    table = pd.concat(tables)
     found = saliency_summary.average_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)

