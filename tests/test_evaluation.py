@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     write_files.write(folder / "phantom", {"Train": 16, "Val": 4, "Test": 7}, size=32)
     train, val = (images(folder, split) for split in ("Train", "Val"))
-    fit_run.fit(recipe(learning_rate=5e-3, warmup_epochs=1), train, val, folder / "run")
+    fit_run.fit(recipe(learning_rate=5e-3, warmup_epochs=0.5), train, val, folder / "run")
     return folder
 
 
