@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.masked_models import MASKED_MODELS, TWINS, EveryNoise, EveryResizing, Jpeg, MaskedModel
+from benchmarks.masked_models import MASKED_MODELS, EveryNoise, EveryResizing, Jpeg, MaskedModel
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from trustcxr.attacks.adaptive import CLIMBS, LONGER, adaptive, wrong_share
 from trustcxr.attacks.bpda import BPDA, AttackView, _gains, probe_gradients
 from trustcxr.attacks.surrogate import distil
 from trustcxr.audit.attack_runner import AttackRunner
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 
@@ -54,9 +55,8 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
 ) -> None:
     """Where a network is partly robust, one that blurs its answer over draws truly is a little harder to attack.
 
-    So the bare network's figure is not what an attack can reach there, but that of the mean over the draws is. All
-    resizings can be known; who knows 64 draws of noise by heart breaks a few images that fall to no other draws (of
-    three networks trained from other seeds 1.6, 2.3 and 2.7 points), which the hundredth allows for.
+    So the figure to reach is that of the mean over draws. All resizings can be known; who knows 64 draws of noise by
+    heart breaks a few images that fall to no other draws, which the hundredth allows for.
     """
     many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), MASKED_MODELS[name](trained())
     known = left(mean, many, adaptive(mean, *many, epsilon=0.04, steps=20), draws=1)
@@ -66,21 +66,6 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
     assert 0.05 < known < 0.3
     assert drawn <= known + over
     assert left(trained(), many, adaptive(trained(), *many, epsilon=0.04, steps=20)) <= known
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_a_twin_answers_as_the_mean_over_draws_and_always_the_same(
-    name: str, radiographs: tuple[Tensor, Tensor]
-) -> None:
-    twin, liar = TWINS[name](trained()), MASKED_MODELS[name](trained())
-    with torch.no_grad():
-        answer = twin(radiographs[0]).exp()
-        assert torch.equal(twin(radiographs[0]).exp(), answer)
-        assert torch.allclose(twin(radiographs[0][3:4]).exp(), answer[3:4], atol=1e-5), "whichever images are beside it"
-        torch.manual_seed(0)
-        drawn = torch.stack([liar(radiographs[0]).softmax(1) for _ in range(200)])
-        assert not torch.equal(drawn[0], drawn[1])
-    assert float((answer - drawn.mean(0)).abs().mean()) < 0.5 * float((drawn - drawn.mean(0)).abs().mean())
 
 
 @pytest.mark.slow
@@ -126,15 +111,6 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
 def test_pgd_alone_is_fooled_by_it(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
     liar = MASKED_MODELS[name](trained())
     assert left(liar, radiographs, pgd(liar, *radiographs, epsilon=EPSILON)) > 0.6
-
-
-@pytest.mark.slow
-def test_the_found_images_lie_within_epsilon(radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = MASKED_MODELS["jpeg"](trained())
-    found = adaptive(liar, *radiographs, epsilon=0.03, steps=5, queries=5, surrogate=trained())
-    assert float((found - radiographs[0]).abs().max()) <= 0.03 + 1e-6
-    assert float(found.min()) >= 0
-    assert float(found.max()) <= 1
 
 
 def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> None:
@@ -352,24 +328,7 @@ def test_a_surrogate_learns_to_answer_as_the_model_and_its_images_transfer(radio
     assert radiographs[0].shape[-1] == SIDE
 
 
-def test_a_surrogate_learns_from_the_images_that_it_is_given_for_that(
-    radiographs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned: list[Tensor] = []
-    monkeypatch.setattr("trustcxr.audit.attack_runner.distil", lambda model, some, **_: learned.append(some))
-    model, others = trained(), images_and_labels(8, seed=77)[0]
-    traits = probe_gradients(model, radiographs[0])
-    for gradients, taught in ((False, lambda: others), (False, None), (True, lambda: others)):
-        carried = AttackRunner(model, traits, gradients, radiographs[0], load_surrogate_images=taught)
-        assert carried.prepare([AttackRecipe(name="worst-case")]).surrogate is None
-    assert len(learned) == 2, "of a network with its own gradients there is none"
-    assert learned[0] is others
-    assert learned[1] is radiographs[0]
-
-
 def test_a_model_without_gradients_says_so_to_an_attack(radiographs: tuple[Tensor, Tensor]) -> None:
-    from trustcxr.errors import UserError
-
     class Blind(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return trained()(images).detach()

@@ -251,7 +251,6 @@ def test_images_of_one_patient_are_no_independent_evidence_of_an_association() -
         chance.append(found is not None and found.p_value < 0.05)
     assert np.mean(chance) < 0.1, "over images it was two in three"
     alike = confounds._association("view", label.astype(object), label, groups)
-    assert alike is not None
     assert alike.p_value < 1e-6
 
 
@@ -405,12 +404,3 @@ def test_real_images_every_planted_fault_is_found(covidqu: Path, tmp_path: Path)
     shutil.copytree(covidqu, root, copy_function=lambda source, target: Path(target).symlink_to(Path(source).resolve()))
     faults = plant(root)
     check(check_data(root, workers=2, probes=False), faults)
-
-
-def test_confounds_that_nobody_asked_for_are_not_said_to_lack_images(tmp_path: Path) -> None:
-    found = check_data(
-        write_files.write(tmp_path / "images", {"Train": 12, "Val": 6}, size=32), workers=1, probes=False
-    )
-    assert "confounds were not checked" in found.verdict
-    few = check_data(write_files.write(tmp_path / "few", {"Train": 2}, size=32), workers=1)
-    assert "too few images for confounds" in few.verdict

@@ -35,14 +35,8 @@ def test_audits_behind_links_are_found_each_once_and_circles_end(tmp_path: Path)
     audit(tmp_path / "elsewhere" / "fair")
     audit(tmp_path / "elsewhere" / "deep" / "down")
     audit(tmp_path / "audits" / "own")
-    for name, target in {
-        "a link": "../elsewhere/fair",
-        "another link": "../elsewhere/fair",
-        "deep": "../elsewhere/deep",
-        "a circle": ".",
-        "before": "own",
-        "nowhere": "../gone",
-    }.items():
+    links = {"a link": "../elsewhere/fair", "another link": "../elsewhere/fair", "deep": "../elsewhere/deep"}
+    for name, target in (links | {"a circle": ".", "before": "own", "nowhere": "../gone"}).items():
         (tmp_path / "audits" / name).symlink_to(target)
     assert on_board(tmp_path / "audits") == ["a link", "deep/down", "own"]
     (tmp_path / "board").symlink_to("audits")
@@ -82,33 +76,12 @@ def test_a_place_that_is_no_folder_is_called_what_it_is(tmp_path: Path) -> None:
     assert f"{path}: this is a file. {advice}" in complaint("leaderboard", path)
 
 
-def test_one_audit_is_one(tmp_path: Path) -> None:
-    audit(tmp_path / "one")
-    assert "1 audit by exam-1 on images (40 images)" in " ".join(run("leaderboard", tmp_path).stdout.split())
-    assert "<title>1 audit by exam-1" in (tmp_path / "leaderboard.html").read_text()
-    audit(tmp_path / "two")
-    assert "2 audits by exam-1" in " ".join(run("leaderboard", tmp_path).stdout.split())
-    assert "<title>2 audits by exam-1" in (tmp_path / "leaderboard.html").read_text()
-
-
-def test_a_place_that_cannot_be_written_to_is_named_as_by_other_commands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_written_to_is_named_as_by_other_commands(tmp_path: Path) -> None:
     audit(tmp_path / "audits" / "one")
     (tmp_path / "file").write_text("mine")
     said = complaint("leaderboard", tmp_path / "audits", "--out", tmp_path / "file")
     assert f"{tmp_path / 'file'}/leaderboard.html: cannot be written: a file is where a folder should be" in said
     assert (tmp_path / "file").read_text() == "mine"
-    real = Path.mkdir
-
-    def mkdir(path: Path, *args: Any, **options: Any) -> None:
-        if path.name == "shut":
-            raise PermissionError(13, "Permission denied", str(path))
-        real(path, *args, **options)
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    said = complaint("leaderboard", tmp_path / "audits", "--out", tmp_path / "shut")
-    assert "cannot be written: permission denied; choose a folder that you may write to" in said
 
 
 CLEAN = {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40}
@@ -118,16 +91,12 @@ CLEAN = {"accuracy": {"value": 0.9, "ci": [0.8, 1.0]}, "n": 40}
     ("changes", "words"),
     [
         ({"classes": []}, "no classes in it"),
-        ({"classes": "x"}, "classes: Input should be a valid list"),
         ({"clean": {}}, "no clean accuracy in it"),
-        ({"clean": CLEAN | {"accuracy": {"value": 9.5}}}, "a clean accuracy of 9.5, which is no share of one"),
         (
             {"clean": CLEAN | {"accuracy": {"value": 0.9, "ci": [0.8, 95]}}},
             "a clean accuracy of 95, which is no share of one",
         ),
-        ({"clean": CLEAN | {"accuracy": {"value": "95 percent"}}}, "clean.accuracy.value: Input should be"),
         ({"clean": CLEAN | {"accuracy": {"value": float("nan")}}}, "no clean accuracy in it"),
-        ({"clean": CLEAN | {"auroc_macro": {"value": -0.1}}}, "a clean AUROC of -0.1, which is no share of one"),
         ({"attacks": [{"attack": "pgd", "accuracy": {"value": 2}}]}, "a pgd accuracy of 2, which is no share"),
         ({"attacks": [{"attack": "pgd", "epsilon": "x"}]}, "attacks.0.epsilon: Input should be a valid number"),
     ],
@@ -146,20 +115,12 @@ def test_damaged_audits_are_named_with_the_reason(tmp_path: Path, changes: dict[
     assert f"{path}: damaged: {words}" in complaint("compare", tmp_path / "whole", tmp_path / "damaged")
 
 
-def test_an_empty_audit_is_damaged_and_no_examination_with_options(tmp_path: Path) -> None:
-    atomic.write_json(tmp_path / "empty" / "audit.json", {})
-    assert "damaged: no classes in it; audit the model again" in complaint("leaderboard", tmp_path)
-
-
 def test_audits_of_one_name_are_told_apart_in_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place, sha256 in (("ada", "1"), ("bo", "2")):
         audit(tmp_path / place / "good", model={"name": "good", "sha256": sha256})
     audit(tmp_path / "other")
-    assert {row[0].text for row in leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows} == {
-        "good (ada/good)",
-        "good (bo/good)",
-        "other",
-    }
+    rows = leaderboard.terminal_table(leaderboard.gather_audits(tmp_path)).rows
+    assert {row[0].text for row in rows} == {"good (ada/good)", "good (bo/good)", "other"}
     monkeypatch.setenv("COLUMNS", "200")
     done = run("leaderboard", tmp_path)
     assert "good (ada/good)" in done.stdout

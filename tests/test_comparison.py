@@ -1,4 +1,4 @@
-"""Standard against robust over the same images, and the engine that works through a list of runs."""
+"""Standard against robust over the same images."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,13 @@ import pytest
 from scipy import stats
 
 from trustcxr import registry, statistics
-from trustcxr.errors import UserError
 from trustcxr.explain import saliency_summary
 from trustcxr.explain.methods import COMBINE, METHODS
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import HIGHER_IS_BETTER, Method
 from trustcxr.storage import atomic
-from trustcxr.study import comparison, engines
+from trustcxr.study import comparison
 from trustcxr.study.comparison import Key
-from trustcxr.study.engines import Failure, Task
 
 IMAGES = 60
 
@@ -25,32 +23,15 @@ IMAGES = 60
 def rows(attack: str, epsilon: float, right: np.ndarray, steps: int = 0, first: int = 0) -> pd.DataFrame:
     """Predictions that are right where `right` says so."""
     logits = np.where(right[:, None], [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]).astype(np.float32)
-    return pd.DataFrame(
-        {
-            "sample_id": [f"i{k + first}" for k in range(len(right))],
-            "group": [f"p{(k + first) // 2}" for k in range(len(right))],
-            "label": 0,
-            "attack": attack,
-            "epsilon": epsilon,
-            "steps": steps,
-            "logits": list(logits),
-        }
-    )
+    names = [(f"i{k + first}", f"p{(k + first) // 2}") for k in range(len(right))]
+    found = pd.DataFrame(names, columns=["sample_id", "group"])
+    return found.assign(label=0, attack=attack, epsilon=epsilon, steps=steps, logits=list(logits))
 
 
 def saliency(values: np.ndarray, method: str, measure: str = "infection_iou", condition: str = "clean") -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "sample_id": [f"i{k}" for k in range(len(values))],
-            "group": [f"p{k // 2}" for k in range(len(values))],
-            "method": method,
-            "condition": condition,
-            "measure": measure,
-            "value": values,
-            "cells": "",
-            "activation": np.nan,
-        }
-    )
+    found = pd.DataFrame([(f"i{k}", f"p{k // 2}") for k in range(len(values))], columns=["sample_id", "group"])
+    found = found.assign(method=method, condition=condition, measure=measure, value=values)
+    return found.assign(cells="", activation=np.nan)
 
 
 def make_run(
@@ -182,15 +163,9 @@ def changed(values: np.ndarray, condition: str, measure: str, severity: int = 3)
 def test_changes_are_one_figure_an_image_over_corruptions_and_one_over_artefacts() -> None:
     random = np.random.default_rng(2)
     a, b, c, d, gain = (random.random(IMAGES) for _ in range(5))
-    table = pd.concat(
-        [
-            changed(a, "fgsm", "stability_ssim", severity=0),
-            changed(b, "jpeg", "stability_ssim"),
-            changed(c, "gamma", "stability_ssim"),
-            changed(d, "letters", "stability_ssim"),
-            changed(gain, "letters", "artefact_gain"),
-        ]
-    )
+    tables = [changed(values, name, "stability_ssim") for name, values in (("jpeg", b), ("gamma", c), ("letters", d))]
+    tables += [changed(a, "fgsm", "stability_ssim", severity=0), changed(gain, "letters", "artefact_gain")]
+    table = pd.concat(tables)
     found = saliency_summary.average_changes(table)
     assert set(found) == {"corruption_ssim", "artefact_ssim", "artefact_gain"}
     np.testing.assert_allclose(found["corruption_ssim"]["value"], (b + c) / 2)
@@ -272,41 +247,6 @@ def test_another_background_is_compared_with_the_plain_standard_run(
     (row,) = (r.plain() for r in comparison.standard_against_robust([swapped, base], resamples=100))
     assert (row["defence"], row["background"]) == ("standard", "swap")
     assert row["standard"] == pytest.approx(right["a"].mean())
-
-
-# --- engines ---------------------------------------------------------------------------------------------------------
-
-
-def work(task: Task) -> None:
-    if task.run == "wrong":
-        raise UserError("no weights here")
-    if task.run == "broken":
-        raise ZeroDivisionError("by nought")
-    if task.run == "stopped":
-        raise KeyboardInterrupt
-
-
-def of_runs(*names: str) -> list[Task]:
-    return [Task(Path("study"), name, "train") for name in names]
-
-
-def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
-    found = engines.get("local").map(work, of_runs("a", "wrong", "broken", "b"))
-    wrong, broken = "train: no weights here", "train: ZeroDivisionError: by nought"
-    assert found == [None, Failure("wrong", wrong), Failure("broken", broken), None]
-    said = capsys.readouterr().err
-    assert "wrong: no weights here" in said
-    assert said.count("Traceback") == 1, "a fault of the program shows where; the user's mistake is one line"
-
-
-def test_control_c_stops_the_engine() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        engines.get("local").map(work, of_runs("stopped", "a"))
-
-
-def test_an_engine_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="unknown engine 'locl': did you mean local"):
-        engines.get("locl")
 
 
 def test_controls_are_not_compared(tmp_path: Path) -> None:

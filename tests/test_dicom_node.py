@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -227,18 +229,6 @@ def test_a_peer_that_never_answers_is_not_waited_for_when_it_ends(
         assert not found._thread.is_alive()
 
 
-def test_a_report_that_an_archive_sends_back_is_taken_and_not_answered(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    reply = real_answer(chest(tmp_path / "x.dcm"))
-    _, report = writer.unpack_objects(reply.body)
-    with node(archive, monkeypatch, lambda data: reply) as found:
-        assert send(found, report) == 0
-        until(lambda: found.refused == 1)
-        assert not found._worker.images
-    assert "an image was not answered: it is a report, not an image" in capfd.readouterr().err
-
-
 def test_images_that_wait_when_it_ends_are_told(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,9 +253,6 @@ def test_what_is_typed_is_checked() -> None:
             Peer.parse(text)
     with pytest.raises(UserError, match="AE title"):
         NodeOptions.from_peer("ORTHANC@127.0.0.1:4242", title="x" * 17)
-
-
-# --- Orthanc ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -357,25 +344,11 @@ def test_round_trip_through_orthanc(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_listens_and_ends(tmp_path: Path) -> None:
     """`trustcxr serve RUN --dicom`, as it is typed: answers C-ECHO, takes a hostile image in a line, ends by Ctrl-C."""
-    import signal
-    import sys
-
     run, port = small_runs.untrained(tmp_path / "run"), free_port()
     image = pydicom.dcmread(chest(tmp_path / "x.dcm"))
     image.PixelData = image.PixelData[:100]
-    words = [
-        "serve",
-        str(run),
-        "--port",
-        "0",
-        "--workers",
-        "1",
-        "--dicom",
-        "PEER@127.0.0.1:9",
-        "--dicom-port",
-        str(port),
-    ]
-    command = [sys.executable, "-m", "trustcxr", *words]
+    options = f"--port 0 --workers 1 --dicom PEER@127.0.0.1:9 --dicom-port {port}".split()
+    command = [sys.executable, "-m", "trustcxr", "serve", str(run), *options]
     with (tmp_path / "said").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
     said = tmp_path / "said"

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +19,7 @@ from trustcxr.defences import counterfactual_loss, guidance
 from trustcxr.defences.counterfactual_loss import LesionBatch
 from trustcxr.defences.guidance import Pass
 from trustcxr.errors import UserError
-from trustcxr.evaluation import predictions
+from trustcxr.evaluation import load_run, predictions
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain.base import to_saliency
 from trustcxr.explain.evidence import evidence_map, signed_evidence
@@ -30,7 +29,7 @@ from trustcxr.models.evidence_networks import EvidenceNet
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import Fill
-from trustcxr.training import step
+from trustcxr.training import fit_run, step
 
 SIZE = 64
 
@@ -45,16 +44,7 @@ def _model(name: str) -> models.Classifier:
     return models.build(name, classes=3).eval()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "evidence-17",
-        "evidence-33x16",
-        "evidence-full",
-        "evidence-resnet10tx16",
-        "evidence-17+evidence-25",
-    ],
-)
+@pytest.mark.parametrize("name", ["evidence-17", "evidence-full", "evidence-resnet10tx16", "evidence-17+evidence-25"])
 def test_the_evidence_sums_to_the_logits(name: str, images: Tensor) -> None:
     model, seen = _model(name), []
     model.cam_layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
@@ -74,7 +64,6 @@ def test_a_cell_sees_its_field_and_no_more(field: int) -> None:
             module.forward = lambda x: x  # type: ignore[method-assign]
     image = torch.rand(1, 1, 96, 96, dtype=torch.float64, requires_grad=True)
     net.forward_features(image)[0, 0, 12, 12].backward()
-    assert image.grad is not None
     rows, columns = image.grad[0, 0].nonzero().unbind(1)
     assert int(rows.max() - rows.min()) + 1 == int(columns.max() - columns.min()) + 1 == field
 
@@ -85,7 +74,6 @@ def test_the_whole_image_is_seen_by_each_cell_of_the_full_one(name: str) -> None
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)  # a ResNet's blocks begin as nothing
     model.net.forward_features(image)[0, 0, 0, 0].backward()  # type: ignore[operator]
-    assert image.grad is not None
     assert image.grad[0, 0, -4:, -4:].abs().max() > 0
 
 
@@ -123,9 +111,6 @@ def test_the_control_of_evidence_is_what_its_head_reads(name: str, images: Tenso
     assert torch.equal(*shown), "it does not ask for a class"
     with pytest.raises(UserError, match="evidence networks"):
         explain.method("evidence-features")(models.build("resnet10t", classes=3).eval(), images, 0)
-
-
-# --- lesion masks in training ----------------------------------------------------------------------------------------
 
 
 def _known(count: int = 12) -> LesionBatch:
@@ -184,23 +169,6 @@ def test_healthy_lung_goes_on_into_a_hole_and_nothing_else_does() -> None:
     assert torch.equal(all_ill, lesion_edits.fill_grey(images, lung, lung, lung))
 
 
-def test_counterfactual_images_are_attacked_within_their_share_of_the_radius() -> None:
-    for share in (0.0, 1.0):
-        recipe = _recipe(counterfactuals={"share": 0.5, "epsilon": share}, defence={"name": "fgsm"})
-        module = step.TrainingStep(_model("evidence-17x8"), recipe, classes=3, steps_per_epoch=4)
-        edited = torch.tensor([True, False, True])
-        radius = module.radii(1, edited)
-        expected = [0.02 * share, 0.02, 0.02 * share] if share < 1 else 0.02
-        found = radius.flatten().tolist() if isinstance(radius, Tensor) else radius
-        assert found == pytest.approx(expected)
-    known = _known(24)
-    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=torch.Generator().manual_seed(0))
-    assert after.edited is not None
-    assert torch.equal(after.edited, (after.pixels != known.pixels).flatten(1).any(1))
-    assert 0 < int(after.edited.sum()) < 24
-    assert torch.equal(after.slice_rows(slice(3, 9)).edited, after.edited[3:9])  # type: ignore[arg-type]
-
-
 def test_a_step_makes_counterfactual_images_as_the_recipe_says_and_attacks_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -245,7 +213,6 @@ def test_a_patch_taught_as_healthy_is_lung_of_both_images() -> None:
     for seed in range(8):
         random = torch.Generator().manual_seed(seed)
         after = counterfactual_loss.counterfactual(known, healthy=2, share=0.5, generator=random)
-        assert after.edited is not None
         well = (after.labels == 2) & (known.labels == 2)
         assert (after.pixels - known.pixels)[well].max() < 0.1, seed
 
@@ -258,18 +225,10 @@ def test_a_image_without_lungs_stays_as_it_is() -> None:
         after = counterfactual_loss.counterfactual(
             known, healthy=2, share=1.0, generator=torch.Generator().manual_seed(seed)
         )
-        assert after.edited is not None
         assert after.edited[[0, 2]].tolist() == [False, False]
         assert after.labels[[0, 2]].tolist() == [0, 2]
         assert torch.equal(after.lesion[[0, 2]], known.lesion[[0, 2]])
         assert after.labels[3::3].tolist() == [2] * 7, "the others' lesions are gone"
-
-
-def test_no_share_changes_nothing() -> None:
-    known = _known()
-    after = counterfactual_loss.counterfactual(known, healthy=2, share=0.0, generator=torch.Generator())
-    for name in ("pixels", "labels", "lesion"):
-        assert torch.equal(getattr(after, name), getattr(known, name))
 
 
 def _evidence(found: Tensor) -> Pass:
@@ -300,7 +259,6 @@ def test_images_without_masks_are_unguided() -> None:
     loss = guidance.guidance(_evidence(found), nothing)
     loss.backward()
     assert loss.item() == 0
-    assert found.grad is not None
     assert not found.grad.any()
 
 
@@ -320,14 +278,9 @@ def test_only_the_passes_of_training_are_followed() -> None:
 
 
 def _recipe(name: str = "evidence-17x8", defence: dict[str, object] | None = None, **training: object) -> RunRecipe:
-    return RunRecipe.model_validate(
-        {
-            "model": {"name": name, "weights": "none"},
-            "defence": defence or {"name": "standard"},
-            "training": {"epochs": 1, "batch_size": 12} | training,
-            "data": {"size": 32},
-        }
-    )
+    model, asked = {"name": name, "weights": "none"}, {"epochs": 1, "batch_size": 12} | training
+    content = {"model": model, "defence": defence or {"name": "standard"}, "training": asked, "data": {"size": 32}}
+    return RunRecipe.model_validate(content)
 
 
 def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
@@ -335,28 +288,12 @@ def test_what_lesion_masks_are_used_for_stands_in_the_name() -> None:
     assert recipe.name == "evidence-17x8-emptied-guided-counterfactual-fgsm-s0"
     assert _recipe().name == "evidence-17x8-standard-s0"
     assert recipe.needs_lungs
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"name": "resnet18", "guidance": 1.0}, "resnet18"),
-        ({"guidance": 1.0, "defence": {"name": "mixup"}}, "mixup"),
-        ({"counterfactuals": {"share": 0.2}, "background": "crop"}, "crop"),
-    ],
-)
-def test_what_lesion_masks_cannot_do_is_refused(keys: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        _recipe(**keys)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="crop"):
+        _recipe(counterfactuals={"share": 0.2}, background="crop")
 
 
 @pytest.mark.slow
 def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_training(tmp_path: Path) -> None:
-    from trustcxr.data import phantom
-    from trustcxr.data.dataset import load_dataset
-    from trustcxr.evaluation import load_run
-    from trustcxr.training import fit_run
-
     phantom.write(tmp_path / "images", {"Train": 24, "Val": 6, "Test": 6}, size=32, seed=0, conspicuity=3.0)
     train, val = (load_dataset(tmp_path / "images", split=split, size=32) for split in ("Train", "Val"))
     inside = {}
@@ -373,14 +310,6 @@ def test_guidance_moves_the_evidence_onto_the_lesion_through_the_products_own_tr
         mask = torch.nn.functional.adaptive_avg_pool2d(mask, 8)[:, 0]
         inside[name] = float(((own * mask).sum((1, 2)) / own.sum((1, 2)).clamp(min=1e-9)).mean())
     assert inside["guided"] > 1.5 * inside["plain"]
-
-
-def test_every_fill_is_beside_the_one_that_training_uses() -> None:
-    assert next(iter(lesion_edits.FILLS)) == "grey"
-    assert all(a != b for a, b in pairwise(lesion_edits.FILLS))
-
-
-# --- the map ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["evidence-17", "evidence-17+evidence-25"])
@@ -440,12 +369,8 @@ def test_no_mask_reaches_a_network_at_test(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.build("evidence-17x8", classes=3)
     model = Classifier(network.net, mean=0.5, std=0.25, lung_gate=kind == "behind a gate").eval()
-    run = Run(
-        tmp_path,
-        model,
-        ("COVID-19", "Non-COVID", "Normal"),
-        RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}}),
-    )
+    asked = RunRecipe.model_validate({"model": {"name": "evidence-17x8", "weights": "none"}})
+    run = Run(tmp_path, model, ("COVID-19", "Non-COVID", "Normal"), asked)
 
     def answers() -> pd.DataFrame:
         data = load_dataset(tmp_path, split="Test", size=SIZE)

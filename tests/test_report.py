@@ -4,8 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from trustcxr import report
 from trustcxr.errors import UserError
 from trustcxr.report import alarm_list, formatting, load, ranking
 from trustcxr.report.figures import heatmaps
-from trustcxr.report.tables import accuracy
+from trustcxr.report.tables import accuracy, confusion
 from trustcxr.storage.schemas import Alarm, StudyDocument
 
 
@@ -135,18 +133,9 @@ def test_leaderboard_has_the_numbers_of_study_json(study: Path, page: Page) -> N
     expected = set()
     for run in _document(study)["runs"]:
         clean = run["clean"]
-        attacked = [
-            next(a["accuracy"]["value"] for a in run["attacks"] if a["attack"] == name and a["epsilon"] == 0.02)
-            for name in ("fgsm", "pgd")
-        ]
-        expected.add(
-            (
-                clean["accuracy"]["value"],
-                *attacked,
-                *(clean[name]["value"] for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "ece")),
-                float(clean["n"]),
-            )
-        )
+        attacked = {a["attack"]: a["accuracy"]["value"] for a in run["attacks"] if a["epsilon"] == 0.02}
+        others = [clean[name]["value"] for name in ("balanced_accuracy", "f1_macro", "auroc_macro", "ece")]
+        expected.add((clean["accuracy"]["value"], attacked["fgsm"], attacked["pgd"], *others, float(clean["n"])))
     assert shown == expected
     best = _document(study)["runs"][0]["clean"]
     low, high = best["accuracy"]["ci"]
@@ -168,13 +157,10 @@ def test_other_tables_have_the_numbers_of_study_json(study: Path, page: Page) ->
 
 
 def test_confusion_under_attack_is_counted_from_the_predictions(study: Path) -> None:
-    from trustcxr.report.tables import confusion
-
     found = load.load_report(study)
     head = ranking.choose_headline(found.study, found.runs)
     for run in found.runs:
         counted = confusion.under_attack(run, head, len(CLASSES))
-        assert counted is not None
         accuracy = np.trace(counted) / np.sum(counted)
         assert accuracy == pytest.approx(run.attacked("pgd", 0.02).accuracy.value)
 
@@ -203,8 +189,6 @@ def test_missing_parts_leave_dashes_not_crashes(tmp_path: Path) -> None:
     "document",
     [
         {},
-        {"runs": []},
-        {"runs": [{}]},
         {"runs": [{"run": "a", "attacks": [{"attack": "fgsm"}], "saliency": {"gradcam": {}}}]},
         {"runs": [{"clean": {"accuracy": {"value": float("nan"), "ci": [None, 1]}, "confusion": [[1]]}}]},
         {"comparisons": [{}], "alarms": [{}], "failures": [{}], "runs": [{"saliency": {"x": {"perturbed": {}}}}]},
@@ -260,13 +244,12 @@ def test_values_are_escaped(tmp_path: Path) -> None:
 
 
 def test_missing_study_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"study\.json") as problem:
-        report.write(tmp_path)
-    assert "\n" not in str(problem.value)
-    (tmp_path / "study.json").write_text("{")
-    with pytest.raises(UserError) as problem:
-        report.write(tmp_path)
-    assert "\n" not in str(problem.value)
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "study.json").write_text(content)
+        with pytest.raises(UserError, match=r"study\.json") as problem:
+            report.write(tmp_path)
+        assert "\n" not in str(problem.value)
 
 
 def test_recorded_alarms_are_shown_once(study: Path, page: Page) -> None:
@@ -310,13 +293,6 @@ def test_shortcuts_are_shown_when_present(tmp_path: Path) -> None:
     assert accuracy.shortcuts(load.load_report(make_study(tmp_path / "t", models=("a",), panels=0)).runs) is None
 
 
-@pytest.mark.slow
-def test_two_classes_and_other_defences(tmp_path: Path) -> None:
-    path = make_study(tmp_path / "s", classes=("COVID", "Normal"), defences=("standard", "pgd", "own"), models=("a_b",))
-    shown = Page(report.write(path).read_text())
-    assert "a_b · own" in shown.text
-
-
 def test_overlay_is_fixed_and_leaves_unlit_pixels_grey() -> None:
     image = np.full((4, 4), 200, np.uint8)
     shown = heatmaps.overlay(image, np.zeros((4, 4), np.float32))
@@ -346,34 +322,3 @@ def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(t
     assert "Standard against robust" not in page
     assert "validation, PGD" in page
     assert "validation, certified" not in page, "no such line is drawn"
-
-
-@pytest.mark.full
-def test_the_papers_size_fits(tmp_path: Path) -> None:
-    names = tuple(f"Network{i:02}" for i in range(21))
-    path = make_study(tmp_path / "s", models=names, images=90, panels=6, side=224, resamples=20)
-    assert report.write(path).stat().st_size < 8_000_000
-
-
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: the page's console was not looked at")
-def test_no_error_in_the_browsers_console(study: Path, tmp_path: Path) -> None:
-    page = study / "report.html"
-    broken = tmp_path / "broken.html"
-    broken.write_text(page.read_text().replace("</main>", '<script>1</script><img src="file:///x.png"></main>'))
-    assert _console(page, tmp_path / "a") == []
-    assert len(_console(broken, tmp_path / "b")) >= 2, "the check sees what the policy blocks"
-
-
-def _console(page: Path, profile: Path) -> list[str]:
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr",
-        "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "<main>" in done.stdout
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -25,12 +25,8 @@ def leads(value: float) -> list[dict[str, Any]]:
 
 
 def said(shows: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "shows": ["infection_energy"] if shows else [],
-        "verdict": ABOVE if shows else NOTHING,
-        "cells": "2 x 2",
-    }
-    found |= {"survives": "" if shows else SURVIVES, "void": [] if shows else ["infection_energy"]}
+    energy, found = ["infection_energy"], {"cells": "2 x 2", "verdict": ABOVE if shows else NOTHING}
+    found |= {"shows": energy if shows else [], "survives": "" if shows else SURVIVES, "void": [] if shows else energy}
     found |= {"withheld": WITHHELD, "pointing_ceiling": {"value": 0.089, "ci": [0.08, 0.1]}}
     found["pointing_ceiling"]["chance"] = 0.132
     found["random_network_ssim"] = {"value": 0.41, "ci": [0.4, 0.42]}
@@ -147,13 +143,8 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
 
 def test_the_terminal_says_it() -> None:
     lines = terminal.describe_saliency(SaliencyDocument.model_validate(said(False)))
-    assert lines == [
-        "2 x 2 cells",
-        "random weights: 3 networks on 30 images",
-        f"hit rate -: {WITHHELD}",
-        f"it {NOTHING}",
-        f"ALARM: {SURVIVES}",
-    ]
+    first = ["2 x 2 cells", "random weights: 3 networks on 30 images", f"hit rate -: {WITHHELD}"]
+    assert lines == [*first, f"it {NOTHING}", f"ALARM: {SURVIVES}"]
     assert terminal.describe_saliency(SaliencyDocument()) == []
 
 

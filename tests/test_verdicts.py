@@ -17,16 +17,7 @@ from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import (
-    baseline_scores,
-    baselines,
-    evaluate,
-    measures,
-    methods,
-    randomisation,
-    saliency_summary,
-    verdicts,
-)
+from trustcxr.explain import baseline_scores, baselines, evaluate, measures, methods, saliency_summary, verdicts
 from trustcxr.explain.saliency_summary import summarise
 from trustcxr.models import factory
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
@@ -195,7 +186,7 @@ def test_random_weights_stand_beside_every_measure_as_the_mean_of_several_networ
     rows = evaluate.find_annotated(test)
     images, labels = to_pixels(torch.from_numpy(test.batch(rows))), torch.from_numpy(np.asarray(test.labels[rows]))
     infection = torch.from_numpy(np.array(test.masks("infection")[rows])) != 0
-    networks = [randomisation.random_network(reader.model, seed=seed) for seed in baseline_scores.DRAWS]
+    networks = [explain.randomisation.random_network(reader.model, seed=seed) for seed in baseline_scores.DRAWS]
     assert len(networks) >= 3
     drawn = [explain.grad_cam(network, images, labels) for network in networks]
     energies = [measures.energy_inside(m, infection).masked_fill(measures.null_map(m), torch.nan) for m in drawn]
@@ -309,10 +300,8 @@ def test_a_map_of_one_cell_has_no_figures_and_says_why(table: pd.DataFrame) -> N
     flat = table.assign(cells=table["cells"].mask(table["method"] == "gradcam", "1 x 1"))
     found = summarise(flat, images=72, resamples=100)
     part = found.pop("gradcam")
-    assert (
-        part.withheld
-        == "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
-    )
+    why = "no map: what is read has one cell, so that it is the same everywhere; an earlier layer has more"
+    assert part.withheld == why
     assert {name for name, figure in part.figures.items() if figure.value is not None} == {"null_map_rate"}
     assert (part.n, part.without_mask, part.cells) == (whole["gradcam"].n, whole["gradcam"].without_mask, "1 x 1")
     assert (part.beyond, part.verdict, part.stability) == ([], "", [])

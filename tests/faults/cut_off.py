@@ -19,7 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,20 +31,9 @@ from fault_runner import LIMIT, LINES, Ended, call
 # Keys of documents that no two starts share: when, how long, and what it cost.
 TIMES = ("created", "seconds", "when", "took", "processor_seconds")
 _IMPORTED = ("trustcxr.cli", "trustcxr.study.run_study", "trustcxr.study.data_check", "trustcxr.explain.examples")
-_IMPORTED += (
-    "trustcxr.report.study_html",
-    "trustcxr.report.model_card",
-    "trustcxr.training.fit_run",
-    "trustcxr.study.steps",
-    "timm",
-)
-_IMPORTED += (
-    "trustcxr.data.checks.check",
-    "trustcxr.data.phantom.write_files",
-    "joblib",
-    "jinja2",
-)
-_IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "jinja2", "imagecodecs")
+_IMPORTED += ("trustcxr.report.study_html", "trustcxr.report.model_card", "trustcxr.training.fit_run", "timm", "joblib")
+_IMPORTED += ("trustcxr.study.steps", "trustcxr.data.checks.check", "trustcxr.data.phantom.write_files", "jinja2")
+_IMPORTED += ("pyarrow.dataset", "pyarrow.csv", "pytorch_lightning", "matplotlib.pyplot", "imagecodecs")
 _IMPORTED += ("tests.faults.warmed",)  # last; left out, and no more than slower, where tests are not run from the root
 _LASTED = rb"(?:<data value=\"[\d.e-]+\">)?\b[\d.]+ (?:s|min|h)(?: \d+ (?:s|min))?\b"
 _SPENT = rb"[Aa]bout [\d.e+-]+ kWh[^\n<]*"
@@ -134,16 +123,15 @@ def fills(journal: Journal) -> None:
             limit_where_new(event, place)
 
     sys.addaudithook(hear)
-    with suppress(ImportError):  # versions from before it had a name
-        from trustcxr.storage import atomic
+    from trustcxr.storage import atomic
 
-        real = atomic.writing
+    real = atomic.writing
 
-        def writing(path: Path, **options: Any) -> Any:
-            limit_where_new("write", path)
-            return real(path, **options)
+    def writing(path: Path, **options: Any) -> Any:
+        limit_where_new("write", path)
+        return real(path, **options)
 
-        atomic.writing = writing  # type: ignore[assignment]
+    atomic.writing = writing  # type: ignore[assignment]
 
 
 def waits(journal: Journal) -> None:
@@ -290,9 +278,6 @@ def everywhere(cut: Cut, words: list[str], base: Path, place: Path, temporary: P
     assert left_over(place) == []
     assert list(temporary.iterdir()) == []
     return journal.places()
-
-
-# --- what is left ----------------------------------------------------------------------------------------------------
 
 
 def bits(folder: Path) -> dict[str, str]:

@@ -1,9 +1,8 @@
 """The fault list: command lines with wrong types, values, names, files, folders and damaged artefacts.
 
 A command line is a list of words. In braces: `{images}` sound images, `{image}` one of them, `{run}` and `{study}` a
-copy
-of its own each time, `{run/FILE:HOW}` one that is damaged, `{data/KIND}`, `{image/KIND}`, `{recipe/KEYS}`, `{out}` a
-new path. `full`: every file that is written may have so many bytes and no more, as on a disk that fills.
+copy of its own each time, `{run/FILE:HOW}` one that is damaged, `{data/KIND}`, `{image/KIND}`, `{recipe/KEYS}`, `{out}`
+a new path. `full`: every file that is written may have so many bytes and no more, as on a disk that fills.
 """
 
 from collections.abc import Iterator
@@ -30,6 +29,25 @@ EVALUATE = ("evaluate", "{run}", "--data", "{images}", "--attack", "fgsm")
 EXPLAIN = ("explain", "{run}", "--data", "{images}", "--sample", "0", "--corruption", "jpeg", "--method", "gradcam")
 PREDICT = ("predict", "{run}", "{image}", "--out", "{out}")
 STUDY = ("study", "{recipe/{}}", "--data", "{images}", "--out", "{out}")
+SETS = """a = a= =b model=3 training.epochs=[1 training.epochs=two defence.name=x model.normalisation=layer
+training.augment=3 x.y.z=1 training.learning_rate=.inf training.weight_decay=.inf
+training.warmup_epochs=.inf training.weight_decay=.nan training.guidance=.inf seed=-5 seed=1.5
+data.size=1000000 seed=99999999999999999999 defence.beta=.inf defence.epsilon=.nan training.batch_size=1"""
+KEYS = """training: {epoch: 3} | training: {epochs: .inf} | training: {epochs: 0} | training: {batch_size: 1.5}
+training: {patience: -1} | seeds: [] | seeds: [-1] | seeds: [0, 0] | seeds: 3 | models: [] | models: [nobody]
+models: [test_resnet, test_resnet] | models: 3 | models: [{name: test_resnet, weights: gone.safetensors}]
+models: [{name: test_resnet, weights: none, x: 1}] | models: [{name: resnet34, weights: imagenet}]
+models: [{name: test_resnet, weights: none, training: 3}] | defences: [fgms]
+defences: [{name: fgsm, epsilon: .inf}] | defences: [{name: fgsm, beta: 3}] | defences: [fgsm, fgsm]
+defences: [standard] | data: {size: 1000000} | data: {size: 32, layout: nobody}
+data: {size: 32, splits: {train: Train, test: Gone}} | data: {size: 32, labels: {Nobody: x}}
+data: {size: 32, columns: nobody} | data: {size: 32, labels: {COVID-19: null, Non-COVID: null}}
+data: {size: 32, images: gone} | evaluation: {attacks: [{name: nobody}]} | evaluation: {batch_size: 0}
+evaluation: {attacks: [{name: transfer, surrogate: gone}]} | evaluation: {bootstrap: .inf}
+evaluation: {attacks: [{name: fgsm, epsilons: [.nan]}]} | evaluation: {corruptions: {names: [fog]}}
+evaluation: {attacks: [{name: pgd, steps: 99999999999999999999999}, {name: pgd, restarts: 0}]}
+explanation: {methods: [gradcm]} | explanation: {methods: ['layercam@layer9']} | explanation: {sample: -1}
+explanation: {severity: 9} | selection: {count: 0} | selection: {by: luck} | name: '' | nobody: 3"""
 RUN_FILES = ("run.yaml", "model.safetensors", "training.json", "history.csv", "predictions.parquet", "metrics.json")
 RUN_FILES += ("validation.parquet",)
 HOW = ("gone", "empty", "cut", "noise", "text", "list", "folder", "loop", "closed", "fifo")
@@ -74,21 +92,7 @@ def _names() -> Iterator[tuple[str, ...]]:
     for option in ("--defence", "--weights", "--precision", "--background"):
         for value in ("nobody", "", "{image}", "{base}/gone.safetensors", "/dev/zero", "ÿ\ud800x"):
             yield (*TRAIN, option, value)
-    for value in ("a", "=", "a=", "=b", "model=3", "training.epochs=[1", "training.epochs=two", "defence.name=x"):
-        yield (*TRAIN, "--set", value)
-    for value in ("data.splits={train: Gone}", "model.normalisation=layer", "training.augment=3", "x.y.z=1"):
-        yield (*TRAIN, "--set", value)
-    for value in ("training.learning_rate=.inf", "training.weight_decay=.inf", "training.warmup_epochs=.inf"):
-        yield (*TRAIN, "--set", value)
-    for value in (
-        "training.weight_decay=.nan",
-        "training.guidance=.inf",
-        "seed=-5",
-        "seed=1.5",
-        "data.size=1000000",
-    ):
-        yield (*TRAIN, "--set", value)
-    for value in ("seed=99999999999999999999", "defence.beta=.inf", "defence.epsilon=.nan", "training.batch_size=1"):
+    for value in (*SETS.split(), "data.splits={train: Gone}"):
         yield (*TRAIN, "--set", value)
     for value in ("Nobody=Normal", "Normal=Nobody", "Normal=", "x", "=", "Normal=Normal=Normal"):
         yield (*TRAIN, "--label", value)
@@ -120,7 +124,7 @@ def _names() -> Iterator[tuple[str, ...]]:
     for recipe in ("quik", "", "quick.yml", "{base}/gone.yaml", "../quick", "{image}", "{data/empty}"):
         yield ("study", recipe, "--data", "{images}", "--out", "{out}")
     for engine in ("ray2", "", "Local"):
-        yield ("study", "{recipe/{}}", "--data", "{images}", "--out", "{out}", "--engine", engine)
+        yield (*STUDY, "--engine", engine)
 
 
 def _places() -> Iterator[tuple[str, ...]]:
@@ -166,9 +170,7 @@ def _recipes() -> Iterator[tuple[str, ...]]:
     )
     texts = (
         "raw:",
-        "raw:[1, 2]",
         "raw:name: [x",
-        "raw:3",
         "raw:\x00\x01",
         "raw:name: x\nmodels: []",
         f"raw:{bomb}models: *i",
@@ -177,77 +179,9 @@ def _recipes() -> Iterator[tuple[str, ...]]:
         "raw:\udcff\udcfe",
         "raw:" + "[" * 3000,
         "raw:name: &a {b: *a}",
-        f"raw:{bomb}name: x",
         "raw:name: x\nname: y\nmodels: [test_resnet]",
-        "{training: {epoch: 3}}",
-        "{training: {epochs: .inf}}",
-        "{training: {learning_rate: .inf}}",
-        "{training: {weight_decay: .inf}}",
-        "{training: {warmup_epochs: .inf}}",
-        "{training: {guidance: .inf}}",
-        "{training: {epochs: 0}}",
-        "{training: {batch_size: 1.5}}",
-        "{training: {patience: -1}}",
-        "{seeds: []}",
-        "{seeds: [-1]}",
-        "{seeds: [0, 0]}",
-        "{seeds: [99999999999999999999]}",
-        "{seeds: 3}",
-        "{seeds: [a]}",
-        "{models: []}",
-        "{models: [nobody]}",
-        "{models: [test_resnet, test_resnet]}",
-        "{models: 3}",
-        "{models: [3]}",
-        "{models: [{name: test_resnet, weights: gone.safetensors}]}",
-        "{models: [{name: test_resnet, weights: none, x: 1}]}",
-        "{models: [{name: resnet34, weights: imagenet}]}",
-        "{models: [{name: test_resnet, weights: none, training: 3}]}",
-        "{models: [{name: test_resnet, weights: none, training: {epochs: .inf}}]}",
-        "{defences: [fgms]}",
-        "{defences: [{name: fgsm, epsilon: .inf}]}",
-        "{defences: [{name: fgsm, beta: 3}]}",
-        "{defences: [fgsm, fgsm]}",
-        "{defences: [{name: trades, beta: .inf}]}",
-        "{defences: [{name: mixup, alpha: .inf}]}",
-        "{defences: [standard]}",
-        "{data: {size: 1000000}}",
-        "{data: {size: 8}}",
-        "{data: {size: -3}}",
-        "{data: {size: 32, layout: nobody}}",
-        "{data: {size: 32, splits: {train: Gone}}}",
-        "{data: {size: 32, splits: {train: Train, test: Gone}}}",
-        "{data: {size: 32, labels: {Nobody: x}}}",
-        "{data: {size: 32, columns: nobody}}",
-        "{data: 3}",
-        "{data: {size: 32, labels: {COVID-19: null, Non-COVID: null}}}",
-        "{data: {size: 32, images: gone}}",
-        "{evaluation: {attacks: [pgd]}}",
-        "{evaluation: {attacks: [{name: nobody}]}}",
-        "{evaluation: {batch_size: 0}}",
-        "{evaluation: {attacks: [{name: transfer, surrogate: gone}]}}",
-        "{evaluation: {bootstrap: .inf}}",
-        "{evaluation: {attacks: [{name: transfer}]}}",
-        "{evaluation: {attacks: [{name: fgsm, epsilons: [.inf]}]}}",
-        "{evaluation: {attacks: [{name: fgsm, epsilons: [.nan]}]}}",
-        "{evaluation: {corruptions: {names: [fog]}}}",
-        "{evaluation: {attacks: [{name: pgd, steps: 99999999999999999999999}, {name: pgd, restarts: 0}]}}",
-        "{explanation: {methods: [gradcm]}}",
-        "{explanation: {methods: ['layercam@layer9']}}",
-        "{explanation: {methods: ['layercam@-99']}}",
-        "{explanation: {methods: []}}",
-        "{explanation: {sample: -1}}",
-        "{explanation: {severity: 9}}",
-        "{explanation: {corruptions: [fog]}}",
-        "{explanation: {epsilon: .inf}}",
-        "{selection: {count: 0}}",
-        "{selection: {by: luck}}",
-        "{name: ''}",
-        "{name: [x]}",
-        "{title: 3}",
-        "{nobody: 3}",
     )
-    for text in texts:
+    for text in (*texts, *(f"{{{keys.strip()}}}" for keys in KEYS.replace("\n", "|").split("|"))):
         yield ("study", "{recipe/" + text + "}", "--data", "{images}", "--out", "{out}")
 
 

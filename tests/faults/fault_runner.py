@@ -122,11 +122,7 @@ def call(words: list[str], limit: int) -> Ended:
 @contextlib.contextmanager
 def _unrendered(command: str) -> Iterator[None]:
     """While it lasts a page's figures are ours alone: not what matplotlib makes of them, seconds that meet no disk."""
-    try:
-        from trustcxr.report.figures import svg
-    except ImportError:  # versions from before it was there
-        yield
-        return
+    from trustcxr.report.figures import svg
 
     def plotted(drawing: Any, key: str) -> str:
         import matplotlib as mpl
@@ -160,11 +156,8 @@ def _ordinary_user() -> Iterator[None]:
     if os.name != "posix" or os.geteuid() != 0 or not Path("/proc/self/status").is_file():
         yield
         return
-    libc, header, data = (
-        ctypes.CDLL(None, use_errno=True),
-        (ctypes.c_uint32 * 2)(0x20080522, 0),
-        (ctypes.c_uint32 * 6)(),
-    )
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
     libc.capget(header, data)
     kept = data[0]
     data[0] = kept & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH

@@ -7,23 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cut_off as off
 import pytest
 import yaml
-from cut_off import (
-    Cut,
-    Journal,
-    Starts,
-    bits,
-    broken,
-    elsewhere,
-    everywhere,
-    fills,
-    full,
-    killed,
-    left_over,
-    noted,
-    uncut,
-)
+from cut_off import Cut, Journal, Starts, bits, broken, elsewhere, everywhere, killed, left_over
 from fault_artefacts import RECIPE
 
 from trustcxr.data.phantom import write_files
@@ -50,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(base: Path) -> dict[str, str]:
     """What the study writes that nothing cuts off."""
-    return uncut(study(base, base / "whole"), base / "whole", base / "temporary")
+    return off.uncut(study(base, base / "whole"), base / "whole", base / "temporary")
 
 
 @pytest.fixture
@@ -80,7 +67,7 @@ def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole
         while True:
             steps = Journal(base / f"{place.name}-{number}-{sum(found.values())}.steps", starts.base)
             began = time.monotonic()
-            start = starts.start(study(base, starts.base), noted, steps)
+            start = starts.start(study(base, starts.base), off.noted, steps)
             # The first is not killed: how long it takes on this machine, now, is how long kills may wait. Half of it
             # gets anywhere, after what was killed before, and a study is killed often before it ends.
             if not start.killed_after(draw.uniform(0.05, 0.5) * seconds if seconds else 600):
@@ -92,9 +79,6 @@ def killed_at_random(base: Path, place: Path, temporary: Path, kills: int, whole
         assert left_over(starts.base) == []
         assert number < 10 * kills
     return found
-
-
-# --- a sample, each time ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -115,9 +99,6 @@ def test_what_is_half_written_is_seen(tmp_path: Path) -> None:
     assert left_over(tmp_path) == [str(tmp_path / ".metrics.123.json")]
 
 
-# --- everywhere ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 def test_killed_at_every_commit_the_study_ends_with_the_same_bits(
     whole: dict[str, str], base: Path, tmp_path: Path, other: Path
@@ -135,7 +116,7 @@ def test_killed_at_random_moments_studies_end_with_the_same_bits(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("cut", [full, fills])
+@pytest.mark.parametrize("cut", [off.full, off.fills])
 def test_a_disk_that_fills_at_every_file_costs_nothing(
     cut: Cut, whole: dict[str, str], base: Path, tmp_path: Path
 ) -> None:
