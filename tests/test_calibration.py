@@ -128,9 +128,6 @@ def test_without_a_clean_validation_image_there_is_no_temperature(tables: tuple[
     assert found["clean"]["ece"]["value"] > 0
 
 
-# --- the calibration error without chance ----------------------------------------------------------------------------
-
-
 def totals(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
     bootstrap = Bootstrap.over(groups, resamples=200, seed=seed)
     return bootstrap.totals(calibration.calibration_bins(softmax(logits), labels))

@@ -199,25 +199,11 @@ def test_identifiers_reach_no_output(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 SAME_IMAGE = ["MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "MR_small_bigendian"]
 READ = [
-    "693_J2KI",
-    "JPEG2000",
-    "JPGExtended",
-    "JPEGLSNearLossless_08",
-    "JPEGLSNearLossless_16",
-    "SC_rgb_jpeg_gdcm",
-    "SC_rgb_rle_16bit",
-    "SC_rgb_jpeg_dcmtk",
-    "SC_rgb_gdcm_KY",
-    "SC_ybr_full_422_uncompressed",
-    "GDCMJ2K_TextGBR",
-    "image_dfl",
-    "CT_small",
-    "ExplVR_BigEnd",
-    "examples_palette",
-    "examples_jpeg2k",
-    "examples_overlay",
+    "693_J2KI", "JPEG2000", "JPGExtended", "JPEGLSNearLossless_08", "JPEGLSNearLossless_16", "SC_rgb_jpeg_gdcm",
+    "SC_rgb_rle_16bit", "SC_rgb_jpeg_dcmtk", "SC_rgb_gdcm_KY", "SC_ybr_full_422_uncompressed", "GDCMJ2K_TextGBR",
+    "image_dfl", "CT_small", "ExplVR_BigEnd", "examples_palette", "examples_jpeg2k", "examples_overlay",
     "J2K_pixelrep_mismatch",
-]
+]  # fmt: skip
 REFUSED = {
     "SC_rgb_rle_2frame": "several frames",
     "liver_1frame": "8 to 16 bits",

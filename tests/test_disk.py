@@ -98,12 +98,6 @@ def test_what_a_document_needs_is_known_before_it_is_written(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CannotWrite, match="a file is where a folder should be"):
-        atomic.write_json(tmp_path / "file" / "metrics.json", {})
-
-
 def test_synthetic_images_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = write_files._write_image, []
 

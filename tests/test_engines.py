@@ -165,8 +165,6 @@ def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_pa
     assert bits(tmp_path) == bits(alone)
 
 
-# --- one writer a folder ---------------------------------------------------------------------------------------------
-
 HOLD = """
 import sys, time
 from pathlib import Path

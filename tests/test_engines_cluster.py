@@ -41,9 +41,6 @@ def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return bits(folder / "study")
 
 
-# --- what a person gets wrong ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
@@ -75,13 +72,6 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
         with pytest.raises(UserError, match=rf"--ray-address {address}: {said}"):
             engines.get("ray", options=EngineOptions(address=address)).map(note, [Task(tmp_path, "a", "train")])
         assert time.monotonic() - began < 30
-
-
-def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
-    if shutil.which("srun"):
-        pytest.skip("there is SLURM here")
-    with pytest.raises(UserError, match="SLURM cannot be used from here"):
-        engines.get("slurm").map(note, [Task(tmp_path, "a", "train")])
 
 
 @pytest.fixture
@@ -203,9 +193,6 @@ def test_images_at_an_address_are_brought_once_and_whole(
         load_dataset(Path("s3://bucket/images"))
 
 
-# --- Ray -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one core, for the whole file."""
@@ -300,9 +287,6 @@ def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_l
     assert document.failures == []
     assert gone.is_set() == lost
     assert bits(study) == local
-
-
-# --- SLURM, by submitit's local executor -----------------------------------------------------------------------------
 
 
 @pytest.mark.full

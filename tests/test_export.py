@@ -17,11 +17,9 @@ from trustcxr.audit import export_run as exports
 from trustcxr.audit import formats
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import load_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
-from trustcxr.report import model_card
 from trustcxr.storage import atomic, layout
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
@@ -176,9 +174,6 @@ def test_onnx_agrees_on_real_images(plain: Path, covidqu: Path, tmp_path: Path) 
     assert (found.largest or 1) <= exports.ALLOWED
 
 
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
 class Hub:
     """A folder that stands for a hub: what is uploaded lies in it, and is what is downloaded."""
 
@@ -260,18 +255,6 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "empty").mkdir()
     run("push", plain, tmp_path / "empty")
     assert tx.load_run(tmp_path / "empty", on="cpu").name == "test_resnet-fgsm-s0"
-
-
-def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
-    import yaml
-
-    text = model_card.render_card(plain)
-    front, body = text.split("---\n", 2)[1:]
-    assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
-    assert "Research software. Not for diagnosis." in body
-    for part in ("fingerprint 0123456789abcdef", "fgsm, epsilon 0.02", "Not tested yet", "[license]", "COVID-19"):
-        assert part in body
-    assert hub.CARD_FILE == "README.md"
 
 
 def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_another(

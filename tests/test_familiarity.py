@@ -31,11 +31,6 @@ def known(run: Run, radiographs: tuple) -> Familiarity:
     return ood.fit(run, *radiographs)
 
 
-def test_the_time_that_is_left_is_said(run: Run, radiographs: tuple, bars: list) -> None:
-    ood.fit(run, *radiographs)
-    assert bars == [(f"training images of {run.name}", 1, 1), (f"validation images of {run.name}", 1, 1)]
-
-
 def pixels(data: object) -> torch.Tensor:
     return torch.cat(list(ood.batches(data)))  # type: ignore[arg-type]
 

@@ -200,11 +200,9 @@ def _recipe(name: str = "resnet10t", defence: str = "standard", **training: obje
     [
         ({"guidance_on": "evidence"}, "cam and gradients are of any network"),
         ({"guidance_on": "gradients", "guidance_layer": -2}, "guidance_layer: -2 goes with guidance_on: cam"),
-        ({"guidance_on": "lime"}, "guidance_on"),
         ({"guidance_on": "cam", "guidance_layer": 0}, "guidance_layer"),
         ({"guidance": 0, "guidance_on": "cam"}, "guidance_on: cam does nothing without a weight"),
         ({"guidance": 0, "guidance_loss": "l1"}, "guidance_loss: l1 does nothing without a weight"),
-        ({"guidance": 0, "guidance_on": "cam", "guidance_layer": -2}, "does nothing without a weight"),
     ],
 )
 def test_what_cannot_be_guided_is_refused(keys: dict[str, object], says: str) -> None:

@@ -10,15 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from foreign_models import (
-    CLASSES,
-    IMAGENET,
-    RunsWhenRead,
-    WritesAFile,
-    exported,
-    onnx,
-    small,
-)
+from foreign_models import CLASSES, IMAGENET, RunsWhenRead, WritesAFile, exported, onnx, small
 from trustcxr.audit.formats import describe_file, load
 from trustcxr.errors import UserError
 

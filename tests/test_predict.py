@@ -87,16 +87,6 @@ def test_no_heatmap_takes_the_place_of_another_runs(run: Path, radiographs: Path
     assert predict.predict(other, [radiograph])[0].heatmap == second.heatmap
 
 
-def test_asked_again_for_every_png_it_leaves_its_own_heatmaps_out(run: Path, radiographs: Path) -> None:
-    predict.predict(run, sorted((radiographs / "a").glob("*.png")))
-    answers = predict.predict(run, sorted((radiographs / "a").glob("*.png")))
-    left_out = [a for a in answers if "left_out" in a.plain()]
-    assert len(answers) == 2
-    assert len(left_out) == 1
-    assert "heatmap" in terminal.describe_answer(left_out[0])[0]
-    assert len(list((radiographs / "a").glob("*.png"))) == 2
-
-
 @pytest.mark.parametrize("layout", ["folders", "covidqu"])
 def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, run: Path, tmp_path: Path) -> None:
     inner = {"folders": "", "covidqu": "images/"}[layout]
@@ -317,11 +307,3 @@ def test_a_image_of_63_megapixels_takes_less_than_one_and_a_half_gigabytes(
     peak, error = json.loads(done.stdout)
     assert error is None
     assert peak < 1.5e9, f"{peak / 1e9:.2f} GB"
-
-
-def test_an_answer_without_its_dicom_objects_is_told_with_what_is_missing() -> None:
-    error = "no DICOM answer: x.finding.dcm: cannot be written: no space left on the disk"
-    given = {"image": "x", "predicted": "Normal", "probabilities": {"Normal": 0.9, "COVID-19": 0.1}, "error": error}
-    said = terminal.describe_answer(ImageAnswer.model_validate(given))
-    assert said[0] == "x: Normal 90.0%, COVID-19 10.0%"
-    assert said[-1] == f"  {error}"

@@ -18,24 +18,6 @@ from trustcxr.storage import atomic, layout
 NAN = float("nan")
 
 
-# --- written whole or not at all -------------------------------------------------------------------------------------
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    atomic.write_json(path, {"accuracy": 1})
-
-    def crash() -> None:
-        with atomic.atomic_write(path) as temporary:
-            temporary.write_text("half a docu")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        crash()
-    assert atomic.read_json(path) == {"accuracy": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
-
-
 @pytest.mark.parametrize(
     ("name", "write", "broken"),
     [
@@ -95,14 +77,6 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     os.kill(writer.pid, signal.SIGKILL)
     writer.join()
     assert len(atomic.read_json(path)["filling"]) == 2000
-
-
-def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
-    atomic.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
-    assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
-
-
-# --- documents and tables --------------------------------------------------------------------------------------------
 
 
 def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
@@ -220,18 +194,11 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
-
-
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
-
-
-def test_a_run_folder_is_one(tmp_path: Path) -> None:
-    assert layout.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,6 @@ def test_a_gradient_that_is_no_number_leaves_an_image_of_numbers() -> None:
         assert bool(attacks.get(name)(Root(), images, labels, epsilon=0.03).isfinite().all())
 
 
-# --- what evaluate says of it ---------------------------------------------------------------------------------------
-
-
 def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, radiographs: tuple[Any, Any]) -> None:
     """Weights times many: attacks break it all the same, and that the plain cross-entropy has no gradient is seen."""
     run, found = load_run(made), {}
@@ -167,9 +164,6 @@ def test_evaluation_says_that_a_saturated_network_has_no_gradients(made: Path, r
     assert found[1.0].plain()["attacks"][2]["broken_by"]["clean"] == 24 - round(
         24 * found[1.0].plain()["clean"]["accuracy"]["value"]
     )
-
-
-# --- NaN -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

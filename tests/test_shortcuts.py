@@ -136,8 +136,3 @@ def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> Non
     pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "images" / "manifest.csv")
     with pytest.raises(UserError, match="not synthetic X-rays"):
         audit(unmarked, tmp_path / "images", split="Test")
-
-
-def test_a_split_that_is_not_there(marked: Run) -> None:
-    with pytest.raises(UserError, match=r"no split 'Tset'\. Choose from: Test, Train, Val"):
-        audit(marked, home(marked), split="Tset")

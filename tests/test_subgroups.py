@@ -43,20 +43,6 @@ def test_columns_that_divide_the_images_are_found_and_numbers_become_bands() -> 
     assert found["by_dose"].value_counts().max() <= 51
 
 
-def test_bands_have_no_more_digits_than_tell_them_apart() -> None:
-    random = np.random.default_rng(0)
-    share = pd.Series([str(value) for value in random.uniform(0.1, 0.9, 200)])
-    alike = pd.Series([str(value) for value in random.uniform(0.50001, 0.50009, 200)])
-    found = subgroups.columns_of(table(200).assign(share=share, alike=alike))
-    assert all(len(end) <= 5 for band in set(found["by_share"]) for end in band.split(" to "))
-    assert found["by_alike"].nunique() == 4
-
-
-def test_whole_numbers_that_are_names_divide_nothing() -> None:
-    images = table().assign(seed=[str(20_000_001 + i) for i in range(len(table()))])
-    assert "by_seed" not in subgroups.columns_of(images)
-
-
 def clean(count: int = 200) -> pd.DataFrame:
     """Predictions of a model that is bad for men alone."""
     about = table(count)
@@ -119,12 +105,6 @@ def test_answers_about_one_image_are_one_image() -> None:
     more = divided(groups * 2, right * 2, images + [f"{name}b" for name in images])
     assert more["worst"] == "PA"
     assert "0.0% of 60 decisions on 20 images" in str(more["text"])
-
-
-def test_the_column_of_a_finding_is_no_group() -> None:
-    images = table().assign(edema=["0", "1"] * 100)
-    assert "by_edema" in subgroups.columns_of(images)
-    assert "by_edema" not in subgroups.columns_of(images, ("Edema", "Mass"))
 
 
 def test_small_groups_are_merged_and_that_is_said() -> None:
