@@ -22,7 +22,6 @@ def made(pack: Pack) -> Path:
 
 
 def changed(folder: Path, to: Path, change: Change) -> Path:
-    """A copy of an audit with another table of predictions."""
     shutil.copytree(folder, to)
     atomic.write_table(to / TABLE, change(atomic.read_table(to / TABLE)))
     return to

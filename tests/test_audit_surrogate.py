@@ -104,7 +104,6 @@ def test_where_there_are_no_training_images_beside_those_examined_there_is_nothi
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The images of every surrogate that is made."""
     found: list[Tensor] = []
 
     def distil(model: nn.Module, images: Tensor, **options: float) -> SurrogateNet:

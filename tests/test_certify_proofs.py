@@ -35,7 +35,6 @@ def trained() -> nn.Module:
 
 
 def proved(images: Tensor, epsilon: float, effort: Effort | None = None) -> tuple[Tensor, Tensor]:
-    """Whether each answer is proved, and the answers."""
     with torch.no_grad():
         said = trained()(images).argmax(1)
     return least_margins(affine_graph.exact(trained()), images, said, epsilon, effort or Effort()) > 0, said

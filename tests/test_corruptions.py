@@ -23,7 +23,6 @@ PHYSICAL = tuple(name for name in NAMES if name not in corruptions.ARTEFACTS)
 
 
 def images(count: int = 3, size: int = 64) -> Tensor:
-    """Synthetic images (count, 1, size, size) in [0, 1]."""
     made = [render(anatomy.CLASSES[i % 3], i, size).image for i in range(count)]
     return torch.from_numpy(np.stack(made)).float().div(255)[:, None]
 
@@ -99,7 +98,6 @@ def shrunk(images: Tensor, times: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise"])
 def test_a_severity_is_the_same_image_at_every_size(name: str) -> None:
-    """Noise on a large image, made smaller, is as strong as on the small image."""
     large = torch.full((1, 1, 224, 224), 0.5)
     spread = [
         float(shrunk(corruptions.corrupt(large, name, 3), 4).std()),
@@ -244,7 +242,6 @@ def test_a_severity_is_a_whole_number_however_it_is_written() -> None:
 
 
 def test_the_same_draw_at_every_severity() -> None:
-    """What is there at one severity is there at the next."""
     picture = images(4, 224)
     for name in ("arrows", "leads_and_tubes"):
         before = corruptions.artefact(picture, name, 1)[1]

@@ -134,31 +134,22 @@ def test_eight_bits_without_a_window_are_shown_as_they_are(tmp_path: Path) -> No
         ({"PatientOrientation": ["A", "F"]}, "lateral view"),
         ({"SeriesDescription": "Thorax lat."}, "lateral view"),
         ({"Rows": 63}, ""),
+        ({"ViewPosition": "PA"}, ""),
+        ({"ViewPosition": "LLD"}, ""),
+        ({"SeriesDescription": "PA and LAT"}, ""),
+        ({"PatientOrientation": ["L", "F"]}, ""),
         ({"Rows": 65}, "damaged"),
     ],
 )
 def test_what_is_no_frontal_image_is_refused_in_words(tmp_path: Path, elements: dict[str, object], reason: str) -> None:
     path = image(tmp_path / "x.dcm", **elements)
-    if not reason:  # bytes to spare are no damage
-        assert read_image(path).shape == (63, 64)
+    if not reason:  # a frontal image; bytes to spare are no damage
+        assert read_image(path).shape == (elements.get("Rows", 64), 64)
         return
     with pytest.raises(UnreadableImage, match=reason) as caught:
         read_image(path)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "elements",
-    [
-        {"ViewPosition": "PA"},
-        {"ViewPosition": "LLD"},
-        {"SeriesDescription": "PA and LAT"},
-        {"PatientOrientation": ["L", "F"]},
-    ],
-)
-def test_frontal_images_are_not_taken_for_lateral_ones(tmp_path: Path, elements: dict[str, object]) -> None:
-    assert read_image(image(tmp_path / "x.dcm", **elements)).shape == (64, 64)
 
 
 @pytest.mark.slow

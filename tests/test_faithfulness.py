@@ -256,7 +256,6 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
         if name.endswith("weight") and trained.ndim > 1:
             assert not torch.equal(drawn, trained)
             assert drawn.std().item() == pytest.approx(trained.std().item(), rel=0.3)
-    # Each step changes its own part only.
     assert torch.equal(seen[1]["net.second.0.weight"], model.net["second"][0].weight)
     assert not torch.equal(seen[1]["net.head.weight"], model.net["head"].weight)
     again = list(randomisation.cascading_randomisation(model, images, explain.grad_cam))

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 import served
-from pack import Pack
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import ood, predict
@@ -19,11 +18,6 @@ from trustcxr.explain.ood import Familiarity
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return load_run(served.untrained_run(tmp_path_factory.mktemp("run")), on="cpu")
-
-
-@pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple:
-    return pack.training_images()
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,6 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     weak = audits.load_exam().changed(("worst-case",), (0.2,))
     short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
     monkeypatch.setattr(audits, "load_exam", lambda: weak.model_copy(update={"attacks": (short,)}))
-    # An attack of ours that finds nothing: images as they are.
     monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
     both = audits.audit(
@@ -168,8 +167,6 @@ def test_images_of_a_finding_count_for_it_and_those_of_a_image_for_all_its_other
 
 
 def bright_or_dark(folder: Path) -> Path:
-    """A model of two findings, at a brightness of a half; its file."""
-
     class Findings(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             margin = 40 * (images.mean((2, 3)) - 0.5)

@@ -16,8 +16,6 @@ from trustcxr.errors import UserError
 
 
 class Touch:
-    """A pickle of this makes a file when it is opened."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
 

@@ -173,7 +173,6 @@ def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A run that says it is trained, with one table."""
     folder, chosen = tmp_path / "run", run_recipe()
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")

@@ -54,7 +54,6 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     for attack in recipe.evaluation.attacks:
         attacks.get(attack.name)
     assert all(method.split("@")[0] in METHODS for method in recipe.explanation.methods)
-    # PGD stands beside FGSM at every radius, from the first day.
     radii = {a.name: set(a.epsilons) for a in recipe.evaluation.attacks}
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]

@@ -81,17 +81,10 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
 
 def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
     content = {
-        "nan": NAN,
-        "infinite": [float("inf"), -float("inf")],
-        "numpy": np.float32(0.5),
-        "whole": np.int64(3),
-        "truth": np.bool_(True),
-        "array": np.array([[1.0, NAN]]),
-        "pair": (1, NAN),
-        "epsilons": {0.02: np.float64("nan")},
-        "text": "é, NaN",
-        "none": None,
-    }
+        "nan": NAN, "infinite": [float("inf"), -float("inf")], "numpy": np.float32(0.5), "whole": np.int64(3),
+        "truth": np.bool_(True), "array": np.array([[1.0, NAN]]), "pair": (1, NAN), "epsilons": {0.02: np.float64(NAN)},
+        "text": "é, NaN", "none": None,
+    }  # fmt: skip
     atomic.write_json(tmp_path / "m.json", content)
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
 
@@ -99,25 +92,11 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
         raise AssertionError(f"{constant} in a JSON document")
 
     assert json.loads(text, parse_constant=refuse) == {
-        "nan": None,
-        "infinite": [None, None],
-        "numpy": 0.5,
-        "whole": 3,
-        "truth": True,
-        "array": [[1.0, None]],
-        "pair": [1, None],
-        "epsilons": {"0.02": None},
-        "text": "é, NaN",
-        "none": None,
-    }
+        "nan": None, "infinite": [None, None], "numpy": 0.5, "whole": 3, "truth": True, "array": [[1.0, None]],
+        "pair": [1, None], "epsilons": {"0.02": None}, "text": "é, NaN", "none": None,
+    }  # fmt: skip
     assert text.endswith("}\n")
     assert "é" in text, "names are legible in the file"
-
-
-def test_numbers_come_back_exactly(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).random(50)
-    atomic.write_json(tmp_path / "m.json", {"values": values})
-    assert atomic.read_json(tmp_path / "m.json")["values"] == values.tolist()
 
 
 def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
@@ -171,7 +150,6 @@ def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
         (atomic.read_json, "metrics.json", b"{'a': 1"),
         (atomic.read_json, "metrics.json", b"\xff\xfe\xfd"),
         (atomic.read_yaml, "run.yaml", b"a: [1"),
-        (atomic.read_yaml, "run.yaml", b"- 1"),
         (atomic.read_table, "t.parquet", b"PAR1 not really"),
         (atomic.read_table, "t.csv", b""),
     ],
@@ -234,14 +212,3 @@ def test_a_study_folder_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):
         layout.check_study(touch(tmp_path, "study.yaml"))
     assert layout.check_study(touch(tmp_path, "study.json")) == tmp_path
-
-
-def test_versions_name_what_a_result_depends_on() -> None:
-    import torch
-
-    import trustcxr
-
-    found = layout.versions()
-    assert found["trustcxr"] == trustcxr.__version__
-    assert found["torch"] == torch.__version__
-    assert "unknown" not in found.values()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
@@ -26,15 +25,8 @@ from trustcxr.training import fit_run, lung_segmenter, monitor, step
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
 
-@pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple[Any, Any]:
-    """48 images to train on and 24 to validate, 32 pixels."""
-    return pack.training_images()
-
-
 @pytest.fixture(autouse=True)
 def _rising(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation figures that rise, so that the last epoch is the one that is kept."""
     made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
 
 
@@ -43,7 +35,6 @@ Step = tuple[Tensor, Tensor, dict[str, Any]]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
-    """Images, labels and options of every step of `standard` and `fgsm`."""
     seen: list[Step] = []
 
     for name in ("standard", "fgsm"):
@@ -62,10 +53,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "swap": ({"name": "standard"}, {"background": "swap"}),
     "mask": ({"name": "mixup"}, {"background": "mask"}),
-    "crop and free": ({"name": "free", "replays": 2}, {"background": "crop"}),
     "emptied": ({"name": "fgsm-rs"}, {"background": "emptied"}),
     "emptied and trades": ({"name": "trades"}, {"background": "emptied"}),
-    "emptied and free": ({"name": "free", "replays": 2}, {"background": "emptied"}),
 }
 
 
