@@ -60,6 +60,14 @@ def radiographs(pack: Pack) -> tuple[object, object]:
     return pack.training_images()
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is used where it is asked for, also by a processor that only imitates it."""

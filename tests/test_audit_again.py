@@ -1,5 +1,4 @@
-"""An audit started again: what was examined stands as long as nothing of it has changed, and only audits of one truth
-compare."""
+"""An audit started again: what was examined stands while nothing of it has changed; audits of one truth compare."""
 
 import importlib
 import shutil

@@ -1,5 +1,4 @@
-"""What a surrogate of an audit learns from: images of the training split, and none of them is examined or of a patient
-who is; where there are none, images that are examined, which is said."""
+"""What a surrogate of an audit learns from: training images of patients who are not examined, where there are any."""
 
 import shutil
 from pathlib import Path

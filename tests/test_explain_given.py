@@ -161,17 +161,6 @@ def test_a_network_whose_last_map_is_not_seen_is_explained_by_what_reads_none(
     assert any("made random part by part" in note for note in document["notes"])
 
 
-def test_images_without_masks_are_refused_before_anything_is_written(radiographs: Path, tmp_path: Path) -> None:
-    onnx(small(), tmp_path / "m.onnx")
-    for number, radiograph in enumerate(sorted(radiographs.rglob("Test/*/images/*.png"))[:6]):
-        place = tmp_path / "plain" / CLASSES[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.copy(radiograph, place / f"{number}.png")
-    typed = ("explain", model_file(tmp_path, "source: m.onnx"), "--data", tmp_path / "plain", "--out", tmp_path / "out")
-    assert "no infection or lung masks here" in complaint(*typed)
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_cannot_be_explained_is_refused_in_one_line(radiographs: Path, tmp_path: Path) -> None:
     onnx(small(), tmp_path / "m.onnx")
     model, out = model_file(tmp_path, "source: m.onnx"), ("--out", tmp_path / "out")
