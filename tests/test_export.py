@@ -9,6 +9,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import trustcxr as tx
 from small_runs import recipe, same, weights
@@ -20,6 +21,7 @@ from trustcxr.errors import CannotWrite, UserError
 from trustcxr.evaluation.trained_run import load_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
+from trustcxr.report import model_card
 from trustcxr.storage import atomic, layout
 
 CLASSES = ["COVID-19", "Non-COVID", "Normal"]
@@ -247,6 +249,15 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "empty").mkdir()
     run("push", plain, tmp_path / "empty")
     assert tx.load_run(tmp_path / "empty", on="cpu").name == "test_resnet-fgsm-s0"
+
+
+def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
+    front, body = model_card.render_card(plain).split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
+    for part in ("Research software. Not for diagnosis.", "fingerprint 0123456789abcdef", "fgsm, epsilon 0.02"):
+        assert part in body
+    assert "Not tested yet" in body
+    assert "[license]" in body
 
 
 def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_another(
