@@ -54,6 +54,20 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return Pack((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pack")
 
 
+@pytest.fixture(scope="module")
+def radiographs(pack: Pack) -> tuple[object, object]:
+    """48 images to train on and 24 to validate, 32 pixels."""
+    return pack.training_images()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is used where it is asked for, also by a processor that only imitates it."""

@@ -18,7 +18,6 @@ EPSILON, STEPS, QUERIES = 0.02, 20, 200
 
 
 def robust_network(images: Tensor, labels: Tensor, *, epochs: int = 6) -> nn.Module:
-    """A small CNN without BatchNorm, trained by FGSM with a ramp of epsilon."""
     torch.manual_seed(0)
     widths = (1, 24, 48, 96)
     blocks = [[nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU()] for a, b in pairwise(widths)]
@@ -94,7 +93,6 @@ def test_worst_case_on_real_images(robust: nn.Module, held_out: tuple[Tensor, Te
 
 @pytest.mark.full
 def test_pgd_and_apgd_on_real_images(robust: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
-    """Accuracy within a point of torchattacks and foolbox."""
     import foolbox
     import torchattacks
 

@@ -1,5 +1,4 @@
-"""An audit started again: what was examined stands as long as nothing of it has changed, and only audits of one truth
-compare."""
+"""An audit started again: what was examined stands while nothing of it has changed; audits of one truth compare."""
 
 import importlib
 import shutil
@@ -56,7 +55,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def listed(made: Path, tmp_path: Path) -> Path:
-    """The same, to change."""
     return Path(shutil.copytree(made, tmp_path / "listed"))
 
 
@@ -127,14 +125,12 @@ def test_an_audit_takes_no_place_but_that_of_its_own_model(listed: Path, tmp_pat
 
 @pytest.fixture
 def _forgotten() -> Iterator[None]:
-    """No module of one test is another's."""
     forget()
     yield
     forget()
 
 
 def forget() -> None:
-    """Let code that was changed be read again, as a new process reads it."""
     for name in [name for name in sys.modules if name.partition(".")[0] in ("asked", "helping")]:
         del sys.modules[name]
     importlib.invalidate_caches()

@@ -10,7 +10,6 @@ from benchmarks import formats as benchmark
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from foreign_models import DropoutLeftOn
 from test_cli import run
 from trustcxr.audit.multilabel import Decision
 from trustcxr.audit.run_audit import audit
@@ -125,25 +124,17 @@ def findings() -> nn.Module:
     return Findings(benchmark.network()).eval()
 
 
-def dropping() -> nn.Module:
-    """For `python: test_audit_formats:dropping`."""
-    return DropoutLeftOn(benchmark.network(), 0.002).eval()
-
-
 def first_finding() -> nn.Module:
     """For `python: test_audit_formats:first_finding`: the first finding alone, as a network of two classes."""
     return Decision(LogitsOf(benchmark.network()), 0, 0.5).eval()
 
 
 class LogitsOf(Findings):
-    """The same before the sigmoid."""
-
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).logit()
 
 
 def written(place: Path, name: str, kind: str, classes: Sequence[str], more: str = "") -> Path:
-    """A model file of a function of this module."""
     path = place / f"{name}.yaml"
     path.write_text(
         f"python: test_audit_formats:{name}\n"
@@ -158,7 +149,6 @@ ASKED = {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (0.02,), "trust_c
 
 @pytest.fixture(scope="module")
 def images(resnet18: Path, covidqu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of each class of validation."""
     out = tmp_path_factory.mktemp("images")
     return benchmark.first_images(covidqu, out, load_run(resnet18, on="cpu"), EACH, split="Val")
 
@@ -172,7 +162,6 @@ def bare(resnet18: Path, images: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def _named(resnet18: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of this module hold the network of this run."""
     monkeypatch.setenv(benchmark.NAMED, str(resnet18))
 
 
@@ -207,21 +196,3 @@ def test_fourteen_sigmoids_have_the_figures_of_the_run(
         right = point.sensitivity.value * point.positives + point.specificity.value * (point.n - point.positives)
         one_image = 1 / (3 * EACH) + 1e-9 if condition != "clean" else 1e-9  # may tip at rounding under attack
         assert right / (3 * EACH) == pytest.approx(accuracy, abs=one_image), condition
-
-
-@pytest.mark.full
-@pytest.mark.usefixtures("_named")
-def test_dropout_left_on_has_the_figures_of_the_run(
-    resnet18: Path, images: Path, bare: tuple[Path, AuditDocument], tmp_path: Path
-) -> None:
-    """A dropout so slight that it changes no answer but those that hang in the balance: 2 of 30 images at most."""
-    classes = load_run(resnet18, on="cpu").classes
-    own = benchmark.figures(bare[1])
-    found = audit(written(tmp_path, "dropping", "logits", classes), images, tmp_path / "drops", **ASKED)
-    assert [check.passed for check in found.entry_checks if check.check == "same answer twice"] == [False]
-    assert found.clean.draws is not None
-    other = benchmark.figures(found)
-    for condition in ("clean", "fgsm 0.02", "pgd 0.02"):
-        assert other[condition] == pytest.approx(own[condition], abs=2 / (3 * EACH) + 1e-9), condition
-    # Under worst-case each of 16 draws must be right: what is left can be less than of the network without dropout.
-    assert other["worst-case 0.02"] <= own["worst-case 0.02"] + 1e-9

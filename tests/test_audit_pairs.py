@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from pack import Pack
 from test_audit_command import CLASSES, Brightness, few_steps, greys, model_file  # noqa: F401
 from test_cli import complaint
-from trustcxr.audit import compare
-from trustcxr.audit import run_audit as audits
 from trustcxr.storage import atomic
 
 TABLE = "predictions.parquet"
@@ -25,7 +22,6 @@ def made(pack: Pack) -> Path:
 
 
 def changed(folder: Path, to: Path, change: Change) -> Path:
-    """A copy of an audit with another table of predictions."""
     shutil.copytree(folder, to)
     atomic.write_table(to / TABLE, change(atomic.read_table(to / TABLE)))
     return to
@@ -41,16 +37,9 @@ def logits(value: object) -> Change:
     [
         (lambda table: table[:0], "damaged: no rows; restore it"),
         (lambda table: pd.concat([table, table]), "rows there twice, of one image under one condition; restore it"),
-        (
-            lambda table: pd.concat([table, table[table["attack"] == "fgsm"]]),
-            "rows there twice, of one image under one condition; restore it",
-        ),
         (lambda table: table.drop(columns="label"), "damaged: no column label; restore it"),
-        (lambda table: table.drop(columns="attack"), "damaged: no column attack; restore it"),
         (lambda table: table.assign(label=None), "damaged: rows without label; restore it"),
-        (logits([]), "damaged: 0 logits in a row; expected 3 in each row"),
         (logits(1.0), "damaged: 1 logits in a row; expected 3 in each row"),
-        (logits("x"), "damaged: 1 logits in a row; expected 3 in each row"),
     ],
 )
 def test_a_damaged_table_is_refused_in_one_line(made: Path, tmp_path: Path, change: Change, words: str) -> None:
@@ -69,23 +58,3 @@ def test_other_names_of_images_are_refused(made: Path, tmp_path: Path) -> None:
     }.items():
         other = changed(made / "bad", tmp_path / name, change)
         assert "are named otherwise than in that of the other" in complaint("compare", made / "good", other)
-
-
-def test_scores_of_other_images_each_have_nothing_to_compare(greys: Path, tmp_path: Path) -> None:  # noqa: F811
-    names = [f"{name}{number}.png" for name in CLASSES for number in range(12)]
-    for place in range(2):
-        rows = [",".join([name, "0.6,0.2,0.2"]) for name in names[place::2]]
-        folder = tmp_path / str(place)
-        folder.mkdir()
-        (folder / "scores.csv").write_text("\n".join([",".join(["image", *CLASSES]), *rows]))
-        output = {"kind": "probabilities", "classes": list(CLASSES)}
-        model = {"predictions": "scores.csv", "input": {"size": 16}, "output": output}
-        (folder / "model.yaml").write_text(yaml.safe_dump(model))
-        audits.audit(folder / "model.yaml", greys, folder / "audit")
-    said = complaint("compare", tmp_path / "0" / "audit", tmp_path / "1" / "audit")
-    assert "are named otherwise than in that of the other" in said
-
-
-def test_audits_as_they_were_written_compare_as_before(made: Path) -> None:
-    found = compare.compare(made / "good", made / "bad", resamples=100)
-    assert (found.rows[0].measure, found.rows[0].first, found.rows[0].n) == ("clean accuracy", 1, 36)

@@ -1,5 +1,4 @@
-"""What a surrogate of an audit learns from: images of the training split, and none of them is examined or of a patient
-who is; where there are none, images that are examined, which is said."""
+"""What a surrogate of an audit learns from: training images of patients who are not examined, where there are any."""
 
 import shutil
 from pathlib import Path
@@ -104,7 +103,6 @@ def test_where_there_are_no_training_images_beside_those_examined_there_is_nothi
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The images of every surrogate that is made."""
     found: list[Tensor] = []
 
     def distil(model: nn.Module, images: Tensor, **options: float) -> SurrogateNet:

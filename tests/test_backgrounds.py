@@ -24,7 +24,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def greys(count: int) -> Tensor:
-    """Images of one grey each, all different."""
     return torch.linspace(0.1, 0.9, count).view(-1, 1, 1, 1).expand(-1, 1, SIDE, SIDE).clone()
 
 

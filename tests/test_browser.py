@@ -1,12 +1,11 @@
 """That the looks through a browser see what they are there for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from browser import chromium, opened, sideways, violations
+from browser import opened, sideways, violations
 
 GOOD = (
     '<!DOCTYPE html><html lang="en"><head><title>A page</title></head><body><main><h1>A page</h1></main></body></html>'
@@ -14,12 +13,6 @@ GOOD = (
 BAD = (
     '<!DOCTYPE html><html><body><img src="http://127.0.0.1:9/x.png"><p style="width:900px">a</p><script>nope()</script>'
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.mark.slow

@@ -42,14 +42,6 @@ def interval(images: Tensor) -> ibp.Interval:
     return ibp.Interval.from_ends(*affine_graph.box(images.double(), EPSILON))
 
 
-def test_layers_give_the_ensemble_s_own_answer() -> None:
-    model, (images, _) = together(), some(4)
-    answer = images.double()
-    for layer in affine_graph.exact(model):
-        answer = layer.apply(answer) if isinstance(layer, affine_graph.Affine) else answer.relu()
-    assert torch.allclose(answer, model.double()(images.double()), atol=1e-12)
-
-
 def test_intervals_prove_of_the_ensemble_the_mean_of_what_they_prove_of_each() -> None:
     model, (images, labels) = together(), some(6)
     each = [ibp.least_margins(affine_graph.exact(one), interval(images), labels) for one in model.members()]

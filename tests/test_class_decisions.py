@@ -39,7 +39,6 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images in a folder a class; as they are read again, class by class."""
     images, labels = images_and_labels(count, seed=seed)
     grey = (images * 255).round().to(torch.uint8)
     for number, (image, label) in enumerate(zip(grey, labels.tolist(), strict=True)):

@@ -29,13 +29,6 @@ def test_every_key_is_there_and_says_what_it_means() -> None:
     assert rate == "  learning_rate: 0.001  # default: 0.0005"
 
 
-def test_the_words_that_a_key_may_have_are_listed_once() -> None:
-    said = {line.split(":")[0].strip(" -"): line for line in reversed(template.format_recipe("quick").splitlines())}
-    assert said["normalisation"].endswith("one of batch, group")
-    assert said["schedule"].endswith("# one of cosine, constant")
-    assert "one of" not in said["names"], "a list will do as well"
-
-
 def test_the_command_prints_lists_and_suggests() -> None:
     assert run("recipe", "quick").stdout == template.format_recipe("quick")
     listed = run("recipe").stdout

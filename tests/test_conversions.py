@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from small_networks import SIDE, images_and_labels
+from small_networks import SIDE, images_and_labels, write_onnx
 from test_audit_command import CLASSES, few_steps, greys  # noqa: F401
 from test_cli import run
 from trustcxr.audit.entry_checks import EntryReport, run_entry_checks
@@ -33,11 +33,7 @@ class BrightAbove(nn.Module):
 
 
 def written(folder: Path, side: int) -> Path:
-    path, images = folder / "net.onnx", torch.rand(2, 1, side, side)
-    torch.onnx.export(
-        BrightAbove().eval(), (images,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}}
-    )
-    return path
+    return write_onnx(BrightAbove(), folder / "net.onnx", side)
 
 
 @pytest.fixture

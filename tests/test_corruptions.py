@@ -23,23 +23,11 @@ PHYSICAL = tuple(name for name in NAMES if name not in corruptions.ARTEFACTS)
 
 
 def images(count: int = 3, size: int = 64) -> Tensor:
-    """Synthetic images (count, 1, size, size) in [0, 1]."""
     made = [render(anatomy.CLASSES[i % 3], i, size).image for i in range(count)]
     return torch.from_numpy(np.stack(made)).float().div(255)[:, None]
 
 
 IMAGES = images()
-
-
-def test_the_registry_is_what_the_contract_names() -> None:
-    assert NAMES == (
-        "gaussian_noise", "poisson_noise", "defocus_blur", "motion_blur", "resolution", "jpeg", "contrast", "exposure",
-        "gamma", "rotation", "letters", "arrows", "collimation_border", "leads_and_tubes", "device",
-    )  # fmt: skip
-    assert NAMES[10:] == corruptions.ARTEFACTS
-
-
-# --- the contract, for all -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,20 +83,13 @@ def test_two_corruptions_have_different_noise() -> None:
 def test_small_odd_and_oblong_images_half_precision_and_empty_batches(name: str) -> None:
     for shape in ((2, 1, 33, 47), (1, 1, 16, 16), (0, 1, 32, 32)):
         assert corruptions.corrupt(torch.rand(shape), name, 5).shape == shape
+    for value in (0.0, 1.0):
+        assert corruptions.corrupt(torch.full((1, 1, 32, 32), value), name, 5).isfinite().all()
     half = corruptions.corrupt(IMAGES.bfloat16(), name, 2)
     assert half.dtype == torch.bfloat16
     with torch.inference_mode():
         corruptions.corrupt(IMAGES, name, 1)
     assert not corruptions.corrupt(IMAGES.clone().requires_grad_(), name, 1).requires_grad
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-@pytest.mark.parametrize("name", NAMES)
-def test_black_and_white_images_stay_finite(name: str, value: float) -> None:
-    assert corruptions.corrupt(torch.full((1, 1, 32, 32), value), name, 5).isfinite().all()
-
-
-# --- the same image at another size -----------------------------------------------------------------------------------
 
 
 def shrunk(images: Tensor, times: int) -> Tensor:
@@ -117,7 +98,6 @@ def shrunk(images: Tensor, times: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "poisson_noise"])
 def test_a_severity_is_the_same_image_at_every_size(name: str) -> None:
-    """Noise on a large image, made smaller, is as strong as on the small image."""
     large = torch.full((1, 1, 224, 224), 0.5)
     spread = [
         float(shrunk(corruptions.corrupt(large, name, 3), 4).std()),
@@ -141,9 +121,6 @@ def test_an_artefact_covers_the_same_share_at_every_size(name: str) -> None:
     shares = [float(corruptions.artefact(images(3, size), name, 5)[1].float().mean()) for size in (96, 224)]
     # At 96 pixels a thin stroke touches more pixels than its width.
     assert 0.9 < shares[0] / shares[1] < 2
-
-
-# --- each by another way ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("severity", corruptions.SEVERITIES)
@@ -231,9 +208,6 @@ def test_resolution_leaves_no_detail_finer_than_its_pixels() -> None:
     assert power[fine].sum() < 0.02 * power.sum()
 
 
-# --- artefacts -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", corruptions.ARTEFACTS)
 @pytest.mark.parametrize("severity", [1, 5])
 def test_an_artefact_changes_what_its_mask_covers_and_nothing_else(name: str, severity: int) -> None:
@@ -268,7 +242,6 @@ def test_a_severity_is_a_whole_number_however_it_is_written() -> None:
 
 
 def test_the_same_draw_at_every_severity() -> None:
-    """What is there at one severity is there at the next."""
     picture = images(4, 224)
     for name in ("arrows", "leads_and_tubes"):
         before = corruptions.artefact(picture, name, 1)[1]
@@ -276,20 +249,15 @@ def test_the_same_draw_at_every_severity() -> None:
         assert float((before & after).sum() / before.sum()) > 0.6, name
 
 
-# --- bad input, and the sheet ----------------------------------------------------------------------------------------
-
-
 def test_bad_input_is_one_line() -> None:
     wrong = [
         (lambda: corruptions.corrupt(IMAGES, "gausian_noise", 1), "unknown corruption 'gausian_noise': did you mean"),
         (lambda: corruptions.corrupt(IMAGES, "jpeg", 6), "severity 6: choose a whole number from 1 to 5"),
-        (lambda: corruptions.corrupt(IMAGES, "jpeg", 0), "severity 0"),
         (lambda: corruptions.corrupt(IMAGES * 255, "jpeg", 1), r"must lie in \[0, 1\]"),
         (lambda: corruptions.corrupt(torch.full((1, 1, 32, 32), 1 + 2e-7), "jpeg", 1), r"1\.0000002.*; clamp them"),
         (lambda: corruptions.corrupt(IMAGES * torch.nan, "jpeg", 1), r"must lie in \[0, 1\]"),
         (lambda: corruptions.corrupt(IMAGES[:, 0], "jpeg", 1), r"floats \(B, 1, H, W\)"),
         (lambda: corruptions.corrupt(IMAGES.byte(), "jpeg", 1), "floats"),
-        (lambda: corruptions.corrupt(IMAGES.expand(-1, 3, -1, -1), "jpeg", 1), "floats"),
         (lambda: corruptions.corrupt(IMAGES, "jpeg", 1, keys=["a"]), "3 images but 1 keys"),
         (lambda: corruptions.artefact(IMAGES, "jpeg", 1), "unknown artefact 'jpeg'"),
     ]

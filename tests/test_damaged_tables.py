@@ -44,8 +44,6 @@ def _first_logits(table: pd.DataFrame, row: object) -> pd.DataFrame:
         (lambda t: t.drop(index=t.index[t["attack"] == "clean"][0]), "1 images without a row of the image as it is"),
         (lambda t: pd.concat([t, t]), "330 of 660 rows there twice, of one image under one condition"),
         (lambda t: _label(t, 99), "the label 99, of 3 classes numbered from 0"),
-        (lambda t: _label(t, -1), "the label -1, of 3 classes"),
-        (lambda t: _label(t, 0.5), "the label 0.5, of 3 classes"),
         (lambda t: _label(t, np.nan), "rows without label"),
         (lambda t: t.assign(label="Normal"), "no numbers in label"),
         (lambda t: t.assign(epsilon=None), "rows without epsilon"),

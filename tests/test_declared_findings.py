@@ -46,7 +46,6 @@ def radiographs(together: float = 0.5, seed: int = 0) -> tuple[Tensor, np.ndarra
 
 
 def tried(net: nn.Module, cuts: float = 0.0, together: float = 0.5, seed: int = 0) -> tuple[str | None, str | None]:
-    """What is said of the names, and of the input."""
     images, truth = radiographs(together, seed)
     given = load(net, classes=NAMES, size=8, output="sigmoid")
     assert given.model is not None

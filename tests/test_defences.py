@@ -13,7 +13,6 @@ from small_networks import SmallNet, images_and_labels
 from trustcxr import attacks, defences, registry
 from trustcxr.defences import base
 from trustcxr.defences.adversarial import fgsm
-from trustcxr.errors import UserError
 from trustcxr.recipes.training_recipe import DefenceRecipe
 
 # Those that train on a bound need a network that can be bounded: see test_certify_defences.
@@ -74,7 +73,6 @@ def test_fgsm_loss_reaches_the_weights_but_not_through_the_attack(
 
 
 def options_of(name: str, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """What a defence must be told."""
     options: dict[str, Any] = {"epsilon": 0.02} if "epsilon" in DEFENCE_OPTIONS[name] else {}
     return options | ({"perturbation": torch.zeros_like(batch[0])} if name == "free" else {})
 
@@ -97,7 +95,6 @@ def test_the_recipe_knows_what_each_defence_takes() -> None:
 def test_label_smoothing_reaches_the_loss(name: str, model: SmallNet, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = batch
     options = options_of(name, batch)
-    # With smoothing 1 the label no longer counts.
     loss, logits = defences.get(name)(
         model, images, labels, **options, label_smoothing=1.0, **({"beta": 0.0} if name == "trades" else {})
     )
@@ -155,9 +152,3 @@ def test_autocast_training_step_is_close_to_full_precision(model: SmallNet, batc
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert ours.grad is not None
         assert F.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.9 or theirs.grad.norm() < 1e-3
-
-
-def test_get_suggests_the_nearest_name() -> None:
-    assert defences.get("fgsm") is fgsm
-    with pytest.raises(UserError, match="unknown defence 'standart': did you mean standard"):
-        defences.get("standart")

@@ -31,7 +31,6 @@ def images(pack: Pack) -> Path:
 
 
 def small(**changes: object) -> object:
-    """A study of two networks and one defence that takes seconds."""
     explanation = {"methods": ["layercam@-3"], "corruptions": [], "sample": 0, "panels": 1}
     return tiny(**({"explanation": explanation} | changes))
 
@@ -120,7 +119,6 @@ def test_unknown_engines_and_impossible_jobs_are_one_line() -> None:
 
 @pytest.mark.slow
 def test_two_runs_at_once_give_the_same_bits(images: Path, alone: Path, tmp_path: Path) -> None:
-    """By one thread each, unless told otherwise."""
     Study(small(), images, tmp_path, engines.get("local", 2)).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
     for run in (path for study in (alone, tmp_path) for path in study.glob("runs/*/run.yaml")):
@@ -164,8 +162,6 @@ def test_the_protocol_does_not_know_the_engine(images: Path, alone: Path, tmp_pa
     Study(small(), images, tmp_path, engine).run()  # type: ignore[arg-type]
     assert bits(tmp_path) == bits(alone)
 
-
-# --- one writer a folder ---------------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time

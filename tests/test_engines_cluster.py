@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,9 @@ def images(pack: Pack) -> Path:
 
 @pytest.fixture(scope="module")
 def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What one process with one thread makes of the study."""
     folder = tmp_path_factory.mktemp("local")
     Study(small(), images, folder / "study", engines.get("local"), threads=1).run()  # type: ignore[arg-type]
     return bits(folder / "study")
-
-
-# --- what a person gets wrong ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -51,7 +47,6 @@ def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
         ("ray", EngineOptions(slurm={"partition": "gpu"}), "--slurm is of --engine slurm, and this is --engine ray"),
         ("local", EngineOptions(needs=Needs(4)), "--cpus and --gpus are of --engine ray and slurm"),
         ("ray", EngineOptions(needs=Needs(0)), "--cpus 0: expected 1 or more"),
-        ("slurm", EngineOptions(jobs=0), "--jobs 0: expected 1 or more"),
     ],
 )
 def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, said: str) -> None:
@@ -77,46 +72,19 @@ def test_an_address_without_a_cluster_is_said_within_seconds(tmp_path: Path) -> 
         assert time.monotonic() - began < 30
 
 
-def test_where_there_is_no_slurm_it_is_said(tmp_path: Path) -> None:
-    if shutil.which("srun"):
-        pytest.skip("there is SLURM here")
-    with pytest.raises(UserError, match="SLURM cannot be used from here"):
-        engines.get("slurm").map(note, [Task(tmp_path, "a", "train")])
-
-
-@pytest.fixture
-def refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What the command says of an engine that cannot be used: before an image is read, and with nothing written."""
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("images are read")
-
-    monkeypatch.setattr(run_study, "load_dataset", never)
+def test_an_engine_that_cannot_be_used_is_said_before_images_are_read(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_study, "load_dataset", lambda *_, **__: pytest.fail("images are read"))
     atomic.write_yaml(tmp_path / "small.yaml", RECIPE)
-    out = tmp_path / "out"
-
-    def refuse(*options: object) -> str:
-        said = complaint("study", tmp_path / "small.yaml", "--data", images, "--out", out, *options)
-        assert not out.exists()
-        return said
-
-    return refuse
-
-
-def test_an_engine_that_cannot_be_used_is_said_before_images_are_read(refused: Callable[..., str]) -> None:
+    typed = ("study", tmp_path / "small.yaml", "--data", images, "--out", tmp_path / "out", "--engine")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
-    assert f"--ray-address {nobody}: no Ray cluster answers" in refused("--engine", "ray", "--ray-address", nobody)
+    assert f"--ray-address {nobody}: no Ray cluster answers" in complaint(*typed, "ray", "--ray-address", nobody)
     if shutil.which("srun") is None:
-        assert "SLURM cannot be used from here" in refused("--engine", "slurm")
-
-
-@pytest.mark.full
-def test_more_than_the_cluster_has_is_said_before_images_are_read(refused: Callable[..., str]) -> None:
-    """Of one that is started for the study, and ends with the answer."""
-    pytest.importorskip("ray")
-    assert "no node has 4096 cores and 0 GPUs for a run; there is" in refused("--engine", "ray", "--cpus", 4096)
+        assert "SLURM cannot be used from here" in complaint(*typed, "slurm")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.full
@@ -139,7 +107,6 @@ def test_a_cluster_started_for_a_study_is_started_once_and_ends_with_its_engine(
 
 @pytest.fixture
 def beside_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine where SLURM seems to be."""
     pytest.importorskip("submitit")
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
@@ -203,12 +170,8 @@ def test_images_at_an_address_are_brought_once_and_whole(
         load_dataset(Path("s3://bucket/images"))
 
 
-# --- Ray -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one core, for the whole file."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     with pytest.MonkeyPatch.context() as patch:
@@ -300,9 +263,6 @@ def test_a_study_on_two_nodes_has_the_bits_of_one_process_even_where_a_node_is_l
     assert document.failures == []
     assert gone.is_set() == lost
     assert bits(study) == local
-
-
-# --- SLURM, by submitit's local executor -----------------------------------------------------------------------------
 
 
 @pytest.mark.full

@@ -77,14 +77,6 @@ def test_other_options_are_no_version_of_it() -> None:
         load_exam().changed(("transfer",))
 
 
-def test_a_name_that_is_none_is_told_only_of_attacks_that_an_audit_takes() -> None:
-    with pytest.raises(UserError, match="--attack nope: unknown attack 'nope': valid: fgsm, ") as problem:
-        load_exam().changed(("nope",))
-    assert "transfer" not in str(problem.value)
-    for name in str(problem.value).partition("valid: ")[2].split(", "):
-        assert load_exam().changed((name,)).attacks[0].name == name
-
-
 @pytest.mark.parametrize("epsilon", [0.0, -0.01, float("nan")])
 def test_a_radius_of_nothing_is_no_attack(epsilon: float) -> None:
     with pytest.raises(UserError, match=f"--epsilon {epsilon:g}: an attack needs a radius above 0"):

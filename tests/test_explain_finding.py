@@ -33,7 +33,6 @@ class Bright(nn.Module):
 
 
 def bright() -> nn.Module:
-    """Of `python: test_explain_finding:bright`."""
     return Sigmoids(Bright())
 
 
@@ -66,19 +65,8 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(radiographs: Path,
     classes = model_file(tmp_path, "source: classes.pt2", "logits", CLASSES, "classes")
     many = model_file(tmp_path, "source: findings.pt2", "sigmoid", FINDINGS, "many", ", thresholds: [0.3, 0.5, 0.5]")
     run("explain", classes, "--data", radiographs, "--out", tmp_path / "own", "--trust-code", *QUICK)
-    typed = (
-        "--data",
-        radiographs,
-        "--out",
-        tmp_path / "one",
-        "--trust-code",
-        *QUICK,
-        *LABELS,
-        "--finding",
-        "opacity",
-        "--json",
-    )
-    done = run("explain", many, *typed)
+    typed = ("--data", radiographs, "--out", tmp_path / "one", "--trust-code", *QUICK, *LABELS, "--finding")
+    done = run("explain", many, *typed, "opacity", "--json")
     document = json.loads(done.stdout)
     assert document["finding"] == "Opacity"
     assert document["run"] == "many, Opacity"
@@ -101,9 +89,8 @@ def test_a_findings_maps_are_those_of_the_same_networks_class(radiographs: Path,
         logits = plain.model(images)[:, 0]
         torch.testing.assert_close(one(images)[:, 1], logits - np.log(0.3 / 0.7).astype("float32"))
         assert one(images)[:, 0].eq(0).all()
-    # Another finding in the same folder would stand beside maps that are not of it.
-    other = ("--data", radiographs, "--out", tmp_path / "one", "--trust-code", *QUICK, *LABELS, "--finding", "Effusion")
-    assert "of which the model, the images, the finding or the version are others" in complaint("explain", many, *other)
+    other = complaint("explain", many, *typed, "Effusion")
+    assert "of which the model, the images, the finding or the version are others" in other
 
 
 def _rgb() -> dict[str, object]:
@@ -133,25 +120,14 @@ def test_a_finding_that_is_read_off_the_lesion_falls_without_it(radiographs: Pat
     effect = {(row["fill"], row["control"]): row for row in document["lesions"] if row["condition"] == "clean"}
     assert effect["grey", "lung"]["effect"]["value"] > 0
     assert effect["grey", "lung"]["images"] == 4
-    # Of this model's own choosing on validation: no operating point was declared.
     assert any("chosen on validation" in note for note in document["notes"])
 
 
 def notes_of(model: Path, radiographs: Path, out: Path, *more: str) -> list[str]:
     """What is said before the maps of Opacity, and that it was said at once."""
-    typed = (
-        "--data",
-        radiographs,
-        "--out",
-        out,
-        "--trust-code",
-        *QUICK[:4],
-        "--method",
-        "occlusion",
-        "--finding",
-        "Opacity",
-    )
-    done = run("explain", model, *typed, "--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", *more, "--json")
+    typed = ("--data", radiographs, "--out", out, "--trust-code", *QUICK[:4], "--method", "occlusion")
+    labels = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal")
+    done = run("explain", model, *typed, "--finding", "Opacity", *labels, *more, "--json")
     notes: list[str] = json.loads(done.stdout)["notes"]
     assert all(note in done.stderr for note in notes)
     return [*notes, *(line for line in done.stderr.splitlines() if line.startswith("no threshold is tuned"))]
@@ -168,7 +144,6 @@ def test_what_is_said_of_a_finding_before_its_maps(radiographs: Path, tmp_path: 
         "Opacity: accuracy (66.7%) is no better than that of a constant answer (always absent: 66.7%), so its maps are "
         "not informative"
     )
-    # Chosen on validation, its answers are better than that.
     chosen = model_file(tmp_path, source, "sigmoid", FINDINGS, "chosen")
     notes = notes_of(chosen, radiographs, tmp_path / "chosen")
     table = pd.read_parquet(tmp_path / "chosen" / "predictions.parquet")
@@ -203,7 +178,6 @@ def test_which_finding_is_asked_for_where_images_do_not_say(radiographs: Path, t
     refused = complaint("explain", classes, "--data", radiographs, *out, "--finding", "Opacity", "--trust-code")
     assert "--finding Opacity: classes answers with one of its classes" in refused
     assert not (tmp_path / "out").exists()
-    # One alone that images with a mask have is meant.
     alone = ("--label", "COVID-19=Opacity", "--label", "Non-COVID=Normal", "--json")
     assert json.loads(run(*typed, *alone).stdout)["finding"] == "Opacity"
     assert atomic.read_json(tmp_path / "out" / "metrics.json")["finding"] == "Opacity"

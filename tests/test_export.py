@@ -9,6 +9,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import trustcxr as tx
 from small_runs import recipe, same, weights
@@ -17,7 +18,6 @@ from trustcxr.audit import export_run as exports
 from trustcxr.audit import formats
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.evaluation import hub
 from trustcxr.evaluation.trained_run import load_before_refit
 from trustcxr.models import export, factory
 from trustcxr.models.weights import save_weights
@@ -28,7 +28,6 @@ CLASSES = ["COVID-19", "Non-COVID", "Normal"]
 
 
 def made(folder: Path, *, background: str = "full", **model: object) -> Path:
-    """A run with random weights, as training leaves one."""
     torch.manual_seed(0)
     asked = recipe("fgsm", model=dict(model), background=background)
     network = factory.build(asked.model.name, classes=len(CLASSES), **asked.network_options())
@@ -169,16 +168,6 @@ def test_an_onnx_file_takes_any_batch_and_agrees_on_images(plain: Path, tmp_path
     assert '"kind": "ONNX"' in audited.stdout
 
 
-@pytest.mark.slow
-def test_onnx_agrees_on_real_images(plain: Path, covidqu: Path, tmp_path: Path) -> None:
-    found = exports.export(plain, "onnx", tmp_path / "run.onnx", data=covidqu)
-    assert found.images == f"{exports.IMAGES} images of {covidqu.name}"
-    assert (found.largest or 1) <= exports.ALLOWED
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
 class Hub:
     """A folder that stands for a hub: what is uploaded lies in it, and is what is downloaded."""
 
@@ -263,15 +252,12 @@ def test_a_folder_stands_for_a_hub(plain: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_card_of_a_run_says_what_it_is_and_what_it_does_not_know(plain: Path) -> None:
-    import yaml
-
-    text = model_card.render_card(plain)
-    front, body = text.split("---\n", 2)[1:]
+    front, body = model_card.render_card(plain).split("---\n", 2)[1:]
     assert yaml.safe_load(front)["model_name"] == "test_resnet-fgsm-s0"
-    assert "Research software. Not for diagnosis." in body
-    for part in ("fingerprint 0123456789abcdef", "fgsm, epsilon 0.02", "Not tested yet", "[license]", "COVID-19"):
+    for part in ("Research software. Not for diagnosis.", "fingerprint 0123456789abcdef", "fgsm, epsilon 0.02"):
         assert part in body
-    assert hub.CARD_FILE == "README.md"
+    assert "Not tested yet" in body
+    assert "[license]" in body
 
 
 def test_a_hub_never_holds_the_figures_of_one_training_beside_the_weights_of_another(

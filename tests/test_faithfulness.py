@@ -43,9 +43,6 @@ def probability(seen: Tensor) -> Tensor:
     return torch.sigmoid(20 * (seen - 0.7))
 
 
-# Insertion and deletion
-
-
 def test_a_curve_by_hand() -> None:
     # Pixels go 0, 1, 2, 3 and the model reads their mean; the blurred image is the limit of much blur: its mean.
     class Mean(nn.Module):
@@ -162,9 +159,6 @@ def test_road_rewards_the_true_map(x: Tensor, truth: Tensor) -> None:
     torch.testing.assert_close(faithfulness.road(Spot(), x, truth, 0)[:1], one)
 
 
-# The contract
-
-
 @pytest.mark.parametrize("test", [faithfulness.insertion, faithfulness.deletion, faithfulness.road])
 def test_the_model_is_left_as_found_and_bad_input_is_named(test: object, x: Tensor, truth: Tensor) -> None:
     model = Spot().train()
@@ -182,14 +176,6 @@ def test_the_model_is_left_as_found_and_bad_input_is_named(test: object, x: Tens
     ):
         with pytest.raises(UserError, match=words):
             test(model, x, maps, target)
-
-
-def test_steps_must_be_one_or_more(x: Tensor, truth: Tensor) -> None:
-    with pytest.raises(UserError, match="steps must be 1 or more"):
-        faithfulness.insertion(Spot(), x, truth, steps=0)
-
-
-# Sanity
 
 
 class Tiny(nn.Module):
@@ -270,7 +256,6 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
         if name.endswith("weight") and trained.ndim > 1:
             assert not torch.equal(drawn, trained)
             assert drawn.std().item() == pytest.approx(trained.std().item(), rel=0.3)
-    # Each step changes its own part only.
     assert torch.equal(seen[1]["net.second.0.weight"], model.net["second"][0].weight)
     assert not torch.equal(seen[1]["net.head.weight"], model.net["head"].weight)
     again = list(randomisation.cascading_randomisation(model, images, explain.grad_cam))
@@ -281,14 +266,13 @@ def test_random_weights_keep_the_scale_of_the_signal(images: Tensor) -> None:
     assert not torch.equal(again[-1].ssim.nan_to_num(), other[-1].ssim.nan_to_num())
 
 
-@pytest.mark.parametrize("blur", [0, -1.0, 16.0, float("nan")])
-def test_a_blur_that_cannot_be_is_named(blur: float, x: Tensor, truth: Tensor) -> None:
-    for curve in (faithfulness.insertion, faithfulness.deletion):
-        with pytest.raises(UserError, match="blur must be above 0 and below half the shorter side of 32 pixels; got"):
-            curve(Spot(), x, truth, 0, blur=blur)
-
-
-@pytest.mark.parametrize("shares", [(), (0.5, 1.5), (-0.1,)])
-def test_shares_outside_the_image_are_named(shares: tuple[float, ...], x: Tensor, truth: Tensor) -> None:
-    with pytest.raises(UserError, match="shares of pixels removed lie between 0 and 1; got"):
-        faithfulness.road(Spot(), x, truth, 0, shares=shares)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"steps": 0}, "steps must be 1 or more")]
+    + [({"blur": blur}, "blur must be above 0 and below half the shorter") for blur in (0, -1.0, 16.0, float("nan"))]
+    + [({"shares": shares}, "removed lie between 0 and 1; got") for shares in ((), (0.5, 1.5), (-0.1,))],
+)
+def test_options_that_cannot_be_are_named(asked: dict[str, object], words: str, x: Tensor, truth: Tensor) -> None:
+    for curve in (faithfulness.road,) if "shares" in asked else (faithfulness.insertion, faithfulness.deletion):
+        with pytest.raises(UserError, match=words):
+            curve(Spot(), x, truth, 0, **asked)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 import served
-from pack import Pack
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import ood, predict
@@ -22,18 +21,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple:
-    return pack.training_images()
-
-
-@pytest.fixture(scope="module")
 def known(run: Run, radiographs: tuple) -> Familiarity:
     return ood.fit(run, *radiographs)
-
-
-def test_the_time_that_is_left_is_said(run: Run, radiographs: tuple, bars: list) -> None:
-    ood.fit(run, *radiographs)
-    assert bars == [(f"training images of {run.name}", 1, 1), (f"validation images of {run.name}", 1, 1)]
 
 
 def pixels(data: object) -> torch.Tensor:

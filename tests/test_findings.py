@@ -200,10 +200,7 @@ def test_the_worst_score_of_any_attack_ranks_the_images() -> None:
         return pd.DataFrame(common | {"logits": logits})
 
     clean, driven = rows("clean", 0, [2, -2]), [rows("pgd", 0.01, [-3, 1]), rows("pgd", 0.05, [-9, 9])]
-    table = pd.concat(
-        [clean, *driven, rows("worst-case", 0.02, [-1, 2])],
-        ignore_index=True,
-    )
+    table = pd.concat([clean, *driven, rows("worst-case", 0.02, [-1, 2])], ignore_index=True)
     found = multilabel.worst_scores(table)
     assert [float(pair[1]) for pair in found["logits"].iloc[-2:]] == [-3, 2]
     assert found["logits"].iloc[:6].tolist() == table["logits"].iloc[:6].tolist()

@@ -94,8 +94,6 @@ def test_what_cannot_be_folded_is_left_alone() -> None:
 
 
 class Depends(nn.Module):
-    """A forward pass that looks at its input cannot be followed."""
-
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
@@ -165,8 +163,6 @@ def test_a_faster_model_answers_as_the_model_does_and_leaves_it_whole(around: st
 
 
 class ReadsItsNorm(nn.Module):
-    """Looks into its own layers while it answers."""
-
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)

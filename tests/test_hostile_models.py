@@ -10,22 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from foreign_models import (
-    CLASSES,
-    IMAGENET,
-    RunsWhenRead,
-    WritesAFile,
-    exported,
-    onnx,
-    small,
-)
+from foreign_models import CLASSES, IMAGENET, RunsWhenRead, WritesAFile, exported, onnx, small
 from trustcxr.audit.formats import describe_file, load
 from trustcxr.errors import UserError
 
 
 class Touch:
-    """A pickle of this makes a file when it is opened."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
 

@@ -72,19 +72,6 @@ def test_smooth_activations_in_the_place_of_relu(name: str, kind: type) -> None:
     assert float((layer(x) - x.relu()).abs().max()) < 0.3
 
 
-def test_copies_are_other_networks_whose_logits_are_averaged() -> None:
-    model = built(members=3).eval()
-    alone = [classifier.Classifier(net, mean=float(model.mean), std=float(model.std)).eval() for net in model.net.nets]
-    with torch.no_grad():
-        answers = torch.stack([one(IMAGES) for one in alone])
-        assert torch.allclose(model(IMAGES), answers.mean(0), atol=1e-5)
-    assert float((answers[0] - answers[1]).abs().max()) > 1e-3, "each copy has weights of its own"
-    assert zoo.count_parameters(model) == 3 * zoo.count_parameters(built())
-    maps = cam.grad_cam(model, IMAGES)
-    assert maps.shape == (4, 64, 64)
-    assert float(maps.max()) > 0
-
-
 def test_unlike_networks_side_by_side_each_see_what_they_were_made_for() -> None:
     model = built("resnet18+tf_efficientnet_lite0+ResNet18").eval()
     alone = [built(name).eval() for name in ("resnet18", "tf_efficientnet_lite0", "resnet18")]
@@ -174,10 +161,7 @@ def test_a_run_is_rebuilt_with_its_options(options: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("model", "complaint"),
-    [
-        ({"normalisation": "layer"}, "key 'model.normalisation'"),
-        ({"activation": "tanh"}, "key 'model.activation'"),
-    ],
+    [({"normalisation": "layer"}, "key 'model.normalisation'"), ({"activation": "tanh"}, "key 'model.activation'")],
 )
 def test_a_recipe_refuses_options_that_make_no_network(model: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError) as problem:

@@ -8,10 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pack import Pack
 from small_runs import PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import attacks
-from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
@@ -21,12 +19,6 @@ from trustcxr.models.weights import load_weights
 from trustcxr.recipes import study_recipe
 from trustcxr.training import fit_run as loop
 from trustcxr.training import lung_segmenter
-
-
-@pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple[Any, Any]:
-    """48 images to train on and 24 to validate, 32 pixels."""
-    return pack.training_images()
 
 
 @pytest.fixture
@@ -180,22 +172,6 @@ def test_the_classifier_does_not_bend_the_gate(radiographs: tuple[Any, Any], tmp
     kept = weights(tmp_path)
     assert gates[0]
     assert all(torch.allclose(kept[k], v) for k, v in gates[0].items())
-
-
-def test_a_gate_needs_lung_masks(radiographs: tuple[Any, Any], tmp_path: Path) -> None:
-    folders = tmp_path / "plain"
-    for split in ("Train", "Val"):
-        for name in ("a", "b"):
-            (folders / split / name).mkdir(parents=True)
-            for i in range(3):
-                from PIL import Image
-
-                Image.fromarray(np.full((32, 32), 40 * i, np.uint8)).save(
-                    folders / split / name / f"{split}{name}{i}.png"
-                )
-    parts = [load_dataset(folders, split=s, size=32, cache=tmp_path / "cache", workers=1) for s in ("Train", "Val")]
-    with pytest.raises(UserError, match="need lung masks"):
-        loop.fit(recipe(background="gate"), *parts, tmp_path / "run")
 
 
 def test_a_gate_that_was_trained_for_another_background_is_refused(tmp_path: Path) -> None:

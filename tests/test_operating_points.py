@@ -11,7 +11,6 @@ from trustcxr.statistics import Bootstrap
 
 
 def sample(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with ties, labels, and groups of two rows."""
     random = np.random.default_rng(seed)
     positive = random.random(count) < 0.4
     scores = np.round(random.normal(positive * 1.2, 1.0), 1)

@@ -14,14 +14,12 @@ BOX[8:24, 12:36] = 1  # near the top, left of the middle
 
 
 def shown(image: np.ndarray = GREY, **given: Any) -> np.ndarray:
-    """The picture as (288, 288, 3)."""
     found = np.asarray(heatmaps.picture(image, **given)).astype(float)
     assert found.shape == (288, 288, 3)
     return found
 
 
 def like(found: np.ndarray, colour: str) -> np.ndarray:
-    """Where a picture has nearly a colour: (288, 288)."""
     return np.abs(found - 255 * np.array(to_rgb(colour))).max(2) < 40
 
 

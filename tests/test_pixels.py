@@ -166,9 +166,6 @@ def test_occlusion_squares_are_an_eighth_of_the_side_unless_said(small: Small, x
     assert not torch.equal(explain.occlusion(small, x, 0), explain.occlusion(small, x, 0, window=4))
 
 
-# The contract, for every method
-
-
 @pytest.mark.parametrize("name", SHARED)
 def test_maps_are_in_the_unit_interval_and_the_same_twice(name: str, small: Small, x: Tensor) -> None:
     method = explain.method(name)

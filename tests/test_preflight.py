@@ -39,10 +39,8 @@ def test_a_study_that_can_be_done_is_let_through(tmp_path: Path) -> None:
     ("keys", "said"),
     [
         ({"explanation": {"methods": ["layercam@layer9"]}}, "unknown layer 'layer9'"),
-        ({"explanation": {"methods": ["layercam@-99"]}}, "unknown layer -99"),
         ({"evaluation": {"attacks": [{"name": "transfer", "surrogate": "gone"}]}}, "gone: no such run folder"),
         ({"models": [NETWORK | {"weights": "gone.safetensors"}]}, "no such file 'gone.safetensors'; or choose"),
-        ({"models": [NETWORK | {"weights": "imagnet"}]}, "no such file 'imagnet'; did you mean imagenet"),
         ({"defences": ["fgms"]}, "did you mean fgsm"),
         ({"defences": ["ibp"]}, "test_resnet-ibp-s0: .*cannot be bounded"),
         ({"training": GUIDED}, "test_resnet-guided-standard-s0: training.guidance_layer: unknown layer -9: valid: -1"),
@@ -72,13 +70,6 @@ def test_a_run_that_is_refused_leaves_its_folder_to_the_command_that_is_right(
     assert (out / "training.json").is_file()
 
 
-def test_weights_of_what_is_trained_already_may_have_moved(tmp_path: Path) -> None:
-    moved = study(models=[NETWORK | {"weights": "gone.safetensors"}])
-    preflight._check_network(moved.models[0], 32, trained=True)
-    with pytest.raises(UserError, match="no such file"):
-        preflight._check_network(moved.models[0], 32, trained=False)
-
-
 def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) -> None:
     moved = [NETWORK | {"weights": "gone.safetensors"}]
     for name in ("standard", "fgsm"):
@@ -90,8 +81,7 @@ def test_weights_of_seeds_that_come_later_are_asked_for_again(tmp_path: Path) ->
 
 
 def test_a_network_whose_last_map_is_of_one_cell_is_named_before_the_training(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     methods = {"methods": ["gradcam", "gradcam@-2", "occlusion"]}
     preflight.warn_flat_maps(study(data={"size": 32}, explanation=methods))
@@ -139,10 +129,7 @@ def test_missing_imagenet_weights_are_said_before_the_training(tmp_path: Path, m
     "keys",
     [
         {"seeds": [-1]},
-        {"seeds": [2**32]},
         {"training": {"weight_decay": float("inf")}},
-        {"training": {"warmup_epochs": float("inf")}},
-        {"training": {"guidance": float("nan")}},
         {"data": {"size": 1_000_000}},
         {"defences": [{"name": "trades", "beta": float("inf")}]},
     ],
@@ -173,17 +160,6 @@ def test_one_class_alone_or_missing_from_a_split_is_refused(tmp_path: Path) -> N
             preflight.check_classes(parts)
 
 
-def test_what_a_list_lacks_is_said_of_the_list(tmp_path: Path) -> None:
-    root = images(tmp_path / "images", ("a",))
-    (tmp_path / "list.csv").write_text("path,class\n" + "".join(f"{p},a\n" for p in root.rglob("*.png")))
-    with pytest.raises(UserError, match=r"list\.csv: one class alone \(a\)"):
-        preflight.check_classes({"train": load_dataset(tmp_path / "list.csv", None, 32, workers=1)})
-    with pytest.raises(UserError, match=r"list\.csv: no label mapping for 'a'"):
-        load_dataset(tmp_path / "list.csv", None, 32, workers=1, labels={"b": "c"})
-    with pytest.raises(UserError, match=r"list\.csv: classes a do not match the expected c"):
-        load_dataset(tmp_path / "list.csv", None, 32, workers=1, classes=["c"])
-
-
 def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path) -> None:
     images(tmp_path / "images", ("a",))
     listed = tmp_path / "images" / "list.csv"
@@ -197,7 +173,6 @@ def test_lists_with_semicolons_are_read_and_dropped_rows_are_said(tmp_path: Path
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A run that says it is trained, with one table."""
     folder, chosen = tmp_path / "run", run_recipe()
     folder.mkdir()
     save_weights(factory.build(chosen.model.name, classes=2), folder / "model.safetensors")

@@ -37,13 +37,6 @@ def test_splits_that_are_numbered_need_no_quotes(tmp_path: Path) -> None:
     assert "expected a valid string" in complaint(tmp_path, data={"splits": {"train": True}})
 
 
-# --- what ships ------------------------------------------------------------------------------------------------------
-
-
-def test_the_recipes_that_ship() -> None:
-    assert {"demo", "paper", "quick"} <= set(shipped_recipes())
-
-
 @pytest.mark.expensive("paper", "twenty-one")
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
@@ -61,7 +54,6 @@ def test_a_shipped_recipe_loads_and_names_what_exists(name: str) -> None:
     for attack in recipe.evaluation.attacks:
         attacks.get(attack.name)
     assert all(method.split("@")[0] in METHODS for method in recipe.explanation.methods)
-    # PGD stands beside FGSM at every radius, from the first day.
     radii = {a.name: set(a.epsilons) for a in recipe.evaluation.attacks}
     assert radii["fgsm"] == radii["pgd"]
     assert 0.02 in radii["pgd"]
@@ -101,42 +93,27 @@ def test_recipes_that_run_here_need_no_hub(name: str) -> None:
         assert model.weights == "none" or model.name in _PACKAGED
 
 
-# --- one line for what is wrong --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("keys", "parts"),
     [
         ({"trainig": {}}, ["unknown key 'trainig'", "did you mean training?"]),
-        ({"data": {"sise": 96}}, ["unknown key 'data.sise'", "did you mean size"]),
-        ({"training": {"epoch": 3}}, ["unknown key 'training.epoch'", "did you mean epochs"]),
-        ({"training": {"augment": {"rotate": 3}}}, ["'training.augment.rotate'", "did you mean rotation"]),
         ({"models": [{"name": "vgg16", "wieghts": "none"}]}, ["'models.0.wieghts'", "did you mean weights"]),
-        ({"defences": [{"nam": "fgsm"}]}, ["'defences.0.nam'", "did you mean name"]),
         ({"training": {"epochs": 0}}, ["key 'training.epochs'", "greater than or equal to 1", "not 0"]),
         ({"training": {"epochs": 2.5}}, ["key 'training.epochs'", "not 2.5"]),
-        ({"training": {"batch_size": "many"}}, ["key 'training.batch_size'", "not 'many'"]),
         ({"training": {"learning_rate": float("inf")}}, ["key 'training.learning_rate'", "not inf"]),
-        ({"training": {"augment": {"rotation": float("nan")}}}, ["key 'training.augment.rotation'", "not nan"]),
         ({"training": {"precision": "16"}}, ["key 'training.precision'", "valid: 32-true, bf16-mixed, 16-mixed"]),
         ({"defences": [{"name": "fgsm", "epsilon": 4}]}, ["key 'defences.0.epsilon'", "less than or equal to 1"]),
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, -1]}]}}, ["attacks.0.epsilons.1", "not -1"]),
-        (
-            {"evaluation": {"attacks": [{"name": "pdg"}]}},
-            ["evaluation.attacks.0.name", "fgsm, fgsm-rs, pgd", "'pdg'"],
-        ),
+        ({"evaluation": {"attacks": [{"name": "pdg"}]}}, ["evaluation.attacks.0.name", "fgsm, fgsm-rs, pgd", "'pdg'"]),
         ({"selection": {"by": "acc"}}, ["key 'selection.by'", "did you mean accuracy"]),
         (
             {"training": {"background": "swp"}},
             ["key 'training.background': unknown value 'swp': did you mean swap?", "valid: full, swap, mask, crop"],
         ),
-        ({"models": [{"name": "vgg16", "normalisation": "grup"}]}, ["'models.0.normalisation'", "did you mean group?"]),
-        ({"data": {"resize": "sqeeze"}}, ["did you mean squeeze? valid: squeeze, pad"]),
         ({"models": []}, ["key 'models'", "at least 1"]),
-        ({"seeds": []}, ["key 'seeds'", "at least 1"]),
+        ({"models": [{"name": "vgg16", "training": {"epoch": 1}}]}, ["training of vgg16", "did you mean epochs"]),
+        ({"defences": [{"name": "fgsm", "training": {"epochs": 0}}]}, ["training of resnet18, fgsm", "'epochs'"]),
         ({"training": None}, ["key 'training'"]),
-        ({"models": [3]}, ["key 'models.0'", "not 3"]),
-        ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": []}]}}, ["attacks.0.epsilons'", "at least 1"]),
         (
             {"evaluation": {"corruptions": []}},
             ["'evaluation.corruptions': expected keys with values (names, severities), or the key left out, not []"],
@@ -156,21 +133,6 @@ def test_a_wrong_key_or_value_is_named(keys: dict[str, Any], parts: list[str], t
 
 
 @pytest.mark.parametrize(
-    ("keys", "parts"),
-    [
-        ({"models": [{"name": "vgg16", "training": {"epoch": 1}}]}, ["training of vgg16", "did you mean epochs"]),
-        ({"defences": [{"name": "fgsm", "training": {"epochs": 0}}]}, ["training of resnet18, fgsm", "'epochs'"]),
-    ],
-)
-def test_training_keys_of_models_and_defences_are_checked_at_once(
-    keys: dict[str, Any], parts: list[str], tmp_path: Path
-) -> None:
-    message = complaint(tmp_path, **keys)
-    for part in parts:
-        assert part in message
-
-
-@pytest.mark.parametrize(
     ("keys", "text"),
     [
         ({"models": ["ResNet18", "resnet18"]}, "key 'models': resnet18 is there twice"),
@@ -179,6 +141,20 @@ def test_training_keys_of_models_and_defences_are_checked_at_once(
         ({"seeds": [0, 1, 0]}, "key 'seeds': 0 is there twice"),
         ({"evaluation": {"attacks": [{"name": "fgsm", "epsilons": [0.02, 0.02]}]}}, "fgsm at 0.02 is there twice"),
         ({"evaluation": {"attacks": [{"name": "pgd"}, {"name": "pgd"}]}}, "pgd at 0.02 with 20 steps is there twice"),
+        ({"models": ["vgg16", {"name": "resnet18", "label": "VGG16"}]}, "'models': vgg16 is there twice; give each a"),
+        ({"defences": [{"name": "fgsm", "label": "standard"}]}, "standard is there twice"),
+        ({"defences": [{"name": "fgsm", "label": "../x"}]}, "'defences.0.label'"),
+        (
+            {
+                "models": ["vgg16", {"name": "vgg16", "label": "vgg16-a"}],
+                "defences": ["fgsm", {"name": "pgd", "label": "a-fgsm"}],
+            },
+            "key 'label': vgg16-a-fgsm-s0 is there twice",
+        ),
+        (
+            {"training": {"background": "swap"}, "defences": ["standard"]},
+            "swap-standard is there twice; the baselines are swap-standard already",
+        ),
     ],
 )
 def test_what_would_be_the_same_run_twice_is_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -193,26 +169,6 @@ def test_a_label_tells_two_settings_of_one_defence_and_of_one_network_apart(tmp_
     runs = [run_recipe(study, m, d, 0) for m in study.models for d in (DefenceRecipe(), *study.defences)]
     endings = ("standard-s0", "fgsm-s0", "fgsm-half-s0")
     assert [run.name for run in runs] == [f"{m}-{e}" for m in ("resnet18", "smooth") for e in endings]
-
-
-@pytest.mark.parametrize(
-    ("keys", "text"),
-    [
-        ({"models": ["resnet18", "resnet18"]}, "resnet18 is there twice; give each a label"),
-        ({"models": ["vgg16", {"name": "resnet18", "label": "VGG16"}]}, "'models': vgg16 is there twice"),
-        ({"defences": [{"name": "fgsm", "label": "standard"}]}, "standard is there twice"),
-        ({"defences": [{"name": "fgsm", "label": "../x"}]}, "'defences.0.label'"),
-        (
-            {
-                "models": ["vgg16", {"name": "vgg16", "label": "vgg16-a"}],
-                "defences": ["fgsm", {"name": "pgd", "label": "a-fgsm"}],
-            },
-            "key 'label': vgg16-a-fgsm-s0 is there twice",
-        ),
-    ],
-)
-def test_labels_that_would_share_a_folder_are_refused(keys: dict[str, Any], text: str, tmp_path: Path) -> None:
-    assert text in complaint(tmp_path, **keys)
 
 
 @pytest.mark.parametrize(
@@ -277,13 +233,6 @@ def test_a_key_that_stands_twice_is_refused_and_one_that_is_taken_over_is_not(tm
     assert [model.label for model in load_study(path).models] == ["x", "y", "z"]
 
 
-def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "models": {"long": "x" * 500}}))
-    with pytest.raises(UserError) as refused:
-        load_study(tmp_path / "mine.yaml")
-    assert len(str(refused.value).removeprefix(str(tmp_path))) < 200
-
-
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'quik': did you mean quick\?.*or a path that ends in \.yaml"):
         load_study("quik")
@@ -291,14 +240,9 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         load_study(tmp_path / "gone.yaml")
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-
 def test_the_most_special_training_key_wins() -> None:
     study = StudyRecipe(
-        name="s",
-        models=("resnet18",),
-        training=TrainingRecipe(epochs=5, batch_size=8, learning_rate=0.1, patience=3),
+        name="s", models=("resnet18",), training=TrainingRecipe(epochs=5, batch_size=8, learning_rate=0.1, patience=3)
     )
     model = ModelRecipe(name="resnet18", training={"epochs": 6, "batch_size": 16})
     defence = DefenceRecipe(name="fgsm", training={"epochs": 7, "augment": {"rotation": 1.0}})

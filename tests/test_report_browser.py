@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from browser import SIZES, chromium, opened, sideways, violations
+from browser import SIZES, opened, sideways, violations
 from study_fixture import make_study
 from trustcxr import report
 from trustcxr.report.tables import table
@@ -22,12 +21,6 @@ CHECK = {
     ],
 }
 PRINTED = 688  # CSS pixels of A4 within its margins
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

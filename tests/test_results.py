@@ -18,24 +18,6 @@ from trustcxr.storage import atomic, layout
 NAN = float("nan")
 
 
-# --- written whole or not at all -------------------------------------------------------------------------------------
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    atomic.write_json(path, {"accuracy": 1})
-
-    def crash() -> None:
-        with atomic.atomic_write(path) as temporary:
-            temporary.write_text("half a docu")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        crash()
-    assert atomic.read_json(path) == {"accuracy": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"], "nothing is left behind"
-
-
 @pytest.mark.parametrize(
     ("name", "write", "broken"),
     [
@@ -97,27 +79,12 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     assert len(atomic.read_json(path)["filling"]) == 2000
 
 
-def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
-    atomic.write_json(tmp_path / "runs" / "a" / "metrics.json", {})
-    assert (tmp_path / "runs" / "a" / "metrics.json").is_file()
-
-
-# --- documents and tables --------------------------------------------------------------------------------------------
-
-
 def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
     content = {
-        "nan": NAN,
-        "infinite": [float("inf"), -float("inf")],
-        "numpy": np.float32(0.5),
-        "whole": np.int64(3),
-        "truth": np.bool_(True),
-        "array": np.array([[1.0, NAN]]),
-        "pair": (1, NAN),
-        "epsilons": {0.02: np.float64("nan")},
-        "text": "é, NaN",
-        "none": None,
-    }
+        "nan": NAN, "infinite": [float("inf"), -float("inf")], "numpy": np.float32(0.5), "whole": np.int64(3),
+        "truth": np.bool_(True), "array": np.array([[1.0, NAN]]), "pair": (1, NAN), "epsilons": {0.02: np.float64(NAN)},
+        "text": "é, NaN", "none": None,
+    }  # fmt: skip
     atomic.write_json(tmp_path / "m.json", content)
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
 
@@ -125,25 +92,11 @@ def test_json_holds_no_nan_and_plain_numbers(tmp_path: Path) -> None:
         raise AssertionError(f"{constant} in a JSON document")
 
     assert json.loads(text, parse_constant=refuse) == {
-        "nan": None,
-        "infinite": [None, None],
-        "numpy": 0.5,
-        "whole": 3,
-        "truth": True,
-        "array": [[1.0, None]],
-        "pair": [1, None],
-        "epsilons": {"0.02": None},
-        "text": "é, NaN",
-        "none": None,
-    }
+        "nan": None, "infinite": [None, None], "numpy": 0.5, "whole": 3, "truth": True, "array": [[1.0, None]],
+        "pair": [1, None], "epsilons": {"0.02": None}, "text": "é, NaN", "none": None,
+    }  # fmt: skip
     assert text.endswith("}\n")
     assert "é" in text, "names are legible in the file"
-
-
-def test_numbers_come_back_exactly(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).random(50)
-    atomic.write_json(tmp_path / "m.json", {"values": values})
-    assert atomic.read_json(tmp_path / "m.json")["values"] == values.tolist()
 
 
 def test_yaml_comes_back_in_order(tmp_path: Path) -> None:
@@ -197,7 +150,6 @@ def test_arrays_need_no_unpickling(tmp_path: Path) -> None:
         (atomic.read_json, "metrics.json", b"{'a': 1"),
         (atomic.read_json, "metrics.json", b"\xff\xfe\xfd"),
         (atomic.read_yaml, "run.yaml", b"a: [1"),
-        (atomic.read_yaml, "run.yaml", b"- 1"),
         (atomic.read_table, "t.parquet", b"PAR1 not really"),
         (atomic.read_table, "t.csv", b""),
     ],
@@ -220,18 +172,11 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
-
-
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
-
-
-def test_a_run_folder_is_one(tmp_path: Path) -> None:
-    assert layout.check_run(touch(tmp_path, "run.yaml", "model.safetensors")) == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -267,14 +212,3 @@ def test_a_study_folder_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="started but not finished: run the same `trustcxr study` again"):
         layout.check_study(touch(tmp_path, "study.yaml"))
     assert layout.check_study(touch(tmp_path, "study.json")) == tmp_path
-
-
-def test_versions_name_what_a_result_depends_on() -> None:
-    import torch
-
-    import trustcxr
-
-    found = layout.versions()
-    assert found["trustcxr"] == trustcxr.__version__
-    assert found["torch"] == torch.__version__
-    assert "unknown" not in found.values()

@@ -1,7 +1,4 @@
-"""The page in a real browser:
-
-An image dropped, the slider moved, two images and two runs side by side; nothing amiss.
-"""
+"""The page in a real browser: an image dropped, the slider moved, two images and two runs side by side."""
 
 import json
 from collections.abc import Iterator
@@ -30,12 +27,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
     said = (place / "log").read_text()
     assert not any(word in said for word in ("DOE", "JANE", "Traceback", "image.png"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsers.chromium() as found:
-        yield found
 
 
 def choose(page: Any, data: bytes, *, slot: int = 0, name: str = "JANE-DOE.png", panels: int = 2) -> None:

@@ -27,7 +27,6 @@ SIZE = 32
 
 
 def trained(folder: Path, shortcuts: list[str]) -> Run:
-    """A run of a moment on images whose disease is hardly to be seen."""
     data = write_files.write(
         folder / "phantom", {"Train": 48, "Val": 10, "Test": 20}, size=64, shortcuts=shortcuts, conspicuity=0.1
     )
@@ -46,13 +45,11 @@ STILL = {"rotation": 0, "shift": 0, "scale": 0, "brightness": 0, "contrast": 0}
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trained where a marker gives COVID-19 away."""
     return trained(tmp_path_factory.mktemp("marked"), ["marker=1.0"])
 
 
 @pytest.fixture(scope="module")
 def unmarked(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trained without any."""
     return trained(tmp_path_factory.mktemp("unmarked"), [])
 
 
@@ -82,8 +79,6 @@ def test_a_model_that_never_saw_the_marker_does_not(marked: Run, unmarked: Run) 
 
 
 class Watching(nn.Module):
-    """Keeps the images that it is shown."""
-
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[torch.Tensor] = []
@@ -136,8 +131,3 @@ def test_data_on_which_nothing_was_planted(unmarked: Run, tmp_path: Path) -> Non
     pd.DataFrame({"path": ["a"], "class": ["Normal"]}).to_csv(tmp_path / "images" / "manifest.csv")
     with pytest.raises(UserError, match="not synthetic X-rays"):
         audit(unmarked, tmp_path / "images", split="Test")
-
-
-def test_a_split_that_is_not_there(marked: Run) -> None:
-    with pytest.raises(UserError, match=r"no split 'Tset'\. Choose from: Test, Train, Val"):
-        audit(marked, home(marked), split="Tset")

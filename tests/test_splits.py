@@ -58,7 +58,6 @@ def test_the_seed_decides_and_the_order_of_files_does_not() -> None:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two class folders of 25 files each."""
     for number, name in enumerate(("COVID", "NonCOVID")):
         (tmp_path / "slices" / name).mkdir(parents=True)
         for i in range(25):

@@ -36,12 +36,9 @@ cli.main()
     ("command", "text"),
     [
         ("train", f"{GOES_ON}: finished epochs and runs are kept"),
-        ("study", f"{GOES_ON}: finished epochs and runs are kept"),
-        ("demo", f"{GOES_ON}: finished epochs and runs are kept"),
         ("audit", f"{GOES_ON}: finished batches are kept"),
         ("predict", "the heatmaps written so far are kept"),
         ("evaluate", "the results from before are kept"),
-        ("explain", "the results from before are kept"),
         ("report", "nothing was overwritten"),
         ("data", "files are written whole or not at all"),
         ("serve", "nothing of any image was kept"),
@@ -119,9 +116,6 @@ def test_a_training_that_is_sent_a_signal_says_one_line(number: signal.Signals, 
     ], said
     assert "Traceback" not in said
     assert process.returncode == 130
-
-
-# --- SIGTERM ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_second_of_two_signals_disturbs_no_end() -> None:

@@ -1,6 +1,5 @@
 """For whom is a model bad? Groups by any column, small ones merged, the gap tested."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from scipy import stats
 
 from trustcxr.audit import subgroups
-from trustcxr.data import read_manifest
 from trustcxr.statistics import inside_against_outside
 from trustcxr.storage.schemas import Division
 
@@ -43,22 +41,7 @@ def test_columns_that_divide_the_images_are_found_and_numbers_become_bands() -> 
     assert found["by_dose"].value_counts().max() <= 51
 
 
-def test_bands_have_no_more_digits_than_tell_them_apart() -> None:
-    random = np.random.default_rng(0)
-    share = pd.Series([str(value) for value in random.uniform(0.1, 0.9, 200)])
-    alike = pd.Series([str(value) for value in random.uniform(0.50001, 0.50009, 200)])
-    found = subgroups.columns_of(table(200).assign(share=share, alike=alike))
-    assert all(len(end) <= 5 for band in set(found["by_share"]) for end in band.split(" to "))
-    assert found["by_alike"].nunique() == 4
-
-
-def test_whole_numbers_that_are_names_divide_nothing() -> None:
-    images = table().assign(seed=[str(20_000_001 + i) for i in range(len(table()))])
-    assert "by_seed" not in subgroups.columns_of(images)
-
-
 def clean(count: int = 200) -> pd.DataFrame:
-    """Predictions of a model that is bad for men alone."""
     about = table(count)
     random = np.random.default_rng(1)
     labels = random.integers(0, 2, count)
@@ -119,12 +102,6 @@ def test_answers_about_one_image_are_one_image() -> None:
     more = divided(groups * 2, right * 2, images + [f"{name}b" for name in images])
     assert more["worst"] == "PA"
     assert "0.0% of 60 decisions on 20 images" in str(more["text"])
-
-
-def test_the_column_of_a_finding_is_no_group() -> None:
-    images = table().assign(edema=["0", "1"] * 100)
-    assert "by_edema" in subgroups.columns_of(images)
-    assert "by_edema" not in subgroups.columns_of(images, ("Edema", "Mass"))
 
 
 def test_small_groups_are_merged_and_that_is_said() -> None:
@@ -239,33 +216,6 @@ def test_a_group_of_the_same_images_is_corrected_for_once_and_said_to_be_the_sam
     assert "; these are the images of Y by source" in found["licence"].text
     same = [next(g for g in found[c].groups if g.name == n) for c, n in (("source", "Y"), ("licence", "none"))]
     assert same[0].p_corrected == same[1].p_corrected == pytest.approx(5 * (same[0].p_value or 0))
-
-
-def test_the_columns_of_external_images(real_data: Path) -> None:
-    """`finding` is the class in more words; one source is one licence, and all that its masks' makers are."""
-    images = read_manifest(real_data / "external-cxr").table.reset_index(drop=True)
-    openist = images["source"] == "pi-null-mezon/OpenIST"
-    found = judged(images, openist)
-    assert found["finding"].groups == []
-    assert "a gap would be one between classes" in found["finding"].text
-    assert found["source"].worst == "pi-null-mezon/OpenIST"
-    for name in ("licence", "lung_mask_origin"):
-        assert "; these are the images of pi-null-mezon/OpenIST by source" in found[name].text
-    distinct = {frozenset(part.index) for name in found for part in parts(images, found[name])}
-    assert f"corrected for {len(distinct)} groups" in found["source"].text
-    assert len(distinct) < sum(len(division.groups) for division in found.values())
-    assert found["original_height"].text == "by original_height: not judged, since it has 197 values on 325 images"
-    assert not {"sha256", "original_file"} & set(found), "names of images"
-    for name in ("doi", "location", "url"):
-        assert found[name].text.startswith(f"by {name}: no two groups have 20 images")
-
-
-def parts(images: pd.DataFrame, division: Division) -> list[pd.DataFrame]:
-    """The images of each group of a column of words, from the data set's own table."""
-    if not division.groups:
-        return []
-    values = images[division.column].fillna("").astype(str).replace("", subgroups.UNKNOWN)
-    return [part for _, part in images.groupby(values.replace(dict.fromkeys(division.merged, subgroups.OTHERS)))]
 
 
 def test_the_test_of_a_gap_holds_its_level_where_patients_have_several_images() -> None:

@@ -8,21 +8,11 @@ from torch import Tensor, nn
 
 from foreign_models import CLASSES, SIDE, scripted, small, traced
 from test_audit_command import greys  # noqa: F401
-from test_cli import complaint
 from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit.formats import load
 from trustcxr.errors import UserError
 
 DECLARED = "it does not take images of 1 channel and 32 pixels"
-
-
-class Particular(nn.Module):
-    """Raises of itself what it does not like."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1] != 3:
-            raise ValueError("three channels,\nplease")
-        return images.mean((2, 3))
 
 
 @pytest.mark.parametrize("write", [traced, scripted])
@@ -36,15 +26,7 @@ def test_other_channels_than_declared_are_said_in_a_line(write: object, tmp_path
     assert len(said.splitlines()) == 1
 
 
-def test_an_exception_that_is_scripted_is_said_in_a_line(tmp_path: Path) -> None:
-    path = scripted(Particular(), tmp_path / "m.pt")
-    with pytest.raises(UserError, match=rf"m\.pt: {DECLARED} \(ValueError: three channels,\): see input\.size"):
-        load(path, classes=CLASSES, size=SIDE, channels=1, trust_code=True)
-
-
 class Counted(nn.Module):
-    """Writes down how many images it was traced with."""
-
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(SIDE**2, 3)
@@ -66,16 +48,6 @@ def test_a_trace_of_one_size_of_batch_takes_any(count: int, tmp_path: Path) -> N
     assert torch.allclose(answers, net(images), atol=1e-5)
     (slope,) = torch.autograd.grad(answers[:, 0].sum(), images)
     assert torch.allclose(slope, net.layer.weight[0].reshape(1, 1, SIDE, SIDE).expand_as(slope), atol=1e-5)
-
-
-def test_an_audit_of_it_ends_with_one_line(greys: Path, tmp_path: Path) -> None:  # noqa: F811
-    traced(small(), tmp_path / "m.pt")
-    asked = ("--data", greys, "--out", tmp_path / "audit", "--trust-code")
-    model = tmp_path / "model.yaml"
-    model.write_text(
-        f"source: m.pt\ninput: {{size: {SIDE}, channels: 1}}\noutput: {{classes: [{', '.join(CLASSES)}]}}\n"
-    )
-    assert DECLARED in complaint("audit", model, *asked)
 
 
 class InPairs(nn.Module):

@@ -161,9 +161,6 @@ def test_a_tracker_that_fails_on_the_way_costs_no_training(capsys: pytest.Captur
     assert capsys.readouterr().err.count("tracking with mlflow at http://lab failed: gone; training continues") == 1
 
 
-# --- what a run took -------------------------------------------------------------------------------------------------
-
-
 def test_the_source_is_known_where_it_is_a_checkout_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

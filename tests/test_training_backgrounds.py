@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pack import Pack
 from small_runs import MODEL, PowerCut, cut_at, made_up, recipe, same, weights
 from trustcxr import defences
 from trustcxr.data import load_dataset
@@ -26,15 +25,8 @@ from trustcxr.training import fit_run, lung_segmenter, monitor, step
 STILL = {"rotation": 0.0, "shift": 0.0, "scale": 0.0, "brightness": 0.0, "contrast": 0.0}
 
 
-@pytest.fixture(scope="module")
-def radiographs(pack: Pack) -> tuple[Any, Any]:
-    """48 images to train on and 24 to validate, 32 pixels."""
-    return pack.training_images()
-
-
 @pytest.fixture(autouse=True)
 def _rising(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation figures that rise, so that the last epoch is the one that is kept."""
     made_up(monkeypatch, [(0.4 + 0.01 * i, 0.4 + 0.01 * i, 0.4 + 0.01 * i) for i in range(50)])
 
 
@@ -43,7 +35,6 @@ Step = tuple[Tensor, Tensor, dict[str, Any]]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
-    """Images, labels and options of every step of `standard` and `fgsm`."""
     seen: list[Step] = []
 
     for name in ("standard", "fgsm"):
@@ -59,15 +50,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     return seen
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
-
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "swap": ({"name": "standard"}, {"background": "swap"}),
     "mask": ({"name": "mixup"}, {"background": "mask"}),
-    "crop and free": ({"name": "free", "replays": 2}, {"background": "crop"}),
     "emptied": ({"name": "fgsm-rs"}, {"background": "emptied"}),
     "emptied and trades": ({"name": "trades"}, {"background": "emptied"}),
-    "emptied and free": ({"name": "free", "replays": 2}, {"background": "emptied"}),
 }
 
 
@@ -194,16 +181,6 @@ def test_images_without_a_mask_are_left_as_they_are_and_counted(
         fit_run.fit(recipe(**options), *data, tmp_path / "none")
 
 
-# --- names and recipes -----------------------------------------------------------------------------------------------
-
-
-def test_names_of_runs_hold_the_background() -> None:
-    assert recipe("fgsm").name == f"{MODEL}-fgsm-s0"
-    assert recipe("fgsm", background="swap").name == f"{MODEL}-swap-fgsm-s0"
-    assert recipe("fgsm", background="gate-emptied").name == f"{MODEL}-gate-emptied-fgsm-s0"
-    assert recipe(seed=2, background="mask").name == f"{MODEL}-mask-standard-s2"
-
-
 def study(**keys: Any) -> StudyRecipe:
     content = {"name": "test", "models": [{"name": MODEL, "weights": "none"}], **keys}
     return validate(StudyRecipe, content, "study.yaml")
@@ -222,26 +199,3 @@ def test_entries_of_a_study_may_have_a_background_of_their_own() -> None:
     assert [run.background for run in runs] == ["full", "swap", "swap"]
     assert runs[2].training.epochs == 7
     assert validate(RunRecipe, runs[2].model_dump(mode="json"), "run.yaml") == runs[2]
-
-
-@pytest.mark.parametrize(
-    ("keys", "complaint"),
-    [
-        (
-            {"defences": ["fgsm", {"name": "fgsm", "training": {"background": "full"}}]},
-            "'defences': fgsm is there twice",
-        ),
-        ({"defences": [{"name": "standard"}]}, "standard is there twice; the baselines are standard already"),
-        (
-            {"training": {"background": "swap"}, "defences": ["standard"]},
-            "swap-standard is there twice; the baselines are swap-standard already",
-        ),
-        ({"defences": [{"name": "fgsm", "training": {"background": "swp"}}]}, "key 'background'"),
-        ({"defences": [{"name": "fgsm", "background": "swap"}]}, "unknown key 'defences.0.background'"),
-    ],
-)
-def test_a_study_refuses_nonsense_before_any_work(keys: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError) as problem:
-        study(**keys)
-    assert complaint in str(problem.value)
-    assert "\n" not in str(problem.value)

@@ -68,15 +68,11 @@ def test_any_key_can_be_typed() -> None:
     [
         ("defence.bta=3", "unknown key 'defence.bta': did you mean beta"),
         ("defence.beta", "write KEY=VALUE"),
-        ("=3", "write KEY=VALUE"),
-        ("defence..beta=3", "write KEY=VALUE"),
         ("defence.beta=[", "not readable as YAML"),
         ("defence.beta.more=3", None),
         ("seed.more=3", "'seed' holds a value, not keys"),
-        ("defence.beta=much", "key 'defence.beta'"),
         ("defence=fgsm", "key 'defence'"),
         ("training.balanced_by=source", "balanced_by: source does nothing without training.balanced"),
-        ("defence.beta=0", "key 'defence.beta': expected a number greater than 0"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(option: str, complaint: str | None) -> None:
