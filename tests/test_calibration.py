@@ -149,6 +149,21 @@ def repeated(count: int, sharpness: float, seed: int, images: int) -> tuple[np.n
     return honest * sharpness, labels, np.repeat(np.arange(patients), images)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.parametrize("sharpness", [0.7, 1.0, 1.3, 2.0])
+def test_the_interval_of_the_calibration_error_holds_the_truth_as_often_as_it_says(
+    sharpness: float, images: int
+) -> None:
+    truth, covered, trials = true_error(sharpness), 0, 120
+    for trial in range(trials):
+        logits, labels, groups = repeated(400, sharpness, trial, images)
+        error, (low, high) = calibration.debiased_error(totals(logits, labels, groups, trial))
+        assert low <= error <= high
+        covered += low <= truth + 1e-9 <= high + 1e-9
+    assert covered / trials >= 0.9 - 0.03, "at least 90 of 100, and chance"
+
+
 def test_coverage_over_all_cases_is_neither_too_small_nor_too_large() -> None:
     covered = []
     for trial in range(200):
