@@ -120,3 +120,8 @@ def test_thresholds_come_from_validation_images_where_there_are_any() -> None:
     assert operating_points.choose(None, ("absent", "there"))["there"].value is None
     one_kind = held[held["label"] == 1]
     assert operating_points.choose(one_kind, ("absent", "there"))["there"].value is None
+
+
+def test_the_logit_of_any_threshold_is_a_number() -> None:
+    assert operating_points.cut(0.5) == pytest.approx(0, abs=1e-5)
+    assert -800 < operating_points.cut(0.0) < operating_points.cut(1e-6) < operating_points.cut(1 - 1e-6)

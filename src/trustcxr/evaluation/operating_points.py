@@ -4,6 +4,7 @@ Thresholds come from the model file or from validation images. All figures are o
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,11 @@ class Threshold:
 
 
 def cut(threshold: float) -> float:
-    """Return the logit of a threshold, lowered by what float32 rounds, so that a score equal to it counts as above."""
-    lower = threshold * (1 - _ROUNDING)
+    """Return the logit of a threshold, lowered by what float32 rounds, so that a score equal to it counts as above.
+
+    A threshold of 0, which saturated probabilities give, has the logit of the smallest float.
+    """
+    lower = max(threshold * (1 - _ROUNDING), sys.float_info.min)
     below = math.log(lower) - math.log1p(-lower)
     return below - _ROUNDING * max(1.0, abs(below))
 
