@@ -12,6 +12,7 @@ from trustcxr.audit.subject import describe_model, is_another, is_multilabel, op
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
+from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import WORST_CASE
@@ -90,6 +91,8 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
 def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     """Compute an audit, write its tables into `out`, and return its document."""
     subject, exam = audit.subject, audit.exam
+    if subject.device.type == "cpu":
+        keep_freed_memory()
     shown, labels = first_images(audit.dataset, exam.entry_checks.images, subject.device)
     options = {"epsilon": exam.entry_checks.epsilon, "planted": exam.entry_checks.planted}
     report = run_entry_checks(subject, shown, labels, **options)  # type: ignore[arg-type]

@@ -146,7 +146,9 @@ class ConvertedNet(nn.Module):
         self._stored = {}
         for number, tensor in enumerate(graph.initializer):
             self._stored[tensor.name] = f"t{number}"
-            self.register_buffer(f"t{number}", torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()))
+            values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+            values = values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+            self.register_buffer(f"t{number}", values)
         self._input = next(i.name for i in graph.input if i.name not in self._stored)
         self._output, self.outputs = graph.output[0].name, len(graph.output)
         self._steps = [
@@ -157,6 +159,8 @@ class ConvertedNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the first output."""
         values: dict[str, Any] = {name: getattr(self, buffer) for name, buffer in self._stored.items()}
+        if images.ndim == 4:  # convolution and max-pooling are several times faster with channels last
+            images = images.contiguous(memory_format=torch.channels_last)
         values |= {"": None, self._input: images}
         for run, inputs, outputs, attributes in self._steps:
             result = run([values[name] for name in inputs], attributes)

@@ -116,7 +116,7 @@ def _open_weights(path: Path, declared: ModelFile) -> ResolvedSource:
             f"missing, {len(alien)} that do not fit (first: {first}{shapes})"
         )
     net.load_state_dict(state, strict=False)
-    return ResolvedSource(net, "weights")
+    return ResolvedSource(net.to(memory_format=torch.channels_last), "weights")  # type: ignore[call-overload]
 
 
 def _open_python(target: str, trust_code: bool, folder: Path | None) -> ResolvedSource:
