@@ -3,7 +3,7 @@
     python -m benchmarks.masked_model_table --data PATH [--size 32] [--images 20] [--name NAME ...] > table.csv
 
 All share one small undefended network, trained on the training images. `--images` validation images of each class are
-examined. A model is believed if its measurement is called sound and a figure is more than five points from the truth.
+examined. A model is believed if its measurement is called sound and a figure is more than five points above the truth.
 """
 
 import argparse
@@ -94,12 +94,12 @@ def describe(name: str, classes: tuple[str, ...], size: int, out: Path, *, whole
     if truth is None:
         truth = (clean, worst)
     figures = ((clean, truth[0]), (worst, truth[1]))
-    far = any(figure is not None and abs(figure - true) > CLOSE for figure, true in figures)
+    far = any(figure is not None and figure - true > CLOSE for figure, true in figures)
     failed, unknown = (
         "; ".join(check.check for check in document.entry_checks if check.passed is state) for state in (False, None)
     )
     numbers = ["" if n is None else f"{n:.3f}" for n in (clean, truth[0], worst, truth[1])]
-    sound = not document.unreliable
+    sound = document.verdict.sound
     return [name, description, *numbers, sound, sound and far, failed, unknown, f"{spent:.1f}"]
 
 

@@ -21,16 +21,22 @@ class Memory(MaskedModel):
         self.seen: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(replace_forward(images, torch.stack([self.recall(image) for image in images.detach()])))
+        return self.net(replace_forward(images, self.recall(images.detach())))
 
-    def recall(self, image: Tensor) -> Tensor:
-        """Return the earlier image that is near, else the image itself, which it remembers."""
-        if self.seen:
-            distance = (torch.stack(self.seen) - image).abs().flatten(1).amax(1)
-            if float(distance.min()) <= self.radius:
-                return self.seen[int(distance.argmin())]
-        self.seen.append(image.clone())
-        return image
+    def recall(self, images: Tensor) -> Tensor:
+        """Return the earlier image that is near each, else the image itself, which it remembers."""
+        if not self.seen:
+            self.seen.append(images[0].clone())
+        distance = self.distance(images)
+        for row in (distance.amin(1) > self.radius).nonzero()[:, 0].tolist():
+            if float(self.distance(images[row : row + 1]).min()) > self.radius:
+                self.seen.append(images[row].clone())
+        nearest = self.distance(images).argmin(1)
+        return torch.stack([self.seen[index] for index in nearest.tolist()])
+
+    def distance(self, images: Tensor) -> Tensor:
+        """Return the L-infinity distance of each image to each earlier one."""
+        return torch.cdist(images.flatten(1), torch.stack(self.seen).flatten(1), p=torch.inf)
 
 
 class MemoryInClosure(MaskedModel):
@@ -39,10 +45,10 @@ class MemoryInClosure(MaskedModel):
     def __init__(self, net: nn.Module, known: Images | None = None) -> None:
         super().__init__(net, known)
         remember = Memory(net)
-        self.recall = lambda image: remember.recall(image)
+        self.recall = lambda images: remember.recall(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(replace_forward(images, torch.stack([self.recall(image) for image in images.detach()])))
+        return self.net(replace_forward(images, self.recall(images.detach())))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MemoryInClosure":
         return MemoryInClosure(self.net, self.known)
@@ -57,19 +63,13 @@ class _Scripted(nn.Module):
         self.register_buffer("seen", torch.zeros(0, 1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        rows: list[Tensor] = []
-        for image in images:
-            nearest = image
-            if self.seen.shape[0] > 0:
-                distance = (self.seen - image).abs().flatten(1).amax(1)
-                if float(distance.min()) <= 0.15:
-                    nearest = self.seen[int(distance.argmin())]
-                else:
-                    self.seen = torch.cat([self.seen, image[None]])
-            else:
-                self.seen = image[None].clone()
-            rows.append(nearest)
-        return torch.stack(rows)
+        if self.seen.shape[0] == 0:
+            self.seen = images[:1].clone()
+        for row in range(len(images)):
+            if float((self.seen - images[row]).abs().flatten(1).amax(1).min()) > 0.15:
+                self.seen = torch.cat([self.seen, images[row : row + 1]])
+        distance = torch.cdist(images.flatten(1), self.seen.flatten(1), p=float("inf"))
+        return self.seen[distance.argmin(1)]
 
 
 class ScriptedMemory(MaskedModel):

@@ -16,6 +16,7 @@ from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, describe_declaration
 from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
@@ -66,7 +67,9 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         runner = AttackRunner(
             report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
         ).prepare(attacks)
-        table = _predict(audit, examined, attacks=attacks, corruptions=exam.corruptions, carry_out=runner, parts=parts)
+        keep = AskedImages(parts / ASKED, len(audit.dataset))
+        options = {"corruptions": exam.corruptions, "carry_out": runner, "parts": parts, "keep": keep}
+        table = _predict(audit, examined, attacks=attacks, **options)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
     table, submitted = _add_submitted(audit, table, model)
@@ -260,7 +263,9 @@ def _predict_findings(
         return table, _match_validation_scores(subject, audit.images), checks
     model = report.evaluated_model or report.model
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-    table = _predict(audit, examined, corruptions=audit.exam.corruptions, views=False, parts=parts / "all")
+    keep = AskedImages(parts / ASKED, len(audit.dataset))
+    options = {"corruptions": audit.exam.corruptions, "views": False, "parts": parts / "all", "keep": keep}
+    table = _predict(audit, examined, **options)
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
     return table, _predict_validation(audit, examined), []
 
@@ -310,6 +315,7 @@ def _attack_finding(
         clean=not attacks,
         carry_out=_decision_runner(audit, report, decision, shown, attacks),
         parts=parts / f"finding{index}",
+        keep=AskedImages(parts / ASKED, len(rows), (index, operating_points.cut(threshold))),
         title=_title(names[index], index, len(names)),
     )
     return table[table["attack"] != CLEAN], evaluated

@@ -7,7 +7,8 @@ from pathlib import Path
 from trustcxr.audit import measure, verdict
 from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
-from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
+from trustcxr.audit.entry_checks import Check, EntryReport, check_afterwards, compare_black_box, run_entry_checks
+from trustcxr.audit.second_instance import ASKED, judge_again
 from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
@@ -71,7 +72,7 @@ def audit(
             if document is not None:
                 _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            document = _compute(current, out, key)
+            document = _compute(current, out, key, model, trust_code)
             atomic.write_json(path, document)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
@@ -90,8 +91,8 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
         raise UserError(f"{out}: holds {other}; choose another --out")
 
 
-def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
-    """Compute an audit, write its tables into `out`, and return its document."""
+def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) -> AuditDocument:
+    """Compute an audit of `model`, write its tables into `out`, and return its document."""
     subject, exam = audit.subject, audit.exam
     if subject.device.type == "cpu":
         keep_freed_memory()
@@ -100,6 +101,10 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     report = run_entry_checks(subject, shown, labels, **options)  # type: ignore[arg-type]
     measure_all = measure.measure_findings if is_multilabel(subject) else measure.measure_classes
     measured = measure_all(audit, report, shown, out / PARTS / key)
+    afterwards = check_afterwards(report, shown, **options)  # type: ignore[arg-type]
+    asked = out / PARTS / key / ASKED
+    if report.model is not None and asked.is_dir():
+        afterwards.append(judge_again(model, report.subject or subject, report.model, asked, trust=trust))
     document = AuditDocument.from_figures(
         measured.figures,
         model=describe_model(report.subject or subject),
@@ -114,7 +119,7 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
     if not report.attacks_reliable:
         _withdraw(document)
-    checks += compare_black_box(document)
+    checks += [*afterwards, *compare_black_box(document)]
     document.entry_checks = [check.document() for check in checks]
     document.verdict = verdict.judge(document)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
