@@ -178,13 +178,6 @@ class Smallest(MaskedModel):
         return self.net.head(features - features.remainder(1 / 16))
 
 
-class Saturated(MaskedModel):
-    """Answers by the error function of its logits, which is 1 or -1 to rounding."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.erf(200 * self.net(images).log_softmax(1).add(0.7))
-
-
 class Winners(MaskedModel):
     """Keeps the largest tenth of its features (k winners take all), so that its gradient jumps."""
 
@@ -216,7 +209,6 @@ MODELS: dict[str, type[MaskedModel]] = {
     "hook": Hook,
     "noisy gradient": NoisyGradient,
     "remainder": Smallest,
-    "saturated": Saturated,
     "k winners take all": Winners,
     "temperature": Temperature,
 }

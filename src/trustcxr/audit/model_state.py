@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trustcxr.audit.formats.wrapper import WrappedModel
+
 _DEEPEST = 6  # of containers and objects inside each other
 _OWN = frozenset(vars(nn.Module()))  # torch's attributes of a module: flags, hooks and tables
 
@@ -21,7 +23,7 @@ def describe_state(model: nn.Module, images: Tensor) -> dict[str, str]:
     """
     with torch.no_grad():
         model(images)
-    inner = getattr(model, "net", model)
+    inner = model.net if isinstance(model, WrappedModel) else model
     state = {
         name: _digest(tensor, 0)
         for tensors in (inner.named_parameters(), inner.named_buffers())

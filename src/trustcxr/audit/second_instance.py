@@ -141,6 +141,16 @@ def _describe(name: str, asked: _Asked, moved: np.ndarray, alone: np.ndarray) ->
     return Check(name, passed, text, grave=True)
 
 
+def takes_one(model: torch.nn.Module, subject: Subject) -> bool:
+    """Return whether the model takes a batch of one; some networks refuse it."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, subject.size, subject.size, device=subject.device))
+    except Exception:  # whatever a foreign forward pass raises
+        return False
+    return True
+
+
 def answer_request(folder: Path) -> None:
     """Load the model of a request, ask it, and write its logits into the folder."""
     request = atomic.read_json(folder / _REQUEST)
@@ -161,11 +171,12 @@ def answer_request(folder: Path) -> None:
             return model(torch.from_numpy(asked.pixels[rows]).to(subject.device)).float().cpu().numpy()
 
     torch.manual_seed(0)
-    alone = np.concatenate([ask(order[[row]]) for row in range(min(ALONE, len(order)))])
+    alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
     parts = [ask(order[start : start + _BATCH]) for start in range(0, len(order), _BATCH)]
-    answers = np.empty((len(order), alone.shape[1]), np.float32)
+    answers = np.empty((len(order), parts[0].shape[1]), np.float32)
     answers[order] = np.concatenate(parts)
-    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": alone})
+    rows = np.concatenate(alone) if alone else answers[:0]
+    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": rows})
 
 
 if __name__ == "__main__":
