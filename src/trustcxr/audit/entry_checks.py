@@ -266,12 +266,12 @@ def check_memory(right: Callable[[Tensor], Tensor], images: Tensor) -> Check:
     """
     from scipy.stats import binomtest
 
-    before, falls = right(images).float().sum(1), []
-    accuracy = float(before.mean() / right(images[:1]).shape[1])
+    answers, falls = right(images), []
+    before, accuracy = answers.float().sum(1), float(answers.float().mean())
     for name, moved in (("one grey level", move_greys(images)), ("half a pixel", move_half_pixel(images))):
         gain = right(moved).float().sum(1) - before
         lost, gained = int((gain < 0).sum()), int((gain > 0).sum())
-        fall = -float(gain.mean() / right(images[:1]).shape[1])
+        fall = -float(gain.mean() / answers.shape[1])
         p_value = float(binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
         falls.append((name, fall, fall > FORGOTTEN and 2 * p_value < UNLIKELY))  # two tests
     figures = ", ".join(f"{accuracy - fall:.1%} on images moved by {name}" for name, fall, _ in falls)

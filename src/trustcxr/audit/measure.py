@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit import declaration_check, multilabel, one_vs_rest, subgroups
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
-from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, describe_declaration
+from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
@@ -240,8 +241,27 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     figures.classes = list(names)
     remedies = _find_remedies(audit, report, answers, truth, findings)
     checks = [*checks, _check_findings(points, remedies, report), _check_above_constant(points)]
+    if report.model is not None and not report.random:
+        checks.append(_check_memory_of_findings(audit, report.model, truth, findings))
     count = int(answered.sum())
     return Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count)
+
+
+def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray, findings: Sequence[Finding]) -> Check:
+    """Check that findings (N, F) are told as well on images that are moved by what nobody sees."""
+    columns = [index for index, finding in enumerate(findings) if finding.judged]
+    rows = np.flatnonzero(np.isfinite(truth[:, columns]).any(1))[: audit.exam.entry_checks.images]
+    images, device = load_pixels(audit.dataset, rows, audit.subject.device), audit.subject.device
+    labels = torch.from_numpy(truth[rows][:, columns]).to(device)
+    cuts = torch.tensor([operating_points.cut(findings[index].threshold or 0.5) for index in columns], device=device)
+
+    def right(moved: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = torch.cat([model(part)[:, columns] for part in moved.split(64)])
+        return ((logits > cuts) == (labels == 1)) | labels.isnan()
+
+    with preserve_state(model):
+        return check_memory(right, images)
 
 
 def _add_submitted(audit: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[Submitted]]:

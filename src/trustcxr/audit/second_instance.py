@@ -56,7 +56,7 @@ class AskedImages:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _StoredImages:
     """Images (N, 1, H, W) of an audit, the logits that they had, whether they are attacked, and their decisions."""
 
     pixels: np.ndarray
@@ -65,7 +65,7 @@ class _Asked:
     decisions: np.ndarray
 
     @classmethod
-    def load(cls, folder: Path) -> "_Asked":
+    def load(cls, folder: Path) -> "_StoredImages":
         parts = []
         for path in sorted(folder.glob("*.npz")):
             with np.load(path, allow_pickle=False) as file:
@@ -90,7 +90,7 @@ def judge_again(model: str | Path, subject: Subject, examined: torch.nn.Module, 
     `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run, as in the
     audit. The check is grave.
     """
-    name, asked = "same answer in another order", _Asked.load(folder)
+    name, stored = "same answer in another order", _StoredImages.load(folder)
     request = {"model": str(model), "trust_code": trust, "threads": torch.get_num_threads(), "folder": str(folder)}
     if isinstance(examined, WrappedModel):
         first = subject.model if isinstance(subject, ExternalModel) else None
@@ -105,13 +105,13 @@ def judge_again(model: str | Path, subject: Subject, examined: torch.nn.Module, 
             return Check(name, None, f"no second instance could be asked ({last[:160]})", grave=True)
         with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
             answers, alone = file["answers"], file["alone"]
-    order = asked.order()
-    moved = _moved(asked, answers, np.arange(len(answers)))
-    moved_alone = _moved(asked, alone, order[: len(alone)])
-    return _describe(name, asked, moved, moved_alone)
+    order = stored.order()
+    moved = _moved(stored, answers, np.arange(len(answers)))
+    moved_alone = _moved(stored, alone, order[: len(alone)])
+    return _describe(name, stored, moved, moved_alone)
 
 
-def _moved(asked: _Asked, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return how far the logits of each row moved, as a share of the typical largest logit; (N,)."""
 
     def centred(logits: np.ndarray) -> np.ndarray:
@@ -119,16 +119,16 @@ def _moved(asked: _Asked, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
     decided = [
         answer if index < 0 else as_states(torch.from_numpy(answer[None]), int(index), cut)[0].numpy()
-        for answer, (index, cut) in zip(answers, asked.decisions[rows], strict=True)
+        for answer, (index, cut) in zip(answers, stored.decisions[rows], strict=True)
     ]
-    largest = [np.abs(centred(logits)).max() for logits in asked.logits]
+    largest = [np.abs(centred(logits)).max() for logits in stored.logits]
     typical = max(float(np.median(largest)), 1e-12)
-    pairs = zip(decided, (asked.logits[row] for row in rows), strict=True)
+    pairs = zip(decided, (stored.logits[row] for row in rows), strict=True)
     return np.array([np.abs(centred(new) - centred(old)).max() / typical for new, old in pairs])
 
 
-def _describe(name: str, asked: _Asked, moved: np.ndarray, alone: np.ndarray) -> Check:
-    what = f"{int(asked.attacked.sum())} attacked and {int((~asked.attacked).sum())} unperturbed images"
+def _describe(name: str, stored: _StoredImages, moved: np.ndarray, alone: np.ndarray) -> Check:
+    what = f"{int(stored.attacked.sum())} attacked and {int((~stored.attacked).sum())} unperturbed images"
     text = f"a second instance, loaded anew and asked in another order, answers {what} as the first did"
     other, single = float((moved > _MOVED).mean()), int((alone > _MOVED).sum())
     if single > 0:
@@ -163,12 +163,12 @@ def answer_request(folder: Path) -> None:
         assert isinstance(model, WrappedModel)
         model = model.of_kind(request["kind"])
     assert model is not None
-    asked = _Asked.load(Path(request["folder"]))
-    order = asked.order()
+    stored = _StoredImages.load(Path(request["folder"]))
+    order = stored.order()
 
     def ask(rows: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return model(torch.from_numpy(asked.pixels[rows]).to(subject.device)).float().cpu().numpy()
+            return model(torch.from_numpy(stored.pixels[rows]).to(subject.device)).float().cpu().numpy()
 
     torch.manual_seed(0)
     alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
