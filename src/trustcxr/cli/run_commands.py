@@ -202,7 +202,7 @@ def certify(
     from trustcxr import report
     from trustcxr.certify.verify import effort
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.certified import proved
+    from trustcxr.report.tables.certified import SCOPE, proved
     from trustcxr.runs import run_folder
 
     document, folder = run_folder.certify(
@@ -218,6 +218,7 @@ def certify(
         return print_json(document)
     if table := proved([Run(document, folder, [])]):
         report.print_table(table)
+        print(SCOPE)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")

@@ -169,6 +169,7 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
         "proved": certified_table.proved(runs),
         "proof_bars": _drawn(bars, "proof"),
         "proof_legend": svg.legend([bars]),
+        "proof_scope": certified_table.SCOPE,
         "by_intervals": certified_table.by_intervals(runs),
         "corrupted": robustness.corrupted(runs),
         "heats": robustness.heats(runs),

@@ -7,6 +7,8 @@ from trustcxr.report.load import Run
 from trustcxr.report.tables.table import Cell, Table, run_cells, share, whole
 from trustcxr.storage.schemas import AttackResult, CertifiedResult
 
+SCOPE = "The proof is of the pixels that the network sees, after decoding and resizing, not of the file."
+
 
 @dataclass(frozen=True)
 class Gap:

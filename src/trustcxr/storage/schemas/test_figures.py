@@ -100,7 +100,8 @@ class CertifiedResult(Document):
     """Certified accuracy at one epsilon: answers that are right and proved.
 
     `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change;
-    `method`: crown (intervals, then CROWN) or ibp (intervals alone).
+    `method`: crown (intervals, then CROWN) or ibp (intervals alone); `tf32`: whether the model answered with TF32, whose
+    rounding the proof does not allow for; None if unknown.
     """
 
     epsilon: Number = None
@@ -109,6 +110,7 @@ class CertifiedResult(Document):
     proved: Share = Share()
     n: int | None = None
     method: str = ""
+    tf32: bool | None = None
 
     def is_at(self, epsilon: float | None) -> bool:
         """Return whether it is of this epsilon."""
