@@ -279,7 +279,7 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.lesions import effects
+    from trustcxr.report.tables.lesions import effects, reported
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
@@ -287,7 +287,8 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
-        report.print_table(effects([Run(document, folder, [])]))
+        for table in (reported([Run(document, folder, [])]), effects([Run(document, folder, [])])):
+            report.print_table(table)
     for alarm in document.alarms:
         if alarm.kind != SURVIVES:  # already printed for each map
             print(f"ALARM: {alarm.text}")

@@ -200,6 +200,7 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
         "all_measures": saliency.measures(runs),
         "over_controls": saliency.over_controls(runs),
         "by_lesion": saliency.by_lesion(runs),
+        "least_lesion_effects": lesions.reported(runs),
         "lesion_effects": lesions.effects(runs),
         "lesions_sampled": lesions.sampled(runs),
         "lesion_effects_by_size": lesions.by_size(runs),

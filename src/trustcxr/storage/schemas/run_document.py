@@ -123,3 +123,10 @@ class RunDocument(Document):
     external_model: AuditedModel = AuditedModel()
     examination: str = ""
     finding: str = ""
+
+    @property
+    def lesion_effect(self) -> LesionDocument | None:
+        """Return the lesion effect to report: the smallest by any fill, against healthy lung or a healthy image."""
+        removed = [row for row in self.lesions if row.control in ("lung", "healthy image") and not row.epsilon]
+        rows = [row for row in removed if row.least.value is not None]
+        return min(rows, key=lambda row: row.least.value or 0.0, default=None)
