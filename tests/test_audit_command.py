@@ -245,7 +245,7 @@ def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     assert left == {"square"}, "it needed no gradient"
     assert not document["verdict"]["sound"]
     assert document["withdrawn"]
-    assert "withdrawn: FGSM, PGD-3, worst case" in done.stdout
+    assert "withdrawn: FGSM, PGD-3, worst-case-3/" in done.stdout
     assert "under PGD" not in done.stdout
     schemas.AuditDocument.model_validate(document)
 

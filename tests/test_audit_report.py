@@ -198,6 +198,19 @@ def handed(
     audit(folder / name, attacks=attacks, submitted=given)
 
 
+def test_audits_of_unequal_effort_do_not_share_a_leaderboard(tmp_path: Path) -> None:
+    for name, queries in (("one", 50), ("two", 50), ("more", 300)):
+        worst = {"attack": "worst-case", "epsilon": 0.02, "accuracy": {"value": 0.6}, "steps": 20, "queries": queries}
+        audit(tmp_path / name, attacks=[worst])
+    board = leaderboard.gather_audits(tmp_path)
+    assert {name for name, _ in board.entries} == {"one", "two"}
+    why = "attacked by worst-case-20/300, the others by worst-case-20/50: audit it again"
+    assert board.refused == (("more", why),)
+    assert "attacked by worst-case-20/50, %" in leaderboard.make_table(board).header
+    (row, _) = leaderboard.to_json(board)["rows"]  # type: ignore[misc]
+    assert (row["by"], row["steps"], row["queries"]) == ("worst-case-20/50, epsilon 0.02", 20, 50)
+
+
 def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
     handed(tmp_path, "attacked", 0.4, ("Ada", 0.01, 10))  # by ours alone 0.65
     handed(tmp_path, "plain", 0.6)

@@ -91,7 +91,7 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
         ("pgd", "answer"),
         ("worst-case", "threshold"),
     }
-    assert "worst case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(
+    assert "worst-case at epsilon 0.04, made against this threshold, at most: sens" in "\n".join(
         describe_audit(document)
     )
     assert (tmp_path / "out" / "one_vs_rest.parquet").is_file()

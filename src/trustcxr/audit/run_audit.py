@@ -145,7 +145,7 @@ def _withdraw(document: AuditDocument) -> None:
 
 
 def _without_figures(row: AttackResult) -> AttackResult:
-    values = row.model_dump(include={"attack", "epsilon", "steps", "n"} & row.model_fields_set)
+    values = row.model_dump(include={"attack", "epsilon", "steps", "queries", "n"} & row.model_fields_set)
     return AttackResult(**values, accuracy=Share(value=None, ci=None))
 
 

@@ -34,7 +34,8 @@ def prove(
 
     Columns, besides those of `about_images`: `epsilon`; `answer`, the predicted class index; `margin`, a lower bound of
     its margin over other classes within epsilon; `proved`, margin > 0; `certified`, proved and correct; `method`, crown
-    or ibp; `tf32`, whether the model answered with TF32, which it never does here. Raises UserError with the layer's name if the model cannot be bounded.
+    or ibp; `tf32`, False: the model answers without TF32. Raises UserError with the layer's name if the model cannot
+    be bounded.
     """
     layers, about, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))

@@ -162,8 +162,8 @@ def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, 
 
 
 def label(row: AttackResult) -> str:
-    """Return an attack with its steps: PGD-20."""
-    return row.attack.upper() + (f"-{row.steps:g}" if row.steps else "")
+    """Return an attack with its effort: PGD-20."""
+    return row.effort.name
 
 
 def _rows(document: RunDocument) -> list[AttackResult]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trustcxr.errors import UserError
-from trustcxr.registry import WORST_CASE, format_attack, is_linf
+from trustcxr.registry import WORST_CASE, is_linf
 from trustcxr.report import formatting, html
 from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
@@ -35,6 +35,11 @@ class Board:
     def title(self) -> str:
         """Return the number of audits, the protocol and the data."""
         return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
+
+    @property
+    def attack(self) -> str:
+        """Return the attack with its effort, which all compared audits share; empty without attacks."""
+        return next((name for _, one in self.entries if (name := find_worst_attack(one).effort.name)), "")
 
     @property
     def names(self) -> dict[str, str]:
@@ -132,6 +137,9 @@ def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
         return f"not the same images as the others {document.data.describe_difference(others.data)}"
     if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
+    efforts = [find_worst_attack(one).effort for one in (document, others)]
+    if efforts[0] != efforts[1] and all(effort.attack for effort in efforts):
+        return f"attacked by {efforts[0].name}, the others by {efforts[1].name}: audit it again"
     return ""
 
 
@@ -225,6 +233,8 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
         "attacked reported": reported.attacked,
         **shares,
         "by": _format_attack(worst) or None,
+        "steps": worst.steps,
+        "queries": worst.queries,
         "attacked_by_ours": own_accuracy(document),
         "attacked_with_more": describe_submitted(document),
         "threat model": reported.threat_model or None,
@@ -235,7 +245,7 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
 
 
 def _format_attack(worst: AttackResult) -> str:
-    return "" if worst.epsilon is None else f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+    return "" if worst.epsilon is None else f"{worst.effort.name}, epsilon {worst.epsilon:g}"
 
 
 def to_json(board: Board) -> dict[str, object]:
@@ -299,7 +309,7 @@ def _text(text: str) -> Cell:
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
     rows = [make_row(name, document) for name, document in board.entries]
-    return Table("Leaderboard", list(rows[0]), [list(cells.values()) for cells in rows])
+    return Table("Leaderboard", _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
 
 
 def terminal_table(board: Board) -> Table:
@@ -309,7 +319,13 @@ def terminal_table(board: Board) -> Table:
         cells = make_row(folder, document)
         cells["model"] = replace(cells["model"], text=board.names[folder], small="")
         rows.append([cells[column] for column in _IN_TERMINAL])
-    return Table(board.title, _IN_TERMINAL, rows)
+    return Table(board.title, _name_attack(board, _IN_TERMINAL), rows)
+
+
+def _name_attack(board: Board, header: list[str]) -> list[str]:
+    """Return a header whose column of accuracy under attack names the attack with its effort."""
+    named = f"attacked by {board.attack}, %" if board.attack else "attacked, %"
+    return [named if column == "attacked, %" else column for column in header]
 
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:

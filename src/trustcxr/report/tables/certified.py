@@ -54,7 +54,7 @@ def proved(runs: list[Run]) -> Table | None:
                 share(gap.entry.accuracy),
                 share(gap.entry.balanced_accuracy),
                 share(gap.lowest.accuracy),
-                Cell(formatting.attack(gap.lowest.attack) if gap.attacked is not None else formatting.DASH),
+                Cell(gap.lowest.effort.name if gap.attacked is not None else formatting.DASH),
                 Cell(formatting.percent_number(between)),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
+from trustcxr.storage.schemas.test_figures import Attacked
 
 
 class Curve(Document):
@@ -15,7 +16,7 @@ class Curve(Document):
     high: list[Number] = []
 
 
-class OperatingPoint(Document):
+class OperatingPoint(Attacked):
     """A class against the rest, or a finding, at its threshold, under one condition (`attack` "clean": none).
 
     `threshold`: a probability, None if the highest class is the answer; `origin`: who set it. An end None of a
@@ -29,9 +30,6 @@ class OperatingPoint(Document):
     """
 
     finding: str = ""
-    attack: str = ""
-    epsilon: Number = None
-    steps: int | None = None
     target_class: str = ""
     threshold: Number = None
     origin: str = ""
