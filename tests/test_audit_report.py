@@ -248,12 +248,13 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     handed(tmp_path, "withdrawn", 0.9, ("Ada", 0.02, 4))
     path = tmp_path / "withdrawn" / "audit.json"
     content = atomic.read_json(path)
-    content["attacks"][0]["accuracy"] = {"value": None}  # so the board has what PGD leaves, without theirs
+    content["attacks"][0]["accuracy"] = {"value": None}  # the board has no figure under another attack instead
     atomic.write_json(path, content)
     page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     assert "ubmitted" not in page.read_text().split("</script>")[1]
     assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
-    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["withdrawn", "plain"]
+    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["plain", "withdrawn"]
+    assert leaderboard.make_row("withdrawn", read_schema(AuditDocument, path))["attacked, %"].value is None
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:

@@ -144,11 +144,14 @@ def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
 
 
 def find_worst_attack(document: RunDocument) -> AttackResult:
-    """Return the strongest attack at the largest L-infinity epsilon; the worst case if it was tried."""
+    """Return the worst case at its largest epsilon, withdrawn or not; without one the strongest attack."""
+    worst = [row for row in document.attacks if row.attack == WORST_CASE]
+    if worst:
+        return max(worst, key=lambda row: row.epsilon or 0.0)
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
     rows = [row for row in rows if row.epsilon == largest]
-    return min(rows, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
+    return min(rows, key=lambda row: row.accuracy.value or 0.0, default=AttackResult())
 
 
 def own_accuracy(document: AuditDocument) -> float | None:
@@ -170,7 +173,7 @@ def own_accuracy(document: AuditDocument) -> float | None:
 def _counted_submissions(document: AuditDocument) -> list[Submitted]:
     """Return the submitted images that lowered the worst case on the board."""
     worst = find_worst_attack(document)
-    if worst.attack != WORST_CASE:
+    if worst.attack != WORST_CASE or worst.accuracy.value is None:
         return []
     return [one for one in document.misled_alone if (one.epsilon or 0.0) <= (worst.epsilon or 0.0) + 1e-9]
 
