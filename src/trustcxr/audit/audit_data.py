@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
 
-AUDIT_VERSION = 2  # of the algorithms: an audit of another version is computed again
+AUDIT_VERSION = 3  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
 

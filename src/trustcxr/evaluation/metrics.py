@@ -343,6 +343,8 @@ def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[
     """Add `unmoved` (share of correct images that the attack left unchanged), `broken_by`, and `surrogate`."""
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
         result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
+    if "rounded" in rows and rows["rounded"].notna().all():
+        result.rounded = bool(rows["rounded"].any())
     if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
         result.broken_by = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
     if "surrogate" in rows and rows["surrogate"].notna().any():

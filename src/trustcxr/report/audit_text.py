@@ -86,6 +86,8 @@ def describe_results(document: AuditDocument) -> tuple[str, ...]:
         if row.accuracy.value is not None:
             name, left = row.effort.name, format_share(row.accuracy)
             lines.append(f"under {name} at epsilon {row.epsilon:g}: accuracy at most {left}{_format_draws(row.draws)}")
+    if any(row.rounded for row in document.attacks):
+        lines.append("each adversarial image counts as floats or rounded to an 8-bit file, whichever is worse")
     lines += [_format_submitted(part) for part in document.submitted]
     if mean := document.corruptions_mean:
         worst = find_lowest(document.corruptions)

@@ -128,6 +128,10 @@ def _attacks(runs: list[Run]) -> str:
     if parts:
         text = f"Accuracy was measured under {'; '.join(parts)}. Epsilon is the largest change of a pixel, on a scale "
         text += "from 0 to 1 (L-infinity, except for L2 attacks); perturbed images are clamped to [0, 1]."
+    rounded = {entry.effort.name for run in runs for entry in run.attacks if entry.rounded}
+    if rounded:
+        text += f" Under {formatting.join_words(sorted(rounded))} an image counts as floats or rounded to an 8-bit "
+        text += "file, whichever is worse; under other attacks as floats."
     corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
     levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
     if corrupted:

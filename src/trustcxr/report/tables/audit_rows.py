@@ -12,6 +12,7 @@ from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
+PIXELS = {None: formatting.DASH, False: "floats", True: "floats or 8-bit file, the worse"}
 _PASSED = {
     True: Cell("passed", note="good text"),
     False: Cell("failed", note="bad text"),
@@ -83,13 +84,14 @@ def _attacks(document: AuditDocument) -> Table:
         [
             Cell(a.effort.name),
             Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
+            Cell(PIXELS[a.rounded], note="text"),
             *map(share, (a.accuracy, a.balanced_accuracy, a.ece)),
             Cell(formatting.count(a.n)),
             Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
         ]
         for a in document.attacks
     ]
-    header = ["attack", "epsilon", "accuracy, %", "balanced, %", "calibration error, %", "n", "broken by"]
+    header = ["attack", "epsilon", "pixels", "accuracy, %", "balanced, %", "calibration error, %", "n", "broken by"]
     return Table("Attacks", header, rows)
 
 

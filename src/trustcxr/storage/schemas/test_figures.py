@@ -91,7 +91,9 @@ class AttackResult(Attacked):
     """One attack at one epsilon.
 
     `unmoved`: the share of the right images that it left unchanged; `broken_by`: of worst-case, the images that each of
-    its attacks broke; `draws` of a stochastic model; `surrogate`: of transfer, the run that its images were made on.
+    its attacks broke, ", 8-bit" if only after rounding; `rounded`: whether the worse of the floats and of their
+    rounding to the grey levels of an 8-bit file counts, and not the floats alone; `draws` of a stochastic model;
+    `surrogate`: of transfer, the run that its images were made on.
     """
 
     accuracy: Share = Share()
@@ -101,6 +103,7 @@ class AttackResult(Attacked):
     ece_plug_in: Number = None
     n: int | None = None
     unmoved: Number = None
+    rounded: bool | None = None
     broken_by: dict[str, int] = {}
     draws: Draws | None = None
     surrogate: str = ""
