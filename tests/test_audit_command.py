@@ -45,6 +45,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     entry_checks = real.entry_checks.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "entry_checks": entry_checks, "bootstrap": 200}
+    changed["guards"] = real.guards.model_copy(update={"images": 8, "queries": 20, "large_images": 4})
     short = real.model_copy(update=changed)
     monkeypatch.setattr(audits, "load_exam", lambda: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
