@@ -352,6 +352,8 @@ def test_the_smaller_of_effect_and_fall_is_reported_by_the_least_favourable_fill
             ("grey", "lung", 0.0, 0.02),
         )
     ]
+    rows = [row | {"images": 20, "left_out": 4} for row in rows]
+    rows.append({"fill": "inpaint", "control": "lung", "least": {"value": 0.0}, "images": 4, "left_out": 2})  # a sample
     document = RunDocument.model_validate({"lesions": rows, "model": "m", "defence": "d"})
     assert document.lesion_effect is not None
     assert (document.lesion_effect.fill, document.lesion_effect.least.value) == ("mirror", 0.2)

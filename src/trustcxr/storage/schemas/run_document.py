@@ -126,7 +126,12 @@ class RunDocument(Document):
 
     @property
     def lesion_effect(self) -> LesionDocument | None:
-        """Return the lesion effect to report: the smallest by any fill, against healthy lung or a healthy image."""
-        removed = [row for row in self.lesions if row.control in ("lung", "healthy image") and not row.epsilon]
-        rows = [row for row in removed if row.least.value is not None]
-        return min(rows, key=lambda row: row.least.value or 0.0, default=None)
+        """Return the lesion effect to report: the smallest by any fill, against healthy lung or a healthy image.
+
+        Fills of a sample alone do not count.
+        """
+        rows = [row for row in self.lesions if row.control in ("lung", "healthy image") and not row.epsilon]
+        counts = [(row.images or 0) + (row.left_out or 0) for row in rows]
+        whole = [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
+        measured = [row for row in whole if row.least.value is not None]
+        return min(measured, key=lambda row: row.least.value or 0.0, default=None)
