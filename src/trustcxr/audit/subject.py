@@ -13,6 +13,7 @@ from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import TABLES, Origin
 from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import Run, device, load_run
 from trustcxr.registry import DEFENCES
 from trustcxr.storage import atomic, layout
@@ -25,7 +26,7 @@ Subject = Run | ExternalModel
 def load_model(
     model: str | Path | nn.Module | Callable[..., Any], *, on: torch.device | str | None = None, **options: Any
 ) -> Subject:
-    """Load the folder of a run, a model file (.yaml), a model's own file, a module or a function.
+    """Load a run's folder, a zoo model by name, a model file (.yaml), a model's own file, a module or a function.
 
     Runs and external models both have model, classes, size, name and device. `options` are those of `formats.load`:
     classes, size, channels, range, mean, std, resize, output, thresholds, timm, name and trust_code. Nothing is
@@ -38,8 +39,8 @@ def load_model(
         >>> external.model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
     """
-    if isinstance(model, str | Path) and Path(model).is_dir():
-        layout.check_run(Path(model))
+    if isinstance(model, str | Path) and (trained_models.is_name(model) or Path(model).is_dir()):
+        layout.check_run(trained_models.resolve(model))
         if options:
             raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
         return load_run(model, on=on)
@@ -49,7 +50,7 @@ def load_model(
 def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     """Load a run's folder or a model file; UserError for a model's own file, which needs a model file."""
     path, kinds = Path(model), (*SUFFIXES, *TABLES)
-    if path.is_dir():
+    if path.is_dir() or trained_models.is_name(model):
         return load_model(model)
     if path.suffix in kinds and not path.exists():
         raise UserError(f"{model}: no such file")

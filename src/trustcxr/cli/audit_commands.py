@@ -6,7 +6,17 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
-from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
+from trustcxr.cli.options import (
+    Columns,
+    Images,
+    Json,
+    Labels,
+    TrustCode,
+    parse_labels,
+    parse_listing,
+    print_json,
+    resolve_name,
+)
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.registry import AUDIT_ATTACKS
@@ -18,7 +28,14 @@ audit_app = Typer()
 
 @audit_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run folder or model file (.yaml); with --init a model.")],
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="Run folder, trained model, model file (.yaml); with --init a model.",
+            callback=resolve_name,
+        ),
+    ],
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,

@@ -15,11 +15,30 @@ if TYPE_CHECKING:
     from trustcxr.recipes.run_recipe import Listing
 
 
-def _check_run(run: Path) -> Path:
-    """Return the folder of a run. Checked here because loading torch takes seconds."""
+def resolve_run(run: Path) -> Path:
+    """Return the folder of a run or of a trained model. Checked here because loading torch takes seconds."""
+    from trustcxr.evaluation import trained_models
     from trustcxr.storage import layout
 
-    return run if run.is_dir() or is_address(run) else layout.check_run(run)
+    if run.is_dir() or is_address(run):
+        return run
+    if not run.exists() and not trained_models.is_name(run) and (near := trained_models.suggest(run)):
+        raise UserError(
+            f"{run}: no such run folder, and no trained model: {near}valid: {', '.join(trained_models.names())}"
+        )
+    return layout.check_run(trained_models.resolve(run))
+
+
+def resolve_runs(runs: list[Path]) -> list[Path]:
+    """Return the folders of runs or of trained models."""
+    return [resolve_run(run) for run in runs]
+
+
+def resolve_name(model: str) -> str:
+    """Return the folder of a trained model if `model` is its name, else `model`."""
+    from trustcxr.evaluation import trained_models
+
+    return str(trained_models.fetch(model)) if trained_models.is_name(model) else model
 
 
 def is_external(model: str) -> bool:
@@ -31,7 +50,7 @@ def is_external(model: str) -> bool:
 
     path, is_model_file = Path(model), Path(model).suffix in layout.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or is_model_file or ":" in model):
-        _check_run(path)
+        resolve_run(path)
         return False
     layout.check_model(model)
     return True
@@ -42,7 +61,9 @@ DATA = Option(
     help="Folder of images (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
 )
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.", callback=_check_run)]
+RunFolder = Annotated[
+    Path, Argument(metavar="RUN", help="Folder of a run, or a trained model's name.", callback=resolve_run)
+]
 Labels = Annotated[
     list[str] | None,
     Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),

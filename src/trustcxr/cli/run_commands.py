@@ -23,11 +23,12 @@ from trustcxr.cli.options import (
     parse_listing,
     parse_tracker,
     print_json,
+    resolve_name,
+    resolve_run,
 )
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
-from trustcxr.storage import layout
 from trustcxr.storage.os_errors import check_present, shell_quote
 from trustcxr.version import NOTICE
 
@@ -35,18 +36,27 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
 run_app = Typer()
+zoo_app = Typer(help="Trained models that come with the package.", no_args_is_help=True)
 
 
 @run_app.command(epilog="Example: trustcxr models")
 def models(json: Json = False) -> None:
-    """List the 21 networks of the study and their parameters."""
+    """List the trained models that come with the package, and the 21 networks of the study."""
     from trustcxr import report
+    from trustcxr.evaluation import trained_models
     from trustcxr.models.zoo import paper_models
+    from trustcxr.report.terminal import list_trained
 
     rows = [network._asdict() for network in paper_models()]
+    entries = [trained_models.entry(name) for name in trained_models.names()]
     if json:
-        return print_json(rows)
-    report.print_rows("The 21 networks; any other timm name works too", rows)
+        return print_json({"trained": entries, "architectures": rows})
+    report.print_rows(
+        "Trained models; use the name as a RUN, such as `trustcxr predict NAME IMAGE`", list_trained(entries)
+    )
+    for entry in entries:
+        print(f"{entry.name}: {entry.summary}")
+    report.print_rows("The 21 networks, untrained; any other timm name works too", rows)
     print("Also, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
     print("evidence-33 and similar, whose map is part of the computation of the answer.")
     return None
@@ -121,7 +131,7 @@ def train(
     epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
 )
 def evaluate(
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run, or a trained model's name.")],
     data: Data,
     split: Annotated[str | None, Option(help="Split to test on. Default: the test split of the run.")] = None,
     attack: Annotated[list[str] | None, Option(help=f"Repeatable: {', '.join(ATTACKS)}. Default: fgsm, pgd.")] = None,
@@ -226,7 +236,9 @@ def certify(
 
 @run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Run folder, trained model or model file (.yaml).", callback=resolve_name)
+    ],
     data: Data,
     out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
     method: Annotated[list[str] | None, Option(help=SALIENCY_METHODS)] = None,
@@ -325,7 +337,9 @@ def predict(
 
 @run_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
-    run: Annotated[str, Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
+    run: Annotated[
+        str, Argument(metavar="RUN", help="Run folder, trained model, or hf://owner/name.", callback=resolve_name)
+    ],
     out: Annotated[Path | None, Option(help="File, .onnx or .pt2. Default: within the run.")] = None,
     format: Annotated[str, Option(help="onnx or torch-export.")] = "onnx",
     data: Annotated[Path | None, Option(help="Images to compare it on. Default: synthetic ones.")] = None,
@@ -333,7 +347,7 @@ def export(
 ) -> None:
     """Export a run as one file for other programs; the outputs are first compared with those of the run."""
     if not is_address(run):
-        layout.check_run(Path(run))
+        resolve_run(Path(run))
     if data is not None:
         check_exists(data)
     from trustcxr.audit import export_run
@@ -362,6 +376,26 @@ def push(
     hint = f"; for a hub write hf://{target}" if looks_like_hub else ""
     kind = "" if hub.is_address(target) else f" (a folder of this machine{hint})"
     print(f'{run} is at {address}{kind}; tx.load_run("{address}") loads it\n{NOTICE}')
+
+
+@zoo_app.command(epilog="Example: trustcxr zoo build covid-robust --data covidqu-midi --out out/zoo")
+def build(
+    name: Annotated[str, Argument(metavar="NAME", help="A trained model; `trustcxr models` lists them.")],
+    data: Data,
+    out: Annotated[Path, Option(help="Folder for NAME.json, the packed run NAME, its training and its audit.")],
+    description: Annotated[
+        Path | None, Option(help="YAML of a new model: summary, recipe, licence, data_licence, not_for, training_data.")
+    ] = None,
+) -> None:
+    """Train a model of the zoo again from its recipe, audit it, and pack its weights. Start it again to resume."""
+    check_exists(data)
+    from trustcxr import report
+    from trustcxr.audit import zoo_build
+    from trustcxr.report.terminal import list_trained
+
+    entry = zoo_build.build(name, data, out, description=description)
+    report.print_rows(name, list_trained([entry]))
+    print(f"written to {out / name}\n{NOTICE}")
 
 
 @run_app.command(epilog="Example: trustcxr fit-ood out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
+from trustcxr.cli.options import resolve_runs
 from trustcxr.errors import UserError
 from trustcxr.version import NOTICE
 
@@ -13,7 +14,10 @@ serve_app = Typer()
 
 @serve_app.command(epilog="Example: trustcxr serve out/quick/runs/resnet18-fgsm-s0")
 def serve(
-    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of trained runs; two are compared.")],
+    runs: Annotated[
+        list[Path],
+        Argument(metavar="RUN...", help="Run folders or trained models; two are compared.", callback=resolve_runs),
+    ],
     host: Annotated[str, Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
     workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.registry import ONE_CELL, format_control
+from trustcxr.registry import ONE_CELL, WORST_CASE, format_control
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
@@ -53,6 +53,29 @@ def print_study(study: schemas.StudyDocument) -> None:
     for table in (accuracy.models(runs, head), comparisons.over_seeds(study), certified.proved(runs)):
         if table is not None and table.rows:
             print_table(table)
+
+
+def list_trained(entries: Sequence[schemas.ZooEntry]) -> list[dict[str, object]]:
+    """Return a row for each trained model: its network, accuracy clean and at worst under attack, and the images."""
+    rows = []
+    for entry in entries:
+        clean, worst = entry.audit.accuracy("clean", 0.0), entry.audit.accuracy(WORST_CASE, 0.02)
+        rows.append(
+            {
+                "name": entry.name,
+                "network": entry.architecture,
+                "pixels": entry.input.size,
+                "clean": _with_interval(clean),
+                "worst case at 0.02": _with_interval(worst),
+                "images": f"{entry.audit.n} of {entry.audit.data}",
+                "MB": f"{(entry.bytes or 0) / 1e6:.1f}",
+            }
+        )
+    return rows
+
+
+def _with_interval(figure: schemas.Share) -> str:
+    return f"{formatting.percent(figure.value)} {formatting.interval(figure.ci, 1, scale=100)}".strip()
 
 
 def describe_export(export: schemas.ExportDocument) -> list[str]:

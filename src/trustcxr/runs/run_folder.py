@@ -15,7 +15,7 @@ from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, generalisation_gap
+from trustcxr.evaluation import certified, generalisation_gap, trained_models
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.run_figures import describe
@@ -362,7 +362,7 @@ class _TestedRun:
         steps.__dict__["run"] = self.run  # loaded already
         for note in tested.notes(self.run, self.images):
             log(note)
-        with folder_lock(out or self.run.folder):
+        with folder_lock(out or trained_models.results_folder(self.run.folder)):
             yield steps
         if not steps.results.written:
             log(f"{folder}: measured before, with the same weights, images and options; nothing was computed again")

@@ -74,6 +74,7 @@ from trustcxr.storage.schemas.test_figures import (
     Sign,
     Verdict,
 )
+from trustcxr.storage.schemas.zoo_entry import ZooAudit, ZooEntry, ZooFigure, ZooInput
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
 
