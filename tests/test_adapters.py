@@ -621,12 +621,12 @@ def test_a_draft_is_not_written_by_what_the_file_says_of_itself(tmp_path: Path) 
 def test_load_model_takes_a_run_too(pack: Pack) -> None:
     import trustcxr as tx
 
-    assert type(tx.load_model(pack.run("standard"))).__name__ == "Run"
+    assert type(tx.load_model(pack.run("standard"))).__name__ == "Classifier"
     with pytest.raises(UserError, match="a run says all this itself; leave out size"):
         tx.load_model(pack.run("standard"), size=64)
     given = tx.load_model(nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
-    assert given.model(torch.zeros(2, 1, 8, 8)).shape == (2, 64)
-    assert given.device == given.model.scale.device
+    assert given(torch.zeros(2, 1, 8, 8)).shape == (2, 64)
+    assert (given.size, len(given.classes)) == (8, 64)
 
 
 @pytest.mark.slow

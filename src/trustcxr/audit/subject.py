@@ -23,7 +23,7 @@ from trustcxr.storage.schemas import AuditedModel
 Subject = Run | ExternalModel
 
 
-def load_model(
+def load_subject(
     model: str | Path | nn.Module | Callable[..., Any], *, on: torch.device | str | None = None, **options: Any
 ) -> Subject:
     """Load a run's folder, a zoo model by name, a model file (.yaml), a model's own file, a module or a function.
@@ -34,8 +34,7 @@ def load_model(
 
     Example:
         >>> import torch
-        >>> from trustcxr.audit.subject import load_model
-        >>> external = load_model(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
+        >>> external = load_subject(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
         >>> external.model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
     """
@@ -51,7 +50,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     """Load a run's folder or a model file; UserError for a model's own file, which needs a model file."""
     path, kinds = Path(model), (*SUFFIXES, *TABLES)
     if path.is_dir() or trained_models.is_name(model):
-        return load_model(model)
+        return load_subject(model)
     if path.suffix in kinds and not path.exists():
         raise UserError(f"{model}: no such file")
     is_code = ":" in str(model) and path.suffix not in layout.MODEL_FILES and not path.exists()
@@ -63,7 +62,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
         )
     if path.is_file() and path.suffix not in layout.MODEL_FILES:
         raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
-    return load_model(model, trust_code=trust_code)
+    return load_subject(model, trust_code=trust_code)
 
 
 def is_multilabel(subject: Subject) -> bool:

@@ -1,9 +1,13 @@
 """Define audit.json and the output of `trustcxr compare`."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from trustcxr.storage.schemas.document import Document, Number, Share
+from trustcxr.storage.schemas.document import Document, Number, Result, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Curve(Document):
@@ -248,7 +252,7 @@ class PairRow(Document):
     settled: bool = False
 
 
-class AuditPair(Document):
+class AuditPair(Result):
     """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
 
     `submitted`: of each, who handed in adversarial images that alone changed its worst case.
@@ -267,3 +271,21 @@ class AuditPair(Document):
     other_lungs: list[str] = []
     submitted: list[list[str]] = []
     rows: list[PairRow] = []
+
+    def table(self) -> "pd.DataFrame":
+        """Return a row for each condition: accuracy of both, the difference with its interval, and p."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "condition": row.measure,
+                self.first: row.first,
+                self.second: row.second,
+                "difference": row.difference.value,
+                "low": (row.difference.ci or (None, None))[0],
+                "high": (row.difference.ci or (None, None))[1],
+                "p, corrected": row.p_corrected,
+                "n": row.n,
+            }
+            for row in self.rows
+        )
