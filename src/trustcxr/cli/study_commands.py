@@ -32,11 +32,12 @@ Slurm = Annotated[
 def demo(
     out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
+    full: Annotated[bool, Option("--full", help="More images, larger networks, all severities: 6 minutes.")] = False,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
     from trustcxr.study import demo as demo_study
 
-    _finish_study(demo_study.run(out, 1 if jobs is None else jobs), out)
+    _finish_study(demo_study.run(out, 1 if jobs is None else jobs, full=full), out)
 
 
 @study_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")

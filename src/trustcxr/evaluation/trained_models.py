@@ -112,7 +112,7 @@ def _cache() -> Path:
 
 def _download(name: str, folder: Path, address: str, size: int, sha256: str) -> Path:
     """Download weights into the cache, under the model's name and hash, and return the folder of the run."""
-    import fsspec
+    from urllib.request import urlopen
 
     from trustcxr.storage import atomic
     from trustcxr.storage.os_errors import writing
@@ -125,7 +125,7 @@ def _download(name: str, folder: Path, address: str, size: int, sha256: str) -> 
         with tempfile.TemporaryDirectory(dir=target.parent) as staging:
             staged = Path(shutil.copytree(folder, Path(staging) / "run"))
             try:
-                with fsspec.open(address, "rb") as source:
+                with urlopen(address, timeout=60) as source:
                     content = source.read(size + 1)
             except Exception as problem:
                 why = type(problem).__name__
