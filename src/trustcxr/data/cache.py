@@ -3,8 +3,9 @@
 A store is a folder named by its key, the SHA-256 of the files' paths, sizes, times and inodes, and of
 the options of decoding. So a changed file or option never reads a stale store. It holds:
 `images.u8`, raw uint8 of shape (N, size, size); one such file for each kind of mask, sparse if samples have none;
-`hashes.bin`, 16 bytes of BLAKE2b for each image; `index.json`, which holds the XXH3 of each pixel file. One process builds
-it in `<key>.<pid>.building` while others wait, and renames it at the end. The next build removes the remains of a killed one.
+`hashes.bin`, 16 bytes of BLAKE2b for each image; `index.json`, which holds the XXH3 of each pixel file. One process
+builds it in `<key>.<pid>.building` while others wait, and renames it at the end. The next build removes the remains of
+a killed one.
 
 Worker processes import this module, so it imports no pandas: they start faster.
 """
