@@ -311,13 +311,15 @@ def decode_rows(
     hashes = np.zeros((len(paths[IMAGES]), _HASH_BYTES), np.uint8)
     faults: list[Fault] = []
     step = max(1, _WRITE_BYTES // size**2)
+    buffer = np.empty((min(step, len(hashes)), size, size), np.uint8)  # new memory for each part costs time
     try:
         for name in paths:
             # No memory map: there a full disk is a bus error.
             with open(f"{work}/{name}.u8", "r+b", buffering=0) as file:
                 for start in range(0, len(hashes), step):
                     part = {n: p[start : start + step] for n, p in paths.items()}
-                    pixels, bad = _decode_column(root, name, part, size, resize)
+                    pixels = buffer[: len(part[name])]
+                    bad = _decode_column(pixels, root, name, part, resize)
                     faults += [(first + start + row, name, reason) for row, reason in bad]
                     if name == IMAGES:
                         sums = b"".join(_hash(image.data) for image in pixels)
@@ -329,11 +331,11 @@ def decode_rows(
 
 
 def _decode_column(
-    root: str, name: str, paths: dict[str, list[str | None]], size: int, resize: str
-) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Decode rows of a column to (n, size, size); return also unreadable rows with reasons."""
-    pixels = np.zeros((len(paths[name]), size, size), np.uint8)
-    bad = []
+    pixels: np.ndarray, root: str, name: str, paths: dict[str, list[str | None]], resize: str
+) -> list[tuple[int, str]]:
+    """Decode rows of a column into `pixels` (n, size, size); return unreadable rows with reasons."""
+    bad, size = [], pixels.shape[-1]
+    pixels.fill(0)
     for row, (path, image) in enumerate(zip(paths[name], paths[IMAGES], strict=True)):
         if path is None:
             continue
@@ -344,7 +346,7 @@ def _decode_column(
                 pixels[row] = read_mask_at(f"{root}/{path}", size, resize, image=f"{root}/{image}")
         except UnreadableImage as fault:
             bad.append((row, str(fault)))
-    return pixels, bad
+    return bad
 
 
 def _write_rows(file: FileIO, pixels: np.ndarray, first: int) -> None:
