@@ -17,6 +17,7 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
+    SmallestChange,
     Statement,
     Subgroup,
     Submitted,
