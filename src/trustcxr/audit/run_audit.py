@@ -24,7 +24,7 @@ from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE)
+_WRITTEN: tuple[str, ...] = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE)
 _WRITTEN += (layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md")
 
 

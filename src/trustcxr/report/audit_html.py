@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trustcxr.report import audit_text, html, leaderboard, model_card
 from trustcxr.report.figures import accuracy, roc, svg
-from trustcxr.report.figures.smallest_changes import draw_smallest_changes
+from trustcxr.report.figures.changed_images import draw_smallest_changes
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
