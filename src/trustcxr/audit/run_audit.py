@@ -4,24 +4,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.audit import measure, reliability
+from trustcxr.audit import measure, verdict
 from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
-from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
+from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
+from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.registry import WORST_CASE
+from trustcxr.registry import BLACK_BOX, WORST_CASE
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
-from trustcxr.storage.schemas import AuditDocument, read_schema
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict, Share, read_schema
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
+_WRITTEN: tuple[str, ...] = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE)
+_WRITTEN += (layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md")
 
 
 def audit(
@@ -107,10 +111,12 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.submitted = measured.findings, measured.submitted
     checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
-    reliability.withdraw(document, report)
-    checks += reliability.compare_black_box(document)
+    if not report.attacks_reliable:
+        _withdraw(document)
+    checks += compare_black_box(document)
     document.entry_checks = [check.document() for check in checks]
-    document.unreliable, document.reasons = reliability.verdict(document, checks, report)
+    document.verdict = verdict.judge(document)
+    document.smallest_changes = find_smallest_changes(audit, report, measured.table, out)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
         layout.PREDICTIONS_FILE: measured.table,
@@ -121,6 +127,21 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
         if table is not None:
             atomic.write_table(out / name, table)
     return document
+
+
+def _withdraw(document: AuditDocument) -> None:
+    """Remove the figures of gradient attacks, which missed planted adversarial examples."""
+    why = "the attack missed adversarial examples that were planted, so its figures say nothing"
+    document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
+    document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
+    document.masking = MaskingVerdict(masked=None, reasons=[f"withdrawn: {why}"], looked_for=[])
+    document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
+    document.withdrawn = why
+
+
+def _without_figures(row: AttackResult) -> AttackResult:
+    values = row.model_dump(include={"attack", "epsilon", "steps", "n"} & row.model_fields_set)
+    return AttackResult(**values, accuracy=Share(value=None, ci=None))
 
 
 def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:

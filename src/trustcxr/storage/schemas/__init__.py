@@ -17,7 +17,11 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
+    SmallestChange,
+    Statement,
+    Subgroup,
     Submitted,
+    Verdict,
 )
 from trustcxr.storage.schemas.command_output import (
     Difference,
@@ -70,9 +74,9 @@ from trustcxr.storage.schemas.test_figures import (
     Draws,
     Drop,
     InputGradients,
+    MaskingVerdict,
     PlantedShortcut,
     Sign,
-    Verdict,
 )
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
