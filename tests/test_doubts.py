@@ -58,10 +58,11 @@ def test_an_answer_that_is_not_stable_or_may_not_be(
     ("likeness", "measured", "reason"),
     [
         (0.5, SHOWS, ""),
-        (0.95, SHOWS, "the Grad-CAM map shows no more than the image's own brightness (correlation 0.95)"),
-        (math.nan, SHOWS, "the Grad-CAM map is even: it shows nothing"),
+        (0.95, SHOWS, "Grad-CAM: the map shows no more than the image's own brightness (correlation 0.95)"),
+        (math.nan, SHOWS, "Grad-CAM: the map is even, so it shows nothing"),
         (0.5, SaliencyDocument(verdict="says nothing of what the network has learnt"), "says nothing of what"),
         (0.5, SHOWS.model_copy(update={"survives": "the map survives randomising"}), "survives randomising"),
+        (0.5, SaliencyDocument(), "it is not known that the maps of this run are better than baseline maps"),
         (0.5, None, "it is not known that the maps of this run are better than baseline maps"),
     ],
 )

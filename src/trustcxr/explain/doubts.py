@@ -19,14 +19,17 @@ def describe_maps(maps: Sequence[Map], run: Run) -> list[str]:
     The first map must have been measured on the test images; of others it is told if they were.
     """
     measured = run.metrics.saliency if run.metrics else {}
-    texts = []
+    labels: dict[str, list[str]] = {}  # reason -> methods
     for saliency in maps:
-        label, part = Method.parse(saliency.method).label, measured.get(saliency.method)
-        if alike := [text for each in saliency.baselines if (text := _compare(each.likeness, each.label))]:
-            texts.append(f"the {label} map {alike[0]}")
-        if part is not None and (part.survives or (part.verdict and not part.shows)):
-            texts.append(f"the {label} maps of the run's test images: {part.survives or part.verdict}")
-    if maps[0].method not in measured:
+        part = measured.get(saliency.method)
+        reasons = [_compare(each.likeness, each.label) for each in saliency.baselines]
+        if part is not None and (part.survives or not part.shows):
+            reasons.append(part.survives or part.verdict)
+        for text in dict.fromkeys(filter(None, reasons)):
+            labels.setdefault(text, []).append(Method.parse(saliency.method).label)
+    texts = [f"{', '.join(names)}: {text}" for text, names in labels.items()]
+    first = measured.get(maps[0].method)
+    if first is None or not (first.survives or first.verdict):
         advice = "Measure them: trustcxr explain RUN --data PATH"
         texts.append(f"it is not known that the maps of this run are better than baseline maps. {advice}")
     return texts
@@ -34,8 +37,8 @@ def describe_maps(maps: Sequence[Map], run: Run) -> list[str]:
 
 def _compare(likeness: float, label: str) -> str:
     if not math.isfinite(likeness):
-        return "is even: it shows nothing"
-    return f"shows no more than {label} (correlation {likeness:.2f})" if likeness >= ALIKE else ""
+        return "the map is even, so it shows nothing"
+    return f"the map shows no more than {label} (correlation {likeness:.2f})" if likeness >= ALIKE else ""
 
 
 def describe_changes(
