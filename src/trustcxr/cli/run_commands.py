@@ -24,7 +24,6 @@ from trustcxr.cli.options import (
     parse_tracker,
     print_json,
 )
-from trustcxr.console import log
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
@@ -324,7 +323,9 @@ def predict(
             print("\n".join(terminal.describe_answer(answer)))
         print(NOTICE)
     if not any(answer.unwritten for answer in answers):
-        log(f"all answers: {studies_on_disk.write_table(answers, out)}")
+        table = studies_on_disk.write_table(answers, out)
+        if not json:
+            print(f"all answers: {table}")
     if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 
