@@ -30,7 +30,8 @@ from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa
 from trustcxr.apps.dicom import writer  # noqa: E402
 from trustcxr.apps.serve import dicom_node, worker  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
-from trustcxr.apps.serve.worker import Limits, Reply, WorkItem  # noqa: E402
+from trustcxr.apps.serve.limits import Limits  # noqa: E402
+from trustcxr.apps.serve.worker import Reply, WorkItem  # noqa: E402
 from trustcxr.data.images.dicom_files import RESULT_REASON  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 
