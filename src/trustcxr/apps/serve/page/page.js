@@ -177,14 +177,14 @@ function fill(panel, answer) {
   at(".answers").hidden = false;
 }
 
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
 
 function fillWarnings(section, warnings) {
   section.classList.toggle("none", warnings.length === 0);
   const count = warnings.length === 1 ? "1 reason" : `${warnings.length} reasons`;
   section.querySelector("h3").textContent = warnings.length ? `${count} not to rely on this` : "No reason for doubt was found";
   const rows = warnings.length ? warnings : ["Everything was looked at. That is no proof that the answer is right."];
-  section.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text.replace(/\.$/, "")))));
+  section.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text))));
 }
 
 function fillClasses(list, answer) {
