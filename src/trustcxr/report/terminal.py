@@ -80,13 +80,12 @@ def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
         return [f"{answer.image}: left out: {answer.left_out}"]
     ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
     lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
-    if answer.warnings:
-        doubts = "; ".join(answer.warnings)
-        lines.append(f"  DOUBTFUL: {doubts}. The answer is meaningless unless this is a frontal chest image")
+    if doubts := [*answer.warnings, *([answer.border] if answer.border else [])]:
+        lines += ["  REASONS NOT TO RELY ON THIS:", *(f"  - {doubt}" for doubt in doubts)]
+    else:
+        lines.append("  no reason for doubt was found, which is no proof that the answer is right")
     if answer.calibrated is not None:
         lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
-    if answer.border:
-        lines.append(f"  {answer.border}")
     changed = [name.upper() for name, survived in answer.survives.items() if not survived]
     epsilon = answer.epsilon or 0.0
     radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
