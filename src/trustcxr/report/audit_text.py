@@ -1,6 +1,7 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE, format_attack
+from trustcxr.report.audit_facts import describe_criteria
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
@@ -21,6 +22,7 @@ def describe_audit(document: AuditDocument) -> list[str]:
         "Results, NOT reliable (see Limits):" if document.unreliable else "Results:",
         *(f"  {line}" for line in describe_results(document)),
         *_describe_operating_points(document),
+        *describe_criteria(document),
         "Limits:",
         *(f"  {line}" for line in describe_limits(document)),
     ]

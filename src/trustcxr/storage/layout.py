@@ -18,6 +18,7 @@ OOD_FILE = "ood.safetensors"  # statistics of the training images
 LESIONS_FILE = "lesion_effects.parquet"  # answers with and without the lesion
 METRICS_FILE, EXAMPLES_FILE = "metrics.json", "example_maps.npz"
 AUDIT_FILE = "audit.json"
+FAILURES_FILE = "failures.npz"  # of an audit: images of the most confident wrong answers
 MODEL_FILES = (".yaml", ".yml")  # endings of a model file
 ONE_VS_REST_FILE = "one_vs_rest.parquet"  # of an audit: predictions under attacks on the threshold of one class each
 VALIDATION_FILE = "validation.parquet"  # predictions on the validation images

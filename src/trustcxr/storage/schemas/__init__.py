@@ -19,6 +19,14 @@ from trustcxr.storage.schemas.audit_document import (
     PairRow,
     Submitted,
 )
+from trustcxr.storage.schemas.audit_facts import (
+    AuditFacts,
+    Characteristic,
+    CriterionResult,
+    Failure,
+    FlowStep,
+    PredictiveValue,
+)
 from trustcxr.storage.schemas.command_output import (
     Difference,
     ExportDocument,
