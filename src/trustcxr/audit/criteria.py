@@ -64,17 +64,18 @@ def judge(document: AuditDocument, criteria: Sequence[Criterion], out: Path) -> 
     return [_judge_one(document, content, one, out) for one in criteria]
 
 
-def count_needed(n: int, value: float, end: float, bound: float, power: float = POWER) -> int | None:
+def count_needed(n: int, value: float, interval: tuple[float, float], bound: float, power: float = POWER) -> int | None:
     """Return how many images settle a criterion with a chance of `power`, if the true value is `value`.
 
-    The distance from `value` to the `end` of the interval, on the side of the bound, shrinks with the square root of
-    the number of images. It must be shorter than that to the bound, by what the next estimate may vary. None if the
-    value is at the bound.
+    The interval shrinks with the square root of the number of images. Its side towards the bound must be shorter than
+    the distance to the bound, by as much as the next estimate varies. None if the value is at the bound.
     """
     if math.isclose(value, bound, abs_tol=1e-9):
         return None
-    further = 1 + stats.norm.ppf(power) / stats.norm.ppf((1 + LEVEL) / 2)
-    return math.ceil(n * (abs(end - value) * further / abs(value - bound)) ** 2)
+    low, high = interval
+    varies = (high - low) / 2 * stats.norm.ppf(power) / stats.norm.ppf((1 + LEVEL) / 2)
+    side = value - low if value > bound else high - value
+    return math.ceil(n * ((side + varies) / (value - bound)) ** 2)
 
 
 def find_figures(content: Mapping[str, Any], steps: Sequence[Step]) -> list[Figure]:
@@ -216,7 +217,7 @@ def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: st
         near, far = (low, high) if sign > 0 else (high, low)
         met = True if sign * (near - bound) >= 0 else False if sign * (far - bound) < 0 else None  # type: ignore[assignment]
         if met is None and figure.n:
-            needed = count_needed(figure.n, value, near if sign * (value - bound) > 0 else far, bound)
+            needed = count_needed(figure.n, value, (low, high), bound)
     part = "" if one.by == "interval" else ", by the estimate alone"
     if met is None:
         text = f"{words} is asked; {_images(figure.n)} do not settle it{_format_needed(needed)}"

@@ -73,7 +73,8 @@ def _facts(document: AuditDocument) -> Iterator[tuple[str, str]]:
     if facts.hardware.processor:
         machine = facts.hardware
         card = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
-        yield "Machine", f"{machine.processor}, {machine.cores} cores, {machine.threads} threads{card}"
+        threads = formatting.plural(machine.threads or 1, "thread")
+        yield "Machine", f"{machine.processor}, {formatting.plural(machine.cores or 1, 'core')}, {threads}{card}"
     weights = f", {model.parameters:,} parameters" if model.parameters else ""
     yield "Model", f"{model.kind}{weights}, gradients: {model.gradients or formatting.DASH}"
     yield "Model’s SHA-256", model.sha256 or formatting.DASH

@@ -37,9 +37,9 @@ def build_checklist(document: AuditDocument) -> Table:
     for row in _ROWS:
         text = row.describe(document)
         measured = Cell(text, note="prose") if text else Cell(MAKER, note="prose quiet")
-        rows.append([Cell(row.topic), *(Cell(item or _NONE, note="text") for item in row.items), measured])
-        rows[-1].append(Cell(row.where if text else _NONE, note="text"))
-    header = ["Topic", *GUIDELINES, "What this audit measured", "Where on the page"]
+        where = Cell(row.where if text else _NONE, note="text")
+        rows.append([Cell(row.topic), measured, where, *(Cell(item or _NONE, note="text") for item in row.items)])
+    header = ["Topic", "What this audit measured", "Where on the page", *GUIDELINES]
     return Table("Checklist", header, rows)
 
 
@@ -47,7 +47,7 @@ def _model(document: AuditDocument) -> str:
     model, size = document.model, document.model.parameters
     parts = [f"{model.name}, {model.kind}", f"{size:,} parameters" if size else ""]
     parts.append(f"SHA-256 {model.sha256[:12]}…" if model.sha256 else "no file to identify it by")
-    return formatting.capital(", ".join(filter(None, parts))) + f". Classes: {', '.join(document.classes)}."
+    return f"{', '.join(filter(None, parts))}. Classes: {', '.join(document.classes)}."
 
 
 def _data(document: AuditDocument) -> str:
@@ -56,7 +56,7 @@ def _data(document: AuditDocument) -> str:
         return ""
     patients = "patients are not named" if facts.patients is None else formatting.plural(facts.patients, "patient")
     text = f"{data.images} images of {data.name}, split {document.split}, {patients}, fingerprint {data.fingerprint}."
-    return f"{text} Duplicates and patients across splits: `trustcxr data check`."
+    return f"{text} The command trustcxr data check finds duplicates."
 
 
 def _reference(document: AuditDocument) -> str:
@@ -103,9 +103,13 @@ def _subgroups(document: AuditDocument) -> str:
 
 
 def _elsewhere(document: AuditDocument) -> str:
-    claim, clean = document.model.reported.clean, document.clean.accuracy.value
-    if claim is None or clean is None:
+    reported, clean = document.model.reported, document.clean.accuracy.value
+    claim = reported.clean
+    if clean is None or (claim is None and not reported.training_data):
         return ""
+    if claim is None:
+        here = f"{formatting.percent(clean)} on {document.data.name}"
+        return f"Trained on {reported.training_data}, accuracy {here}. Accuracy at home is {MAKER}."
     change = formatting.signed(100 * (clean - claim), 1)
     return f"The makers report {formatting.percent(claim)}, here it is {formatting.percent(clean)}: {change} points."
 
@@ -139,8 +143,8 @@ def _lungs(document: AuditDocument) -> str:
     if not hidden:
         return ""
     name, part = max(hidden.items(), key=lambda item: item[1].accuracy.value or 0.0)
-    view = formatting.measure(f"{name} accuracy")
-    return f"{formatting.capital(view)}: {formatting.with_count(part.accuracy, part.n)}. Saliency: `trustcxr explain`."
+    left = formatting.with_count(part.accuracy, part.n)
+    return f"Accuracy with {formatting.measure(name)}: {left}. The command trustcxr explain adds saliency maps."
 
 
 def _failures(document: AuditDocument) -> str:
