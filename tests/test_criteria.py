@@ -20,6 +20,7 @@ from trustcxr.errors import UserError
 from trustcxr.recipes import criteria as recipes
 from trustcxr.recipes.criteria import CriteriaRecipe, list_figures, parse_figure, read_criteria
 from trustcxr.recipes.parsing import validate
+from trustcxr.report.audit_text import QUESTIONS
 from trustcxr.statistics import wilson
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import AuditDocument, Share, read_schema
@@ -203,8 +204,11 @@ def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, 
     command = ("audit", model, "--data", greys, "--out", out)
     path = write(tmp_path / "criteria.yaml", EASY, HARD, OPEN)
     done = run(*command, "--criteria", path)
-    for state, name in (("met", "easy"), ("not met", "hard"), ("not settled", "open")):
-        assert f"  {state}: {name}: clean.accuracy is 83.3 %" in done.stdout
+    rows = {row.question: row for row in read_schema(AuditDocument, out / "audit.json").verdict.model}
+    for mark, word, name in (("yes", "MET", "easy"), ("NO", "NOT MET", "hard"), ("open", "NOT SETTLED", "open")):
+        assert f"  {mark}: {name} clean.accuracy is 83.3 %" in done.stdout
+        assert rows[name].text.endswith(f": {word}.")
+    assert list(rows)[:-3] == list(QUESTIONS) == list(recipes.QUESTIONS)
     found = read_schema(AuditDocument, out / "audit.json").criteria
     assert [(row.met, row.beforehand) for row in found] == [(True, True), (False, True), (None, True)]
     assert (
@@ -213,7 +217,8 @@ def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, 
         < 100
     )
     page = (out / "report.html").read_text()
-    assert "Acceptance criteria" in page
+    assert "Acceptance criteria: 3" in page
+    assert "written after" not in page
     run(*command, "--criteria", path, "--fail", expect=3)
     run(*command, "--criteria", write(path, EASY), "--fail")
     assert "--init-criteria" in complaint(*command, "--fail")

@@ -164,7 +164,7 @@ def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, mo
     declared = next(check for check in document.entry_checks if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
-    assert document.unreliable
+    assert not document.verdict.sound
 
 
 def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
@@ -253,4 +253,4 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model
     assert said["declaration"].text.endswith("write input.range: [0, 255]")
     assert said["better than one answer"].passed is False
     assert "Bright 33.3% (always present: 66.7%)" in said["better than one answer"].text
-    assert document.unreliable
+    assert not document.verdict.sound

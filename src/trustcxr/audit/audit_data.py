@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
 
-AUDIT_VERSION = 1  # of the algorithms: an audit of another version is computed again
+AUDIT_VERSION = 2  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
 
@@ -255,7 +255,7 @@ def match_scores(
     text, complete = f"{len(rows)} of {len(images)} images have a score", len(rows) == len(images)
     if not complete:
         text += "; the others are left out, and may be those that it fails on: give a score for every image"
-    return table, [Check("scores", complete, text + remark)]
+    return table, [Check("scores", complete, text + remark, grave=True)]
 
 
 def _image_names(table: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from scipy import stats
 
+from trustcxr.audit import verdict
 from trustcxr.audit.compare import compare
+from trustcxr.audit.facts import predictive_values
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject
 from trustcxr.errors import UserError, suggest_nearest
@@ -56,6 +58,31 @@ def choose_criteria(subject: Subject, recipe: CriteriaRecipe | None) -> Criteria
         return recipe
     declared = read_criteria(Path(subject.criteria))
     return declared.model_copy(update={"prevalence": {**declared.prevalence, **recipe.prevalence}})
+
+
+def apply_criteria(document: AuditDocument, recipe: CriteriaRecipe, out: Path, *, measured_before: bool) -> None:
+    """Set predictive values, the results of acceptance criteria and the verdict, which need no new measurement.
+
+    `measured_before`: the figures stood before this command. Then a criterion was written beforehand only if the audit
+    had it already, with the same figure and bound.
+    """
+    before = {_identify(row) for row in document.criteria if row.beforehand}
+    document.predictive_values = predictive_values(document.operating_points, recipe.prevalence)
+    document.criteria = judge(document, recipe.criteria, out)
+    for row in document.criteria:
+        row.beforehand = not measured_before or _identify(row) in before
+        row.text += "" if row.beforehand else " (this criterion was written after the figures were known)"
+    answers = [
+        verdict.Answer(row.name, row.met, row.text, "MET", "NOT MET", measured=row.result.value is not None)
+        for row in document.criteria
+    ]
+    document.verdict = verdict.judge(document, answers)
+    for row in document.criteria:
+        row.met = row.met if document.verdict.sound or not row.met else None  # nothing is met by what is not sound
+
+
+def _identify(row: CriterionResult) -> tuple[object, ...]:
+    return row.name, row.figure, row.by, row.not_worse_than, row.margin, row.side, row.bound
 
 
 def judge(document: AuditDocument, criteria: Sequence[Criterion], out: Path) -> list[CriterionResult]:

@@ -91,7 +91,8 @@ def _check_class_order(audit: Audit, table: pd.DataFrame) -> Check:
     """Check the order of the classes on all images, which notice it for a weak model too."""
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     if len(clean) < declaration_check.ENOUGH:
-        return Check("declaration", None, f"{len(clean)} images are too few to tell a wrong order of the classes")
+        text = f"{len(clean)} images are too few to tell a wrong order of the classes"
+        return Check("declaration", None, text, grave=True)
     answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
     result = declaration_check.check_order(audit.subject.classes, answers, labels, table=_score_file(audit))
     return describe_declaration(result, len(clean))
@@ -350,9 +351,9 @@ def _check_findings(points: Sequence[OperatingPoint], remedies: Sequence[str], r
         reasons.append(text + ("" if remedies else f": see {keys} and what the labels mean"))
     reasons += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
     if reasons:
-        return Check("declaration", False, "; ".join(reasons))
+        return Check("declaration", False, "; ".join(reasons), grave=True)
     text = f"of {len(clean)} findings none is ranked worse than by chance"
-    return Check("declaration", True, f"{text}; no other {tried} surely does better")
+    return Check("declaration", True, f"{text}; no other {tried} surely does better", grave=True)
 
 
 def _check_above_constant(points: Sequence[OperatingPoint]) -> Check:

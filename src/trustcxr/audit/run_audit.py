@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.audit import facts, measure, multilabel, reliability
+from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
-from trustcxr.audit.criteria import choose_criteria, judge
-from trustcxr.audit.entry_checks import Check, EntryReport, run_entry_checks
+from trustcxr.audit.criteria import apply_criteria, choose_criteria
+from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
 from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
@@ -16,11 +16,13 @@ from trustcxr.errors import UserError
 from trustcxr.recipes.criteria import CriteriaRecipe, check_criteria
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.registry import WORST_CASE
+from trustcxr.registry import BLACK_BOX, WORST_CASE
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
-from trustcxr.storage.schemas import AuditDocument, CriterionResult, read_schema
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict, Share, read_schema
+from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
 _WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE)
@@ -79,30 +81,12 @@ def audit(
                 log(f"{out}: model, data or options changed: examined again")
             earlier, document = None, _compute(current, out, key)
             atomic.write_json(path, document)
-        judge_criteria(document, bounds, out, measured_before=earlier is not None)
+        apply_criteria(document, bounds, out, measured_before=earlier is not None)
         if document != earlier:
             atomic.write_json(path, document)
         facts.write_pictures(document, images.examined, out, pictures=pictures)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
-
-
-def judge_criteria(document: AuditDocument, recipe: CriteriaRecipe, out: Path, *, measured_before: bool) -> None:
-    """Set predictive values and the results of acceptance criteria, which need no new measurement.
-
-    `measured_before`: the figures stood before this command. Then only criteria of the same name, figure and bound as
-    an earlier one's were written beforehand.
-    """
-    before = {_identify(row) for row in document.criteria if row.beforehand}
-    document.predictive_values = facts.predictive_values(document.operating_points, recipe.prevalence)
-    rows = judge(document, recipe.criteria, out)
-    for row in rows:
-        row.beforehand = not measured_before or _identify(row) in before
-    document.criteria = rows
-
-
-def _identify(row: CriterionResult) -> tuple[object, ...]:
-    return row.name, row.figure, row.by, row.not_worse_than, row.margin, row.side, row.bound
 
 
 def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
@@ -141,10 +125,11 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     document.facts = facts.describe_facts(audit.images, measured.images, names)
     document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
     checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
-    reliability.withdraw(document, report)
-    checks += reliability.compare_black_box(document)
+    if not report.attacks_reliable:
+        _withdraw(document)
+    checks += compare_black_box(document)
     document.entry_checks = [check.document() for check in checks]
-    document.unreliable, document.reasons = reliability.verdict(document, checks, report)
+    document.verdict = verdict.judge(document)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
         layout.PREDICTIONS_FILE: measured.table,
@@ -155,6 +140,21 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
         if table is not None:
             atomic.write_table(out / name, table)
     return document
+
+
+def _withdraw(document: AuditDocument) -> None:
+    """Remove the figures of gradient attacks, which missed planted adversarial examples."""
+    why = "the attack missed adversarial examples that were planted, so its figures say nothing"
+    document.attacks = [row if row.attack in BLACK_BOX else _without_figures(row) for row in document.attacks]
+    document.operating_points = [p for p in document.operating_points if p.attack in (*BLACK_BOX, CLEAN)]
+    document.masking = MaskingVerdict(masked=None, reasons=[f"withdrawn: {why}"], looked_for=[])
+    document.alarms = [alarm for alarm in document.alarms if alarm.kind == CONSTANT]
+    document.withdrawn = why
+
+
+def _without_figures(row: AttackResult) -> AttackResult:
+    values = row.model_dump(include={"attack", "epsilon", "steps", "n"} & row.model_fields_set)
+    return AttackResult(**values, accuracy=Share(value=None, ci=None))
 
 
 def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Check]:

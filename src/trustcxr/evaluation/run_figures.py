@@ -69,7 +69,7 @@ def figures(
     document.masking = gradient_masking.verdict(document, gradient_masking.paired_gap(predictions, resamples=resamples))
     if document.attacks and at_random():
         document.masking.at_random = True
-        document.masking.reasons += f"; {AT_RANDOM}"
+        document.masking.reasons.append(AT_RANDOM)
     if validation is not None and len(validation):
         document.calibration = calibration.describe(predictions, validation, resamples=resamples, refit=refit)
     document.alarms = find_alarms(document.model_copy(update={"training": training}))

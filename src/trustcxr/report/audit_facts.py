@@ -37,16 +37,6 @@ def facts_of_page(document: AuditDocument, folder: Path | None = None) -> dict[s
     }
 
 
-def describe_criteria(document: AuditDocument) -> list[str]:
-    """Return the results of the criteria as lines for the terminal."""
-    lines = [f"{_MET[row.met].text}: {row.name}: {row.text}{_remark(row.beforehand)}" for row in document.criteria]
-    return ["Acceptance criteria:", *(f"  {line}" for line in lines)] if lines else []
-
-
-def _remark(beforehand: bool | None) -> str:
-    return "" if beforehand else " (written after the figures were known)"
-
-
 def _criteria(document: AuditDocument) -> Table:
     rows = [
         [
@@ -58,7 +48,7 @@ def _criteria(document: AuditDocument) -> Table:
         ]
         for row in document.criteria
     ]
-    return Table("Acceptance criteria", ["criterion", "", "result", "n", "images that would settle it"], rows)
+    return Table("Acceptance criteria", ["criterion", "state", "result", "n", "images that would settle it"], rows)
 
 
 def _facts(document: AuditDocument) -> Iterator[tuple[str, str]]:

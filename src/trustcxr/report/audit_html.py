@@ -9,7 +9,7 @@ from trustcxr.report.figures import roc, svg
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, OperatingPoint
+from trustcxr.storage.schemas import AuditDocument, OperatingPoint, Statement
 from trustcxr.version import NOTICE, __version__
 
 
@@ -32,6 +32,9 @@ def render(document: AuditDocument, folder: Path | None = None) -> str:
         "document": document,
         "notice": NOTICE,
         "version": __version__,
+        "soundness": audit_text.describe_soundness(document),
+        "answers": _answers(document),
+        "met": {True: "good", False: "bad", None: "open"},
         "summary": _summarise(document),
         "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
@@ -44,15 +47,18 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
     return [point for point in document.operating_points if point.attack == CLEAN]
 
 
+def _answers(document: AuditDocument) -> list[tuple[str, Statement]]:
+    return [(audit_text.title_question(row.question), row) for row in document.verdict.model]
+
+
 def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
     """Return model, data, results and limits by heading."""
     model, images = audit_text.describe_model(document)
-    bad = document.unreliable
     return {
         "Model": model,
         "Data and protocol": (images,),
-        "Results (NOT reliable)" if bad else "Results": audit_text.describe_results(document),
-        "Why, and other limits" if bad else "Limits": audit_text.describe_limits(document),
+        "Results": audit_text.describe_results(document),
+        "Limits": audit_text.describe_limits(document),
     }
 
 
@@ -70,6 +76,8 @@ def render_card(document: AuditDocument) -> str:
         "reported": model.reported,
         "notice": NOTICE,
         "version": __version__,
+        "soundness": audit_text.describe_soundness(document),
+        "answers": _answers(document),
         "summary": _summarise(document),
         "clean": _clean_points(document),
         "audits": audit_text,

@@ -17,7 +17,10 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
+    Statement,
+    Subgroup,
     Submitted,
+    Verdict,
 )
 from trustcxr.storage.schemas.audit_facts import (
     AuditFacts,
@@ -78,9 +81,9 @@ from trustcxr.storage.schemas.test_figures import (
     Draws,
     Drop,
     InputGradients,
+    MaskingVerdict,
     PlantedShortcut,
     Sign,
-    Verdict,
 )
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning

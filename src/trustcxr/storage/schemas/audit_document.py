@@ -118,11 +118,31 @@ class Submitted(Document):
 
 
 class EntryCheck(Document):
-    """One entry check of an external model; `passed` is None if it could not be carried out."""
+    """One entry check; `passed` is None if it could not be carried out.
+
+    `grave`: without it passed, no figure of the audit is sound. Attacks adapt to the failure of the others.
+    """
 
     check: str = ""
     passed: bool | None = None
     text: str = ""
+    grave: bool = False
+
+
+class Statement(Document):
+    """One answer about the model, in a sentence with its figures; `met` is None if it is not settled or measured."""
+
+    question: str = ""
+    met: bool | None = None
+    text: str = ""
+
+
+class Verdict(Document):
+    """Both answers of an audit: whether the measurement is sound, or why not, and how good the model is."""
+
+    sound: bool | None = None
+    reasons: list[str] = []
+    model: list[Statement] = []
 
 
 class AuditedData(Document):
@@ -187,8 +207,7 @@ class AuditDocument(RunDocument):
     protocol: str | None = None
     data: AuditedData = AuditedData()
     entry_checks: list[EntryCheck] = []
-    unreliable: bool | None = None
-    reasons: str = ""
+    verdict: Verdict = Verdict()
     withdrawn: str | None = None
     operating_points: list[OperatingPoint] = []
     subgroups: list[Division] = []
@@ -254,7 +273,7 @@ class PairRow(Document):
 
 
 class AuditPair(Document):
-    """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
+    """Two audits: the models' names, which of them are sound, and what was withdrawn in one of them.
 
     `submitted`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
@@ -267,7 +286,7 @@ class AuditPair(Document):
     protocol: str | None = None
     data: AuditedData = AuditedData()
     same_pixels: bool | None = None
-    unreliable: list[bool] = []
+    sound: list[bool] = []
     withdrawn: list[str] = []
     other_lungs: list[str] = []
     submitted: list[list[str]] = []
