@@ -15,7 +15,8 @@ import yaml
 from test_audit_command import CLASSES, _short, greys
 from test_audit_tables import answers, table
 from test_cli import complaint, run
-from trustcxr.audit.criteria import Figure, _independent_difference, count_needed, find_figures, judge
+from trustcxr.audit import run_audit as audits
+from trustcxr.audit.criteria import _independent_difference, count_needed, find_figures, judge
 from trustcxr.errors import UserError
 from trustcxr.recipes import criteria as recipes
 from trustcxr.recipes.criteria import CriteriaRecipe, list_figures, parse_figure, read_criteria
@@ -199,6 +200,7 @@ HARD = {"name": "hard", "figure": "clean.accuracy", "at_least": 0.99}
 OPEN = {"name": "open", "figure": "clean.accuracy", "at_least": 0.8}
 
 
+@pytest.mark.slow
 def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, greys: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("audit", model, "--data", greys, "--out", out)
@@ -206,7 +208,7 @@ def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, 
     done = run(*command, "--criteria", path)
     rows = {row.question: row for row in read_schema(AuditDocument, out / "audit.json").verdict.model}
     for mark, word, name in (("yes", "MET", "easy"), ("NO", "NOT MET", "hard"), ("open", "NOT SETTLED", "open")):
-        assert f"  {mark}: {name} clean.accuracy is 83.3 %" in done.stdout
+        assert f"  {mark}: {name}: clean.accuracy is 83.3%" in done.stdout
         assert rows[name].text.endswith(f": {word}.")
     assert list(rows)[:-3] == list(QUESTIONS) == list(recipes.QUESTIONS)
     found = read_schema(AuditDocument, out / "audit.json").criteria
@@ -224,6 +226,7 @@ def test_the_command_judges_says_and_fails_only_where_it_is_wanted(model: Path, 
     assert "--init-criteria" in complaint(*command, "--fail")
 
 
+@pytest.mark.slow
 def test_criteria_that_were_written_after_the_figures_are_marked(model: Path, greys: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("audit", model, "--data", greys, "--out", out, "--criteria")
@@ -237,6 +240,7 @@ def test_criteria_that_were_written_after_the_figures_are_marked(model: Path, gr
     assert [row.beforehand for row in read_schema(AuditDocument, out / "audit.json").criteria] == [True, False]
 
 
+@pytest.mark.slow
 def test_the_model_file_may_name_them_and_a_prevalence_is_added(model: Path, greys: Path, tmp_path: Path) -> None:
     write(model.parent / "mine.yaml", EASY, prevalence={"dark": 0.1})
     model.write_text(model.read_text() + "criteria: mine.yaml\n")
@@ -265,6 +269,7 @@ def test_what_the_audit_cannot_have_is_refused_before_it_is_computed(
     assert not (tmp_path / "out" / "audit.json").exists()
 
 
+@pytest.mark.slow
 def test_another_audit_is_compared_image_by_image_on_the_same_images(
     model: Path, greys: Path, tmp_path: Path, answers: dict[str, np.ndarray]
 ) -> None:
@@ -286,6 +291,17 @@ def test_another_audit_is_compared_image_by_image_on_the_same_images(
     apart = read_schema(AuditDocument, tmp_path / "out" / "audit.json").criteria[0]
     assert "as of independent images" in apart.text
     assert apart.result.interval[0] < good.result.interval[0]
+
+
+def test_nothing_is_met_by_a_measurement_that_is_not_sound(
+    greys: Path, tmp_path: Path, answers: dict[str, np.ndarray]
+) -> None:
+    part = dict(list(answers.items())[:30])
+    path = write(tmp_path / "criteria.yaml", EASY, HARD)
+    found = audits.audit(table(tmp_path / "model", part), greys, tmp_path / "out", criteria=read_criteria(path))
+    assert found.verdict.sound is False
+    assert [row.met for row in found.criteria] == [None, False]
+    assert "the measurement is not sound" in found.verdict.model[-2].text
 
 
 def test_init_criteria_prints_the_draft_without_a_model() -> None:

@@ -262,7 +262,7 @@ def _format_needed(needed: int | None) -> str:
         return ", and no number of images does if the true value is at the bound"
     digits = max(len(str(needed)) - 2, 0)
     rounded = math.ceil(needed / 10**digits) * 10**digits
-    return f": about {rounded:,} such images would, with a chance of {100 * POWER:.0f} %, if the true value is this one"
+    return f": about {rounded:,} such images would, with a chance of {POWER:.0%}, if the true value is this one"
 
 
 def _under_attack(one: Criterion) -> str:
@@ -274,15 +274,14 @@ def _under_attack(one: Criterion) -> str:
 def _format(figure: Figure, number: float) -> str:
     if figure.counts or figure.last in _NO_SHARES:
         return f"{number:.4g}"
-    return f"{100 * number:+.1f} points" if " less that of " in figure.path else f"{100 * number:.1f} %"
+    return f"{number:+.1%}" if " less that of " in figure.path else f"{number:.1%}"
 
 
 def _format_share(figure: Figure) -> str:
     value, ends = float(figure.share.value or 0.0), figure.share.interval
     if ends is None:
         return _format(figure, value)
-    low, high = (_format(figure, end).removesuffix(" %").removesuffix(" points") for end in ends)
-    return f"{_format(figure, value)} [{low} to {high}]"
+    return f"{_format(figure, value)} [{_format(figure, ends[0])}, {_format(figure, ends[1])}]"
 
 
 def _slack(row: CriterionResult) -> float:
