@@ -18,8 +18,8 @@ from test_cli import complaint, run
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.criteria import _independent_difference, count_needed, find_figures, judge
 from trustcxr.errors import UserError
-from trustcxr.recipes import criteria as recipes
-from trustcxr.recipes.criteria import CriteriaRecipe, list_figures, parse_figure, read_criteria
+from trustcxr.recipes import criteria_file as recipes
+from trustcxr.recipes.criteria_file import CriteriaRecipe, list_figures, parse_figure, read_criteria
 from trustcxr.recipes.parsing import validate
 from trustcxr.report.audit_text import QUESTIONS
 from trustcxr.statistics import wilson

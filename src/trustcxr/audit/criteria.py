@@ -14,7 +14,7 @@ from trustcxr.audit.facts import predictive_values
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.subject import Subject
 from trustcxr.errors import UserError, suggest_nearest
-from trustcxr.recipes.criteria import (
+from trustcxr.recipes.criteria_file import (
     CLAIM,
     CLAIMS,
     CriteriaRecipe,
@@ -30,9 +30,11 @@ from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, CriterionResult, Share, read_audit
 
 POWER = 0.8  # chance that the images needed settle a criterion
-_LOWER_IS_BETTER = ("ece", "ece_plug_in", "ece_scaled", "flip_rate", "success_rate", "log_loss", "log_loss_scaled")
-_LOWER_IS_BETTER += ("likelihood_negative", "unmoved")
-_NO_SHARES = ("likelihood_positive", "likelihood_negative", "log_loss", "log_loss_scaled", "temperature", "epsilon")
+_LOWER_IS_BETTER = frozenset(
+    ["ece", "ece_plug_in", "ece_scaled", "flip_rate", "success_rate", "log_loss", "log_loss_scaled"]
+    + ["likelihood_negative", "unmoved"]
+)
+_NO_SHARES = ("likelihood_positive", "likelihood_negative", "log_loss", "log_loss_scaled", "temperature")
 _ENTRY_KEYS = ("finding", "attack", "epsilon", "column", "name", "corruption", "severity", "by")
 
 
@@ -124,7 +126,7 @@ def _walk(at: Any, steps: Sequence[Step], path: str, n: int | None) -> Iterator[
     elif isinstance(at, dict) and isinstance(step, dict):
         for name in at:  # [*] of a mapping
             yield from _walk(at[name], rest, f"{path}[{name}]", n)
-    elif isinstance(at, dict) and at.get(step) is not None:
+    elif isinstance(at, dict) and isinstance(step, str) and at.get(step) is not None:
         yield from _walk(at[step], rest, _join(path, step, at), n)
 
 
@@ -166,7 +168,7 @@ def _judge_one(document: AuditDocument, content: Mapping[str, Any], one: Criteri
 def _explain_missing(document: AuditDocument, content: Mapping[str, Any], one: Criterion) -> str:
     if document.withdrawn and one.steps[0] in ("attacks", "operating_points", "predictive_values"):
         return f": withdrawn, since {document.withdrawn}"
-    loose = [{} if isinstance(step, dict) else step for step in one.steps]
+    loose: list[Step] = [{} if isinstance(step, dict) else step for step in one.steps]
     names = [figure.path for figure in find_figures(content, loose) if figure.share.value is not None]
     near = suggest_nearest(one.figure, names) or (f"there is {', '.join(names[:3])}" if names else "")
     return f": {near.strip()}" if near else " by this audit"

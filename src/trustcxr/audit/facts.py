@@ -151,7 +151,7 @@ def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, flo
         sensitivity, specificity = point.sensitivity.value, point.specificity.value
         if sensitivity is None or specificity is None:
             continue
-        found, false = odds * sensitivity, 1 - specificity
+        hits, false = odds * sensitivity, 1 - specificity
         cleared, missed = specificity, odds * (1 - sensitivity)
         ppv_ends = [_chance(end, odds) for end in _ratio_ends(point.likelihood_positive)]
         npv_ends = [1 - _chance(end, odds) for end in reversed(_ratio_ends(point.likelihood_negative))]
@@ -163,7 +163,7 @@ def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, flo
                 target_class=point.target_class,
                 prevalence=before,
                 n=point.n,
-                ppv=Share(value=found / (found + false) if found + false else None, ci=_pair(ppv_ends)),
+                ppv=Share(value=hits / (hits + false) if hits + false else None, ci=_pair(ppv_ends)),
                 npv=Share(value=cleared / (cleared + missed) if cleared + missed else None, ci=_pair(npv_ends)),
             )
         )

@@ -13,7 +13,7 @@ from trustcxr.audit.subject import describe_model, is_another, is_multilabel, op
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
-from trustcxr.recipes.criteria import CriteriaRecipe, check_criteria
+from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX, WORST_CASE
@@ -25,8 +25,10 @@ from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE)
-_WRITTEN += ("report.*", "model_card.md", "checklist.md")
+_WRITTEN = (
+    *(layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE),
+    *("report.*", "model_card.md", "checklist.md"),
+)
 
 
 def audit(

@@ -15,7 +15,7 @@ from trustcxr.storage.atomic import read_yaml
 from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
-    from trustcxr.recipes.criteria import CriteriaRecipe
+    from trustcxr.recipes.criteria_file import CriteriaRecipe
 
 audit_app = Typer()
 NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not settled
@@ -50,7 +50,7 @@ def audit(
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
     if init_criteria:
-        from trustcxr.recipes.criteria import DRAFT
+        from trustcxr.recipes.criteria_file import DRAFT
 
         return print(DRAFT.read_text(encoding="utf-8"), end="")
     if not model:
@@ -104,7 +104,7 @@ def _names_criteria(model: Path) -> bool:
 
 def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "CriteriaRecipe | None":
     """Read the file of criteria, with the options' prevalence in place of the file's; None without both."""
-    from trustcxr.recipes.criteria import CriteriaRecipe, read_criteria
+    from trustcxr.recipes.criteria_file import CriteriaRecipe, read_criteria
     from trustcxr.recipes.parsing import validate
 
     recipe = None if path is None else read_criteria(path)

@@ -18,7 +18,7 @@ from trustcxr.storage.schemas import AuditDocument
 
 CHECKLIST_FILE = "checklist.md"
 GUIDELINES = ("CLAIM 2024", "TRIPOD+AI", "MI-CLAIM", "DECIDE-AI", "GMLP", "AI Act, Art. 15")
-MAKER = "asked of the maker"
+MAKER, NOT_MEASURED = "asked of the maker", "not measured by this audit"
 _NONE = formatting.DASH
 
 
@@ -32,11 +32,12 @@ class Row(NamedTuple):
 
 
 def build_checklist(document: AuditDocument) -> Table:
-    """Return the checklist as a table: a row for each topic, with the figure of this audit or "asked of the maker"."""
+    """Return the checklist as a table: a row for each topic, with the figure of this audit, if it has one."""
     rows = []
     for row in _ROWS:
         text = row.describe(document)
-        measured = Cell(text, note="prose") if text else Cell(MAKER, note="prose quiet")
+        absent = MAKER if row.describe is _nothing else NOT_MEASURED
+        measured = Cell(text, note="prose") if text else Cell(absent, note="prose quiet")
         where = Cell(row.where if text else _NONE, note="text")
         rows.append([Cell(row.topic), measured, where, *(Cell(item or _NONE, note="text") for item in row.items)])
     header = ["Topic", "What this audit measured", "Where on the page", *GUIDELINES]

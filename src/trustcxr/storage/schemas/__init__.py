@@ -22,7 +22,7 @@ from trustcxr.storage.schemas.audit_document import (
     Submitted,
     Verdict,
 )
-from trustcxr.storage.schemas.audit_facts import (
+from trustcxr.storage.schemas.audit_details import (
     AuditFacts,
     Characteristic,
     CriterionResult,

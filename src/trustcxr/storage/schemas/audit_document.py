@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from trustcxr.storage.schemas.audit_facts import AuditFacts, CriterionResult, Failure, PredictiveValue
+from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 

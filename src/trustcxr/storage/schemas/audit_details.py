@@ -27,7 +27,7 @@ class Characteristic(Document):
 
 
 class AuditFacts(Document):
-    """When, where and on which images an audit was made.
+    """Date, software, machine and images of an audit.
 
     `patients` is the number of known patients, None if no image names its patient; `without_patient`: images without
     one. `classes`: images with each class, or with each finding and a label of it, in `labelled`.

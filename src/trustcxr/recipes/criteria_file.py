@@ -23,8 +23,10 @@ Selector = dict[str, str]  # key and value of the entries of a list; an empty on
 Step = str | Selector
 
 # The parts of audit.json with figures, and for lists the keys that tell entries apart.
-_PARTS = ("clean", "attacks", "certified", "corruptions", "corruptions_mean", "shortcuts", "calibration")
-_PARTS += ("operating_points", "predictive_values", "subgroups", "submitted")
+_PARTS = (
+    *("clean", "attacks", "certified", "corruptions", "corruptions_mean", "shortcuts", "calibration"),
+    *("operating_points", "predictive_values", "subgroups", "submitted"),
+)
 _KEYS = {
     "attacks": ("attack", "epsilon"),
     "certified": ("epsilon",),
@@ -44,7 +46,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 def parse_figure(text: str) -> tuple[Step, ...]:
     """Return the steps of a figure's path; raise UserError if it is no path.
 
-    >>> from trustcxr.recipes.criteria import parse_figure
+    >>> from trustcxr.recipes.criteria_file import parse_figure
     >>> parse_figure("attacks[attack=pgd, epsilon=0.02].accuracy")
     ('attacks', {'attack': 'pgd', 'epsilon': '0.02'}, 'accuracy')
     """
@@ -93,12 +95,12 @@ def outline(path: str) -> str:
 def _check_path(text: str) -> tuple[str, bool]:
     """Return a valid figure and whether it has an interval; UserError with the nearest valid ones."""
     steps, figures = parse_figure(text), {outline(path): (path, has) for path, has in list_figures()}
-    if (found := figures.get(outline(text))) is None:
-        near = suggest_nearest(outline(text), figures)
-        for name, (path, _) in sorted(figures.items(), key=lambda item: -len(item[0])):
-            near = re.sub(rf"(?<= ){re.escape(name)}(?=[ ?])", lambda _, path=path: path, near)
-        raise UserError(f"no figure '{text}' in audit.json: {near or 'docs/howto/criteria.md lists them. '}".rstrip())
-    path, has = found
+    if outline(text) not in figures:
+        near = suggest_nearest(outline(text), figures).replace("did you mean ", "").removesuffix("? ").split(" or ")
+        names = " or ".join(figures[name][0] for name in near if name in figures)
+        hint = f"did you mean {names}?" if names else "docs/howto/criteria.md tells how to write one"
+        raise UserError(f"no figure '{text}' in audit.json: {hint}")
+    path, has = figures[outline(text)]
     for step, valid in zip(steps, parse_figure(path), strict=True):
         if isinstance(step, dict) and isinstance(valid, dict):
             for key in step.keys() - valid.keys():
