@@ -30,9 +30,9 @@ from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, CriterionResult, Share, read_audit
 
 POWER = 0.8  # chance that the images needed settle a criterion
-_LOWER_IS_BETTER = frozenset(
-    ["ece", "ece_plug_in", "ece_scaled", "flip_rate", "success_rate", "log_loss", "log_loss_scaled"]
-    + ["likelihood_negative", "unmoved"]
+_LOWER_IS_BETTER = (
+    *("ece", "ece_plug_in", "ece_scaled", "flip_rate", "success_rate", "log_loss", "log_loss_scaled"),
+    *("likelihood_negative", "unmoved"),
 )
 _NO_SHARES = ("likelihood_positive", "likelihood_negative", "log_loss", "log_loss_scaled", "temperature")
 _ENTRY_KEYS = ("finding", "attack", "epsilon", "column", "name", "corruption", "severity", "by")

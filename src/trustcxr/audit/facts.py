@@ -126,8 +126,10 @@ def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[Failu
 
 
 def write_pictures(document: AuditDocument, dataset: Dataset, out: "Path", *, pictures: bool) -> None:
-    """Write the images of the failures into `out`, or remove those of an earlier audit."""
+    """Write the images of the failures into `out`; without `pictures` remove every image of a patient there."""
     path = out / layout.FAILURES_FILE
+    if not pictures:
+        (out / layout.SMALLEST_CHANGES_FILE).unlink(missing_ok=True)
     if not pictures or not document.failures:
         path.unlink(missing_ok=True)
         return

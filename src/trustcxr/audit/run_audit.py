@@ -9,6 +9,7 @@ from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
+from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
@@ -27,7 +28,7 @@ from trustcxr.storage.schemas.test_figures import CONSTANT
 PARTS = ".parts"  # rows of finished batches, until all are finished
 _WRITTEN = (
     *(layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE),
-    *("report.*", "model_card.md", "checklist.md"),
+    *(layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md", "checklist.md"),
 )
 
 
@@ -132,6 +133,7 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     checks += compare_black_box(document)
     document.entry_checks = [check.document() for check in checks]
     document.verdict = verdict.judge(document)
+    document.smallest_changes = find_smallest_changes(audit, report, measured.table, out)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
         layout.PREDICTIONS_FILE: measured.table,

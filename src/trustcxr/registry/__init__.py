@@ -8,6 +8,7 @@ from trustcxr.registry.attack_entries import (
     ATTACKS,
     AUDIT_ATTACKS,
     BLACK_BOX,
+    GREY_LEVELS,
     HEADLINE_ATTACKS,
     NEEDS_SURROGATE,
     ONE_STEP,

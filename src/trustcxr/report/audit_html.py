@@ -5,12 +5,15 @@ from pathlib import Path
 from trustcxr.report import audit_text, html, leaderboard, model_card
 from trustcxr.report.audit_facts import facts_of_page
 from trustcxr.report.checklist import CHECKLIST_FILE, build_checklist
-from trustcxr.report.figures import roc, svg
+from trustcxr.report.figures import accuracy, roc, svg
+from trustcxr.report.figures.smallest_changes import draw_smallest_changes
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, OperatingPoint, Statement
+from trustcxr.storage.schemas import AuditDocument, OperatingPoint
 from trustcxr.version import NOTICE, __version__
+
+_LOOKS = {True: "good", False: "bad", None: "open"}
 
 
 def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
@@ -28,13 +31,16 @@ def render(document: AuditDocument, folder: Path | None = None) -> str:
     from markupsafe import Markup
 
     pairs = [(point, audit_text.find_hardest(document, point.finding)) for point in _clean_points(document)]
+    worst = accuracy.worst_curve(audit_rows.as_run(document))
     parts = {
         "document": document,
         "notice": NOTICE,
         "version": __version__,
         "soundness": audit_text.describe_soundness(document),
-        "answers": _answers(document),
-        "met": {True: "good", False: "bad", None: "open"},
+        "answers": [(*audit_text.split_statement(row), _LOOKS[row.met]) for row in document.verdict.model],
+        "worst_curve": None if worst is None else Markup(svg.render_inline(worst, "worst")),
+        "worst_legend": svg.legend([worst]),
+        "changes": draw_smallest_changes(document, folder),
         "summary": _summarise(document),
         "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
@@ -45,10 +51,6 @@ def render(document: AuditDocument, folder: Path | None = None) -> str:
 
 def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
     return [point for point in document.operating_points if point.attack == CLEAN]
-
-
-def _answers(document: AuditDocument) -> list[tuple[str, Statement]]:
-    return [(audit_text.title_question(row.question), row) for row in document.verdict.model]
 
 
 def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
@@ -77,7 +79,7 @@ def render_card(document: AuditDocument) -> str:
         "notice": NOTICE,
         "version": __version__,
         "soundness": audit_text.describe_soundness(document),
-        "answers": _answers(document),
+        "answers": [(audit_text.title_question(row.question), row) for row in document.verdict.model],
         "summary": _summarise(document),
         "clean": _clean_points(document),
         "audits": audit_text,

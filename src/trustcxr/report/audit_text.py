@@ -5,7 +5,7 @@ from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
+from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 _MET = {True: "yes", False: "NO", None: "open"}
@@ -44,6 +44,7 @@ def describe_verdict(document: AuditDocument) -> list[str]:
         *(f"  - {reason}" for reason in verdict.reasons),
         "Is the model good enough?",
         *(f"  {_MET[row.met]}: {title_question(row.question)} {row.text}" for row in verdict.model),
+        "",
     ]
 
 
@@ -54,6 +55,12 @@ def describe_soundness(document: AuditDocument) -> str:
     if not document.attacks:
         return "Yes, but robustness was not measured."
     return "Yes: every check of it was made, and none failed."
+
+
+def split_statement(row: Statement) -> tuple[str, str, str]:
+    """Return a statement's question, its figures as a sentence, and the words of its answer."""
+    figures, _, word = row.text.rpartition(": ")
+    return title_question(row.question), f"{figures}." if figures else "", word
 
 
 def title_question(question: str) -> str:

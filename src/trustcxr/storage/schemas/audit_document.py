@@ -117,6 +117,15 @@ class Submitted(Document):
     missed: int | None = None
 
 
+class SmallestChange(Document):
+    """The smallest L-infinity change found that flips a right answer; `epsilon` is None if none was found."""
+
+    sample_id: str = ""
+    label: str = ""
+    answer: str = ""
+    epsilon: Number = None
+
+
 class EntryCheck(Document):
     """One entry check; `passed` is None if it could not be carried out.
 
@@ -213,6 +222,7 @@ class AuditDocument(RunDocument):
     subgroups: list[Division] = []
     findings: list[Finding] = []
     submitted: list[Submitted] = []
+    smallest_changes: list[SmallestChange] = []
     facts: AuditFacts = AuditFacts()
     failures: list[Failure] = []
     predictive_values: list[PredictiveValue] = []
