@@ -3,6 +3,7 @@
 # ruff: noqa: F401, F811
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from browser import chromium, opened
 from test_audit_command import CLASSES, _short, greys
 from test_audit_tables import answers, table
 from test_cli import complaint, run
@@ -22,6 +24,9 @@ from trustcxr.report import audit_html
 from trustcxr.report.checklist import GUIDELINES, MAKER, NOT_MEASURED, build_checklist
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import AuditDocument, OperatingPoint, Share, read_schema
+
+PAGE_RULE = """[...document.styleSheets].flatMap(s => [...s.cssRules]).flatMap(r => [...(r.cssRules ?? [])])
+    .filter(r => r instanceof CSSPageRule).map(r => r.cssText).join()"""
 
 
 @pytest.fixture
@@ -167,3 +172,20 @@ def test_sex_and_age_are_crossed_where_both_are_known() -> None:
     assert (crossed[~known] == subgroups.UNKNOWN).all()
     assert set(crossed[known]) == {f"{sex}, {band}" for sex in "FM" for band in ("20 to 39", "40 to 59", "60 to 79")}
     assert not any("and" in name for name in subgroups.columns_of(frame.drop(columns="age")))
+
+
+@pytest.mark.slow
+def test_the_page_prints_on_a4_with_page_numbers_and_what_is_folded(audited: Path, tmp_path: Path) -> None:
+    audit_html.write(read_schema(AuditDocument, audited / "audit.json"), audited)
+    with chromium() as browser, opened(browser, (audited / "report.html").as_uri()) as found:
+        folded = found.page.locator("details.printed table")
+        assert folded.count() > 2
+        assert not any(folded.nth(k).is_visible() for k in range(folded.count()))
+        found.page.emulate_media(media="print")
+        assert all(folded.nth(k).is_visible() for k in range(folded.count()))
+        rule = found.page.evaluate(PAGE_RULE)
+        assert "counter(page)" in rule
+        assert "counter(pages)" in rule
+        found.page.pdf(path=str(tmp_path / "page.pdf"), prefer_css_page_size=True)
+    boxes = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "page.pdf").read_bytes()))
+    assert [tuple(round(float(side) / 72 * 25.4) for side in box) for box in boxes] == [(210, 297)]
