@@ -269,6 +269,19 @@ def test_what_the_audit_cannot_have_is_refused_before_it_is_computed(
     assert not (tmp_path / "out" / "audit.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("dark", "write class=share"),
+        ("drak=0.1", "did you mean dark"),
+        ("dark=2", "less than 1"),
+        ("dark=x", "a valid number"),
+    ],
+)
+def test_a_wrong_prevalence_is_refused(pair: str, words: str, model: Path, greys: Path, tmp_path: Path) -> None:
+    assert words in complaint("audit", model, "--data", greys, "--out", tmp_path / "out", "--prevalence", pair)
+
+
 @pytest.mark.slow
 def test_another_audit_is_compared_image_by_image_on_the_same_images(
     model: Path, greys: Path, tmp_path: Path, answers: dict[str, np.ndarray]

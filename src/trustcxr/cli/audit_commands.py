@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
+from trustcxr.cli.options import (
+    Columns,
+    Images,
+    Json,
+    Labels,
+    TrustCode,
+    parse_labels,
+    parse_listing,
+    parse_prevalence,
+    print_json,
+)
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
 from trustcxr.registry import AUDIT_ATTACKS
@@ -40,9 +50,12 @@ def audit(
     init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
     fail: Annotated[bool, Option("--fail", help="Exit with 3 unless every criterion is met.")] = False,
     prevalence: Annotated[
-        list[str] | None, Option(help="Class = how common it is where the model will be used; repeatable.")
+        list[str] | None,
+        Option(help="Class = its share where the model will be used, such as COVID-19=0.05; repeatable."),
     ] = None,
-    pictures: Annotated[bool, Option("--pictures/--no-pictures", help="Store images of wrong answers.")] = True,
+    pictures: Annotated[
+        bool, Option("--pictures/--no-pictures", help="Store pictures of patients, for the page.")
+    ] = True,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -110,8 +123,8 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
     recipe = None if path is None else read_criteria(path)
     if not prevalence:
         return recipe
-    pairs = {key: value for key, _, value in (pair.rpartition("=") for pair in prevalence)}
-    shares = validate(CriteriaRecipe, {"prevalence": pairs}, "--prevalence CLASS=SHARE").prevalence
+    pairs = parse_prevalence(prevalence)
+    shares = validate(CriteriaRecipe, {"prevalence": pairs}, "--prevalence").prevalence
     recipe = recipe or CriteriaRecipe()
     return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})
 

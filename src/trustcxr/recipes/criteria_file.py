@@ -205,13 +205,21 @@ def check_criteria(
                 _check_selector(where, step, radii if first != "certified" else {}, classes)
             elif before == "per_class" and step not in classes:
                 raise UserError(where + str(unknown("class", step, classes)))
-        if first == "predictive_values" and not recipe.prevalence:
-            raise UserError(f"{where}predictive values need a prevalence. Write prevalence: {{{classes[0]}: 0.05}}")
+        if first == "predictive_values":
+            _check_prevalence(where, one.steps[1], recipe.prevalence, classes)
         key = CLAIMS.get(outline(one.figure), "")
         if one.not_worse_than == CLAIM and claims.get(key) is None:
             raise UserError(
                 f"{where}the model file has no claim to compare with. Write reported: {{{key}: 0.97}} there"
             )
+
+
+def _check_prevalence(where: str, selector: Step, prevalence: dict[str, float], classes: tuple[str, ...]) -> None:
+    """Raise UserError if the class of predictive values has no prevalence."""
+    name = selector.get("finding", "") if isinstance(selector, dict) else selector
+    if not prevalence or (name and name not in prevalence):
+        example = f"prevalence: {{{name or classes[0]}: 0.05}}"
+        raise UserError(f"{where}predictive values need a prevalence. Write {example}")
 
 
 def _check_selector(where: str, selector: Selector, radii: dict[str, set[float]], classes: tuple[str, ...]) -> None:
