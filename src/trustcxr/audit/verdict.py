@@ -103,7 +103,7 @@ def _accurate(document: AuditDocument) -> Answer:
     """Compare clean accuracy with a constant answer and the makers' claim; findings also by their AUROC."""
     clean, claim = document.clean, document.model.reported.clean
     accuracy, least, base = clean.accuracy, clean.constant_answer, clean.accuracy
-    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}, of one constant answer {_percent(least)}"
+    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}; one constant answer has {_percent(least)}"
     yes, no = "BETTER THAN A CONSTANT ANSWER", "NOT BETTER THAN A CONSTANT ANSWER"
     if document.findings:
         base, least = clean.auroc_macro, 0.5
@@ -114,7 +114,8 @@ def _accurate(document: AuditDocument) -> Answer:
         return Answer("accurate", None, text, yes, no, measured=base.value is not None)
     met = base.interval[0] > least
     if claim is not None:
-        text += f", by its makers' claim {_percent(claim)}"
+        source = f" ({document.model.reported.paper})" if document.model.reported.paper else ""
+        text += f"; its makers claim {_percent(claim)}{source}"
         if met and accuracy.interval is not None and accuracy.interval[1] < claim:
             met, no = False, "LESS THAN CLAIMED"
         yes += " AND NOT BELOW THE CLAIM"
@@ -174,13 +175,13 @@ def _stable(document: AuditDocument) -> Answer:
 
 def _lungs(document: AuditDocument) -> Answer:
     """Compare accuracy without the lungs with a constant answer, and accuracy by the lungs alone."""
-    yes, no = "READS THE LUNGS", "READS SOMETHING ELSE"
+    yes, no = "READS THE LUNGS", "READS MORE THAN THE LUNGS"
     hidden = document.without_lungs
     if hidden is None or hidden.accuracy.interval is None or hidden.constant_answer is None:
         text = "Where it looks is not known: no image could be shown without its lungs"
         return Answer("lungs", None, text, yes, no, measured=False)
-    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}, of one "
-    text += f"constant answer {_percent(hidden.constant_answer)}"
+    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; one "
+    text += f"constant answer has {_percent(hidden.constant_answer)}"
     alone = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
     alone = [view for view in alone if view.accuracy.interval is not None]
     met: bool | None = None

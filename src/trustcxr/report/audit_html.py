@@ -6,7 +6,7 @@ from trustcxr.report import audit_text, html, leaderboard, model_card
 from trustcxr.report.audit_facts import facts_of_page
 from trustcxr.report.checklist import CHECKLIST_FILE, build_checklist
 from trustcxr.report.figures import accuracy, roc, svg
-from trustcxr.report.figures.smallest_changes import draw_smallest_changes
+from trustcxr.report.figures.changed_images import draw_smallest_changes
 from trustcxr.report.tables import audit_rows
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN

@@ -1,6 +1,7 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE, format_attack
+from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
@@ -51,7 +52,7 @@ def describe_verdict(document: AuditDocument) -> list[str]:
 def describe_soundness(document: AuditDocument) -> str:
     """Return the answer about the measurement in a sentence."""
     if not document.verdict.sound:
-        return "NO: no figure of this audit may be relied on."
+        return "NO: do not rely on the figures of this audit."
     if not document.attacks:
         return "Yes, but robustness was not measured."
     return "Yes: every check of it was made, and none failed."
@@ -135,7 +136,7 @@ def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
         return []
     target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
     name = format_attack(worst.attack, worst.steps)
-    against = target.get(worst.target_class, ", made against this threshold, at most")
+    against = target.get(worst.aimed_at, ", made against this threshold, at most")
     return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
 
@@ -192,7 +193,9 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     if not document.attacks:
         lines.append("robustness: no attack was run, so nothing is known")
     known = "\n".join(document.verdict.reasons)
-    lines += [alarm.text for alarm in document.alarms if alarm.text not in known]
+    # Every sign of failing gradients is a reason of the verdict.
+    others = [a for a in document.alarms if a.text not in known and SHORT.get(a.kind) != "gradients fail"]
+    lines += [f"{SHORT.get(alarm.kind, alarm.kind)}: {alarm.text}" for alarm in others]
     lines += [division.text for division in document.subgroups]
     lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]
     if unknown := [f"{f.name} {f.unknown}" for f in document.findings if f.judged and f.unknown]:
