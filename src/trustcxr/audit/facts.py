@@ -162,7 +162,7 @@ def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, flo
                 finding=point.finding,
                 attack=point.attack,
                 epsilon=point.epsilon,
-                target_class=point.target_class,
+                aimed_at=point.aimed_at,
                 prevalence=before,
                 n=point.n,
                 ppv=Share(value=hits / (hits + false) if hits + false else None, ci=_pair(ppv_ends)),

@@ -60,7 +60,7 @@ class PredictiveValue(Document):
     finding: str = ""
     attack: str = ""
     epsilon: Number = None
-    target_class: str = ""
+    aimed_at: str = ""
     prevalence: Number = None
     n: int | None = None
     ppv: Share = Share()
