@@ -184,7 +184,7 @@ def _judge_figure(document: AuditDocument, one: Criterion, figure: Figure, out: 
         claim = getattr(document.model.reported, CLAIMS[outline(one.figure)])
         if claim is None:
             return _row(one, text="the model's makers claim no such figure")
-        reason = f", the makers' {_format(figure, claim)} less the margin"
+        reason = f" (the makers' {_format(figure, claim)} less the margin)"
         return _compare(one, figure, side, claim - margin, reason, _under_attack(one))
     return _compare_audits(one, figure, side, margin, out)
 
@@ -202,7 +202,7 @@ def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, ou
         difference, how = _independent_difference(figure.share, match.share), "as of independent images"
     change = replace(figure, path=f"{figure.path} less that of {other.model.name}", share=difference)
     bound = margin if side == "at_most" else -margin
-    return _compare(one, change, side, bound, f", the margin, compared {how}", "")
+    return _compare(one, change, side, bound, f" (the margin; compared {how})", "")
 
 
 def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
@@ -238,10 +238,12 @@ def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: st
     """Compare a figure, or its whole interval, with a bound."""
     sign, value = (1.0 if side == "at_least" else -1.0), float(figure.share.value or 0.0)
     needed, met = None, bool(sign * (value - bound) >= 0)
-    words = f"{figure.path} is {_format_share(figure)}, {side.replace('_', ' ')} {_format(figure, bound)}{reason}"
+    words = (
+        f"{figure.path} is {_format_share(figure)}, {side.replace('_', ' ')} {_format(figure, bound)} is asked{reason}"
+    )
     if one.by == "interval":
         if figure.share.interval is None:
-            return _row(one, figure, side, bound, text=f"{words} is asked, but it has no interval on these images")
+            return _row(one, figure, side, bound, text=f"{words}, but it has no interval on these images")
         low, high = figure.share.interval
         near, far = (low, high) if sign > 0 else (high, low)
         met = True if sign * (near - bound) >= 0 else False if sign * (far - bound) < 0 else None  # type: ignore[assignment]
@@ -249,9 +251,9 @@ def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: st
             needed = count_needed(figure.n, value, (low, high), bound)
     part = "" if one.by == "interval" else ", by the estimate alone"
     if met is None:
-        text = f"{words} is asked; {_images(figure.n)} do not settle it{_format_needed(needed)}"
+        text = f"{words}; {_images(figure.n)} do not settle it{_format_needed(needed)}"
     else:
-        text = f"{words} is asked{part}{remark if met else ''}"
+        text = f"{words}{part}{remark if met else ''}"
     return _row(one, figure, side, bound, met=met, needed=needed, text=text)
 
 
