@@ -31,7 +31,7 @@ def table(count: int = 200) -> pd.DataFrame:
 
 def test_columns_that_divide_the_images_are_found_and_numbers_become_bands() -> None:
     found = subgroups.columns_of(table())
-    assert set(found) == {"by_sex", "by_Patient Age", "by_dose", "by_hospital"}
+    assert set(found) == {"by_sex", "by_Patient Age", "by_dose", "by_hospital", "by_sex and Patient Age"}
     ages = pd.to_numeric(table()["Patient Age"].str.rstrip("Y"))
     for band, part in ages.groupby(found["by_Patient Age"]):
         low, high = (int(end) for end in str(band).split(" to "))
@@ -132,7 +132,7 @@ def test_a_column_whose_groups_are_all_too_small_is_named_with_the_reason() -> N
     few = pd.DataFrame({"class": ["a", "b", "c"] * 12, "sex": ["F", "M"] * 18, "hospital": ["A"] * 20 + ["B"] * 16})
     few = few.assign(age=[f"{i + 30}" for i in range(36)], scanner=[f"s{i // 4}" for i in range(36)])
     found = judged(few, few["sex"] == "M")
-    assert set(found) == {"sex", "age", "scanner", "hospital"}
+    assert set(found) == {"sex", "age", "scanner", "hospital", "sex and age"}
     sizes = "F (18), M (18)"
     assert found["sex"].text == f"by sex: no two groups have 20 images; too small to stand alone: {sizes}"
     assert all(found[name].text.startswith(f"by {name}: no two groups have 20 images") for name in found)

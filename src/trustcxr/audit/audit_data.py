@@ -61,6 +61,8 @@ class AuditImages:
     surrogate: SurrogateImages | None = None  # None too without a model to query
     ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
     examines_validation: bool = False  # whether the examined images are the validation images
+    listed: int = 0  # images of the data set, in all splits and with all labels
+    in_split: int | None = None  # those of the examined split; None without splits
 
     def why_no_threshold(self, missing: str = "an answer") -> str:
         """Return why no threshold can be chosen on validation images, none of which has what is `missing`."""
@@ -181,7 +183,15 @@ def open_images(
             surrogate = _surrogate_images(load(splits.train), examined)
     names = Counter(name for names in _image_names(manifest.table) for name in set(names))
     ambiguous = frozenset(name for name, count in names.items() if count > 1)
-    return AuditImages(examined, validation, surrogate, ambiguous, examines_validation=wanted == splits.val)
+    return AuditImages(
+        examined,
+        validation,
+        surrogate,
+        ambiguous,
+        examines_validation=wanted == splits.val,
+        listed=len(manifest.table),
+        in_split=int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None,
+    )
 
 
 def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:

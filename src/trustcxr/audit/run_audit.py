@@ -4,15 +4,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.audit import measure, verdict
+from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
+from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
 from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
+from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX, WORST_CASE
@@ -24,8 +26,10 @@ from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
-_WRITTEN: tuple[str, ...] = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE)
-_WRITTEN += (layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md")
+_WRITTEN = (
+    *(layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE),
+    *(layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md", "checklist.md"),
+)
 
 
 def audit(
@@ -40,16 +44,21 @@ def audit(
     listing: Listing | None = None,
     trust_code: bool = False,
     adversarial: Path | None = None,
+    criteria: CriteriaRecipe | None = None,
+    pictures: bool = True,
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
     `model` is a run's folder or a model file. `attacks` and `epsilons` replace the protocol's, `labels` rename the
-    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). An interrupted audit
-    resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be opened, or
-    `out` has other results or is locked.
+    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). `criteria` are acceptance
+    criteria, by default those of the model file; without `pictures` no image of a patient is stored. An interrupted
+    audit resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be
+    opened, a criterion is of a figure that the audit cannot have, or `out` has other results or is locked.
     """
     exam = load_exam().changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
+    bounds = choose_criteria(subject, criteria)
+    check_criteria(bounds, exam, subject.classes, describe_model(subject).reported.model_dump())
     check_out(out, Path(data))
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
@@ -66,14 +75,19 @@ def audit(
     key, path = current.key, out / layout.AUDIT_FILE
     with folder_lock(out):
         document = read_schema(AuditDocument, path) if path.is_file() else None
+        earlier = None if document is None else document.model_copy(deep=True)
         if document is not None and document.examination == key:
             log(f"{out}: already examined")
         else:
             if document is not None:
                 _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            document = _compute(current, out, key)
+            earlier, document = None, _compute(current, out, key)
             atomic.write_json(path, document)
+        apply_criteria(document, bounds, out, measured_before=earlier is not None)
+        if document != earlier:
+            atomic.write_json(path, document)
+        facts.write_pictures(document, images.examined, out, pictures=pictures)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
 
@@ -110,6 +124,9 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
         document.notes = list(audit.dataset.notes)
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.submitted = measured.findings, measured.submitted
+    names = subject.classes if is_multilabel(subject) else ()
+    document.facts = facts.describe_facts(audit.images, measured.images, names)
+    document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
     checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
     if not report.attacks_reliable:
         _withdraw(document)

@@ -1,5 +1,6 @@
 """Compare accuracy across subgroups by any column of the data: hospital, view, sex, age, scanner."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ OTHERS, UNKNOWN = "others", "unknown"
 PREFIX = "by_"  # of a column of the data in predictions.parquet
 _SKIPPED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
+_SEX = {"sex", "gender"}
 _NAMES = 0.9  # distinct values as a share of a column, beyond which they are names of images
 _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
 
@@ -36,7 +38,9 @@ def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataF
     import pandas as pd
 
     without = left_out(table, findings)
-    columns = {PREFIX + name: values for name, values in _dividing(table, findings).items() if name not in without}
+    columns = {
+        PREFIX + name: values for name, values in dividing_columns(table, findings).items() if name not in without
+    }
     return pd.DataFrame(columns, index=table.index)
 
 
@@ -46,7 +50,7 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     Small groups may lie within one class by chance, unless there are as many as classes: they are not left out.
     """
     reasons = {}
-    for name, values in _dividing(table, findings).items():
+    for name, values in dividing_columns(table, findings).items():
         present = values != UNKNOWN
         if (count := values[present].nunique()) > len(table) / 2:
             reasons[name] = f"not judged, since it has {count} values on {len(table)} images"
@@ -60,8 +64,11 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     return reasons
 
 
-def _dividing(table: "pd.DataFrame", findings: Iterable[str]) -> "dict[str, pd.Series]":
-    """Return the values of every column that divides the images, as text and in bands."""
+def dividing_columns(table: "pd.DataFrame", findings: Iterable[str], *, single: bool = False) -> "dict[str, pd.Series]":
+    """Return the values of every column that divides the images, as text and in bands, and sex crossed with age.
+
+    `single`: also columns with one value, and without the crossed one.
+    """
     columns, skipped = {}, {name.lower() for name in findings}
     for name in table.columns:
         if name in _SKIPPED or str(name).endswith("_mask") or str(name).lower() in skipped:
@@ -71,9 +78,19 @@ def _dividing(table: "pd.DataFrame", findings: Iterable[str]) -> "dict[str, pd.S
             continue
         values = _banded(str(name), text)
         present = values[values != UNKNOWN]
-        if 1 < present.nunique() <= _NAMES * len(present):
+        if (0 if single else 1) < present.nunique() <= max(_NAMES * len(present), single):
             columns[str(name)] = values
+    sex = next((name for name in columns if words_of(name) & _SEX), None)
+    age = next((name for name in columns if "age" in words_of(name)), None)
+    if sex and age and not single:
+        both = (columns[sex] != UNKNOWN) & (columns[age] != UNKNOWN)
+        columns[f"{sex} and {age}"] = (columns[sex] + ", " + columns[age]).where(both, UNKNOWN)
     return columns
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of a column's name: {"patient", "age"} for "Patient_Age"."""
+    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def describe(
@@ -165,10 +182,10 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     import pandas as pd
 
     present = values[values != ""]
-    numbers = pd.to_numeric(present.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
+    numbers = as_numbers(present)
     if present.nunique() <= MANY or numbers.notna().mean() < _NUMBERS:
         return values.where(values != "", UNKNOWN)
-    ages = "age" in name.lower().replace("_", " ").split()
+    ages = "age" in words_of(name)
     if ages:
         edges: list[float] = list(_AGES)
     elif present.nunique() > len(present) / 2 and (numbers.dropna() % 1 == 0).all():
@@ -182,6 +199,14 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
         inside = numbers[(numbers >= low) & ((numbers <= high) if last else (numbers < high))].index
         bands.loc[inside] = f"{low:.{digits}g} to {high - (ages and not last):.{digits}g}"
     return bands
+
+
+def as_numbers(values: "pd.Series") -> "pd.Series":
+    """Return numbers, or ages such as 045Y, as floats; NaN for other text."""
+    import pandas as pd
+
+    text = values.fillna("").astype(str).str.strip()
+    return pd.to_numeric(text.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
 
 
 def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:

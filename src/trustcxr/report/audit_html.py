@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from trustcxr.report import audit_text, html, leaderboard, model_card
+from trustcxr.report.audit_facts import facts_of_page
+from trustcxr.report.checklist import CHECKLIST_FILE, build_checklist
 from trustcxr.report.figures import accuracy, roc, svg
 from trustcxr.report.figures.changed_images import draw_smallest_changes
 from trustcxr.report.tables import audit_rows
@@ -15,12 +17,13 @@ _LOOKS = {True: "good", False: "bad", None: "open"}
 
 
 def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
-    """Write report.html and model_card.md into an audit's folder; return their paths."""
-    written = ((out / layout.REPORT_FILE, render(document, out)), (out / model_card.CARD_FILE, render_card(document)))
-    for path, text in written:
+    """Write report.html, model_card.md and checklist.md into an audit's folder; return the first two paths."""
+    checklist = f"# Checklist of {document.model.name}\n\n**{NOTICE}**\n\n{build_checklist(document).markdown()}\n"
+    page, card = out / layout.REPORT_FILE, out / model_card.CARD_FILE
+    for path, text in (page, render(document, out)), (card, render_card(document)), (out / CHECKLIST_FILE, checklist):
         with atomic.atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return written[0][0], written[1][0]
+    return page, card
 
 
 def render(document: AuditDocument, folder: Path | None = None) -> str:
@@ -41,6 +44,7 @@ def render(document: AuditDocument, folder: Path | None = None) -> str:
         "summary": _summarise(document),
         "curves": [Markup(svg.render_inline(roc.curves(*pair), f"op{i}")) for i, pair in enumerate(pairs)],
         **audit_rows.tables(document),
+        **facts_of_page(document, folder),
     }
     return html.fill_template("audit.html.j2", parts)
 

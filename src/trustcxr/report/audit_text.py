@@ -65,8 +65,8 @@ def split_statement(row: Statement) -> tuple[str, str, str]:
 
 
 def title_question(question: str) -> str:
-    """Return a question of the verdict as a reader asks it; an acceptance criterion unchanged."""
-    return QUESTIONS.get(question, question)
+    """Return a question of the verdict as a reader asks it; the name of an acceptance criterion with a colon."""
+    return QUESTIONS.get(question, f"{question}:")
 
 
 def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:

@@ -18,6 +18,7 @@ OOD_FILE = "ood.safetensors"  # statistics of the training images
 LESIONS_FILE = "lesion_effects.parquet"  # answers with and without the lesion
 METRICS_FILE, EXAMPLES_FILE = "metrics.json", "example_maps.npz"
 AUDIT_FILE = "audit.json"
+FAILURES_FILE = "failures.npz"  # of an audit: images of the most confident wrong answers
 SMALLEST_CHANGES_FILE = "smallest_changes.npz"  # of an audit: images before and after the smallest change of an answer
 MODEL_FILES = (".yaml", ".yml")  # endings of a model file
 ONE_VS_REST_FILE = "one_vs_rest.parquet"  # of an audit: predictions under attacks on the threshold of one class each

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 
@@ -222,6 +223,10 @@ class AuditDocument(RunDocument):
     findings: list[Finding] = []
     submitted: list[Submitted] = []
     smallest_changes: list[SmallestChange] = []
+    facts: AuditFacts = AuditFacts()
+    failures: list[Failure] = []
+    predictive_values: list[PredictiveValue] = []
+    criteria: list[CriterionResult] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Return whether both have the same classes, in any order."""
