@@ -212,7 +212,8 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
 
 def _count(row: dict[str, Any]) -> str:
     """Return the number of images of a group, and of decisions if there are several for each image."""
-    return f"{row['n']} images" if row["n"] == row["images"] else f"{row['n']} decisions on {row['images']} images"
+    images = plural(row["images"], "image")
+    return images if row["n"] == row["images"] else f"{plural(row['n'], 'decision')} on {images}"
 
 
 def _merged_text(merged: dict[str, int], judged: bool) -> str:
