@@ -226,11 +226,13 @@ def test_a_group_of_the_same_images_is_corrected_for_once_and_said_to_be_the_sam
 
 
 def false_alarms(trials: int, *, columns: int, resamples: int = 200) -> float:
-    """Return how often a column of two values settles a gap that is not there; three images a patient."""
-    random, alarms, patient = np.random.default_rng(11), 0, np.repeat(np.arange(80), 3)
+    """Return how often a column of two values settles a gap that is not there; one to five images a patient."""
+    random, alarms = np.random.default_rng(11), 0
+    patient = np.repeat(np.arange(80), random.integers(1, 6, 80))
+    count = len(patient)
     for _ in range(trials):
-        right = random.random(240) < np.clip(0.7 + random.normal(0, 0.2, 80)[patient], 0, 1)
-        names = [str(i) for i in range(240)]
+        right = random.random(count) < np.clip(0.7 + random.normal(0, 0.2, 80)[patient], 0, 1)
+        names = [str(i) for i in range(count)]
         rows = pd.DataFrame({"sample_id": names, "group": patient.astype(str), "label": 0})
         rows["logits"] = [np.array([1.0, 0.0]) if hit else np.array([0.0, 1.0]) for hit in right]
         for k in range(columns):

@@ -93,8 +93,12 @@ def describe(
     divisions = [_division(clean, columns, classes, resamples) for columns in equal.values()]
     groups = [group for division in divisions for group in division["groups"]]
     p_values: dict[frozenset[bytes], float] = {}
+    hits, patients = right(clean).astype(float), clean["group"]
     for group in groups:
-        group["p_value"] = p_values.setdefault(group["comparison"], group["p_value"])
+        if group["comparison"] not in p_values:
+            inside = np.frombuffer(group["who"], dtype=bool)
+            p_values[group["comparison"]] = inside_against_outside(hits, inside, patients)
+        group["p_value"] = p_values[group["comparison"]]
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for group in groups:
         low, high = group["gap"]["ci"]
@@ -152,8 +156,7 @@ def _group(
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         gaps = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
-    p_value = inside_against_outside(hits, inside, clean["group"])
-    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}, "p_value": p_value}
+    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}}
 
 
 def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
