@@ -52,6 +52,26 @@ def test_it_opens_whole_and_can_be_used_by_everybody(browser: Any, page: Path, s
         assert "Best" not in first
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "most"), [("desktop", 2100), ("phone", 4200)])
+def test_the_page_of_six_runs_is_short_and_cuts_nothing(browser: Any, tmp_path: Path, size: str, most: int) -> None:
+    models = ("ResNet18", "tf_efficientnet_lite0", "densenet121")
+    page = report.write(make_study(tmp_path / "s", models=models, images=60, resamples=20))
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+    )
+    with opened(browser, page, size=size, scripts=False) as seen:
+        assert seen.page.evaluate("document.documentElement.scrollHeight") < most
+        answers = seen.page.locator(".answers").bounding_box()
+        assert answers["y"] + answers["height"] < (900 if size == "desktop" else 1600)
+        seen.page.locator("nav a[href='#alarms'], .answers a[href='#alarms']").locator("visible=true").first.click()
+        assert seen.page.locator("details.question[open]").count() == 1, "without a script"
+    with opened(browser, page, size=size) as seen:
+        seen.page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+        assert seen.page.evaluate(wide) == []
+        assert sideways(seen.page) == 0
+
+
 @pytest.mark.full
 def test_every_number_of_the_first_tables_is_in_sight_on_a_phone(browser: Any, page: Path) -> None:
     with opened(browser, page, size="phone") as seen:

@@ -11,9 +11,10 @@ LEVEL = 0.95
 RARE = 10  # with fewer groups than this on one side, a share is too near 0 or 1 for the bootstrap
 FEW = 5  # the same for an area under the ROC curve
 FLIPS = 20_000  # random signs, if there are too many to try all
-PERMUTATIONS = 2000  # FLIPS, if this many show a rare difference
+PERMUTATIONS = 2000  # FLIPS, if the p-value by this many is at most SMALL
+SMALL = 0.1
 EXACT_GROUPS = 14  # up to this many groups, all signs are tried
-LEAST_FAR = 10  # draws as far as the sample; if fewer are, the p-value is small and is estimated more closely
+LEAST_FAR = 10  # signs as far as the sample; if fewer of FLIPS are, the p-value is estimated by importance sampling
 _ROUNDING = 1e-12
 _CHUNK = 64  # resamples at a time: they fit the processor's cache
 
@@ -336,7 +337,7 @@ def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLi
     """Return the two-sided p-value that rows (N,) of 0 and 1 inside and outside a part differ by chance.
 
     Membership is permuted over whole groups (Fisher 1935); a group that is partly inside counts by most of its rows.
-    Groups of one row give Fisher's exact test; else it uses PERMUTATIONS, fixed by the seed. If fewer than LEAST_FAR of
+    Groups of one row give Fisher's exact test; else it uses PERMUTATIONS, fixed by the seed. If at most SMALL of
     them are as far as the sample, it goes on to FLIPS. NaN if all or none are inside.
     """
     rows, member = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -350,7 +351,7 @@ def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLi
         return float(stats.fisher_exact(table)[1])
     observed, random = abs(_gaps(among[None], sums, sizes)[0]) * (1 - 1e-9), np.random.default_rng(seed)
     far = done = 0
-    while done < PERMUTATIONS or (far < LEAST_FAR and done < FLIPS):
+    while done < PERMUTATIONS or (far <= SMALL * done and done < FLIPS):
         drawn = random.permuted(np.tile(among, (100, 1)), axis=1)
         far, done = far + int((np.abs(_gaps(drawn, sums, sizes)) >= observed).sum()), done + 100
     return (1 + far) / (1 + done)

@@ -230,7 +230,7 @@ def _format_lead(lead: schemas.Lead | None) -> str:
 
 def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
-    lines = [plural(part.cells, "cell")] if part.cells else []
+    lines = [f"{part.cells} cells"] if part.cells else []
     if control := part.random_weights:
         lines.append(f"random weights: {plural(control.draws, 'network')} on {plural(control.n, 'image')}")
     if part.withheld:
