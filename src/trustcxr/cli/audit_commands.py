@@ -9,6 +9,7 @@ from typer import Argument, Option, Typer
 from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
+from trustcxr.recipes.exams import NEWEST, list_exams
 from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
 from trustcxr.version import NOTICE
@@ -22,6 +23,7 @@ def audit(
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
+    protocol: Annotated[str, Option(help=f"{' or '.join(list_exams())}. Only one protocol's audits compare.")] = NEWEST,
     attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
@@ -45,7 +47,7 @@ def audit(
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
-    _check_options(model, data, attack or (), epsilon or ())
+    _check_options(model, data, protocol, attack or (), epsilon or ())
     from trustcxr.audit.run_audit import audit as run_audit
     from trustcxr.report import audit_html, audit_text
 
@@ -60,6 +62,7 @@ def audit(
         listing=parse_listing(column, images),
         trust_code=trust_code,
         adversarial=adversarial,
+        protocol=protocol,
     )
     audit_html.write(document, out)
     if json:
@@ -70,11 +73,11 @@ def audit(
     return None
 
 
-def _check_options(model: str, data: Path, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
+def _check_options(model: str, data: Path, protocol: str, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
     """Raise UserError for an unknown attack or a missing model or data set, before torch is loaded."""
     from trustcxr.recipes.protocol import load_exam
 
-    load_exam().changed(tuple(attacks), tuple(epsilons))
+    load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     layout.check_model(model)
     if Path(model).is_dir():
         check_exists(data)
