@@ -67,7 +67,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         runner = AttackRunner(
             report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
         ).prepare(attacks)
-        options = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
+        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
         table = _predict_some_attacked(audit, examined, parts=parts, **options)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
@@ -327,7 +327,7 @@ def _attack_finding(
     table = _predict(
         audit,
         ModelUnderTest(audit.subject.name, evaluated, multilabel.STATES, audit.subject.device),
-        data=multilabel.OneFinding(audit.dataset, rows, labels[rows]),  # type: ignore[arg-type]
+        data=multilabel.OneFinding(audit.dataset, rows, labels[rows]),
         attacks=attacks,
         clean=not attacks,
         carry_out=_decision_runner(audit, report, decision, shown, attacks),

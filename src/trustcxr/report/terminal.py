@@ -123,10 +123,10 @@ def _fault(answer: schemas.ImageAnswer) -> str:
 def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
     """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
-        f"{fit.run}: fitted on {plural(fit.trained, 'training image')}; the threshold accepts "
+        f"{fit.run}: fitted on {plural(fit.trained or 0, 'training image')}; the threshold accepts "
         f"{format_percent(fit.accepted)} of "
-        f"{plural(fit.validated, 'validation image')}; false alarms: {format_share(fit.false_alarms)} of "
-        f"{plural(fit.tested, 'test image')}"
+        f"{plural(fit.validated or 0, 'validation image')}; false alarms: {format_share(fit.false_alarms)} of "
+        f"{plural(fit.tested or 0, 'test image')}"
     )
 
 
@@ -232,7 +232,7 @@ def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
     if control := part.random_weights:
-        lines.append(f"random weights: {plural(control.draws, 'network')} on {plural(control.n, 'image')}")
+        lines.append(f"random weights: {plural(control.draws or 0, 'network')} on {plural(control.n or 0, 'image')}")
     if part.withheld:
         lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
     lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []
