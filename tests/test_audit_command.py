@@ -46,7 +46,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "entry_checks": entry_checks, "bootstrap": 200}
     short = real.model_copy(update=changed)
-    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    monkeypatch.setattr(audits, "load_exam", lambda _: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
 
 
@@ -210,7 +210,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
 @pytest.mark.slow
 def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
-    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    monkeypatch.setattr(audits, "load_exam", lambda _: short)
     model, real, asked = model_file(tmp_path / "model", Brightness()), predictions._attacked, []
 
     def cut(*args: object, seed: int, **options: object) -> object:

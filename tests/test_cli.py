@@ -83,7 +83,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_robust_accuracy_is_said_with_its_epsilon(images: Path, tmp_path: Path) -> None:
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
     done = run("train", "--data", images, *options, "--defence", "fgsm", "--epsilon", "0.01", "--out", tmp_path / "run")
-    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epochs", done.stdout)
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epoch", done.stdout)
     assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01, at epoch 1", done.stderr)
 
 

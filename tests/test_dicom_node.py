@@ -292,7 +292,7 @@ def test_images_that_wait_when_it_ends_are_told(
     with node(archive, monkeypatch, slowly) as found:
         for _ in range(3):
             assert send(found, image) == 0
-    assert "DICOM: 3 image(s) were received but not answered" in capfd.readouterr().err
+    assert "DICOM: received but not answered: 3 images" in capfd.readouterr().err
 
 
 def test_what_is_typed_is_checked() -> None:

@@ -100,10 +100,18 @@ class Audit:
         """Return the protocol's attacks on a model with gradients, or without."""
         return self.exam.attacks if gradients else self.exam.without_gradients
 
+    def rows_to_attack(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the `rows` that the protocol attacks, in their order; `labels` (M,) are those of the rows."""
+        most = self.exam.images
+        if most is None or most >= len(rows):
+            return rows
+        return np.sort(rows[first_by_hash(self.dataset.sample_ids[rows], labels, most)])
+
     @property
     def key(self) -> str:
         """Return a checksum of the model, all images with their labels, and the protocol."""
-        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
+        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds", "about"})
+        exam = {key: value for key, value in exam.items() if (key, value) != ("images", None)}
         content = [AUDIT_VERSION, describe_model(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
@@ -219,6 +227,17 @@ def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
         for turn, i in enumerate(random.permutation(np.flatnonzero(labels == k)))
     ]
     return np.array([i for _, _, i in sorted(turns)[:count]])
+
+
+def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` rows (at most N), the classes in turn, each in the order of the SHA-256 of its ids (N,)."""
+    hashes = np.array([sha256(str(name).encode()).hexdigest() for name in sample_ids])
+    turns = [
+        (turn, hashes[i], i)
+        for k in np.unique(labels)
+        for turn, i in enumerate(sorted(np.flatnonzero(labels == k), key=lambda i: hashes[i]))
+    ]
+    return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
 
 
 def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
+from trustcxr.recipes.exams import NEWEST
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX, WORST_CASE
@@ -46,16 +47,18 @@ def audit(
     adversarial: Path | None = None,
     criteria: CriteriaRecipe | None = None,
     pictures: bool = True,
+    protocol: str = NEWEST,
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    `model` is a run's folder or a model file. `attacks` and `epsilons` replace the protocol's, `labels` rename the
-    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). `criteria` are acceptance
+    `model` is a run's folder or a model file, `protocol` a name such as exam-quick-1. `attacks` and `epsilons` replace
+    the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted images (see
+    `audit.submitted`). `criteria` are acceptance
     criteria, by default those of the model file; without `pictures` no image of a patient is stored. An interrupted
     audit resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be
     opened, a criterion is of a figure that the audit cannot have, or `out` has other results or is locked.
     """
-    exam = load_exam().changed(tuple(attacks), tuple(epsilons))
+    exam = load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     subject = open_model(model, trust_code=trust_code)
     bounds = choose_criteria(subject, criteria)
     check_criteria(bounds, exam, subject.classes, describe_model(subject).reported.model_dump())
@@ -64,6 +67,8 @@ def audit(
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)
     submitted = None
+    if adversarial is not None and exam.images is not None:
+        raise UserError(f"--protocol {protocol}: attacks {exam.images} images alone. Submit images to {NEWEST}")
     if adversarial is not None:
         submitted = read_submitted(adversarial, images.examined, subject.classes if is_multilabel(subject) else ())
         if subject.model is None:
@@ -99,8 +104,9 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
         other = f"the audit of another model, {document.model.name}"
     elif document.data.name != data.name and not document.data.same_images(data):
         other = f"the audit on {document.data.name}, not on {data.name}"
-    elif audit.exam.version is None and document.protocol is not None:
-        other = f"a whole examination by {document.protocol}, which one with --attack or --epsilon would replace"
+    elif document.protocol is not None and audit.exam.version != document.protocol:
+        new = f"one by {audit.exam.version}" if audit.exam.version else "one with --attack or --epsilon"
+        other = f"a whole examination by {document.protocol}, which {new} would replace"
     if other:
         raise UserError(f"{out}: holds {other}; choose another --out")
 
@@ -120,8 +126,8 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
         data=audit.describe_data(measured.images),
         examination=key,
     )
-    if audit.dataset.notes:
-        document.notes = list(audit.dataset.notes)
+    if notes := [*([exam.about] if exam.about else []), *audit.dataset.notes]:
+        document.notes = notes
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.submitted = measured.findings, measured.submitted
     names = subject.classes if is_multilabel(subject) else ()

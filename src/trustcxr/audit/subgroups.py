@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trustcxr.console import plural
 from trustcxr.evaluation import metrics, multilabel_metrics
 from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
@@ -99,19 +100,26 @@ def describe(
     """Return the part `subgroups` of audit.json, from clean predictions with columns of `columns_of`.
 
     A group's gap is its accuracy less that of all other images of the column. Its p-value permutes whole patients, and
-    is corrected for the groups of all columns (Holm 1979); groups of the same images count once. Columns that divide
-    the images in the same way are one division. `without`: the result of `left_out`.
+    is corrected for the comparisons of all columns (Holm 1979). Groups of the same images count once, and so do the two
+    of a column with two values. Columns that divide the images in the same way are one division. `without`: the result
+    of `left_out`.
     """
     equal: dict[bytes, list[str]] = {}
     for column in (str(name) for name in clean if str(name).startswith(PREFIX)):
         equal.setdefault(clean[column].fillna(UNKNOWN).factorize()[0].tobytes(), []).append(column)
     divisions = [_division(clean, columns, classes, resamples) for columns in equal.values()]
     groups = [group for division in divisions for group in division["groups"]]
-    p_values = {group["who"]: group["p_value"] for group in groups}
+    p_values: dict[frozenset[bytes], float] = {}
+    hits, patients = right(clean).astype(float), clean["group"]
+    for group in groups:
+        if group["comparison"] not in p_values:
+            inside = np.frombuffer(group["who"], dtype=bool)
+            p_values[group["comparison"]] = inside_against_outside(hits, inside, patients)
+        group["p_value"] = p_values[group["comparison"]]
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for group in groups:
         low, high = group["gap"]["ci"]
-        p_value = float(corrected[group["who"]])
+        p_value = float(corrected[group.pop("comparison")])
         group |= {"p_corrected": p_value, "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
     first: dict[bytes, str] = {}
     for division in divisions:
@@ -135,7 +143,8 @@ def _division(
     rows = []
     for name in names if alone and len(names) > 1 else ():
         inside = (values == name).to_numpy()
-        about = {"images": int(images[inside].nunique()), "who": inside.tobytes()}
+        both = frozenset((inside.tobytes(), (~inside).tobytes()))  # a group against its rest is one comparison
+        about = {"images": int(images[inside].nunique()), "who": inside.tobytes(), "comparison": both}
         rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
     eligible = _eligible(rows)
     lowest = min(eligible, key=lambda row: row["accuracy"]["value"]) if len(eligible) > 1 else None
@@ -164,8 +173,7 @@ def _group(
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         gaps = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
-    p_value = inside_against_outside(hits, inside, clean["group"])
-    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}, "p_value": p_value}
+    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}}
 
 
 def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
@@ -214,24 +222,26 @@ def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> 
     rows = {row["name"]: row for row in division["groups"]}
     others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""
     text = f"by {division['column']}{others}: "
-    if not division["worst"]:
-        few = len(_eligible(division["groups"])) < 2
-        why = f"no two groups have {SMALLEST} images" if few else f"no group of {SMALLEST} images is below all others"
-        return text + why + _merged_text(division["merged"], bool(rows))
-    worst = rows[division["worst"]]
-    low, high = (f"{end:+.1%}" for end in worst["gap"]["ci"])
-    text += f"worst is {worst['name']} with {worst['accuracy']['value']:.1%} of {_count(worst)}, "
-    text += f"{worst['gap']['value']:+.1%} [{low}, {high}] against all others, "
-    text += "settled" if worst["settled"] else "not settled"
-    text += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
-    if worst["who"] in first:
-        text += f"; these are the images of {first[worst['who']]}"
+    eligible = _eligible(division["groups"])
+    if not division["worst"] and len(eligible) != 1:
+        none = "no group of {} images is below all others" if eligible else "no two groups have {} images"
+        return text + none.format(SMALLEST) + _merged_text(division["merged"], bool(rows))
+    row = rows[division["worst"]] if division["worst"] else eligible[0]
+    low, high = (f"{end:+.1%}" for end in row["gap"]["ci"])
+    which = "worst is" if division["worst"] else f"the only group of {SMALLEST} images is"
+    text += f"{which} {row['name']} with {row['accuracy']['value']:.1%} of {_count(row)}, "
+    text += f"{row['gap']['value']:+.1%} [{low}, {high}] against all others, "
+    text += "settled" if row["settled"] else "not settled"
+    text += f" (p {row['p_corrected']:.2g}, corrected for {plural(tested, 'comparison')})"
+    if row["who"] in first:
+        text += f"; these are the images of {first[row['who']]}"
     return text + _merged_text(division["merged"], bool(rows))
 
 
 def _count(row: dict[str, Any]) -> str:
     """Return the number of images of a group, and of decisions if there are several for each image."""
-    return f"{row['n']} images" if row["n"] == row["images"] else f"{row['n']} decisions on {row['images']} images"
+    images = plural(row["images"], "image")
+    return images if row["n"] == row["images"] else f"{plural(row['n'], 'decision')} on {images}"
 
 
 def _merged_text(merged: dict[str, int], judged: bool) -> str:

@@ -19,6 +19,7 @@ from trustcxr.cli.options import (
 )
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
+from trustcxr.recipes.exams import NEWEST, list_exams
 from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
 from trustcxr.storage.atomic import read_yaml
@@ -39,6 +40,7 @@ def audit(
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
+    protocol: Annotated[str, Option(help=f"{' or '.join(list_exams())}. Only one protocol's audits compare.")] = NEWEST,
     attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
@@ -78,7 +80,7 @@ def audit(
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
-    _check_options(model, data, attack or (), epsilon or ())
+    _check_options(model, data, protocol, attack or (), epsilon or ())
     if fail and criteria is None and not _names_criteria(Path(model)):
         raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
     bounds = _read_criteria(criteria, prevalence)
@@ -98,6 +100,7 @@ def audit(
         adversarial=adversarial,
         criteria=bounds,
         pictures=pictures,
+        protocol=protocol,
     )
     audit_html.write(document, out)
     if json:
@@ -129,11 +132,11 @@ def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "Crit
     return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})
 
 
-def _check_options(model: str, data: Path, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
+def _check_options(model: str, data: Path, protocol: str, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
     """Raise UserError for an unknown attack or a missing model or data set, before torch is loaded."""
     from trustcxr.recipes.protocol import load_exam
 
-    load_exam().changed(tuple(attacks), tuple(epsilons))
+    load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     layout.check_model(model)
     if Path(model).is_dir():
         check_exists(data)

@@ -24,6 +24,7 @@ from trustcxr.cli.options import (
     parse_tracker,
     print_json,
 )
+from trustcxr.console import plural
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
@@ -171,7 +172,8 @@ def evaluate(
     for note in document.notes:
         print(f"NOTE: {note}")
     report.print_rows(
-        f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.list_accuracies(document)
+        f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})",
+        terminal_lines.list_accuracies(document),
     )
     for line in terminal_lines.describe_metrics(document):
         print(line)
@@ -282,7 +284,7 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
-        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", list_saliency(part))
+        report.print_rows(f"{document.run}, {name}: {plural(part.n or 0, 'annotated image')}", list_saliency(part))
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:

@@ -6,7 +6,7 @@ from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 _MET = {True: "yes", False: "NO", None: "open"}
@@ -232,6 +232,9 @@ def describe_pairs(pair: AuditPair) -> list[str]:
         lines.append(f"Compared on {pair.data.images} images at most: one of them has no score of the others")
     if pair.same_pixels is False and len(pair.rows) > 1:  # scores alone have only the clean row
         lines.append("The models take the images at different sizes: each was attacked and corrupted at its own size")
+    few = [row.measure for row in pair.rows if not row.settled and (row.p_least or 0.0) * len(pair.rows) >= LEVEL]
+    if few:
+        lines.append(f"Too few answers differ to settle one of {len(pair.rows)} comparisons: {', '.join(few)}")
     if pair.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(pair.withdrawn)}")
     if pair.other_lungs:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trustcxr.console import plural
 from trustcxr.registry import ONE_CELL, format_baseline
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest, label_runs
@@ -121,16 +122,19 @@ def _fault(answer: schemas.ImageAnswer) -> str:
 def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
     """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
-        f"{fit.run}: fitted on {fit.trained} training images; the threshold accepts {format_percent(fit.accepted)} of "
-        f"{fit.validated} validation images; false alarms: {format_share(fit.false_alarms)} of {fit.tested} "
-        "test images"
+        f"{fit.run}: fitted on {plural(fit.trained or 0, 'training image')}; the threshold accepts "
+        f"{format_percent(fit.accepted)} of "
+        f"{plural(fit.validated or 0, 'validation image')}; false alarms: {format_share(fit.false_alarms)} of "
+        f"{plural(fit.tested or 0, 'test image')}"
     )
 
 
 def describe_training(training: schemas.TrainingDocument, at: str = "") -> str:
     """Return training.json in a line; `at`: the radius of the validation attack, as " at epsilon 0.02"."""
-    again = f"; then a refit of {training.refit.epochs} epochs with the validation images" if training.refit else ""
-    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {training.epochs} epochs{again}"
+    refit = plural(training.refit.epochs or 0, "epoch") if training.refit else ""
+    again = f"; then a refit of {refit} with the validation images" if refit else ""
+    epochs = plural(training.epochs or 0, "epoch")
+    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {epochs}{again}"
 
 
 def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
@@ -227,7 +231,7 @@ def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
     if random := part.random_weights:
-        lines.append(f"random weights: {random.draws} networks on {random.n} images")
+        lines.append(f"random weights: {plural(random.draws or 0, 'network')} on {plural(random.n or 0, 'image')}")
     if part.withheld:
         lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
     lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []

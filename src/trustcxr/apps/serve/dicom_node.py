@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.apps.serve.limits import Limits
 from trustcxr.apps.serve.worker import Reply, Worker, WorkItem
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.data.images.dicom_files import IMAGES, INSTALL, RESULT_REASON
 from trustcxr.errors import UserError
 
@@ -143,7 +143,7 @@ class Node:
         if self._thread.is_alive():
             self._thread.join(5)
         if left := self._images.unfinished_tasks - woken:
-            log(f"DICOM: {left} image(s) were received but not answered. Send them again.")
+            log(f"DICOM: received but not answered: {plural(left, 'image')}. Send them again.")
 
     def _listen(self) -> Any:
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, evt

@@ -15,7 +15,7 @@ import numpy as np
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.storage.os_errors import Source, open_source
 
-INSTALL = "pip install '.[dicom]'"
+INSTALL = "pip install 'trustcxr[dicom]'"
 MANUFACTURER = "TrustCXR"  # of our own DICOM results, which are no input
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file

@@ -269,7 +269,8 @@ class AuditDocument(RunDocument):
 class PairRow(Document):
     """Accuracy of both models under one condition, and the second less the first.
 
-    `settled`: the interval and the test, corrected for the number of rows, agree that they differ.
+    `settled`: the interval and the test, corrected for the number of rows, agree that they differ. `p_least`: the
+    p-value if all answers that differ were right in the same model.
     """
 
     measure: str = ""
@@ -277,6 +278,7 @@ class PairRow(Document):
     second: Number = None
     difference: Share = Share()
     p_value: Number = None
+    p_least: Number = None
     n: int | None = None
     p_corrected: Number = None
     settled: bool = False
