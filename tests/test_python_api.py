@@ -73,3 +73,31 @@ def test_a_roc_figure_has_scikit_learns_areas() -> None:
         assert f"{name}, AUROC {roc_auc_score(labels == k, probabilities[:, k]):.3f}" in words
     with pytest.raises(UserError, match="do not fit"):
         tx.plot.roc(labels, probabilities, ["a", "b"])
+
+
+def brightness(size: int = 32) -> torch.nn.Module:
+    """A model that answers by the mean grey."""
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[-8.0], [0.0], [8.0]]))
+        model[2].bias.copy_(torch.tensor([2.4, 0.0, -3.6]))
+    return model
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_module_is_the_document_of_the_command(pack: Pack, tmp_path: Path) -> None:
+    data = tx.load_dataset(pack.greys(), size=32)
+    options = {"attacks": ["fgsm"], "epsilons": [0.02]}
+    document = tx.audit.run(brightness(), data, out=tmp_path / "audit", **options)
+    assert (tmp_path / "audit" / "audit.json").is_file()
+    assert document.folder == tmp_path / "audit"
+    assert list(document.table()["condition"][:2]) == ["clean", "fgsm"]
+    assert "<table" in document._repr_html_()
+    assert document.verdict.sound is not None
+    by_path = brightness()
+    by_path.classes, by_path.size = data.classes, 32
+    assert tx.audit.run(by_path, pack.greys(), **options).clean == document.clean
+    with pytest.raises(UserError, match="classes or image size are unknown"):
+        tx.audit.run(brightness(), pack.greys())
+    with pytest.raises(UserError, match="its size 16 is not the model's"):
+        tx.audit.run(by_path, tx.load_dataset(pack.greys(), size=16))

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     from trustcxr.evaluation.trained_run import Run
     from trustcxr.recipes.run_recipe import Listing
+    from trustcxr.runs.from_cli import DefenceOptions
 
 Folder = str | Path
 
 
 class Answers(list[ImageAnswer]):
-    """The answers for images, one each; a notebook shows them as a table."""
+    """The answers for images, one each; a notebook shows them as a table. `file`: predictions.csv, if written."""
+
+    file: Path | None = None
 
     def table(self) -> "pd.DataFrame":
         """Return a row for each image: class, probabilities, whether the class survives epsilon, and doubts."""
@@ -29,7 +32,7 @@ class Answers(list[ImageAnswer]):
             {"image": answer.image, "class": answer.predicted or None}
             | answer.probabilities
             | {f"survives {name}": value for name, value in answer.survives.items()}
-            | {"doubts": "; ".join(filter(None, [*answer.warnings, answer.border, answer.error, answer.left_out]))}
+            | {"doubts": "; ".join(filter(None, [*answer.warnings, answer.error, answer.left_out]))}
             for answer in self
         )
 
@@ -77,7 +80,7 @@ def train(
     out: Folder,
     *,
     model: str,
-    defence: str | Mapping[str, Any] = "standard",
+    defence: "str | DefenceOptions" = "standard",
     weights: str = "imagenet",
     size: int = 224,
     seed: int = 0,
@@ -118,7 +121,7 @@ def train(
     recipe = run_folder.recipe(
         model=model,
         weights=weights,
-        defence={"name": defence} if isinstance(defence, str) else dict(defence),
+        defence={"name": defence} if isinstance(defence, str) else defence,
         size=size,
         seed=seed,
         training=dict(training or {}),
@@ -148,21 +151,40 @@ def evaluate(run: Folder, data: Folder, **options: Any) -> RunDocument:
     return document
 
 
-def predict(run: Folder, images: Folder | Iterable[Folder], **options: Any) -> Answers:
-    """Classify image files: class, probabilities, heatmap, whether the class survives epsilon, and doubts.
+def predict(
+    run: Folder,
+    images: Folder | Iterable[Folder],
+    *,
+    out: Folder = "trustcxr-out",
+    epsilon: float = 0.02,
+    anyway: bool = False,
+    dicom: bool = False,
+) -> Answers:
+    """Classify image files: class, probabilities, heatmap, whether the class survives epsilon, and reasons for doubt.
 
     Args:
         run: a run's folder, or a trained model's name.
         images: a file or a folder, or several.
-        options: epsilon, out and objects, as of `apps.dicom.studies_on_disk.predict`.
+        out: folder for the heatmaps and predictions.csv.
+        epsilon: L-infinity radius that the answer must survive.
+        anyway: also classify what is no upright frontal chest radiograph.
+        dicom: also write the answers to DICOM images as DICOM.
 
     An unreadable image does not stop the others. Raises UserError if a path or the run is missing.
     """
     from trustcxr.apps.dicom import studies_on_disk
     from trustcxr.evaluation import trained_models
+    from trustcxr.storage.os_errors import check_present
 
-    paths = [images] if isinstance(images, str | Path) else list(images)
-    return Answers(studies_on_disk.predict(trained_models.resolve(run), [Path(path) for path in paths], **options))
+    paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+    check_present(paths)
+    folder = trained_models.resolve(run)
+    answers = Answers(
+        studies_on_disk.predict(folder, paths, epsilon=epsilon, out=Path(out), objects=dicom, anyway=anyway)
+    )
+    if not any(answer.unwritten for answer in answers):
+        answers.file = studies_on_disk.write_table(answers, Path(out))
+    return answers
 
 
 def compare(first: Folder, second: Folder) -> AuditPair:

@@ -74,9 +74,9 @@ def robustness(results: RunDocument | Sequence[RunDocument], attack: str | None 
         if len(points) == 1:
             raise UserError(f"{name}: no accuracy under {attack or 'an attack'}. Evaluate it with --attack.")
         radii = sorted(points)
-        values = [points[radius].value for radius in radii]
+        values = [points[radius].value or 0.0 for radius in radii]
         (line,) = axes.plot(radii, values, marker="o", label=name)
-        ends = [points[radius].interval or (points[radius].value,) * 2 for radius in radii]
+        ends = [points[radius].interval or (value, value) for radius, value in zip(radii, values, strict=True)]
         low, high = zip(*ends, strict=True)
         axes.fill_between(radii, low, high, color=line.get_color(), alpha=0.15, lw=0)
     axes.set_xlabel("epsilon (L-infinity, pixels in [0, 1])")

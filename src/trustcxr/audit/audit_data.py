@@ -152,13 +152,20 @@ def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
 
 
 def open_images(
-    subject: Subject, data: Path, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
+    subject: Subject,
+    data: Path | Dataset,
+    split: str | None,
+    labels: Mapping[str, str | None] | None,
+    listing: Listing | None,
 ) -> AuditImages:
     """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 
     Data without splits that a run was trained on are split as in training, so its training images are not examined.
-    For a model with one sigmoid a finding, `labels` rename the data's classes to findings.
+    For a model with one sigmoid a finding, `labels` rename the data's classes to findings. A Dataset is examined as it
+    is.
     """
+    if isinstance(data, Dataset):
+        return _images_of(subject, data)
     renamed, refit = dict(labels or {}), False
     resize: str
     if isinstance(subject, Run):
@@ -200,6 +207,17 @@ def open_images(
         listed=len(manifest.table),
         in_split=int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None,
     )
+
+
+def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
+    """Return a loaded data set as the images of an audit; UserError if its size or classes are not the model's."""
+    for what, own, wanted in (("size", dataset.size, subject.size), ("classes", dataset.classes, subject.classes)):
+        if own != wanted:
+            raise UserError(
+                f"{dataset.where}: its {what} {own} is not the model's, {wanted}. Load it with {what}={wanted!r}, or "
+                "give its path"
+            )
+    return AuditImages(dataset)
 
 
 def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:

@@ -10,9 +10,10 @@ from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, ope
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
 from trustcxr.audit.smallest_changes import find_smallest_changes
-from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
+from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
+from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST
@@ -34,8 +35,8 @@ _WRITTEN = (
 
 
 def audit(
-    model: str | Path,
-    data: Path,
+    model: str | Path | Subject,
+    data: Path | Dataset,
     out: Path,
     *,
     split: str | None = None,
@@ -51,18 +52,18 @@ def audit(
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    `model` is a run's folder or a model file, `protocol` a name such as exam-quick-1. `attacks` and `epsilons` replace
-    the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted images (see
-    `audit.submitted`). `criteria` are acceptance
-    criteria, by default those of the model file; without `pictures` no image of a patient is stored. An interrupted
-    audit resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be
-    opened, a criterion is of a figure that the audit cannot have, or `out` has other results or is locked.
+    `model` is a run's folder, a model file, or a loaded model, and `protocol` a name such as exam-quick-1. `attacks`
+    and `epsilons` replace the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted
+    images (see `audit.submitted`). `criteria` are acceptance criteria, by default those of the model file; without
+    `pictures` no image of a patient is stored. An interrupted audit resumes, and an unchanged one is not computed
+    again. Raises UserError if the model or the data cannot be opened, a criterion is of a figure that the audit cannot
+    have, or `out` has other results or is locked.
     """
     exam = load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
-    subject = open_model(model, trust_code=trust_code)
+    subject = open_model(model, trust_code=trust_code) if isinstance(model, str | Path) else model
     bounds = choose_criteria(subject, criteria)
     check_criteria(bounds, exam, subject.classes, describe_model(subject).reported.model_dump())
-    check_out(out, Path(data))
+    check_out(out, data.root if isinstance(data, Dataset) else Path(data))
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)

@@ -90,13 +90,13 @@ def audit(
     if fail and criteria is None and not _names_criteria(Path(model)):
         raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
     bounds = _read_criteria(criteria, prevalence)
-    from trustcxr.audit.run_audit import audit as run_audit
+    from trustcxr import audit as audits
     from trustcxr.report import audit_html, audit_text
 
-    document = run_audit(
+    document = audits.run(
         model,
         data,
-        out,
+        out=out,
         split=split,
         attacks=attack or (),
         epsilons=epsilon or (),
@@ -157,11 +157,10 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two audits image by image: B less A, with intervals and corrected tests."""
-    from trustcxr import report
-    from trustcxr.audit import compare as audit_pairs
+    from trustcxr import api, report
     from trustcxr.report import audit_text
 
-    document = audit_pairs.compare(first, second)
+    document = api.compare(first, second)
     if json:
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"

@@ -156,11 +156,10 @@ def evaluate(
         raise UserError(f"{run}: not the folder of a run. To examine any other model: {command}")
     if surrogate is None:  # else the attacks that use it are checked first
         check_exists(data)
-    from trustcxr import report
+    from trustcxr import api, report
     from trustcxr.report import terminal as terminal_lines
-    from trustcxr.runs import run_folder
 
-    document, folder = run_folder.evaluate(
+    document = api.evaluate(
         run,
         data,
         split=split,
@@ -189,7 +188,7 @@ def evaluate(
         print(line)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
-    print(f"written to {folder}\n{NOTICE}")
+    print(f"written to {document.folder}\n{NOTICE}")
     return None
 
 
@@ -326,20 +325,18 @@ def predict(
     other DICOM files are named. An unreadable image does not stop the others; a full disk does.
     """
     check_present(images)
-    from trustcxr.apps.dicom import studies_on_disk
+    from trustcxr import api
     from trustcxr.report import terminal
 
-    answers = studies_on_disk.predict(run, images, epsilon=epsilon, out=out, objects=dicom, anyway=anyway)
+    answers = api.predict(run, images, out=out, epsilon=epsilon, anyway=anyway, dicom=dicom)
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
             print("\n".join(terminal.describe_answer(answer)))
+        if answers.file is not None:
+            print(f"all answers: {answers.file}")
         print(NOTICE)
-    if not any(answer.unwritten for answer in answers):
-        table = studies_on_disk.write_table(answers, out)
-        if not json:
-            print(f"all answers: {table}")
     if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 
