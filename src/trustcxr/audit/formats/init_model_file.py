@@ -1,6 +1,8 @@
 """Draft a model file: what a model's own file says about itself, and questions for the rest."""
 
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,13 @@ from trustcxr.audit.formats.torch_files import (
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.atomic import parse_yaml
 
+_LABELS = 1 << 16  # largest size of a file of class names, in bytes
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
-_INPUT = """  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]
-  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
-  # std: [0.229, 0.224, 0.225]
-  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"""
+_RANGE = "  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]"
+_MEAN = """  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
+  # std: [0.229, 0.224, 0.225]"""
+_RESIZE = "  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Draft:
     value: str
     size: int | None = None
     channels: int | None = None
+    range: tuple[float, float] | None = None
     outputs: int | None = None
     kind: str | None = None
     classes: list[str] | None = None
@@ -67,6 +71,9 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
         ".pt2": _draft_program,
         ".pt": _draft_program if script else _draft_weights,
         ".onnx": _draft_onnx,
+        ".keras": _draft_keras,
+        ".h5": _draft_keras,
+        ".tflite": _draft_tflite,
         ".safetensors": _draft_weights,
         ".pth": _draft_weights,
         ".csv": _draft_table,
@@ -76,7 +83,10 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, readers)}")
     if readers[path.suffix] is _draft_program:
         check_trusted(str(path), trust_code)
-    return _text(readers[path.suffix](path))
+    draft = readers[path.suffix](path)
+    if draft.key == "source" and draft.classes is None:
+        draft.classes = _read_labels(path)
+    return _text(draft)
 
 
 def describe_as_dict(model: str | Path, *, trust_code: bool = False) -> dict[str, Any]:
@@ -107,6 +117,42 @@ def _draft_onnx(path: Path) -> Draft:
     draft.add_metadata({entry.key.lower(): entry.value for entry in model.metadata_props})
     draft.kind = {"Softmax": "probabilities", "Sigmoid": "sigmoid"}.get(model.graph.node[-1].op_type)
     return _probe(net, draft)
+
+
+def _draft_keras(path: Path) -> Draft:
+    from trustcxr.audit.formats.keras import KerasNet
+
+    net = KerasNet(path)
+    return _describe_layers(net, Draft("source", path.name, remarks=["Keras"]))
+
+
+def _draft_tflite(path: Path) -> Draft:
+    from trustcxr.audit.formats.tflite import TfliteNet
+
+    net = TfliteNet(path)
+    return _describe_layers(net, Draft("source", path.name, remarks=["TFLite", *([net.note] if net.note else [])]))
+
+
+def _describe_layers(net: Any, draft: Draft) -> Draft:
+    """Add what the first and the last layers of a Keras or TFLite model tell, and what it answers to noise."""
+    draft.size, draft.channels, draft.range, draft.kind = net.size, net.channels, net.range, net.kind
+    draft.remarks += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
+    if net.range is not None:
+        draft.remarks.append(f"its first layers turn {net.range[0]:g} and {net.range[1]:g} into black and white")
+    return _probe(net, draft)
+
+
+def _read_labels(path: Path) -> list[str] | None:
+    """Read class names from the labels.txt next to a model, or in a TFLite file, a line each: "0 Normal" or "Normal"."""
+    beside, text = path.with_name("labels.txt"), ""
+    if beside.is_file() and beside.stat().st_size < _LABELS:
+        text = beside.read_text(encoding="utf-8", errors="replace")
+    elif path.suffix == ".tflite" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            texts = [r for r in archive.infolist() if r.filename.endswith(".txt") and r.file_size < _LABELS]
+            text = archive.read(texts[0]).decode("utf-8", "replace") if texts else ""
+    names = [re.sub(r"^\d+[\s:]+", "", line).strip() for line in text.splitlines() if line.strip()]
+    return [_printable(name) for name in names] or None
 
 
 def _draft_weights(path: Path) -> Draft:
@@ -195,7 +241,9 @@ def _text(draft: Draft) -> str:
         lines.append("timm:" + (question or f" {json.dumps(draft.timm)}"))
     if draft.key != "predictions":
         lines += ["input:", _line("size", draft.size, 224, "the side of its images in pixels")]
-        lines += [_line("channels", draft.channels, 1, "1 or 3"), _INPUT]
+        lines.append(_line("channels", draft.channels, 1, "1 or 3"))
+        lines += [_RANGE, _MEAN] if draft.range is None else [f"  range: [{draft.range[0]:g}, {draft.range[1]:g}]"]
+        lines.append(_RESIZE)
     lines.append("output:")
     why = "its answers to noise lie between 0 and 1: " if draft.guess else ""
     guess = draft.guess or "logits"
