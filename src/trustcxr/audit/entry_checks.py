@@ -145,8 +145,9 @@ def _check_classes(subject: Subject, images: Tensor, labels: Tensor, draws: int)
     if is_multilabel(subject):
         return  # each finding is checked later, with its own labels
     assert subject.model is not None  # run_entry_checks has verified it
+    original = subject.original if isinstance(subject, ExternalModel) else None  # in its own runtime, which is faster
     torch.manual_seed(0)  # the same result each time; the random state is restored
-    result = check_declaration(subject.model, subject.classes, images, labels, draws=draws)
+    result = check_declaration(original or subject.model, subject.classes, images, labels, draws=draws)
     yield describe_declaration(result, len(images))
 
 

@@ -28,7 +28,7 @@ def audit(
     adversarial: Annotated[
         Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
-    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions.")] = False,
+    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")] = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
@@ -36,11 +36,15 @@ def audit(
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
     if init:
-        from trustcxr.audit.formats import describe_as_dict, describe_file
+        from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
+        from trustcxr.audit.propose_declaration import propose_declaration
 
-        if json:
-            return print_json(describe_as_dict(model, trust_code=trust_code))
-        return print(describe_file(model, trust_code=trust_code), end="")
+        if data is None:
+            text = describe_file(model, trust_code=trust_code)
+        else:
+            options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
+            text = propose_declaration(model, data, trust_code=trust_code, **options)  # type: ignore[arg-type]
+        return print_json(parse_draft(text)) if json else print(text, end="")
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"

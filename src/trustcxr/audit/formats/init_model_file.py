@@ -28,6 +28,8 @@ _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "
 _RANGE = "  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]"
 _MEAN = """  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
   # std: [0.229, 0.224, 0.225]"""
+_OWN = """# python: module:function  # of a network of its own, in place of source and timm: a function that builds it
+#                          # and loads these weights; audit with --trust-code"""
 _RESIZE = "  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"
 
 
@@ -40,12 +42,16 @@ class Draft:
     size: int | None = None
     channels: int | None = None
     range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     outputs: int | None = None
     kind: str | None = None
     classes: list[str] | None = None
     guess: str | None = None  # a kind that the outputs on noise may have by chance: still a question
     timm: str | None = None
     remarks: list[str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)  # lines with the accuracy of each declaration
+    doubts: dict[str, str] = field(default_factory=dict)  # questions about values that are filled in: range, classes
 
     def add_metadata(self, metadata: dict[str, str]) -> None:
         """Take the class names out of a file's metadata, and add the rest as remarks."""
@@ -54,7 +60,12 @@ class Draft:
 
 
 def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
-    """Return a model file for `model` as YAML, with a comment at each line that is still a question.
+    """Return a model file for `model` as YAML, with a comment at each line that is still a question (`draft_model`)."""
+    return format_draft(draft_model(model, trust_code=trust_code))
+
+
+def draft_model(model: str | Path, *, trust_code: bool = False) -> Draft:
+    """Draft a model file from what the model's own file tells.
 
     `model` is a file of a known kind, or "module:function", which is not run. `trust_code` allows loading a
     torch.export program or TorchScript. Raises UserError if the file cannot be read.
@@ -63,7 +74,7 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
     if path.is_dir():
         raise UserError(f"{path}: a folder; a trained run needs no model file, and otherwise give the model's own file")
     if not path.exists() and ":" in str(model):
-        return _text(Draft("python", str(model)))
+        return Draft("python", str(model))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join((*SUFFIXES, *TABLES))}")
     script = is_torchscript(path)
@@ -86,12 +97,16 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
     draft = readers[path.suffix](path)
     if draft.key == "source" and draft.classes is None:
         draft.classes = _read_labels(path)
-    return _text(draft)
+    return draft
 
 
 def describe_as_dict(model: str | Path, *, trust_code: bool = False) -> dict[str, Any]:
     """Return the draft of `describe_file` as keys and values, with its open lines under `questions`."""
-    text = describe_file(model, trust_code=trust_code)
+    return parse_draft(describe_file(model, trust_code=trust_code))
+
+
+def parse_draft(text: str) -> dict[str, Any]:
+    """Return a draft's text as keys and values, with its open lines under `questions`."""
     questions = [line.strip().removeprefix("# ") for line in text.splitlines() if "# ?" in line]
     return {**parse_yaml(text), "questions": questions}
 
@@ -232,17 +247,24 @@ def _shape_text(shape: Any) -> str:
     return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
 
 
-def _text(draft: Draft) -> str:
+def format_draft(draft: Draft) -> str:
+    """Return a draft as YAML, with a comment at each line that is still a question."""
     lines = ["# A model file for `trustcxr audit`. Answer what has a question mark."]
     lines += [f"# seen: {_printable(line)}" for line in draft.remarks]
+    lines += [f"#   {_on_one_line(line)}" for line in draft.table]
     lines.append(f"{draft.key}: {json.dumps(draft.value, ensure_ascii=False)}")
     if draft.timm:
         question = "  # ? which timm architecture are these weights of" if draft.timm == "?" else ""
         lines.append("timm:" + (question or f" {json.dumps(draft.timm)}"))
+        lines += [_OWN] if question else []
     if draft.key != "predictions":
         lines += ["input:", _line("size", draft.size, 224, "the side of its images in pixels")]
         lines.append(_line("channels", draft.channels, 1, "1 or 3"))
-        lines += [_RANGE, _MEAN] if draft.range is None else [f"  range: [{draft.range[0]:g}, {draft.range[1]:g}]"]
+        if draft.range is None:
+            lines += [_RANGE, _MEAN]
+        else:
+            lines.append(f"  range: [{draft.range[0]:g}, {draft.range[1]:g}]{draft.doubts.get('range', '')}")
+            lines += [f"  mean: {list(draft.mean)}", f"  std: {list(draft.std or ())}"] if draft.mean else []
         lines.append(_RESIZE)
     lines.append("output:")
     why = "its answers to noise lie between 0 and 1: " if draft.guess else ""
@@ -257,6 +279,8 @@ def _text(draft: Draft) -> str:
 
 def _names_question(draft: Draft) -> str:
     """Return the question after the classes; empty if the file names one for each output."""
+    if "classes" in draft.doubts:
+        return draft.doubts["classes"]
     if draft.classes is None:
         return "  # ? their names, in the order of its outputs"
     if draft.outputs in (None, len(draft.classes)):
@@ -268,7 +292,11 @@ def _names_question(draft: Draft) -> str:
 
 def _printable(text: str) -> str:
     """Return a file's text without line breaks, which could write keys, and without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return " ".join(_on_one_line(text).split())
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _line(key: str, value: Any, default: Any, question: str) -> str:

@@ -68,7 +68,10 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
         check_trusted(str(path), trust_code)
         program = load_torchscript(path)
         return ResolvedSource(program, "TorchScript", batch=fixed_batch(program, probe), notes=(UNCHANGED,))
-    raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
+    raise UserError(
+        f"{path}: weights alone. Say which network they are of with timm: NAME; of a network of its own write "
+        "python: module:function, a function that builds it and loads the weights"
+    )
 
 
 def check_trusted(source: str, trust_code: bool) -> None:
