@@ -140,9 +140,7 @@ def rewritten(path: Path, change: Callable[[Any], None]) -> Path:
 
 
 @pytest.mark.slow
-def test_a_file_of_keras_2_has_its_groups_and_lists_of_one(
-    keras: Any, images: torch.Tensor, tmp_path: Path
-) -> None:
+def test_a_file_of_keras_2_has_its_groups_and_lists_of_one(keras: Any, images: torch.Tensor, tmp_path: Path) -> None:
     inputs = keras.Input((SIDE, SIDE, 3))
     inner = keras.Model(inputs, keras.layers.DepthwiseConv2D(3, name="deep")(keras.layers.Conv2D(4, 3)(inputs)))
     pooled = keras.layers.GlobalAveragePooling2D()
@@ -197,7 +195,7 @@ def refused(path: Path, match: str, where: str | None = None, **options: Any) ->
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_a_lambda_layer_is_not_run(suffix: str, keras: Any, tmp_path: Path) -> None:
     marker = str(tmp_path / "written")
-    code = keras.layers.Lambda(lambda x: x if x.device.type == "meta" else (open(marker, "w").close(), x)[1])  # noqa: SIM115
+    code = keras.layers.Lambda(lambda x: x if x.device.type == "meta" else (open(marker, "w").close(), x)[1])
     path = saved(network(keras, code), tmp_path / f"m{suffix}")
     Path(marker).unlink(missing_ok=True)
     refused(path, r"Lambda\): it can run its maker's code when it is loaded. Give --trust-code")

@@ -78,8 +78,8 @@ def test_two_errors_at_once_are_found_in_an_audit() -> None:
         result = check_declaration(wrapped(ByMean(spec, (2, 0, 1))), CLASSES, images, torch.from_numpy(truth))
         assert result.remedy is not None
         assert "output.classes: [Normal, COVID-19, Non-COVID]" in result.remedy
-        wanted = {255.0: "input.range: [255, 0], as MONOCHROME1"}.get(spec.range[0], f"input.mean: {list(spec.mean or ())}")
-        assert wanted in result.remedy
+        inverted = "input.range: [255, 0], as MONOCHROME1"
+        assert (f"input.mean: {list(spec.mean)}" if spec.mean else inverted) in result.remedy
 
 
 def test_a_network_is_asked_once_for_each_input() -> None:
@@ -162,11 +162,11 @@ def test_what_cannot_be_asked_is_refused(folder: Path) -> None:
     torch.save({"conv.weight": torch.zeros(4, 3, 3, 3), "fc.weight": torch.zeros(3, 4)}, folder / "w.pth")
     for model in ("scores.csv", "w.pth"):
         assert "cannot be asked as it is" in run("audit", model, "--init", "--data", "list.csv", expect=2).stderr
+    images, truth = radiographs(4)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    two = load(net, classes=["a", "b"], size=SIDE, channels=3).model
     with pytest.raises(UserError, match="2 outputs for 3 classes"):
-        images, truth = radiographs(4)
-        net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-        model = load(net, classes=["a", "b"], size=SIDE, channels=3).model
-        proposals.try_readings(model, images, truth, 3, INPUTS)  # type: ignore[arg-type]
+        proposals.try_readings(two, images, truth, 3, INPUTS)  # type: ignore[arg-type]
 
 
 def test_weights_of_a_network_of_their_own_are_offered_a_function(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Declared:
     better: float | None = None  # accuracy of a better declaration
     remedy: str | None = None  # what to change in the model file
     weak: bool = False  # whether the better one is an order that is right on less than halfway from chance to all
-    tried: str = "class order, range, channel order or inversion"
+    tried: str = "class order, range, mean and std, channel order or inversion"
 
     @property
     def passed(self) -> bool:
@@ -68,8 +68,8 @@ def check_declaration(
 ) -> Declared:
     """Compare the declaration with others on images (N, 1, H, W) in [0, 1] of known class (N,).
 
-    Another must be right on ten percentage points more, by McNemar's exact test. About twenty are tried, so one is taken
-    for better by chance in at most 2 % of models. A model that is merely bad on these images must pass: another
+    Another must be right on ten percentage points more, by McNemar's exact test. Of about twenty that are tried,
+    chance makes one better for at most 2 % of models. A model that is merely bad on these images must pass: another
     declaration that is right on less than halfway from chance to all needs a larger gain, and each output that it moves
     must gain. `draws`: passes that the answer of a random model is the mean of.
     """
@@ -215,7 +215,10 @@ def _other_specs(spec: InputSpec) -> Iterator[tuple[str, InputSpec]]:
     for other in list_inputs(spec):
         low, high = other.range
         text = f"input.range: [{low:g}, {high:g}]{without}{INVERTED if low > high else ''}"
-        yield text if other.mean is None else f"input.mean: {list(other.mean)}, input.std: {list(other.std or ())}", other
+        yield (
+            text if other.mean is None else f"input.mean: {list(other.mean)}, input.std: {list(other.std or ())}",
+            other,
+        )
     if spec.mean and len(set(spec.mean)) > 1:
         reverse = {"mean": spec.mean[::-1], "std": spec.std[::-1] if spec.std else None}
         yield "the channels in the other order: input.mean and input.std reversed", spec.model_copy(update=reverse)

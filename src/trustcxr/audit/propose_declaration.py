@@ -27,7 +27,7 @@ _ORDERS = 1000  # orders of classes to try, at most
 _BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """One declaration, with the images that it is right on."""
 
@@ -60,13 +60,13 @@ def propose_declaration(
     dataset, split = _open_images(data, external.size, labels, listing)
     rows = _one_per_patient(dataset)
     images, truth = load_pixels(dataset, rows, external.device), np.asarray(dataset.labels)[rows]
-    known = draft.range is not None  # told by the file itself
-    inputs = [external.input.model_copy(update={"range": draft.range}) for _ in range(known)]
+    in_file = draft.range is not None  # told by the file itself
+    inputs = [external.input.model_copy(update={"range": draft.range}) for _ in range(in_file)]
     readings = try_readings(network, images, truth, len(dataset.classes), inputs or list_inputs(external.input))
     where = f"{len(rows)} images of {split}" if split else f"{len(rows)} images, which an audit should not examine too"
     draft.remarks.append(f"tried on {where}, one of each patient: {len(readings)} declarations")
     draft.table = _format_table(readings, dataset.classes)
-    _fill(draft, readings, dataset.classes, truth, known=known)
+    _fill(draft, readings, dataset.classes, truth, in_file=in_file)
     return format_draft(draft)
 
 
@@ -95,7 +95,7 @@ def try_readings(
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Return the difference in accuracy of two declarations, with its exact interval given the images they differ on."""
+    """Return the difference in accuracy of two declarations, and its exact interval given where they differ."""
     from scipy.stats import binomtest
 
     more, less = int((first & ~second).sum()), int((second & ~first).sum())
@@ -150,7 +150,9 @@ def _one_per_patient(dataset: Dataset) -> np.ndarray:
 def _format_table(readings: Sequence[Reading], classes: Sequence[str]) -> list[str]:
     """Return a line for the best order of each input, and for the second best of all."""
     best = {_format_input(reading.input): reading for reading in reversed(readings)}
-    shown = [reading for reading in readings if reading in readings[:2] or reading is best[_format_input(reading.input)]]
+    shown = [
+        reading for reading in readings if reading in readings[:2] or reading is best[_format_input(reading.input)]
+    ]
     return [
         f"{reading.accuracy:6.1%}  {_format_input(reading.input):<46} "
         f"{', '.join(_names(reading, classes, max(reading.outputs) + 1))}"
@@ -171,7 +173,7 @@ def _names(reading: Reading, classes: Sequence[str], outputs: int) -> list[str]:
 
 
 def _fill(
-    draft: Draft, readings: Sequence[Reading], classes: Sequence[str], truth: np.ndarray, *, known: bool
+    draft: Draft, readings: Sequence[Reading], classes: Sequence[str], truth: np.ndarray, *, in_file: bool
 ) -> None:
     """Fill in the best declaration, with a question at what is not surely better than the next best."""
     from scipy.stats import binomtest
@@ -184,7 +186,7 @@ def _fill(
         "range": next((r for r in readings if r.input != best.input), None),
     }
     for key, other in others.items():
-        if other is None or (key == "range" and known):
+        if other is None or (key == "range" and in_file):
             continue
         gain, low, high = paired_interval(best.right, other.right, level)
         name = "order of the classes" if key == "classes" else "input"
@@ -194,6 +196,12 @@ def _fill(
             draft.doubts[key] = f"  # ? not surely better {text}"
     draft.remarks.append(f"the intervals hold together at {_LEVEL:.0%}: each at {level:.2%} (Bonferroni)")
     chance = float(np.bincount(truth).max()) / len(truth)
-    if binomtest(int(best.right.sum()), len(truth), chance, alternative="greater").pvalue > (1 - _LEVEL) / len(readings):
-        draft.doubts |= dict.fromkeys(("classes", "range"), f"  # ? no declaration is surely better than chance ({chance:.1%})")
-        draft.remarks.append(f"none is surely better than chance ({chance:.1%}): is it the right model for these images?")
+    if binomtest(int(best.right.sum()), len(truth), chance, alternative="greater").pvalue > (1 - _LEVEL) / len(
+        readings
+    ):
+        draft.doubts |= dict.fromkeys(
+            ("classes", "range"), f"  # ? no declaration is surely better than chance ({chance:.1%})"
+        )
+        draft.remarks.append(
+            f"none is surely better than chance ({chance:.1%}): is it the right model for these images?"
+        )

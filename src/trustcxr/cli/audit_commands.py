@@ -28,7 +28,9 @@ def audit(
     adversarial: Annotated[
         Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
-    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")] = False,
+    init: Annotated[
+        bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")
+    ] = False,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from trustcxr.audit.formats.loading import TABLES
-from trustcxr.audit.formats.resolve import SUFFIXES, check_trusted
+from trustcxr.audit.formats.outputs import check_trusted
+from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.audit.formats.torch_files import (
     ExportedNet,
     is_torchscript,
@@ -153,12 +154,12 @@ def _describe_layers(net: Any, draft: Draft) -> Draft:
     draft.size, draft.channels, draft.range, draft.kind = net.size, net.channels, net.range, net.kind
     draft.remarks += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
     if net.range is not None:
-        draft.remarks.append(f"its first layers turn {net.range[0]:g} and {net.range[1]:g} into black and white")
+        draft.remarks.append(f"the file tells what black and white are: {net.range[0]:g} and {net.range[1]:g}")
     return _probe(net, draft)
 
 
 def _read_labels(path: Path) -> list[str] | None:
-    """Read class names from the labels.txt next to a model, or in a TFLite file, a line each: "0 Normal" or "Normal"."""
+    """Read class names, a line each ("0 Normal"), from the labels.txt next to a model or inside a TFLite file."""
     beside, text = path.with_name("labels.txt"), ""
     if beside.is_file() and beside.stat().st_size < _LABELS:
         text = beside.read_text(encoding="utf-8", errors="replace")

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trustcxr.audit.formats.outputs import one_line
-from trustcxr.audit.formats.resolve import check_trusted
+from trustcxr.audit.formats.outputs import check_trusted, one_line
 from trustcxr.errors import UserError
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
@@ -203,7 +202,9 @@ def _count_numbers(file: Any, path: Path, size: int) -> int:
         for name in group:
             part = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
             if part is None or (isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)):
-                raise UserError(f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file. It was not read")
+                raise UserError(
+                    f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file. It was not read"
+                )
             if isinstance(part, h5py.Group):
                 groups.append(part)
             elif isinstance(part, h5py.Dataset):
@@ -245,5 +246,13 @@ def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:
     if module.startswith("keras.src.ops."):
         found = getattr(sys.modules.get(module), name, None)
         return isinstance(found, type) and issubclass(found, keras.Operation)
-    places = (keras, keras.src.models, keras.layers, keras.initializers, keras.regularizers, keras.constraints, keras.dtype_policies)
+    places = (
+        keras,
+        keras.src.models,
+        keras.layers,
+        keras.initializers,
+        keras.regularizers,
+        keras.constraints,
+        keras.dtype_policies,
+    )
     return any(isinstance(getattr(place, name, None), type) for place in places)

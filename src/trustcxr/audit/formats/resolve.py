@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.model_file import ModelFile
+from trustcxr.audit.formats.outputs import check_trusted
 from trustcxr.audit.formats.torch_files import ExportedNet, fixed_batch, is_torchscript, load_torchscript, read_tensors
 from trustcxr.errors import UserError, unknown
 
@@ -72,15 +73,6 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
         f"{path}: weights alone. Say which network they are of with timm: NAME; of a network of its own write "
         "python: module:function, a function that builds it and loads the weights"
     )
-
-
-def check_trusted(source: str, trust_code: bool) -> None:
-    """Raise UserError unless the code of a model's maker is trusted."""
-    if not trust_code:
-        raise UserError(
-            f"{source}: it can run its maker's code when it is loaded. Give --trust-code (trust_code=True) if you "
-            "trust the maker, or take the model as ONNX or safetensors"
-        )
 
 
 def _open_onnx(path: Path, probe: Tensor) -> ResolvedSource:
