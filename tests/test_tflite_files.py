@@ -12,6 +12,9 @@ import pytest
 import torch
 import yaml
 
+from trustcxr import attacks
+from trustcxr.audit import entry_checks
+from trustcxr.audit.entry_checks import check_kind
 from trustcxr.audit.formats import ModelFile, describe_file, load, tflite
 from trustcxr.errors import UserError
 
@@ -108,6 +111,33 @@ def test_a_file_that_ends_or_holds_its_process(
 def test_another_size_is_refused(theirs: Path) -> None:
     with pytest.raises(UserError, match=r"it takes images of \(channels, height, width\) \(3, 224, 224\), not \(3, 64"):
         opened(theirs / "semobile.tflite", 64, "logits")
+
+
+@pytest.mark.slow
+def test_attacks_without_gradients_reach_it(theirs: Path) -> None:
+    """Square asks it, and a surrogate learns from its answers."""
+    model = opened(theirs / "semobile.tflite", 224, "logits").model
+    images = torch.rand((2, 1, 224, 224), generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    adversarial = attacks.square(model, images, labels, epsilon=0.2, queries=20)
+    assert (adversarial - images).abs().amax() <= 0.2 + 1e-6
+    assert not torch.equal(model(adversarial), model(images))
+
+
+def test_probabilities_that_are_rounded_to_8_bits_are_probabilities() -> None:
+    """Three of them can sum to 1.004: they are not taken for the sigmoids of three findings."""
+
+    class Rounded(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return ((images.mean((2, 3)) * torch.tensor([3.0, 1.0, 2.0])).softmax(1) * 256).round() / 256
+
+    model = load(Rounded(), classes=CLASSES, output="probabilities", size=8, channels=3).model
+    images = torch.rand((32, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    assert model is not None
+    assert float((model.answers(images).sum(1) - 1).abs().max()) > 1e-3
+    check_kind(model, images, "m")
+    (check,), examined = entry_checks._check_kind(model, images)
+    assert examined.output_spec.kind == "probabilities", check.text
 
 
 def test_every_model_file_of_the_page_is_short_and_valid() -> None:
