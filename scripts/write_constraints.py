@@ -14,17 +14,7 @@ from packaging.version import Version
 
 BUILDS = ("torch", "torchvision")
 EXTRAS = (
-    "weights",
-    "dicom",
-    "remote",
-    "download",
-    "captum",
-    "onnx",
-    "track",
-    "fast",
-    "inpaint",
-    "ray",
-    "slurm",
+    *("weights", "dicom", "remote", "download", "captum", "onnx", "keras", "tflite", "track", "fast", "inpaint", "ray", "slurm"),
     "serve",
 )
 
