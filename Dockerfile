@@ -13,7 +13,7 @@ COPY src ./src
 RUN pip install --index-url https://download.pytorch.org/whl/cpu 'torch>=2.6' 'torchvision>=0.21' \
     && pip install --constraint constraints.txt '.[serve,dicom,onnx]'
 
-USER trustcxr
+USER 1000
 WORKDIR /home/trustcxr
 # Another machine reaches the page with the token that the server prints; see `trustcxr serve --help`.
 EXPOSE 8000

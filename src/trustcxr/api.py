@@ -113,6 +113,15 @@ def train(
         strategy: ddp, or ddp_find_unused_parameters_true.
 
     Raises UserError for a wrong option, unreadable data, or a folder that holds another run.
+
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Train": 2, "Val": 2}, size=32)
+        >>> run = tx.train(data, folder + "/run", model="plain3", weights="none", size=32, training={"epochs": 1})
+        >>> run.name
+        'plain3-standard-s0'
     """
     from trustcxr.evaluation.trained_run import load_run
     from trustcxr.runs import run_folder
@@ -143,6 +152,15 @@ def evaluate(run: Folder, data: Folder, **options: Any) -> RunDocument:
             listing and out, as of `runs.run_folder.evaluate`.
 
     The same evaluation is not measured again. Raises UserError for a wrong option or unreadable data.
+
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Test": 4}, size=32)
+        >>> result = tx.evaluate("covid-certified", data, attacks=["fgsm"], out=folder + "/result")
+        >>> list(result.table()["condition"])
+        ['clean', 'fgsm']
     """
     from trustcxr.runs import run_folder
 
@@ -171,6 +189,15 @@ def predict(
         dicom: also write the answers to DICOM images as DICOM.
 
     An unreadable image does not stop the others. Raises UserError if a path or the run is missing.
+
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Test": 1}, size=256)
+        >>> answers = tx.predict("covid-robust", data / "Test" / "Normal" / "images", out=folder, anyway=True)
+        >>> answers[0].predicted in ("COVID-19", "Non-COVID", "Normal")
+        True
     """
     from trustcxr.apps.dicom import studies_on_disk
     from trustcxr.evaluation import trained_models
@@ -191,6 +218,8 @@ def compare(first: Folder, second: Folder) -> AuditPair:
     """Compare two audits of the same protocol and data, image by image; `table()` has a row for each condition.
 
     Raises UserError if a folder holds no audit, or the audits are not comparable.
+
+    Example: `tx.compare("out/audit-a", "out/audit-b").table()`.
     """
     from trustcxr.audit.compare import compare as compare_audits
     from trustcxr.storage import layout
