@@ -97,18 +97,23 @@ def judge_again(model: str | Path, subject: Subject, examined: torch.nn.Module, 
         request |= {"kind": examined.output_spec.kind, "conversion": first is not None and subject.original is not None}
     with tempfile.TemporaryDirectory() as out:
         atomic.write_json(Path(out) / _REQUEST, request)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        command = [sys.executable, "-m", "trustcxr.audit.second_instance", out]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return Check(name, None, f"no second instance could be asked ({last[:160]})", grave=True)
+        if problem := run_elsewhere(Path(out)):
+            return Check(name, None, f"no second instance could be asked ({problem[:160]})", grave=True)
         with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
             answers, alone = file["answers"], file["alone"]
     order = stored.order()
     moved = _moved(stored, answers, np.arange(len(answers)))
     moved_alone = _moved(stored, alone, order[: len(alone)])
     return _describe(name, stored, moved, moved_alone)
+
+
+def run_elsewhere(folder: Path) -> str:
+    """Answer the request in a folder in a new process; return why that failed, "" if it did not."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    command = [sys.executable, "-m", "trustcxr.audit.second_instance", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1] if done.returncode else ""
 
 
 def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -170,7 +175,6 @@ def answer_request(folder: Path) -> None:
         with torch.no_grad():
             return model(torch.from_numpy(stored.pixels[rows]).to(subject.device)).float().cpu().numpy()
 
-    torch.manual_seed(0)
     alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
     parts = [ask(order[start : start + _BATCH]) for start in range(0, len(order), _BATCH)]
     answers = np.empty((len(order), parts[0].shape[1]), np.float32)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.model_file import ModelFile
+from trustcxr.audit.formats.outputs import FixedBatch
 from trustcxr.audit.formats.torch_files import ExportedNet, fixed_batch, is_torchscript, load_torchscript, read_tensors
 from trustcxr.errors import UserError, unknown
 
@@ -74,11 +75,13 @@ def check_trusted(source: str, trust_code: bool) -> None:
 
 
 def _open_onnx(path: Path, probe: Tensor) -> ResolvedSource:
-    from trustcxr.audit.formats.onnx import load_onnx
+    from trustcxr.audit.formats.onnx import load_onnx, takes_any_batch
 
     net, converted, why = load_onnx(path, probe)
     first = f"it has {net.outputs} outputs, of which the first was taken for its answer, and no other looked at"
     notes = (first,) if net.outputs > 1 else ()
+    if converted is not None and net.batch is not None and takes_any_batch(converted, net, probe):
+        return ResolvedSource(converted, "ONNX", "converted", None, notes, original=FixedBatch(net, net.batch))
     if converted is not None:
         return ResolvedSource(converted, "ONNX", "converted", net.batch, notes, original=net)
     return ResolvedSource(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
