@@ -25,7 +25,7 @@ from trustcxr.errors import UserError
 EPSILON, CLOSE = 0.02, 0.05
 BARE = "none"  # the undefended network itself
 HEAD = ("model", "description", "clean", "clean, truth", "worst case", "worst case, truth", "sound", "believed")
-HEAD += ("failed checks", "not checked", "processor seconds")
+HEAD += ("failed checks", "not checked", "met", "processor seconds")
 
 
 def main() -> None:
@@ -99,8 +99,8 @@ def describe(name: str, classes: tuple[str, ...], size: int, out: Path, *, whole
         "; ".join(check.check for check in document.entry_checks if check.passed is state) for state in (False, None)
     )
     numbers = ["" if n is None else f"{n:.3f}" for n in (clean, truth[0], worst, truth[1])]
-    sound = document.verdict.sound
-    return [name, description, *numbers, sound, sound and far, failed, unknown, f"{spent:.1f}"]
+    sound, met = document.verdict.sound, "; ".join(row.question for row in document.verdict.model if row.met)
+    return [name, description, *numbers, sound, sound and far, failed, unknown, met, f"{spent:.1f}"]
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def shifted(name: str, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "finding", "words"),
     [
-        (drawn, False, "one constant answer has 33.3%"),
+        (drawn, False, "one constant answer has 33.3%: no other figure"),
         (drawn, True, "no finding is shown to be ranked better than by chance"),
         (shifted, True, ""),
     ],

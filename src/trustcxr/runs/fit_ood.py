@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
@@ -29,7 +29,7 @@ def fit(
     train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
-    log(f"fitting on {len(train)} images")
+    log(f"fitting on {plural(len(train), 'image')}")
     with folder_lock(folder):
         detector = ood.fit(run, train, val)
         ood.save(detector, folder)

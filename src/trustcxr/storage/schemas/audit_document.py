@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 
@@ -23,7 +24,7 @@ class OperatingPoint(Document):
     a specificity of `at_specificity` or more. Near 0 and 1 figures have the score interval; average precision has that
     of resamples.
 
-    `target_class` names what the attack aimed at. "threshold": this class at its threshold; under worst-case an image
+    `aimed_at`: the target of the attack. "threshold": this class at its threshold; under worst-case an image
     counts with its worst score under any attack within epsilon. "answer": the highest class, so an attack on the
     threshold may leave less. Empty if nothing was attacked.
     """
@@ -32,7 +33,7 @@ class OperatingPoint(Document):
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
-    target_class: str = ""
+    aimed_at: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None
@@ -114,6 +115,15 @@ class Submitted(Document):
     accuracy: Share = Share()
     found_alone: int | None = None
     missed: int | None = None
+
+
+class SmallestChange(Document):
+    """The smallest L-infinity change found that flips a right answer; `epsilon` is None if none was found."""
+
+    sample_id: str = ""
+    label: str = ""
+    answer: str = ""
+    epsilon: Number = None
 
 
 class EntryCheck(Document):
@@ -212,6 +222,11 @@ class AuditDocument(RunDocument):
     subgroups: list[Division] = []
     findings: list[Finding] = []
     submitted: list[Submitted] = []
+    smallest_changes: list[SmallestChange] = []
+    facts: AuditFacts = AuditFacts()
+    failures: list[Failure] = []
+    predictive_values: list[PredictiveValue] = []
+    criteria: list[CriterionResult] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Return whether both have the same classes, in any order."""
@@ -254,7 +269,8 @@ class AuditDocument(RunDocument):
 class PairRow(Document):
     """Accuracy of both models under one condition, and the second less the first.
 
-    `settled`: the interval and the test, corrected for the number of rows, agree that they differ.
+    `settled`: the interval and the test, corrected for the number of rows, agree that they differ. `p_least`: the
+    p-value if all answers that differ were right in the same model.
     """
 
     measure: str = ""
@@ -262,6 +278,7 @@ class PairRow(Document):
     second: Number = None
     difference: Share = Share()
     p_value: Number = None
+    p_least: Number = None
     n: int | None = None
     p_corrected: Number = None
     settled: bool = False
