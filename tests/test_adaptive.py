@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.masked_models import MASKED_MODELS, EveryNoise, EveryResizing, Jpeg, MaskedModel
+from benchmarks.masked_models import PITFALLS, EveryNoise, EveryResizing, Jpeg, MaskedModel
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -36,9 +36,9 @@ def left(model: nn.Module, radiographs: tuple[Tensor, Tensor], found: Tensor, *,
 
 
 @pytest.mark.expensive("random resizing")
-@pytest.mark.parametrize("name", MASKED_MODELS)
+@pytest.mark.parametrize("name", PITFALLS)
 def test_a_liar_is_broken_as_its_honest_twin_is(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    honest, liar = trained(), MASKED_MODELS[name](trained())
+    honest, liar = trained(), PITFALLS[name](trained())
     truth = left(honest, radiographs, adaptive(honest, *radiographs, epsilon=EPSILON, steps=20))
     assert truth < 0.05
     steps = 20 if name != "random resizing" else 10
@@ -58,7 +58,7 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
     So the figure to reach is that of the mean over draws. All resizings can be known; who knows 64 draws of noise by
     heart breaks a few images that fall to no other draws, which the hundredth allows for.
     """
-    many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), MASKED_MODELS[name](trained())
+    many, mean, liar = images_and_labels(radiographs, seed=5), every(trained()), PITFALLS[name](trained())
     known = left(mean, many, adaptive(mean, *many, epsilon=0.04, steps=20), draws=1)
     found = adaptive(liar, *many, epsilon=0.04, steps=20)
     # The mean over all resizings is what the liar is, and over some of the draws of noise nearly.
@@ -70,7 +70,7 @@ def test_a_random_network_is_attacked_as_if_every_draw_were_known(
 
 @pytest.mark.slow
 def test_what_stands_behind_a_stand_in_gets_a_longer_climb(monkeypatch: pytest.MonkeyPatch) -> None:
-    many, liar = images_and_labels(96, seed=5), MASKED_MODELS["jpeg"](trained())
+    many, liar = images_and_labels(96, seed=5), PITFALLS["jpeg"](trained())
     remains = []
     for climbs in (0, 1):  # a stand-in's gradient is a guess: a short climb along it leaves more
         monkeypatch.setattr("trustcxr.attacks.adaptive.CLIMBS", climbs)
@@ -89,7 +89,7 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
     name: str, helps: int, climbs: int, radiographs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[int, int]] = []
-    liar, (images, labels) = MASKED_MODELS[name](trained()), radiographs
+    liar, (images, labels) = PITFALLS[name](trained()), radiographs
     broken = pgd(trained(), images, labels, epsilon=0.3)
 
     def finds_one(model: nn.Module, some: Tensor, true: Tensor, **options: int) -> Tensor:
@@ -109,7 +109,7 @@ def test_what_stands_is_climbed_again_from_other_starts_while_that_helps(
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
 def test_pgd_alone_is_fooled_by_it(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = MASKED_MODELS[name](trained())
+    liar = PITFALLS[name](trained())
     assert left(liar, radiographs, pgd(liar, *radiographs, epsilon=EPSILON)) > 0.6
 
 
@@ -133,12 +133,12 @@ def test_an_honest_network_is_left_alone(radiographs: tuple[Tensor, Tensor]) -> 
     ],
 )
 def test_what_a_liar_does_is_seen(name: str, sign: object, radiographs: tuple[Tensor, Tensor]) -> None:
-    assert sign(probe_gradients(MASKED_MODELS[name](trained()), radiographs[0]))  # type: ignore[operator]
+    assert sign(probe_gradients(PITFALLS[name](trained()), radiographs[0]))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["tanh(1000 logits)", "3 bits", "3 bits of integers", "jpeg"])
 def test_stand_ins_leave_the_answers_as_they_are(name: str, radiographs: tuple[Tensor, Tensor]) -> None:
-    liar = MASKED_MODELS[name](trained())
+    liar = PITFALLS[name](trained())
     images = radiographs[0].clone().requires_grad_(True)
     assert torch.equal(AttackView(liar, bpda=True)(images), liar(radiographs[0]))
 

@@ -1,67 +1,243 @@
-"""Real images: networks that only look robust fail the entry checks, and are broken as their bare network is."""
+"""Models that only look robust or accurate: each fails a grave check, or is broken as its undefended network is."""
 
+import time
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.formats import first_images
-from benchmarks.masked_models import MASKED_MODEL, MASKED_MODELS, RUN, network
+from benchmarks import masked_model_table as table
+from benchmarks.masked_models import MASKED_MODELS, PITFALLS, Images, SmallNetwork, fit_network, measure_truth
+from torch import Tensor, nn
 
-from test_cli import run
-from trustcxr import attacks
-from trustcxr.audit.run_audit import audit
-from trustcxr.data import load_dataset
-from trustcxr.data.loader import to_pixels
-from trustcxr.evaluation.trained_run import load_run
+from small_networks import SIDE, images_and_labels, one_thread, trained
+from trustcxr.attacks import pgd
+from trustcxr.attacks.bpda import probe_gradients
+from trustcxr.audit.active_test import active_test
+from trustcxr.audit.entry_checks import (
+    Check,
+    EntryReport,
+    check_afterwards,
+    check_memory,
+    move_greys,
+    move_half_pixel,
+    run_entry_checks,
+)
+from trustcxr.audit.finite_differences import compare_differences, largest_difference_with_gradients
+from trustcxr.audit.formats import load
+from trustcxr.audit.model_state import changed_parts, describe_state
 
-EACH = 20  # images of a class: of 60 images three points are one
-EPSILON, POINTS = 0.02, 0.03
-BARE = ""
+CLASSES, EPSILON = ("COVID-19", "Non-COVID", "Normal"), 0.05
+# The grave checks that each model must fail, of those before and after the attacks.
+GRAVE = {
+    "noise": {"same answer twice"},
+    "random resizing": {"same answer twice"},
+    "memory": {"state unchanged"},
+    "memory in a closure": {"state unchanged"},
+    "memory in TorchScript": {"state unchanged"},
+    "digest of test images": {"memory of images"},
+    "gallery of test images": {"memory of images"},
+    "counter": {"state unchanged"},
+    "hidden counter": {"state unchanged"},
+    "clock": {"finite differences"},
+    "convolution head": {"active test"},
+    "convolution head of a decoy": {"active test"},
+    "einsum head": {"active test"},
+    "sum head": {"active test"},
+    "loop head": {"finite differences"},
+    "hidden head": {"finite differences"},
+    "reversed gradient": {"active test"},
+    "shuffled gradient": {"active test"},
+    "hook": {"active test"},
+    "noisy gradient": {"active test"},
+    "batch of one": {"same answer alone"},
+    "copies": {"same answer alone"},
+    "neighbours": {"same answer alone"},
+    "requires_grad": {"same answer with gradients"},
+    "gradient of a decoy": {"finite differences"},
+    "call stack": {"active test"},
+    "purified": {"no gradients used inside"},
+}
+KINDS = ("memory", "digest of test images", "clock", "convolution head", "loop head", "batch of one", "requires_grad")
 
 
-def plain_pgd(images: Path, size: int, classes: tuple[str, ...]) -> float:
-    """Attack the network as it stands; return the accuracy that is left."""
-    data, net = load_dataset(images, None, size, classes=classes), network()
-    pixels, labels = to_pixels(torch.from_numpy(data.images.copy())), torch.from_numpy(data.labels)
-    torch.manual_seed(0)
-    found = attacks.pgd(net, pixels, labels, epsilon=EPSILON, steps=20)
-    with torch.no_grad():
-        return float((net(found).argmax(1) == labels).float().mean())
+def noisy(count: int, seed: int) -> Images:
+    """Images of 8 bits under so much noise that the network is right on four of five."""
+    images, labels = images_and_labels(count, seed=seed)
+    noise = 0.4 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    return ((images + noise).clamp(0, 1) * 255).round() / 255, labels
+
+
+@lru_cache
+def network() -> SmallNetwork:
+    with one_thread():
+        return fit_network(*noisy(500, 1), epochs=3)
+
+
+@lru_cache
+def known() -> Images:
+    return noisy(60, 5)
+
+
+def examine(net: nn.Module) -> tuple[EntryReport, list[Check]]:
+    images, labels = known()
+    report = run_entry_checks(load(net, classes=CLASSES, size=SIDE), images, labels, epsilon=EPSILON, planted=8)
+    assert report.model is not None
+    pgd(report.model, images[:16], labels[:16], epsilon=EPSILON, steps=5)
+    return report, check_afterwards(report, images, epsilon=EPSILON, planted=8)
+
+
+def failed(checks: list[Check]) -> set[str]:
+    return {check.check for check in checks if check.grave and check.passed is not True}
+
+
+def test_the_undefended_network_passes_every_grave_check() -> None:
+    report, after = examine(network())
+    assert failed([*report.checks, *after]) == set()
+    assert {check.check for check in after} == {"state unchanged"}
+    assert {"memory of images", "same answer with gradients"} <= {c.check for c in report.checks if c.passed}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.full) for name in GRAVE]
+)
+def test_a_masked_model_fails_a_grave_check(name: str) -> None:
+    model = MASKED_MODELS[name](network(), known())
+    if name == "clock":
+        model.start = time.monotonic()
+    report, after = examine(model)
+    if name == "clock":  # two seconds later
+        model.start = time.monotonic() - 3
+        after = check_afterwards(report, known()[0], epsilon=EPSILON, planted=8)
+    assert GRAVE[name] <= failed([*report.checks, *after])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MASKED_MODELS)
+def test_the_truth_of_a_masked_model_is_that_of_its_network(name: str) -> None:
+    truth = measure_truth(MASKED_MODELS[name](network(), known()), *known(), epsilon=EPSILON, steps=20)
+    assert truth.attacked <= truth.clean
+    assert truth.attacked < (0.5 if name in ("random resizing", "hashed crops", "denoising autoencoder") else 0.2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [["3 bits"], pytest.param(list(MASKED_MODELS), marks=pytest.mark.full)], ids=["one", "all"]
+    "names",
+    [[table.BARE, "duplicates"], pytest.param([table.BARE, *MASKED_MODELS], marks=pytest.mark.full)],
+    ids=["one", "all"],
 )
-def test_a_masked_model_is_flagged_and_left_with_what_its_bare_network_has(
+def test_no_masked_model_is_believed(
     names: list[str], covidqu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--model", "test_resnet", "--size", "32", "--epochs", "3", "--set", "model.weights=none"]
-    run("train", "--data", covidqu, *options, "--out", tmp_path / "run")
-    trained = load_run(tmp_path / "run", on="cpu")
-    images = first_images(covidqu, tmp_path / "images", trained, EACH, split="Val")
-    monkeypatch.setenv(RUN, str(tmp_path / "run"))
-    flagged, worst, plain = {}, {}, {}
-    for number, name in enumerate([BARE, *names]):
-        monkeypatch.setenv(MASKED_MODEL, name)
-        model = tmp_path / f"{number}.yaml"
-        model.write_text(
-            "python: benchmarks.masked_models:network\ninput: {size: 32}\n"
-            f"output: {{kind: logits, classes: [{', '.join(trained.classes)}]}}\n"
-        )
-        tried = ("fgsm", "pgd", "worst-case")
-        document = audit(model, images, tmp_path / model.stem, attacks=tried, epsilons=(EPSILON,), trust_code=True)
-        assert document.clean.n == 3 * EACH
-        flagged[name] = [check.check for check in document.entry_checks if check.passed is False]
-        if name != BARE:
-            assert not document.verdict.sound, name
-            assert not [row for row in document.verdict.model if row.met], name
-        worst[name] = next(one.accuracy.value for one in document.attacks if one.attack == "worst-case")
-        plain[name] = plain_pgd(images, trained.size, trained.classes)
-    assert flagged.pop(BARE) == [], "nothing honest is accused"
-    assert worst[BARE] <= plain[BARE]
-    assert all(flagged.values()), flagged
-    assert max(worst.values()) <= worst[BARE] + POINTS, worst
-    if names == list(MASKED_MODELS):
-        believed = [name for name in names if plain[name] > plain[BARE] + 10 * POINTS]
-        assert len(believed) >= 3, "plain PGD, which does not look at what it attacks, believes them"
+    for variable in (table.NAME, table.WEIGHTS):
+        monkeypatch.setenv(variable, "")
+    classes = table.prepare(covidqu, 32, 8, 8, tmp_path)
+    rows = {}
+    for name in names:
+        row = dict(zip(table.HEAD, table.describe(name, classes, 32, tmp_path, whole=False), strict=True))
+        rows[name] = row
+    assert rows[table.BARE]["sound"] is True, "nothing honest is accused"
+    # Of the 8-bit grid nothing is tried.
+    believed = {name for name, row in rows.items() if row["believed"]} - {"undone ends", "undone floats"}
+    assert believed == set()
+    for name in {*names} & {*PITFALLS}:
+        assert not rows[name]["sound"], name
+    for name, row in rows.items():
+        assert row["sound"] or not row["met"], name
+    assert "same answer in another order" in str(rows["duplicates"]["failed checks"])
+
+
+class LastActivation(nn.Module):
+    """An honest network that stores its last features, as many do for maps."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.last = net, torch.zeros(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.last = self.net.body(images - 0.5)
+        return self.net.head(self.last)
+
+
+def test_the_last_activation_is_no_memory_and_a_list_of_images_is() -> None:
+    images, model = known()[0], LastActivation(trained()).eval()
+    before = describe_state(model, images[:2])
+    model(images[2:9])
+    assert changed_parts(before, describe_state(model, images[:2])) == []
+    remembering = MASKED_MODELS["memory"](network())
+    before = describe_state(remembering, images[:2])
+    remembering(images[2:9])
+    assert changed_parts(before, describe_state(remembering, images[:2])) == ["seen"]
+    before, model = describe_state(model, images[:2]), deepcopy(model)
+    with torch.no_grad():
+        model.net.head.bias += 1e-3
+    assert changed_parts(before, describe_state(model, images[:2])) == ["net.head.bias"]
+
+
+def test_an_image_moved_by_half_a_pixel_is_sampled_between_its_pixels() -> None:
+    rows = torch.arange(32.0)
+    waves = [0.5 + 0.2 * torch.cos(torch.pi * k * (rows + offset) / 32) for k, offset in ((3, 0.5), (3, 0.0))]
+    image, expected = (wave.expand(1, 1, 32, 32).transpose(-1, -2) for wave in waves)
+    moved = move_half_pixel(image.contiguous())
+    assert torch.allclose(moved, expected, atol=1e-5)
+    assert not torch.allclose(moved, image, atol=1e-2)
+    grey = move_greys(image.contiguous()) - image
+    assert torch.allclose(grey.abs(), torch.full_like(grey, 1 / 255), atol=1e-6)
+    assert abs(float(grey.mean())) < 1e-3
+
+
+def test_a_fall_of_accuracy_by_chance_is_no_memory() -> None:
+    images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def falls(count: int) -> Check:
+        """All answers are right on the images as they are, and `count` are wrong on moved ones."""
+        wrong = torch.arange(60)[:, None] < count
+        return check_memory(lambda x: ~wrong | torch.equal(x, images), images)
+
+    assert falls(4).passed
+    assert falls(12).passed is False
+    assert "accuracy is 100.0% on images as they are, 80.0% on images moved by one grey level" in falls(12).text
+
+
+def test_finite_differences_agree_with_true_gradients_alone() -> None:
+    images = known()[0][:8]
+
+    def gained(model: nn.Module) -> float:
+        result = compare_differences(model, images, probe_gradients(model, images), epsilon=EPSILON)
+        assert result is not None
+        return result.gained
+
+    assert 0.8 < gained(network()) < 1.2
+    assert gained(MASKED_MODELS["hidden head"](network())) < -0.8
+    assert abs(gained(MASKED_MODELS["gradient of a decoy"](network()))) < 0.25
+    assert largest_difference_with_gradients(network(), images) < 1e-5
+    assert largest_difference_with_gradients(MASKED_MODELS["requires_grad"](network()), images) > 0.1
+
+
+class MapHead(nn.Module):
+    """A convolution to a map of each class, of which the mean answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained()
+        self.maps = nn.Conv2d(16, 3, 1)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            self.maps.weight.normal_()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(self.net.body[:6](images - 0.5)).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["convolution head", "einsum head", "sum head", "map"])
+def test_examples_are_planted_at_any_last_layer(name: str) -> None:
+    class Honest(MASKED_MODELS["convolution head" if name == "map" else name]):  # type: ignore[misc]
+        def features(self, images: Tensor) -> Tensor:
+            return self.net.body((images - 0.5) / 0.25)
+
+    planted = active_test(MapHead() if name == "map" else Honest(network()), known()[0][:6], epsilon=EPSILON)
+    assert planted is not None
+    assert planted.passed
+    assert planted.random_share < 0.5

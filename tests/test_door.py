@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.masked_models import MASKED_MODELS
+from benchmarks.masked_models import PITFALLS
 from torch import Tensor, nn
 
 from small_networks import SIDE, images_and_labels, trained
@@ -66,7 +66,7 @@ def test_nothing_honest_is_accused(radiographs: tuple[Tensor, Tensor], bars: lis
     ],
 )
 def test_each_liar_is_flagged_for_what_it_does(name: str, checks: set[str], radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(MASKED_MODELS[name](trained()), radiographs)
+    found = door(PITFALLS[name](trained()), radiographs)
     assert failed(found) == checks
     assert found.attacks_reliable  # with BPDA and draws the attack finds what was planted
 
@@ -328,7 +328,7 @@ def test_only_scores_pass_the_door_unattacked(radiographs: tuple[Tensor, Tensor]
 def test_the_active_test_does_not_believe_an_attack_that_a_liar_fools(
     name: str, radiographs: tuple[Tensor, Tensor]
 ) -> None:
-    images, liar = radiographs[0][:4], MASKED_MODELS[name](trained())
+    images, liar = radiographs[0][:4], PITFALLS[name](trained())
     plain = active_test(liar, images, epsilon=0.03, variants=[AttackView(liar)])
     assert plain is not None
     assert not plain.passed
@@ -357,7 +357,7 @@ def test_examples_are_planted_in_a_model_of_one_finding_too(
     with torch.no_grad():
         net.head.weight.copy_(head.weight[:1] - head.weight[1:2])
         net.head.bias.copy_(head.bias[:1] - head.bias[1:2])
-    model = net.eval() if name is None else MASKED_MODELS[name](net.eval())
+    model = net.eval() if name is None else PITFALLS[name](net.eval())
     plain = active_test(model, radiographs[0][:4], epsilon=0.03, variants=[AttackView(model)])
     mended = active_test(model, radiographs[0][:4], epsilon=0.03)
     assert plain is not None
@@ -430,7 +430,7 @@ def test_rounding_and_a_fixed_batch_are_no_images_beside_a_image(
 
 
 def test_a_random_model_is_judged_by_the_mean_over_draws(radiographs: tuple[Tensor, Tensor]) -> None:
-    found = door(MASKED_MODELS["noise"](trained()), radiographs)
+    found = door(PITFALLS["noise"](trained()), radiographs)
     assert isinstance(found.evaluated_model, AttackView)
     assert found.evaluated_model.draws == 16
     assert "the mean of 16 draws" in text(found, "same answer twice")

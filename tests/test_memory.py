@@ -1,4 +1,4 @@
-"""Training keeps the memory that it frees, where the C library lets it."""
+"""Training and audits keep the memory that they free, where the C library lets them."""
 
 import platform
 import subprocess
@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from small_runs import make_images, recipe
+from trustcxr.evaluation import parallel
 from trustcxr.training import fit_run
 
 FAULTS = """
 import resource
 import numpy as np
-from trustcxr.training import fit_run
+from trustcxr.evaluation import parallel
 
 def step():
     kept = [np.ones(megabytes << 20, np.uint8) for megabytes in (16, 40)]  # above and below what glibc maps apart
@@ -26,7 +27,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 first = faults()
-print(fit_run.keep_freed_memory(), first, faults())
+print(parallel.keep_freed_memory(), first, faults())
 """
 
 
@@ -41,7 +42,7 @@ def test_blocks_that_are_freed_are_not_fetched_from_the_system_again() -> None:
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert fit_run.keep_freed_memory() is False
+    assert parallel.keep_freed_memory() is False
 
 
 def test_a_training_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

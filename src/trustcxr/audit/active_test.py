@@ -18,10 +18,13 @@ from torch.overrides import TorchFunctionMode
 from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
 from trustcxr.attacks.pgd import pgd
+from trustcxr.audit.formats.wrapper import tensors_in
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import STOCHASTIC_DRAWS
 
-_READOUTS = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0}  # index of the features among the arguments
+_LINEAR = {"linear": 0, "addmm": 1, "matmul": 0, "mm": 0, "__matmul__": 0}  # index of the features among the arguments
+_CONVOLUTIONS, _SUMS = {"conv2d", "convolution", "_convolution"}, {"sum", "mean"}
+_FEW_STEPS = 10  # of the first attack; the whole one is for examples that it missed
 _INSIDE = 0.9  # of the radius: the largest distance of clean points
 _RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of the points' mean squared distance: the smoothest first
 _APART = 0.1  # required lead of the planted score (target 1) over the highest clean one (0); 1e-6 for the last ridge
@@ -31,7 +34,7 @@ ENOUGH = 0.95  # share of planted examples that an attack must find
 
 @dataclass(frozen=True)
 class Planted:
-    """The number of planted examples, and the shares found by the attack and by as many random tries."""
+    """The number of planted examples, and the shares found by the attack and by ten random tries."""
 
     count: int
     share: float
@@ -50,14 +53,15 @@ def active_test(
     epsilon: float,
     traits: GradientTraits | None = None,
     variants: Sequence[nn.Module] | None = None,
-    points: int = 200,
+    points: int = 64,
     steps: int = 40,
     seed: int = 0,
 ) -> Planted | None:
     """Plant an adversarial example around each of `images` (B, 1, H, W), and search for them with PGD.
 
     The attack handles the model by its `traits`, by default measured on these images. `variants` are other views of the
-    model to attack. Returns None if torch sees no last layer in the model, or its features cannot separate the points.
+    model to attack. A last layer is a linear layer, convolution, einsum or sum that ends in a number for each class.
+    Returns None if torch sees none, or its features cannot separate the points.
     """
     traits = traits or probe_gradients(model, images)
     with preserve_state(model), torch.no_grad():
@@ -83,10 +87,14 @@ def active_test(
         return None
     hits = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
     for variant in variants or traits.variants(model):
-        adversarial = pgd(_view(variant, new), clean, labels, epsilon=epsilon, steps=steps, seed=seed)
-        hits |= wrong_share(new, adversarial, labels, draws=draws) > 0.5
+        for count in (min(_FEW_STEPS, steps), steps):
+            missed = (sure & ~hits).nonzero()[:, 0]
+            if len(missed):
+                part, x, y = new.select(missed), clean[missed], labels[missed]
+                adversarial = pgd(_view(variant, part), x, y, epsilon=epsilon, steps=count, seed=seed)
+                hits[missed] |= wrong_share(part, adversarial, y, draws=draws) > 0.5
     random_hits = torch.zeros_like(hits)
-    for tries in _around(clean, epsilon, steps, random, corner=True).unbind(1):
+    for tries in _around(clean, epsilon, _FEW_STEPS, random, corner=True).unbind(1):
         random_hits |= wrong_share(new, tries, labels, draws=draws) > 0.5
     share = lambda mask: float(mask[sure].float().mean())  # noqa: E731
     return Planted(int(sure.sum()), share(hits), share(random_hits))
@@ -110,15 +118,14 @@ class _Call(NamedTuple):
 
 
 class _Readout(TorchFunctionMode):
-    """Records calls that compute (B, C) from features (B, F), and applies `change` to the features of `call`."""
+    """Records calls that may be the last layer, and applies `change` to features (B, F) and result of `call`."""
 
     def __init__(self, call: _Call | None = None, change: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.call, self.change = call, change
-        self.calls = 0
-        self.last: int | None = None
+        self.candidates: list[tuple[str, Tensor, Tensor]] = []  # name, features and result of each, without a `call`
+        self.count = 0
         self.parts: list[Tensor] = []  # the features of each part of a batch
-        self.output = torch.empty(0)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -126,16 +133,36 @@ class _Readout(TorchFunctionMode):
         """Run the call, and replace its result if it is the last layer."""
         result = func(*args, **(kwargs or {}))
         packet = getattr(func, "overloadpacket", None)
-        index = _READOUTS.get(str(getattr(packet or func, "__name__", "")))
-        if index is None or not isinstance(result, Tensor) or result.ndim != 2 or len(args) <= index:
+        name = str(getattr(packet or func, "__name__", ""))
+        source = _source(name, args, result)
+        if source is None:
             return result
-        self.last, self.calls = self.calls, self.calls + 1
-        if self.call is None or self.call.matches(self.last):
-            self.parts = [*([] if self.call is None else self.parts), args[index]]
-            self.output = result
-            if self.change is not None:
-                return self.change(args[index], result)
-        return result
+        number, self.count = self.count, self.count + 1
+        if self.call is not None and not self.call.matches(number):
+            return result
+        features = source.mean((2, 3)) if result.ndim == 4 and result[0, 0].numel() > 1 else source.flatten(1)
+        if self.call is None:
+            self.candidates.append((name, features, result))
+        else:
+            self.parts.append(features)
+        return result if self.change is None else self.change(features, result)
+
+
+def _source(name: str, args: tuple[Any, ...], result: Any) -> Tensor | None:
+    """Return what a call computes numbers for each class (B, C) or maps of them from; None for any other call."""
+    if not isinstance(result, Tensor) or result.ndim not in (2, 4):
+        return None
+    if result.ndim == 4:
+        source = args[0] if name in _CONVOLUTIONS else None
+    elif name in _LINEAR:
+        source = args[_LINEAR[name]] if len(args) > _LINEAR[name] else None
+    elif name == "einsum":
+        operands = [part for part in tensors_in(args) if not isinstance(part, nn.Parameter)]
+        source = next((part for part in operands if len(part) == len(result)), None)
+    else:
+        source = args[0] if name in _SUMS and args else None
+        source = source if isinstance(source, Tensor) and source.ndim > 2 else None
+    return source if isinstance(source, Tensor) and source.ndim > 1 and len(source) == len(result) else None
 
 
 class _NewReadout(nn.Module):
@@ -150,6 +177,10 @@ class _NewReadout(nn.Module):
         self.weights, self.biases = weights, biases  # (B, F), (B,)
         self.training = model.training
 
+    def select(self, rows: Tensor) -> "_NewReadout":
+        """Return the same for some of the images."""
+        return _NewReadout(self.model, self.call, self.weights[rows], self.biases[rows], self.margin)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of images (B, 1, H, W), as many as were planted."""
         self.done = 0  # rows of the batch, if the model splits it
@@ -163,24 +194,30 @@ class _NewReadout(nn.Module):
         self.done += len(features)
         score = ((features * self.weights[rows]).sum(1) + self.biases[rows]) * self.margin
         if original.shape[1] == 1:
-            return score[:, None].to(original.dtype)
-        others = (-score.abs() - self.margin).detach()
-        rest = [others] * (original.shape[1] - 2)
-        return torch.stack([-score / 2, score / 2, *rest], 1).to(original.dtype)
+            logits = score[:, None]
+        else:
+            others = (-score.abs() - self.margin).detach()
+            logits = torch.stack([-score / 2, score / 2, *([others] * (original.shape[1] - 2))], 1)
+        return logits.reshape(*logits.shape, *[1] * (original.ndim - 2)).expand(original.shape).to(original.dtype)
 
 
 def _find_readout(model: nn.Module, images: Tensor) -> tuple[_Call | None, int, float]:
     """Return the call of the last layer (None without one), its number of features, and its margin."""
     size = getattr(model, "batch", None)
     with _Readout() as seen:
-        output = model(images[:size])
-    features = seen.parts[-1] if seen.parts else torch.empty(0)
-    if seen.last is None or features.ndim != 2 or (output.shape[1] == 1) != (seen.output.shape[1] == 1):
+        count = model(images[:size]).shape[1]
+    fitting = [
+        number
+        for number, (name, _, result) in enumerate(seen.candidates)
+        if result.shape[1] == count or (name in _LINEAR and min(result.shape[1], count) > 1)
+    ]
+    if not fitting:
         return None, 0, 0.0
-    logits = seen.output.float()
+    _, features, result = seen.candidates[fitting[-1]]
+    logits = result.float().flatten(2).mean(2) if result.ndim == 4 else result.float()
     top = torch.cat([logits, torch.zeros_like(logits)], 1) if logits.shape[1] == 1 else logits
     top = top.topk(2, dim=1).values
-    call = _Call(seen.last, 0 if size is None else seen.calls)
+    call = _Call(fitting[-1], 0 if size is None else seen.count)
     return call, int(features.shape[1]), max(float((top[:, 0] - top[:, 1]).median()), 1e-6)
 
 

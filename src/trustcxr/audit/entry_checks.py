@@ -5,7 +5,7 @@ The pitfalls are random answers, probabilities for logits, vanishing gradients, 
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -16,10 +16,12 @@ from torch.overrides import TorchFunctionMode
 from trustcxr.attacks.bpda import GradientTraits, probe_gradients
 from trustcxr.audit.active_test import ENOUGH, Planted, active_test
 from trustcxr.audit.declaration_check import Declared, check_declaration
+from trustcxr.audit.finite_differences import Differences, compare_differences, largest_difference_with_gradients
 from trustcxr.audit.formats import ExternalModel, WrappedModel
 from trustcxr.audit.formats.last_layer import is_layer_output
 from trustcxr.audit.formats.loading import verify_conversion
 from trustcxr.audit.formats.wrapper import plain_name, saturation
+from trustcxr.audit.model_state import changed_parts, describe_state
 from trustcxr.audit.subject import Subject, is_multilabel
 from trustcxr.console import Progress
 from trustcxr.errors import UserError
@@ -36,6 +38,7 @@ PROBED = 32  # images for gradients and draws
 ALONE = 8  # images to answer both in a batch and alone
 BATCH_EFFECT = 0.03  # allowed relative change of logits with the batch: low precision changes them less
 PLANTED = 16  # images with a planted adversarial example
+FORGOTTEN, UNLIKELY = 0.05, 0.01  # allowed fall of accuracy on moved images, and p-value of a fall by chance
 _WEIGHTED = {"conv2d", "linear"}  # layers whose second argument is a weight
 _STEPS = 3  # of the progress bar: gradients, declaration, planted examples
 
@@ -64,6 +67,8 @@ class EntryReport:
     traits: GradientTraits | None = None
     gradients: bool = True  # whether attacks can use them
     subject: Subject | None = None  # as examined: without a conversion that answers differently on images
+    state: dict[str, str] = field(default_factory=dict)  # digests of weights, buffers and attributes at the beginning
+    differences: Differences | None = None  # None without gradients, or if the model is random
 
     @property
     def random(self) -> bool:
@@ -100,6 +105,7 @@ def run_entry_checks(
         )
         assert subject.model is not None
         kind, model = _check_kind(subject.model, few)
+        state = describe_state(model, few[:2])
         traits = probe_gradients(model, few)
         bar.advance(note="its declaration")
         gradients = traits.healed < 1 or traits.zero_gradients < 1
@@ -108,15 +114,46 @@ def run_entry_checks(
             *_check_conversion(subject, gradients, len(images), difference),
             _check_random(traits),
             *([] if traits.random else _check_alone(model, few[:ALONE])),
+            *([] if traits.random or is_multilabel(subject) else [check_memory(_right(model, labels), images)]),
             *kind,
             *_check_gradients(traits),
+            *([] if traits.random or not gradients else [_check_followed(model, few[:ALONE])]),
             *_check_inside(model, few),
         ]
         bar.advance(note="planted examples")
+        differences = None
         if gradients:
-            checks.append(_check_planted(active_test(model, few[:planted], epsilon=epsilon, traits=traits)))
+            if not traits.random:
+                differences = compare_differences(model, few[:planted], traits, epsilon=epsilon)
+            test = active_test(model, few[:planted], epsilon=epsilon, traits=traits)
+            checks += _check_planted(test, differences)
         bar.advance()
-    return EntryReport(tuple(checks), model, traits, gradients, subject)
+    return EntryReport(tuple(checks), model, traits, gradients, subject, state, differences)
+
+
+def check_afterwards(report: EntryReport, images: Tensor, *, epsilon: float, planted: int = PLANTED) -> list[Check]:
+    """Check on the images of the entry checks that the attacks of an audit have not changed the model.
+
+    Its state must be what it was, and its gradients must still agree with finite differences.
+    """
+    model, few, checks = report.model, images[:PROBED], []
+    if model is None or report.traits is None:
+        return []
+    with preserve_state(model):
+        changed = changed_parts(report.state, describe_state(model, few[:2]))
+        text = "its weights, buffers and attributes are what they were before the attacks"
+        if changed:
+            text = (
+                f"the audit changed {', '.join(changed[:3])}{' and others' if changed[3:] else ''}: the model "
+                "remembers or counts images, so its answers may depend on earlier ones. Export it without that"
+            )
+        checks.append(Check("state unchanged", not changed, text, grave=True))
+        if report.differences is not None and report.differences.passed:
+            again = compare_differences(model, few[:planted], report.traits, epsilon=epsilon)
+            if again is None or not again.passed:
+                text = "after the attacks its gradients no longer agree with finite differences, as they did at first"
+                checks.append(Check("finite differences", False, text, grave=True))
+    return checks
 
 
 def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
@@ -190,14 +227,20 @@ def _check_random(traits: GradientTraits) -> Check:
 
 
 def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
-    """Check that an image has the same answer among others and among copies of itself, which stands for alone."""
+    """Check that an image has the same answer among others, among copies of itself, and alone."""
     if len(images) < 2:
         return
     with torch.no_grad():
-        together = model(images).float()
-        alone = [model(image.expand_as(images))[row].float() for row, image in enumerate(images)]
-    moved = (torch.stack(alone) - together).abs().amax(1) / together.abs().amax(1).clamp(min=1e-12)
-    share = float(moved.median())
+        together, copies = (
+            model(images).float(),
+            torch.stack([model(image.expand_as(images))[row].float() for row, image in enumerate(images)]),
+        )
+        try:
+            alone = torch.cat([model(image[None]) for image in images]).float()
+        except Exception:  # some networks refuse a batch of one, in many ways: nobody is misled by that
+            alone = copies
+    moved = torch.stack([(other - together).abs().amax(1) for other in (copies, alone)]).amax(0)
+    share = float((moved / together.abs().amax(1).clamp(min=1e-12)).median())
     text = "an image has the same answer whatever images are in its batch"
     if share > BATCH_EFFECT:
         text = (
@@ -205,6 +248,69 @@ def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
             "evaluation mode, model.eval() first: BatchNorm must not measure the batch"
         )
     yield Check("same answer alone", not share > BATCH_EFFECT, text, grave=True)
+
+
+def _right(model: nn.Module, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that tells which images (N, 1, H, W) of these labels are answered rightly, (N, 1)."""
+
+    def right(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(part).argmax(1) for part in images.split(64)])[:, None] == labels[:, None]
+
+    return right
+
+
+def check_memory(right: Callable[[Tensor], Tensor], images: Tensor) -> Check:
+    """Check that images (N, 1, H, W) have as many right answers if they are moved by so little that nobody sees it.
+
+    `right` returns which answers are right, (N, K). Each pixel is moved by a grey level, up or down at random, or the
+    image by half a pixel. A model that knows these images by a table answers worse then.
+    """
+    from scipy.stats import binomtest
+
+    answers, falls = right(images), []
+    before, accuracy = answers.float().sum(1), float(answers.float().mean())
+    for name, moved in (("one grey level", move_greys(images)), ("half a pixel", move_half_pixel(images))):
+        gain = right(moved).float().sum(1) - before
+        lost, gained = int((gain < 0).sum()), int((gain > 0).sum())
+        fall = -float(gain.mean() / answers.shape[1])
+        p_value = float(binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
+        falls.append((name, fall, fall > FORGOTTEN and 2 * p_value < UNLIKELY))  # two tests
+    figures = ", ".join(f"{accuracy - fall:.1%} on images moved by {name}" for name, fall, _ in falls)
+    text = f"accuracy is {accuracy:.1%} on images as they are, {figures}"
+    failed = any(sure for *_, sure in falls)
+    if failed:
+        text += ": it knows these very images, so the accuracy on new ones is lower"
+    return Check("memory of images", not failed, text, grave=True)
+
+
+def move_greys(images: Tensor) -> Tensor:
+    """Return images (N, 1, H, W) in [0, 1] with each pixel a grey level of 255 higher or lower, at random."""
+    signs = torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return (images + signs.to(images) / 255).clamp(0, 1)
+
+
+def move_half_pixel(images: Tensor) -> Tensor:
+    """Return images (N, 1, H, W) in [0, 1], moved down and right by half a pixel.
+
+    By the Fourier transform of the image and its mirror images, which leaves its sharpness, as interpolation does not.
+    """
+    height, width = images.shape[-2:]
+    mirrored = torch.cat([images, images.flip(-2)], -2)
+    mirrored = torch.cat([mirrored, mirrored.flip(-1)], -1).float()
+    down, right = torch.fft.fftfreq(2 * height), torch.fft.rfftfreq(2 * width)
+    turn = torch.exp(-1j * torch.pi * (down[:, None] + right)).to(mirrored.device)
+    moved = torch.fft.irfft2(torch.fft.rfft2(mirrored) * turn, s=mirrored.shape[-2:])
+    return moved[..., :height, :width].clamp(0, 1).to(images)
+
+
+def _check_followed(model: nn.Module, images: Tensor) -> Check:
+    """Check that the answers are the same if the image requires a gradient, as in an attack."""
+    moved = largest_difference_with_gradients(model, images)
+    text = "an image has the same answer if a gradient is computed"
+    if moved > BATCH_EFFECT:
+        text = f"if a gradient is computed its logits differ by {moved:.0%}: attacks would climb another model"
+    return Check("same answer with gradients", not moved > BATCH_EFFECT, text, grave=True)
 
 
 def _check_kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
@@ -344,14 +450,23 @@ def counted_gradients() -> Iterator[list[str]]:
         yield calls
 
 
-def _check_planted(result: Planted | None) -> Check:
-    if result is None:
-        text = "no adversarial example could be planted: no linear last layer is seen, or none that tells one"
-        return Check("active test", None, text, grave=True)
+def _check_planted(result: Planted | None, differences: Differences | None) -> list[Check]:
+    """Return the check of planted examples; if none tells an attack from random tries, that of finite differences."""
+    name, unsure = "active test", result is None or result.random_share >= ENOUGH
+    if result is None or (unsure and result.passed):
+        text = "no adversarial example could be planted: no last layer is seen, or none that tells one"
+        if differences is None:
+            return [Check(name, None, text, grave=True)]
+        figures = (
+            f"along its gradients the loss rises by {differences.gained:.2f} of what they promise, and more than by "
+            f"random signs on {differences.uphill:.0%} of images"
+        )
+        figures += "" if differences.passed else ": its gradients mislead attacks"
+        return [Check(name, None, text), Check("finite differences", differences.passed, figures, grave=True)]
     text = (
         f"of {result.count} adversarial examples that were planted the attack found {result.share:.0%}, random tries "
         f"{result.random_share:.0%}"
     )
     if not result.passed:
         text += f": fewer than {ENOUGH:.0%}, so its figures under attack are withdrawn"
-    return Check("active test", result.passed, text, grave=True)
+    return [Check(name, result.passed, text, grave=True)]

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from trustcxr.attacks.bpda import probe_gradients
 from trustcxr.audit import declaration_check, multilabel, one_vs_rest, subgroups
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
-from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, describe_declaration
+from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.image_rows import ImageRows
+from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
@@ -67,8 +69,9 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         runner = AttackRunner(
             report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
         ).prepare(attacks)
+        keep = AskedImages(parts / ASKED, len(audit.dataset))
         options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
-        table = _predict_some_attacked(audit, examined, parts=parts, **options)
+        table = _predict_some_attacked(audit, examined, parts=parts, keep=keep, **options)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
     table, submitted = _add_submitted(audit, table, model)
@@ -257,8 +260,27 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     figures.classes = list(names)
     remedies = _find_remedies(audit, report, answers, truth, findings)
     checks = [*checks, _check_findings(points, remedies, report), _check_above_constant(points)]
+    if report.model is not None and not report.random:
+        checks.append(_check_memory_of_findings(audit, report.model, truth, findings))
     count = int(answered.sum())
     return Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count)
+
+
+def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray, findings: Sequence[Finding]) -> Check:
+    """Check that findings (N, F) are told as well on images that are moved by what nobody sees."""
+    columns = [index for index, finding in enumerate(findings) if finding.judged]
+    rows = np.flatnonzero(np.isfinite(truth[:, columns]).any(1))[: audit.exam.entry_checks.images]
+    images, device = load_pixels(audit.dataset, rows, audit.subject.device), audit.subject.device
+    labels = torch.from_numpy(truth[rows][:, columns]).to(device)
+    cuts = torch.tensor([operating_points.cut(findings[index].threshold or 0.5) for index in columns], device=device)
+
+    def right(moved: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = torch.cat([model(part)[:, columns] for part in moved.split(64)])
+        return ((logits > cuts) == (labels == 1)) | labels.isnan()
+
+    with preserve_state(model):
+        return check_memory(right, images)
 
 
 def _add_submitted(audit: Audit, table: pd.DataFrame, model: nn.Module) -> tuple[pd.DataFrame, list[Submitted]]:
@@ -280,9 +302,9 @@ def _predict_findings(
         return table, _match_validation_scores(subject, audit.images), checks
     model = report.evaluated_model or report.model
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-    table = _predict_some_attacked(
-        audit, examined, corruptions=audit.exam.corruptions, views=False, parts=parts / "all"
-    )
+    keep = AskedImages(parts / ASKED, len(audit.dataset))
+    options: dict[str, Any] = {"corruptions": audit.exam.corruptions, "views": False, "parts": parts / "all"}
+    table = _predict_some_attacked(audit, examined, keep=keep, **options)
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
     return table, _predict_validation(audit, examined), []
 
@@ -333,6 +355,7 @@ def _attack_finding(
         clean=not attacks,
         carry_out=_decision_runner(audit, report, decision, shown, attacks),
         parts=parts / f"finding{index}",
+        keep=AskedImages(parts / ASKED, len(rows), (index, operating_points.cut(threshold))),
         title=_title(names[index], index, len(names)),
     )
     return table[table["attack"] != CLEAN], evaluated

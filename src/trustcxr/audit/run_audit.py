@@ -8,13 +8,15 @@ from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
-from trustcxr.audit.entry_checks import Check, EntryReport, compare_black_box, run_entry_checks
+from trustcxr.audit.entry_checks import Check, EntryReport, check_afterwards, compare_black_box, run_entry_checks
+from trustcxr.audit.second_instance import ASKED, judge_again
 from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
 from trustcxr.audit.submitted import check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
+from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST
 from trustcxr.recipes.protocol import load_exam
@@ -88,7 +90,7 @@ def audit(
             if document is not None:
                 _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            earlier, document = None, _compute(current, out, key)
+            earlier, document = None, _compute(current, out, key, model, trust_code)
             atomic.write_json(path, document)
         apply_criteria(document, bounds, out, measured_before=earlier is not None)
         if document != earlier:
@@ -112,14 +114,20 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
         raise UserError(f"{out}: holds {other}; choose another --out")
 
 
-def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
-    """Compute an audit, write its tables into `out`, and return its document."""
+def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) -> AuditDocument:
+    """Compute an audit of `model`, write its tables into `out`, and return its document."""
     subject, exam = audit.subject, audit.exam
+    if subject.device.type == "cpu":
+        keep_freed_memory()
     shown, labels = first_images(audit.dataset, exam.entry_checks.images, subject.device)
     options = {"epsilon": exam.entry_checks.epsilon, "planted": exam.entry_checks.planted}
     report = run_entry_checks(subject, shown, labels, **options)  # type: ignore[arg-type]
     measure_all = measure.measure_findings if is_multilabel(subject) else measure.measure_classes
     measured = measure_all(audit, report, shown, out / PARTS / key)
+    afterwards = check_afterwards(report, shown, **options)  # type: ignore[arg-type]
+    asked = out / PARTS / key / ASKED
+    if report.model is not None and asked.is_dir():
+        afterwards.append(judge_again(model, report.subject or subject, report.model, asked, trust=trust))
     document = AuditDocument.from_figures(
         measured.figures,
         model=describe_model(report.subject or subject),
@@ -137,7 +145,7 @@ def _compute(audit: Audit, out: Path, key: str) -> AuditDocument:
     checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
     if not report.attacks_reliable:
         _withdraw(document)
-    checks += compare_black_box(document)
+    checks += [*afterwards, *compare_black_box(document)]
     document.entry_checks = [check.document() for check in checks]
     document.verdict = verdict.judge(document)
     document.smallest_changes = find_smallest_changes(audit, report, measured.table, out)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
 
 Options = dict[str, Any]  # of an attack, by name
+Keep = Callable[[Condition, np.ndarray, Tensor, np.ndarray], None]  # condition, rows of the data, pixels, logits
 CarryOut = Callable[[AttackRecipe, Tensor, Tensor, float, Options], Tensor]  # runs an attack on some images
 PROBED = 128  # most images whose input gradient is measured
 _SEED = 2_311_142_270  # of the first batch of a random model
@@ -73,6 +74,7 @@ class _BatchPlan:
     carry_out: CarryOut | None
     clean: bool = True
     random: bool = False
+    keep: Keep | None = None
 
     @property
     def steps(self) -> int:
@@ -91,6 +93,8 @@ class _BatchPlan:
                 name, epsilon, _, severity = version.condition
                 logits = _final_logits(self.run, version.pixels, labels, at_worst=name == WORST_CASE)
                 tables.append(version.table(self.about, *logits))
+                if self.keep is not None and not self.random:
+                    self.keep(version.condition, version.rows, version.pixels, logits[0])
                 if name not in VIEWS:
                     bar.advance(note=f"{name} {severity or epsilon:g}")
         return pd.concat(tables, ignore_index=True)
@@ -138,6 +142,7 @@ def predict(
     carry_out: CarryOut | None = None,
     parts: Path | None = None,
     at_once: bool = True,
+    keep: Keep | None = None,
     title: str = "",
 ) -> pd.DataFrame:
     """Return logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
@@ -150,11 +155,12 @@ def predict(
     `corruptions` are in the column `attack` too, at epsilon 0, with their `severity`. So are the `views` of
     `masked_views`, if the data has lung masks. The label of `lungs_on_another_image` is that of the lungs: a model that
     relies on the background scores below chance. `carry_out` makes adversarial images (attack, images, labels, epsilon,
-    options) in another way. `parts` is a folder of finished batches, for resuming. UserError for a repeated condition.
+    options) in another way. `keep` gets each batch of images with its logits, unless the model is random. `parts` is a
+    folder of finished batches, for resuming. UserError for a repeated condition.
     """
     check_repeats(conditions)
     named = corruptions.conditions() if corruptions else ()
-    plan = _BatchPlan(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean)
+    plan = _BatchPlan(run, dataset, about_images(dataset), conditions, named, views, carry_out, clean, keep=keep)
     batches, pieces = loader(dataset, batch_size), dict[Any, list[pd.DataFrame]]()
     first = plan.pixels(torch.from_numpy(dataset.batch(np.arange(min(batch_size, len(dataset))))))
     plan = replace(plan, random=is_randomised(run.model, first[:1]))

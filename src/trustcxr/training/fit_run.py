@@ -1,11 +1,10 @@
 """Train one run: Adam, a learning-rate schedule, early stopping on validation, checkpoints, resume."""
 
-import ctypes
 import shutil
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from trustcxr.data import fingerprints
 from trustcxr.data.dataset import JoinedDataset, read_sources
 from trustcxr.data.loader import loader
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation.parallel import keep_freed_memory
 from trustcxr.models import classifier, factory, lung_gate, zoo
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.storage import atomic, layout, schemas, segments
@@ -283,19 +283,6 @@ def _finish(
     if differing := segments.describe_segments(folder):
         log(f"{recipe.name}: resumed on another machine or version: {differing}")
     return summary
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep the memory of freed tensors for the next ones; return whether this C library can.
-
-    glibc returns blocks of the size of activations to the system, and gets them back filled with zeros. For VGG16 at 96
-    pixels that takes a third of a training step on a processor.
-    """
-    with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of glibc's mallopt, in bytes
-        return all(mallopt(name, size) for name, size in ((-3, (1 << 31) - 1), (-1, (1 << 31) - 1), (-2, 64 << 20)))
-    return False
 
 
 def _write_recipe(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.model_file import ModelFile
-from trustcxr.audit.formats.outputs import check_trusted
+from trustcxr.audit.formats.outputs import FixedBatch, check_trusted
 from trustcxr.audit.formats.torch_files import ExportedNet, fixed_batch, is_torchscript, load_torchscript, read_tensors
 from trustcxr.errors import UserError, unknown
 
@@ -76,10 +76,12 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
 
 
 def _open_onnx(path: Path, probe: Tensor) -> ResolvedSource:
-    from trustcxr.audit.formats.onnx import load_onnx
+    from trustcxr.audit.formats.onnx import load_onnx, takes_any_batch
 
     net, converted, why = load_onnx(path, probe)
     notes = _first_output(net.outputs)
+    if converted is not None and net.batch is not None and takes_any_batch(converted, net, probe):
+        return ResolvedSource(converted, "ONNX", "converted", None, notes, original=FixedBatch(net, net.batch))
     if converted is not None:
         return ResolvedSource(converted, "ONNX", "converted", net.batch, notes, original=net)
     return ResolvedSource(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
@@ -133,7 +135,7 @@ def _open_weights(path: Path, declared: ModelFile) -> ResolvedSource:
             f"missing, {len(alien)} that do not fit (first: {first}{shapes})"
         )
     net.load_state_dict(state, strict=False)
-    return ResolvedSource(net, "weights")
+    return ResolvedSource(net.to(memory_format=torch.channels_last), "weights")  # type: ignore[call-overload]
 
 
 def _open_python(target: str, trust_code: bool, folder: Path | None) -> ResolvedSource:

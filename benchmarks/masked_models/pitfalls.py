@@ -1,47 +1,48 @@
-"""Define networks with masked gradients: each only looks robust, by hiding the gradient of another network."""
+"""Define masked models of the known pitfalls: scaled and saturated logits, quantised images, JPEG, random answers."""
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from trustcxr.evaluation.trained_run import load_run
-
-
-class MaskedModel(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.eval()
+from benchmarks.masked_models.base import MaskedModel
 
 
 class LogitsTimesThousand(MaskedModel):
+    """Multiplies its logits by a thousand."""
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images) * 1000
 
 
 class Tanh(MaskedModel):
+    """Answers by the hyperbolic tangent of its logits, which is 1 or -1 to rounding."""
+
     def forward(self, images: Tensor) -> Tensor:
         return torch.tanh(1000 * self.net(images))
 
 
 class ThreeBits(MaskedModel):
+    """Rounds the image to eight grey levels."""
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net(torch.round(images * 7) / 7)
 
 
 class ThreeBitsOfIntegers(MaskedModel):
+    """Rounds the image to eight grey levels, as whole numbers."""
+
     def forward(self, images: Tensor) -> Tensor:
         levels = (images * 7 + 0.5).to(torch.uint8)
         return self.net(levels.float() / 7)
 
 
 class Jpeg(MaskedModel):
+    """Compresses the image by JPEG first."""
+
     def forward(self, images: Tensor) -> Tensor:
         radiographs = [self.once(radiograph) for radiograph in images.detach().cpu().mul(255).byte().numpy()[:, 0]]
         return self.net(torch.from_numpy(np.stack(radiographs))[:, None].float() / 255)
@@ -54,6 +55,8 @@ class Jpeg(MaskedModel):
 
 
 class Noise(MaskedModel):
+    """Adds random noise to the image."""
+
     def forward(self, images: Tensor) -> Tensor:
         return self.net((images + 0.05 * torch.randn_like(images)).clamp(0, 1))
 
@@ -120,7 +123,7 @@ class SomeResizings(RandomResizing):
         return torch.stack(shares).mean(0).log()
 
 
-MASKED_MODELS = {
+MODELS: dict[str, type[MaskedModel]] = {
     "logits x 1000": LogitsTimesThousand,
     "tanh(1000 logits)": Tanh,
     "3 bits": ThreeBits,
@@ -129,14 +132,3 @@ MASKED_MODELS = {
     "noise": Noise,
     "random resizing": RandomResizing,
 }
-# A mean over random draws may truly be more robust than the bare network. So the fair reference is the mean over fixed
-# draws, which hides nothing.
-TWINS = {"noise": FewerNoises, "random resizing": SomeResizings}
-
-RUN, MASKED_MODEL = "TRUSTCXR_BENCHMARK_RUN", "TRUSTCXR_BENCHMARK_MASKED_MODEL"
-
-
-def network() -> nn.Module:
-    """Load the run's network for `python: benchmarks.masked_models:network`, masked as the environment says."""
-    net = load_run(Path(os.environ[RUN]), on="cpu").model.eval()
-    return MASKED_MODELS[name](net) if (name := os.environ[MASKED_MODEL]) else net

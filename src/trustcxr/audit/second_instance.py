@@ -1,0 +1,187 @@
+"""Judge the images of an audit on a second instance of the model, loaded anew in another process.
+
+It sees the adversarial images first, eight of them one by one, and the unperturbed images last. A model that remembers
+images, counts them, or looks at its batch answers differently then.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trustcxr.audit.entry_checks import Check
+from trustcxr.audit.formats import ExternalModel, WrappedModel
+from trustcxr.audit.formats.wrapper import as_states
+from trustcxr.audit.subject import Subject, open_model
+from trustcxr.registry import CORRUPTIONS, VIEWS
+from trustcxr.storage import atomic
+from trustcxr.storage.prediction_table import CLEAN, Condition
+
+ASKED = "asked"  # folder, among the parts of an audit
+IMAGES = 256  # most images that the second instance judges, under each condition
+ALONE = 8  # images that it is asked one by one
+_BATCH = 24
+_MOVED = 0.1  # of the typical largest logit: low precision, and the batch of a quantised network, move logits less
+_SHARE = 0.01  # of the answers that may move further
+_REQUEST, _ANSWERS = "request.json", "answers.npz"
+
+
+@dataclass(frozen=True)
+class AskedImages:
+    """Writes a part of the images of an audit, with the logits that the first instance gave them, into a folder.
+
+    `decision`: index and logit threshold of the finding whose logits (B, 2) these are.
+    """
+
+    folder: Path
+    total: int  # images of the data set
+    decision: tuple[int, float] | None = None
+
+    def __call__(self, condition: Condition, rows: np.ndarray, pixels: Tensor, logits: np.ndarray) -> None:
+        """Write an even part of a batch: `rows` of the data, pixels (B, 1, H, W), logits (B, C)."""
+        name, chosen = condition[0], rows % -(-self.total // IMAGES) == 0
+        if not chosen.any() or name in CORRUPTIONS or name in VIEWS:
+            return
+        finding = "" if self.decision is None else f"-{self.decision[0]}"
+        path = self.folder / f"{name}-{condition[1]:g}-{rows[0]:06d}{finding}.npz"
+        pixels_chosen = pixels.detach().cpu().numpy()[chosen]
+        with atomic.atomic_write(path) as temporary:  # not compressed: perturbations are noise
+            np.savez(temporary, pixels=pixels_chosen, logits=logits[chosen], decision=self.decision or (-1, 0.0))
+
+
+@dataclass(frozen=True)
+class _StoredImages:
+    """Images (N, 1, H, W) of an audit, the logits that they had, whether they are attacked, and their decisions."""
+
+    pixels: np.ndarray
+    logits: list[np.ndarray]
+    attacked: np.ndarray
+    decisions: np.ndarray
+
+    @classmethod
+    def load(cls, folder: Path) -> "_StoredImages":
+        parts = []
+        for path in sorted(folder.glob("*.npz")):
+            with np.load(path, allow_pickle=False) as file:
+                parts.append((not path.name.startswith(f"{CLEAN}-"), {key: file[key] for key in file.files}))
+        counts = [len(part["logits"]) for _, part in parts]
+        return cls(
+            np.concatenate([part["pixels"] for _, part in parts]),
+            [row for _, part in parts for row in part["logits"]],
+            np.repeat([attacked for attacked, _ in parts], counts),
+            np.repeat([part["decision"] for _, part in parts], counts, axis=0),
+        )
+
+    def order(self) -> np.ndarray:
+        """Return the order in which the second instance is asked: attacked images first, both shuffled."""
+        random = np.random.default_rng(1)
+        return np.concatenate([random.permutation(np.flatnonzero(self.attacked == state)) for state in (True, False)])
+
+
+def judge_again(model: str | Path, subject: Subject, examined: torch.nn.Module, folder: Path, *, trust: bool) -> Check:
+    """Compare the logits of an audit with those of a second instance of the model, on the images in a folder.
+
+    `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run, as in the
+    audit. The check is grave.
+    """
+    name, stored = "same answer in another order", _StoredImages.load(folder)
+    request = {"model": str(model), "trust_code": trust, "threads": torch.get_num_threads(), "folder": str(folder)}
+    if isinstance(examined, WrappedModel):
+        first = subject.model if isinstance(subject, ExternalModel) else None
+        request |= {"kind": examined.output_spec.kind, "conversion": first is not None and subject.original is not None}
+    with tempfile.TemporaryDirectory() as out:
+        atomic.write_json(Path(out) / _REQUEST, request)
+        if problem := run_elsewhere(Path(out)):
+            return Check(name, None, f"no second instance could be asked ({problem[:160]})", grave=True)
+        with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
+            answers, alone = file["answers"], file["alone"]
+    order = stored.order()
+    moved = _moved(stored, answers, np.arange(len(answers)))
+    moved_alone = _moved(stored, alone, order[: len(alone)])
+    return _describe(name, stored, moved, moved_alone)
+
+
+def run_elsewhere(folder: Path) -> str:
+    """Answer the request in a folder in a new process; return why that failed, "" if it did not."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    command = [sys.executable, "-m", "trustcxr.audit.second_instance", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1] if done.returncode else ""
+
+
+def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return how far the logits of each row moved, as a share of the typical largest logit; (N,)."""
+
+    def centred(logits: np.ndarray) -> np.ndarray:
+        return logits - logits.mean() if len(logits) > 1 else logits
+
+    decided = [
+        answer if index < 0 else as_states(torch.from_numpy(answer[None]), int(index), cut)[0].numpy()
+        for answer, (index, cut) in zip(answers, stored.decisions[rows], strict=True)
+    ]
+    largest = [np.abs(centred(logits)).max() for logits in stored.logits]
+    typical = max(float(np.median(largest)), 1e-12)
+    pairs = zip(decided, (stored.logits[row] for row in rows), strict=True)
+    return np.array([np.abs(centred(new) - centred(old)).max() / typical for new, old in pairs])
+
+
+def _describe(name: str, stored: _StoredImages, moved: np.ndarray, alone: np.ndarray) -> Check:
+    what = f"{int(stored.attacked.sum())} attacked and {int((~stored.attacked).sum())} unperturbed images"
+    text = f"a second instance, loaded anew and asked in another order, answers {what} as the first did"
+    other, single = float((moved > _MOVED).mean()), int((alone > _MOVED).sum())
+    if single > 0:
+        text = f"asked one by one, a second instance answers {single} of {len(alone)} images differently"
+    if other > _SHARE:
+        text = f"a second instance, loaded anew and asked in another order, answers {other:.1%} of {what} differently"
+    passed = other <= _SHARE and not single
+    if not passed:
+        text += ": the model remembers, counts or compares images, so no figure of it holds for one image"
+    return Check(name, passed, text, grave=True)
+
+
+def takes_one(model: torch.nn.Module, subject: Subject) -> bool:
+    """Return whether the model takes a batch of one; some networks refuse it."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, subject.size, subject.size, device=subject.device))
+    except Exception:  # whatever a foreign forward pass raises
+        return False
+    return True
+
+
+def answer_request(folder: Path) -> None:
+    """Load the model of a request, ask it, and write its logits into the folder."""
+    request = atomic.read_json(folder / _REQUEST)
+    torch.set_num_threads(request["threads"])
+    subject = open_model(request["model"], trust_code=request["trust_code"])
+    model = subject.model
+    if isinstance(subject, ExternalModel) and "kind" in request:
+        if subject.original is not None and not request["conversion"]:
+            model = subject.original
+        assert isinstance(model, WrappedModel)
+        model = model.of_kind(request["kind"])
+    assert model is not None
+    stored = _StoredImages.load(Path(request["folder"]))
+    order = stored.order()
+
+    def ask(rows: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(stored.pixels[rows]).to(subject.device)).float().cpu().numpy()
+
+    alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
+    parts = [ask(order[start : start + _BATCH]) for start in range(0, len(order), _BATCH)]
+    answers = np.empty((len(order), parts[0].shape[1]), np.float32)
+    answers[order] = np.concatenate(parts)
+    rows = np.concatenate(alone) if alone else answers[:0]
+    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": rows})
+
+
+if __name__ == "__main__":
+    answer_request(Path(sys.argv[1]))
