@@ -14,8 +14,8 @@ from packaging.version import Version
 
 BUILDS = ("torch", "torchvision")
 EXTRAS = (
-    *("weights", "dicom", "remote", "download", "captum", "onnx", "keras", "tflite", "track", "fast", "inpaint", "ray", "slurm"),
-    "serve",
+    *("weights", "dicom", "remote", "download", "captum", "onnx", "keras", "tflite", "track", "fast", "inpaint"),
+    *("ray", "slurm", "serve"),
 )
 
 

@@ -32,7 +32,8 @@ def test_constraints_name_each_dependency_in_its_range() -> None:
         canonicalize_name(line.name): line
         for line in map(Requirement, (ROOT / "constraints.txt").read_text().splitlines()[1:])
     }
-    for text in (*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])):
+    extras = [text for texts in PROJECT["optional-dependencies"].values() for text in texts]
+    for text in (*PROJECT["dependencies"], *extras):
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
         line = pinned.get(name)

@@ -9,17 +9,18 @@ from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, EntryReport, check_afterwards, compare_black_box, run_entry_checks
-from trustcxr.audit.second_instance import ASKED, judge_again
+from trustcxr.audit.second_instance import ASKED, copy_subject, judge_again
 from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
-from trustcxr.audit.submitted import check_radius, read_submitted
+from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
 from trustcxr.console import log
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.parallel import keep_freed_memory
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST
-from trustcxr.recipes.protocol import load_exam
+from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX, WORST_CASE
 from trustcxr.runs.test_data import check_out
@@ -69,16 +70,7 @@ def audit(
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)
-    submitted = None
-    if adversarial is not None and exam.images is not None:
-        raise UserError(f"--protocol {protocol}: attacks {exam.images} images alone. Submit images to {NEWEST}")
-    if adversarial is not None:
-        submitted = read_submitted(adversarial, images.examined, subject.classes if is_multilabel(subject) else ())
-        if subject.model is None:
-            raise UserError(
-                f"{adversarial}: adversarial images need the model, but only scores of {subject.name} are here"
-            )
-        check_radius(submitted, exam)
+    submitted = None if adversarial is None else _read_submitted(adversarial, subject, images.examined, exam)
     current = Audit(subject, images, exam, submitted)
     key, path = current.key, out / layout.AUDIT_FILE
     with folder_lock(out):
@@ -90,7 +82,9 @@ def audit(
             if document is not None:
                 _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            earlier, document = None, _compute(current, out, key, model, trust_code)
+            path_of = model.folder if isinstance(model, Run) else model
+            again = path_of if isinstance(path_of, str | Path) else copy_subject(path_of)
+            earlier, document = None, _compute(current, out, key, again, trust_code)
             atomic.write_json(path, document)
         apply_criteria(document, bounds, out, measured_before=earlier is not None)
         if document != earlier:
@@ -98,6 +92,17 @@ def audit(
         facts.write_pictures(document, images.examined, out, pictures=pictures)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _read_submitted(path: Path, subject: Subject, images: Dataset, exam: ExamRecipe) -> SubmittedImages:
+    """Read submitted adversarial images; UserError if the protocol or the model cannot take them."""
+    if exam.images is not None:
+        raise UserError(f"--protocol {exam.version}: attacks {exam.images} images alone. Submit images to {NEWEST}")
+    submitted = read_submitted(path, images, subject.classes if is_multilabel(subject) else ())
+    if subject.model is None:
+        raise UserError(f"{path}: adversarial images need the model, but only scores of {subject.name} are here")
+    check_radius(submitted, exam)
+    return submitted
 
 
 def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
@@ -114,8 +119,8 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
         raise UserError(f"{out}: holds {other}; choose another --out")
 
 
-def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) -> AuditDocument:
-    """Compute an audit of `model`, write its tables into `out`, and return its document."""
+def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | None, trust: bool) -> AuditDocument:
+    """Compute an audit, whose second instance is `model`, write its tables into `out`, and return its document."""
     subject, exam = audit.subject, audit.exam
     if subject.device.type == "cpu":
         keep_freed_memory()

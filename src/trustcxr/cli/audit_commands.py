@@ -1,8 +1,8 @@
 """Audit models and compare audits: `audit`, `compare`, `leaderboard`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
@@ -28,6 +28,7 @@ from trustcxr.version import NOTICE
 
 if TYPE_CHECKING:
     from trustcxr.recipes.criteria_file import CriteriaRecipe
+    from trustcxr.storage.schemas import AuditDocument
 
 audit_app = Typer()
 NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not settled
@@ -78,16 +79,9 @@ def audit(
         return print(DRAFT.read_text(encoding="utf-8"), end="")
     if not model:
         raise UserError("audit: no model is given. Give a run's folder or a model file; see trustcxr audit --help")
+    data_options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
     if init:
-        from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
-        from trustcxr.audit.propose_declaration import propose_declaration
-
-        if data is None:
-            text = describe_file(model, trust_code=trust_code)
-        else:
-            options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
-            text = propose_declaration(model, data, trust_code=trust_code, **options)  # type: ignore[arg-type]
-        return print_json(parse_draft(text)) if json else print(text, end="")
+        return _print_draft(model, data, data_options, trust_code=trust_code, json=json)
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
@@ -97,7 +91,7 @@ def audit(
         raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
     bounds = _read_criteria(criteria, prevalence)
     from trustcxr import audit as audits
-    from trustcxr.report import audit_html, audit_text
+    from trustcxr.report import audit_html
 
     document = audits.run(
         model,
@@ -106,24 +100,38 @@ def audit(
         split=split,
         attacks=attack or (),
         epsilons=epsilon or (),
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
         trust_code=trust_code,
         adversarial=adversarial,
         criteria=bounds,
         pictures=pictures,
         protocol=protocol,
+        **data_options,
     )
     audit_html.write(document, out)
-    if json:
-        print_json(document)
-    else:
-        for line in audit_text.describe_audit(document):
-            print(line)
-        print(f"written to {out}\n{NOTICE}")
+    print_json(document) if json else _print_audit(document, out)
     if fail and not all(row.met for row in document.criteria):
         raise Exit(NOT_MET)
     return None
+
+
+def _print_draft(model: str, data: Path | None, options: Mapping[str, Any], *, trust_code: bool, json: bool) -> None:
+    """Print a model file with questions; with labelled images, the one whose answers are best."""
+    from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
+    from trustcxr.audit.propose_declaration import propose_declaration
+
+    if data is None:
+        text = describe_file(model, trust_code=trust_code)
+    else:
+        text = propose_declaration(model, data, trust_code=trust_code, **options)
+    return print_json(parse_draft(text)) if json else print(text, end="")
+
+
+def _print_audit(document: "AuditDocument", out: Path) -> None:
+    from trustcxr.report import audit_text
+
+    for line in audit_text.describe_audit(document):
+        print(line)
+    print(f"written to {out}\n{NOTICE}")
 
 
 def _names_criteria(model: Path) -> bool:
