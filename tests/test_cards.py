@@ -196,7 +196,8 @@ def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: st
         asked.check_recipe(recipe(defence), 48)
 
 
-@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.expensive("fgsm")
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
     defence: str,
