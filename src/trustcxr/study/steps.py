@@ -18,6 +18,7 @@ from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import repair
 from trustcxr.runs.run_folder import RunFolder
+from trustcxr.runs.training_data import add_data
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import folder_lock
@@ -128,7 +129,8 @@ def _fit_ood(study: StudyFolder, steps: RunFolder) -> None:
         if ood.load(steps.folder) is not None:
             return
     try:
-        ood.save(ood.fit(steps.run, study.images("train"), study.images("val")), steps.folder)
+        images = add_data(study.images("train"), study.recipe.data)
+        ood.save(ood.fit(steps.run, images, study.images("val")), steps.folder)
     except CannotWrite:
         raise
     except UserError as problem:  # a network without feature maps
