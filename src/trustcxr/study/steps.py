@@ -13,7 +13,7 @@ from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
-from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import repair
@@ -64,12 +64,12 @@ class StudyFolder:
 
     def images(self, role: str) -> "Dataset":
         """Load the images of train, val or test. Raises UserError if they are not those of the study."""
-        return _images(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
+        return _images(self.data, role, self.recipe.data.model_dump_json(), self.fingerprint)
 
 
 @lru_cache(maxsize=3)  # every step needs them
 def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
-    options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
+    options = DataRecipe.model_validate_json(recipe)
     images = load_dataset(data, split=getattr(options.splits, role), **options.reading())
     if fingerprint and fingerprints.hash_training_data(images) != fingerprint:
         raise UserError(f"{data}: the images are not those that the study began with")
