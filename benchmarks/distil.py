@@ -3,8 +3,8 @@
 python -m benchmarks.distil [--teacher RUN]... [--weight 0.5] [--temperature 1] -- OPTIONS
 
 OPTIONS are those of `trustcxr train`. A trial, no part of the package. The loss becomes (1 - weight) times the
-defence's loss plus weight times the cross-entropy of the attacked images' logits with the teacher's probabilities of the
-clean images (RSLAD: Zi et al. 2021), times temperature squared. The probabilities of several teachers are averaged, so
+defence's loss plus weight times the cross-entropy of the attacked images' logits with the teacher's probabilities of
+the clean images (RSLAD: Zi et al. 2021), times temperature squared. Several teachers' probabilities are averaged, so
 an ensemble is given by its members. Without --teacher the moving average of the run's own weights teaches (Zhang et al.
 2023), from the second half of the training on.
 run.yaml does not record the teacher: give the folder a name that does.
@@ -12,6 +12,7 @@ run.yaml does not record the teacher: give the folder a name that does.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,19 @@ from trustcxr.evaluation.trained_run import load_run
 from trustcxr.training.step import TrainingStep
 
 
-def soften(teachers: list[nn.Module], pixels: Tensor, temperature: float) -> Tensor:
+def soften(teachers: Sequence[nn.Module], pixels: Tensor, temperature: float) -> Tensor:
     """Return the mean of the teachers' probabilities (B, C)."""
     with torch.no_grad():
         return torch.stack([(teacher(pixels).float() / temperature).softmax(1) for teacher in teachers]).mean(0)
 
 
-def teach(teachers: list[nn.Module], weight: float, temperature: float) -> None:
+def teach(teachers: Sequence[nn.Module], weight: float, temperature: float) -> None:
     """Add the teachers' loss to every training step of this process."""
     usual = TrainingStep._learn
 
     def learn(self: TrainingStep, learner: nn.Module, pixels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         loss, logits = usual(self, learner, pixels, *rest)
-        models = teachers
+        models: Sequence[nn.Module] = teachers
         if not models:
             if self.average is None or 2 * self.global_step < self.total_steps:
                 return loss, logits
@@ -45,7 +46,7 @@ def teach(teachers: list[nn.Module], weight: float, temperature: float) -> None:
         towards = F.cross_entropy(logits[: len(target)].float() / temperature, target) * temperature**2
         return (1 - weight) * loss + weight * towards, logits
 
-    TrainingStep._learn = learn  # type: ignore[method-assign]
+    TrainingStep._learn = learn  # type: ignore[method-assign,assignment]
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage import atomic
 
 TABLE = Path("studies/robust/trials.csv")
-COLUMNS = ("trial", "what", "seeds", "n", "clean", "clean_low", "clean_high", "attack", "epsilon")
-COLUMNS += ("attacked", "attacked_low", "attacked_high", "command")
+FIGURES = [f"{name}{end}" for name in ("clean", "attacked") for end in ("", "_low", "_high")]
+COLUMNS = ["trial", "what", "seeds", "n", *FIGURES[:3], "attack", "epsilon", *FIGURES[3:], "command"]
 
 
 def append_trial(table: Path, row: dict[str, object]) -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     parts = [read_validation(run, options.split) for run in options.runs]
     images = pd.concat([part for part, _, _ in parts]).groupby(["sample_id", "group"], as_index=False).mean()
-    seeds = [str(atomic.read_yaml(run / "run.yaml")["recipe"]["seed"]) for run in options.runs]
+    seeds = [str(atomic.section(atomic.read_yaml(run / "run.yaml"), "recipe")["seed"]) for run in options.runs]
     row: dict[str, object] = {"trial": options.trial, "what": options.what, "seeds": " ".join(seeds), "n": len(images)}
     row |= {"attack": parts[0][1], "epsilon": parts[0][2], "command": typed_command()}
     for name in ("clean", "attacked"):
