@@ -22,6 +22,7 @@ from trustcxr.runs import run_folder
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import StudyDocument
+from trustcxr.study.steps import StudyFolder
 from trustcxr.study.time_steps import count_images
 from trustcxr.training import fit_run
 
@@ -227,7 +228,7 @@ def test_images_without_masks_are_counted_and_not_guided(folder: Path, joined: J
     assert lesions.any(axis=(1, 2)).tolist() == [*load(folder).masks("infection").any(axis=(1, 2)), *[False] * 16]
 
 
-def test_a_study_counts_checks_and_recognises_the_added_images(folder: Path, joined: JoinedDataset) -> None:
+def test_a_study_counts_and_loads_the_images_of_both(folder: Path, joined: JoinedDataset, tmp_path: Path) -> None:
     study = {"name": "two", "models": ["test_resnet"], "training": {"balanced": True}}
     study |= {"data": {"size": 32, "add": [{"path": "more", "share": 0.25}]}}
     counts, _ = count_images(StudyRecipe.model_validate(study), folder / "first")
@@ -235,3 +236,7 @@ def test_a_study_counts_checks_and_recognises_the_added_images(folder: Path, joi
     assert sum(len(batch) for batch in ood.batches(joined)) == 34
     text = methods_text.write_methods(StudyDocument(recipe=study, data={"root_name": "first", "counts": COUNTS}), [])
     assert "also trained on images of more (25% of each class)" in text["Data"]
+    atomic.write_yaml(tmp_path / "study.yaml", {"recipe": study})
+    atomic.write_yaml(tmp_path / "data.yaml", {"path": str(folder / "first")})
+    images = StudyFolder.load(tmp_path).images("train")
+    assert images.fingerprint == load(folder).fingerprint

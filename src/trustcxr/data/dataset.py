@@ -219,10 +219,13 @@ class JoinedDataset:
     """
 
     def __init__(self, first: "Dataset | JoinedDataset", *others: Dataset, shares: Sequence[float] = ()) -> None:
-        joined = first if isinstance(first, JoinedDataset) else None
-        self.parts: tuple[Dataset, ...] = (*(joined.parts if joined else (first,)), *others)  # type: ignore[assignment]
-        self.shares, self.notes = tuple(shares) or (joined.shares if joined else ()), list(first.notes)
-        self.classes, self.size, self.root, self.where = first.classes, first.size, first.root, first.where
+        self.parts: tuple[Dataset, ...]
+        self.shares: tuple[float, ...]
+        self.parts, self.shares = ((first,), ()) if isinstance(first, Dataset) else (first.parts, first.shares)
+        self.parts, self.shares = (*self.parts, *others), tuple(shares) or self.shares
+        self.notes: list[str] = list(first.notes)
+        head = self.parts[0]
+        self.classes, self.size, self.root, self.where = head.classes, head.size, head.root, head.where
         sets = list(dict.fromkeys(part.where for part in self.parts))
         self.numbers = np.repeat([sets.index(part.where) for part in self.parts], [len(part) for part in self.parts])
         self.mask_kinds = tuple(dict.fromkeys(kind for part in self.parts for kind in part.mask_kinds))
