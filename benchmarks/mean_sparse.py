@@ -3,16 +3,16 @@
 python -m benchmarks.mean_sparse RUN --data DATA [--alphas 0.1 0.2] [--split Val] [--table studies/robust/trials.csv]
 
 Before each activation, a feature within alpha standard deviations of its channel's mean (of training images) becomes
-that mean. This stops their gradient. So each network is attacked by PGD through four backward passes. An
-image counts as right only if it withstands all of them:
+that mean. This stops their gradient. So images are attacked in turn, each by what is left right:
 
-- plain: the gradient as autograd has it;
+- plain: PGD by the gradient as autograd has it;
 - identity: the sparsification passes the gradient unchanged (BPDA);
-- soft: the gradient of a smooth step at the threshold;
-- base: the gradient of the network without the sparsification.
+- soft-S: the gradient of a smooth step at the threshold, S times as steep as the threshold is wide;
+- base: the gradient of the network without the sparsification;
+- square: random search without a gradient.
 
-A row of the table has the lowest accuracy of these attacks. Alphas are compared on the images that the figures are of,
-so the best of them flatters.
+A row of the table has what all of them leave. Alphas are compared on the images that the figures are of, so the best of
+them flatters.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from trustcxr import attacks
 from trustcxr.data import load_dataset
 from trustcxr.data.loader import to_pixels
 from trustcxr.evaluation.trained_run import load_run
+from trustcxr.statistics import paired
 
-WAYS = ("plain", "identity", "soft", "base")
-SHARPNESS = 4.0  # of the smooth step, per threshold
+WAYS = ("plain", "identity", "soft-1", "soft-4", "soft-16", "base")
 BATCH = 128
 
 
@@ -63,9 +63,9 @@ class Sparsify(nn.Module):
         if self.way == "plain":
             return hard
         smooth = features
-        if self.way == "soft":
+        if self.way.startswith("soft"):
             scaled = (offset.abs() - threshold) / threshold.clamp(min=1e-6)
-            smooth = mean + offset * torch.sigmoid(SHARPNESS * scaled)
+            smooth = mean + offset * torch.sigmoid(float(self.way.removeprefix("soft-")) * scaled)
         return smooth + (hard - smooth).detach()
 
 
@@ -97,16 +97,29 @@ def is_right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def withstand(
-    model: nn.Module, layers: list[Sparsify], images: Tensor, labels: Tensor, *, epsilon: float, steps: int
+    model: nn.Module,
+    layers: list[Sparsify],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epsilon: float,
+    steps: int,
+    queries: int,
 ) -> dict[str, Tensor]:
-    """Return for clean and each way which images stay right, (B,) bool."""
+    """Return which images are right at first and after each attack, (B,) bool."""
     set_way(layers, "plain")
-    result = {"clean": is_right(model, images, labels)}
-    for way in WAYS:
-        set_way(layers, way)
-        adversarial = attacks.pgd(model, images, labels, epsilon=epsilon, steps=steps)
-        set_way(layers, "plain")
-        result[way] = is_right(model, adversarial, labels) & result["clean"]
+    right = is_right(model, images, labels)
+    result = {"clean": right.clone()}
+    for way in (*WAYS, "square"):
+        if (rows := right.nonzero()[:, 0]).numel():
+            if way == "square":
+                adversarial = attacks.square(model, images[rows], labels[rows], epsilon=epsilon, queries=queries)
+            else:
+                set_way(layers, way)
+                adversarial = attacks.pgd(model, images[rows], labels[rows], epsilon=epsilon, steps=steps)
+                set_way(layers, "plain")
+            right[rows] = is_right(model, adversarial, labels[rows])
+        result[way] = right.clone()
     return result
 
 
@@ -124,6 +137,7 @@ def main() -> None:
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4])
     parser.add_argument("--epsilon", type=float, default=0.02)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=300, help="of square")
     parser.add_argument("--most", type=int, default=0, help="images to measure; 0: all")
     parser.add_argument("--trial", default="mean-sparse")
     parser.add_argument("--table", type=Path, default=TABLE)
@@ -136,31 +150,38 @@ def main() -> None:
     rows = np.random.default_rng(0).permutation(len(images))[: options.most or None]
     measure(model, layers, np.asarray(train.images))
     seed = "" if run.recipe is None else str(run.recipe.seed)
+    before: np.ndarray | None = None
     for alpha in options.alphas:
         for layer in layers:
             layer.alpha = alpha
         found: dict[str, list[Tensor]] = {}
         for part in np.array_split(rows, -(-len(rows) // BATCH)):
             pixels, labels = to_pixels(torch.from_numpy(images.batch(part))), torch.from_numpy(images.labels[part])
-            right = withstand(model, layers, pixels, labels, epsilon=options.epsilon, steps=options.steps)
+            effort = {"steps": options.steps, "queries": options.queries}
+            right = withstand(model, layers, pixels, labels, epsilon=options.epsilon, **effort)
             for name, values in right.items():
                 found.setdefault(name, []).append(values)
         kept = {name: torch.cat(values).numpy().astype(float) for name, values in found.items()}
-        lowest = np.min([kept[way] for way in WAYS], axis=0)
-        ways = ", ".join(f"{way} {100 * kept[way].mean():.1f}" for way in WAYS)
+        lowest, groups = kept["square"], images.groups[rows]
+        what = f"MeanSparse at alpha {alpha:g} on {run.name} ({run.folder.name}); right after "
+        what += ", ".join(f"{way} {100 * values.mean():.1f}" for way, values in kept.items())
+        if before is not None:
+            change = paired(before, lowest, groups)
+            less, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
+            what += f"; less alpha {options.alphas[0]:g}: {less} [{low}, {high}]"
+        before = lowest if before is None else before
         row: dict[str, object] = {
             "trial": f"{options.trial} {alpha:g}",
-            "what": f"MeanSparse at alpha {alpha:g} on {run.name} ({run.folder.name}); by attack: {ways}",
+            "what": what,
             "seeds": seed,
             "n": len(rows),
-            "attack": f"lowest of pgd-{options.steps} through {len(WAYS)} backward passes",
+            "attack": f"pgd-{options.steps} through {len(WAYS)} backward passes, then square-{options.queries}",
             "epsilon": options.epsilon,
             "command": typed_command(),
         }
-        groups = images.groups[rows]
         row |= percent(kept["clean"], groups, "clean") | percent(lowest, groups, "attacked")
         append_trial(options.table, row)
-        print(f"alpha {alpha:g}: clean {row['clean']}, lowest {row['attacked']} ({ways})", flush=True)
+        print(what, flush=True)
 
 
 if __name__ == "__main__":
