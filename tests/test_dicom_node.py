@@ -29,7 +29,8 @@ from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa
 from trustcxr.apps.dicom import writer  # noqa: E402
 from trustcxr.apps.serve import dicom_node  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
-from trustcxr.apps.serve.worker import Limits, Reply  # noqa: E402
+from trustcxr.apps.serve.limits import Limits  # noqa: E402
+from trustcxr.apps.serve.worker import Reply  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 
 SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"

@@ -544,7 +544,7 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         page.unroute("**/responses")
         page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
         page.locator("#status", has_text="Saved.").wait_for()
-        assert problem.inner_text().startswith("Map A: rank was not saved, and stands as before")
+        assert problem.inner_text().startswith("Map A: rank was not saved; the old choice stays")
         ranks.get_by_label("3", exact=True).check()
         problem.wait_for(state="hidden")
         assert first() == Judgement(3, 4)

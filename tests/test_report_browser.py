@@ -119,7 +119,7 @@ def test_a_mark_says_its_value_under_the_pointer(browser: Any, page: Path) -> No
     with opened(browser, page) as seen:
         tip = seen.page.locator("#tip")
         assert tip.is_hidden()
-        seen.page.locator("#accuracy svg use.said").first.hover()
+        seen.page.locator("#accuracy svg use.titled").first.hover()
         assert tip.is_visible()
         assert "95\u00a0% CI" in tip.inner_text()
         seen.page.locator("h1").hover()

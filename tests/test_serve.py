@@ -29,7 +29,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from trustcxr.apps.serve import app as application  # noqa: E402
 from trustcxr.apps.serve import middleware, server  # noqa: E402
-from trustcxr.apps.serve.worker import Limits  # noqa: E402
+from trustcxr.apps.serve.limits import Limits  # noqa: E402
 
 LOCAL = "http://localhost"
 
@@ -84,8 +84,8 @@ def test_a_closer_look_has_maps_beside_controls_a_flip_and_corruptions(api: Test
     found = send(api, served.image(1), "examine").json()
     assert found["maps"][0]["method"] == "gradcam"
     for row in found["maps"]:
-        assert row["controls"][0]["label"] == "the image's own brightness"
-        assert all(-1 <= c["likeness"] <= 1 for c in row["controls"] if c["likeness"] is not None)
+        assert row["baselines"][0]["label"] == "the image's own brightness"
+        assert all(-1 <= c["likeness"] <= 1 for c in row["baselines"] if c["likeness"] is not None)
         assert picture(row["png"]).shape == (32, 32, 3)
     seen, changed = (picture(found[part]) for part in ("network_image", "image"))
     assert seen.shape == (32, 32)

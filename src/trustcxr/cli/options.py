@@ -9,7 +9,7 @@ from typer import Argument, Context, Option
 
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
-from trustcxr.registry import CONTROLS, SALIENCY
+from trustcxr.registry import BASELINE_MAPS, SALIENCY
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run_recipe import Listing
@@ -57,8 +57,9 @@ Columns = Annotated[
 ]
 Images = Annotated[Path | None, Option("--images", help="Image folder of a list. Default: the folder of the list.")]
 SALIENCY_METHODS = (
-    f"{', '.join(name for name in SALIENCY if name not in CONTROLS)}, or as controls {', '.join(CONTROLS)}; a CAM of "
-    "an earlier layer is layercam@-2 or layercam@NAME; repeatable. Default: gradcam and layercam."
+    f"{', '.join(name for name in SALIENCY if name not in BASELINE_MAPS)}, or as baseline maps "
+    f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
+    "Default: gradcam and layercam."
 )
 Threads = Annotated[
     int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's number here.")

@@ -158,7 +158,7 @@ class Dataset:
     @property
     def mask_kinds(self) -> tuple[str, ...]:
         """Kinds of mask of the data set."""
-        return tuple(name.removesuffix(MASK_SUFFIX) for name in self._store.names[1:])
+        return tuple(name.removesuffix(MASK_SUFFIX) for name in list(self._store.sums)[1:])
 
     def masks(self, kind: str) -> np.ndarray:
         """Return masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; 0 without a mask."""

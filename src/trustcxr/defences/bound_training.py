@@ -12,6 +12,7 @@ Shared options:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,37 +37,29 @@ def ibp(
     regulariser: float = 0.0,
     grown: float = 1.0,
     label_smoothing: float = 0.0,
+    with_crown: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019)."""
+    """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019); `with_crown` as in `crown_ibp`."""
     layers, bounds = _bounded(model, images, epsilon)
     worst = -last_margins(layers, bounds, labels)
-    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
+    if with_crown and grown < 1:
+        rows = affine_graph.margins(worst.shape[1], labels, worst)
+        worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
+    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
+    if clean_weight:
+        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
+    if attack_share:
+        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
+        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
-def crown_ibp(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Radius,
-    clean_weight: float = 0.0,
-    attack_share: float = 0.0,
-    regulariser: float = 0.0,
-    grown: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def crown_ibp(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """CROWN-IBP (Zhang et al. 2020): the bound is (1 - grown) * CROWN's + grown * the intervals'.
 
     CROWN is tighter early in training; the intervals' bound is the one that proofs use at the end.
     """
-    layers, bounds = _bounded(model, images, epsilon)
-    worst = -last_margins(layers, bounds, labels)
-    if grown < 1:
-        rows = affine_graph.margins(worst.shape[1], labels, worst)
-        worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
-    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
-    return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
+    return ibp(model, images, labels, with_crown=True, **options)
 
 
 def unevenness(layers: Sequence[affine_graph.Layer], bounds: Sequence[Interval]) -> Tensor:
@@ -89,26 +82,6 @@ def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[af
     if radius.ndim == 0:  # one for the batch: the first layer spreads it once
         radius = radius.expand(1, *images.shape[1:])
     return layers, intervals(layers, Interval(images, radius))
-
-
-def _mixed(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    worst: Tensor,
-    epsilon: Radius,
-    clean_weight: float,
-    attack_share: float,
-    label_smoothing: float,
-) -> Tensor:
-    """Return the loss on the bound, on clean images and on FGSM's, in their shares."""
-    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
-    if clean_weight:
-        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
-    if attack_share:
-        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
-    return loss
 
 
 def _short(ratio: Tensor) -> Tensor:

@@ -85,19 +85,19 @@ def _has(run: Run, x: Tensor, name: str) -> bool:
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
     """Make maps of one image (1, 1, H, W) in [0, 1], each with its baselines."""
-    layers = {name: control for name in names if (control := Method.parse(name).control)}
+    layers = {name: other for name in names if (other := Method.parse(name).baseline)}
     saliency = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
     return [_add_baselines(run, pixels, name, saliency, layers.get(name)) for name in names]
 
 
-def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], control: Method | None) -> Map:
+def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], same_layer: Method | None) -> Map:
     cells = methods.cells(run.model, pixels, name)
     saliency_map, brightness = saliency[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the image's own brightness": brightness}
-    if control is not None:
-        cam = control.base.startswith("activation")
+    if same_layer is not None:
+        cam = same_layer.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
-        less[label] = saliency[str(control)]
+        less[label] = saliency[str(same_layer)]
     compared = [
         MapBaseline(label, other[0], float(baselines.likeness(saliency_map, other))) for label, other in less.items()
     ]

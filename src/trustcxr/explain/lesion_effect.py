@@ -55,8 +55,8 @@ def remove_lesions(
     """Remove the lesion and each control, and return probabilities of `target`: a row an image, fill and control.
 
     Columns: image (row of the batch), lesion (share of the lungs), fill, control, share (of the lesion with a congruent
-    counterpart), before, without (that part removed), beside (the control changed), whole (all of the lesion removed),
-    effect (beside - without). `flipped`, `flipped_control` and `flipped_whole` are 1 if the predicted class changed.
+    counterpart), before, without (that part removed), control_answer (the control changed), whole (all of the lesion
+    removed), effect (control_answer - without). `flipped`, `flipped_control`, `flipped_whole`: 1 if the class changed.
     `effect` is NaN for images without a lung mask, or with a counterpart of less than SMALLEST of the lesion.
     """
     with preserve_state(model, autocast_cache=False), torch.no_grad():
@@ -109,8 +109,8 @@ def transplant_lesions(
 
     `images` (healthy) receive; `diseased` and `healthy` (other images without a lesion) give, one each. The lesion, as
     far as it falls into the lungs of all three, and at the same position the healthy donor's lung are put in alike.
-    Columns as `remove_lesions`, with `without` for the image with the lesion: the effect is without - beside. `lesion`
-    is the share of the recipient's lungs that the patch covers.
+    Columns as `remove_lesions`, with `without` for the image with the lesion: the effect is without - control_answer.
+    `lesion` is the share of the recipient's lungs that the patch covers.
     """
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         answer = partial(_answer, model, target=target)

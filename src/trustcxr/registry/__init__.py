@@ -48,13 +48,13 @@ from trustcxr.registry.measure_entries import (
 )
 from trustcxr.registry.saliency_entries import (
     ACTIVATION,
-    CONTROL,
-    CONTROLS,
+    BASELINE_MAPS,
+    RANDOM_MAP,
     RANDOMISED,
     REFERENCES,
     SALIENCY,
     SHARP,
     Method,
     Saliency,
-    format_control,
+    format_baseline,
 )

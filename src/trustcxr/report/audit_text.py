@@ -93,7 +93,7 @@ def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
         return []
     target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
     name = format_attack(worst.attack, worst.steps)
-    against = target.get(worst.target_class, ", made against this threshold, at most")
+    against = target.get(worst.aimed_at, ", made against this threshold, at most")
     return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
 

@@ -197,7 +197,7 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
         "localisation_legend": svg.legend([dots]),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
-        "over_controls": saliency.over_controls(runs),
+        "over_baselines": saliency.over_baselines(runs),
         "by_lesion": saliency.by_lesion(runs),
         "lesion_effects": lesions.effects(runs),
         "lesions_sampled": lesions.sampled(runs),

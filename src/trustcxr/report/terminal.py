@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.registry import ONE_CELL, format_control
+from trustcxr.registry import ONE_CELL, format_baseline
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
@@ -201,7 +201,7 @@ def describe_metrics(document: schemas.RunDocument) -> list[str]:
 
 def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
     """Return the measures of one saliency method with the lead over the closest baseline map, a row each."""
-    closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}
+    closest = {lead.measure: lead for lead in (*part.over_baselines, *part.beyond)}
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {
@@ -221,14 +221,14 @@ def _format_lead(lead: schemas.Lead | None) -> str:
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
-    return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
+    return f"{lead.difference.value:+.3f} [{ends}] {format_baseline(lead.baseline)}"
 
 
 def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
-    if control := part.random_weights:
-        lines.append(f"random weights: {control.draws} networks on {control.n} images")
+    if random := part.random_weights:
+        lines.append(f"random weights: {random.draws} networks on {random.n} images")
     if part.withheld:
         lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
     lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []

@@ -58,11 +58,16 @@ def _unfinished(folder: Path) -> Iterator[Prunable]:
     for store in sorted((*folder.glob(f"*{_BUILDING}"), *folder.glob(f"*{_REMOVING}"))):
         user = ""
         try:
-            with FileLock(store.with_suffix(".lock")).acquire(timeout=0):
+            with _lock(store).acquire(timeout=0):
                 pass
         except Timeout:
             user = _DECODING
         yield _prunable(store, "unfinished store", "decoding that was cut off", user)
+
+
+def _lock(store: Path) -> FileLock:
+    """Return the lock that `data.cache` takes to build a store."""
+    return FileLock(store.with_name(store.name.partition(".")[0] + ".lock"))
 
 
 def _describe_store(store: Path) -> str:
@@ -108,7 +113,7 @@ def _remove(one: Prunable) -> bool:
                 with locks.folder_lock(run):
                     shutil.rmtree(path)
             else:
-                with FileLock(path.with_suffix(".lock")).acquire(timeout=0):  # as `data.cache` takes it
+                with _lock(path).acquire(timeout=0):
                     if one.kind == "store":
                         path = path.rename(path.with_name(f"{path.name}{_REMOVING}"))
                     shutil.rmtree(path)

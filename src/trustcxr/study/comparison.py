@@ -10,12 +10,12 @@ import pandas as pd
 from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
 from trustcxr.registry import (
     BACKGROUNDS,
-    CONTROL,
-    CONTROLS,
+    BASELINE_MAPS,
     HIGHER_IS_BETTER,
     HIT_RATE,
     LOWER_IS_BETTER,
     ONE_CELL,
+    RANDOM_MAP,
     STABILITY_ATTACK,
     VIEWS,
     Method,
@@ -63,7 +63,7 @@ def compare_documents(runs: Mapping[Path, RunDocument], *, resamples: int = 2000
         gates = {_gated(other) for other in (document, runs[base])}
         for key, before in tables[base].items():
             method = Method.parse(key.method)
-            if key in tables[folder] and method.base not in CONTROLS and not (len(gates) > 1 and method.at_gate):
+            if key in tables[folder] and method.base not in BASELINE_MAPS and not (len(gates) > 1 and method.at_gate):
                 rows.append(_row(document, key, before, tables[folder][key], resamples))
     _correct(rows)
     for row in rows:
@@ -152,7 +152,7 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
 
 def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the rows of each method except maps of one cell, and without hit rates of too few cells."""
-    for method, rows in table[table["method"] != CONTROL].groupby("method", sort=False):
+    for method, rows in table[table["method"] != RANDOM_MAP].groupby("method", sort=False):
         if cells_of(rows) != ONE_CELL:
             yield str(method), rows[rows["measure"] != HIT_RATE] if describe_ceiling(rows) else rows
 

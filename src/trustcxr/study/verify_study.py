@@ -30,8 +30,8 @@ _OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted
 _OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
 _TELL_APART = (  # keys of the entries of a list
-    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "class"),
-    *("epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
+    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "baseline"),
+    *("class", "epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
 )
 
 

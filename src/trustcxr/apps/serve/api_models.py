@@ -48,7 +48,7 @@ class Prediction(BaseModel):
     seconds: float = Field(description="Time to read and answer.")
 
 
-class ControlMap(BaseModel):
+class BaselineMap(BaseModel):
     """A baseline map, and its correlation with the map of the method."""
 
     label: str
@@ -64,7 +64,7 @@ class SaliencyMap(BaseModel):
     cells: str = Field(description="Rows x columns of the map before enlargement; empty if it has every pixel.")
     verdict: str = Field(description="Result of this method on the run's test images; empty if not measured.")
     png: Png
-    controls: list[ControlMap]
+    baselines: list[BaselineMap]
 
 
 class SmallestPerturbation(BaseModel):

@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 
 from trustcxr.apps.serve import api_models, uploads
+from trustcxr.apps.serve.limits import Limits
 from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, error_response
 from trustcxr.apps.serve.pool import Pool
-from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Limits, Part, Reply, WorkItem
+from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Part, Reply, WorkItem
 from trustcxr.version import NOTICE, __version__
 
 _HERE = "trustcxr.apps.serve"

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.apps.serve.worker import Limits, Reply, Worker, WorkItem
+from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.worker import Reply, Worker, WorkItem
 from trustcxr.console import log
 from trustcxr.data.images.dicom_files import IMAGES, INSTALL
 from trustcxr.errors import UserError

@@ -173,8 +173,8 @@ def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAns
 def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
     shown = resize.to_original(run.size, image.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
-    controls = [
-        api_models.ControlMap(
+    baselines = [
+        api_models.BaselineMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
             png=_encode_heat(other.pixels[shown]),
@@ -187,7 +187,7 @@ def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedIma
         cells=f"{saliency.cells[0]} x {saliency.cells[1]}" if saliency.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
         png=_encode_heat(saliency.pixels[shown]),
-        controls=controls,
+        baselines=baselines,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from trustcxr.apps.serve.worker import Limits
+from trustcxr.apps.serve.limits import Limits
 from trustcxr.console import log
 from trustcxr.errors import UserError
 from trustcxr.storage import layout

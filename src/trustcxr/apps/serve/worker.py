@@ -10,10 +10,12 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from trustcxr.apps.serve.limits import Limits
 
 if TYPE_CHECKING:
     from trustcxr.apps.serve.inference import ServedModel
@@ -23,30 +25,6 @@ Kind = Literal["predict", "examine", "heatmap", "dicom"]
 Part = Literal["seen", "changed"]  # two workers share "examine"
 JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 RETRY_AFTER = 2  # seconds until a refused client may retry
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a server.
-
-    most_bytes: size of an upload. upload, reading, answer: seconds to receive, decode and classify an image.
-    queue: seconds to wait for a worker. workers: processes, each with all runs in memory. waiting: queued requests.
-    memory: bytes that a worker may allocate after its start.
-    """
-
-    most_bytes: int = 64 << 20
-    upload: float = 30.0
-    reading: float = 20.0
-    answer: float = 300.0  # long, because restarting a worker on a busy machine makes it busier
-    queue: float = 60.0
-    workers: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 4)))
-    waiting: int = 6
-    memory: int = 3 << 30
-
-    @property
-    def max_requests(self) -> int:
-        """Maximum number of concurrent requests, active and queued."""
-        return self.workers + self.waiting
 
 
 @dataclass(frozen=True)

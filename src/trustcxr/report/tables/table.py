@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from trustcxr.registry import CONTROL
+from trustcxr.registry import RANDOM_MAP
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage import atomic
@@ -218,5 +218,5 @@ def run_cells(run: Run) -> list[Cell]:
 
 def method_cells(run: Run, method: str) -> list[Cell]:
     """Return model, defence and saliency method; the random map belongs to no run."""
-    first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
+    first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == RANDOM_MAP else run_cells(run)
     return [*first, Cell(formatting.method(method))]

@@ -23,7 +23,7 @@ class OperatingPoint(Document):
     a specificity of `at_specificity` or more. Near 0 and 1 figures have the score interval; average precision has that
     of resamples.
 
-    `target_class` names what the attack aimed at. "threshold": this class at its threshold; under worst-case an image
+    `aimed_at`: the target of the attack. "threshold": this class at its threshold; under worst-case an image
     counts with its worst score under any attack within epsilon. "answer": the highest class, so an attack on the
     threshold may leave less. Empty if nothing was attacked.
     """
@@ -32,7 +32,7 @@ class OperatingPoint(Document):
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
-    target_class: str = ""
+    aimed_at: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None

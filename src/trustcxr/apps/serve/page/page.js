@@ -201,31 +201,31 @@ function fillMaps(panel, answer) {
     shown.src = image;
     shown.alt = "The image";
   }
-  const pictures = answer.maps.map((map) => ({ map: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
+  const pictures = answer.maps.map((map) => ({ map: png(map.png), baselines: map.baselines.map((c) => png(c.png)) }));
   const method = at(".method");
-  const control = at(".control");
+  const baseline = at(".baseline");
   method.replaceChildren(...answer.maps.map((map, i) => new Option(map.label, String(i))));
   const fillControls = () => {
     const map = answer.maps[Number(method.value)];
-    control.replaceChildren(...map.controls.map((c, i) => new Option(c.label, String(i))));
+    baseline.replaceChildren(...map.baselines.map((c, i) => new Option(c.label, String(i))));
     draw();
   };
   const draw = () => {
     const map = answer.maps[Number(method.value)];
-    const other = map.controls[Number(control.value)];
+    const other = map.baselines[Number(baseline.value)];
     const cells = map.cells ? `, made of ${map.cells} cells` : "";
     at(".map").src = pictures[Number(method.value)].map;
     at(".map").alt = `${map.label} for ${answer.predicted}: bright where the network sees evidence`;
-    at(".other").src = pictures[Number(method.value)].controls[Number(control.value)];
-    at(".other").alt = `Control: ${other.label}`;
+    at(".other").src = pictures[Number(method.value)].baselines[Number(baseline.value)];
+    at(".other").alt = `Baseline map: ${other.label}`;
     at(".of-map").textContent = `${map.label} for ${answer.predicted}${cells}`;
-    at(".of-control").textContent = `Control: ${other.label}${cells}. It does not depend on the answer.`;
+    at(".of-baseline").textContent = `Baseline map: ${other.label}${cells}. It does not depend on the answer.`;
     at(".likeness").textContent = other.likeness === null ? "One of the two maps is even, so they cannot be compared."
-      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than the control).`;
+      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than the baseline map).`;
     at(".verdict").textContent = map.verdict ? `On the test images of the run: ${map.verdict}` : "";
   };
   method.addEventListener("change", fillControls);
-  control.addEventListener("change", draw);
+  baseline.addEventListener("change", draw);
   const opacity = at(".opacity");
   opacity.addEventListener("input", () => {
     for (const image of panel.querySelectorAll(".map")) image.style.opacity = opacity.value / 100;
