@@ -10,6 +10,7 @@ from PIL import Image
 
 from small_runs import PowerCut, cut_at, recipe, same, weights
 from trustcxr.data import load_dataset, phantom
+from trustcxr.data.checks import overlap
 from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.data.loader import BatchRows, loader
 from trustcxr.errors import UserError
@@ -18,7 +19,7 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.report import methods_text
-from trustcxr.runs import run_folder
+from trustcxr.runs import run_folder, training_data
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic
 from trustcxr.storage.schemas import StudyDocument
@@ -216,6 +217,16 @@ def test_a_training_on_two_data_sets_resumes_to_the_same_bits(
     next((tmp_path / "elsewhere" / "moved").rglob("*.png")).unlink()
     with pytest.raises(UserError, match="was trained on other images or classes"):
         run_folder.train(moved, tmp_path / "elsewhere" / "first", tmp_path / "whole")
+
+
+def test_the_runs_of_a_study_compare_the_same_images_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(overlap, "check_overlap", lambda *given: calls.append(given))
+    monkeypatch.setattr(training_data, "_COMPARED", set())
+    data = with_added({"path": "more", "share": 0.25}).data
+    for refit in (False, False, True):
+        check_added(add_data(load(folder), data), data, refit=refit)
+    assert len(calls) == 2
 
 
 def test_images_without_masks_are_counted_and_not_guided(folder: Path, joined: JoinedDataset) -> None:

@@ -1,12 +1,12 @@
 """Join the data sets that a run trains on."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trustcxr.console import log
 from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.dataset import JoinedDataset
+from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.runs.test_data import report_skipped
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.data.manifest import Manifest
     from trustcxr.recipes.run_recipe import AddedData, DataRecipe
+
+_COMPARED: set[tuple[object, ...]] = set()  # data sets of this process without a shared image, for the runs of a study
 
 
 def add_data(train: "Dataset", recipe: "DataRecipe") -> "Dataset | JoinedDataset":
@@ -47,13 +49,13 @@ def read_added(added: "AddedData", root: Path) -> "Manifest":
 
 def check_added(joined: "Dataset | JoinedDataset", recipe: "DataRecipe", *, refit: bool) -> None:
     """Raise UserError if an image of one data set is in the validation or test images of another."""
-    if isinstance(joined, JoinedDataset):
-        first = (recipe.splits.train, recipe.splits.val) if refit else (recipe.splits.train,)
-        _check(joined.parts, (first, *((added.split,) for added in recipe.add)))
+    if not isinstance(joined, JoinedDataset):
+        return
+    first = (recipe.splits.train, recipe.splits.val) if refit else (recipe.splits.train,)
+    used = (first, *((added.split,) for added in recipe.add))
+    content = (*map(hash_training_data, joined.parts), used)
+    if content not in _COMPARED:
+        from trustcxr.data.checks.overlap import check_overlap
 
-
-@lru_cache(maxsize=4)  # for the runs of a study
-def _check(parts: tuple["Dataset", ...], used: tuple[tuple[str, ...], ...]) -> None:
-    from trustcxr.data.checks.overlap import check_overlap
-
-    check_overlap(parts, used)
+        check_overlap(joined.parts, used)
+        _COMPARED.add(content)
