@@ -158,7 +158,9 @@ def test_an_image_that_another_data_set_holds_out_is_refused(split: str, folder:
     (tmp_path / "more" / "Train" / "Normal.png").rename(tmp_path / "more" / "Train" / "Normal" / "moved.png")
     added = {"path": str(tmp_path / "more"), "share": 0.1}
     leaking = with_added(added)
-    with pytest.raises(UserError, match=r"more: 1 images .* leave_out: \[Train/Normal/moved.png\]") as refused:
+    with pytest.raises(
+        UserError, match=r"more: holds 1 image to train on .* leave_out: \[Train/Normal/moved.png\]"
+    ) as refused:
         run_folder.train(leaking, folder / "first", tmp_path / "run")
     assert f"{split}/COVID-19/{held.name}" in str(refused.value)
     assert not (tmp_path / "run" / "run.yaml").exists(), "the folder can be used for another"
@@ -174,11 +176,13 @@ def test_an_image_of_the_first_that_the_added_one_holds_out_is_refused(folder: P
         shutil.copytree(folder / "more" / "Train", tmp_path / name / "Train")
         shutil.copy(source, tmp_path / name / "Test" / "COVID-19" / "copy.png")
     own, chosen = (with_added({"path": str(tmp_path / name), "share": 0.1}).data for name in ("own", "chosen"))
-    with pytest.raises(UserError, match=r"first: 1 images to train on are in .*own too"):
+    with pytest.raises(
+        UserError, match=r"first: holds 1 image to train on that .*own validates .*Test/COVID-19/copy.png"
+    ):
         check_added(add_data(load(folder), own), own, refit=False)
     images = add_data(load(folder), chosen)
     check_added(images, chosen, refit=False)
-    with pytest.raises(UserError, match=r"first: 1 images to train on are in .*chosen too"):
+    with pytest.raises(UserError, match=r"first: holds 1 image to train on that .*chosen validates"):
         check_added(images, chosen, refit=True)
 
 

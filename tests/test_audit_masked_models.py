@@ -53,6 +53,9 @@ def test_a_masked_model_is_flagged_and_left_with_what_its_bare_network_has(
         document = audit(model, images, tmp_path / model.stem, attacks=tried, epsilons=(EPSILON,), trust_code=True)
         assert document.clean.n == 3 * EACH
         flagged[name] = [check.check for check in document.entry_checks if check.passed is False]
+        if name != BARE:
+            assert not document.verdict.sound, name
+            assert not [row for row in document.verdict.model if row.met], name
         worst[name] = next(one.accuracy.value for one in document.attacks if one.attack == "worst-case")
         plain[name] = plain_pgd(images, trained.size, trained.classes)
     assert flagged.pop(BARE) == [], "nothing honest is accused"

@@ -54,7 +54,7 @@ def shown(document: AuditDocument) -> Page:
 
 def section(page: Page, title: str, until: str) -> str:
     """The words between two headings."""
-    return " ".join(page.text.partition(f"\n{title}\n")[2].partition(f"\n{until}\n")[0].split())
+    return " ".join(page.text.rpartition(f"\n{title}\n")[2].partition(f"\n{until}\n")[0].split())
 
 
 @pytest.mark.parametrize("name", ["network", "scores", "findings"])
@@ -64,7 +64,7 @@ def test_an_audit_is_as_its_schema_says(name: str, audited: dict[str, Path]) -> 
     checks = jsonschema.Draft202012Validator(schema)
     assert [f"{found.json_path}: {found.message}" for found in checks.iter_errors(content)] == []
     assert content.keys() <= schema["properties"].keys(), "what stands there is described"
-    wrong = {"entry_checks": {}, "attacks": [1], "clean": [], "unreliable": "maybe", "model": "resnet"}
+    wrong = {"entry_checks": {}, "attacks": [1], "clean": [], "verdict": {"sound": "maybe"}, "model": "resnet"}
     for part in wrong:
         assert not checks.is_valid(content | {part: wrong[part]}), part
 
@@ -100,7 +100,7 @@ def test_whether_robustness_is_real_and_what_is_read_without_lungs_stand_there(a
     page = shown(document)
     under = section(page, "Under attack", "Corrupted images")
     assert "Are the gradients masked?" in under
-    reasons = document.masking.reasons
+    reasons = "; ".join(document.masking.reasons)
     assert reasons[0].upper() + reasons[1:] in under
     assert "“No sign” is no proof" in under
     assert len(document.shortcuts) > 5
@@ -128,7 +128,7 @@ def test_what_was_not_measured_has_no_part(name: str, audited: dict[str, Path]) 
 
 def test_a_verdict_that_was_withdrawn_is_not_made_anew(audited: dict[str, Path]) -> None:
     content: dict[str, Any] = atomic.read_json(audited["network"])
-    withdrawn = {"masked": None, "reasons": "withdrawn: it missed all", "looked_for": []}
+    withdrawn = {"masked": None, "reasons": ["withdrawn: it missed all"], "looked_for": []}
     document = AuditDocument.model_validate(content | {"masking": withdrawn})
     under = section(shown(document), "Under attack", "Corrupted images")
     assert "Withdrawn: it missed all" in under

@@ -19,7 +19,7 @@ from trustcxr.report import audit_html, leaderboard, load, terminal
 from trustcxr.report.audit_text import describe_attacked, describe_audit, find_hardest
 from trustcxr.report.tables import robustness
 from trustcxr.storage import atomic
-from trustcxr.storage.schemas import AuditDocument, RunDocument, read_schema
+from trustcxr.storage.schemas import AuditDocument, RunDocument, Verdict, read_schema
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_page_says_first_what_may_be_relied_on_and_then_everything(audits: P
             assert line in shown.replace("&gt;", ">")
     for point in document.operating_points:
         assert f'<data value="{point.auroc.value}">' in page
-    assert page == audit_html.render(document), "the same document gives the same page"
+    assert page == audit_html.render(document, audits / "good"), "the same document gives the same page"
     assert any("sensitivity" in line for line in describe_audit(document))
 
 
@@ -107,13 +107,12 @@ def test_errors_of_both_kinds_have_likelihood_ratios_with_intervals_also_under_a
     assert "specificity 100.0% [-, -], LR- 1, AUROC" in line, "of 0 by 0 there is no ratio"
 
 
-def test_the_page_of_an_unreliable_audit_says_so_first(audits: Path) -> None:
+def test_the_page_of_an_audit_that_is_not_sound_says_so_first(audits: Path) -> None:
     document = read_schema(AuditDocument, audits / "good" / "audit.json")
-    document.unreliable, document.reasons = True, "the attack <b>failed</b>"
+    document.verdict = Verdict(sound=False, reasons=["the attack <b>failed</b>"])
     page = audit_html.render(document)
-    assert "are not reliable: the attack &lt;b&gt;failed&lt;/b&gt;" in page
-    assert page.index("are not reliable") < page.index("<h3>Model")
-    assert "Results (NOT reliable)" in page
+    assert "<li>the attack &lt;b&gt;failed&lt;/b&gt;</li>" in page
+    assert page.index("NO: do not rely on") < page.index("<h3>Model")
 
 
 def test_the_model_card_has_the_fields_of_hugging_face_and_of_claim(audits: Path) -> None:
@@ -172,19 +171,20 @@ def test_what_may_not_be_relied_on_stands_behind_all_others_and_is_marked_in_a_n
     audits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board = tmp_path / "board"
-    content = atomic.read_json(audits / "good" / "audit.json")
+    content = atomic.read_json(audits / "good" / "audit.json") | {"verdict": {"sound": True}}
     attacks = [{**attack, "accuracy": {"value": 0.0}} for attack in content["attacks"]]
-    changes = {"too good": {"unreliable": True, "reasons": "it never moves?"}, "broken": {"attacks": attacks}}
+    unsound = {"sound": False, "reasons": ["it never moves?"]}
+    changes = {"too good": {"verdict": unsound}, "broken": {"attacks": attacks}}
     for name, change in (changes | {"not attacked": {"attacks": []}, "good": {}}).items():
         model = content["model"] | {"name": name}
         atomic.write_json(board / name / "audit.json", content | change | {"model": model})
     monkeypatch.setenv("COLUMNS", "80")
     said = run("leaderboard", board).stdout
-    assert re.search(r"too good\W+unreliable", said)
+    assert re.search(r"too good\W+NOT SOUND", said)
     rows = [row["model"] for row in csv.DictReader((board / "leaderboard.csv").open())]
     assert rows == ["good", "broken", "not attacked", "too good"]
     body = (board / "leaderboard.html").read_text().split("</script>")[1]
-    assert body.count('class="unreliable"') == 1
+    assert body.count('class="unsound"') == 1
     assert body.index("not attacked") < body.index("it never moves?")
 
 
@@ -246,8 +246,10 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     content = atomic.read_json(audits / "bad" / "audit.json")
     model = content["model"] | {"name": "Bad", "reported": {"training_data": "NIH"}}
-    changed = content | {"model": model, "unreliable": True, "reasons": "its attack failed"}
+    changed = content | {"model": model, "verdict": {"sound": False, "reasons": ["its attack failed"]}}
     atomic.write_json(audits / "bad" / "audit.json", changed)
+    sound = atomic.read_json(audits / "good" / "audit.json") | {"verdict": {"sound": True}}
+    atomic.write_json(audits / "good" / "audit.json", sound)
     (audits / "broken").mkdir()
     (audits / "broken" / "audit.json").write_text("{")
     done = run("leaderboard", audits, "--json")
@@ -259,9 +261,9 @@ def test_the_leaderboard_as_one_json_document(audits: Path) -> None:
     low, high = document.clean.accuracy.interval or (0, 0)
     assert (good["model"], good["clean"], good["clean_ci"]) == ("good", document.clean.accuracy.value, [low, high])
     assert (good["clean reported"], good["attacked reported"], good["training data"]) == (0.99, 0.9, "greys")
-    assert (good["unreliable"], good["reasons"]) == (False, "")
+    assert (good["sound"], good["reasons"]) == (True, [])
     assert (bad["model"], bad["training data"], bad["clean reported"]) == ("Bad", "NIH", None)
-    assert (bad["unreliable"], bad["reasons"]) == (True, "its attack failed")
+    assert (bad["sound"], bad["reasons"]) == (False, ["its attack failed"])
     table = list(csv.DictReader((audits / "leaderboard.csv").open()))
     assert [float(row["attacked"]) for row in table] == [row["attacked"] for row in (good, bad)]
 

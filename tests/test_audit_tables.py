@@ -52,10 +52,10 @@ def test_who_leaves_out_images_leads_no_board(greys: Path, tmp_path: Path, answe
     right = {name: row for name, row in answers.items() if CLASSES[int(row.argmax())] in name}
     whole = audits.audit(table(tmp_path / "a", answers), greys, tmp_path / "out" / "whole")
     part = audits.audit(table(tmp_path / "b", right), greys, tmp_path / "out" / "part")
-    assert (whole.data.n, whole.data.total, whole.unreliable) == (36, 36, False)
-    assert (part.data.n, part.data.total, part.unreliable) == (30, 36, True)
+    assert (whole.data.n, whole.data.total, whole.verdict.sound) == (36, 36, True)
+    assert (part.data.n, part.data.total, part.verdict.sound) == (30, 36, False)
     assert part.clean.accuracy.value == 1
-    assert "30 of 36 images have a score" in part.reasons
+    assert "30 of 36 images have a score" in part.verdict.reasons[0]
     said = describe_audit(part)
     assert [line for line in said if line.startswith("Tested on: 30 of 36 images of “images”")]
     assert [line for line in describe_audit(whole) if line.startswith("Tested on: 36 images of “images”")]
@@ -166,8 +166,7 @@ def test_exchanged_names_of_columns_are_noticed_and_the_remedy_helps(tmp_path: P
         "accuracy on 60 images is 50.0% as declared, and 100.0% with another declaration: write as names of columns in "
         "scores.csv: B in place of C, C in place of B"
     )
-    assert wrong.unreliable
-    assert text in wrong.reasons
+    assert wrong.verdict.reasons == [f"declaration: {text}"]
     # Another order in the model file changes nothing, for columns are found by their names; those names must change.
     for name, head, classes, accuracy in (("same", "A,C,B,D", QUARTERS, 0.5), ("right", "A,B,C,D", QUARTERS, 1)):
         model = table(tmp_path / name, scores, classes=list(classes))
@@ -196,7 +195,7 @@ def test_nothing_is_said_of_an_honest_table_nor_of_few_images(
     assert told(document)[0] is passed
     assert words in told(document)[1]
     assert "range" not in told(document)[1]
-    assert (document.unreliable, document.clean.accuracy.value) == (False, right)
+    assert (document.verdict.sound, document.clean.accuracy.value) == (passed is True, right)
 
 
 def test_exchanged_names_of_findings_are_told_apart_from_an_order(tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def shifted(name: str, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "finding", "words"),
     [
-        (drawn, False, "one constant answer has 33.3%"),
+        (drawn, False, "one constant answer has 33.3%: no other figure"),
         (drawn, True, "no finding is shown to be ranked better than by chance"),
         (shifted, True, ""),
     ],
@@ -239,9 +238,9 @@ def test_answers_worth_no_more_than_one_answer_to_all_may_not_be_relied_on(
     output, labels = (ONE_FINDING, ILL) if finding else ({}, None)
     document = audits.audit(table(tmp_path, changed, **output), greys, tmp_path / "out", labels=labels)
     assert document.clean.accuracy.interval[0] < document.clean.constant_answer
-    assert document.unreliable == bool(words)
-    assert words in document.reasons
-    assert ("Results, NOT reliable (see Limits):" in describe_audit(document)) == bool(words)
+    assert document.verdict.sound == (not words)
+    assert words in "".join(document.verdict.reasons)
+    assert describe_audit(document)[0].startswith("Is the measurement sound? NO:") == bool(words)
     assert "\n".join(describe_audit(document)).count(words or "ranked better") == bool(words), "said once"
 
 
@@ -287,4 +286,4 @@ def test_exchanged_columns_of_a_model_that_is_often_wrong_are_noticed_on_all_ima
     assert text.startswith("accuracy on 240 images is ")
     assert "write as names of columns in scores.csv: B in place of A, A in place of B" in text
     assert text.endswith(", unless it takes the one for the other on these images")
-    assert document.unreliable
+    assert not document.verdict.sound

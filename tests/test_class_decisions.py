@@ -35,7 +35,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     entry_checks = real.entry_checks.model_copy(update={"planted": 1, "images": 8})
     changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "entry_checks": entry_checks}
-    monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
+    monkeypatch.setattr(audits, "load_exam", lambda _: real.model_copy(update=changed))
 
 
 def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:

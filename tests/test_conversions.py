@@ -135,10 +135,9 @@ def test_an_audit_attacks_such_a_file_without_gradients_and_says_so_at_the_top(
     assert document["model"]["notes"][0].startswith(note)
     assert printed.index(note) < printed.index("declaration")
     page = (tmp_path / "audit" / "report.html").read_text()
-    assert page.index(note) < page.index("Results (NOT reliable)")
+    assert page.index(note) < page.index("<h3>Results")
     assert {row["attack"] for row in document["attacks"]} == {"square", "worst-case"}
-    assert document["unreliable"]
-    assert "attacks without them can only overestimate" in document["reasons"]
+    assert "attacks without gradients can only overestimate" in "; ".join(document["verdict"]["reasons"])
     # Images as they are have onnxruntime's answers: the conversion takes no image for a bright one.
     table = pd.read_parquet(tmp_path / "audit" / "predictions.parquet")
     clean = table[table["attack"] == "clean"]

@@ -47,7 +47,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     entry_checks = real.entry_checks.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     changed = {"attacks": tuple(few), "entry_checks": entry_checks, "bootstrap": 200, "corruptions": light}
-    monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
+    monkeypatch.setattr(audits, "load_exam", lambda _: real.model_copy(update=changed))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_findings_answered_the_wrong_way_round_are_noticed(radiographs: Path, mo
     declared = next(check for check in document.entry_checks if check.check == "declaration")
     assert declared.passed is False
     assert "Bright is ranked worse than by chance" in declared.text
-    assert document.unreliable
+    assert not document.verdict.sound
 
 
 def test_a_binary_model_is_one_finding(radiographs: Path, tmp_path: Path) -> None:
@@ -253,4 +253,4 @@ def test_a_wrong_declaration_is_noticed_with_the_remedy(radiographs: Path, model
     assert said["declaration"].text.endswith("write input.range: [0, 255]")
     assert said["better than one answer"].passed is False
     assert "Bright 33.3% (always present: 66.7%)" in said["better than one answer"].text
-    assert document.unreliable
+    assert not document.verdict.sound

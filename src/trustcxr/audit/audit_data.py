@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
 
-AUDIT_VERSION = 1  # of the algorithms: an audit of another version is computed again
+AUDIT_VERSION = 2  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
 
@@ -61,6 +61,8 @@ class AuditImages:
     surrogate: SurrogateImages | None = None  # None too without a model to query
     ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
     examines_validation: bool = False  # whether the examined images are the validation images
+    listed: int = 0  # images of the data set, in all splits and with all labels
+    in_split: int | None = None  # those of the examined split; None without splits
 
     def why_no_threshold(self, missing: str = "an answer") -> str:
         """Return why no threshold can be chosen on validation images, none of which has what is `missing`."""
@@ -98,10 +100,18 @@ class Audit:
         """Return the protocol's attacks on a model with gradients, or without."""
         return self.exam.attacks if gradients else self.exam.without_gradients
 
+    def rows_to_attack(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the `rows` that the protocol attacks, in their order; `labels` (M,) are those of the rows."""
+        most = self.exam.images
+        if most is None or most >= len(rows):
+            return rows
+        return np.sort(rows[first_by_hash(self.dataset.sample_ids[rows], labels, most)])
+
     @property
     def key(self) -> str:
         """Return a checksum of the model, all images with their labels, and the protocol."""
-        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
+        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds", "about"})
+        exam = {key: value for key, value in exam.items() if (key, value) != ("images", None)}
         content = [AUDIT_VERSION, describe_model(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
@@ -181,7 +191,15 @@ def open_images(
             surrogate = _surrogate_images(load(splits.train), examined)
     names = Counter(name for names in _image_names(manifest.table) for name in set(names))
     ambiguous = frozenset(name for name, count in names.items() if count > 1)
-    return AuditImages(examined, validation, surrogate, ambiguous, examines_validation=wanted == splits.val)
+    return AuditImages(
+        examined,
+        validation,
+        surrogate,
+        ambiguous,
+        examines_validation=wanted == splits.val,
+        listed=len(manifest.table),
+        in_split=int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None,
+    )
 
 
 def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:
@@ -209,6 +227,17 @@ def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
         for turn, i in enumerate(random.permutation(np.flatnonzero(labels == k)))
     ]
     return np.array([i for _, _, i in sorted(turns)[:count]])
+
+
+def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` rows (at most N), the classes in turn, each in the order of the SHA-256 of its ids (N,)."""
+    hashes = np.array([sha256(str(name).encode()).hexdigest() for name in sample_ids])
+    turns = [
+        (turn, hashes[i], i)
+        for k in np.unique(labels)
+        for turn, i in enumerate(sorted(np.flatnonzero(labels == k), key=lambda i: hashes[i]))
+    ]
+    return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
 
 
 def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
@@ -245,7 +274,7 @@ def match_scores(
     text, complete = f"{len(rows)} of {len(images)} images have a score", len(rows) == len(images)
     if not complete:
         text += "; the others are left out, and may be those that it fails on: give a score for every image"
-    return table, [Check("scores", complete, text + remark)]
+    return table, [Check("scores", complete, text + remark, grave=True)]
 
 
 def _image_names(table: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -60,7 +60,7 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
         protocol=audits[0].protocol,
         data=min((document.data for document in audits), key=lambda data: data.n or 0),
         same_pixels=audits[0].data.fingerprint == audits[1].data.fingerprint,
-        unreliable=[bool(document.unreliable) for document in audits],
+        sound=[bool(document.verdict.sound) for document in audits],
         withdrawn=sorted(withdrawn),
         other_lungs=other_lungs,
         submitted=[[one.by for one in document.misled_alone] for document in audits],
@@ -77,6 +77,7 @@ def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: in
         second=result.second,
         difference=Share(value=result.difference, ci=result.difference_ci),
         p_value=result.p_value,
+        p_least=result.p_least,
         n=result.n,
     )
 

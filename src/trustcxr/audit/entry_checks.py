@@ -25,8 +25,8 @@ from trustcxr.console import Progress
 from trustcxr.errors import UserError
 from trustcxr.evaluation.stochastic import OverDraws
 from trustcxr.models.preserve_state import preserve_state
-from trustcxr.registry import STOCHASTIC_DRAWS
-from trustcxr.storage.schemas import EntryCheck
+from trustcxr.registry import BLACK_BOX, ONE_STEP, STOCHASTIC_DRAWS, WORST_CASE, is_linf
+from trustcxr.storage.schemas import EntryCheck, RunDocument
 
 SATURATED = 0.05  # allowed share of saturated answers
 VANISHED = 0.02  # allowed share of images without a gradient
@@ -46,11 +46,12 @@ class Check:
     check: str
     passed: bool | None  # None if it could not be carried out
     text: str
+    grave: bool = False  # whether no figure is sound unless it passed; attacks adapt to the failure of the others
     remedied: bool = False  # whether the text says what to write in the model file
 
     def document(self) -> EntryCheck:
         """Return the check as in `entry_checks` of audit.json."""
-        return EntryCheck(check=self.check, passed=self.passed, text=self.text)
+        return EntryCheck(check=self.check, passed=self.passed, text=self.text, grave=self.grave)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,21 @@ def black_box_check(white: float, black: float, *, epsilon: float) -> Check:
     figures = f"{black:.1%} under attacks without gradients, {white:.1%} under those with them, at epsilon {epsilon:g}"
     passed = black >= white - STRONGER
     text = f"accuracy is {figures}" + ("" if passed else ": gradients lead attacks astray, so the lower figure counts")
-    return Check("black box against white box", passed, text)
+    return Check("black box against white box", passed, text, grave=True)
+
+
+def compare_black_box(document: RunDocument) -> list[Check]:
+    """Compare attacks without gradients with those that have them, at each epsilon that has both."""
+    rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
+    checks = []
+    for epsilon in sorted({row.epsilon for row in rows if row.epsilon is not None}):
+        accuracies = [(row.attack, row.accuracy.value or 0.0) for row in rows if row.epsilon == epsilon]
+        black = [accuracy for attack, accuracy in accuracies if attack in BLACK_BOX]
+        # The worst case includes the results of the others, so it says nothing about gradients.
+        white = [accuracy for attack, accuracy in accuracies if attack not in (*BLACK_BOX, *ONE_STEP, WORST_CASE)]
+        if black and white:
+            checks.append(black_box_check(min(white), min(black), epsilon=epsilon))
+    return checks
 
 
 def describe_declaration(result: Declared, count: int) -> Check:
@@ -138,7 +153,7 @@ def describe_declaration(result: Declared, count: int) -> Check:
         )
     else:
         text += f"; no other {result.tried} surely does better"
-    return Check("declaration", result.passed, text, remedied=result.remedy is not None)
+    return Check("declaration", result.passed, text, grave=True, remedied=result.remedy is not None)
 
 
 def _check_classes(subject: Subject, images: Tensor, labels: Tensor, draws: int) -> Iterator[Check]:
@@ -165,11 +180,11 @@ def _check_conversion(subject: Subject, gradients: bool, count: int, difference:
 
 def _check_random(traits: GradientTraits) -> Check:
     if not traits.random:
-        return Check("same answer twice", True, "the same image has the same answer each time")
+        return Check("same answer twice", True, "the same image has the same answer each time", grave=True)
     text = f"its answers change from run to run: attacks average over {traits.draws} draws, and "
     text += f"the answer that counts is the mean of {STOCHASTIC_DRAWS} draws, "
     text += f"under worst-case the worst of {STOCHASTIC_DRAWS}"
-    return Check("same answer twice", False, text)
+    return Check("same answer twice", False, text, grave=True)
 
 
 def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
@@ -187,7 +202,7 @@ def _check_alone(model: nn.Module, images: Tensor) -> Iterator[Check]:
             f"the answer to an image depends on its batch: alone its logits differ by {share:.0%}. Export it in "
             "evaluation mode, model.eval() first: BatchNorm must not measure the batch"
         )
-    yield Check("same answer alone", not share > BATCH_EFFECT, text)
+    yield Check("same answer alone", not share > BATCH_EFFECT, text, grave=True)
 
 
 def _check_kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Module]:
@@ -238,7 +253,10 @@ def _check_gradients(traits: GradientTraits) -> Iterator[Check]:
         yield Check("gradients", True, f"{1 - zero:.1%} of images have a gradient")
     else:
         text = f"{zero:.1%} of images have no gradient" + (f", {broken:.1%} one that is not finite" if broken else "")
-        yield Check("gradients", False, f"{text}; with BPDA {1 - traits.healed:.1%} have one")
+        text += f"; with BPDA {1 - traits.healed:.1%} have one"
+        if traits.healed == 1 and zero == 1:
+            text += ": attacks without gradients can only overestimate robust accuracy"
+        yield Check("gradients", False, text, grave=traits.healed > VANISHED)
     if traits.scale != 1:
         text = (
             f"its logits lie {traits.margin:.3g} apart: they are divided by {traits.scale:.3g} before a loss is taken"
@@ -257,11 +275,11 @@ def _check_inside(model: nn.Module, images: Tensor) -> Iterator[Check]:
     name = "no gradients used inside"
     if calls:
         text = "it computes gradients while it answers, so an attack would have to be made for it: its figures flatter"
-        yield Check(name, False, text)
+        yield Check(name, False, text, grave=True)
         return
     passes = _count_passes(model, images)
     text = "it answers in one forward pass" if passes == 1 else "it computes none while it answers"
-    yield Check(name, True, text)
+    yield Check(name, True, text, grave=True)
     if passes > 1:
         text = (
             f"its first layer runs {passes} times for one image: it answers by several views of it, or searches for "
@@ -326,11 +344,11 @@ def counted_gradients() -> Iterator[list[str]]:
 def _check_planted(result: Planted | None) -> Check:
     if result is None:
         text = "no adversarial example could be planted: no linear last layer is seen, or none that tells one"
-        return Check("active test", None, text)
+        return Check("active test", None, text, grave=True)
     text = (
         f"of {result.count} adversarial examples that were planted the attack found {result.share:.0%}, random tries "
         f"{result.random_share:.0%}"
     )
     if not result.passed:
         text += f": fewer than {ENOUGH:.0%}, so its figures under attack are withdrawn"
-    return Check("active test", result.passed, text)
+    return Check("active test", result.passed, text, grave=True)

@@ -16,6 +16,7 @@ from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, describe_declaration
 from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.image_rows import ImageRows
 from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
@@ -66,7 +67,8 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         runner = AttackRunner(
             report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
         ).prepare(attacks)
-        table = _predict(audit, examined, attacks=attacks, corruptions=exam.corruptions, carry_out=runner, parts=parts)
+        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
+        table = _predict_some_attacked(audit, examined, parts=parts, **options)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
     table, submitted = _add_submitted(audit, table, model)
@@ -91,7 +93,8 @@ def _check_class_order(audit: Audit, table: pd.DataFrame) -> Check:
     """Check the order of the classes on all images, which notice it for a weak model too."""
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     if len(clean) < declaration_check.ENOUGH:
-        return Check("declaration", None, f"{len(clean)} images are too few to tell a wrong order of the classes")
+        text = f"{len(clean)} images are too few to tell a wrong order of the classes"
+        return Check("declaration", None, text, grave=True)
     answers, labels = logits_of(clean).argmax(1), clean["label"].to_numpy()
     result = declaration_check.check_order(audit.subject.classes, answers, labels, table=_score_file(audit))
     return describe_declaration(result, len(clean))
@@ -128,14 +131,29 @@ def _predict(
     audit: Audit,
     examined: ModelUnderTest,
     *,
-    data: Dataset | None = None,
+    data: Dataset | ImageRows | None = None,
     attacks: Sequence[AttackRecipe] = (),
     **options: Any,
 ) -> pd.DataFrame:
     """Predict the examined images (or other `data`) in the protocol's batches."""
     images = audit.dataset if data is None else data
     options |= {"batch_size": audit.exam.batch_size, "at_once": audit.parallel}
-    return evaluation.predict(examined, images, attacks, **options)
+    return evaluation.predict(examined, images, attacks, **options)  # type: ignore[arg-type]
+
+
+def _predict_some_attacked(
+    audit: Audit, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
+) -> pd.DataFrame:
+    """Predict all examined images, those that the protocol chooses with `options`: attacks and corruptions."""
+    dataset, every = audit.dataset, np.arange(len(audit.dataset))
+    rows = audit.rows_to_attack(every, np.asarray(dataset.labels))
+    if len(rows) == len(every):
+        return _predict(audit, examined, views=views, parts=parts, **options)
+    chosen, title = ImageRows(dataset, rows), f"evaluating {examined.name} without attacks"
+    some = _predict(audit, examined, data=chosen, views=False, parts=parts / "attacked", **options)
+    whole = _predict(audit, examined, views=views, parts=parts / "unperturbed", title=title)
+    twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
+    return pd.concat([whole[~twice], some], ignore_index=True)
 
 
 def _predict_validation(audit: Audit, examined: ModelUnderTest) -> pd.DataFrame | None:
@@ -168,6 +186,8 @@ def _attack_thresholds(
     attacks = one_vs_rest.attacks(audit.attacks(gradients=report.gradients), gradients=report.gradients)
     if report.model is None or not attacks:
         return None
+    every = np.arange(len(audit.dataset))
+    chosen = ImageRows(audit.dataset, audit.rows_to_attack(every, np.asarray(audit.dataset.labels)))
     pieces, count = [], len(examined.classes)
     targets = examined.classes[: 1 if count == 2 else count]  # both decisions of two classes are the same
     for index, name in enumerate(targets):
@@ -176,6 +196,7 @@ def _attack_thresholds(
         table = _predict(
             audit,
             examined,
+            data=chosen,
             attacks=attacks,
             views=False,
             clean=False,
@@ -259,7 +280,9 @@ def _predict_findings(
         return table, _match_validation_scores(subject, audit.images), checks
     model = report.evaluated_model or report.model
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
-    table = _predict(audit, examined, corruptions=audit.exam.corruptions, views=False, parts=parts / "all")
+    table = _predict_some_attacked(
+        audit, examined, corruptions=audit.exam.corruptions, views=False, parts=parts / "all"
+    )
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
     return table, _predict_validation(audit, examined), []
 
@@ -300,11 +323,12 @@ def _attack_finding(
     assert report.model is not None
     decision, names = multilabel.Decision(report.model, index, threshold), audit.subject.classes
     evaluated = OverDraws(decision) if report.random else decision
-    rows, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
+    labelled, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
+    rows = audit.rows_to_attack(labelled, labels[labelled])
     table = _predict(
         audit,
         ModelUnderTest(audit.subject.name, evaluated, multilabel.STATES, audit.subject.device),
-        data=multilabel.OneFinding(audit.dataset, rows, labels[rows]),  # type: ignore[arg-type]
+        data=multilabel.OneFinding(audit.dataset, rows, labels[rows]),
         attacks=attacks,
         clean=not attacks,
         carry_out=_decision_runner(audit, report, decision, shown, attacks),
@@ -350,9 +374,9 @@ def _check_findings(points: Sequence[OperatingPoint], remedies: Sequence[str], r
         reasons.append(text + ("" if remedies else f": see {keys} and what the labels mean"))
     reasons += [f"findings are told better with another declaration: write {remedy}" for remedy in remedies]
     if reasons:
-        return Check("declaration", False, "; ".join(reasons))
+        return Check("declaration", False, "; ".join(reasons), grave=True)
     text = f"of {len(clean)} findings none is ranked worse than by chance"
-    return Check("declaration", True, f"{text}; no other {tried} surely does better")
+    return Check("declaration", True, f"{text}; no other {tried} surely does better", grave=True)
 
 
 def _check_above_constant(points: Sequence[OperatingPoint]) -> Check:

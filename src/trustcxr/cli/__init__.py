@@ -1,7 +1,7 @@
 """The command line: parse options, call the library, print the result.
 
-Exit codes: 0 done, 1 a fault of the program, 2 wrong input (one line: what, why, what to do), 130 stopped by Ctrl-C or
-SIGTERM (one line: what remains).
+Exit codes: 0 done, 1 a fault of the program, 2 wrong input (one line: what, why, what to do), 3 a criterion that is not
+met (`audit --fail`), 130 stopped by Ctrl-C or SIGTERM (one line: what remains).
 """
 
 import errno

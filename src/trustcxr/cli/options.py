@@ -111,6 +111,11 @@ def parse_tracker(text: str | None) -> tuple[str, str]:
     return name, uri
 
 
+def parse_prevalence(pairs: Sequence[str]) -> dict[str, str]:
+    """Return {class: share} from "class=share" pairs, not converted yet."""
+    return _parse_pairs("--prevalence", pairs, "write class=share, such as COVID-19=0.05")
+
+
 def parse_labels(pairs: list[str] | None) -> dict[str, str | None]:
     """Return {the data's label: the run's class} from "label=class" pairs; None for a label that is left out."""
     return {

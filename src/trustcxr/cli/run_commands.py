@@ -24,6 +24,7 @@ from trustcxr.cli.options import (
     parse_tracker,
     print_json,
 )
+from trustcxr.console import plural
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
@@ -171,7 +172,8 @@ def evaluate(
     for note in document.notes:
         print(f"NOTE: {note}")
     report.print_rows(
-        f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.list_accuracies(document)
+        f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})",
+        terminal_lines.list_accuracies(document),
     )
     for line in terminal_lines.describe_metrics(document):
         print(line)
@@ -282,7 +284,7 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
-        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", list_saliency(part))
+        report.print_rows(f"{document.run}, {name}: {plural(part.n or 0, 'annotated image')}", list_saliency(part))
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
@@ -296,29 +298,36 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
+    images: Annotated[
+        list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of images or DICOM studies.")
+    ],
     epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
-    out: Annotated[Path | None, Option(help="Folder for the heatmaps. Default: the folder of each image.")] = None,
+    out: Annotated[Path, Option(help="Folder for the heatmaps and predictions.csv.")] = Path("trustcxr-out"),
+    anyway: Annotated[bool, Option("--anyway", help="Also classify what is no upright frontal chest image.")] = False,
     dicom: Annotated[bool, Option("--dicom", help="Also write DICOM: heatmap and structured report.")] = False,
     json: Json = False,
 ) -> None:
-    """Classify images: probabilities, a heatmap PNG, and if the answer survives epsilon.
+    """Classify images: probabilities, a heatmap PNG, every reason for doubt, and if the answer survives epsilon.
 
-    An answer survives if neither FGSM nor PGD-20 finds another class within epsilon. Heatmaps never replace other
-    files. In a folder, frontal chest images (DICOM) are classified, and other DICOM files are named. An
-    unreadable image does not stop the others; a full disk does.
+    An image that is no upright frontal chest radiograph gets no class. An answer survives if neither FGSM nor PGD-20
+    finds another class within epsilon. Heatmaps never replace other files. In a folder, all images are classified, and
+    other DICOM files are named. An unreadable image does not stop the others; a full disk does.
     """
     check_present(images)
     from trustcxr.apps.dicom import studies_on_disk
     from trustcxr.report import terminal
 
-    answers = studies_on_disk.predict(run, images, epsilon=epsilon, out=out, objects=dicom)
+    answers = studies_on_disk.predict(run, images, epsilon=epsilon, out=out, objects=dicom, anyway=anyway)
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
             print("\n".join(terminal.describe_answer(answer)))
         print(NOTICE)
+    if not any(answer.unwritten for answer in answers):
+        table = studies_on_disk.write_table(answers, out)
+        if not json:
+            print(f"all answers: {table}")
     if refused := terminal.describe_failures(answers):
         raise UserError(refused)
 

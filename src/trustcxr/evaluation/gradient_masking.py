@@ -18,7 +18,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstraps, interval, wilson
 from trustcxr.storage.prediction_table import CLEAN, right
-from trustcxr.storage.schemas import AttackResult, RunDocument, Sign, Verdict
+from trustcxr.storage.schemas import AttackResult, MaskingVerdict, RunDocument, Sign
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def measure_input_gradients(model: nn.Module, images: Tensor, labels: Tensor, ch
     return sizes
 
 
-def verdict(document: RunDocument, gap: Gap = from_intervals) -> Verdict:
+def verdict(document: RunDocument, gap: Gap = from_intervals) -> MaskingVerdict:
     """Return whether the gradients of a run fail, from its document.
 
     Failing: input gradients that vanish or are not numbers; an attack that leaves images unchanged; an iterated attack
@@ -138,19 +138,20 @@ def verdict(document: RunDocument, gap: Gap = from_intervals) -> Verdict:
     return _verdict(False, signs, looked, parts + overstates)
 
 
-def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> Verdict:
-    return Verdict(masked=masked, reasons="; ".join(reasons), looked_for=looked, signs=signs)
+def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> MaskingVerdict:
+    return MaskingVerdict(masked=masked, reasons=reasons, looked_for=looked, signs=signs)
 
 
 def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
     """Return why the absence of signs proves nothing; empty if it does."""
     if not looked:
         return "not looked for: it needs FGSM and PGD at one epsilon, or an iterated attack at several"
-    constant, low = document.clean.constant_answer, clean.accuracy.value
-    if clean.accuracy.ci and clean.accuracy.ci[0] is not None:
-        low = clean.accuracy.ci[0]
+    what, constant, figure = "accuracy", document.clean.constant_answer, clean.accuracy
+    if document.clean.findings:  # for a rare finding, "absent" is right more often than a useful threshold
+        what, constant, figure = "AUROC", 0.5, document.clean.auroc_macro
+    low = figure.value if figure.interval is None else figure.interval[0]
     if constant is not None and low is not None and low <= constant:
-        return f"unknown: accuracy on clean images is not shown to be better than one constant answer ({constant:.1%})"
+        return f"unknown: {what} on clean images is not shown to be better than one constant answer ({constant:.1%})"
     taken = [_accuracy(row) for row in rows if row.epsilon]
     if document.input_gradients is None and taken and min(taken) > HELD * _accuracy(clean):
         return (

@@ -8,6 +8,7 @@ from trustcxr.registry.attack_entries import (
     ATTACKS,
     AUDIT_ATTACKS,
     BLACK_BOX,
+    GREY_LEVELS,
     HEADLINE_ATTACKS,
     NEEDS_SURROGATE,
     ONE_STEP,
@@ -23,7 +24,16 @@ from trustcxr.registry.attack_entries import (
     is_linf,
 )
 from trustcxr.registry.base import Named, load_function
-from trustcxr.registry.data_entries import CORRUPTIONS, GROUPINGS, LAYOUTS, LUNGS_HIDDEN, VIEWS, Corruption, Layout
+from trustcxr.registry.data_entries import (
+    CORRUPTIONS,
+    GROUPINGS,
+    LAYOUTS,
+    LUNGS_HIDDEN,
+    LUNGS_ONLY,
+    VIEWS,
+    Corruption,
+    Layout,
+)
 from trustcxr.registry.defence_entries import (
     BACKGROUNDS,
     CERTIFIED_COLOUR,

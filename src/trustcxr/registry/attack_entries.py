@@ -106,6 +106,9 @@ def is_linf(attack: str) -> bool:
     return attack not in ATTACKS or ATTACKS[attack].norm == "linf"
 
 
+GREY_LEVELS = 255  # of white; epsilon 0.02 is 5.1 of them
+
+
 def format_attack(name: object, steps: object = None) -> str:
     """Format an attack for a table: PGD-20, FGSM, worst case; an unknown name unchanged, with its steps."""
     entry = ATTACKS.get(str(name))

@@ -62,10 +62,10 @@ LUNGS_HIDDEN = (
     *("lungs_blacked_out", "lungs_in_grey", "lungs_in_mean"),
     *("box_blacked_out", "box_in_grey", "box_in_mean"),
 )
+LUNGS_ONLY = ("lungs_only", "lungs_only_on_grey")  # grey as the lung gate fills: its model has never seen black there
 VIEWS = (
     *LUNGS_HIDDEN,
-    "lungs_only",
-    "lungs_only_on_grey",  # as the lung gate fills: such a model has never seen black there
+    *LUNGS_ONLY,
     "silhouette_only",
     "border_only",
     "lungs_on_another_image",

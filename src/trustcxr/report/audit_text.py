@@ -1,29 +1,72 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE, format_attack
+from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
+_MET = {True: "yes", False: "NO", None: "open"}
+QUESTIONS = {
+    "accurate": "Is it accurate?",
+    "robust": "Is it robust?",
+    "stable": "Is it stable under ordinary damage?",
+    "lungs": "Does it look at the lungs?",
+    "subgroups": "For whom is it worse?",
+    "calibrated": "Is it calibrated?",
+}
 
 
 def describe_audit(document: AuditDocument) -> list[str]:
     """Return an audit as lines for the terminal."""
     (model, *notes), images = describe_model(document)
     return [
+        *describe_verdict(document),
         f"Model: {model}",
         f"Tested on: {images}",
         *(f"  note: {note}" for note in notes),
         *(f"  {_MARKS[check.passed]}: {check.check}: {check.text}" for check in document.entry_checks),
-        "Results, NOT reliable (see Limits):" if document.unreliable else "Results:",
+        "Results:",
         *(f"  {line}" for line in describe_results(document)),
         *_describe_operating_points(document),
         "Limits:",
         *(f"  {line}" for line in describe_limits(document)),
     ]
+
+
+def describe_verdict(document: AuditDocument) -> list[str]:
+    """Return both answers of an audit as lines: the measurement, then the model."""
+    verdict = document.verdict
+    return [
+        f"Is the measurement sound? {describe_soundness(document)}",
+        *(f"  - {reason}" for reason in verdict.reasons),
+        "Is the model good enough?",
+        *(f"  {_MET[row.met]}: {title_question(row.question)} {row.text}" for row in verdict.model),
+        "",
+    ]
+
+
+def describe_soundness(document: AuditDocument) -> str:
+    """Return the answer about the measurement in a sentence."""
+    if not document.verdict.sound:
+        return "NO: do not rely on the figures of this audit."
+    if not document.attacks:
+        return "Yes, but robustness was not measured."
+    return "Yes: every check of it was made, and none failed."
+
+
+def split_statement(row: Statement) -> tuple[str, str, str]:
+    """Return a statement's question, its figures as a sentence, and the words of its answer."""
+    figures, _, word = row.text.rpartition(": ")
+    return title_question(row.question), f"{figures}." if figures else "", word
+
+
+def title_question(question: str) -> str:
+    """Return a question of the verdict as a reader asks it; the name of an acceptance criterion with a colon."""
+    return QUESTIONS.get(question, f"{question}:")
 
 
 def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:
@@ -142,15 +185,17 @@ def _format_ratio(ratio: Share) -> str:
 
 
 def describe_limits(document: AuditDocument) -> tuple[str, ...]:
-    """Return why the figures are unreliable, if they are, and what they do not show."""
-    reasons = document.reasons if document.unreliable else ""
-    lines = [reasons] if reasons else []
+    """Return what the figures do not show, and alarms that are no reason of the verdict."""
+    lines = []
     if why := document.withdrawn:
         names = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
         lines.append(f"withdrawn: {', '.join(sorted(names))}: {why}")
     if not document.attacks:
         lines.append("robustness: no attack was run, so nothing is known")
-    lines += [alarm.text for alarm in document.alarms if alarm.text not in reasons or not reasons]
+    known = "\n".join(document.verdict.reasons)
+    # Every sign of failing gradients is a reason of the verdict.
+    others = [a for a in document.alarms if a.text not in known and SHORT.get(a.kind) != "gradients fail"]
+    lines += [f"{SHORT.get(alarm.kind, alarm.kind)}: {alarm.text}" for alarm in others]
     lines += [division.text for division in document.subgroups]
     lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]
     if unknown := [f"{f.name} {f.unknown}" for f in document.findings if f.judged and f.unknown]:
@@ -182,11 +227,14 @@ def _signed(value: float | None) -> str:
 def describe_pairs(pair: AuditPair) -> list[str]:
     """Return the limits of a comparison, a line each."""
     names = (pair.first, pair.second)
-    lines = [f"The audit of {name} is unreliable" for name, bad in zip(names, pair.unreliable, strict=True) if bad]
+    lines = [f"The audit of {name} is not sound" for name, sound in zip(names, pair.sound, strict=True) if not sound]
     if pair.data.partial:
         lines.append(f"Compared on {pair.data.images} images at most: one of them has no score of the others")
     if pair.same_pixels is False and len(pair.rows) > 1:  # scores alone have only the clean row
         lines.append("The models take the images at different sizes: each was attacked and corrupted at its own size")
+    few = [row.measure for row in pair.rows if not row.settled and (row.p_least or 0.0) * len(pair.rows) >= LEVEL]
+    if few:
+        lines.append(f"Too few answers differ to settle one of {len(pair.rows)} comparisons: {', '.join(few)}")
     if pair.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(pair.withdrawn)}")
     if pair.other_lungs:

@@ -17,7 +17,7 @@ from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, S
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
-_IN_TERMINAL = ["model", "unreliable", "clean, %", "attacked, %", "clean reported, %", "attacked reported, %", "n"]
+_IN_TERMINAL = ["model", "measurement", "clean, %", "attacked, %", "clean reported, %", "attacked reported, %", "n"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Board:
     @property
     def title(self) -> str:
         """Return the number of audits, the protocol and the data."""
-        return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
+        audits, images = formatting.plural(len(self.entries), "audit"), formatting.plural(self.n, "image")
+        return f"{audits} by {self.protocol} on {self.data} ({images})"
 
     @property
     def names(self) -> dict[str, str]:
@@ -116,10 +117,10 @@ def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
-    """Return a sort key: reliable first, then by accuracy under our attacks, then by clean accuracy."""
+    """Return a sort key: sound first, then by accuracy under our attacks, then by clean accuracy."""
     accuracy = own_accuracy(document)
     left = find_worst_attack(document).accuracy.value if accuracy is None else accuracy
-    return bool(document.unreliable), -(-1.0 if left is None else left), -(document.clean.accuracy.value or 0.0)
+    return not document.verdict.sound, -(-1.0 if left is None else left), -(document.clean.accuracy.value or 0.0)
 
 
 def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
@@ -212,8 +213,8 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
         shares |= {column: figure.value, f"{column}_ci": list(figure.interval) if figure.interval else None}
     return {
         "model": document.model.name or None,
-        "unreliable": bool(document.unreliable),
-        "reasons": document.reasons if document.unreliable else "",
+        "sound": bool(document.verdict.sound),
+        "reasons": document.verdict.reasons,
         "kind": document.model.kind or None,
         "protocol": document.protocol,
         "data": document.data.name or None,
@@ -263,6 +264,7 @@ def to_csv(board: Board) -> str:
                 low, high = value if isinstance(value, list) else (None, None)
                 line |= {f"{column[:-3]} low": low, f"{column[:-3]} high": high}
             else:
+                value = "; ".join(value) if isinstance(value, list) else value
                 line[column] = guarded(value) if isinstance(value, str) else value
         lines.append(line)
     return pd.DataFrame(lines).astype(object).to_csv(index=False)
@@ -270,12 +272,13 @@ def to_csv(board: Board) -> str:
 
 def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
     """Return the cells of one audit by column."""
-    reported, worst, bad = document.model.reported, find_worst_attack(document), bool(document.unreliable)
+    reported, worst = document.model.reported, find_worst_attack(document)
+    sound, reasons = bool(document.verdict.sound), "; ".join(document.verdict.reasons)
     shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
     fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
     return {
-        "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="unreliable" if bad else ""),
-        "unreliable": Cell("unreliable" if bad else "no", document.reasons if bad else "", note="why"),
+        "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="" if sound else "unsound"),
+        "measurement": Cell("sound" if sound else "NOT SOUND", reasons, note="why"),
         "clean reported, %": share(reported.clean),
         "clean, %": shares.pop("clean, %"),
         "attacked reported, %": share(reported.attacked),

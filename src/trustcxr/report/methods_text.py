@@ -178,7 +178,7 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
 def _machine(study: StudyDocument, runs: list[Run]) -> str:
     versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
     hardware = study.hardware
-    on = (hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator)
+    on = (hardware.processor, formatting.plural(hardware.cores, "core") if hardware.cores else "", hardware.accelerator)
     text = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
     text += f" with {', '.join(versions)}" if text and versions else ""
     text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
@@ -31,7 +31,7 @@ def fit(
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
     images = add_data(train, run.trained_by.data)
-    log(f"fitting on {len(images)} images")
+    log(f"fitting on {plural(len(images), 'image')}")
     with folder_lock(folder):
         detector = ood.fit(run, images, val)
         ood.save(detector, folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from trustcxr.console import plural
 from trustcxr.data.cache import INDEX, cache_folder
 from trustcxr.errors import UserError
 from trustcxr.storage import layout, locks
@@ -73,7 +74,7 @@ def _lock(store: Path) -> FileLock:
 def _describe_store(store: Path) -> str:
     try:
         index = json.loads((store / INDEX).read_text())
-        return f"{index['count']:,} images of {index['size']} pixels"
+        return f"{plural(index['count'], 'image')} of {index['size']} pixels"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged"
 

@@ -25,7 +25,7 @@ from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.storage.prediction_table import CLEAN, logits_of
-from trustcxr.storage.schemas import Comparison, RunDocument, Share, read_schema
+from trustcxr.storage.schemas import LEVEL, Comparison, RunDocument, Share, read_schema
 
 
 class Key(NamedTuple):
@@ -98,6 +98,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
         difference=Share(value=result.difference, ci=result.difference_ci),
         improved=improved,
         p_value=result.p_value,
+        p_least=result.p_least,
         n=result.n,
     )
 
@@ -121,7 +122,9 @@ def sentence(row: Comparison) -> str:
     corrected = "unknown" if row.p_corrected is None else f"{row.p_corrected:.2g}"
     numbers = f"[{ends}], n = {row.n}, corrected p = {corrected}"
     if went == "not settled":
-        return f"Not settled: {name} changes by {change:+.3f} {numbers}."
+        few = (row.p_least or 0.0) * (row.comparisons or 0) >= LEVEL
+        why = f"; too few images differ to settle one of {row.comparisons} comparisons" if few else ""
+        return f"Not settled: {name} changes by {change:+.3f} {numbers}{why}."
     answer = "Yes" if went == row.better else "No" if row.better else "Neither"
     verb = "rises" if went == "higher" else "falls"
     return f"{answer}: {name} {verb} by {abs(change):.3f} {numbers}."

@@ -7,6 +7,7 @@ from trustcxr.console import log
 from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.recipes import study_recipe
 from trustcxr.storage.locks import folder_lock
+from trustcxr.storage.os_errors import shell_quote
 from trustcxr.storage.schemas import StudyDocument
 from trustcxr.study import engines
 from trustcxr.study.run_study import Study
@@ -27,3 +28,14 @@ def run(out: Path, jobs: int = 1) -> StudyDocument:
             write_files.write(partial, IMAGES_PER_CLASS, size=128, conspicuity=CONSPICUITY)
             partial.rename(data)
         return Study(study_recipe.load_study("demo"), data, out, engine, check_data=True).run()
+
+
+def list_next(document: StudyDocument, out: Path) -> list[str]:
+    """Return commands that try the last run of the demo: predict, serve, audit."""
+    run, data = out / "runs" / document.runs[-1].run, out / "phantom"
+    image = next(path for path in sorted(data.rglob("*.png")) if {"Test", "images"} <= set(path.parts))
+    return [
+        f"trustcxr predict {shell_quote(run)} {shell_quote(image)}",
+        f"trustcxr serve {shell_quote(run)}",
+        f"trustcxr audit {shell_quote(run)} --data {shell_quote(data)} --out {shell_quote(out / 'audit')}",
+    ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.console import format_duration, log
+from trustcxr.console import format_duration, log, plural
 from trustcxr.data import load_dataset, remote
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
@@ -105,8 +105,9 @@ class Study:
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
-        counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
-        log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        counts = ", ".join(f"{plural(len(part), 'image')} to {role}" for role, part in datasets.items())
+        standard, robust = plural(len(baselines), "standard run"), plural(defended_count, "robust run")
+        log(f"study {recipe.name}: {standard}, then {robust}; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if (self._run_folder(run) / layout.VALIDATION_FILE).is_file()]
@@ -345,7 +346,8 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
 
 def summary(document: StudyDocument) -> str:
     """Summarise a finished study in one line."""
-    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {format_duration(document.seconds or 0)}"
+    runs, alarms = plural(len(document.runs), "run"), plural(len(document.alarms), "alarm")
+    return f"{runs}, {alarms}, {format_duration(document.seconds or 0)}"
 
 
 def missing(document: StudyDocument) -> str:

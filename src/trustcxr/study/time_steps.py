@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.console import log
+from trustcxr.console import format_duration, log
 from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
@@ -53,8 +53,10 @@ def measure(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path | None) -
         notes=notes,
     )
     networks: dict[str, WayCost] = {}
-    for number, (name, run) in enumerate(ways.items(), 1):
-        log(f"[{number}/{len(ways)}] timing {name}")
+    began = time.monotonic()
+    for number, (name, run) in enumerate(ways.items()):
+        left = (time.monotonic() - began) / max(number, 1) * (len(ways) - number)
+        log(f"[{number + 1}/{len(ways)}] timing {name}" + (f", about {format_duration(left)} left" if number else ""))
         network = f"{run.model.called} {run.lung_gate}"
         document.ways[name] = networks[network] = time_network(run, like=networks.get(network))
     return document

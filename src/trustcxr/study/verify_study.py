@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trustcxr.console import track
+from trustcxr.console import plural, track
 from trustcxr.errors import UserError
 from trustcxr.evaluation import generalisation_gap, run_figures
 from trustcxr.evaluation.trained_run import About
@@ -305,7 +305,7 @@ def _is_close(stored: object, computed: object) -> bool:
 
 
 def _shorten(value: object) -> object:
-    return f"{count_figures(value)} figures" if isinstance(value, dict | list) else value
+    return plural(count_figures(value), "figure") if isinstance(value, dict | list) else value
 
 
 def _name(entry: object, index: int) -> str:

@@ -65,6 +65,7 @@ class ExternalModel:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
+    criteria: str | None = None  # file of acceptance criteria
     original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
 
     @property
@@ -155,9 +156,8 @@ def _external(
     declared: ModelFile, model: WrappedModel | None, origin: Origin, name: str, **parts: Any
 ) -> ExternalModel:
     classes, size = declared.output.classes, declared.input.size
-    return ExternalModel(
-        model, classes, size, name, origin, declared.input, declared.output, reported=declared.reported, **parts
-    )
+    parts |= {"reported": declared.reported, "criteria": declared.criteria}
+    return ExternalModel(model, classes, size, name, origin, declared.input, declared.output, **parts)
 
 
 def _wrap(

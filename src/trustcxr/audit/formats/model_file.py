@@ -128,6 +128,7 @@ class ModelFile(Declared):
     input: InputSpec = InputSpec()
     output: OutputSpec
     reported: Reported = Reported()
+    criteria: str | None = Field(None, description="file of acceptance criteria, see trustcxr audit --init-criteria")
     _folder: Path | None = PrivateAttr(None)
 
     @property
@@ -155,7 +156,7 @@ def read_model_file(path: Path) -> ModelFile:
     declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
     moved = {
         key: str(path.parent / value)
-        for key in ("source", "predictions")
+        for key in ("source", "predictions", "criteria")
         if (value := getattr(declared, key)) and not Path(value).is_absolute()
     }
     declared = declared.model_copy(update=moved)

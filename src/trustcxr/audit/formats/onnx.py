@@ -261,4 +261,4 @@ def _needs(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError:
-        raise UserError(f"ONNX files need {package}: pip install '.[onnx]'") from None
+        raise UserError(f"ONNX files need {package}: pip install 'trustcxr[onnx]'") from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.data.checks.duplicates import find_duplicates
 from trustcxr.data.checks.scan import scan
 from trustcxr.data.manifest import NO_SPLIT, Manifest
@@ -46,8 +46,8 @@ def check_overlap(data: Sequence["Dataset"], used: Sequence[Sequence[str]]) -> N
         here = shared[(first["set"] == first["set"][shared[0]]).to_numpy()[shared]]
         names, twins = first.loc[here, "sample_id"].unique(), second.loc[here, "sample_id"]
         raise UserError(
-            f"{one.where}: {len(names)} images to train on are in {other.where} too, to validate or test on, "
-            f"such as {names[0]}, which is {twins.iloc[0]}. Leave them out: leave_out: [{', '.join(names)}]"
+            f"{one.where}: holds {plural(len(names), 'image')} to train on that {other.where} validates or tests on, "
+            f"such as {names[0]} (there {twins.iloc[0]}). Add leave_out: [{', '.join(names)}]"
         )
 
 

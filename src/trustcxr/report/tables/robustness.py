@@ -66,7 +66,8 @@ def masking(runs: list[Run]) -> Table | None:
         cell = _VERDICTS.get(verdict.masked, unknown)
         if verdict.masked is False and run.alarmed(FGSM_OVERSTATES):
             cell = _OVERSTATES
-        texts = (formatting.capital(verdict.reasons or formatting.DASH), formatting.join_words(verdict.looked_for))
+        reasons = formatting.capital("; ".join(verdict.reasons) or formatting.DASH)
+        texts = (reasons, formatting.join_words(verdict.looked_for))
         rows.append([*run_cells(run), cell, *(Cell(text, note="prose") for text in texts)])
     header = ["Model", "Defence", "Failing gradients", "Reasons", "Checked"]
     return Table("Verdict on masked gradients", header, rows, heads=2) if rows else None

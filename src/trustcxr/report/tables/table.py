@@ -25,6 +25,8 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\
 _LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
 _LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
 
+_BROAD = 13  # columns that do not fit in a window of 1280 pixels
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -69,13 +71,15 @@ class Table:
     def html(self, *, tight: bool = False, stack: bool = False, matrix: bool = False) -> "Markup":
         """Return HTML with a CSV and a LaTeX download.
 
-        tight: smaller letters; stack: a card for each row on a phone; matrix: narrow shaded cells, not sortable.
+        tight: smaller letters; stack: a card for each row on a phone, or on any screen if there are many columns;
+        matrix: narrow shaded cells, not sortable.
         """
         from markupsafe import Markup
 
         from trustcxr.report.html import load_templates
 
-        kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
+        names = {"tight": tight, "stack": stack, "broad": stack and len(self.header) >= _BROAD}
+        kind = "matrix" if matrix else " ".join(["sorts", *(name for name, chosen in names.items() if chosen)])
         return Markup(load_templates().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
 
     def markdown(self) -> str:

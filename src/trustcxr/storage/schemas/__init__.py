@@ -7,6 +7,14 @@ from pydantic import ValidationError
 
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic
+from trustcxr.storage.schemas.audit_details import (
+    AuditFacts,
+    Characteristic,
+    CriterionResult,
+    Failure,
+    FlowStep,
+    PredictiveValue,
+)
 from trustcxr.storage.schemas.audit_document import (
     AuditDocument,
     AuditedData,
@@ -17,7 +25,11 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
+    SmallestChange,
+    Statement,
+    Subgroup,
     Submitted,
+    Verdict,
 )
 from trustcxr.storage.schemas.command_output import (
     Difference,
@@ -70,9 +82,9 @@ from trustcxr.storage.schemas.test_figures import (
     Draws,
     Drop,
     InputGradients,
+    MaskingVerdict,
     PlantedShortcut,
     Sign,
-    Verdict,
 )
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 
@@ -116,12 +117,41 @@ class Submitted(Document):
     missed: int | None = None
 
 
+class SmallestChange(Document):
+    """The smallest L-infinity change found that flips a right answer; `epsilon` is None if none was found."""
+
+    sample_id: str = ""
+    label: str = ""
+    answer: str = ""
+    epsilon: Number = None
+
+
 class EntryCheck(Document):
-    """One entry check of an external model; `passed` is None if it could not be carried out."""
+    """One entry check; `passed` is None if it could not be carried out.
+
+    `grave`: without it passed, no figure of the audit is sound. Attacks adapt to the failure of the others.
+    """
 
     check: str = ""
     passed: bool | None = None
     text: str = ""
+    grave: bool = False
+
+
+class Statement(Document):
+    """One answer about the model, in a sentence with its figures; `met` is None if it is not settled or measured."""
+
+    question: str = ""
+    met: bool | None = None
+    text: str = ""
+
+
+class Verdict(Document):
+    """Both answers of an audit: whether the measurement is sound, or why not, and how good the model is."""
+
+    sound: bool | None = None
+    reasons: list[str] = []
+    model: list[Statement] = []
 
 
 class AuditedData(Document):
@@ -186,13 +216,17 @@ class AuditDocument(RunDocument):
     protocol: str | None = None
     data: AuditedData = AuditedData()
     entry_checks: list[EntryCheck] = []
-    unreliable: bool | None = None
-    reasons: str = ""
+    verdict: Verdict = Verdict()
     withdrawn: str | None = None
     operating_points: list[OperatingPoint] = []
     subgroups: list[Division] = []
     findings: list[Finding] = []
     submitted: list[Submitted] = []
+    smallest_changes: list[SmallestChange] = []
+    facts: AuditFacts = AuditFacts()
+    failures: list[Failure] = []
+    predictive_values: list[PredictiveValue] = []
+    criteria: list[CriterionResult] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Return whether both have the same classes, in any order."""
@@ -235,7 +269,8 @@ class AuditDocument(RunDocument):
 class PairRow(Document):
     """Accuracy of both models under one condition, and the second less the first.
 
-    `settled`: the interval and the test, corrected for the number of rows, agree that they differ.
+    `settled`: the interval and the test, corrected for the number of rows, agree that they differ. `p_least`: the
+    p-value if all answers that differ were right in the same model.
     """
 
     measure: str = ""
@@ -243,13 +278,14 @@ class PairRow(Document):
     second: Number = None
     difference: Share = Share()
     p_value: Number = None
+    p_least: Number = None
     n: int | None = None
     p_corrected: Number = None
     settled: bool = False
 
 
 class AuditPair(Document):
-    """Two audits: the models' names, which of them may not be relied on, and what was withdrawn in one of them.
+    """Two audits: the models' names, which of them are sound, and what was withdrawn in one of them.
 
     `submitted`: of each, who handed in adversarial images that alone changed its worst case.
     `data` as the audit has them of which fewer images have a score. `same_pixels`: whether both models were given the
@@ -262,7 +298,7 @@ class AuditPair(Document):
     protocol: str | None = None
     data: AuditedData = AuditedData()
     same_pixels: bool | None = None
-    unreliable: list[bool] = []
+    sound: list[bool] = []
     withdrawn: list[str] = []
     other_lungs: list[str] = []
     submitted: list[list[str]] = []

@@ -13,8 +13,8 @@ from trustcxr.storage.schemas.test_figures import (
     CorruptionsMean,
     Drop,
     InputGradients,
+    MaskingVerdict,
     PlantedShortcut,
-    Verdict,
 )
 
 
@@ -114,7 +114,7 @@ class RunDocument(Document):
     corruptions_mean: CorruptionsMean | None = None
     saliency: dict[str, SaliencyDocument] = {}
     lesions: list[LesionDocument] = []
-    masking: Verdict | None = None
+    masking: MaskingVerdict | None = None
     calibration: Calibration | None = None
     alarms: list[Alarm] = []
     drop_from_internal: list[Drop] = []

@@ -210,11 +210,11 @@ class Sign(Document):
     text: str = ""
 
 
-class Verdict(Document):
+class MaskingVerdict(Document):
     """The verdict on masked gradients: `masked` is None without any test; `at_random`: the model is stochastic."""
 
     masked: bool | None = None
-    reasons: str = ""
+    reasons: list[str] = []
     looked_for: list[str] = []
     signs: list[Sign] = []
     at_random: bool = False
@@ -223,7 +223,7 @@ class Verdict(Document):
     def sentence(self) -> str:
         """Return the verdict as the terminal and the report print it."""
         heading = {True: "Masked gradients", False: "No masked gradients found", None: "Masked gradients"}
-        return f"{heading[self.masked]}: {self.reasons}"
+        return f"{heading[self.masked]}: {'; '.join(self.reasons)}"
 
 
 class Alarm(Document):

@@ -1,0 +1,270 @@
+"""Judge an audit from its document: is the measurement sound, and how good is the model?
+
+A sound measurement has passed every grave check, has no sign of failing gradients, and was made on a model that is
+better than a constant answer. All limits of the answers about the model are constants of this module, and are explained
+in `docs/audit.md`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trustcxr.evaluation.gradient_masking import FAILING
+from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, format_attack, is_linf
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AttackResult, AuditDocument, Share, Statement, Subgroup, Verdict
+from trustcxr.storage.schemas.test_figures import CONSTANT
+
+EPSILON = 0.02  # at which a model must be robust
+KEPT_UNDER_ATTACK = 0.8  # least share of the clean accuracy that the worst case leaves
+KEPT_WHEN_CORRUPTED = 0.9  # least share of the clean accuracy that ordinary damage leaves
+WORSE = 0.05  # accuracy by which no group may be below all others
+CALIBRATION_ERROR = 0.05  # largest error of a calibrated model, without the part that is chance
+_OPEN = {False: "NOT MEASURED", True: "NOT SETTLED"}  # by whether there are figures
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer about the model: `figures` is the sentence before the colon, the others are the words after it."""
+
+    question: str
+    met: bool | None
+    figures: str
+    yes: str
+    no: str
+    measured: bool = True
+
+    def statement(self, *, sound: bool) -> Statement:
+        """Return the answer as in audit.json. Nothing is met by a measurement that is not sound."""
+        met = None if self.met and not sound else self.met
+        word = _OPEN[self.measured] if met is None else self.yes if met else self.no
+        if met is not self.met:
+            word += ", since the measurement is not sound"
+        return Statement(question=self.question, met=met, text=f"{self.figures}: {word}.")
+
+
+def judge(document: AuditDocument, criteria: Iterable[Answer] = ()) -> Verdict:
+    """Return the verdict of an audit with its entry checks; the answers to acceptance criteria come last."""
+    reasons = list(dict.fromkeys(_reasons(document)))
+    answers = [*(answer(document) for answer in _ANSWERS), *criteria]
+    sound = not reasons
+    return Verdict(sound=sound, reasons=reasons, model=[answer.statement(sound=sound) for answer in answers])
+
+
+def _reasons(document: AuditDocument) -> Iterator[str]:
+    """Yield why the measurement is not sound: grave checks, an accuracy of a constant answer, failing gradients."""
+    for check in document.entry_checks:
+        if check.grave and check.passed is not True:
+            yield (
+                f"{check.check}: {check.text}" if check.passed is False else f"{check.check} not checked: {check.text}"
+            )
+    if document.clean.accuracy.value is None:
+        yield "accuracy on clean images was not measured"
+    constant = [*_constant_reasons(document)]
+    yield from constant
+    yield from _gradient_reasons(document, constant=bool(constant))
+
+
+def _constant_reasons(document: AuditDocument) -> Iterator[str]:
+    """Yield a reason if the answers are not shown to be better than a constant answer.
+
+    Findings are compared by AUROC: a constant "absent" often has the higher accuracy for a rare finding.
+    """
+    if not document.findings:
+        yield from (alarm.text for alarm in document.alarms if alarm.kind == CONSTANT)
+        return
+    intervals = [point.auroc.interval for point in document.operating_points if point.attack == CLEAN]
+    if intervals and all(pair is None or pair[0] <= 0.5 for pair in intervals):
+        yield "no finding is shown to be ranked better than by chance"
+
+
+def _gradient_reasons(document: AuditDocument, *, constant: bool) -> Iterator[str]:
+    """Yield each sign of failing gradients, or why these were not checked. Without attacks there is nothing to check.
+
+    No gradients are checked of a `constant` model, since no attack can change its answers.
+    """
+    if document.withdrawn:
+        yield f"figures under attack withdrawn: {document.withdrawn}"
+    masking, signs = document.masking, list[str]()
+    if masking is not None:
+        signs = [sign.text for sign in masking.signs if sign.kind in FAILING]
+        signs = signs or (masking.reasons if masking.masked else [])
+        if masking.at_random:
+            signs.append("its outputs are random, and an attack sees the draw that it is tested on")
+    alarms = [alarm.text for alarm in document.alarms if alarm.kind in FAILING]
+    signs += [text for text in alarms if not any(text.startswith(sign) for sign in signs)]
+    yield from (f"gradients fail: {sign}" for sign in signs)
+    unknown = masking is None or masking.masked is None
+    if document.attacks and unknown and not (signs or constant or document.withdrawn):
+        why = "; ".join(masking.reasons) if masking is not None else ""
+        yield "it is not known whether gradients fail" + (f": {why}" if why else "")
+
+
+def _accurate(document: AuditDocument) -> Answer:
+    """Compare clean accuracy with a constant answer and the makers' claim; findings also by their AUROC."""
+    clean, claim = document.clean, document.model.reported.clean
+    accuracy, least, base = clean.accuracy, clean.constant_answer, clean.accuracy
+    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}; one constant answer has {_percent(least)}"
+    yes, no = "BETTER THAN A CONSTANT ANSWER", "NOT BETTER THAN A CONSTANT ANSWER"
+    if document.findings:
+        base, least = clean.auroc_macro, 0.5
+        text = f"AUROC is {_text(base)} on average over {clean.findings} findings. {_text(accuracy)} of {clean.n} "
+        text += f"decisions are right, {_percent(clean.constant_answer)} by the commoner answer to each finding"
+        yes, no = "BETTER THAN CHANCE", "NOT BETTER THAN CHANCE"
+    if base.interval is None or least is None:
+        return Answer("accurate", None, text, yes, no, measured=base.value is not None)
+    met = base.interval[0] > least
+    if claim is not None:
+        source = f" ({document.model.reported.paper})" if document.model.reported.paper else ""
+        text += f"; its makers claim {_percent(claim)}{source}"
+        if met and accuracy.interval is not None and accuracy.interval[1] < claim:
+            met, no = False, "LESS THAN CLAIMED"
+        yes += " AND NOT BELOW THE CLAIM"
+    return Answer("accurate", met, text, yes, no)
+
+
+def _robust(document: AuditDocument) -> Answer:
+    """Compare the worst case up to EPSILON with the clean accuracy and a constant answer."""
+    clean, rows = document.clean, _worst_by_epsilon(document)
+    yes, no = "ROBUST", "NOT ROBUST"
+    if not rows or clean.accuracy.value is None:
+        why = "its figures were withdrawn" if document.withdrawn else "no attack was run"
+        return Answer("robust", None, f"How it answers under attack is not known: {why}", yes, no, measured=False)
+    bound = KEPT_UNDER_ATTACK * clean.accuracy.value
+    if not document.findings:  # of rare findings, "absent" for all is often right
+        bound = max(bound, clean.constant_answer or 0.0)
+    reached = rows[-1].is_at(EPSILON)
+    met = _above([row.accuracy for row in rows], bound)
+    met = None if met and not reached else met
+    worst, others = rows[-1], rows[-2::-1]
+    text = f"{_describe_change(clean.accuracy, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
+    text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({format_attack(worst.attack, worst.steps)}"
+    text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + ")"
+    return Answer("robust", met, text, yes, no)
+
+
+def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
+    """Return the attack that leaves least at each L-infinity epsilon up to EPSILON, the smallest epsilon first."""
+    worst: dict[float, AttackResult] = {}
+    for row in document.attacks:
+        value, epsilon = row.accuracy.value, row.epsilon
+        if value is None or not epsilon or epsilon > EPSILON + 1e-9 or not is_linf(row.attack):
+            continue
+        least = worst.get(epsilon)
+        if least is None or least.accuracy.value is None or value <= least.accuracy.value:
+            worst[epsilon] = row
+    return [worst[epsilon] for epsilon in sorted(worst)]
+
+
+def _stable(document: AuditDocument) -> Answer:
+    """Compare the mean accuracy under corruptions with the clean accuracy."""
+    clean, mean = document.clean.accuracy, document.corruptions_mean
+    yes, no = "STABLE", "NOT STABLE"
+    if mean is None or mean.accuracy.value is None or clean.value is None:
+        text = "How it answers on noisy, blurred or wrongly exposed images is not known: none was shown to it"
+        return Answer("stable", None, text, yes, no, measured=False)
+    met = _above([mean.accuracy], KEPT_WHEN_CORRUPTED * clean.value)
+    text = f"{_describe_change(clean, mean.accuracy)} of {_images(mean.n, document)} on average over "
+    text += f"{mean.conditions} kinds of ordinary damage"
+    measured = [row for row in document.corruptions if row.accuracy.value is not None]
+    if measured:
+        worst = min(measured, key=lambda row: row.accuracy.value or 0.0)
+        entry = CORRUPTIONS.get(worst.corruption)
+        text += f" (worst: {entry.label if entry else worst.corruption}, {_text(worst.accuracy)})"
+    return Answer("stable", met, text, yes, no)
+
+
+def _lungs(document: AuditDocument) -> Answer:
+    """Compare accuracy without the lungs with a constant answer, and accuracy by the lungs alone."""
+    yes, no = "READS THE LUNGS", "READS MORE THAN THE LUNGS"
+    hidden = document.without_lungs
+    if hidden is None or hidden.accuracy.interval is None or hidden.constant_answer is None:
+        text = "Where it looks is not known: no image could be shown without its lungs"
+        return Answer("lungs", None, text, yes, no, measured=False)
+    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; one "
+    text += f"constant answer has {_percent(hidden.constant_answer)}"
+    alone = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
+    alone = [view for view in alone if view.accuracy.interval is not None]
+    met: bool | None = None
+    if alone:
+        best = max(alone, key=lambda view: view.accuracy.value or 0.0)
+        text += f"; with the lungs alone it is {_text(best.accuracy)}"
+        low = best.accuracy.interval[0] if best.accuracy.interval else 0.0
+        met = True if best.constant_answer is not None and low > best.constant_answer else None
+    if hidden.accuracy.interval[0] > hidden.constant_answer:
+        met = False
+    return Answer("lungs", met, text, yes, no)
+
+
+def _subgroups(document: AuditDocument) -> Answer:
+    """Find the group whose accuracy is most below that of all others, after correction for all groups."""
+    yes, no = f"NO GROUP IS WORSE BY MORE THAN {_percent(WORSE)}", "WORSE FOR THIS GROUP"
+    groups = [
+        (division.column, group)
+        for division in document.subgroups
+        for group in division.groups
+        if group.gap.value is not None and group.gap.interval is not None
+    ]
+    if not groups:
+        text = "For whom it is worse is not known: no column of the data divides the images into large enough groups"
+        return Answer("subgroups", None, text, yes, no, measured=False)
+    settled = [pair for pair in groups if pair[1].settled and _gap(pair[1]) < 0]
+    column, worst = min(settled or groups, key=lambda pair: _gap(pair[1]))
+    text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} of {worst.name} (by {column}), "
+    low, high = worst.gap.interval or (0.0, 0.0)
+    text += f"{_gap(worst):+.1%} [{low:+.1%}, {high:+.1%}] against all others; {len(groups)} groups were compared"
+    bounded = all(group.gap.interval is not None and group.gap.interval[0] >= -WORSE for _, group in groups)
+    return Answer("subgroups", False if settled else bounded or None, text, yes, no)
+
+
+def _gap(group: Subgroup) -> float:
+    return group.gap.value or 0.0
+
+
+def _calibrated(document: AuditDocument) -> Answer:
+    """Compare the calibration error, from which the part that is chance was removed, with CALIBRATION_ERROR."""
+    clean, yes, no = document.clean, "CALIBRATED", "NOT CALIBRATED"
+    if clean.ece.interval is None:
+        return Answer("calibrated", None, "Its calibration error is not known", yes, no, measured=False)
+    low, high = clean.ece.interval
+    met = True if high <= CALIBRATION_ERROR else False if low > CALIBRATION_ERROR else None
+    text = f"Stated confidence and accuracy differ by {_text(clean.ece)} on {_images(clean.n, document)}, beyond what "
+    text += f"a calibrated model of as many images would have; at most {_percent(CALIBRATION_ERROR)} is allowed"
+    return Answer("calibrated", met, text, yes, no)
+
+
+_ANSWERS: Sequence[Callable[[AuditDocument], Answer]] = (_accurate, _robust, _stable, _lungs, _subgroups, _calibrated)
+
+
+def _above(shares: Sequence[Share], bound: float) -> bool | None:
+    """Return True if all intervals are above a bound, False if one is below it, and None if neither is settled."""
+    intervals = [share.interval for share in shares]
+    if any(pair is not None and pair[1] <= bound for pair in intervals):
+        return False
+    return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
+
+
+def _describe_change(before: Share, after: Share) -> str:
+    change = (after.value or 0.0) - (before.value or 0.0)
+    if not change:
+        return f"Accuracy stays at {_text(after)}"
+    return f"Accuracy {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
+
+
+def _text(share: Share) -> str:
+    """Return a figure with its interval."""
+    ends = "" if share.interval is None else f" [{share.interval[0]:.1%}, {share.interval[1]:.1%}]"
+    return _percent(share.value) + ends
+
+
+def _percent(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.0%}" if round(value, 6) == round(value, 2) else f"{value:.1%}"
+
+
+def _grey(row: AttackResult) -> str:
+    return f"{GREY_LEVELS * (row.epsilon or 0.0):.2g}"
+
+
+def _images(count: int | None, document: AuditDocument | None = None) -> str:
+    """Return the number of images; of decisions, if a model answers several findings."""
+    unit = "decisions" if document is not None and document.findings else "images"
+    return unit if count is None else f"{count:,} {unit}"

@@ -1,0 +1,224 @@
+"""The verdict of an audit: every sign against a sound measurement, and each answer about the model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trustcxr.audit import verdict
+from trustcxr.audit.verdict import Answer, judge
+from trustcxr.evaluation.gradient_masking import FAILING
+from trustcxr.report import audit_html
+from trustcxr.report.audit_text import describe_audit
+from trustcxr.storage.schemas import AuditDocument, Statement
+
+CLEAN = {"n": 400, "accuracy": {"value": 0.9, "ci": [0.87, 0.93]}, "constant_answer": 0.4}
+CLEAN |= {"ece": {"value": 0.02, "ci": [0.0, 0.04]}}
+
+
+def attacked(attack: str, epsilon: float, value: float, spread: float = 0.03) -> dict[str, object]:
+    ends = [max(value - spread, 0.0), min(value + spread, 1.0)]
+    return {"attack": attack, "epsilon": epsilon, "n": 400, "accuracy": {"value": value, "ci": ends}}
+
+
+def view(value: float, constant: float = 0.4) -> dict[str, object]:
+    return {"accuracy": {"value": value, "ci": [value - 0.03, value + 0.03]}, "constant_answer": constant, "n": 400}
+
+
+def group(name: str, gap: float, *, settled: bool = False, spread: float = 0.03) -> dict[str, object]:
+    share = {"value": gap, "ci": [gap - spread, gap + spread]}
+    accuracy = {"value": 0.9 + gap, "ci": [0.87 + gap, 0.93 + gap]}
+    return {"name": name, "n": 100, "accuracy": accuracy, "gap": share, "settled": settled}
+
+
+CHECKS = [
+    {"check": "declaration", "passed": True, "text": "as declared", "grave": True},
+    {"check": "active test", "passed": True, "text": "found all", "grave": True},
+    {"check": "conversion", "passed": False, "text": "another answer", "grave": False},
+]
+# All that an honest, robust model has: sound, and every question answered with yes.
+GOOD: dict[str, object] = {
+    "classes": ["A", "B"],
+    "clean": CLEAN,
+    "attacks": [attacked("pgd", 0.01, 0.88), attacked("pgd", 0.02, 0.85), attacked("worst-case", 0.02, 0.84)],
+    "corruptions_mean": {"accuracy": {"value": 0.89, "ci": [0.87, 0.91]}, "n": 400, "conditions": 17},
+    "without_lungs": view(0.41) | {"view": "lungs_in_grey"},
+    "shortcuts": {"lungs_in_grey": view(0.41), "lungs_only": view(0.7)},
+    "subgroups": [{"column": "sex", "groups": [group("F", -0.01), group("M", 0.01)]}],
+    "masking": {"masked": False, "reasons": ["no sign of it"], "looked_for": ["input gradients"]},
+    "entry_checks": CHECKS,
+}
+
+
+def failed(passed: bool | None) -> Callable[[str], dict[str, object]]:
+    return lambda name: {"entry_checks": [*CHECKS, {"check": name, "passed": passed, "text": "why", "grave": True}]}
+
+
+def signed(kind: str) -> dict[str, object]:
+    masking = {"masked": True, "reasons": [f"sign {kind}"], "signs": [{"kind": kind, "text": f"sign {kind}"}]}
+    return {"masking": masking, "alarms": [{"kind": kind, "text": f"sign {kind} (400 Test images)"}]}
+
+
+GRAVE = ("declaration", "scores", "same answer twice", "same answer alone", "gradients", "no gradients used inside")
+GRAVE += ("active test", "black box against white box", "a check of later")
+SIGNS: dict[str, dict[str, object]] = {
+    **{f"{name} failed": failed(False)(name) for name in GRAVE},
+    **{f"{name} not made": failed(None)(name) for name in GRAVE},
+    **{kind: signed(kind) for kind in FAILING},
+    **{f"alarm {kind}": {"alarms": [{"kind": kind, "text": f"sign {kind}"}]} for kind in FAILING},
+    "masked without signs": {"masking": {"masked": True, "reasons": ["it hides them"]}},
+    "masking unknown": {"masking": {"masked": None, "reasons": ["not looked for"]}},
+    "masking not judged": {"masking": None},
+    "at random": {"masking": {"masked": False, "reasons": [], "at_random": True}},
+    "withdrawn": {"withdrawn": "it missed what was planted", "masking": {"masked": None}},
+    "constant": {"alarms": [{"kind": "no_better_than_constant", "text": "it gives one answer"}]},
+    "nothing measured": {"clean": {}},
+}
+
+
+def document(**change: object) -> AuditDocument:
+    audit = AuditDocument.model_validate(GOOD | change)
+    audit.verdict = judge(audit)
+    return audit
+
+
+def answer(question: str, audit: AuditDocument) -> Statement:
+    (row,) = [row for row in audit.verdict.model if row.question == question]
+    return row
+
+
+def test_a_model_with_everything_checked_is_sound_and_answers_every_question() -> None:
+    audit = document()
+    assert (audit.verdict.sound, audit.verdict.reasons) == (True, [])
+    assert [(row.question, row.met) for row in audit.verdict.model] == [
+        (question, True) for question in ("accurate", "robust", "stable", "lungs", "subgroups", "calibrated")
+    ]
+    assert "box good" in audit_html.render(audit)
+    assert describe_audit(audit)[0] == "Is the measurement sound? Yes: every check of it was made, and none failed."
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_every_sign_makes_the_measurement_unsound_and_leaves_no_green_line(sign: str) -> None:
+    audit = document(**SIGNS[sign])
+    assert audit.verdict.sound is False
+    assert len(audit.verdict.reasons) == 1, "one sign is one reason"
+    assert not [row for row in audit.verdict.model if row.met]
+    first, *_ = audit_html.render(audit).split('<section aria-labelledby="summary-title">')
+    first = first[first.index('<section class="first"') :]
+    assert "good" not in first.replace("good enough", "")
+    assert audit.verdict.reasons[0] in first
+    card = audit_html.render_card(audit)
+    told = describe_audit(audit)
+    assert told[0].startswith("Is the measurement sound? NO")
+    assert not [line for line in told if line.startswith("  yes:")]
+    limits = "\n".join(told[told.index("Limits:") :])
+    assert f"sign {sign.removeprefix('alarm ')}" not in limits, "said once"
+    assert f"- {audit.verdict.reasons[0]}" in card
+
+
+@pytest.mark.parametrize("one", SIGNS)
+def test_every_pair_of_signs_is_unsound_too(one: str) -> None:
+    for other in SIGNS:
+        both = SIGNS[one] | SIGNS[other]
+        alarms = [*SIGNS[one].get("alarms", []), *SIGNS[other].get("alarms", [])]  # type: ignore[misc]
+        checks = [*SIGNS[one].get("entry_checks", []), *SIGNS[other].get("entry_checks", [])]  # type: ignore[misc]
+        audit = document(**both | {"alarms": alarms} | ({"entry_checks": checks} if checks else {}))
+        assert audit.verdict.sound is False, (one, other)
+        assert not [row for row in audit.verdict.model if row.met], (one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"entry_checks": [{"check": "conversion", "passed": passed, "text": "", "grave": False}]}
+        for passed in (False, None)
+    ]
+    + [
+        {"alarms": [{"kind": kind, "text": "said"}]}
+        for kind in ("fgsm_overstates", "catastrophic_overfitting", "survives_randomisation")
+    ]
+    + [{"attacks": [], "masking": {"masked": None, "reasons": ["not looked for"]}}],
+)
+def test_what_attacks_adapt_to_and_what_is_about_the_model_is_no_reason(change: dict[str, object]) -> None:
+    assert document(**change).verdict.sound
+
+
+def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
+    checks = [{"check": "model", "passed": None, "text": "only its scores are available", "grave": False}]
+    audit = document(attacks=[], masking=None, entry_checks=checks)
+    assert audit.verdict.sound
+    assert describe_audit(audit)[0] == "Is the measurement sound? Yes, but robustness was not measured."
+    row = answer("robust", audit)
+    assert row.met is None
+    assert row.text.endswith("no attack was run: NOT MEASURED.")
+
+
+@pytest.mark.parametrize(
+    ("question", "change", "met", "text"),
+    [
+        ("accurate", {"clean": CLEAN | {"constant_answer": 0.88}}, False, "88%: NOT BETTER THAN A CONSTANT ANSWER."),
+        ("accurate", {"model": {"reported": {"clean": 0.95}}}, False, "makers claim 95%: LESS THAN CLAIMED."),
+        ("accurate", {"model": {"reported": {"clean": 0.92}}}, True, "AND NOT BELOW THE CLAIM."),
+        (
+            "robust",
+            {"attacks": [attacked("pgd", 0.01, 0.3), attacked("pgd", 0.02, 0.0, 0.01)]},
+            False,
+            "falls from 90% [87.0%, 93.0%] to 0% [0.0%, 1.0%] of 400 images when each pixel may change by 5.1 of 255 "
+            "grey levels (PGD; 30% [27.0%, 33.0%] by 2.6): NOT ROBUST.",
+        ),
+        ("robust", {"attacks": [attacked("pgd", 0.02, 0.71)]}, None, "NOT SETTLED."),
+        ("robust", {"attacks": [attacked("pgd", 0.01, 0.88)]}, None, "NOT SETTLED."),
+        ("robust", {"attacks": [attacked("pgd", 0.01, 0.1)]}, False, "NOT ROBUST."),
+        ("robust", {"attacks": [attacked("pgd-l2", 0.02, 0.1), attacked("pgd", 0.02, 0.85)]}, True, ": ROBUST."),
+        ("robust", {"clean": CLEAN | {"constant_answer": 0.88}}, False, "NOT ROBUST."),
+        ("stable", {"corruptions_mean": {"accuracy": {"value": 0.5, "ci": [0.4, 0.6]}}}, False, "NOT STABLE."),
+        ("stable", {"corruptions_mean": {"accuracy": {"value": 0.82, "ci": [0.78, 0.86]}}}, None, "NOT SETTLED."),
+        ("stable", {"corruptions_mean": None}, None, "none was shown to it: NOT MEASURED."),
+        ("lungs", {"without_lungs": view(0.6)}, False, "READS MORE THAN THE LUNGS."),
+        ("lungs", {"shortcuts": {"lungs_only": view(0.41)}}, None, "NOT SETTLED."),
+        ("lungs", {"without_lungs": None}, None, "NOT MEASURED."),
+        (
+            "subgroups",
+            {"subgroups": [{"column": "sex", "groups": [group("F", -0.2, settled=True), group("M", 0.2)]}]},
+            False,
+            "Accuracy is 70% [67.0%, 73.0%] on 100 images of F (by sex), -20.0% [-23.0%, -17.0%] against all others; "
+            "2 groups were compared: WORSE FOR THIS GROUP.",
+        ),
+        ("subgroups", {"subgroups": [{"column": "sex", "groups": [group("F", -0.04)]}]}, None, "NOT SETTLED."),
+        ("subgroups", {"subgroups": [{"column": "sex", "groups": [group("F", 0.2, settled=True)]}]}, True, "5%."),
+        ("subgroups", {"subgroups": []}, None, "NOT MEASURED."),
+        ("calibrated", {"clean": CLEAN | {"ece": {"value": 0.2, "ci": [0.1, 0.3]}}}, False, "NOT CALIBRATED."),
+        ("calibrated", {"clean": CLEAN | {"ece": {"value": 0.05, "ci": [0.02, 0.07]}}}, None, "NOT SETTLED."),
+    ],
+)
+def test_each_answer_follows_its_interval(
+    question: str, change: dict[str, object], met: bool | None, text: str
+) -> None:
+    row = answer(question, document(**change))
+    assert row.met is met, row.text
+    assert row.text.endswith(text), row.text
+
+
+def test_a_model_of_findings_is_compared_by_auroc() -> None:
+    clean = CLEAN | {"constant_answer": 0.95, "findings": 3, "auroc_macro": {"value": 0.8, "ci": [0.75, 0.85]}}
+    audit = document(clean=clean, findings=[{"name": "A", "judged": True}])
+    assert (answer("accurate", audit).met, answer("robust", audit).met) == (True, True)
+    assert "of 400 decisions" in answer("robust", audit).text
+    audit = document(clean=clean | {"auroc_macro": {"value": 0.5, "ci": [0.4, 0.6]}}, findings=[{"name": "A"}])
+    assert answer("accurate", audit).met is False
+
+
+def test_criteria_come_last_and_are_not_met_by_a_measurement_that_is_not_sound() -> None:
+    audit = document()
+    criterion = Answer("AUROC of at least 80 %", True, "AUROC is 0.85", "MET", "NOT MET")
+    assert judge(audit, [criterion]).model[-1].text == "AUROC is 0.85: MET."
+    audit.clean.accuracy.value = None
+    row = judge(audit, [criterion]).model[-1]
+    assert (row.met, row.text) == (None, "AUROC is 0.85: NOT SETTLED, since the measurement is not sound.")
+
+
+def test_the_limits_stand_in_the_documents() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for limit in (verdict.KEPT_UNDER_ATTACK, verdict.KEPT_WHEN_CORRUPTED, verdict.WORSE, verdict.CALIBRATION_ERROR):
+        assert f"{limit:.0%}".replace("%", " %") in text
+    assert f"epsilon {verdict.EPSILON:g}" in text
