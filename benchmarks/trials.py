@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.errors import UserError
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage import atomic
 
@@ -73,8 +75,11 @@ def main() -> None:
     options = parser.parse_args()
     parts = [read_validation(run, options.split) for run in options.runs]
     images = pd.concat([part for part, _, _ in parts]).groupby(["sample_id", "group"], as_index=False).mean()
-    seeds = [str(atomic.section(atomic.read_yaml(run / "run.yaml"), "recipe")["seed"]) for run in options.runs]
-    row: dict[str, object] = {"trial": options.trial, "what": options.what, "seeds": " ".join(seeds), "n": len(images)}
+    recipes = [validate(RunRecipe, atomic.read_yaml(run / "run.yaml")["recipe"], str(run)) for run in options.runs]
+    keys = recipes[0].model_dump_json(exclude_defaults=True, exclude={"seed"})
+    seeds = " ".join(str(recipe.seed) for recipe in recipes)
+    what = f"{options.what}; recipe {keys}"
+    row: dict[str, object] = {"trial": options.trial, "what": what, "seeds": seeds, "n": len(images)}
     row |= {"attack": parts[0][1], "epsilon": parts[0][2], "command": typed_command()}
     for name in ("clean", "attacked"):
         row |= percent(images[name].to_numpy(float), images["group"].to_numpy(), name)
