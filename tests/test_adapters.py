@@ -100,7 +100,7 @@ def test_weights_with_the_name_of_their_network(radiographs: Tensor, tmp_path: P
     for name in ("m.safetensors", "m.pth"):
         given = load(tmp_path / name, timm="test_resnet", classes=CLASSES, **IMAGENET)
         same_as_the_plain_network(given.model, net, radiographs)
-    with pytest.raises(UserError, match="say which network they are of with timm"):
+    with pytest.raises(UserError, match="Say which network they are of with timm"):
         load(tmp_path / "m.pth", classes=CLASSES)
     with pytest.raises(UserError, match=r"not the weights of test_resnet with 4 classes.*of \(3, "):
         load(tmp_path / "m.pth", timm="test_resnet", classes=[*CLASSES, "other"], **IMAGENET)

@@ -47,7 +47,9 @@ def audit(
     adversarial: Annotated[
         Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
-    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions.")] = False,
+    init: Annotated[
+        bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")
+    ] = False,
     criteria: Annotated[Path | None, Option(help="File of acceptance criteria. Default: the model file's.")] = None,
     init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
     fail: Annotated[bool, Option("--fail", help="Exit with 3 unless every criterion is met.")] = False,
@@ -71,11 +73,15 @@ def audit(
     if not model:
         raise UserError("audit: no model is given. Give a run's folder or a model file; see trustcxr audit --help")
     if init:
-        from trustcxr.audit.formats import describe_as_dict, describe_file
+        from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
+        from trustcxr.audit.propose_declaration import propose_declaration
 
-        if json:
-            return print_json(describe_as_dict(model, trust_code=trust_code))
-        return print(describe_file(model, trust_code=trust_code), end="")
+        if data is None:
+            text = describe_file(model, trust_code=trust_code)
+        else:
+            options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
+            text = propose_declaration(model, data, trust_code=trust_code, **options)  # type: ignore[arg-type]
+        return print_json(parse_draft(text)) if json else print(text, end="")
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"

@@ -120,7 +120,9 @@ class Reported(Declared):
 class ModelFile(Declared):
     """A model file with one of `source`, `python`, `predictions`; `timm` names the network of weights."""
 
-    source: str | None = Field(None, description=".onnx, weights (.safetensors, .pth), .pt2 or TorchScript .pt")
+    source: str | None = Field(
+        None, description=".onnx, .keras, .h5, .tflite, weights (.safetensors, .pth), .pt2 or TorchScript .pt"
+    )
     timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
     python: str | None = Field(None, description="module:function that returns the model; it runs code")
     predictions: str | None = Field(None, description="a table of scores, .csv or .parquet; then nothing is attacked")
