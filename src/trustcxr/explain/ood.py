@@ -28,7 +28,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 ACCEPTED = 0.95  # of validation images
 SIDE = 32  # pixels of the small image
@@ -71,7 +71,7 @@ class Familiarity:
         return float((self.scores < score).double().mean())
 
 
-def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
+def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiarity:
     """Fit the densities on training images, and set the threshold on validation images."""
     followed = track(batches(train), f"training images of {run.name}", _count(train))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
@@ -91,13 +91,13 @@ def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
     return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
-def batches(data: "Dataset") -> Iterator[Tensor]:
+def batches(data: "Dataset | JoinedDataset") -> Iterator[Tensor]:
     """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
-        yield torch.from_numpy(np.array(data.images[first : first + _BATCH])).float().div_(255)
+        yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
 
 
-def _count(data: "Dataset") -> int:
+def _count(data: "Dataset | JoinedDataset") -> int:
     """Return the number of `batches`."""
     return -(-len(data) // _BATCH)
 

@@ -47,6 +47,10 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
     text = f"Chest X-rays of {data.root_name or 'the data set'}"
     text += f" ({', '.join(counts)} images)" if counts else ""
     text += f", classes {formatting.join_words(classes)}" if classes else ""
+    added = [each for each in _list(atomic.section(study.recipe, "data").get("add")) if isinstance(each, dict)]
+    if added:
+        names = formatting.join_words(f"{each.get('path')} ({each.get('share'):.0%} of each class)" for each in added)
+        text += f"; also trained on images of {names}"
     if data.size:
         text += f"; one grey channel with values from 0 to 1, resized to {data.size} × {data.size} pixels"
     masks = [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n]

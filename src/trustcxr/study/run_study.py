@@ -29,6 +29,7 @@ from trustcxr.recipes.study_recipe import (
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import check_out, report_skipped
+from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import (
@@ -192,7 +193,10 @@ class Study:
                 + ", ".join(f"{k} {v.classes}" for k, v in datasets.items())
             )
         preflight.check_classes(datasets)
-        preflight.check_masks(self.recipe, datasets["train"])
+        images = add_data(datasets["train"], self.recipe.data)
+        check_added(images, self.recipe.data, refit=self.recipe.training.refit)
+        preflight.check_masks(self.recipe, images)
+        datasets["train"].notes = list(images.notes)
         self.datasets = datasets
         return datasets
 

@@ -21,6 +21,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
+from trustcxr.runs.training_data import read_added
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.cost import kind
 from trustcxr.training import environment
@@ -196,4 +197,6 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
             masks = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]
             annotated = next((int(has.sum()) for has in masks if has.any()), 0)
             counts["annotated" if role == "test" else "annotated_val"] = annotated
+    for added in recipe.data.add:
+        counts["train"] += int((read_added(added, manifest.root).table["split"] == added.split).sum())
     return counts, f"images counted in {manifest.root.name}"
