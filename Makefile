@@ -9,13 +9,14 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 .PHONY: demo test quick smoke test-all site lint types install install-dev clean
 
 demo: $(VENV)/.installed
+	@echo "TrustCXR is installed. A small study on synthetic X-rays begins; it takes about two minutes."
 	$(BIN)/trustcxr demo --out out/demo
 
 # Three processes of one thread each: on two cores, since tests wait for a disk, a browser or another process.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 # The examples in docstrings, which run.
-EXAMPLES := src/trustcxr/attacks src/trustcxr/data src/trustcxr/explain
+EXAMPLES := $(addprefix src/trustcxr/,api.py plot.py attacks audit/from_python.py certify data explain)
 
 # Three sets of tests: quick ones, slow ones (`.ci/run` runs both on each push), and all.
 test: lint types quick
@@ -52,7 +53,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
-	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[weights]'
+	@echo "Installing TrustCXR and PyTorch into $(VENV); this takes a few minutes and is done once."
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar on -e '.[weights]' | grep --line-buffered -E '^(Collecting|Downloading|Installing)' || true
+	@$(BIN)/python -c 'import trustcxr' || { echo "The installation failed. Run: $(BIN)/python -m pip install -e ." >&2; exit 1; }
 	$(COMPILE)
 	@touch $@
 

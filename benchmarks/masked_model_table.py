@@ -24,8 +24,10 @@ from trustcxr.errors import UserError
 
 EPSILON, CLOSE = 0.02, 0.05
 BARE = "none"  # the undefended network itself
-HEAD = ("model", "description", "clean", "clean, truth", "worst case", "worst case, truth", "sound", "believed")
-HEAD += ("failed checks", "not checked", "processor seconds")
+HEAD = (
+    *("model", "description", "clean", "clean, truth", "worst case", "worst case, truth", "sound", "believed"),
+    *("failed checks", "not checked", "met", "processor seconds"),
+)
 
 
 def main() -> None:
@@ -91,16 +93,15 @@ def describe(name: str, classes: tuple[str, ...], size: int, out: Path, *, whole
     spent = time.process_time() - before
     rows = [row for row in document.attacks if row.attack == "worst-case" and row.epsilon == EPSILON]
     clean, worst = document.clean.accuracy.value, rows[0].accuracy.value
-    if truth is None:
-        truth = (clean, worst)
-    figures = ((clean, truth[0]), (worst, truth[1]))
-    far = any(figure is not None and figure - true > CLOSE for figure, true in figures)
+    expected = (clean, worst) if truth is None else truth
+    figures = ((clean, expected[0]), (worst, expected[1]))
+    far = any(figure is not None and true is not None and figure - true > CLOSE for figure, true in figures)
     failed, unknown = (
         "; ".join(check.check for check in document.entry_checks if check.passed is state) for state in (False, None)
     )
-    numbers = ["" if n is None else f"{n:.3f}" for n in (clean, truth[0], worst, truth[1])]
-    sound = document.verdict.sound
-    return [name, description, *numbers, sound, sound and far, failed, unknown, f"{spent:.1f}"]
+    numbers = ["" if n is None else f"{n:.3f}" for n in (clean, expected[0], worst, expected[1])]
+    sound, met = document.verdict.sound, "; ".join(row.question for row in document.verdict.model if row.met)
+    return [name, description, *numbers, sound, sound and far, failed, unknown, met, f"{spent:.1f}"]
 
 
 if __name__ == "__main__":

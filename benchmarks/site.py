@@ -7,6 +7,7 @@ stands under "More".
 
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ from trustcxr.version import NOTICE  # noqa: E402
 RESULTS = ROOT / "results"
 BETTER = {"higher": "more", "lower": "less", None: "neither: it is no matter of better or worse"}
 CHANCE = {"share": "the mask’s share of the area", "half": "0.5", "pixels": "as many random pixels"}
+# Pages written from files of the repository. Those of docs/ link the files, so that the links work in a clone too.
+WRITTEN_FROM = {
+    "CONTRIBUTING.md": "contributing.md",
+    "src/trustcxr/registry/measure_entries.py": "measures.md",
+    "README.md#what-was-found-with-it": "findings/index.md",
+}
+OUTSIDE = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")
 LINK = re.compile(r"`((?:results/)?([a-z0-9-]+)\.(md|csv))`")
 
 
@@ -54,6 +62,23 @@ def on_files(files: Any, config: Any) -> Any:
     for address, content in {**written(), **findings()}.items():
         files.append(File.generated(config, address, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links to files of the repository become links to the pages written from them."""
+    return link_pages(markdown, page.file.src_uri)
+
+
+def link_pages(markdown: str, address: str) -> str:
+    """Replace links out of docs/, of the page at this address, by those of the pages written from these files."""
+    folder = ROOT / "docs" / Path(address).parent
+
+    def link(match: re.Match[str]) -> str:
+        file = os.path.relpath(os.path.normpath(folder / match[1]), ROOT)
+        written = WRITTEN_FROM.get(file) or re.sub(r"^results/", "findings/", file)
+        return match[0] if written == file else f"]({os.path.relpath(ROOT / 'docs' / written, folder)})"
+
+    return OUTSIDE.sub(link, markdown)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from small_runs import recipe, seal
 from trustcxr.apps.serve import inference, worker
-from trustcxr.apps.serve.worker import Limits
+from trustcxr.apps.serve.limits import Limits
 from trustcxr.data.phantom.render_image import render
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.models import factory

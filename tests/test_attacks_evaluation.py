@@ -1,6 +1,9 @@
 """Attacks by name: in recipes, as typed, and in the table of predictions."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from docs_blocks import ROOT, blocks
 from small_runs import make_images, recipe, seal
 from trustcxr import attacks, registry
 from trustcxr.data.loader import to_pixels
@@ -244,3 +248,58 @@ def test_a_surrogate_with_other_classes(run: Run, radiographs: Any, place: Path,
     plan = [AttackRecipe(name="transfer", surrogate=str(other))]
     with pytest.raises(UserError, match=r"not a surrogate for .*: its classes are a, b, c instead of COVID-19"):
         predictions.predict(run, radiographs, plan, views=False)
+
+
+# --- own attacks -----------------------------------------------------------------------------------------------------
+
+
+def add_attack(entry: registry.Attack, function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add an attack as CONTRIBUTING.md tells, until the test ends."""
+    module = ModuleType("trustcxr.attacks.mine")
+    vars(module)["mine"] = function
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(registry.ATTACKS, entry.name, entry)
+    monkeypatch.setitem(attacks.ATTACKS, entry.name, attacks.load_attack(entry))
+
+
+def written() -> tuple[registry.Attack, Callable[..., Any]]:
+    """Return the entry and the function of the example."""
+    found = [block.text for block in blocks(ROOT / "CONTRIBUTING.md") if block.language == "python"]
+    code, entry = (
+        next(text for text in found if text.startswith(start)) for start in ("import torch", 'Attack("mine"')
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return eval(entry, {"Attack": registry.Attack}), names["mine"]
+
+
+def test_the_attack_of_contributing_runs(run: Run, radiographs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, function = written()
+    add_attack(entry, function, monkeypatch)
+    table = predictions.predict(run, radiographs, predictions.conditions(["mine"], [0.02], steps=2))
+    moved = table.loc[table["attack"] == "mine", "moved"]
+    assert 0 < moved.max() <= 0.02 + 1e-6
+
+
+def test_an_attack_that_takes_no_seed_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, _ = written()
+    with pytest.raises(UserError, match=r"^attack mine: mine:mine does not take seed\. Add it"):
+        add_attack(entry, lambda model, images, labels, *, epsilon, steps: images, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda images: images + 0.03, "attack mine: "),
+        (lambda images: (images + 0.03).clamp(0, 1), r"it changes an image by 0\.03, more than epsilon 0\.02"),
+        (lambda images: images * float("nan"), r"its pixels span \[nan, nan\]"),
+        (lambda images: images[:1], "Return as many"),
+    ],
+)
+def test_an_own_attack_stays_within_epsilon(
+    change: Callable[[Any], Any], complaint: str, run: Run, radiographs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, _ = written()
+    add_attack(entry, lambda model, images, labels, *, epsilon, steps, seed: change(images), monkeypatch)
+    with pytest.raises(UserError, match=complaint):
+        predictions.predict(run, radiographs, predictions.conditions(["mine"], [0.02]))

@@ -14,7 +14,7 @@ from PIL import Image
 from test_cli import complaint
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import Audit, open_images
-from trustcxr.audit.subject import load_model
+from trustcxr.audit.subject import load_subject
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.report import leaderboard
 from trustcxr.storage.schemas import AuditDocument
@@ -25,7 +25,7 @@ CLASSES = ("dark", "bright")
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     short = load_exam().model_copy(update={"bootstrap": 100})
-    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    monkeypatch.setattr(audits, "load_exam", lambda _: short)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def listed(made: Path, tmp_path: Path) -> Path:
 
 def key(model: Path, data: Path, *, trust_code: bool = False) -> str:
     """What an audit of that model on those data would say that it examined."""
-    subject = load_model(model, trust_code=trust_code)
+    subject = load_subject(model, trust_code=trust_code)
     return Audit(subject, open_images(subject, data, None, None, None), load_exam()).key
 
 

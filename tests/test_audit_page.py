@@ -54,7 +54,7 @@ def shown(document: AuditDocument) -> Page:
 
 def section(page: Page, title: str, until: str) -> str:
     """The words between two headings."""
-    return " ".join(page.text.partition(f"\n{title}\n")[2].partition(f"\n{until}\n")[0].split())
+    return " ".join(page.text.rpartition(f"\n{title}\n")[2].partition(f"\n{until}\n")[0].split())
 
 
 @pytest.mark.parametrize("name", ["network", "scores", "findings"])

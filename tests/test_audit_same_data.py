@@ -88,7 +88,7 @@ def test_a_table_of_scores_compares_with_a_network_of_another_size(first: Path, 
     document = audits.audit(tmp_path / "model.yaml", greys, tmp_path / "out" / "scores")
     assert document.data.fingerprint != atomic.read_json(first / "audit.json")["data"]["fingerprint"]
     assert rows(first, tmp_path / "out" / "scores") == {"clean accuracy": (right(first), 0.75, 36)}
-    assert not describe_pairs(compare.compare(first, first, resamples=100))
+    assert not [line for line in describe_pairs(compare.compare(first, first, resamples=100)) if "size" in line]
     shutil.copytree(first, tmp_path / "out" / "network")
     assert len(leaderboard.gather_audits(tmp_path / "out").entries) == 2
 

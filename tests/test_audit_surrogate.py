@@ -15,7 +15,7 @@ from trustcxr.attacks.surrogate import SurrogateNet
 from trustcxr.audit import attack_runner, audit_data
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.audit_data import Audit, AuditImages, open_images
-from trustcxr.audit.subject import load_model
+from trustcxr.audit.subject import load_subject
 from trustcxr.evaluation import predictions
 from trustcxr.recipes.protocol import load_exam
 from trustcxr.storage import atomic
@@ -53,7 +53,7 @@ def without_gradients(tmp_path: Path) -> Path:
 
 
 def opened(model: Path, data: Path, split: str | None = None) -> AuditImages:
-    return open_images(load_model(model, trust_code=True), data, split, None, None)
+    return open_images(load_subject(model, trust_code=True), data, split, None, None)
 
 
 def same_images(pixels: Tensor, others: np.ndarray) -> int:
@@ -145,7 +145,7 @@ def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
     without_gradients: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
-    monkeypatch.setattr(audits, "load_exam", lambda: short)
+    monkeypatch.setattr(audits, "load_exam", lambda _: short)
     real, cuts = predictions._attacked, []
 
     def cut(*args: object, seed: int, **options: object) -> object:
@@ -167,7 +167,7 @@ def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
 
 def test_other_training_images_are_another_examination(without_gradients: Path, listed: Path, tmp_path: Path) -> None:
     def key(data: Path) -> str:
-        return Audit(load_model(without_gradients, trust_code=True), opened(without_gradients, data), load_exam()).key
+        return Audit(load_subject(without_gradients, trust_code=True), opened(without_gradients, data), load_exam()).key
 
     changed = Path(shutil.copytree(listed.parent, tmp_path / "changed"))
     before = key(listed)

@@ -15,7 +15,7 @@ from test_audit_command import CLASSES, _short, greys
 from test_cli import run
 from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import describe_file
-from trustcxr.audit.subject import load_model
+from trustcxr.audit.subject import load_subject
 from trustcxr.report import leaderboard
 from trustcxr.report.audit_text import describe_audit
 from trustcxr.storage.schemas import AuditDocument, read_schema
@@ -221,7 +221,7 @@ def shifted(name: str, row: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "finding", "words"),
     [
-        (drawn, False, "one constant answer has 33.3%"),
+        (drawn, False, "one constant answer has 33.3%: no other figure"),
         (drawn, True, "no finding is shown to be ranked better than by chance"),
         (shifted, True, ""),
     ],
@@ -259,18 +259,18 @@ def test_probabilities_are_taken_as_such_where_nothing_or_something_else_is_said
 def test_scores_that_are_not_what_is_declared_are_taken_as_declared_and_it_is_said(
     tmp_path: Path, answers: dict[str, np.ndarray]
 ) -> None:
-    as_findings = load_model(table(tmp_path / "a", answers, kind="sigmoid"))
+    as_findings = load_subject(table(tmp_path / "a", answers, kind="sigmoid"))
     assert "sum to 1 for each image, as those of classes do" in as_findings.origin.notes[1]
-    halved = load_model(table(tmp_path / "b", {name: row / 2 for name, row in answers.items()}, kind="logits"))
+    halved = load_subject(table(tmp_path / "b", {name: row / 2 for name, row in answers.items()}, kind="logits"))
     assert "all lie in [0, 1]" in halved.origin.notes[1]
     assert np.allclose(np.stack(halved.predictions["logits"]), np.stack(list(answers.values())) / 2)
     logits = {name: np.log(row) for name, row in answers.items()}
-    assert len(load_model(table(tmp_path / "c", logits, kind="logits")).origin.notes) == 1
+    assert len(load_subject(table(tmp_path / "c", logits, kind="logits")).origin.notes) == 1
 
 
 def test_ids_keep_their_zeros(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n1e3,0.5,0.5\n")
-    given = load_model(tmp_path / "scores.csv", classes=["low", "high"], output="probabilities")
+    given = load_subject(tmp_path / "scores.csv", classes=["low", "high"], output="probabilities")
     assert list(given.predictions["sample_id"]) == ["00216", "1e3"]
     (tmp_path / "scores.csv").write_text("Image,low,high\n00216,0.2,0.8\n00217,0.5,0.5\n")
     assert 'classes: ["low", "high"]' in describe_file(tmp_path / "scores.csv")

@@ -196,7 +196,8 @@ def test_what_cannot_be_shared_is_refused(asked: Devices, defence: str, said: st
         asked.check_recipe(recipe(defence), 48)
 
 
-@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.sample("standard")
 @pytest.mark.parametrize("defence", ["standard", "fgsm"])
 def test_two_processes_have_the_gradients_of_one_and_an_attack_synchronises_nothing(
     defence: str,
@@ -317,13 +318,13 @@ def test_a_study_on_two_devices_trains_each_run_on_both(tmp_path: Path, monkeypa
     models = [{"name": MODEL, "weights": "none"} | GROUP]
     study = tiny(models=models, explanation={"methods": ["layercam"], "corruptions": [], "sample": 0, "panels": 0})
     worlds: list[int] = []
-    real = Devices.for_lightning
+    real = Devices.trainer_options
 
     def seen(self: Devices) -> dict[str, Any]:
         worlds.append(self.world)
         return real(self)
 
-    monkeypatch.setattr(Devices, "for_lightning", seen)
+    monkeypatch.setattr(Devices, "trainer_options", seen)
     for count in (1, 2):
         Study(study, data, tmp_path / str(count), engines.get("local"), devices=count).run()
     assert worlds == [1, 1, 2, 2]

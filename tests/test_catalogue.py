@@ -124,7 +124,7 @@ c.ATTACKS["toyattack"] = c.Attack(
 c.DEFENCES["toydefence"] = c.Defence("toydefence", "toy defence", "", "toys.kinds:defence", ("epsilon",), "#123456")
 c.CORRUPTIONS["toyhaze"] = c.Corruption("toyhaze", "toy haze", "a toy", function="toys.kinds:corruption")
 c.LAYOUTS["toylayout"] = c.Layout("toylayout", "a toy", "toys.kinds:layout")
-c.SALIENCY["toycam"] = c.Saliency("toycam", "ToyCAM", "", combine="toys.kinds:combine", control="activation")
+c.SALIENCY["toycam"] = c.Saliency("toycam", "ToyCAM", "", combine="toys.kinds:combine", baseline="activation")
 c.MEASURES["infection_toy"] = c.Measure("infection_toy", "infection toy", "higher", "toys.kinds:measure", "infection")
 c.AGAINST_MASKS = tuple(m.name for m in c.MEASURES.values() if m.function)  # as the catalogue reads it off its entries
 """

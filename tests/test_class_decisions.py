@@ -35,7 +35,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     entry_checks = real.entry_checks.model_copy(update={"planted": 1, "images": 8})
     changed = {"attacks": tuple(few), "bootstrap": 200, "corruptions": light, "entry_checks": entry_checks}
-    monkeypatch.setattr(audits, "load_exam", lambda: real.model_copy(update=changed))
+    monkeypatch.setattr(audits, "load_exam", lambda _: real.model_copy(update=changed))
 
 
 def written(folder: Path, split: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def test_no_class_keeps_more_than_pgd_on_its_own_decision_leaves(given: tuple[fl
         for other in points:
             if other.finding == name:
                 _at_most(worst, other)
-    assert {(p.attack, p.target_class) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
+    assert {(p.attack, p.aimed_at) for p in points if p.attack in ("clean", "pgd", "worst-case")} == {
         ("clean", ""),
         ("pgd", "answer"),
         ("worst-case", "threshold"),
@@ -134,6 +134,6 @@ def test_a_image_counts_with_its_worst_score_under_any_attack_within_the_radius(
         row = next(p for p in found if (p.finding, p.attack) == ("a", "worst-case"))
         assert (row.sensitivity.value, row.specificity.value) == (0.0, specificity), "0.4 under FGSM; 0.6 when aimed at"
         assert row.auroc.value == (0.0 if extra is not None else 1.0)
-        assert row.target_class == ("answer" if extra is None else "threshold")
+        assert row.aimed_at == ("answer" if extra is None else "threshold")
         other = next(p for p in found if (p.finding, p.attack) == ("c", "worst-case"))
         assert other.specificity.value == 0.5, "of one image c is the highest, under FGSM and worst case"

@@ -83,7 +83,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_robust_accuracy_is_said_with_its_epsilon(images: Path, tmp_path: Path) -> None:
     options = ["--model", "test_resnet", "--weights", "none", "--size", "32", "--epochs", "1", "--batch-size", "12"]
     done = run("train", "--data", images, *options, "--defence", "fgsm", "--epsilon", "0.01", "--out", tmp_path / "run")
-    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epochs", done.stdout)
+    assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01 after 1 epoch", done.stdout)
     assert re.search(r"best val_pgd_accuracy \d+\.\d% at epsilon 0\.01, at epoch 1", done.stderr)
 
 
@@ -148,22 +148,24 @@ def test_an_audit_offers_no_attack_that_it_cannot_carry_out(trained: Path, image
     assert "transfer" not in run("audit", "--help").stdout
 
 
-def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_predict_answers_and_leaves_a_heatmap_and_a_table(trained: Path, images: Path, tmp_path: Path) -> None:
     source = next((images / "Lung Segmentation Data").rglob("Test/COVID-19/images/*.png"))
     image = tmp_path / "chest image.png"
     shutil.copy(source, image)
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:200])
-    done = run("predict", trained, image, "--json")
+    out = tmp_path / "out"
+    done = run("predict", trained, image, "--json", "--out", out)
     (answer,) = json.loads(done.stdout)["images"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
     assert answer["predicted"] == max(answer["probabilities"], key=answer["probabilities"].get)
     assert set(answer["survives"]) == {"fgsm", "pgd-20"}
-    with Image.open(tmp_path / "chest image.heatmap.png") as heatmap:
+    assert {path.name for path in out.iterdir()} == {"chest image.heatmap.png", "predictions.csv"}
+    with Image.open(out / "chest image.heatmap.png") as heatmap:
         assert heatmap.size == Image.open(image).size
-    refused = run("predict", trained, image, broken, expect=2)
+    refused = run("predict", trained, image, broken, "--out", out, expect=2)
     assert re.fullmatch(rf"trustcxr: {broken}: not read: .+ Give chest images as PNG, .+\n", refused.stderr)
-    (answer,) = json.loads(run("predict", trained, broken, "--json", expect=2).stdout)["images"]
+    (answer,) = json.loads(run("predict", trained, broken, "--json", "--out", out, expect=2).stdout)["images"]
     assert answer["error"] in refused.stderr
     words = refused.stdout
     assert "Not for diagnosis" in words
@@ -173,7 +175,7 @@ def test_predict_answers_and_leaves_a_heatmap_beside_the_image(trained: Path, im
 
 @pytest.mark.slow
 def test_phantom_and_report_help_and_models() -> None:
-    listed = json.loads(run("models", "--json").stdout)
+    listed = json.loads(run("models", "--json").stdout)["architectures"]
     assert len(listed) == 21
     assert {"model": "ResNet50", "timm": "resnet50", "parameters": 25_557_032 - 2_049_000 + 6_147 - 6_272} in listed
     words = run("models").stdout
@@ -247,7 +249,9 @@ def test_what_is_typed_wrongly_is_said_with_the_option_that_mends_it(
     )
     assert "holds the images; choose another --out" in complaint("audit", trained, "--data", images, "--out", images)
     assert not list(images.glob("*.json"))
-    assert "pictures are named one by one" in complaint("predict", trained, image.parent)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").touch()
+    assert "1 file that is no image" in complaint("predict", trained, tmp_path / "texts")
     assert "per-class" in complaint("data", "phantom", tmp_path / "phantom", "--per-class", "0")
 
 

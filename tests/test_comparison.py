@@ -283,17 +283,17 @@ def test_a_map_of_one_cell_is_not_compared(tmp_path: Path) -> None:
 def test_every_cam_has_a_control_and_so_has_evidence() -> None:
     controls = {"activation", "activation-smooth"}
     cams = set(COMBINE) - controls
-    assert {name for name in METHODS if Method(name).control} == cams | {"evidence"}
-    assert str(Method("evidence").control) == "evidence-features"
-    assert {str(Method(name).control) for name in cams} == controls
-    assert str(Method.parse("layercam-smooth@-2").control) == "activation-smooth@-2"
-    assert str(Method.parse("gradcam").control) == "activation"
-    assert Method.parse("integrated-gradients").control is None
+    assert {name for name in METHODS if Method(name).baseline} == cams | {"evidence"}
+    assert str(Method("evidence").baseline) == "evidence-features"
+    assert {str(Method(name).baseline) for name in cams} == controls
+    assert str(Method.parse("layercam-smooth@-2").baseline) == "activation-smooth@-2"
+    assert str(Method.parse("gradcam").baseline) == "activation"
+    assert Method.parse("integrated-gradients").baseline is None
 
 
 def test_a_method_in_capitals_has_its_control_too() -> None:
     assert str(Method.parse(" LayerCAM@gate ")) == "layercam@gate"
-    assert str(Method.parse("LayerCAM@gate").control) == "activation@gate"
+    assert str(Method.parse("LayerCAM@gate").baseline) == "activation@gate"
     assert ExplanationRecipe(methods=("LayerCAM@gate",)).methods == ("layercam@gate",)
 
 

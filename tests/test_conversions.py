@@ -174,3 +174,36 @@ def test_explain_looks_at_images_too_before_it_believes_a_conversion(
     assert np.stack(table[table["attack"] == "clean"]["logits"].tolist())[:, 2].min() > 100
     notes = json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]
     assert any("stability under FGSM and PGD is not measured" in note for note in notes)
+
+
+class Pooled(nn.Module):
+    """Rectified maps that are pooled, and others of which the rectified ones are used again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = nn.functional.max_pool2d(self.first(images).relu(), 2)
+        again = self.second(pooled).relu()
+        return self.head(torch.cat([nn.functional.max_pool2d(again, 2).mean((2, 3)), again.mean((2, 3))], 1))
+
+
+def test_a_file_of_one_image_is_run_in_batches_and_pooled_before_it_is_rectified(tmp_path: Path) -> None:
+    images = torch.rand(3, 1, 20, 20, generator=torch.Generator().manual_seed(1))
+    torch.onnx.export(Pooled().eval(), (images[:1],), tmp_path / "net.onnx", dynamo=False)
+    external = load(tmp_path / "net.onnx", classes=("a", "b", "c"), size=20)
+    assert external.model is not None
+    assert external.original is not None
+    assert (external.model.batch, external.original.batch) == (None, 1)
+    with torch.no_grad():
+        assert torch.allclose(external.model(images), external.original(images), atol=1e-5)
+    names = {onnx_operators.OPERATORS[name]: name for name in ("MaxPool", "Relu")}
+    order = [names[step] for step, *_ in external.model.net._steps if step in names]
+    assert order == ["MaxPool", "Relu", "Relu", "MaxPool"]  # the second is used again, so it stays before its pooling
+    leaf = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(external.model(leaf)[:, 0].sum(), leaf)
+    net, leaf = Pooled(), images.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(net(leaf)[:, 0].sum(), leaf)
+    assert torch.allclose(gradient, expected, atol=1e-5)

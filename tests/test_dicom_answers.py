@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pydicom = pytest.importorskip("pydicom")
@@ -85,7 +86,7 @@ def test_the_report_says_what_was_answered_and_that_nobody_verified_it(tmp_path:
     said = finding.to_json()
     for words in ("Probability of Non-COVID, calibrated", "COVID-19", "survives pgd-20 at epsilon 0.02", NOTICE):
         assert words in said, words
-    assert "Doubtful" in said
+    assert "Reason for doubt" in said
     assert "resnet18-fgsm-s0" in said
 
 
@@ -201,7 +202,7 @@ def test_a_study_folder_is_read_and_what_is_no_image_is_named(tmp_path: Path) ->
     (tmp_path / "s" / "loop").symlink_to(tmp_path / "s")
     index = chest(tmp_path / "s" / "DICOMDIR", study=study)
     found = studies_on_disk.expand([tmp_path / "s"])
-    assert found.images == [first, second]
+    assert found.images == [first, second, first.with_name("2.heatmap.png")]
     assert found.images == studies_on_disk.expand([index]).images
     why = {Path(answer.image).relative_to(tmp_path).as_posix(): answer.left_out for answer in found.left_out}
     assert "lateral" in why["s/DX2/1"]
@@ -209,7 +210,7 @@ def test_a_study_folder_is_read_and_what_is_no_image_is_named(tmp_path: Path) ->
     assert "another body part" in why["s/HAND/1"]
     assert "no image" in why["s/DX1/2.heatmap.dcm"]
     assert "no image" in why["s/DX1/2.finding.dcm"]
-    assert "2 files that are not DICOM" in why["s"]  # the text and a heatmap; the link is not followed
+    assert "1 file that is no image" in why["s"]  # the text; the link is not followed
     assert all(len(terminal.describe_answer(answer)) == 1 for answer in found.left_out)
 
 
@@ -232,7 +233,7 @@ def test_a_folder_without_a_image_or_with_too_many_files_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chest(tmp_path / "s" / "1", ViewPosition="LL")
-    with pytest.raises(UserError, match=r"no frontal chest image here: a lateral view"):
+    with pytest.raises(UserError, match=r"no image here: a lateral view"):
         studies_on_disk.expand([tmp_path / "s"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="it is empty"):
@@ -257,6 +258,10 @@ def test_predict_answers_a_study_folder_with_dicom_objects(tmp_path: Path) -> No
     assert f"{image.predicted}" in finding
     assert "as DICOM" in "\n".join(terminal.describe_answer(image))
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".dcm", ".dcm", ".png", ".png"]
+    studies_on_disk.write_table(given, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert table["predicted"].fillna("").tolist() == [image.predicted, plain.predicted, ""]
+    assert "lateral" in table["left_out"].iloc[2]
 
 
 def test_dicom_objects_that_a_full_disk_refuses_lose_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +290,7 @@ def test_answers_beside_images_become_no_images_of_a_data_set(tmp_path: Path) ->
     for number in range(3):
         chest(place / f"IM{number:04}", seed=number)
     assert len(read_manifest(tmp_path / "data").table) == 3
-    studies_on_disk.predict(run, [place / "IM0000"], objects=True)
+    studies_on_disk.predict(run, [place / "IM0000"], objects=True, out=place)
     found = read_manifest(tmp_path / "data")
     assert sorted(Path(path).name for path in found.table["path"]) == ["IM0000", "IM0001", "IM0002"]
     assert sorted(Path(path).name for path in found.skipped) == [

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,9 +28,11 @@ from pynetdicom import AE, evt  # noqa: E402
 import small_runs  # noqa: E402
 from dicom_images import CR, NUMBER, SECRET, answered, chest, complaints  # noqa: E402
 from trustcxr.apps.dicom import writer  # noqa: E402
-from trustcxr.apps.serve import dicom_node  # noqa: E402
+from trustcxr.apps.serve import dicom_node, worker  # noqa: E402
 from trustcxr.apps.serve.dicom_node import Node, NodeOptions, Peer  # noqa: E402
-from trustcxr.apps.serve.worker import Limits, Reply  # noqa: E402
+from trustcxr.apps.serve.limits import Limits  # noqa: E402
+from trustcxr.apps.serve.worker import Reply, WorkItem  # noqa: E402
+from trustcxr.data.images.dicom_files import RESULT_REASON  # noqa: E402
 from trustcxr.errors import UserError  # noqa: E402
 
 SC, SR = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
@@ -81,9 +84,11 @@ class Stub:
     def __init__(self, reply: Callable[[bytes], Reply]) -> None:
         self.reply, self.images = reply, []  # type: ignore[var-annotated]
 
-    def ask(self, asked: object) -> Reply:
-        self.images.append(asked.data)  # type: ignore[attr-defined]
-        return self.reply(asked.data)  # type: ignore[attr-defined]
+    def ask(self, asked: WorkItem) -> Reply:
+        if asked.kind == "refusal":  # as a worker does, without its run
+            return worker._refuse(asked, SimpleNamespace(name="run"))  # type: ignore[arg-type]
+        self.images.append(asked.data)
+        return self.reply(asked.data)
 
     def kill(self) -> None:
         self.alive = False
@@ -91,10 +96,15 @@ class Stub:
 
 @contextlib.contextmanager
 def node(
-    archive: Archive, monkeypatch: pytest.MonkeyPatch, reply: Callable[[bytes], Reply], **limits: object
+    archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
+    reply: Callable[[bytes], Reply],
+    log_accession: bool = False,
+    **limits: object,
 ) -> Iterator[Node]:
     monkeypatch.setattr(Node, "_new_worker", lambda _: Stub(reply))
-    place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", callers=("MODALITY",), port=0)
+    options = {"callers": ("MODALITY",), "port": 0, "log_accession": log_accession}
+    place = NodeOptions.from_peer(f"ARCHIVE@127.0.0.1:{archive.port}", **options)  # type: ignore[arg-type]
     with dicom_node.running_node(Path("run"), place, Limits(**limits)) as found:  # type: ignore[arg-type]
         yield found
 
@@ -116,7 +126,8 @@ def send(to: Node, image: Path | Dataset, *, caller: str = "MODALITY", called: s
 def real_answer(image: Path) -> Reply:
     heatmap = answered(image)
     with writer.Image.open(str(heatmap.heatmap)) as picture:
-        return Reply(200, writer.pack_objects(writer.make_objects(image, heatmap, picture)))
+        objects = writer.make_objects(image, heatmap, picture)
+    return Reply(200, writer.pack_objects([objects.heatmap, objects.finding]))
 
 
 def test_a_image_is_answered_with_both_objects(
@@ -150,9 +161,49 @@ def test_who_is_not_known_and_what_is_no_image_is_turned_away(
         assert send(found, image, called="ANOTHER") is None
         assert send(found, ct) is None
         assert found._worker.images == []
+        assert found.refused == 0
+    assert archive.kept == []
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_an_image_without_an_answer_gets_a_report_of_why(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], logged: bool
+) -> None:
+    image = chest(tmp_path / "x.dcm", AccessionNumber="A-77\n")
+    why = Reply(422, code="no-chest-image", message="no upright frontal chest radiograph: it is in colour")
+    with node(archive, monkeypatch, lambda data: why, log_accession=logged) as found:
         assert send(found, image) == 0
         until(lambda: found.refused == 1)
+    (report,) = archive.kept
+    source = pydicom.dcmread(image)
+    assert (report.SOPClassUID, report.StudyInstanceUID) == (SR, source.StudyInstanceUID)
+    assert report.PatientID == source.PatientID
+    texts = [str(item.value) for item in report.iterall() if item.keyword == "TextValue"]
+    assert f"No class was answered: {why.message}" in texts
+    assert not any(item.keyword == "MeasuredValueSequence" for item in report.iterall())
+    report.save_as(tmp_path / "report.dcm", enforce_file_format=True)
+    said = capfd.readouterr().err
+    assert f"an image was not answered: {why.message}{', accession number A-77' if logged else ''}\n" in said
+    assert ("A-77" in said) == logged
+    assert not any(part in said for part in (*SECRET.split("^"), NUMBER))
+    assert complaints(tmp_path / "report.dcm") == []
+
+
+def test_an_image_whose_header_allows_no_report_is_logged(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = Reply(422, code="unreadable", message=RESULT_REASON)
+    for image, reply in (
+        (chest(tmp_path / "x.dcm", StudyInstanceUID=None), Reply(422, code="unreadable", message="a lateral view")),
+        (chest(tmp_path / "own.dcm"), own),  # no report of a report: an archive may send our results back
+    ):
+        with node(archive, monkeypatch, lambda data, reply=reply: reply) as found:
+            assert send(found, image) == 0
+            until(lambda found=found: found.refused == 1)
     assert archive.kept == []
+    said = capfd.readouterr().err
+    assert "a lateral view; no DICOM report: its header has no StudyInstanceUID" in said
+    assert said.count("was not answered") == 2
 
 
 def test_no_message_is_larger_and_no_queue_longer_than_allowed(
@@ -241,7 +292,7 @@ def test_images_that_wait_when_it_ends_are_told(
     with node(archive, monkeypatch, slowly) as found:
         for _ in range(3):
             assert send(found, image) == 0
-    assert "DICOM: 3 image(s) were received but not answered" in capfd.readouterr().err
+    assert "DICOM: received but not answered: 3 images" in capfd.readouterr().err
 
 
 def test_what_is_typed_is_checked() -> None:

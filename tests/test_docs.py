@@ -72,6 +72,40 @@ def test_every_page_says_that_it_is_no_diagnosis(page: Path) -> None:
     assert "not for diagnosis" in page.read_text(encoding="utf-8").lower() or page.name == "architecture.md"
 
 
+def anchors(text: str) -> set[str]:
+    """Return the addresses of a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def dead_links(page: Path) -> list[str]:
+    """Return the links of a page of the repository to a file or a heading that is not there."""
+    text, dead = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (heading and heading not in anchors(target.read_text(encoding="utf-8"))):
+            dead.append(link)
+    return dead
+
+
+def test_every_link_of_the_repository_leads_somewhere(tmp_path: Path) -> None:
+    pages = [
+        page for part in ("*.md", "docs/**/*.md", "results/*.md", "benchmarks/**/*.md") for page in ROOT.glob(part)
+    ]
+    assert len(pages) > 30
+    assert {str(page.relative_to(ROOT)): dead for page in pages if (dead := dead_links(page))} == {}
+    (tmp_path / "a.md").write_text("# One head\n[a](b.md) [b](a.md#one-head) [c](#none) [d](https://example.org)\n")
+    assert dead_links(tmp_path / "a.md") == ["b.md", "#none"]
+
+
+def test_links_to_files_of_the_repository_are_pages_of_the_site() -> None:
+    found = site.link_pages("[a](../../CONTRIBUTING.md) [b](../../results/x.md) [c](../audit.md)", "howto/x.md")
+    assert found == "[a](../contributing.md) [b](../findings/x.md) [c](../audit.md)"
+
+
 def test_every_measure_says_what_it_is_and_what_it_does_not_mean() -> None:
     page = site.measures()
     for entry in registry.MEASURES.values():
@@ -169,6 +203,9 @@ def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(built: Path
         loaded = re.findall(r'<(?:script|img|iframe|source)[^>]+?src="?(https?:|//)[^">]*', text)
         loaded += re.findall(r'<link[^>]+rel="?(?:stylesheet|preconnect|preload|icon)[^>]+href="?(https?:|//)', text)
         assert loaded == [], page.name
+        links = [link.split("#")[0] for link in re.findall(r'<a[^>]+href="?([^" >]+)', text)]
+        inside = [link for link in links if link and not re.match(r"[a-z]+:|/", link)]
+        assert [link for link in inside if not (page.parent / link).exists()] == [], page.name
     reference = (built / "reference.html").read_text(encoding="utf-8")
     assert 'id="trustcxr.attacks.pgd.pgd"' in reference
     assert 'id="trustcxr.load_model"' in reference

@@ -33,7 +33,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_kagglehub_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(UserError, match=r"pip install '\.\[download\]'"):
+    with pytest.raises(UserError, match=r"pip install 'trustcxr\[download\]'"):
         download.download_covidqu()
 
 

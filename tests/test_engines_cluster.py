@@ -57,7 +57,7 @@ def test_options_of_another_engine_are_refused(name: str, asked: EngineOptions, 
 def test_what_is_not_installed_is_said_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for engine, package in (("ray", "ray"), ("slurm", "submitit")):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UserError, match=rf"pip install '\.\[{engine}\]'"):
+        with pytest.raises(UserError, match=rf"pip install 'trustcxr\[{engine}\]'"):
             engines.get(engine).map(note, [Task(tmp_path, "a", "train")])
 
 

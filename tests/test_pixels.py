@@ -233,7 +233,7 @@ def test_without_captum_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UserError, match=r"pip install '.\[captum\]'"):
+    with pytest.raises(UserError, match=r"pip install 'trustcxr\[captum\]'"):
         explain.method(name)(small, x)
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -50,31 +51,44 @@ def test_images_of_one_name_have_heatmaps_of_their_own(run: Path, radiographs: P
     assert [answer.heatmap for answer in again] == places
     assert {place: Path(place).read_bytes() for place in places} == before
     assert len({p.name for p in (radiographs / "out").iterdir()}) == 3
-    beside = predict.predict(run, [radiographs / "b" / "x.jpg"])[0].heatmap
-    alone = predict.predict(run, [radiographs / "b" / "x.png"])[0].heatmap
-    assert beside != alone
+
+
+def test_nothing_is_written_beside_an_image(run: Path, radiographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (radiographs / "work").mkdir()
+    monkeypatch.chdir(radiographs / "work")
+    typed("predict", run, radiographs / "b")  # a folder of any images
+    assert {path.name for path in (radiographs / "b").iterdir()} == {"x.png", "x.jpg"}
+    out = radiographs / "work" / "trustcxr-out"
+    assert {path.name for path in out.iterdir()} == {"x.heatmap.png", "x.png.heatmap.png", "predictions.csv"}
+    table = pd.read_csv(out / "predictions.csv")
+    assert table["predicted"].isin(load_run(run).classes).all()
+    shares = [name for name in table if name.startswith("probability ")]
+    assert table[shares].sum(axis=1).tolist() == pytest.approx([1, 1])
+    assert table["doubts"].str.contains("fit-ood").all()
 
 
 def test_a_file_that_is_not_ours_is_never_overwritten(run: Path, radiographs: Path) -> None:
-    foreign = radiographs / "a" / "x.heatmap.png"
+    out = radiographs / "out"
+    out.mkdir()
+    foreign = out / "x.heatmap.png"
     Image.new("L", (9, 9)).save(foreign)
     before = foreign.read_bytes()
-    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"])
+    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"], out=out)
     assert foreign.read_bytes() == before
     assert answer.heatmap != str(foreign)
     assert generated.read_source(Path(answer.heatmap)) == heatmap_io.fingerprint(radiographs / "a" / "x.png")
 
 
 def test_no_heatmap_takes_the_place_of_another_runs(run: Path, radiographs: Path, tmp_path: Path) -> None:
-    radiograph, other = radiographs / "a" / "x.png", tmp_path / "other"
+    radiograph, other, out = radiographs / "a" / "x.png", tmp_path / "other", tmp_path / "out"
     shutil.copytree(run, other)
-    (first,) = predict.predict(run, [radiograph])
+    (first,) = predict.predict(run, [radiograph], out=out)
     before = Path(first.heatmap).read_bytes()
-    (second,) = predict.predict(other, [radiograph])
-    assert second.heatmap == str(radiographs / "a" / "x.png.heatmap.png")
+    (second,) = predict.predict(other, [radiograph], out=out)
+    assert second.heatmap == str(out / "x.png.heatmap.png")
     assert Path(first.heatmap).read_bytes() == before
     for folder, place in ((run / ".." / run.name, first), (other, second)):  # each finds its own again
-        assert predict.predict(folder, [radiograph])[0].heatmap == place.heatmap
+        assert predict.predict(folder, [radiograph], out=out)[0].heatmap == place.heatmap
 
 
 @pytest.mark.parametrize("layout", ["folders", "covidqu"])
@@ -89,8 +103,7 @@ def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, r
         if inner:
             shutil.copytree(radiograph.parent, radiograph.parents[1] / "lung masks")
     before = read_manifest(tmp_path, layout=layout)
-    (answer,) = predict.predict(run, [radiograph])
-    assert Path(answer.heatmap).parent == radiograph.parent
+    (answer,) = predict.predict(run, [radiograph], out=radiograph.parent)
     after = read_manifest(tmp_path, layout=layout)
     assert after.table.equals(before.table)
     assert after.skipped == {answer.heatmap: "a heatmap that predict wrote, and no image"}
@@ -99,12 +112,13 @@ def test_a_heatmap_beside_a_image_of_a_data_set_is_no_image_of_it(layout: str, r
     assert (finding.kind, finding.severity, finding.count) == ("heatmaps", "note", 1)
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, where: Path, number: int) -> None:
-    """The disk refuses whatever is written into that folder."""
-    real = Image.Image.save
+def refusing_the_second(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The disk refuses the second picture that is saved."""
+    real, saved = Image.Image.save, []
 
     def save(picture: Image.Image, to: Path, **options: object) -> None:
-        if Path(to).parent == where:
+        saved.append(to)
+        if len(saved) == 2:
             raise OSError(number, os.strerror(number), str(to))
         real(picture, to, **options)
 
@@ -122,11 +136,11 @@ def three(radiographs: Path) -> list[Path]:
 def test_what_was_answered_is_printed_where_one_heatmap_cannot_be_written(
     words: list[str], run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing(monkeypatch, radiographs / "ro", errno.EACCES)
-    done = typed("predict", run, *three, *words, expect=2)
+    second = radiographs / "out" / "x.png.heatmap.png"
+    refusing_the_second(monkeypatch, errno.EACCES)
+    done = typed("predict", run, *three, *words, "--out", second.parent, expect=2)
     assert done.stderr == (
-        f"trustcxr: {three[1]}: no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot be written: permission "
-        "denied; choose --out\n"
+        f"trustcxr: {three[1]}: no heatmap: {second}: cannot be written: permission denied; choose --out\n"
     )
     if words:
         images = json.loads(done.stdout)["images"]
@@ -149,16 +163,15 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_computed(
 def test_a_full_disk_ends_it_with_what_was_answered_before(
     run: Path, radiographs: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing(monkeypatch, radiographs / "ro", errno.ENOSPC)
-    done = typed("predict", run, *three, expect=2)
+    second = radiographs / "out" / "x.png.heatmap.png"
+    refusing_the_second(monkeypatch, errno.ENOSPC)
+    done = typed("predict", run, *three, "--out", second.parent, expect=2)
     assert f"{three[0]}: " in done.stdout
     assert f"{three[2]}: no heatmap: not looked at, since the disk is full" in done.stdout
-    assert done.stderr.startswith(
-        f"trustcxr: {three[1]} and 1 more: no heatmap: {radiographs / 'ro' / 'x.heatmap.png'}: cannot"
-    )
+    assert done.stderr.startswith(f"trustcxr: {three[1]} and 1 more: no heatmap: {second}: cannot")
     assert "no space left on the disk" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (radiographs / "c" / "x.heatmap.png").exists()
+    assert {path.name for path in second.parent.iterdir()} == {"x.heatmap.png"}
 
 
 class Claims(torch.nn.Module):
@@ -193,7 +206,7 @@ def test_what_a_faster_copy_claims_is_asked_of_the_model_itself(
 
 
 def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, radiographs: Path) -> None:
-    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"])
+    (answer,) = predict.predict(run, [radiographs / "a" / "x.png"], out=radiographs / "out")
     with Image.open(answer.heatmap) as picture:
         assert NOTICE in picture.info.values()
         assert picture.size == (200, 200)
@@ -202,20 +215,22 @@ def test_the_picture_itself_says_that_it_is_not_for_diagnosis(run: Path, radiogr
     assert (bottom == 0).all(axis=2).sum() > 300  # on black
 
 
-def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_learnt_from_padded_images_is_shown_padded_ones(run: Path) -> None:
     loaded = load_run(run)
     assert loaded.recipe is not None
     data = loaded.recipe.data.model_copy(update={"resize": "pad"})
     loaded.recipe = loaded.recipe.model_copy(update={"data": data})
     radiograph = render("COVID-19", 1, 200).image[:, 50:150]
-    said = predict.predict_image(loaded, radiograph, epsilon=0.0, heatmap=tmp_path / "x.png")
+    said = predict.predict_image(loaded, radiograph, epsilon=0.0)
+    saliency = predict.add_doubts(said, loaded, None, predict.LoadedImage(radiograph), steps=3)
+    picture = predict.draw_heatmap(loaded, radiograph, saliency, radiograph.shape)
     square = (
         torch.from_numpy(np.array(resize.resize_image(radiograph, loaded.size, "pad"))).float().div(255)[None, None]
     )
     with torch.inference_mode():
         wanted = loaded.model(square).softmax(1)[0]
     assert list(said.probabilities.values()) == pytest.approx(wanted.tolist(), abs=1e-5)
-    assert Image.open(tmp_path / "x.png").size == (100, 200)
+    assert picture.size == (100, 200)
     down, across = resize.to_original(64, radiograph.shape, "pad")
     assert (down, across) == (slice(0, 64), slice(16, 48)), "padding is no part of what is drawn over the image"
     assert resize.resize_image(radiograph, 64, "pad")[:, :15].max() == 0
@@ -240,12 +255,20 @@ def test_what_is_no_image_is_answered_with_a_doubt_or_refused(run: Path, tmp_pat
     Image.new("L", (64, 64)).save(tmp_path / "black.png")
     colour = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(colour).save(tmp_path / "colour.png")
-    black, coloured = predict.predict(run, [tmp_path / "black.png", tmp_path / "colour.png"])
-    assert black.warnings == ["it is nearly one grey level"]
-    assert "it is in colour" in coloured.warnings
-    assert "DOUBTFUL" in "\n".join(terminal.describe_answer(black))
+    paths, out = [tmp_path / "black.png", tmp_path / "colour.png"], tmp_path / "out"
+    for answer, why in zip(predict.predict(run, paths, out=out), ("nearly one grey level", "in colour"), strict=True):
+        assert not answer.predicted
+        assert not answer.probabilities
+        assert str(answer.left_out) == f"no upright frontal chest radiograph: it is {why}. For a class: --anyway"
+        assert len(terminal.describe_answer(answer)) == 1
+    assert not out.exists()
+    black, coloured = predict.predict(run, paths, out=out, anyway=True)
+    assert black.predicted
+    assert "no upright frontal chest radiograph: it is nearly one grey level" in black.warnings
+    assert "no upright frontal chest radiograph: it is in colour" in coloured.warnings
+    assert "REASONS NOT TO RELY" in "\n".join(terminal.describe_answer(black))
     pydicom = pytest.importorskip("pydicom")
-    (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))])
+    (slice_of,) = predict.predict(run, [Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))], out=out)
     assert slice_of.error == "a DICOM file of CT: expected a chest image (CR or DX)"
 
 
@@ -253,7 +276,7 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 from trustcxr.explain import predict
-(answer,) = predict.predict(Path(sys.argv[1]), [Path(sys.argv[2])])
+(answer,) = predict.predict(Path(sys.argv[1]), [Path(sys.argv[2])], out=Path(sys.argv[2]).parent, anyway=True)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([int(peak.split()[1]) * 1024, answer.get("error")]))
 """

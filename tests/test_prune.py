@@ -83,8 +83,8 @@ def test_opening_a_store_uses_it(cache: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_being_built_stays(cache: Path) -> None:
-    work = store(cache, "c" * 40 + ".building")
-    with FileLock(work.with_suffix(".lock")):
+    work = store(cache, "c" * 40 + ".123.building")
+    with FileLock(work.with_name("c" * 40 + ".lock")):
         (one,) = cache_prune.prune(remove=True).entries
         assert (one.user, one.removed, work.is_dir()) == ("a command that decodes into it", False, True)
     (one,) = cache_prune.prune(remove=True).entries

@@ -1,6 +1,7 @@
 """The reader study: blinded, saved as it goes, by reader; and what it says of readers and models."""
 
 import io
+import shutil
 import sqlite3
 import threading
 import time
@@ -21,13 +22,15 @@ from study_fixture import CLASSES, make_study
 from test_cli import complaint
 from trustcxr.apps.reader import annotations, prepare, reader_results, reader_study
 from trustcxr.apps.reader.annotations import Mark
-from trustcxr.apps.reader.database import Judgement, Reader, Store
+from trustcxr.apps.reader.database import Judgement, Reader, Store, StudyImage
 from trustcxr.data import load_dataset
 from trustcxr.data.dataset import Dataset
+from trustcxr.data.images import resize as squares
+from trustcxr.data.images.read import read_image
 from trustcxr.data.phantom import write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
-from trustcxr.explain import examples
+from trustcxr.explain import examples, heatmap_io
 from trustcxr.report import load
 from trustcxr.storage import atomic
 from trustcxr.storage.locks import LOCK_FILE
@@ -37,21 +40,33 @@ ARMS = ("resnet18-standard-s0", "resnet18-fgsm-s0", "tf_efficientnet_lite0-fgsm-
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A study of four runs that has saved the maps of five images; they are shown small, which is quicker."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "SHOWN", 96)
-        yield make_study(tmp_path_factory.mktemp("study"), panels=5, images=15, resamples=5, epochs=2)
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of four runs that has saved the maps of five images, whose files are three times as large."""
+    folder = make_study(tmp_path_factory.mktemp("study"), panels=5, images=15, resamples=5, epochs=2)
+    add_files(folder, tmp_path_factory.mktemp("data"))
+    return folder
+
+
+def add_files(study: Path, data: Path) -> None:
+    """Write the images of the saved maps as files of 144 x 120 pixels, and their place into data.yaml."""
+    panels = load.load_report(study).runs[0].panels
+    rows = []
+    for name, pixels in zip(panels["sample_id"], panels["image"], strict=True):
+        path = data / f"{len(rows)}.png"
+        Image.fromarray(pixels).resize((120, 144), Image.Resampling.BICUBIC).save(path)
+        rows.append({"sample_id": name, "path": path.name, "class": CLASSES[0], "split": "Test"})
+    pd.DataFrame(rows).to_csv(data / "list.csv", index=False)
+    atomic.write_yaml(study / "data.yaml", {"path": str(data / "list.csv")})
 
 
 @pytest.fixture(scope="module")
-def shown(finished: Path) -> list[Image]:
+def shown(finished: Path) -> list[StudyImage]:
     """Four images with the maps of three arms."""
-    return prepare.draw_images(prepare.parse_arms(finished, ARMS), data=None, count=4, seed=1)
+    return prepare.draw_images(prepare.parse_arms(finished, ARMS), data=None, count=4, seed=1, study=finished)
 
 
 @pytest.fixture
-def store(shown: list[Image], tmp_path: Path) -> Store:
+def store(shown: list[StudyImage], tmp_path: Path) -> Store:
     """A new reader study of three arms and four images, with two readers."""
     arms = [f"{name}:gradcam" for name in ARMS]
     made = Store.create(tmp_path / "reader.sqlite", arms=arms, images=shown)
@@ -74,8 +89,8 @@ def read_all(store: Store, reader: Reader, ranks: list[int], mark: Mark | None =
 
 def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> None:
     arms = prepare.parse_arms(finished, ARMS[:2])
-    shown = prepare.draw_images(arms, data=None, count=3, seed=0)
-    assert [f.sample for f in shown] == [f.sample for f in prepare.draw_images(arms, data=None, count=3, seed=0)]
+    shown, again = (prepare.draw_images(arms, data=None, count=3, seed=0, study=finished) for _ in range(2))
+    assert [f.sample for f in shown] == [f.sample for f in again]
     assert len({f.sample for f in shown}) == 3
     run = load.load_report(finished).runs[0]
     assert run.panels is not None
@@ -84,7 +99,7 @@ def test_the_saved_maps_are_shown_of_images_drawn_by_seed(finished: Path) -> Non
         mask = np.asarray(Image.open(io.BytesIO(radiograph.mask)))
         assert np.array_equal(mask, run.panels["infection"][place[radiograph.sample]])
         pictures = [Image.open(io.BytesIO(png)) for png in (radiograph.picture, *radiograph.maps)]
-        assert {picture.size for picture in pictures} == {(96, 96)}
+        assert {picture.size for picture in pictures} == {(120, 144)}  # the file's own, not the network's 48 x 48
         assert all(not picture.info for picture in pictures)  # no text that tells whose it is
         assert radiograph.maps[0] != radiograph.maps[1]
 
@@ -104,7 +119,9 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(radiograph.mask))), dataset.masks("infection")[row])
         for arm, drawn in zip(arms, radiograph.maps, strict=True):
             panel = examples.make_panels(loaded[arm.run.folder], dataset, {row: ""}, method=arm.method)
-            assert drawn == prepare._draw_overlay(panel["image"][0], panel["saliency"][0])
+            own = read_image(data / str(dataset.table["path"].iloc[row]))
+            assert own.shape == (64, 64)
+            assert drawn == prepare._to_png(heatmap_io.overlay(own, panel["saliency"][0], strength=0.55))
     assert (
         len({png for radiograph in shown for png in radiograph.maps}) > 2
     )  # a network that was never trained may see nothing
@@ -128,7 +145,75 @@ def test_with_data_maps_are_made_again_from_the_runs(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_shown_is_refused_in_a_line(finished: Path, arms: tuple[str, ...], count: int, why: str) -> None:
     with pytest.raises(UserError, match=why):
-        prepare.draw_images(prepare.parse_arms(finished, arms), data=None, count=count, seed=0)
+        prepare.draw_images(prepare.parse_arms(finished, arms), data=None, count=count, seed=0, study=finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("no data.yaml", "missing, so the images are not found. Give --data PATH"),
+        ("no folder", "the images of the study are no longer there. Give --data PATH"),
+        ("another image", "not the image whose map is shown. Give --data"),
+    ],
+)
+def test_images_that_are_not_there_are_not_replaced_by_small_ones(
+    finished: Path, tmp_path: Path, change: str, why: str
+) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(finished, study)
+    (tmp_path / "data").mkdir()
+    add_files(study, tmp_path / "data")
+    if change == "no data.yaml":
+        (study / "data.yaml").unlink()
+    elif change == "no folder":
+        shutil.rmtree(tmp_path / "data")
+    else:
+        for path in (tmp_path / "data").glob("*.png"):
+            Image.new("L", (120, 144), 90).save(path)
+    with pytest.raises(UserError, match=why):
+        prepare.draw_images(prepare.parse_arms(study, ARMS[:2]), data=None, count=2, seed=0, study=study)
+
+
+@pytest.mark.parametrize("resize", ["squeeze", "pad", "crop"])
+def test_maps_and_masks_lie_where_they_belong_on_the_image(tmp_path: Path, resize: str) -> None:
+    image = np.zeros((120, 60), np.uint8)
+    image[60:75, 30:45] = 255
+    Image.fromarray(image).save(tmp_path / "x.png")
+    small = squares.resize_image(image, 60, resize)
+    spot = (small > 200).astype(np.uint8)
+    prepared = prepare.PreparedImages(["x"], [tmp_path / "x.png"], resize, small[None], spot[None], [spot[None]])
+    drawn = prepare._draw_image(prepared, 0, "x")
+    picture, mask, map_ = (
+        np.asarray(Image.open(io.BytesIO(png))) for png in (drawn.picture, drawn.mask, drawn.maps[0])
+    )
+    assert picture.shape == ((60, 60) if resize == "crop" else (120, 60))
+    bright = np.argwhere(picture == 255).mean(axis=0) / picture.shape
+    assert np.argwhere(mask == 1).mean(axis=0) / mask.shape == pytest.approx(bright, abs=0.02)
+    hot = np.argwhere(map_[..., 0] > 200).mean(axis=0) / picture.shape
+    assert hot == pytest.approx(bright, abs=0.03)
+
+
+def test_one_run_is_read_without_ranks(finished: Path, tmp_path: Path) -> None:
+    fastapi = pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from trustcxr.apps.reader import reader_page
+
+    assert fastapi
+    images = prepare.draw_images(prepare.parse_arms(finished, ARMS[:1]), data=None, count=3, seed=0, study=finished)
+    store = Store.create(tmp_path / "one.sqlite", arms=[f"{ARMS[0]}:gradcam"], images=images)
+    readers = [store.add_reader(name) for name in ("R1", "R2")]
+    client = TestClient(reader_page.build(store, hosts=None))
+    for reader in readers:
+        headers = {"Authorization": f"Bearer {reader.token}"}
+        for number in range(3):
+            client.put(f"/api/v1/images/{number}/mark", json={"regions": []}, headers=headers)
+            answer = {"map": 0, "rating": 2 + number % 2}
+            client.put(f"/api/v1/images/{number}/responses", json=answer, headers=headers)
+        assert client.get("/api/v1/state", headers=headers).json()["next"] is None
+    tables = reader_results.make_tables(reader_results.gather(store), load.load_report(finished).runs)
+    assert [table.title for table in tables] == ["Readers: ratings", "Readers: agreement", "Readers: regions"]
+    assert tables[0].rows[0][1].value == pytest.approx(7 / 3)
 
 
 @pytest.mark.parametrize("typed", [("--arm", "x"), ("--data", "x"), ("--images", 7), ("--reader", "R1"), ("--seed", 1)])
@@ -187,13 +272,13 @@ def test_without_a_reader_nothing_is_made(finished: Path) -> None:
     assert not reader_study.database_path(finished).exists()
 
 
-def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[Image], tmp_path: Path) -> None:
+def test_a_new_study_that_is_cut_off_leaves_nothing(shown: list[StudyImage], tmp_path: Path) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         Store.create(tmp_path / "r.sqlite", arms=ARMS, images=[shown[0], shown[0]])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[Image]) -> None:
+def test_what_was_answered_outlives_a_second_one_who_makes_the_study(store: Store, shown: list[StudyImage]) -> None:
     reader = store.readers()[0]
     store.save_mark(reader, 0, Mark(regions=[]))
     store.save_judgement(reader, 0, 0, Judgement(1, 5))
@@ -544,7 +629,7 @@ def test_a_choice_that_is_not_saved_is_not_shown_and_is_told_until_it_is(store: 
         page.unroute("**/responses")
         page.get_by_role("group", name="Map B: rating").get_by_label("4", exact=True).check()
         page.locator("#status", has_text="Saved.").wait_for()
-        assert problem.inner_text().startswith("Map A: rank was not saved, and stands as before")
+        assert problem.inner_text().startswith("Map A: rank was not saved; the old choice stays")
         ranks.get_by_label("3", exact=True).check()
         problem.wait_for(state="hidden")
         assert first() == Judgement(3, 4)

@@ -123,7 +123,7 @@ def test_page_is_well_formed_and_described(text: str, page: Page) -> None:
     assert all(a.get("alt") for a in images)
     assert all(a.get("aria-label") or a.get("aria-hidden") for t, a in page.tags if t == "svg")
     assert page.text.count("Research software. Not for diagnosis.") == 2
-    assert page.text.index("Research software") < page.text.index("Summary\n")
+    assert page.text.index("Research software") < page.text.rindex("Summary\n")
 
 
 def test_leaderboard_has_the_numbers_of_study_json(study: Path, page: Page) -> None:
@@ -322,3 +322,27 @@ def test_of_one_run_there_is_no_leaderboard_and_the_legend_has_the_lines_drawn(t
     assert "Standard against robust" not in page
     assert "validation, PGD" in page
     assert "validation, certified" not in page, "no such line is drawn"
+
+
+def test_the_page_is_folded_by_question_and_its_first_part_answers(text: str, page: Page) -> None:
+    first, *questions = text.split('<details class="question"')
+    assert len(questions) == 7
+    assert not re.search(r'<details class="question"[^>]* open', text)
+    for heading in ("Compared", "Doubtful", "Unperturbed", "Under attack", "Where they look"):
+        assert f"<dt>{heading}</dt>" in first
+    assert "6 runs" not in first
+    assert "4 runs of 2 networks, on 90 images of the split “Test”." in first
+    assert first.index("alarm brief") < first.index("most accurate"), "before anything that flatters"
+    listed = re.findall(r'<li><a href="#([a-z]+)"', first)
+    assert listed == ["summary", *re.findall(r'(?:<details class="question"|<section) id="([a-z]+)"', text)[1:]]
+
+
+def test_the_legend_of_the_training_curves_has_no_empty_column(tmp_path: Path) -> None:
+    path = make_study(tmp_path / "s", models=("ResNet18",), defences=("standard",), panels=0, images=30, resamples=20)
+    (file,) = path.glob("runs/*/history.csv")
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    rows = [[*row, "val_certified_accuracy" if number == 0 else ""] for number, row in enumerate(rows)]
+    file.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    page = report.write(path).read_text()
+    assert "validation, PGD" in page
+    assert "validation, certified" not in page

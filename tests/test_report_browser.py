@@ -35,6 +35,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(study, tables=True)
 
 
+def unfold(seen: Any) -> Any:
+    """Open every question of the page, and return it."""
+    seen.page.evaluate("document.querySelectorAll('details.question').forEach(fold => { fold.open = true; })")
+    return seen
+
+
 @pytest.mark.sample("light-desktop")
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
@@ -52,9 +58,30 @@ def test_it_opens_whole_and_can_be_used_by_everybody(browser: Any, page: Path, s
         assert "Best" not in first
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "most"), [("desktop", 2100), ("phone", 4200)])
+def test_the_page_of_six_runs_is_short_and_cuts_nothing(browser: Any, tmp_path: Path, size: str, most: int) -> None:
+    models = ("ResNet18", "tf_efficientnet_lite0", "densenet121")
+    page = report.write(make_study(tmp_path / "s", models=models, images=60, resamples=20))
+    wide = (
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+    )
+    with opened(browser, page, size=size, scripts=False) as seen:
+        assert seen.page.evaluate("document.documentElement.scrollHeight") < most
+        answers = seen.page.locator(".answers").bounding_box()
+        assert answers["y"] + answers["height"] < (900 if size == "desktop" else 1600)
+        seen.page.locator("nav a[href='#alarms'], .answers a[href='#alarms']").locator("visible=true").first.click()
+        assert seen.page.locator("details.question[open]").count() == 1, "without a script"
+    with opened(browser, page, size=size) as seen:
+        seen.page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+        assert seen.page.evaluate(wide) == []
+        assert sideways(seen.page) == 0
+
+
 @pytest.mark.full
 def test_every_number_of_the_first_tables_is_in_sight_on_a_phone(browser: Any, page: Path) -> None:
     with opened(browser, page, size="phone") as seen:
+        unfold(seen)
         for name in ("The models", "Leaderboard"):
             cells = seen.page.locator(f'[aria-label="{name}"] tbody td')
             boxes = [cells.nth(place).bounding_box() for place in range(cells.count())]
@@ -70,6 +97,7 @@ def _column(seen: Any, place: int) -> list[float]:
 @pytest.mark.full
 def test_the_leaderboard_sorts_by_key_and_filters(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
+        unfold(seen)
         head = seen.page.locator('[aria-label="Leaderboard"] thead th').nth(2)
         button = head.get_by_role("button", name="Clean accuracy, %")
         before = _column(seen, 2)
@@ -93,6 +121,7 @@ def test_the_leaderboard_sorts_by_key_and_filters(browser: Any, page: Path) -> N
 @pytest.mark.full
 def test_the_slider_shows_one_defence_beside_another(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
+        unfold(seen)
         example = seen.page.locator(".example").first
         example.locator("summary").click()
         left, right = (example.locator("select").nth(place) for place in (0, 1))
@@ -117,9 +146,10 @@ def test_the_slider_shows_one_defence_beside_another(browser: Any, page: Path) -
 @pytest.mark.full
 def test_a_mark_says_its_value_under_the_pointer(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
+        unfold(seen)
         tip = seen.page.locator("#tip")
         assert tip.is_hidden()
-        seen.page.locator("#accuracy svg use.said").first.hover()
+        seen.page.locator("#accuracy svg use.titled").first.hover()
         assert tip.is_visible()
         assert "95\u00a0% CI" in tip.inner_text()
         seen.page.locator("h1").hover()
@@ -142,6 +172,7 @@ def test_the_dark_is_switched_on_by_hand_and_stays(browser: Any, page: Path) -> 
 @pytest.mark.full
 def test_tables_are_downloaded_from_the_page_as_the_command_writes_them(browser: Any, page: Path) -> None:
     with opened(browser, page) as seen:
+        unfold(seen)
         for kind in ("CSV", "LaTeX"):
             with seen.page.expect_download() as waiting:
                 seen.page.get_by_role("link", name=f"Leaderboard as {kind}").click()

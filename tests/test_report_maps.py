@@ -14,14 +14,14 @@ from trustcxr.storage.schemas import Change, SaliencyDocument
 
 WITHHELD = "withheld: the best of its 2 x 2 cells would hit 0.089 of the masks, chance 0.132"
 LEADS = "infection energy +0.100 [+0.050, +0.150] over edges in the lungs"
-ABOVE = f"above its other controls and above random weights: {LEADS}"
+ABOVE = f"above its other baseline maps and above random weights: {LEADS}"
 NOTHING = "says nothing of what the network has learnt: infection energy +0.001 [-0.010, +0.010] over random weights"
 SURVIVES = "the map survives randomising the network: infection energy is 0.120 with random weights, 0.121 with its own"
 
 
 def leads(value: float) -> list[dict[str, Any]]:
     ends = [value - 0.05, value + 0.05]
-    return [{"measure": "infection_energy", "control": "randomised", "difference": {"value": value, "ci": ends}}]
+    return [{"measure": "infection_energy", "baseline": "randomised", "difference": {"value": value, "ci": ends}}]
 
 
 def said(shows: bool) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_each_map_stands_with_its_cells_and_what_it_shows(study: Path) -> None:
     assert (first[4].text, first[4].second) == ("0.089", "chance 0.132")
     assert first[5].value == 0.41
     assert (first[6].note, first[6].small) == ("good prose", WITHHELD)
-    assert first[6].text.startswith("Above its other controls and above random weights")
+    assert first[6].text.startswith("Above its other baseline maps and above random weights")
     assert second[6].note == "bad prose"
     assert second[6].text.startswith("The map survives randomising the network")
 
@@ -116,7 +116,7 @@ def test_page_and_markdown_say_it(study: Path) -> None:
 
 def over(value: float, control: str) -> dict[str, Any]:
     ends = [value - 0.02, value + 0.02]
-    return {"measure": "infection_energy", "control": control, "difference": {"value": value, "ci": ends}}
+    return {"measure": "infection_energy", "baseline": control, "difference": {"value": value, "ci": ends}}
 
 
 @pytest.mark.slow
@@ -127,11 +127,11 @@ def test_every_control_stands_beside_a_map_with_its_paired_difference_everywhere
         part = run["saliency"]["gradcam"]
         part["infection_energy"]["value"] = 0.3
         part["beyond"] = [over(-0.041, "brightness_as_sharp")]
-        part["over_controls"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
+        part["over_baselines"] = [over(0.123, "chance"), over(-0.041, "brightness_as_sharp")]
         (study / "runs" / run["run"] / "metrics.json").write_text(json.dumps(run))
     path.write_text(json.dumps(document))
     found = load.load_report(study)
-    table = saliency.over_controls(found.runs)
+    table = saliency.over_baselines(found.runs)
     assert table.header[4:] == ["Chance", "Brightness in the lungs, as sharp as the map", "n"]
     assert [[cell.note for cell in row[4:6]] for row in table.rows] == [["good", "bad"]] * 2
     assert "Lead of each map over every baseline map" in report.write(study).read_text(encoding="utf-8")

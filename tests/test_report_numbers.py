@@ -38,7 +38,7 @@ EMPTY = StudyDocument()
 def _told(study: StudyDocument, runs: list[load.Run]) -> str:
     """All that the page says in words of a study."""
     head = ranking.choose_headline(study, runs)
-    return " ".join([key_findings.describe_question(runs, head), *key_findings.summarise(study, runs, head)])
+    return " ".join([key_findings.describe_compared(runs, head), *key_findings.summarise(study, runs, head).values()])
 
 
 def _attack(name: str, epsilon: float, accuracy: float) -> dict[str, Any]:
@@ -54,7 +54,26 @@ def test_a_constant_network_raises_an_alarm() -> None:
     assert [row[2].note for row in accuracy.leaderboard([good, bad], head).rows] == ["", "bad"]
     findings = alarm_list.gather_alarms(load.StudyFolder(Path(), EMPTY, [], []), [good, bad])
     assert [(g.kind, len(g.lines)) for g in findings.groups] == [("no_better_than_constant", 1)]
-    assert "No run is shown to be better" in key_findings.summarise(EMPTY, [bad], head)[0]
+    assert "No run is shown to be better" in key_findings.summarise(EMPTY, [bad], head)["Unperturbed"]
+
+
+def test_the_best_run_is_named_with_its_lead() -> None:
+    close, far, worst = (
+        _run(clean={"accuracy": {"value": value, "ci": ends}}, defence=defence)
+        for value, ends, defence in (
+            (0.8, [0.75, 0.85], "fgsm"),
+            (0.78, [0.7, 0.84], "pgd"),
+            (0.6, [0.55, 0.65], "ibp"),
+        )
+    )
+    head = ranking.choose_headline(EMPTY, [close, far, worst])
+    found = key_findings.summarise(EMPTY, [close, far, worst], head)["Unperturbed"]
+    assert f"2.0 points above the next ({far.label}; their intervals overlap)" in found
+    assert (
+        f"18.0 points above the next ({worst.label})"
+        in key_findings.summarise(EMPTY, [far, worst], head)["Unperturbed"]
+    )
+    assert "above the next" not in key_findings.summarise(EMPTY, [close], head)["Unperturbed"]
 
 
 def test_a_constant_network_does_not_top_the_leaderboard() -> None:
@@ -138,7 +157,7 @@ def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     assert board.rows[0][board.header.index("PGD-40 at 0.02, %")].text == "20.0"
     swept = {row[2].text: row[3].text for row in accuracy.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
-    assert "20.0\u00a0%" in key_findings.summarise(EMPTY, [run], head)[1]
+    assert "20.0\u00a0%" in key_findings.summarise(EMPTY, [run], head)["Under attack"]
     fewer = _run(clean={"accuracy": {"value": 0.8}}, attacks=[run.attacks[0].plain()])
     drawn, less = (svg.render_inline(epsilon_curves("m", [each]), "k") for each in (run, fewer))
     assert drawn.count("<path") > less.count("<path")
@@ -213,7 +232,7 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     masked = _run(model="masked", clean=clean, attacks=[_attack("pgd", 0.01, 0.6), _attack("pgd", 0.02, 0.7)])
     assert (honest.masked, masked.masked) == (False, True)
     head = ranking.choose_headline(EMPTY, [masked, honest])
-    said = key_findings.summarise(EMPTY, [masked, honest], head)
+    said = list(key_findings.summarise(EMPTY, [masked, honest], head).values())
     assert len(said) == 3
     assert "honest · fgsm is most accurate: 40.0\u00a0%" in said[1]
     assert "1 run with failing gradients is left out" in said[1]
@@ -224,7 +243,7 @@ def test_the_answer_leaves_out_what_is_alarmed_and_one_run_is_no_best() -> None:
     assert "best" not in alone
     assert "most" not in alone.replace("at most", "")
     assert "On unperturbed images its accuracy is 80.0\u00a0% (95\u00a0% CI 70.0 to 90.0, n\u00a0=\u00a090)." in alone
-    only = key_findings.summarise(EMPTY, [masked], ranking.choose_headline(EMPTY, [masked]))
+    only = list(key_findings.summarise(EMPTY, [masked], ranking.choose_headline(EMPTY, [masked])).values())
     assert "figures under attack are unreliable" in only[1]
 
 

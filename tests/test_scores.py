@@ -322,10 +322,10 @@ def test_the_summary_is_the_means_with_what_stands_beside_them(table: pd.DataFra
         least = next(r for r in part["beyond"] if r["measure"] == measure)
         gaps = {b: (rows["value"] - rows[b]).mean() for b in REFERENCES if b != "randomised" and rows[b].notna().any()}
         assert least["difference"]["value"] == pytest.approx(min(gaps.values()))
-        assert least["control"] == min(gaps, key=gaps.__getitem__)
+        assert least["baseline"] == min(gaps, key=gaps.__getitem__)
         low, high = least["difference"]["ci"]
         assert low <= least["difference"]["value"] <= high
-    over = {(lead.measure, lead.control): lead.difference for lead in found.over_controls}
+    over = {(lead.measure, lead.baseline): lead.difference for lead in found.over_baselines}
     rows = clean[clean["measure"] == "infection_energy"]
     beside = [name for name in (*REFERENCES, *SHARPENED) if name != "randomised" and rows[name].notna().any()]
     gaps = {name: rows["value"] - rows[name] for name in beside}

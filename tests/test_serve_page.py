@@ -75,9 +75,9 @@ def test_slider_method_and_control_change_what_is_seen(url: str, browser: Any) -
         before, control = map_.get_attribute("src"), panel.locator(".other").get_attribute("src")
         panel.locator(".method").select_option(label="HiResCAM")
         assert map_.get_attribute("src") != before
-        panel.locator(".control").select_option(index=1)
+        panel.locator(".baseline").select_option(index=1)
         assert panel.locator(".other").get_attribute("src") != control
-        assert "does not depend on the answer" in panel.locator(".of-control").inner_text()
+        assert "does not depend on the answer" in panel.locator(".of-baseline").inner_text()
         assert "two maps" in panel.locator(".likeness").inner_text()
         assert all(page.evaluate("[...document.querySelectorAll('.answers img')].map(i => i.naturalWidth > 0)"))
 
@@ -119,7 +119,7 @@ def test_everything_can_be_reached_by_keyboard(url: str, browser: Any) -> None:
         for _ in range(16):
             page.keyboard.press("Tab")
             reached.add(page.evaluate("document.activeElement.className || document.activeElement.id"))
-        assert {"file-0", "file-1", "clear", "method", "control", "opacity"} <= reached
+        assert {"file-0", "file-1", "clear", "method", "baseline", "opacity"} <= reached
 
 
 @pytest.mark.full

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -195,6 +196,7 @@ def test_a_dry_run_times_each_network_and_logs_each_at_once(capsys: pytest.Captu
     assert plan.costs is not None
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 + len(plan.costs.ways) == 1 + 4
+    assert all(re.fullmatch(r"\[\d/4\] timing \S+, about \d+ .* left", line) for line in lines[2:])
     for way in plan.costs.ways.values():
         assert (way.step or 0) > (way.forward or 0) > 0
         assert (way.gradient or 0) > (way.forward or 0)

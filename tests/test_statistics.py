@@ -172,7 +172,51 @@ def test_many_groups_are_flipped_at_random_and_always_the_same(random: np.random
     found = paired(np.zeros(80), difference, np.arange(80)).p_value
     assert found == paired(np.zeros(80), difference, np.arange(80)).p_value
     assert found == pytest.approx(float(stats.ttest_1samp(difference, 0).pvalue), abs=0.02)
-    assert paired(np.zeros(80), difference + 5, np.arange(80)).p_value == pytest.approx(1 / 20_001)
+    assert paired(np.zeros(80), difference + 5, np.arange(80)).p_value == pytest.approx(0.5**79)
+
+
+def all_sums(sizes: np.ndarray) -> np.ndarray:
+    """Return the sums of these numbers under all signs, sorted."""
+    sums = np.zeros(1)
+    for size in sizes:
+        sums = np.concatenate([sums + size, sums - size])
+    return np.sort(sums)
+
+
+def test_a_small_p_value_is_that_of_all_signs_to_a_few_percent(random: np.random.Generator) -> None:
+    ratios = []
+    while len(ratios) < 12:
+        count = int(random.integers(16, 27))
+        sums = random.exponential(1, count) * np.where(random.random(count) < 0.93, 1, -1)
+        first, second = all_sums(sums[: count // 2]), all_sums(sums[count // 2 :])
+        least = abs(sums.sum()) * (1 - 1e-9)
+        exact = 2 * float((len(second) - np.searchsorted(second, least - first)).sum()) / 2**count
+        if exact < 2e-4:
+            ratios.append(statistics.sign_flip(sums, np.arange(count)) / exact)
+    np.testing.assert_allclose(ratios, 1, atol=0.15)
+
+
+def test_an_effect_in_every_image_is_found_among_two_thousand_comparisons(random: np.random.Generator) -> None:
+    found = paired(np.zeros(24), random.uniform(0.01, 0.03, 24), np.arange(24))
+    assert found.p_value == found.p_least == 0.5**23
+    corrected = statistics.holm([found.p_value, *random.random(1999)])
+    assert corrected[0] < 0.05
+    few = paired(np.zeros(16), random.uniform(0.01, 0.03, 16), np.arange(16))
+    assert few.p_least * 2000 > 0.05, "16 images cannot settle one of 2,000 comparisons, whatever they show"
+
+
+@pytest.mark.full
+def test_two_thousand_comparisons_alarm_falsely_in_one_study_of_twenty() -> None:
+    """Only rows with |z| > 3.4 can have a p-value below 0.05 / 2,000 (4.2); the others are not tested."""
+    random, images, trials, alarms = np.random.default_rng(5), 60, 3000, 0
+    for _ in range(trials):
+        rows = random.normal(0, 1, (2000, images)).astype(np.float32)
+        z = np.abs(rows.sum(1)) / np.sqrt(np.square(rows).sum(1))
+        p_values = np.ones(2000)
+        for k in np.flatnonzero(z > 3.4):
+            p_values[k] = statistics.sign_flip(rows[k].astype(float), np.arange(images))
+        alarms += bool(statistics.holm(p_values).min() < 0.05)
+    assert 0.04 <= alarms / trials <= 0.06
 
 
 def test_whole_numbers_are_exact_whatever_the_size_of_the_groups(random: np.random.Generator) -> None:

@@ -128,7 +128,7 @@ def test_brightness_behind_a_gate_survives_and_is_told_beside_the_figure_that_it
     assert part.shows == []
     assert "infection_auroc" in part.void, "the same map: no figure of it is left"
     assert part.verdict.startswith("says nothing of what the network has learnt: pointing hit rate ")
-    assert {lead.measure: lead.control for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
+    assert {lead.measure: lead.baseline for lead in part.beyond}["infection_energy"] == "brightness_as_sharp"
     assert "over brightness in the lungs, as sharp as the map" in part.verdict
     (alarm,) = verdicts.list_alarms({"of-image": part})
     assert alarm.kind == "survives_randomisation"
@@ -144,9 +144,9 @@ def judged(**leads: tuple[float, float, float]) -> SaliencyDocument:
     """A document with hit rate 0.5 (chance 0.1), by its leads over edges and over random weights: value, low, high."""
     shares = {name: Share(value=value, ci=(low, high)) for name, (value, low, high) in leads.items()}
     part = SaliencyDocument(
-        beyond=[Lead(measure="pointing_hit_rate", control="edges", difference=shares["edges"])],
+        beyond=[Lead(measure="pointing_hit_rate", baseline="edges", difference=shares["edges"])],
         random_weights=RandomWeights(
-            n=9, draws=3, leads=[Lead(measure="pointing_hit_rate", control="randomised", difference=shares["random"])]
+            n=9, draws=3, leads=[Lead(measure="pointing_hit_rate", baseline="randomised", difference=shares["random"])]
         ),
     )
     part.with_figures({"pointing_hit_rate": Figure(value=0.5, ci=(0.4, 0.6), chance=0.1, randomised=0.4)})
@@ -158,8 +158,8 @@ def test_a_map_shows_something_only_above_both_controls() -> None:
     both = judged(edges=(0.2, 0.1, 0.3), random=(0.1, 0.02, 0.2))
     assert both.shows == ["pointing_hit_rate"]
     assert both.verdict == (
-        "above its other controls and above random weights: pointing hit rate +0.200 [+0.100, +0.300] over edges in "
-        "the lungs, +0.100 [+0.020, +0.200] over random weights"
+        "above its other baseline maps and above random weights: pointing hit rate +0.200 [+0.100, +0.300] over edges "
+        "in the lungs, +0.100 [+0.020, +0.200] over random weights"
     )
     assert both.survives == ""
     one = judged(edges=(0.2, 0.1, 0.3), random=(0.1, -0.02, 0.2))

@@ -53,9 +53,8 @@ class _Decoy(MaskedModel):
         with torch.no_grad():
             for number, weight in enumerate(self.decoy.parameters()):
                 if weight.ndim > 1:
-                    weight += (
-                        weight.std() * 2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-                    )
+                    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+                    weight.add_(2 * weight.std() * noise)
 
 
 class RequiresGrad(_Decoy):

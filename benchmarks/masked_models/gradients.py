@@ -16,7 +16,7 @@ class _Reverse(torch.autograd.Function):
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return -gradient
 
 
@@ -28,7 +28,7 @@ class _ReplaceForward(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -38,7 +38,7 @@ class _Shuffle(torch.autograd.Function):
         return images.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         order = torch.randperm(gradient[0].numel(), generator=torch.Generator().manual_seed(0))
         return gradient.flatten(1)[:, order].reshape(gradient.shape)
 
@@ -118,7 +118,7 @@ class _HiddenHead(torch.autograd.Function):
         return torch.from_numpy(features.numpy() @ weight.numpy().T + bias.numpy())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return -gradient @ ctx.saved_tensors[0], None, None
 
 

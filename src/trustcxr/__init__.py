@@ -10,10 +10,13 @@ from trustcxr.version import NOTICE, __version__
 
 if TYPE_CHECKING:
     from trustcxr import attacks as attacks
+    from trustcxr import audit as audit
+    from trustcxr import certify as certify
     from trustcxr import data as data
     from trustcxr import explain as explain
     from trustcxr import models as models
-    from trustcxr.audit.subject import load_model
+    from trustcxr import plot as plot
+    from trustcxr.api import compare, evaluate, load_model, predict, train
     from trustcxr.data import load_dataset as load_dataset
     from trustcxr.evaluation.trained_run import load_run
 else:

@@ -31,6 +31,11 @@ def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class Progress:
     """A progress bar with the time left; if stderr is not a terminal, a line every 15 seconds.
 

@@ -11,8 +11,10 @@ LEVEL = 0.95
 RARE = 10  # with fewer groups than this on one side, a share is too near 0 or 1 for the bootstrap
 FEW = 5  # the same for an area under the ROC curve
 FLIPS = 20_000  # random signs, if there are too many to try all
-PERMUTATIONS = 2000
+PERMUTATIONS = 2000  # FLIPS, if the p-value by this many is at most SMALL
+SMALL = 0.1
 EXACT_GROUPS = 14  # up to this many groups, all signs are tried
+LEAST_FAR = 10  # signs as far as the sample; if fewer of FLIPS are, the p-value is estimated by importance sampling
 _ROUNDING = 1e-12
 _CHUNK = 64  # resamples at a time: they fit the processor's cache
 
@@ -236,6 +238,7 @@ class Paired:
     improved: float
     p_value: float
     n: int
+    p_least: float = float("nan")  # of `least_p_value`
 
 
 def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Paired:
@@ -259,6 +262,7 @@ def paired(first: ArrayLike, second: ArrayLike, groups: ArrayLike, *, resamples:
         float((difference > 0).mean()),
         sign_flip(difference, names),
         len(a),
+        least_p_value(difference, names),
     )
 
 
@@ -266,16 +270,13 @@ def sign_flip(differences: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> fl
     """Return the two-sided p-value of paired differences (N,) under random signs of whole groups (Fisher 1935).
 
     It is exact if the group sums are whole numbers (for single right-or-wrong rows it is McNemar's exact test) or if
-    there are at most EXACT_GROUPS. Else it uses FLIPS random signs, fixed by the seed. NaN rows are left out; NaN if
-    all are.
+    there are at most EXACT_GROUPS. Else it uses FLIPS random signs, fixed by the seed. If fewer than LEAST_FAR of them
+    are as far, `_tilted_flips` estimates it, so that many comparisons can be corrected for. NaN rows are left out; NaN
+    if all are.
     """
-    values = np.asarray(differences, dtype=float)
-    finite = np.isfinite(values)
-    if len(values) and not finite.any():
+    sums = _group_sums(differences, groups)
+    if sums is None:
         return float("nan")
-    values, (_, member) = values[finite], np.unique(np.asarray(groups)[finite], return_inverse=True)
-    sums = np.bincount(member, values) if len(values) else np.zeros(0)
-    sums = sums[sums != 0]
     if not len(sums):
         return 1.0
     if np.all(sums == np.round(sums)):
@@ -288,7 +289,39 @@ def sign_flip(differences: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> fl
     for start in range(0, FLIPS, 1000):
         drawn = random.integers(0, 2, (min(1000, FLIPS - start), len(sums)), dtype=np.int8)
         far += int((np.abs((1.0 - 2.0 * drawn) @ sums) >= least).sum())
-    return (1 + far) / (1 + FLIPS)
+    return (1 + far) / (1 + FLIPS) if far >= LEAST_FAR else _tilted_flips(sums, random)
+
+
+def least_p_value(differences: ArrayLike, groups: ArrayLike) -> float:
+    """Return the p-value of `sign_flip` if all these differences (N,) had one sign; NaN if there are none."""
+    sums = _group_sums(differences, groups)
+    return float("nan") if sums is None else float(0.5 ** max(len(sums) - 1, 0))
+
+
+def _group_sums(differences: ArrayLike, groups: ArrayLike) -> Floats | None:
+    """Return the sums of differences (N,) by group that are not 0, without NaN rows; None if all are NaN."""
+    values = np.asarray(differences, dtype=float)
+    finite = np.isfinite(values)
+    if len(values) and not finite.any():
+        return None
+    values, (_, member) = values[finite], np.unique(np.asarray(groups)[finite], return_inverse=True)
+    sums = np.bincount(member, values) if len(values) else np.zeros(0)
+    return sums[sums != 0]
+
+
+def _tilted_flips(sums: Floats, random: np.random.Generator) -> float:
+    """Estimate a small p-value of sums (G,) under random signs, to a few percent, by importance sampling.
+
+    Signs are drawn so that their mean sum is the sample's (exponential tilting, Siegmund 1976), and weighted back.
+    """
+    sizes, least = np.abs(sums) / np.abs(sums).max(), abs(sums.sum()) / np.abs(sums).max()
+    if least >= sizes.sum() * (1 - _ROUNDING):
+        return float(0.5 ** (len(sizes) - 1))  # all signs are equal
+    tilt = float(optimize.brentq(lambda t: np.tanh(t * sizes) @ sizes - least, 0.0, 40 / sizes.min()))
+    signs = np.where(random.random((PERMUTATIONS, len(sizes))) < special.expit(2 * tilt * sizes), 1.0, -1.0)
+    drawn, scale = signs @ sizes, (np.logaddexp(tilt * sizes, -tilt * sizes) - np.log(2)).sum()
+    weights = np.where(drawn >= least * (1 - 1e-9), np.exp(scale - tilt * drawn), 0.0)
+    return float(min(2 * weights.mean(), 1.0))
 
 
 def _flipped_counts(sizes: NDArray[np.intp], least: int) -> float:
@@ -304,8 +337,8 @@ def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLi
     """Return the two-sided p-value that rows (N,) of 0 and 1 inside and outside a part differ by chance.
 
     Membership is permuted over whole groups (Fisher 1935); a group that is partly inside counts by most of its rows.
-    Groups of one row give Fisher's exact test; else it uses PERMUTATIONS, fixed by the seed. NaN if all or none are
-    inside.
+    Groups of one row give Fisher's exact test; else it uses PERMUTATIONS, fixed by the seed. If at most SMALL of
+    them are as far as the sample, it goes on to FLIPS. NaN if all or none are inside.
     """
     rows, member = np.asarray(values, dtype=float), np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes = np.bincount(member).astype(float) if len(rows) else np.zeros(0)
@@ -316,11 +349,12 @@ def inside_against_outside(values: ArrayLike, inside: ArrayLike, groups: ArrayLi
     if sizes.max() == 1:
         table = [[sums[part].sum(), (1 - sums[part]).sum()] for part in (among, ~among)]
         return float(stats.fisher_exact(table)[1])
-    observed, random, far = abs(_gaps(among[None], sums, sizes)[0]) * (1 - 1e-9), np.random.default_rng(seed), 0
-    for start in range(0, PERMUTATIONS, 100):
-        drawn = random.permuted(np.tile(among, (min(100, PERMUTATIONS - start), 1)), axis=1)
-        far += int((np.abs(_gaps(drawn, sums, sizes)) >= observed).sum())
-    return (1 + far) / (1 + PERMUTATIONS)
+    observed, random = abs(_gaps(among[None], sums, sizes)[0]) * (1 - 1e-9), np.random.default_rng(seed)
+    far = done = 0
+    while done < PERMUTATIONS or (far <= SMALL * done and done < FLIPS):
+        drawn = random.permuted(np.tile(among, (100, 1)), axis=1)
+        far, done = far + int((np.abs(_gaps(drawn, sums, sizes)) >= observed).sum()), done + 100
+    return (1 + far) / (1 + done)
 
 
 def _gaps(among: NDArray[np.bool_], sums: Floats, sizes: Floats) -> Floats:

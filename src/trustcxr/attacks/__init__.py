@@ -10,6 +10,7 @@ are preserved. The same seed gives the same images.
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 
 from torch import Tensor
 
@@ -32,13 +33,24 @@ from trustcxr.attacks.pgd import momentum, pgd, pgd_l2
 from trustcxr.attacks.square import square
 from trustcxr.attacks.surrogate import transfer
 from trustcxr.attacks.worst_case import WorstCase, worst_case, worst_case_report
-from trustcxr.errors import lookup
+from trustcxr.errors import UserError, lookup
 from trustcxr.models.preserve_state import Mode, preserve_state
 
-ATTACKS: dict[str, Callable[..., Tensor]] = {}
-for _name, _entry in registry.ATTACKS.items():
-    _function = registry.load_function("attacks", _entry.function)
-    ATTACKS[_name] = partial(_function, **_entry.fixed) if _entry.fixed else _function
+
+def load_attack(entry: registry.Attack) -> Callable[..., Tensor]:
+    """Return the function of an entry; UserError unless it takes the seed and the options of the entry."""
+    function = registry.load_function("attacks", entry.function)
+    parameters = signature(function).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    wanted = [*entry.options, *entry.fixed, *(["seed"] if entry.seeded else [])]
+    if missing := [name for name in wanted if name not in parameters and not takes_any]:
+        hint = ", or seeded=False to its entry" if missing == ["seed"] else ""
+        problem = f"attack {entry.name}: {entry.function} does not take {', '.join(missing)}"
+        raise UserError(f"{problem}. Add it to the function{hint}")
+    return partial(function, **entry.fixed) if entry.fixed else function
+
+
+ATTACKS = {name: load_attack(entry) for name, entry in registry.ATTACKS.items()}
 
 
 def get(name: str) -> Callable[..., Tensor]:

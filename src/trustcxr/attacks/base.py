@@ -58,6 +58,24 @@ def check_input(images: Tensor, labels: Tensor, epsilon: float | Tensor) -> None
             raise pixel_range_error("attack", low, high)
 
 
+def check_result(attack: str, images: Tensor, perturbed: Tensor, epsilon: float, norm: str = "linf") -> None:
+    """Raise UserError unless perturbed images (B, 1, H, W) are finite, in [0, 1] and within epsilon of the images."""
+    if perturbed.shape != images.shape:
+        raise UserError(
+            f"attack {attack}: it returns images {tuple(perturbed.shape)} for {tuple(images.shape)}. Return as many"
+        )
+    if not images.numel():
+        return
+    low, high = (float(v) for v in perturbed.detach().float().aminmax())
+    if not (low >= 0 and high <= 1):  # a NaN fails this too
+        raise UserError(f"attack {attack}: its pixels span [{low:.4g}, {high:.4g}], not [0, 1]. Clamp them")
+    change = (perturbed.detach().float() - images.float()).flatten(1)
+    largest = float(change.norm(dim=1).max() if norm == "l2" else change.abs().max())
+    if largest > epsilon * (1 + 1e-4) + ROUNDING:
+        more = f"it changes an image by {largest:.4g}, more than epsilon {epsilon:g}"
+        raise UserError(f"attack {attack}: {more}. Project it")
+
+
 def _check_radii(epsilon: Tensor, images: Tensor) -> None:
     sizes = zip(reversed(epsilon.shape), reversed(images.shape), strict=False)
     if epsilon.ndim > 4 or any(side not in (1, images_side) for side, images_side in sizes):

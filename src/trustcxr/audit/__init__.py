@@ -1,1 +1,13 @@
-"""audit."""
+"""Audit any classifier: entry checks, attacks, corruptions, subgroups, and a verdict.
+
+The names below are loaded on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from trustcxr._lazy import attach
+
+if TYPE_CHECKING:
+    from trustcxr.audit.from_python import run
+else:
+    __getattr__, __dir__, __all__ = attach(__name__)

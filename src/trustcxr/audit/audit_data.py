@@ -61,6 +61,8 @@ class AuditImages:
     surrogate: SurrogateImages | None = None  # None too without a model to query
     ambiguous_names: frozenset[str] = frozenset()  # of files, with and without ending, that several images share
     examines_validation: bool = False  # whether the examined images are the validation images
+    listed: int = 0  # images of the data set, in all splits and with all labels
+    in_split: int | None = None  # those of the examined split; None without splits
 
     def why_no_threshold(self, missing: str = "an answer") -> str:
         """Return why no threshold can be chosen on validation images, none of which has what is `missing`."""
@@ -98,10 +100,18 @@ class Audit:
         """Return the protocol's attacks on a model with gradients, or without."""
         return self.exam.attacks if gradients else self.exam.without_gradients
 
+    def rows_to_attack(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the `rows` that the protocol attacks, in their order; `labels` (M,) are those of the rows."""
+        most = self.exam.images
+        if most is None or most >= len(rows):
+            return rows
+        return np.sort(rows[first_by_hash(self.dataset.sample_ids[rows], labels, most)])
+
     @property
     def key(self) -> str:
         """Return a checksum of the model, all images with their labels, and the protocol."""
-        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds"})
+        exam = self.exam.model_dump(mode="json", exclude={"effort", "seeds", "about"})
+        exam = {key: value for key, value in exam.items() if (key, value) != ("images", None)}
         content = [AUDIT_VERSION, describe_model(self.subject).plain(), self.dataset.fingerprint, exam]
         if not isinstance(self.subject, Run):
             content += [part.model_dump(mode="json") for part in (self.subject.input, self.subject.output)]
@@ -142,13 +152,20 @@ def check_out_folder(out: Path, further: Mapping[str, str]) -> None:
 
 
 def open_images(
-    subject: Subject, data: Path, split: str | None, labels: Mapping[str, str | None] | None, listing: Listing | None
+    subject: Subject,
+    data: Path | Dataset,
+    split: str | None,
+    labels: Mapping[str, str | None] | None,
+    listing: Listing | None,
 ) -> AuditImages:
     """Open the data in the model's size and classes: by default the test split if there is one, else all images.
 
     Data without splits that a run was trained on are split as in training, so its training images are not examined.
-    For a model with one sigmoid a finding, `labels` rename the data's classes to findings.
+    For a model with one sigmoid a finding, `labels` rename the data's classes to findings. A Dataset is examined as it
+    is.
     """
+    if isinstance(data, Dataset):
+        return _images_of(subject, data)
     renamed, refit = dict(labels or {}), False
     resize: str
     if isinstance(subject, Run):
@@ -181,7 +198,26 @@ def open_images(
             surrogate = _surrogate_images(load(splits.train), examined)
     names = Counter(name for names in _image_names(manifest.table) for name in set(names))
     ambiguous = frozenset(name for name, count in names.items() if count > 1)
-    return AuditImages(examined, validation, surrogate, ambiguous, examines_validation=wanted == splits.val)
+    return AuditImages(
+        examined,
+        validation,
+        surrogate,
+        ambiguous,
+        examines_validation=wanted == splits.val,
+        listed=len(manifest.table),
+        in_split=int((manifest.table["split"] == wanted).sum()) if wanted in manifest.splits else None,
+    )
+
+
+def _images_of(subject: Subject, dataset: Dataset) -> AuditImages:
+    """Return a loaded data set as the images of an audit; UserError if its size or classes are not the model's."""
+    for what, own, wanted in (("size", dataset.size, subject.size), ("classes", dataset.classes, subject.classes)):
+        if own != wanted:
+            raise UserError(
+                f"{dataset.where}: its {what} {own} is not the model's, {wanted}. Load it with {what}={wanted!r}, or "
+                "give its path"
+            )
+    return AuditImages(dataset)
 
 
 def _surrogate_images(training: Dataset, examined: Dataset) -> SurrogateImages | None:
@@ -211,7 +247,18 @@ def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
     return np.array([i for _, _, i in sorted(turns)[:count]])
 
 
-def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` rows (at most N), the classes in turn, each in the order of the SHA-256 of its ids (N,)."""
+    hashes = np.array([sha256(str(name).encode()).hexdigest() for name in sample_ids])
+    turns = [
+        (turn, hashes[i], i)
+        for k in np.unique(labels)
+        for turn, i in enumerate(sorted(np.flatnonzero(labels == k), key=lambda i: hashes[i]))
+    ]
+    return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
+
+
+def load_pixels(dataset: Dataset | multilabel.OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
     """Load some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 

@@ -78,6 +78,7 @@ def _row(measure: str, one: "pd.DataFrame", other: "pd.DataFrame", resamples: in
         second=result.second,
         difference=Share(value=result.difference, ci=result.difference_ci),
         p_value=result.p_value,
+        p_least=result.p_least,
         n=result.n,
     )
 

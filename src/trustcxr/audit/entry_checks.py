@@ -33,6 +33,7 @@ from trustcxr.storage.schemas import EntryCheck, RunDocument
 SATURATED = 0.05  # allowed share of saturated answers
 VANISHED = 0.02  # allowed share of images without a gradient
 STRONGER = 0.02  # allowed lead of an attack without gradients over one with them, in accuracy
+ROUNDED = 0.02  # allowed difference of the sum of declared probabilities from 1: a network of 8 bits rounds each
 PROBED = 32  # images for gradients and draws
 ALONE = 8  # images to answer both in a batch and alone
 BATCH_EFFECT = 0.03  # allowed relative change of logits with the batch: low precision changes them less
@@ -197,8 +198,9 @@ def _check_classes(subject: Subject, images: Tensor, labels: Tensor, draws: int)
     if is_multilabel(subject):
         return  # each finding is checked later, with its own labels
     assert subject.model is not None  # run_entry_checks has verified it
+    original = subject.original if isinstance(subject, ExternalModel) else None  # in its own runtime, which is faster
     torch.manual_seed(0)  # the same result each time; the random state is restored
-    result = check_declaration(subject.model, subject.classes, images, labels, draws=draws)
+    result = check_declaration(original or subject.model, subject.classes, images, labels, draws=draws)
     yield describe_declaration(result, len(images))
 
 
@@ -318,9 +320,10 @@ def _check_kind(model: nn.Module, images: Tensor) -> tuple[list[Check], nn.Modul
     with torch.no_grad():
         answers = model.answers(images)
     inside = bool(((answers >= 0) & (answers <= 1)).all())
-    sums = inside and bool(((answers.sum(1) - 1).abs() < 1e-3).all()) and answers.shape[1] > 1
     ends = f"{float(answers.min()):.3g} to {float(answers.max()):.3g}"
     declared = model.output_spec.kind
+    allowed = ROUNDED if declared == "probabilities" else 1e-3
+    sums = inside and bool(((answers.sum(1) - 1).abs() < allowed).all()) and answers.shape[1] > 1
 
     def result(passed: bool | None, text: str, kind: str | None = None) -> tuple[list[Check], nn.Module]:
         return [Check("logits", passed, text)], model if kind is None else model.of_kind(kind)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from trustcxr.audit.formats.onnx import OnnxNet
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.phantom import CLASSES, render
 from trustcxr.errors import UserError, lookup
-from trustcxr.evaluation import hub
+from trustcxr.evaluation import hub, trained_models
 from trustcxr.evaluation.trained_run import Run, load_run
 from trustcxr.models import export as exporting
 from trustcxr.runs import test_data as tested
@@ -79,7 +79,7 @@ def _default_path(run: str | Path, kind: str) -> Path:
     name = lookup(NAMES, "format", kind)
     if hub.is_address(str(run)):
         raise UserError(f"{run}: it has no folder here: say --out FILE, such as --out {name}")
-    return layout.check_run(Path(run)) / name
+    return trained_models.results_folder(layout.check_run(trained_models.resolve(run))) / name
 
 
 def _model_file_path(out: Path) -> Path:

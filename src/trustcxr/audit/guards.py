@@ -17,6 +17,7 @@ from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import load_pixels
 from trustcxr.audit.entry_checks import STRONGER, Check
+from trustcxr.audit.multilabel import OneFinding
 from trustcxr.console import Progress
 from trustcxr.data.dataset import Dataset
 from trustcxr.evaluation.gradient_masking import ABOUT_ZERO
@@ -59,7 +60,7 @@ class Guards:
 
 def try_guards(
     runner: AttackRunner,
-    dataset: Dataset,
+    dataset: Dataset | OneFinding,
     table: pd.DataFrame,
     recipe: GuardRecipe,
     device: torch.device,
@@ -90,7 +91,7 @@ def try_guards(
     return guards
 
 
-def _find_right(rows: pd.DataFrame, dataset: Dataset) -> np.ndarray:
+def _find_right(rows: pd.DataFrame, dataset: Dataset | OneFinding) -> np.ndarray:
     """Return the images of the data that are right in all these predictions."""
     every = rows.assign(right=right(rows)).groupby("sample_id")["right"].all()
     return np.flatnonzero(every.reindex(dataset.sample_ids, fill_value=False).to_numpy(dtype=bool))
@@ -104,7 +105,7 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
 @dataclass(frozen=True)
 class _Trial:
     runner: AttackRunner
-    dataset: Dataset
+    dataset: Dataset | OneFinding
     device: torch.device
 
     def square(self, rows: np.ndarray, epsilon: float, queries: int) -> Guards:

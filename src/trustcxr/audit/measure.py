@@ -18,6 +18,7 @@ from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_sco
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.guards import Guards, try_guards
+from trustcxr.audit.image_rows import ImageRows
 from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
 from trustcxr.data.dataset import Dataset
@@ -74,8 +75,8 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
             report.model, report.traits, report.gradients, shown, load_surrogate_images=audit.load_surrogate_images
         ).prepare(attacks)
         keep = AskedImages(parts / ASKED, len(audit.dataset))
-        options = {"corruptions": exam.corruptions, "carry_out": runner, "parts": parts, "keep": keep}
-        table = _predict(audit, examined, attacks=attacks, **options)
+        options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
+        table = _predict_some_attacked(audit, examined, parts=parts, keep=keep, **options)
         guards = try_guards(runner, audit.dataset, table, exam.guards, subject.device)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
@@ -140,14 +141,29 @@ def _predict(
     audit: Audit,
     examined: ModelUnderTest,
     *,
-    data: Dataset | None = None,
+    data: Dataset | ImageRows | None = None,
     attacks: Sequence[AttackRecipe] = (),
     **options: Any,
 ) -> pd.DataFrame:
     """Predict the examined images (or other `data`) in the protocol's batches."""
     images = audit.dataset if data is None else data
     options |= {"batch_size": audit.exam.batch_size, "at_once": audit.parallel}
-    return evaluation.predict(examined, images, attacks, **options)
+    return evaluation.predict(examined, images, attacks, **options)  # type: ignore[arg-type]
+
+
+def _predict_some_attacked(
+    audit: Audit, examined: ModelUnderTest, *, parts: Path, views: bool = True, **options: Any
+) -> pd.DataFrame:
+    """Predict all examined images, those that the protocol chooses with `options`: attacks and corruptions."""
+    dataset, every = audit.dataset, np.arange(len(audit.dataset))
+    rows = audit.rows_to_attack(every, np.asarray(dataset.labels))
+    if len(rows) == len(every):
+        return _predict(audit, examined, views=views, parts=parts, **options)
+    chosen, title = ImageRows(dataset, rows), f"evaluating {examined.name} without attacks"
+    some = _predict(audit, examined, data=chosen, views=False, parts=parts / "attacked", **options)
+    whole = _predict(audit, examined, views=views, parts=parts / "unperturbed", title=title)
+    twice = (whole["attack"] == CLEAN) & whole["sample_id"].isin(chosen.sample_ids)
+    return pd.concat([whole[~twice], some], ignore_index=True)
 
 
 def _predict_validation(audit: Audit, examined: ModelUnderTest) -> pd.DataFrame | None:
@@ -180,6 +196,8 @@ def _attack_thresholds(
     attacks = one_vs_rest.attacks(audit.attacks(gradients=report.gradients), gradients=report.gradients)
     if report.model is None or not attacks:
         return None
+    every = np.arange(len(audit.dataset))
+    chosen = ImageRows(audit.dataset, audit.rows_to_attack(every, np.asarray(audit.dataset.labels)))
     pieces, count = [], len(examined.classes)
     targets = examined.classes[: 1 if count == 2 else count]  # both decisions of two classes are the same
     for index, name in enumerate(targets):
@@ -188,6 +206,7 @@ def _attack_thresholds(
         table = _predict(
             audit,
             examined,
+            data=chosen,
             attacks=attacks,
             views=False,
             clean=False,
@@ -295,8 +314,8 @@ def _predict_findings(
     model = report.evaluated_model or report.model
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
     keep = AskedImages(parts / ASKED, len(audit.dataset))
-    options = {"corruptions": audit.exam.corruptions, "views": False, "parts": parts / "all", "keep": keep}
-    table = _predict(audit, examined, **options)
+    options: dict[str, Any] = {"corruptions": audit.exam.corruptions, "views": False, "parts": parts / "all"}
+    table = _predict_some_attacked(audit, examined, keep=keep, **options)
     table = table.drop(columns=RIGHT_SHARE, errors="ignore")  # of the highest class, which means nothing here
     return table, _predict_validation(audit, examined), []
 
@@ -344,8 +363,9 @@ def _attack_finding(
     assert report.model is not None
     decision, names = multilabel.Decision(report.model, index, threshold), audit.subject.classes
     evaluated = OverDraws(decision) if report.random else decision
-    rows, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
-    data: Any = multilabel.OneFinding(audit.dataset, rows, labels[rows])
+    labelled, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
+    rows = audit.rows_to_attack(labelled, labels[labelled])
+    data = multilabel.OneFinding(audit.dataset, rows, labels[rows])
     runner = _decision_runner(audit, report, decision, shown, attacks)
     table = _predict(
         audit,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trustcxr.audit.formats import OutputSpec
 from trustcxr.audit.formats.wrapper import as_states
+from trustcxr.audit.image_rows import ImageRows
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
@@ -73,51 +74,13 @@ class Decision(nn.Module):
         return as_states(self.model(images), self.index, self.offset)
 
 
-class OneFinding:
+class OneFinding(ImageRows):
     """The images with a label of one finding as a data set of two classes: those with it are explained."""
 
     def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
-        self.whole, self.rows, self.labels = dataset, rows, labels.astype(np.int64)
-        self.table = dataset.table.iloc[rows].reset_index(drop=True)
-        self.classes, self.size, self.root = STATES, dataset.size, dataset.root
-        self.sample_ids, self.groups, self.splits = (
-            getattr(dataset, name)[rows] for name in ("sample_ids", "groups", "splits")
-        )
-        self.explained, self.mask_kinds = self.labels == 1, dataset.mask_kinds
+        super().__init__(dataset, rows, labels)
+        self.classes, self.explained = STATES, self.labels == 1
         self.healthy = ~self.explained & self.table["class"].str.strip().str.lower().isin(NOTHING).to_numpy()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the images at `indices`: uint8 (B, 1, size, size)."""
-        return self.whole.batch(self.rows[np.asarray(indices)])
-
-    @property
-    def image_sums(self) -> np.ndarray:
-        """Return a checksum of each image's pixels, str (N,)."""
-        return np.asarray(self.whole.image_sums[self.rows])
-
-    def masks(self, kind: str) -> "_Rows":
-        """Return the masks of a kind, (N, size, size), read on access."""
-        return _Rows(self.whole.masks(kind), self.rows)
-
-    def has_mask(self, kind: str) -> np.ndarray:
-        """Return which images have a readable mask of that kind (it may be empty), bool (N,)."""
-        return np.asarray(self.whole.has_mask(kind)[self.rows])
-
-
-class _Rows:
-    """Rows of an array that is too large to copy."""
-
-    def __init__(self, values: np.ndarray, rows: np.ndarray) -> None:
-        self.values, self.rows = values, rows
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.values[self.rows[index]]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:

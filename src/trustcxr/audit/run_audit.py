@@ -4,17 +4,23 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.audit import measure, verdict
+from trustcxr.audit import facts, measure, multilabel, verdict
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
+from trustcxr.audit.criteria import apply_criteria, choose_criteria
 from trustcxr.audit.entry_checks import Check, check_afterwards, compare_black_box, run_entry_checks
 from trustcxr.audit.guards import describe_guards
-from trustcxr.audit.second_instance import ASKED, judge_again
-from trustcxr.audit.subject import describe_model, is_another, is_multilabel, open_model
-from trustcxr.audit.submitted import check_radius, read_submitted
+from trustcxr.audit.second_instance import ASKED, copy_subject, judge_again
+from trustcxr.audit.smallest_changes import find_smallest_changes
+from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
+from trustcxr.audit.submitted import SubmittedImages, check_radius, read_submitted
 from trustcxr.console import log
+from trustcxr.data.dataset import Dataset
 from trustcxr.errors import UserError
 from trustcxr.evaluation.parallel import keep_freed_memory
-from trustcxr.recipes.protocol import load_exam
+from trustcxr.evaluation.trained_run import Run
+from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
+from trustcxr.recipes.exams import NEWEST
+from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.registry import BLACK_BOX
 from trustcxr.runs.test_data import check_out
@@ -25,12 +31,15 @@ from trustcxr.storage.schemas import AttackResult, AuditDocument, MaskingVerdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
 
 PARTS = ".parts"  # rows of finished batches, until all are finished
-_WRITTEN = (layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, "report.*", "model_card.md")
+_WRITTEN = (
+    *(layout.PREDICTIONS_FILE, layout.ONE_VS_REST_FILE, layout.VALIDATION_FILE, layout.FAILURES_FILE),
+    *(layout.SMALLEST_CHANGES_FILE, "report.*", "model_card.md", "checklist.md"),
+)
 
 
 def audit(
-    model: str | Path,
-    data: Path,
+    model: str | Path | Subject,
+    data: Path | Dataset,
     out: Path,
     *,
     split: str | None = None,
@@ -40,42 +49,60 @@ def audit(
     listing: Listing | None = None,
     trust_code: bool = False,
     adversarial: Path | None = None,
+    criteria: CriteriaRecipe | None = None,
+    pictures: bool = True,
+    protocol: str = NEWEST,
 ) -> AuditDocument:
     """Audit a model on a data set, write the results into `out`, and return the document of audit.json.
 
-    `model` is a run's folder or a model file. `attacks` and `epsilons` replace the protocol's, `labels` rename the
-    data's classes, and `adversarial` is a file of submitted images (see `audit.submitted`). An interrupted audit
-    resumes, and an unchanged one is not computed again. Raises UserError if the model or the data cannot be opened, or
-    `out` has other results or is locked.
+    `model` is a run's folder, a model file, or a loaded model, and `protocol` a name such as exam-quick-1. `attacks`
+    and `epsilons` replace the protocol's, `labels` rename the data's classes, and `adversarial` is a file of submitted
+    images (see `audit.submitted`). `criteria` are acceptance criteria, by default those of the model file; without
+    `pictures` no image of a patient is stored. An interrupted audit resumes, and an unchanged one is not computed
+    again. Raises UserError if the model or the data cannot be opened, a criterion is of a figure that the audit cannot
+    have, or `out` has other results or is locked.
     """
-    exam = load_exam().changed(tuple(attacks), tuple(epsilons))
-    subject = open_model(model, trust_code=trust_code)
-    check_out(out, Path(data))
+    exam = load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
+    subject = open_model(model, trust_code=trust_code) if isinstance(model, str | Path) else model
+    bounds = choose_criteria(subject, criteria)
+    check_criteria(bounds, exam, subject.classes, describe_model(subject).reported.model_dump())
+    check_out(out, data.root if isinstance(data, Dataset) else Path(data))
     check_out_folder(out, {"results of a run": layout.METRICS_FILE})
     layout.check_foreign(out, _WRITTEN, (layout.AUDIT_FILE, PARTS, LOCK_FILE))
     images = open_images(subject, data, split, labels, listing)
-    submitted = None
-    if adversarial is not None:
-        submitted = read_submitted(adversarial, images.examined, subject.classes if is_multilabel(subject) else ())
-        if subject.model is None:
-            raise UserError(
-                f"{adversarial}: adversarial images need the model, but only scores of {subject.name} are here"
-            )
-        check_radius(submitted, exam)
+    submitted = None if adversarial is None else _read_submitted(adversarial, subject, images.examined, exam)
     current = Audit(subject, images, exam, submitted)
     key, path = current.key, out / layout.AUDIT_FILE
     with folder_lock(out):
         document = read_schema(AuditDocument, path) if path.is_file() else None
+        earlier = None if document is None else document.model_copy(deep=True)
         if document is not None and document.examination == key:
             log(f"{out}: already examined")
         else:
             if document is not None:
                 _check_same(document, current, out)
                 log(f"{out}: model, data or options changed: examined again")
-            document = _compute(current, out, key, model, trust_code)
+            path_of = model.folder if isinstance(model, Run) else model
+            again = path_of if isinstance(path_of, str | Path) else copy_subject(path_of)
+            earlier, document = None, _compute(current, out, key, again, trust_code)
             atomic.write_json(path, document)
+        apply_criteria(document, bounds, out, measured_before=earlier is not None)
+        if document != earlier:
+            atomic.write_json(path, document)
+        facts.write_pictures(document, images.examined, out, pictures=pictures)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return document
+
+
+def _read_submitted(path: Path, subject: Subject, images: Dataset, exam: ExamRecipe) -> SubmittedImages:
+    """Read submitted adversarial images; UserError if the protocol or the model cannot take them."""
+    if exam.images is not None:
+        raise UserError(f"--protocol {exam.version}: attacks {exam.images} images alone. Submit images to {NEWEST}")
+    submitted = read_submitted(path, images, subject.classes if is_multilabel(subject) else ())
+    if subject.model is None:
+        raise UserError(f"{path}: adversarial images need the model, but only scores of {subject.name} are here")
+    check_radius(submitted, exam)
+    return submitted
 
 
 def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
@@ -85,14 +112,15 @@ def _check_same(document: AuditDocument, audit: Audit, out: Path) -> None:
         other = f"the audit of another model, {document.model.name}"
     elif document.data.name != data.name and not document.data.same_images(data):
         other = f"the audit on {document.data.name}, not on {data.name}"
-    elif audit.exam.version is None and document.protocol is not None:
-        other = f"a whole examination by {document.protocol}, which one with --attack or --epsilon would replace"
+    elif document.protocol is not None and audit.exam.version != document.protocol:
+        new = f"one by {audit.exam.version}" if audit.exam.version else "one with --attack or --epsilon"
+        other = f"a whole examination by {document.protocol}, which {new} would replace"
     if other:
         raise UserError(f"{out}: holds {other}; choose another --out")
 
 
-def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) -> AuditDocument:
-    """Compute an audit of `model`, write its tables into `out`, and return its document."""
+def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | None, trust: bool) -> AuditDocument:
+    """Compute an audit, whose second instance is `model`, write its tables into `out`, and return its document."""
     subject, exam = audit.subject, audit.exam
     if subject.device.type == "cpu":
         keep_freed_memory()
@@ -112,10 +140,13 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) 
         data=audit.describe_data(measured.images),
         examination=key,
     )
-    if audit.dataset.notes:
-        document.notes = list(audit.dataset.notes)
+    if notes := [*([exam.about] if exam.about else []), *audit.dataset.notes]:
+        document.notes = notes
     document.operating_points, document.subgroups = measured.points, measured.divisions
     document.findings, document.submitted = measured.findings, measured.submitted
+    names = subject.classes if is_multilabel(subject) else ()
+    document.facts = facts.describe_facts(audit.images, measured.images, names)
+    document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
     checks = _merge_checks(report.checks, measured.checks)
     learned_from = _describe_surrogate_images(audit, len(shown))
     checks += describe_guards(measured.guards, exam.guards, learned_from, gradients=report.gradients)
@@ -124,6 +155,7 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path, trust: bool) 
     checks += [*afterwards, *compare_black_box(document)]
     document.entry_checks = [check.document() for check in checks]
     document.verdict = verdict.judge(document)
+    document.smallest_changes = find_smallest_changes(audit, report, measured.table, out)
     (out / layout.AUDIT_FILE).unlink(missing_ok=True)  # never next to the tables of another audit
     tables = {
         layout.PREDICTIONS_FILE: measured.table,

@@ -8,8 +8,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,31 +87,52 @@ class _StoredImages:
         return np.concatenate([random.permutation(np.flatnonzero(self.attacked == state)) for state in (True, False)])
 
 
-def judge_again(model: str | Path, subject: Subject, examined: torch.nn.Module, folder: Path, *, trust: bool) -> Check:
+def copy_subject(subject: Subject) -> Subject | None:
+    """Return a copy of a model that was given as a Python object, as it is before the audit; None if it has no copy."""
+    try:
+        return replace(subject, model=deepcopy(subject.model))  # type: ignore[arg-type]
+    except Exception:  # whatever a foreign object raises when it is copied
+        return None
+
+
+def judge_again(
+    model: str | Path | Subject | None, subject: Subject, examined: torch.nn.Module, folder: Path, *, trust: bool
+) -> Check:
     """Compare the logits of an audit with those of a second instance of the model, on the images in a folder.
 
+    `model` is loaded anew in another process; a copy of a Python object (`copy_subject`) is asked in this one.
     `examined` is the model whose logits these are; `trust` allows the code of the model's maker to run, as in the
     audit. The check is grave.
     """
     name, stored = "same answer in another order", _StoredImages.load(folder)
+    if model is None:
+        return Check(name, None, "the model cannot be copied, so no second instance could be asked", grave=True)
     request = {"model": str(model), "trust_code": trust, "threads": torch.get_num_threads(), "folder": str(folder)}
     if isinstance(examined, WrappedModel):
-        first = subject.model if isinstance(subject, ExternalModel) else None
-        request |= {"kind": examined.output_spec.kind, "conversion": first is not None and subject.original is not None}
-    with tempfile.TemporaryDirectory() as out:
-        atomic.write_json(Path(out) / _REQUEST, request)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        command = [sys.executable, "-m", "trustcxr.audit.second_instance", out]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return Check(name, None, f"no second instance could be asked ({last[:160]})", grave=True)
-        with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
-            answers, alone = file["answers"], file["alone"]
+        converted = isinstance(subject, ExternalModel) and subject.model is not None and subject.original is not None
+        request |= {"kind": examined.output_spec.kind, "conversion": converted}
+    if not isinstance(model, str | Path):
+        answers, alone = _ask(model, request)
+    else:
+        with tempfile.TemporaryDirectory() as out:
+            atomic.write_json(Path(out) / _REQUEST, request)
+            if problem := run_elsewhere(Path(out)):
+                return Check(name, None, f"no second instance could be asked ({problem[:160]})", grave=True)
+            with np.load(Path(out) / _ANSWERS, allow_pickle=False) as file:
+                answers, alone = file["answers"], file["alone"]
     order = stored.order()
     moved = _moved(stored, answers, np.arange(len(answers)))
     moved_alone = _moved(stored, alone, order[: len(alone)])
     return _describe(name, stored, moved, moved_alone)
+
+
+def run_elsewhere(folder: Path) -> str:
+    """Answer the request in a folder in a new process; return why that failed, "" if it did not."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    command = [sys.executable, "-m", "trustcxr.audit.second_instance", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1] if done.returncode else ""
 
 
 def _moved(stored: _StoredImages, answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -156,7 +180,13 @@ def answer_request(folder: Path) -> None:
     request = atomic.read_json(folder / _REQUEST)
     torch.set_num_threads(request["threads"])
     subject = open_model(request["model"], trust_code=request["trust_code"])
-    model = subject.model
+    answers, alone = _ask(subject, request)
+    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": alone})
+
+
+def _ask(subject: Subject, request: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits of a second instance in another order, and those of images that it was asked one by one."""
+    model: torch.nn.Module | None = subject.model
     if isinstance(subject, ExternalModel) and "kind" in request:
         if subject.original is not None and not request["conversion"]:
             model = subject.original
@@ -170,13 +200,11 @@ def answer_request(folder: Path) -> None:
         with torch.no_grad():
             return model(torch.from_numpy(stored.pixels[rows]).to(subject.device)).float().cpu().numpy()
 
-    torch.manual_seed(0)
     alone = [ask(order[[row]]) for row in range(min(ALONE, len(order)))] if takes_one(model, subject) else []
     parts = [ask(order[start : start + _BATCH]) for start in range(0, len(order), _BATCH)]
     answers = np.empty((len(order), parts[0].shape[1]), np.float32)
     answers[order] = np.concatenate(parts)
-    rows = np.concatenate(alone) if alone else answers[:0]
-    atomic.write_arrays(folder / _ANSWERS, {"answers": answers, "alone": rows})
+    return answers, np.concatenate(alone) if alone else answers[:0]
 
 
 if __name__ == "__main__":

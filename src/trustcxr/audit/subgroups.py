@@ -1,11 +1,13 @@
 """Compare accuracy across subgroups by any column of the data: hospital, view, sex, age, scanner."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trustcxr.console import plural
 from trustcxr.evaluation import metrics, multilabel_metrics
 from trustcxr.evaluation.calibration import debiased_error
 from trustcxr.statistics import Bootstrap, Bootstraps, holm, inside_against_outside, interval
@@ -22,6 +24,7 @@ OTHERS, UNKNOWN = "others", "unknown"
 PREFIX = "by_"  # of a column of the data in predictions.parquet
 _SKIPPED = ("sample_id", "path", "class", "split", "patient", "group", "label")
 _AGES = (0, 20, 40, 60, 80, 200)
+_SEX = {"sex", "gender"}
 _NAMES = 0.9  # distinct values as a share of a column, beyond which they are names of images
 _NUMBERS = 0.9  # share of numbers in a column that is cut into bands
 
@@ -36,7 +39,9 @@ def columns_of(table: "pd.DataFrame", findings: Iterable[str] = ()) -> "pd.DataF
     import pandas as pd
 
     without = left_out(table, findings)
-    columns = {PREFIX + name: values for name, values in _dividing(table, findings).items() if name not in without}
+    columns = {
+        PREFIX + name: values for name, values in dividing_columns(table, findings).items() if name not in without
+    }
     return pd.DataFrame(columns, index=table.index)
 
 
@@ -46,7 +51,7 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     Small groups may lie within one class by chance, unless there are as many as classes: they are not left out.
     """
     reasons = {}
-    for name, values in _dividing(table, findings).items():
+    for name, values in dividing_columns(table, findings).items():
         present = values != UNKNOWN
         if (count := values[present].nunique()) > len(table) / 2:
             reasons[name] = f"not judged, since it has {count} values on {len(table)} images"
@@ -60,8 +65,11 @@ def left_out(table: "pd.DataFrame", findings: Iterable[str] = ()) -> dict[str, s
     return reasons
 
 
-def _dividing(table: "pd.DataFrame", findings: Iterable[str]) -> "dict[str, pd.Series]":
-    """Return the values of every column that divides the images, as text and in bands."""
+def dividing_columns(table: "pd.DataFrame", findings: Iterable[str], *, single: bool = False) -> "dict[str, pd.Series]":
+    """Return the values of every column that divides the images, as text and in bands, and sex crossed with age.
+
+    `single`: also columns with one value, and without the crossed one.
+    """
     columns, skipped = {}, {name.lower() for name in findings}
     for name in table.columns:
         if name in _SKIPPED or str(name).endswith("_mask") or str(name).lower() in skipped:
@@ -71,9 +79,19 @@ def _dividing(table: "pd.DataFrame", findings: Iterable[str]) -> "dict[str, pd.S
             continue
         values = _banded(str(name), text)
         present = values[values != UNKNOWN]
-        if 1 < present.nunique() <= _NAMES * len(present):
+        if (0 if single else 1) < present.nunique() <= max(_NAMES * len(present), single):
             columns[str(name)] = values
+    sex = next((name for name in columns if words_of(name) & _SEX), None)
+    age = next((name for name in columns if "age" in words_of(name)), None)
+    if sex and age and not single:
+        both = (columns[sex] != UNKNOWN) & (columns[age] != UNKNOWN)
+        columns[f"{sex} and {age}"] = (columns[sex] + ", " + columns[age]).where(both, UNKNOWN)
     return columns
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words of a column's name: {"patient", "age"} for "Patient_Age"."""
+    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def describe(
@@ -82,19 +100,26 @@ def describe(
     """Return the part `subgroups` of audit.json, from clean predictions with columns of `columns_of`.
 
     A group's gap is its accuracy less that of all other images of the column. Its p-value permutes whole patients, and
-    is corrected for the groups of all columns (Holm 1979); groups of the same images count once. Columns that divide
-    the images in the same way are one division. `without`: the result of `left_out`.
+    is corrected for the comparisons of all columns (Holm 1979). Groups of the same images count once, and so do the two
+    of a column with two values. Columns that divide the images in the same way are one division. `without`: the result
+    of `left_out`.
     """
     equal: dict[bytes, list[str]] = {}
     for column in (str(name) for name in clean if str(name).startswith(PREFIX)):
         equal.setdefault(clean[column].fillna(UNKNOWN).factorize()[0].tobytes(), []).append(column)
     divisions = [_division(clean, columns, classes, resamples) for columns in equal.values()]
     groups = [group for division in divisions for group in division["groups"]]
-    p_values = {group["who"]: group["p_value"] for group in groups}
+    p_values: dict[frozenset[bytes], float] = {}
+    hits, patients = right(clean).astype(float), clean["group"]
+    for group in groups:
+        if group["comparison"] not in p_values:
+            inside = np.frombuffer(group["who"], dtype=bool)
+            p_values[group["comparison"]] = inside_against_outside(hits, inside, patients)
+        group["p_value"] = p_values[group["comparison"]]
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for group in groups:
         low, high = group["gap"]["ci"]
-        p_value = float(corrected[group["who"]])
+        p_value = float(corrected[group.pop("comparison")])
         group |= {"p_corrected": p_value, "settled": bool(p_value < LEVEL and not low <= 0 <= high)}
     first: dict[bytes, str] = {}
     for division in divisions:
@@ -118,7 +143,8 @@ def _division(
     rows = []
     for name in names if alone and len(names) > 1 else ():
         inside = (values == name).to_numpy()
-        about = {"images": int(images[inside].nunique()), "who": inside.tobytes()}
+        both = frozenset((inside.tobytes(), (~inside).tobytes()))  # a group against its rest is one comparison
+        about = {"images": int(images[inside].nunique()), "who": inside.tobytes(), "comparison": both}
         rows.append(about | _group(clean, str(name), inside, hits, classes, samples))
     eligible = _eligible(rows)
     lowest = min(eligible, key=lambda row: row["accuracy"]["value"]) if len(eligible) > 1 else None
@@ -147,8 +173,7 @@ def _group(
     sums = whole.totals(np.stack([inside, inside * hits, ~inside, ~inside * hits], axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         gaps = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
-    p_value = inside_against_outside(hits, inside, clean["group"])
-    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}, "p_value": p_value}
+    return row | {"gap": {"value": float(gaps[0]), "ci": interval(gaps)}}
 
 
 def _merged(values: "pd.Series", images: "pd.Series") -> "tuple[pd.Series, dict[str, int]]":
@@ -165,10 +190,10 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     import pandas as pd
 
     present = values[values != ""]
-    numbers = pd.to_numeric(present.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
+    numbers = as_numbers(present)
     if present.nunique() <= MANY or numbers.notna().mean() < _NUMBERS:
         return values.where(values != "", UNKNOWN)
-    ages = "age" in name.lower().replace("_", " ").split()
+    ages = "age" in words_of(name)
     if ages:
         edges: list[float] = list(_AGES)
     elif present.nunique() > len(present) / 2 and (numbers.dropna() % 1 == 0).all():
@@ -184,29 +209,39 @@ def _banded(name: str, values: "pd.Series") -> "pd.Series":
     return bands
 
 
+def as_numbers(values: "pd.Series") -> "pd.Series":
+    """Return numbers, or ages such as 045Y, as floats; NaN for other text."""
+    import pandas as pd
+
+    text = values.fillna("").astype(str).str.strip()
+    return pd.to_numeric(text.str.extract(r"^0*(\d+(?:\.\d+)?)Y?$")[0], errors="coerce")
+
+
 def _text(division: dict[str, Any], tested: int, first: Mapping[bytes, str]) -> str:
     """Describe a division in a sentence. `first`: the names of groups of the same images in earlier divisions."""
     rows = {row["name"]: row for row in division["groups"]}
     others = f", and exactly alike by {' and '.join(division['same_groups'])}" if division["same_groups"] else ""
     text = f"by {division['column']}{others}: "
-    if not division["worst"]:
-        few = len(_eligible(division["groups"])) < 2
-        why = f"no two groups have {SMALLEST} images" if few else f"no group of {SMALLEST} images is below all others"
-        return text + why + _merged_text(division["merged"], bool(rows))
-    worst = rows[division["worst"]]
-    low, high = (f"{end:+.1%}" for end in worst["gap"]["ci"])
-    text += f"worst is {worst['name']} with {worst['accuracy']['value']:.1%} of {_count(worst)}, "
-    text += f"{worst['gap']['value']:+.1%} [{low}, {high}] against all others, "
-    text += "settled" if worst["settled"] else "not settled"
-    text += f" (p {worst['p_corrected']:.2g}, corrected for {tested} groups)"
-    if worst["who"] in first:
-        text += f"; these are the images of {first[worst['who']]}"
+    eligible = _eligible(division["groups"])
+    if not division["worst"] and len(eligible) != 1:
+        none = "no group of {} images is below all others" if eligible else "no two groups have {} images"
+        return text + none.format(SMALLEST) + _merged_text(division["merged"], bool(rows))
+    row = rows[division["worst"]] if division["worst"] else eligible[0]
+    low, high = (f"{end:+.1%}" for end in row["gap"]["ci"])
+    which = "worst is" if division["worst"] else f"the only group of {SMALLEST} images is"
+    text += f"{which} {row['name']} with {row['accuracy']['value']:.1%} of {_count(row)}, "
+    text += f"{row['gap']['value']:+.1%} [{low}, {high}] against all others, "
+    text += "settled" if row["settled"] else "not settled"
+    text += f" (p {row['p_corrected']:.2g}, corrected for {plural(tested, 'comparison')})"
+    if row["who"] in first:
+        text += f"; these are the images of {first[row['who']]}"
     return text + _merged_text(division["merged"], bool(rows))
 
 
 def _count(row: dict[str, Any]) -> str:
     """Return the number of images of a group, and of decisions if there are several for each image."""
-    return f"{row['n']} images" if row["n"] == row["images"] else f"{row['n']} decisions on {row['images']} images"
+    images = plural(row["images"], "image")
+    return images if row["n"] == row["images"] else f"{plural(row['n'], 'decision')} on {images}"
 
 
 def _merged_text(merged: dict[str, int], judged: bool) -> str:

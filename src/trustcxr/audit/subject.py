@@ -13,6 +13,7 @@ from trustcxr.audit.formats import ExternalModel
 from trustcxr.audit.formats.loading import TABLES, Origin
 from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.errors import UserError, unknown
+from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import Run, device, load_run
 from trustcxr.registry import DEFENCES
 from trustcxr.storage import atomic, layout
@@ -22,10 +23,10 @@ from trustcxr.storage.schemas import AuditedModel
 Subject = Run | ExternalModel
 
 
-def load_model(
+def load_subject(
     model: str | Path | nn.Module | Callable[..., Any], *, on: torch.device | str | None = None, **options: Any
 ) -> Subject:
-    """Load the folder of a run, a model file (.yaml), a model's own file, a module or a function.
+    """Load a run's folder, a zoo model by name, a model file (.yaml), a model's own file, a module or a function.
 
     Runs and external models both have model, classes, size, name and device. `options` are those of `formats.load`:
     classes, size, channels, range, mean, std, resize, output, thresholds, timm, name and trust_code. Nothing is
@@ -33,13 +34,12 @@ def load_model(
 
     Example:
         >>> import torch
-        >>> from trustcxr.audit.subject import load_model
-        >>> external = load_model(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
+        >>> external = load_subject(torch.nn.Flatten(), classes=[str(n) for n in range(64)], size=8)
         >>> external.model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
     """
-    if isinstance(model, str | Path) and Path(model).is_dir():
-        layout.check_run(Path(model))
+    if isinstance(model, str | Path) and (trained_models.is_name(model) or Path(model).is_dir()):
+        layout.check_run(trained_models.resolve(model))
         if options:
             raise UserError(f"{model}: a run says all this itself; leave out {', '.join(options)}")
         return load_run(model, on=on)
@@ -49,8 +49,8 @@ def load_model(
 def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
     """Load a run's folder or a model file; UserError for a model's own file, which needs a model file."""
     path, kinds = Path(model), (*SUFFIXES, *TABLES)
-    if path.is_dir():
-        return load_model(model)
+    if path.is_dir() or trained_models.is_name(model):
+        return load_subject(model)
     if path.suffix in kinds and not path.exists():
         raise UserError(f"{model}: no such file")
     is_code = ":" in str(model) and path.suffix not in layout.MODEL_FILES and not path.exists()
@@ -62,7 +62,7 @@ def open_model(model: str | Path, *, trust_code: bool = False) -> Subject:
         )
     if path.is_file() and path.suffix not in layout.MODEL_FILES:
         raise UserError(f"{model}: {unknown('kind of model', path.suffix, (*layout.MODEL_FILES, *kinds))}")
-    return load_model(model, trust_code=trust_code)
+    return load_subject(model, trust_code=trust_code)
 
 
 def is_multilabel(subject: Subject) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trustcxr.evaluation.gradient_masking import FAILING
-from trustcxr.registry import CORRUPTIONS, LUNGS_ONLY, is_linf
+from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, Share, Statement, Subgroup, Verdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
@@ -19,7 +19,6 @@ KEPT_UNDER_ATTACK = 0.8  # least share of the clean accuracy that the worst case
 KEPT_WHEN_CORRUPTED = 0.9  # least share of the clean accuracy that ordinary damage leaves
 WORSE = 0.05  # accuracy by which no group may be below all others
 CALIBRATION_ERROR = 0.05  # largest error of a calibrated model, without the part that is chance
-GREY_LEVELS = 255
 _OPEN = {False: "NOT MEASURED", True: "NOT SETTLED"}  # by whether there are figures
 
 
@@ -104,7 +103,7 @@ def _accurate(document: AuditDocument) -> Answer:
     """Compare clean accuracy with a constant answer and the makers' claim; findings also by their AUROC."""
     clean, claim = document.clean, document.model.reported.clean
     accuracy, least, base = clean.accuracy, clean.constant_answer, clean.accuracy
-    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}, of one constant answer {_percent(least)}"
+    text = f"Accuracy is {_text(accuracy)} on {_images(clean.n)}; one constant answer has {_percent(least)}"
     yes, no = "BETTER THAN A CONSTANT ANSWER", "NOT BETTER THAN A CONSTANT ANSWER"
     if document.findings:
         base, least = clean.auroc_macro, 0.5
@@ -115,7 +114,8 @@ def _accurate(document: AuditDocument) -> Answer:
         return Answer("accurate", None, text, yes, no, measured=base.value is not None)
     met = base.interval[0] > least
     if claim is not None:
-        text += f", by its makers' claim {_percent(claim)}"
+        source = f" ({document.model.reported.paper})" if document.model.reported.paper else ""
+        text += f"; its makers claim {_percent(claim)}{source}"
         if met and accuracy.interval is not None and accuracy.interval[1] < claim:
             met, no = False, "LESS THAN CLAIMED"
         yes += " AND NOT BELOW THE CLAIM"
@@ -136,7 +136,7 @@ def _robust(document: AuditDocument) -> Answer:
     met = _above([row.accuracy for row in rows], bound)
     met = None if met and not reached else met
     worst, others = rows[-1], rows[-2::-1]
-    text = f"{_fall(clean.accuracy, worst.accuracy, 'Accuracy')} of {_images(worst.n, document)} when each pixel may "
+    text = f"{_describe_change(clean.accuracy, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
     text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
     text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + ")"
     return Answer("robust", met, text, yes, no)
@@ -163,7 +163,7 @@ def _stable(document: AuditDocument) -> Answer:
         text = "How it answers on noisy, blurred or wrongly exposed images is not known: none was shown to it"
         return Answer("stable", None, text, yes, no, measured=False)
     met = _above([mean.accuracy], KEPT_WHEN_CORRUPTED * clean.value)
-    text = f"{_fall(clean, mean.accuracy, 'Accuracy')} of {_images(mean.n, document)} on average over "
+    text = f"{_describe_change(clean, mean.accuracy)} of {_images(mean.n, document)} on average over "
     text += f"{mean.conditions} kinds of ordinary damage"
     measured = [row for row in document.corruptions if row.accuracy.value is not None]
     if measured:
@@ -175,13 +175,13 @@ def _stable(document: AuditDocument) -> Answer:
 
 def _lungs(document: AuditDocument) -> Answer:
     """Compare accuracy without the lungs with a constant answer, and accuracy by the lungs alone."""
-    yes, no = "READS THE LUNGS", "READS SOMETHING ELSE"
+    yes, no = "READS THE LUNGS", "READS MORE THAN THE LUNGS"
     hidden = document.without_lungs
     if hidden is None or hidden.accuracy.interval is None or hidden.constant_answer is None:
         text = "Where it looks is not known: no image could be shown without its lungs"
         return Answer("lungs", None, text, yes, no, measured=False)
-    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}, of one "
-    text += f"constant answer {_percent(hidden.constant_answer)}"
+    text = f"With the lungs hidden, accuracy is {_text(hidden.accuracy)} of {_images(hidden.n, document)}; one "
+    text += f"constant answer has {_percent(hidden.constant_answer)}"
     alone = [document.shortcuts[name] for name in LUNGS_ONLY if name in document.shortcuts]
     alone = [view for view in alone if view.accuracy.interval is not None]
     met: bool | None = None
@@ -243,9 +243,11 @@ def _above(shares: Sequence[Share], bound: float) -> bool | None:
     return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
 
 
-def _fall(before: Share, after: Share, what: str) -> str:
-    verb = "falls" if (after.value or 0.0) < (before.value or 0.0) else "goes"
-    return f"{what} {verb} from {_text(before)} to {_text(after)}"
+def _describe_change(before: Share, after: Share) -> str:
+    change = (after.value or 0.0) - (before.value or 0.0)
+    if not change:
+        return f"Accuracy stays at {_text(after)}"
+    return f"Accuracy {'falls' if change < 0 else 'rises'} from {_text(before)} to {_text(after)}"
 
 
 def _text(share: Share) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trustcxr.certify import crown, ibp
+from trustcxr.certify import affine_graph, crown, ibp
 from trustcxr.certify.affine_graph import NUDGE, Layer, box
 from trustcxr.errors import UserError, unknown
 
@@ -45,6 +45,37 @@ def effort(method: str, *, neurons: int = NEURONS, steps: int = STEPS) -> Effort
     if method == "ibp" and (neurons, steps) != (NEURONS, STEPS):
         raise UserError("certify: neurons and steps need the method crown. Choose it, or remove them")
     return Effort(crown=method == "crown", neurons=neurons, steps=steps)
+
+
+def prove(model: nn.Module, images: Tensor, *, epsilon: float, method: str = "crown") -> Tensor:
+    """Return for which images the model's answer provably does not change within epsilon, bool (B,).
+
+    Args:
+        model: pixel space -> logits (B, C), of layers that can be bounded, such as `tx.load_model("covid-certified")`.
+        images: (B, 1, H, W) float in [0, 1].
+        epsilon: L-infinity radius in [0, 1].
+        method: `ibp` (intervals, Gowal et al. 2018), or `crown`: also CROWN (Zhang et al. 2018) if intervals fail.
+
+    The proof is of the pixels that the network sees, after decoding and resizing, not of a file. Raises UserError for a
+    layer that cannot be bounded, naming it.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> with torch.no_grad():
+        ...     _ = model[1].weight.copy_(torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]))
+        ...     _ = model[1].bias.zero_()
+        >>> image = torch.tensor([[[[0.6, 0.6], [0.4, 0.4]]]])
+        >>> prove(model, image, epsilon=0.05), prove(model, image, epsilon=0.2)
+        (tensor([True]), tensor([False]))
+    """
+    from trustcxr.models.preserve_state import preserve_state
+
+    layers = affine_graph.exact(model)
+    with torch.no_grad(), preserve_state(model):
+        answers = model(images).argmax(1)
+    return least_margins(layers, images, answers, epsilon, effort(method)) > 0
 
 
 def least_margins(layers: Sequence[Layer], images: Tensor, answers: Tensor, epsilon: float, effort: Effort) -> Tensor:

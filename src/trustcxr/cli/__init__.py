@@ -1,7 +1,7 @@
 """The command line: parse options, call the library, print the result.
 
-Exit codes: 0 done, 1 a fault of the program, 2 wrong input (one line: what, why, what to do), 130 stopped by Ctrl-C or
-SIGTERM (one line: what remains).
+Exit codes: 0 done, 1 a fault of the program, 2 wrong input (one line: what, why, what to do), 3 a criterion that is not
+met (`audit --fail`), 130 stopped by Ctrl-C or SIGTERM (one line: what remains).
 """
 
 import errno
@@ -19,7 +19,7 @@ import typer
 from trustcxr.cli import signals
 from trustcxr.cli.audit_commands import audit_app
 from trustcxr.cli.data_commands import cache_app, data_app
-from trustcxr.cli.run_commands import run_app
+from trustcxr.cli.run_commands import run_app, zoo_app
 from trustcxr.cli.serve_commands import serve_app
 from trustcxr.cli.study_commands import study_app
 from trustcxr.errors import OUT_OF_MEMORY, UserError, is_out_of_memory
@@ -44,6 +44,7 @@ for panel, commands in (
     for command in commands.registered_commands:
         command.rich_help_panel = panel
     app.add_typer(commands)
+app.add_typer(zoo_app, name="zoo", rich_help_panel="One model")
 app.add_typer(data_app, name="data", rich_help_panel="Data and disk")
 app.add_typer(cache_app, name="cache", rich_help_panel="Data and disk")
 

@@ -1,80 +1,162 @@
 """Audit models and compare audits: `audit`, `compare`, `leaderboard`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option, Typer
+from typer import Argument, Exit, Option, Typer
 
-from trustcxr.cli.options import Columns, Images, Json, Labels, TrustCode, parse_labels, parse_listing, print_json
+from trustcxr.cli.options import (
+    Columns,
+    Images,
+    Json,
+    Labels,
+    TrustCode,
+    parse_labels,
+    parse_listing,
+    parse_prevalence,
+    print_json,
+    resolve_name,
+)
 from trustcxr.data.remote import check_exists
 from trustcxr.errors import UserError
+from trustcxr.recipes.exams import NEWEST, list_exams
 from trustcxr.registry import AUDIT_ATTACKS
 from trustcxr.storage import layout
+from trustcxr.storage.atomic import read_yaml
 from trustcxr.version import NOTICE
 
+if TYPE_CHECKING:
+    from trustcxr.recipes.criteria_file import CriteriaRecipe
+    from trustcxr.storage.schemas import AuditDocument
+
 audit_app = Typer()
+NOT_MET = 3  # exit code of `audit --fail` if a criterion is not met or not settled
 
 
 @audit_app.command(epilog="Example: trustcxr audit model.yaml --data COVID-QU-Ex --out out/audit")
 def audit(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run folder or model file (.yaml); with --init a model.")],
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="Run folder, trained model, model file (.yaml); with --init a model.",
+            callback=resolve_name,
+        ),
+    ] = "",
     data: Annotated[Path | None, Option(help="Folder of images, or a list (CSV).")] = None,
     out: Annotated[Path | None, Option(help="Folder for audit.json and predictions.parquet.")] = None,
     split: Annotated[str | None, Option(help="Split to examine. Default: the test split if there is one.")] = None,
+    protocol: Annotated[str, Option(help=f"{' or '.join(list_exams())}. Only one protocol's audits compare.")] = NEWEST,
     attack: Annotated[list[str] | None, Option(help=f"Other attacks: {', '.join(AUDIT_ATTACKS)}; repeatable.")] = None,
     epsilon: Annotated[list[float] | None, Option(help="Not the protocol's L-infinity radii; repeatable.")] = None,
     trust_code: TrustCode = False,
     adversarial: Annotated[
         Path | None, Option(help="Adversarial images (safetensors); the worse of these and ours counts.")
     ] = None,
-    init: Annotated[bool, Option("--init", help="Print a model file for MODEL, with questions.")] = False,
+    init: Annotated[
+        bool, Option("--init", help="Print a model file for MODEL, with questions; with --data the best.")
+    ] = False,
+    criteria: Annotated[Path | None, Option(help="File of acceptance criteria. Default: the model file's.")] = None,
+    init_criteria: Annotated[bool, Option("--init-criteria", help="Print a draft of acceptance criteria.")] = False,
+    fail: Annotated[bool, Option("--fail", help="Exit with 3 unless every criterion is met.")] = False,
+    prevalence: Annotated[
+        list[str] | None,
+        Option(help="Class = its share where the model will be used, such as COVID-19=0.05; repeatable."),
+    ] = None,
+    pictures: Annotated[
+        bool, Option("--pictures/--no-pictures", help="Store pictures of patients, for the page.")
+    ] = True,
     label: Labels = None,
     column: Columns = None,
     images: Images = None,
     json: Json = False,
 ) -> None:
     """Audit any model: a run, or the model of a model file. Start it again to resume."""
-    if init:
-        from trustcxr.audit.formats import describe_as_dict, describe_file
+    if init_criteria:
+        from trustcxr.recipes.criteria_file import DRAFT
 
-        if json:
-            return print_json(describe_as_dict(model, trust_code=trust_code))
-        return print(describe_file(model, trust_code=trust_code), end="")
+        return print(DRAFT.read_text(encoding="utf-8"), end="")
+    if not model:
+        raise UserError("audit: no model is given. Give a run's folder or a model file; see trustcxr audit --help")
+    data_options = {"labels": parse_labels(label), "listing": parse_listing(column, images)}
+    if init:
+        return _print_draft(model, data, data_options, trust_code=trust_code, json=json)
     if data is None or out is None:
         raise UserError(
             f"audit {model}: say {'--data PATH' if data is None else '--out DIR'}; see trustcxr audit --help"
         )
-    _check_options(model, data, attack or (), epsilon or ())
-    from trustcxr.audit.run_audit import audit as run_audit
-    from trustcxr.report import audit_html, audit_text
+    _check_options(model, data, protocol, attack or (), epsilon or ())
+    if fail and criteria is None and not _names_criteria(Path(model)):
+        raise UserError("--fail: there is no criterion to fail. Give --criteria FILE; --init-criteria prints a draft")
+    bounds = _read_criteria(criteria, prevalence)
+    from trustcxr import audit as audits
+    from trustcxr.report import audit_html
 
-    document = run_audit(
+    document = audits.run(
         model,
         data,
-        out,
+        out=out,
         split=split,
         attacks=attack or (),
         epsilons=epsilon or (),
-        labels=parse_labels(label),
-        listing=parse_listing(column, images),
         trust_code=trust_code,
         adversarial=adversarial,
+        criteria=bounds,
+        pictures=pictures,
+        protocol=protocol,
+        **data_options,
     )
     audit_html.write(document, out)
-    if json:
-        return print_json(document)
-    for line in audit_text.describe_audit(document):
-        print(line)
-    print(f"written to {out}\n{NOTICE}")
+    print_json(document) if json else _print_audit(document, out)
+    if fail and not all(row.met for row in document.criteria):
+        raise Exit(NOT_MET)
     return None
 
 
-def _check_options(model: str, data: Path, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
+def _print_draft(model: str, data: Path | None, options: Mapping[str, Any], *, trust_code: bool, json: bool) -> None:
+    """Print a model file with questions; with labelled images, the one whose answers are best."""
+    from trustcxr.audit.formats.init_model_file import describe_file, parse_draft
+    from trustcxr.audit.propose_declaration import propose_declaration
+
+    if data is None:
+        text = describe_file(model, trust_code=trust_code)
+    else:
+        text = propose_declaration(model, data, trust_code=trust_code, **options)
+    return print_json(parse_draft(text)) if json else print(text, end="")
+
+
+def _print_audit(document: "AuditDocument", out: Path) -> None:
+    from trustcxr.report import audit_text
+
+    for line in audit_text.describe_audit(document):
+        print(line)
+    print(f"written to {out}\n{NOTICE}")
+
+
+def _names_criteria(model: Path) -> bool:
+    return model.suffix in layout.MODEL_FILES and bool(read_yaml(model).get("criteria"))
+
+
+def _read_criteria(path: Path | None, prevalence: Sequence[str] | None) -> "CriteriaRecipe | None":
+    """Read the file of criteria, with the options' prevalence in place of the file's; None without both."""
+    from trustcxr.recipes.criteria_file import CriteriaRecipe, read_criteria
+    from trustcxr.recipes.parsing import validate
+
+    recipe = None if path is None else read_criteria(path)
+    if not prevalence:
+        return recipe
+    pairs = parse_prevalence(prevalence)
+    shares = validate(CriteriaRecipe, {"prevalence": pairs}, "--prevalence").prevalence
+    recipe = recipe or CriteriaRecipe()
+    return recipe.model_copy(update={"prevalence": {**recipe.prevalence, **shares}})
+
+
+def _check_options(model: str, data: Path, protocol: str, attacks: Sequence[str], epsilons: Sequence[float]) -> None:
     """Raise UserError for an unknown attack or a missing model or data set, before torch is loaded."""
     from trustcxr.recipes.protocol import load_exam
 
-    load_exam().changed(tuple(attacks), tuple(epsilons))
+    load_exam(protocol).changed(tuple(attacks), tuple(epsilons))
     layout.check_model(model)
     if Path(model).is_dir():
         check_exists(data)
@@ -89,11 +171,10 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two audits image by image: B less A, with intervals and corrected tests."""
-    from trustcxr import report
-    from trustcxr.audit import compare as audit_pairs
+    from trustcxr import api, report
     from trustcxr.report import audit_text
 
-    document = audit_pairs.compare(first, second)
+    document = api.compare(first, second)
     if json:
         return print_json(document)
     title = f"{document.second} less {document.first}, by {document.protocol}"

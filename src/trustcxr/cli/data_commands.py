@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option, Typer
 
 from trustcxr.cli.options import Columns, Images, Json, parse_listing, print_json
+from trustcxr.console import plural
 from trustcxr.storage.os_errors import megabytes, shell_quote
 from trustcxr.version import NOTICE
 
@@ -117,7 +118,8 @@ def cache_list(folders: CheckpointFolders = None, json: Json = False) -> None:
         return print_json(document)
     _print_cache(document)
     entries = document.entries
-    return print(f"{document.cache}: {len(entries)} entries, {megabytes(sum(entry.bytes for entry in entries))}")
+    size = megabytes(sum(entry.bytes for entry in entries))
+    return print(f"{document.cache}: {plural(len(entries), 'entry', 'entries')}, {size}")
 
 
 @cache_app.command("prune", epilog="Example: trustcxr cache prune out/quick --older-than 60; then with --remove")

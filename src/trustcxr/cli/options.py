@@ -9,17 +9,36 @@ from typer import Argument, Context, Option
 
 from trustcxr.data.remote import is_address
 from trustcxr.errors import UserError, unknown
-from trustcxr.registry import CONTROLS, SALIENCY
+from trustcxr.registry import BASELINE_MAPS, SALIENCY
 
 if TYPE_CHECKING:
     from trustcxr.recipes.run_recipe import Listing
 
 
-def _check_run(run: Path) -> Path:
-    """Return the folder of a run. Checked here because loading torch takes seconds."""
+def resolve_run(run: Path) -> Path:
+    """Return the folder of a run or of a trained model. Checked here because loading torch takes seconds."""
+    from trustcxr.evaluation import trained_models
     from trustcxr.storage import layout
 
-    return run if run.is_dir() or is_address(run) else layout.check_run(run)
+    if run.is_dir() or is_address(run):
+        return run
+    if not run.exists() and not trained_models.is_name(run) and (near := trained_models.suggest(run)):
+        raise UserError(
+            f"{run}: no such run folder, and no trained model: {near}valid: {', '.join(trained_models.names())}"
+        )
+    return layout.check_run(trained_models.resolve(run))
+
+
+def resolve_runs(runs: list[Path]) -> list[Path]:
+    """Return the folders of runs or of trained models."""
+    return [resolve_run(run) for run in runs]
+
+
+def resolve_name(model: str) -> str:
+    """Return the folder of a trained model if `model` is its name, else `model`."""
+    from trustcxr.evaluation import trained_models
+
+    return str(trained_models.fetch(model)) if trained_models.is_name(model) else model
 
 
 def is_external(model: str) -> bool:
@@ -31,7 +50,7 @@ def is_external(model: str) -> bool:
 
     path, is_model_file = Path(model), Path(model).suffix in layout.MODEL_FILES
     if is_address(model) or path.is_dir() or not (path.exists() or is_model_file or ":" in model):
-        _check_run(path)
+        resolve_run(path)
         return False
     layout.check_model(model)
     return True
@@ -42,7 +61,9 @@ DATA = Option(
     help="Folder of images (COVID-QU-Ex as published, or class folders), a list (CSV), or an address such as s3://...",
 )
 Data = Annotated[Path, DATA]
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.", callback=_check_run)]
+RunFolder = Annotated[
+    Path, Argument(metavar="RUN", help="Folder of a run, or a trained model's name.", callback=resolve_run)
+]
 Labels = Annotated[
     list[str] | None,
     Option("--label", help="The data's label = the run's class, such as pneumonia=Non-COVID; repeatable."),
@@ -57,8 +78,9 @@ Columns = Annotated[
 ]
 Images = Annotated[Path | None, Option("--images", help="Image folder of a list. Default: the folder of the list.")]
 SALIENCY_METHODS = (
-    f"{', '.join(name for name in SALIENCY if name not in CONTROLS)}, or as controls {', '.join(CONTROLS)}; a CAM of "
-    "an earlier layer is layercam@-2 or layercam@NAME; repeatable. Default: gradcam and layercam."
+    f"{', '.join(name for name in SALIENCY if name not in BASELINE_MAPS)}, or as baseline maps "
+    f"{', '.join(BASELINE_MAPS)}; a CAM of an earlier layer is layercam@-2 or layercam@NAME; repeatable. "
+    "Default: gradcam and layercam."
 )
 Threads = Annotated[
     int | None, Option(help="Threads of each run. Another number gives other bits. Default: torch's number here.")
@@ -108,6 +130,11 @@ def parse_tracker(text: str | None) -> tuple[str, str]:
     if uri and name != "mlflow":
         raise UserError(f"--track {text}: only mlflow has a server: --track mlflow:{uri}")
     return name, uri
+
+
+def parse_prevalence(pairs: Sequence[str]) -> dict[str, str]:
+    """Return {class: share} from "class=share" pairs, not converted yet."""
+    return _parse_pairs("--prevalence", pairs, "write class=share, such as COVID-19=0.05")
 
 
 def parse_labels(pairs: list[str] | None) -> dict[str, str | None]:

@@ -23,11 +23,13 @@ from trustcxr.cli.options import (
     parse_listing,
     parse_tracker,
     print_json,
+    resolve_name,
+    resolve_run,
 )
+from trustcxr.console import plural
 from trustcxr.data.remote import check_exists, is_address
 from trustcxr.errors import UserError
 from trustcxr.registry import ATTACKS, BACKGROUNDS, CORRUPTIONS, DEFENCES, format_steps
-from trustcxr.storage import layout
 from trustcxr.storage.os_errors import check_present, shell_quote
 from trustcxr.version import NOTICE
 
@@ -35,18 +37,27 @@ if TYPE_CHECKING:
     from trustcxr.storage.schemas import RunDocument
 
 run_app = Typer()
+zoo_app = Typer(help="Trained models that come with the package.", no_args_is_help=True)
 
 
 @run_app.command(epilog="Example: trustcxr models")
 def models(json: Json = False) -> None:
-    """List the 21 networks of the study and their parameters."""
+    """List the trained models that come with the package, and the 21 networks of the study."""
     from trustcxr import report
+    from trustcxr.evaluation import trained_models
     from trustcxr.models.zoo import paper_models
+    from trustcxr.report.terminal import list_trained
 
     rows = [network._asdict() for network in paper_models()]
+    entries = [trained_models.entry(name) for name in trained_models.names()]
     if json:
-        return print_json(rows)
-    report.print_rows("The 21 networks; any other timm name works too", rows)
+        return print_json({"trained": entries, "architectures": rows})
+    report.print_rows(
+        "Trained models; use the name as a RUN, such as `trustcxr predict NAME IMAGE`", list_trained(entries)
+    )
+    for entry in entries:
+        print(f"{entry.name}: {entry.summary}")
+    report.print_rows("The 21 networks, untrained; any other timm name works too", rows)
     print("Also, untrained: plain3, plain5, whose answers `trustcxr certify` can prove;")
     print("evidence-33 and similar, whose map is part of the computation of the answer.")
     return None
@@ -121,7 +132,7 @@ def train(
     epilog="Example: trustcxr evaluate out/run --data COVID-QU-Ex --attack pgd --epsilon 0.01 --epsilon 0.02"
 )
 def evaluate(
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a trained run, or a trained model's name.")],
     data: Data,
     split: Annotated[str | None, Option(help="Split to test on. Default: the test split of the run.")] = None,
     attack: Annotated[list[str] | None, Option(help=f"Repeatable: {', '.join(ATTACKS)}. Default: fgsm, pgd.")] = None,
@@ -145,11 +156,10 @@ def evaluate(
         raise UserError(f"{run}: not the folder of a run. To examine any other model: {command}")
     if surrogate is None:  # else the attacks that use it are checked first
         check_exists(data)
-    from trustcxr import report
+    from trustcxr import api, report
     from trustcxr.report import terminal as terminal_lines
-    from trustcxr.runs import run_folder
 
-    document, folder = run_folder.evaluate(
+    document = api.evaluate(
         run,
         data,
         split=split,
@@ -171,13 +181,14 @@ def evaluate(
     for note in document.notes:
         print(f"NOTE: {note}")
     report.print_rows(
-        f"{document.run} on {document.split} ({document.clean.n} images)", terminal_lines.list_accuracies(document)
+        f"{document.run} on {document.split} ({plural(document.clean.n or 0, 'image')})",
+        terminal_lines.list_accuracies(document),
     )
     for line in terminal_lines.describe_metrics(document):
         print(line)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
-    print(f"written to {folder}\n{NOTICE}")
+    print(f"written to {document.folder}\n{NOTICE}")
     return None
 
 
@@ -227,7 +238,9 @@ def certify(
 
 @run_app.command(epilog="Example: trustcxr explain out/run --data COVID-QU-Ex")
 def explain(
-    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a trained run, or a model file (.yaml).")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Run folder, trained model or model file (.yaml).", callback=resolve_name)
+    ],
     data: Data,
     out: Annotated[Path | None, Option(help="Folder for the results. Default: within the folder of a run.")] = None,
     method: Annotated[list[str] | None, Option(help=SALIENCY_METHODS)] = None,
@@ -283,7 +296,7 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
-        report.print_rows(f"{document.run}, {name}: {part.n} annotated images", list_saliency(part))
+        report.print_rows(f"{document.run}, {name}: {plural(part.n or 0, 'annotated image')}", list_saliency(part))
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
@@ -298,28 +311,33 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
 @run_app.command(epilog="Example: trustcxr predict out/run chest.png")
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of DICOM studies.")],
+    images: Annotated[
+        list[Path], Argument(metavar="IMAGE...", help="Image files, or folders of images or DICOM studies.")
+    ],
     epsilon: Annotated[float, Option(help="L-infinity radius that the answer must survive.")] = 0.02,
-    out: Annotated[Path | None, Option(help="Folder for the heatmaps. Default: the folder of each image.")] = None,
+    out: Annotated[Path, Option(help="Folder for the heatmaps and predictions.csv.")] = Path("trustcxr-out"),
+    anyway: Annotated[bool, Option("--anyway", help="Also classify what is no upright frontal chest image.")] = False,
     dicom: Annotated[bool, Option("--dicom", help="Also write DICOM: heatmap and structured report.")] = False,
     json: Json = False,
 ) -> None:
-    """Classify images: probabilities, a heatmap PNG, and if the answer survives epsilon.
+    """Classify images: probabilities, a heatmap PNG, every reason for doubt, and if the answer survives epsilon.
 
-    An answer survives if neither FGSM nor PGD-20 finds another class within epsilon. Heatmaps never replace other
-    files. In a folder, frontal chest images (DICOM) are classified, and other DICOM files are named. An
-    unreadable image does not stop the others; a full disk does.
+    An image that is no upright frontal chest radiograph gets no class. An answer survives if neither FGSM nor PGD-20
+    finds another class within epsilon. Heatmaps never replace other files. In a folder, all images are classified, and
+    other DICOM files are named. An unreadable image does not stop the others; a full disk does.
     """
     check_present(images)
-    from trustcxr.apps.dicom import studies_on_disk
+    from trustcxr import api
     from trustcxr.report import terminal
 
-    answers = studies_on_disk.predict(run, images, epsilon=epsilon, out=out, objects=dicom)
+    answers = api.predict(run, images, out=out, epsilon=epsilon, anyway=anyway, dicom=dicom)
     if json:
         print_json({"notice": NOTICE, "epsilon": epsilon, "images": answers})
     else:
         for answer in answers:
             print("\n".join(terminal.describe_answer(answer)))
+        if answers.file is not None:
+            print(f"all answers: {answers.file}")
         print(NOTICE)
     if refused := terminal.describe_failures(answers):
         raise UserError(refused)
@@ -327,7 +345,9 @@ def predict(
 
 @run_app.command(epilog="Example: trustcxr export out/run --format onnx --out run.onnx --data COVID-QU-Ex")
 def export(
-    run: Annotated[str, Argument(metavar="RUN", help="Folder of a trained run, or hf://owner/name.")],
+    run: Annotated[
+        str, Argument(metavar="RUN", help="Run folder, trained model, or hf://owner/name.", callback=resolve_name)
+    ],
     out: Annotated[Path | None, Option(help="File, .onnx or .pt2. Default: within the run.")] = None,
     format: Annotated[str, Option(help="onnx or torch-export.")] = "onnx",
     data: Annotated[Path | None, Option(help="Images to compare it on. Default: synthetic ones.")] = None,
@@ -335,7 +355,7 @@ def export(
 ) -> None:
     """Export a run as one file for other programs; the outputs are first compared with those of the run."""
     if not is_address(run):
-        layout.check_run(Path(run))
+        resolve_run(Path(run))
     if data is not None:
         check_exists(data)
     from trustcxr.audit import export_run
@@ -364,6 +384,26 @@ def push(
     hint = f"; for a hub write hf://{target}" if looks_like_hub else ""
     kind = "" if hub.is_address(target) else f" (a folder of this machine{hint})"
     print(f'{run} is at {address}{kind}; tx.load_run("{address}") loads it\n{NOTICE}')
+
+
+@zoo_app.command(epilog="Example: trustcxr zoo build covid-robust --data covidqu-midi --out out/zoo")
+def build(
+    name: Annotated[str, Argument(metavar="NAME", help="A trained model; `trustcxr models` lists them.")],
+    data: Data,
+    out: Annotated[Path, Option(help="Folder for NAME.json, the packed run NAME, its training and its audit.")],
+    description: Annotated[
+        Path | None, Option(help="YAML of a new model: summary, recipe, licence, data_licence, not_for, training_data.")
+    ] = None,
+) -> None:
+    """Train a model of the zoo again from its recipe, audit it, and pack its weights. Start it again to resume."""
+    check_exists(data)
+    from trustcxr import report
+    from trustcxr.audit import zoo_build
+    from trustcxr.report.terminal import list_trained
+
+    entry = zoo_build.build(name, data, out, description=description)
+    report.print_rows(name, list_trained([entry]))
+    print(f"written to {out / name}\n{NOTICE}")
 
 
 @run_app.command(epilog="Example: trustcxr fit-ood out/quick/runs/resnet18-fgsm-s0 --data COVID-QU-Ex")

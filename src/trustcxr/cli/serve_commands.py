@@ -5,6 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option, Typer
 
+from trustcxr.cli.options import resolve_runs
 from trustcxr.errors import UserError
 from trustcxr.version import NOTICE
 
@@ -13,7 +14,10 @@ serve_app = Typer()
 
 @serve_app.command(epilog="Example: trustcxr serve out/quick/runs/resnet18-fgsm-s0")
 def serve(
-    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Folders of trained runs; two are compared.")],
+    runs: Annotated[
+        list[Path],
+        Argument(metavar="RUN...", help="Run folders or trained models; two are compared.", callback=resolve_runs),
+    ],
     host: Annotated[str, Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
     workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,
@@ -27,6 +31,9 @@ def serve(
     dicom_title: Annotated[str | None, Option(help="AE title of this node.", show_default="TRUSTCXR")] = None,
     dicom_host: Annotated[str | None, Option(help="Address of this node.", show_default="127.0.0.1")] = None,
     dicom_port: Annotated[int | None, Option(min=0, max=65535, help="0: any free port.", show_default="11112")] = None,
+    dicom_log_accession: Annotated[
+        bool, Option("--dicom-log-accession", help="Log the accession number of each image that is not answered.")
+    ] = False,
 ) -> None:
     """Start a page, and its API, that answers for an image: heatmaps, perturbations. No image is stored.
 
@@ -34,15 +41,17 @@ def serve(
     """
     from trustcxr.apps.serve import server
     from trustcxr.apps.serve.dicom_node import NodeOptions
-    from trustcxr.apps.serve.worker import Limits
+    from trustcxr.apps.serve.limits import Limits
 
-    typed = {"title": dicom_title, "host": dicom_host, "port": dicom_port}
+    typed = {"title": dicom_title, "host": dicom_host, "port": dicom_port, "log_accession": dicom_log_accession or None}
     options = {key: value for key, value in typed.items() if value is not None}
     node = None
     if dicom is not None:
         node = NodeOptions.from_peer(dicom, callers=tuple(dicom_from or ()), **options)
     elif unused := [*(["from"] if dicom_from else []), *options]:
-        raise UserError(f"--dicom-{unused[0]} needs --dicom TITLE@HOST:PORT, the peer that gets the answers")
+        raise UserError(
+            f"--dicom-{unused[0].replace('_', '-')} needs --dicom TITLE@HOST:PORT, the peer that gets the answers"
+        )
     limits = {"most_bytes": most_megabytes << 20} | ({} if workers is None else {"workers": workers})
     server.serve(runs, host=host, port=port, limits=Limits(**limits), dicom=node)
 
@@ -52,8 +61,8 @@ def serve(
     "--arm resnet18-fgsm-s0 --reader R1 --reader R2"
 )
 def reader_study(
-    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study.")],
-    arm: Annotated[list[str] | None, Option(metavar="RUN[:METHOD]", help="Maps to show; two or three times.")] = None,
+    study: Annotated[Path, Argument(metavar="STUDY", help="Folder of a study, or of one run.")],
+    arm: Annotated[list[str] | None, Option(metavar="RUN[:METHOD]", help="Maps to show; one to three times.")] = None,
     data: Annotated[Path | None, Option(help="Data for new maps. Default: the saved maps.")] = None,
     images: Annotated[int | None, Option(min=1, max=500, help="Number of random images. Default: 30.")] = None,
     reader: Annotated[list[str] | None, Option(metavar="NAME", help="Pseudonym of a reader; repeatable.")] = None,
@@ -62,7 +71,7 @@ def reader_study(
     port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8001,
     results: Annotated[bool, Option("--results", help="Write tables of the answers so far.")] = False,
 ) -> None:
-    """Start a blinded reader study: radiologists mark the finding, then rank and rate heatmaps of two or three models.
+    """Start a blinded reader study: radiologists mark the finding, then rank and rate heatmaps of one to three models.
 
     Each reader has a private link and resumes there. STUDY/reader/ holds the answers, and which map is of which model.
     """

@@ -32,11 +32,17 @@ Slurm = Annotated[
 def demo(
     out: Annotated[Path, Option(help="Folder for the data, the runs and the report.")] = Path("out/demo"),
     jobs: Jobs = None,
+    full: Annotated[bool, Option("--full", help="More images, larger networks, all severities: 6 minutes.")] = False,
 ) -> None:
     """Run a whole small study on synthetic images in minutes. Needs no data and no network."""
     from trustcxr.study import demo as demo_study
 
-    _finish_study(demo_study.run(out, 1 if jobs is None else jobs), out)
+    document = demo_study.run(out, 1 if jobs is None else jobs, full=full)
+    _finish_study(document, out)
+    print("Next, with this study and its synthetic images:")
+    for command in demo_study.list_next(document, out):
+        print(f"  {command}")
+    print("Next, with your own images: trustcxr study quick --data FOLDER --out out/quick")
 
 
 @study_app.command(epilog="Example: trustcxr study quick --data COVID-QU-Ex --out out/quick")

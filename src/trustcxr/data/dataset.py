@@ -33,6 +33,7 @@ class Dataset:
         resize: `squeeze`, `pad` or `crop`.
         notes: remarks about the data for the user.
         table: the manifest's rows, one for each sample.
+        all_splits: sample_id, path, class and split of every readable image of the data set.
         skipped: DataFrame(sample_id, path, reason) of the split's unreadable images, which are left out.
         bad_masks: DataFrame(sample_id, kind, path, reason) of its unreadable masks, treated as absent.
     """
@@ -45,7 +46,8 @@ class Dataset:
         rows = np.flatnonzero(chosen[readable])
         # The manifest is sorted by split, so a split is one slice of the store.
         self._start, self._stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        self._store, self._readable = store, manifest.table.loc[readable, ["sample_id", "class", "split"]]
+        self._store = store
+        self.all_splits: pd.DataFrame = manifest.table.loc[readable, ["sample_id", "path", "class", "split"]]
         self.table: pd.DataFrame = manifest.table[chosen].reset_index(drop=True)
         self.classes, self.size, self.root = tuple(classes), store.size, manifest.root
         self.split, self.layout, self.resize, self.where = split, manifest.layout, store.resize, manifest.where
@@ -149,14 +151,14 @@ class Dataset:
 
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of every split of the whole data set."""
-        table, pixels = self._readable, self._store.image_sums()
+        table, pixels = self.all_splits, self._store.image_sums()
         splits = table["split"].to_numpy()
         return {str(s): _fingerprint(table[splits == s], pixels[splits == s]) for s in sorted(set(splits))}
 
     @property
     def mask_kinds(self) -> tuple[str, ...]:
         """Kinds of mask of the data set."""
-        return tuple(name.removesuffix(MASK_SUFFIX) for name in self._store.names[1:])
+        return tuple(name.removesuffix(MASK_SUFFIX) for name in list(self._store.sums)[1:])
 
     def masks(self, kind: str) -> np.ndarray:
         """Return masks of a kind (`lung`, `infection`, ...): uint8 (N, size, size) of 0 and 1; 0 without a mask."""
@@ -210,27 +212,43 @@ def _hash_file(path: str) -> str:
 
 
 class JoinedDataset:
-    """Two splits of the same data, one after the other, for training."""
+    """Splits of one or several data sets, one after the other, for training.
 
-    def __init__(self, first: Dataset, second: Dataset) -> None:
-        self.parts = (first, second)
-        self.classes, self.size, self.root, self.mask_kinds = first.classes, first.size, first.root, first.mask_kinds
-        self.split, self.where = f"{first.split}+{second.split}", first.where
+    numbers: (N,) the number of each image's data set. shares: of the drawn images of a class, of each data set; () if
+    there is one data set. The root and the fingerprints are the first data set's.
+    """
+
+    def __init__(self, first: "Dataset | JoinedDataset", *others: Dataset, shares: Sequence[float] = ()) -> None:
+        self.parts: tuple[Dataset, ...]
+        self.shares: tuple[float, ...]
+        self.parts, self.shares = ((first,), ()) if isinstance(first, Dataset) else (first.parts, first.shares)
+        self.parts, self.shares = (*self.parts, *others), tuple(shares) or self.shares
+        self.notes: list[str] = list(first.notes)
+        head = self.parts[0]
+        self.classes, self.size, self.root, self.where = head.classes, head.size, head.root, head.where
+        sets = list(dict.fromkeys(part.where for part in self.parts))
+        self.numbers = np.repeat([sets.index(part.where) for part in self.parts], [len(part) for part in self.parts])
+        self.mask_kinds = tuple(dict.fromkeys(kind for part in self.parts for kind in part.mask_kinds))
+        self.split = "+".join(self._name(part) + str(part.split) for part in self.parts)
         self.labels = np.concatenate([part.labels for part in self.parts])
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)
-        self.sample_ids = np.concatenate([part.sample_ids for part in self.parts])
         self.image_sums = np.concatenate([part.image_sums for part in self.parts])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the fingerprint of every split of the data set."""
+        """Return the fingerprint of every split of the first data set."""
         return self.parts[0].fingerprints()
 
     @property
+    def sample_ids(self) -> np.ndarray:
+        """(N,) array of str; those of an added data set begin with its name."""
+        return np.concatenate([np.char.add(self._name(part), part.sample_ids) for part in self.parts])
+
+    @property
     def table(self) -> pd.DataFrame:
-        """The manifest's rows, one for each sample."""
+        """The manifests' rows, one for each sample."""
         return pd.concat([part.table for part in self.parts], ignore_index=True)
 
     @property
@@ -240,16 +258,24 @@ class JoinedDataset:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Copy the images at `indices`: uint8 (B, 1, size, size)."""
-        rows, border = np.asarray(indices), len(self.parts[0])
-        second = rows >= border
+        rows, first = np.asarray(indices), 0
         out = np.empty((len(rows), 1, self.size, self.size), np.uint8)
-        out[~second] = self.parts[0].batch(rows[~second])
-        out[second] = self.parts[1].batch(rows[second] - border)
+        for part in self.parts:
+            inside = (rows >= first) & (rows < first + len(part))
+            out[inside] = part.batch(rows[inside] - first)
+            first += len(part)
         return out
 
     def masks(self, kind: str) -> np.ndarray:
         """Return masks of a kind in memory: uint8 (N, size, size) of 0 and 1; 0 without a mask."""
         return np.concatenate([part.masks(kind) for part in self.parts])
+
+    def has_mask(self, kind: str) -> np.ndarray:
+        """Return bool (N,): True for a readable mask of a kind, even an empty one."""
+        return np.concatenate([part.has_mask(kind) for part in self.parts])
+
+    def _name(self, part: Dataset) -> str:
+        return "" if part.where == self.where else f"{part.root.name}/"
 
 
 def read_sources(images: Dataset | JoinedDataset, column: str) -> np.ndarray | None:

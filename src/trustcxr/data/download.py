@@ -27,7 +27,9 @@ def download_covidqu(destination: str | Path | None = None, *, tell: Callable[[s
         import kagglehub
         from kagglehub.config import get_cache_folder
     except ImportError:
-        raise UserError(f"downloading from Kaggle needs kagglehub: pip install '.[download]', {_BY_HAND}") from None
+        raise UserError(
+            f"downloading from Kaggle needs kagglehub: pip install 'trustcxr[download]', {_BY_HAND}"
+        ) from None
     chosen = Path(destination).expanduser().absolute() if destination else None
     cache = chosen or Path(get_cache_folder())
     tell("COVID-QU-Ex: 33,920 chest X-rays with lung masks, 5,826 with infection masks; about 1.2 GB, for research.")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def describe_training_data(train: "Dataset | JoinedDataset") -> dict[str, Any]:
     """Return the entry `data` of run.yaml; `fingerprints` are of every split."""
-    described = {"root_name": train.root.name, "split": train.split, "images": len(train)}
+    described: dict[str, Any] = {"root_name": train.root.name, "split": train.split, "images": len(train)}
+    if shares := getattr(train, "shares", ()):
+        described["shares"] = list(shares)
     return described | {"fingerprint": train.fingerprint, "fingerprints": train.fingerprints()}
 
 

@@ -145,7 +145,9 @@ def fill_inpainted(images: Tensor, region: Tensor, lung: Tensor, lesion: Tensor)
     try:
         from skimage.restoration import inpaint_biharmonic
     except ImportError:
-        raise UserError("inpaint: needs scikit-image. pip install '.[inpaint]', or choose grey or mirror") from None
+        raise UserError(
+            "inpaint: needs scikit-image. pip install 'trustcxr[inpaint]', or choose grey or mirror"
+        ) from None
     healthy = (lung & ~lesion)[:, None]
     filled = torch.where(healthy, images, fill_from_surroundings(images, region, lung, lesion)).detach().clone()
     for image, hole in zip(filled[:, 0], _wide(region), strict=True):

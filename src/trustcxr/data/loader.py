@@ -1,6 +1,6 @@
 """Load batches in an order that depends on seed and epoch alone, and augment whole batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class BatchRows(Sampler[list[int]]):
     """Rows of each batch, shuffled by (seed, epoch) alone.
 
     `balanced` shuffles and draws every class equally often; with `sources` (N,), such as hospitals, also every source
-    within a class. Each batch comes `repeats` times in a row. `part` (k, n): the k-th of n equal parts of each batch.
+    within a class. With `numbers` (N,) of data sets, each has its share of `shares` (K,) of the draws of a class. Each
+    batch comes `repeats` times in a row. `part` (k, n): the k-th of n equal parts of each batch.
     """
 
     def __init__(
@@ -47,12 +48,16 @@ class BatchRows(Sampler[list[int]]):
         seed: int = 0,
         balanced: bool = False,
         sources: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
+        shares: Sequence[float] = (),
         drop_last: bool = False,
         repeats: int = 1,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.labels, self.batch_size, self.seed, self.epoch = np.asarray(labels), batch_size, seed, 0
         self.sources = np.zeros(len(labels), dtype=int) if sources is None else np.asarray(sources)
+        self.numbers = np.zeros(len(labels), dtype=int) if numbers is None else np.asarray(numbers)
+        self.shares = np.asarray(shares or (1.0,))
         self.shuffle, self.balanced, self.drop_last = shuffle, balanced, drop_last and len(labels) > batch_size
         self.repeats, self.part = repeats, part
 
@@ -82,8 +87,16 @@ class BatchRows(Sampler[list[int]]):
             return random.permutation(count)
         classes = np.unique(self.labels)
         share = -(-count // len(classes))
-        drawn = [self._draw(random, np.flatnonzero(self.labels == c), share) for c in classes]
+        drawn = [self._draw_sets(random, np.flatnonzero(self.labels == c), share) for c in classes]
         return random.permutation(np.stack(drawn, axis=1).ravel()[:count])
+
+    def _draw_sets(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+        """Draw `count` rows, of each data set by its share."""
+        numbers = np.unique(self.numbers[rows])
+        borders = np.cumsum(self.shares[numbers]) / self.shares[numbers].sum() * count
+        counts = np.diff(np.round(borders).astype(int), prepend=0)
+        parts = zip(numbers, counts, strict=True)
+        return np.concatenate([self._draw(random, rows[self.numbers[rows] == k], n) for k, n in parts if n])
 
     def _draw(self, random: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
         """Draw `count` rows, equally many of every source, each row once before any is repeated.
@@ -113,10 +126,11 @@ def loader(
 ) -> DataLoader:
     """Return a loader of batches: images uint8 (B, 1, H, W), labels (B,), rows of the data set (B,).
 
-    `order`: options of BatchRows. `workers` processes bring no gain, since a batch is one read of a file.
-    `sampler.set_epoch(n)` (Lightning calls it) chooses the shuffle of epoch n.
+    `order`: options of BatchRows; data sets and shares are those of `dataset`. `workers` processes bring no gain, since
+    a batch is one read of a file. `sampler.set_epoch(n)` (Lightning calls it) chooses the shuffle of epoch n.
     """
-    rows = BatchRows(dataset.labels, batch_size, **order)
+    sets = {name: getattr(dataset, name) for name in ("numbers", "shares") if getattr(dataset, "shares", ())}
+    rows = BatchRows(dataset.labels, batch_size, **sets, **order)
     return DataLoader(
         _Rows(dataset), sampler=rows, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
     )

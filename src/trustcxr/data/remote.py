@@ -60,7 +60,10 @@ def fetch(data: str | Path) -> Path:
 
 
 def _copy(address: str, copy: Path) -> None:
-    import fsspec
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(f"{address}: reading an address needs fsspec: pip install 'trustcxr[remote]'") from None
 
     partial = copy.with_name(".unfinished")
     shutil.rmtree(partial, ignore_errors=True)

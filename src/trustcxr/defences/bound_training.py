@@ -38,10 +38,8 @@ def ibp(
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the worst logits within interval bounds (Gowal et al. 2019)."""
-    layers, bounds = _bounded(model, images, epsilon)
-    worst = -last_margins(layers, bounds, labels)
-    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
-    return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
+    options = (clean_weight, attack_share, regulariser, grown, label_smoothing)
+    return _bound_loss(model, images, labels, epsilon, *options, use_crown=False)
 
 
 def crown_ibp(
@@ -60,12 +58,35 @@ def crown_ibp(
 
     CROWN is tighter early in training; the intervals' bound is the one that proofs use at the end.
     """
+    options = (clean_weight, attack_share, regulariser, grown, label_smoothing)
+    return _bound_loss(model, images, labels, epsilon, *options, use_crown=True)
+
+
+def _bound_loss(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: Radius,
+    clean_weight: float,
+    attack_share: float,
+    regulariser: float,
+    grown: float,
+    label_smoothing: float,
+    *,
+    use_crown: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the worst logits; `use_crown` mixes in CROWN's bound while epsilon grows."""
     layers, bounds = _bounded(model, images, epsilon)
     worst = -last_margins(layers, bounds, labels)
-    if grown < 1:
+    if use_crown and grown < 1:
         rows = affine_graph.margins(worst.shape[1], labels, worst)
         worst = grown * worst - (1 - grown) * crown.backward(layers, bounds, rows, crown.first_slopes(layers, bounds))
-    loss = _mixed(model, images, labels, worst, epsilon, clean_weight, attack_share, label_smoothing)
+    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
+    if clean_weight:
+        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
+    if attack_share:
+        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
+        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
     return loss + regulariser * (1 - grown) * unevenness(layers, bounds), worst
 
 
@@ -89,26 +110,6 @@ def _bounded(model: nn.Module, images: Tensor, epsilon: Radius) -> tuple[list[af
     if radius.ndim == 0:  # one for the batch: the first layer spreads it once
         radius = radius.expand(1, *images.shape[1:])
     return layers, intervals(layers, Interval(images, radius))
-
-
-def _mixed(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    worst: Tensor,
-    epsilon: Radius,
-    clean_weight: float,
-    attack_share: float,
-    label_smoothing: float,
-) -> Tensor:
-    """Return the loss on the bound, on clean images and on FGSM's, in their shares."""
-    loss = (1 - clean_weight - attack_share) * smoothed_cross_entropy(worst, labels, label_smoothing)
-    if clean_weight:
-        loss = loss + clean_weight * smoothed_cross_entropy(model(images), labels, label_smoothing)
-    if attack_share:
-        adversarial = attacks.fgsm(model, images, labels, epsilon=epsilon)
-        loss = loss + attack_share * smoothed_cross_entropy(model(adversarial), labels, label_smoothing)
-    return loss
 
 
 def _short(ratio: Tensor) -> Tensor:

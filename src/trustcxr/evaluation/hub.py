@@ -59,7 +59,7 @@ def push(run: Path, target: str, card: str, *, private: bool = True) -> str:
     import huggingface_hub
 
     with tempfile.TemporaryDirectory() as staged:
-        _stage(run, Path(staged), card)
+        stage(run, Path(staged), card)
         hub = huggingface_hub.HfApi()
 
         def send() -> object:
@@ -79,13 +79,13 @@ def _copy_to_folder(run: Path, folder: Path, card: str) -> str:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
-            _stage(run, staged := Path(staging) / "run", card)
+            stage(run, staged := Path(staging) / "run", card)
             staged.replace(folder)
     return str(folder)
 
 
-def _stage(run: Path, folder: Path, card: str) -> None:
-    """Copy the files to publish into a folder."""
+def stage(run: Path, folder: Path, card: str = "") -> None:
+    """Copy the files of a run to publish into a folder, with its card if there is one."""
     figures = evaluations.own_figures(run)
     for name in _FILES:
         if name == layout.METRICS_FILE and figures is not None:
@@ -95,7 +95,8 @@ def _stage(run: Path, folder: Path, card: str) -> None:
         elif (run / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, folder / name)
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    if card:
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _parse_address(address: str) -> tuple[str, str | None]:

@@ -117,7 +117,7 @@ def measure_classes(
                 scores, called = _called(rows, k, threshold)
             if condition["attack"] != CLEAN:
                 whole = condition["attack"] == WORST_CASE and aimed is not None
-                condition["target_class"] = THRESHOLD if whole else ANSWER
+                condition["aimed_at"] = THRESHOLD if whole else ANSWER
             points.append(point.measure(condition, rows, scores, called, positive))
     return points
 
@@ -154,7 +154,7 @@ def measure_finding(
     for condition, rows in conditions(predictions):
         margins = logits_of(rows)
         scores = margins[:, 1] - margins[:, 0]
-        condition |= {} if condition["attack"] == CLEAN else {"target_class": THRESHOLD}
+        condition |= {} if condition["attack"] == CLEAN else {"aimed_at": THRESHOLD}
         points.append(point.measure(condition, rows, scores, scores > 0, rows["label"].to_numpy() == 1))
     return points
 

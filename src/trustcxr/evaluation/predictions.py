@@ -247,6 +247,7 @@ def _attacked(
                 perturbed, broken = report.images, [name or "" for name in report.broken_by]
             else:
                 perturbed = attacks.get(attack.name)(run.model, images, labels, epsilon=epsilon, **options)
+            base.check_result(attack.name, images, perturbed, epsilon, attack.entry.norm)
             moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
             condition = (attack.name, epsilon, attack.effort, 0)
             version = Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 import torch
 
+from trustcxr.console import plural
 from trustcxr.evaluation import calibration, gradient_masking, metrics
 from trustcxr.evaluation.trained_run import About, ModelUnderTest, Run
 from trustcxr.models.preserve_state import is_randomised
@@ -85,7 +86,7 @@ def _noise(run: Run) -> torch.Tensor:
 def find_alarms(document: RunDocument) -> list[Alarm]:
     """Return every alarm of a run's document: masking, no better than a constant answer, catastrophic overfitting."""
     count, masking = document.clean.n, document.masking
-    suffix = f" ({count} {document.split} images)".replace("  ", " ") if count else ""
+    suffix = f" ({plural(count, f'{document.split} image'.strip())})" if count else ""
     alarms = [Alarm(kind=sign.kind, text=f"{sign.text}{suffix}") for sign in (masking.signs if masking else ())]
     alarms += _constant(document)
     if document.training.alarm:

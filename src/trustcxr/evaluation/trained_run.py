@@ -1,6 +1,6 @@
 """Load a trained run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trustcxr.errors import UserError
-from trustcxr.evaluation import hub
+from trustcxr.evaluation import hub, trained_models
 from trustcxr.models import classifier, factory
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -74,7 +74,8 @@ class Run:
     def about(self) -> About:
         """Identity and origin of the model."""
         if self.recipe is not None:
-            return About.trained(self.recipe)
+            about = About.trained(self.recipe)
+            return replace(about, name=trained_models.name_of(self.folder) or about.name)
         return self.origin or About(self.folder.name, self.folder.name)
 
     @property
@@ -113,14 +114,14 @@ def device() -> torch.device:
 
 
 def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run:
-    """Load a trained run from its folder, or from a hub's address `hf://owner/name`, in evaluation mode.
+    """Load a trained run in evaluation mode: from its folder, by a zoo model's name, or from an address `hf://owner/name`.
 
-    Nothing is unpickled; only such an address uses the network. Raises UserError if the folder is not a run, or its
-    files do not belong together.
+    Nothing is unpickled; only an address uses the network. Raises UserError if the folder is not a run, its files do
+    not belong together, or a zoo model's answers differ from those that its entry expects.
     """
     from trustcxr.models.weights import load_weights
 
-    path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else Path(folder))
+    path = layout.check_run(hub.fetch(folder) if hub.is_address(folder) else trained_models.resolve(folder))
     content = atomic.read_yaml(path / layout.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
@@ -131,6 +132,8 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     model = factory.build(recipe.model.name, classes=len(classes), **recipe.network_options())
     load_weights(model, path / layout.WEIGHTS_FILE)
     model = model.eval().to(on or device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if name := trained_models.name_of(path):
+        trained_models.check_logits(name, model, recipe.data.size)
     try:
         measured = own_figures(path)
     except UserError:  # damaged, and measured again by its study; `trustcxr report` says it

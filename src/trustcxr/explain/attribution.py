@@ -109,7 +109,7 @@ def _attribution(
     try:
         import captum.attr as captum
     except ImportError as problem:
-        raise UserError("this saliency method comes through captum: pip install '.[captum]'") from problem
+        raise UserError("this saliency method comes through captum: pip install 'trustcxr[captum]'") from problem
     check_images(x)
     with preserve_state(model, seed=seed, autocast_cache=False), torch.inference_mode(False):
         # A copy: captum marks its input as requiring a gradient, and an inference tensor cannot be marked.

@@ -84,7 +84,7 @@ def layer_cam(model: nn.Module, x: Tensor, target: Target = None, *, layer: Laye
 
 
 def activation_map(model: nn.Module, x: Tensor, target: Target = None, *, layer: Layer = None) -> Tensor:
-    """Return the layer's positive activations, summed over channels: a control for LayerCAM, without the gradient.
+    """Return the layer's positive activations, summed over channels: a baseline for LayerCAM, without the gradient.
 
     All else as `grad_cam`; `target` is checked and changes nothing.
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trustcxr import attacks, corruptions
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import baselines, methods, predict
+from trustcxr.explain import baselines, methods
+from trustcxr.explain.probabilities import predict_labels
 from trustcxr.registry import CORRUPTIONS, USUAL_ATTACKS, Method
 
 MAPS = ("gradcam", "layercam@-2", "hirescam", "gradcam++", "evidence")  # of these, those that the network has
@@ -20,6 +22,7 @@ SEVERITY = 3
 HIGHEST = 0.3  # the largest perturbation that is tried
 _TOWARDS = 10  # steps of FAB toward the border
 _STEPS, _ATTEMPTS, _SECONDS = (20, 10, 5, 3), 4, 1.0  # steps of PGD; radii tried; their time limit
+FEW_CELLS = 32  # a map of at most so many cells a side is drawn as cells
 _CLOSE = 1 / 8  # tolerance of the radius, as a share of FAB's
 
 
@@ -40,6 +43,11 @@ class Map:
     pixels: Tensor
     cells: tuple[int, int] | None
     baselines: Sequence[MapBaseline]
+
+    @property
+    def drawn(self) -> Tensor:
+        """Return the map as it is drawn: see `draw_cells`."""
+        return draw_cells(self.pixels, self.cells)
 
 
 @dataclass(frozen=True)
@@ -85,23 +93,31 @@ def _has(run: Run, x: Tensor, name: str) -> bool:
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:
     """Make maps of one image (1, 1, H, W) in [0, 1], each with its baselines."""
-    layers = {name: control for name in names if (control := Method.parse(name).control)}
+    layers = {name: other for name in names if (other := Method.parse(name).baseline)}
     saliency = methods.maps(run.model, pixels, predicted, [*names, *dict.fromkeys(map(str, layers.values()))])
     return [_add_baselines(run, pixels, name, saliency, layers.get(name)) for name in names]
 
 
-def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], control: Method | None) -> Map:
+def _add_baselines(run: Run, pixels: Tensor, name: str, saliency: dict[str, Tensor], same_layer: Method | None) -> Map:
     cells = methods.cells(run.model, pixels, name)
     saliency_map, brightness = saliency[name], baselines.brightness_map(pixels, cells or (run.size, run.size))
     less = {"the image's own brightness": brightness}
-    if control is not None:
-        cam = control.base.startswith("activation")
+    if same_layer is not None:
+        cam = same_layer.base.startswith("activation")
         label = "the same layer without the answer's gradient" if cam else "what the evidence is read from"
-        less[label] = saliency[str(control)]
+        less[label] = saliency[str(same_layer)]
     compared = [
         MapBaseline(label, other[0], float(baselines.likeness(saliency_map, other))) for label, other in less.items()
     ]
     return Map(name, saliency_map[0].float(), cells, compared)
+
+
+def draw_cells(saliency: Tensor, cells: tuple[int, int] | None) -> Tensor:
+    """Return a map (H, W) of a few cells without the smoothing between them; other maps as they are."""
+    if cells is None or max(cells) > FEW_CELLS:
+        return saliency
+    small = functional.interpolate(saliency[None, None], cells, mode="bilinear", align_corners=False)
+    return functional.interpolate(small, saliency.shape, mode="nearest-exact")[0, 0]
 
 
 def choose_steps(run: Run) -> int:
@@ -130,7 +146,7 @@ def find_flip(
         epsilon, image = attacks.nearest(
             model, pixels, label, attack=USUAL_ATTACKS[1], highest=HIGHEST, tolerance=close, start=start, steps=steps
         )
-        ((answer, probabilities),) = predict.predict_labels(run, image)
+        ((answer, probabilities),) = predict_labels(run, image)
         if math.isfinite(float(epsilon)) and answer != predicted:
             return Flip(
                 float(epsilon), image[0, 0], (image - pixels)[0, 0], answer, float(probabilities[answer]), steps
@@ -143,5 +159,5 @@ def corrupt_image(
 ) -> list[Spoilt]:
     """Corrupt an image (1, 1, H, W) in each way, and predict."""
     images = torch.cat([corruptions.corrupt(pixels, name, severity, keys=["image"]) for name in names])
-    answers = zip(names, images, predict.predict_labels(run, images), strict=True)
+    answers = zip(names, images, predict_labels(run, images), strict=True)
     return [Spoilt(name, image[0], answer, float(shares[answer])) for name, image, (answer, shares) in answers]

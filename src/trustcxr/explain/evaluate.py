@@ -41,14 +41,14 @@ from trustcxr.explain.evidence import check_evidence
 from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_changes
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
-from trustcxr.registry import ACTIVATION, CONTROL, HIT_RATE, RANDOMISED, REFERENCES, SHARP, Method
+from trustcxr.registry import ACTIVATION, HIT_RATE, RANDOM_MAP, RANDOMISED, REFERENCES, SHARP, Method
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
-RANDOM = CONTROL  # always scored: a map without any knowledge of the model
+RANDOM = RANDOM_MAP  # always scored: a map without any knowledge of the model
 CASCADE = "randomised:"  # prefix of the part that was made random last
 _STEPS = 10  # of insertion and deletion
 _REMOVED = (0.2, 0.4, 0.6)  # shares of pixels removed in ROAD: with more gone, little is left to classify
@@ -248,7 +248,7 @@ def _against_masks_and_stability(
     masks = _masks(dataset, rows, run.device)
     table = Rows(describe_images(run, dataset, rows, masks), run_baselines.cells)
     baseline = BatchBaselines(images, masks, thresholds, run_baselines.cells, run_baselines.mean_mask)
-    alone = {name: str(control) for name in methods if (control := Method.parse(name).control)}
+    alone = {name: str(other) for name in methods if (other := Method.parse(name).baseline)}
     shown = methods_by_name.maps(run.model, images, labels, list(dict.fromkeys([*methods, *alone.values()])))
     clean, answers = {name: shown[name] for name in methods}, predict_classes(run, images)
     for name, maps in clean.items():

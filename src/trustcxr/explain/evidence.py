@@ -28,7 +28,7 @@ def evidence_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
 
 
 def features_map(model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
-    """Return the control for `evidence_map`: the positive features before the head, summed over channels.
+    """Return the baseline for `evidence_map`: the positive features before the head, summed over channels.
 
     `target` is checked, and changes nothing. All else as `evidence_map`.
 

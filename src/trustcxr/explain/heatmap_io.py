@@ -14,8 +14,8 @@ from trustcxr.version import NOTICE
 _ROWS = 512  # rows coloured at a time, to save memory
 
 
-def choose_paths(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Path, Path]:
-    """Choose the path of each image's heatmap by a run: next to the image, or in `out`.
+def choose_paths(paths: Sequence[Path], out: Path, run: Path) -> dict[Path, Path]:
+    """Choose the path of each image's heatmap by a run, in `out`.
 
     The name is `x.heatmap.png`; if it is taken, `x.png.heatmap.png`, then with the folder's name, then with a number.
     """
@@ -28,8 +28,8 @@ def choose_paths(paths: Sequence[Path], out: Path | None, run: Path) -> dict[Pat
     return heatmaps
 
 
-def _candidates(path: Path, out: Path | None) -> Iterator[Path]:
-    folder, parent = out or path.parent, path.absolute().parent.name
+def _candidates(path: Path, folder: Path) -> Iterator[Path]:
+    parent = path.absolute().parent.name
     stem, name = path.stem[:180], path.name[:180]
     yield folder / f"{stem}{ENDING}"
     yield folder / f"{name}{ENDING}"
@@ -63,13 +63,13 @@ def fingerprint(path: Path) -> str:
     return hashlib.blake2b(address, digest_size=8).hexdigest()
 
 
-def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45) -> Image.Image:
+def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.45, *, smooth: bool = True) -> Image.Image:
     """Draw saliency (h, w) in [0, 1] in the colours of inferno over an image (H, W) uint8, in the image's size."""
     import matplotlib
 
     height, width = image.shape
     levels = Image.fromarray(np.rint(np.clip(np.asarray(saliency, np.float64), 0, 1) * 255).astype(np.uint8))
-    enlarged = levels.resize((width, height), Image.Resampling.BILINEAR)
+    enlarged = levels.resize((width, height), Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
     colours = (strength * 255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).astype(np.float32)
     picture = Image.new("RGB", (width, height))
     for top in range(0, height, _ROWS):

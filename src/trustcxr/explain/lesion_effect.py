@@ -141,8 +141,8 @@ def transplant_lesions(
 
     `images` (healthy) receive; `diseased` and `healthy` (other images without a lesion) give, one each. The lesion, as
     far as it falls into the lungs of all three, and at the same position the healthy donor's lung are put in alike.
-    Columns as `remove_lesions`, with `without` for the image with the lesion: the effect is without - beside. `lesion`
-    is the share of the recipient's lungs that the patch covers.
+    Columns as `remove_lesions`, with `without` for the image with the lesion: the effect is without - control_answer.
+    `lesion` is the share of the recipient's lungs that the patch covers.
     """
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         answer = partial(_answer, model, target=target)

@@ -78,7 +78,7 @@ def maps(model: nn.Module, x: Tensor, target: Target, names: Sequence[str]) -> d
 def cells(model: nn.Module, x: Tensor, name: str) -> tuple[int, int] | None:
     """Return rows and columns of a method's map before upsampling; None if it has every pixel."""
     base, layer = parse(name)
-    if base == registry.CONTROL:
+    if base == registry.RANDOM_MAP:
         return baselines.CELLS
     if METHODS[base] is evidence_map:
         check_evidence(model)

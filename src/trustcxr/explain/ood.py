@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trustcxr.console import track
+from trustcxr.data.images.density import Components, fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.models.feature_maps import arrangement, find_layer
@@ -27,7 +28,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.storage import atomic, layout
 
 if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 ACCEPTED = 0.95  # of validation images
 SIDE = 32  # pixels of the small image
@@ -36,21 +37,6 @@ SIGNS = ("spread", "sharpness", "dark", "bright")  # of quality; see `signs`
 EXTREME = 0.005  # share of training images beyond each limit of a sign
 _TENSORS = ("middle", "spread", "scores", "low", "high")
 _BATCH = 128
-
-
-@dataclass(frozen=True)
-class Components:
-    """A density of rows (K,): mean, axes (K, R) divided by the spread along each, variance off the axes."""
-
-    mean: Tensor
-    axes: Tensor
-    rest: Tensor
-
-    def distance(self, rows: Tensor) -> Tensor:
-        """Return the squared distance (N,) of rows (N, K) from the mean, in units of the spread in each direction."""
-        off = rows.double() - self.mean
-        left = off.square().sum(1) - (off @ functional.normalize(self.axes, dim=0)).square().sum(1)
-        return (off @ self.axes).square().sum(1) + left.clamp(min=0) / self.rest
 
 
 @dataclass(frozen=True)
@@ -85,12 +71,15 @@ class Familiarity:
         return float((self.scores < score).double().mean())
 
 
-def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
+def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiarity:
     """Fit the densities on training images, and set the threshold on validation images."""
     followed = track(batches(train), f"training images of {run.name}", _count(train))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
-    network, radiograph = _components(features, COMPONENTS["network"]), _components(radiographs, COMPONENTS["image"])
+    network, radiograph = (
+        fit_components(features, COMPONENTS["network"]),
+        fit_components(radiographs, COMPONENTS["image"]),
+    )
     followed = track(batches(val), f"validation images of {run.name}", _count(val))
     distances = torch.cat([_distances(run, images, network, radiograph) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
@@ -102,13 +91,13 @@ def fit(run: Run, train: "Dataset", val: "Dataset") -> Familiarity:
     return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
-def batches(data: "Dataset") -> Iterator[Tensor]:
+def batches(data: "Dataset | JoinedDataset") -> Iterator[Tensor]:
     """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
-        yield torch.from_numpy(np.array(data.images[first : first + _BATCH])).float().div_(255)
+        yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
 
 
-def _count(data: "Dataset") -> int:
+def _count(data: "Dataset | JoinedDataset") -> int:
     """Return the number of `batches`."""
     return -(-len(data) // _BATCH)
 
@@ -230,25 +219,6 @@ def _small(images: Tensor) -> Tensor:
     """Resize images to SIDE x SIDE pixels of mean 0 and standard deviation 1, (N, SIDE * SIDE)."""
     small = functional.interpolate(images.float(), (SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).double()
     return (small - small.mean(1, keepdim=True)) / small.std(1, keepdim=True).clamp(min=0.02)
-
-
-def _components(rows: Tensor, most: int) -> Components:
-    """Return principal components of rows (N, K) and the mean variance beyond them, rounded as stored."""
-    mean = rows.mean(0)
-    count = max(1, min(most, len(rows) // 4, rows.shape[1] - 1))
-    values, axes = _spectrum(rows - mean)
-    rest = (values[:-count].clamp(min=0).sum() / (rows.shape[1] - count)).clamp(min=1e-9)
-    axes = axes[:, -count:] / torch.maximum(values[-count:], rest).sqrt()
-    return Components(*(part.float().double() for part in (mean, axes, rest)))
-
-
-def _spectrum(off: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ascending variances and their axes (K, V) of rows (N, K) of mean 0; for N < K only those above 0."""
-    freedom = max(len(off) - 1, 1)
-    if len(off) >= off.shape[1]:
-        return torch.linalg.eigh(off.T @ off / freedom)
-    _, lengths, axes = torch.linalg.svd(off, full_matrices=False)
-    return lengths.square().flip(0) / freedom, axes.T.flip(1)
 
 
 def _shares(*shares: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predict single images: probabilities, a heatmap, warnings, and if the prediction survives an attack."""
+"""Predict single images: probabilities, a heatmap, reasons for doubt, and if the prediction survives an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,34 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from trustcxr import attacks, explain
+from trustcxr import attacks
 from trustcxr.data.images import dicom_files, generated, greyscale, plausibility
 from trustcxr.data.images import read as reading
 from trustcxr.data.images import resize as squares
 from trustcxr.errors import CannotWrite
 from trustcxr.evaluation.trained_run import Run, load_run
-from trustcxr.explain import heatmap_io, ood
+from trustcxr.explain import counterfactual_view, doubts, heatmap_io, ood
 from trustcxr.explain.ood import Familiarity
+from trustcxr.explain.probabilities import predict_labels, temperature
 from trustcxr.registry import USUAL_ATTACKS
-from trustcxr.statistics import softmax
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.storage.os_errors import Source, check_present, check_writable, escaped, is_full, reason
 from trustcxr.storage.schemas import ImageAnswer
 
+OUT = Path("trustcxr-out")
 PGD_STEPS = 20
+_STEPS = 10  # of PGD at each radius of the search for the smallest change
+NOT_FITTED = "similarity to the training images is not known. Fit it: trustcxr fit-ood RUN --data PATH"
 BORDER = 0.2  # closer probabilities of the first two classes are a decision border
 _FULL = "no heatmap: not looked at, since the disk is full"
 
 
 def predict(
-    folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None
+    folder: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path = OUT, anyway: bool = False
 ) -> list[ImageAnswer]:
     """Predict each image; an unreadable image, or a heatmap that cannot be written, gives an "error" for that image.
 
-    After a full disk every further image has an "error". Heatmaps of this package are "left_out". No heatmap overwrites
-    one of another image or run, or any other file.
+    After a full disk every further image has an "error". "left_out" are heatmaps of this package and, unless `anyway`,
+    images that are no upright frontal chest radiographs. No heatmap overwrites one of another image or run, or any
+    other file.
     """
     attacks.check_epsilon(epsilon)
     check_present(paths)
@@ -47,7 +52,7 @@ def predict(
             answers.append(ImageAnswer(image=str(path), error=_FULL))
             continue
         try:
-            answers.append(_of_file(run, familiarity, path, heatmap, epsilon))
+            answers.append(_of_file(run, familiarity, path, heatmap, epsilon, anyway=anyway))
         except CannotWrite as problem:
             answers.append(ImageAnswer(image=str(path), error=f"no heatmap: {_refused(heatmap, problem)}"))
             full = is_full(problem)
@@ -60,33 +65,54 @@ def _refused(heatmap: Path, problem: CannotWrite) -> str:
     return f"{escaped(str(heatmap))}: cannot be written: {reason(problem.number)}; choose --out"
 
 
-def _of_file(run: Run, familiarity: Familiarity | None, path: Path, heatmap: Path, epsilon: float) -> ImageAnswer:
+def _of_file(
+    run: Run, familiarity: Familiarity | None, path: Path, heatmap: Path, epsilon: float, *, anyway: bool
+) -> ImageAnswer:
     if (reason_left_out := describe_own_output(path)) is not None:
         return ImageAnswer(image=str(path), left_out=reason_left_out)
     try:
-        image = read_source(path)
+        image = read_source(path, anyway=anyway)
+    except NoChestImage as problem:
+        return ImageAnswer(image=str(path), left_out=f"{problem}. For a class: --anyway")
     except greyscale.UnreadableImage as problem:
         return ImageAnswer(image=str(path), error=str(problem))
     check_writable(heatmap)
-    result = predict_image(run, image.pixels, epsilon=epsilon, heatmap=heatmap, source=path)
+    result = predict_image(run, image.pixels, epsilon=epsilon)
     result.image = str(path)
-    add_warnings(result, run, familiarity, image)
+    saliency = add_doubts(result, run, familiarity, image, steps=_STEPS)
+    picture = draw_heatmap(run, image.pixels, saliency, image.pixels.shape)
+    with atomic_write(heatmap) as temporary:
+        picture.save(temporary, pnginfo=heatmap_io.make_metadata(path, run.folder), compress_level=1)
+    result.heatmap = str(heatmap)
     return result
+
+
+class NoChestImage(greyscale.UnreadableImage):
+    """An image that is no upright frontal chest radiograph."""
 
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """One image: pixels (H, W) uint8, and the colourfulness of its file in grey levels."""
+    """One image: pixels (H, W) uint8, and reasons for doubt from its pixels, its colour and its DICOM header."""
 
     pixels: np.ndarray
-    colour: float = 0.0
+    doubts: tuple[str, ...] = ()
 
 
-def read_source(source: Source) -> LoadedImage:
-    """Load an image from a file or its content; raise UnreadableImage, without the file's name, if it is none."""
+def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
+    """Load an image from a file or its content; raise UnreadableImage, without the file's name, if it is none.
+
+    Raises NoChestImage if it is no upright frontal chest radiograph, unless `anyway`.
+    """
     if (why := describe_own_output(source) or plausibility.find_wrong_kind(source)) is not None:
         raise greyscale.UnreadableImage(why)
-    return LoadedImage(reading.read_image(source), plausibility.measure_colour(source))
+    pixels = reading.read_image(source)
+    thumb, colour = plausibility.make_thumbnail(pixels), plausibility.measure_colour(source)
+    found = [f"no upright frontal chest radiograph: {why}" for why in plausibility.find_doubts(thumb, colour).values()]
+    if found and not anyway:
+        raise NoChestImage(found[0])
+    age = dicom_files.read_age(source) if reading.is_dicom(source) else None
+    return LoadedImage(pixels, (*found, *([doubts.CHILD] if age is not None and age < dicom_files.ADULT else [])))
 
 
 def describe_own_output(source: Source) -> str | None:
@@ -96,10 +122,37 @@ def describe_own_output(source: Source) -> str | None:
     return dicom_files.RESULT_REASON if reading.is_dicom(source) and dicom_files.is_own_result(source) else None
 
 
+def add_doubts(
+    result: ImageAnswer,
+    run: Run,
+    familiarity: Familiarity | None,
+    image: LoadedImage,
+    *,
+    steps: int,
+    searched: nn.Module | None = None,
+) -> counterfactual_view.Map:
+    """Add every reason for doubt, and the smallest change that flips the prediction. Returns its Grad-CAM map.
+
+    steps, searched: of the search for that change, as for `counterfactual_view.find_flip`.
+    """
+    pixels = as_input(image.pixels, run.size, run.resize).to(run.device)
+    predicted = run.classes.index(result.predicted)
+    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [doubts.SHOWN])
+    add_warnings(result, run, familiarity, image)
+    result.warnings += doubts.describe_maps([saliency], run)
+    flip = counterfactual_view.find_flip(run, pixels, predicted, steps=steps, searched=searched)
+    result.smallest_change = flip.epsilon if flip else None
+    corrupted = counterfactual_view.corrupt_image(run, pixels)
+    result.warnings += doubts.describe_changes(flip, corrupted, predicted, run.classes)
+    return saliency
+
+
 def add_warnings(result: ImageAnswer, run: Run, familiarity: Familiarity | None, image: LoadedImage) -> None:
-    """Add warnings to a prediction: no chest image, unlike the training images, poor quality, near the border."""
-    result.warnings = list(plausibility.find_doubts(plausibility.make_thumbnail(image.pixels), image.colour).values())
-    if familiarity is not None:
+    """Add what speaks against the image: no chest image, a child, unlike the training images, poor quality."""
+    result.warnings = list(image.doubts)
+    if familiarity is None:
+        result.warnings.append(NOT_FITTED)
+    else:
         pixels = as_input(image.pixels, run.size, run.resize)
         score = float(familiarity.score(run, pixels))
         result.rarer_than = familiarity.rarer_than(score)
@@ -124,11 +177,9 @@ def predict_image(
     image: np.ndarray,
     *,
     epsilon: float,
-    heatmap: Path | None = None,
-    source: Path | None = None,
     searched: nn.Module | None = None,
 ) -> ImageAnswer:
-    """Predict one image (H, W) uint8, and write a heatmap PNG of its size to `heatmap`, if given.
+    """Predict one image (H, W) uint8.
 
     Probabilities are scaled by the run's temperature, if it has one ("calibrated"). `searched`: a faster copy of the
     model for PGD, whose results the model confirms.
@@ -141,7 +192,7 @@ def predict_image(
         single: _still(run, attacks.fgsm(run.model, pixels, label, epsilon=epsilon), predicted),
         f"{climb}-{PGD_STEPS}": _survives_climb(run, searched or run.model, pixels, label, epsilon),
     }
-    result = ImageAnswer(
+    return ImageAnswer(
         predicted=run.classes[predicted],
         probabilities={name: float(p) for name, p in zip(run.classes, probabilities, strict=True)},
         calibrated=temperature(run) is not None,
@@ -149,14 +200,15 @@ def predict_image(
         survives=survives,
         run=run.name,
     )
-    if heatmap is not None:
-        saliency = explain.grad_cam(run.model, pixels, predicted)[0].float().cpu().numpy()
-        picture = heatmap_io.overlay(image, saliency[squares.to_original(run.size, image.shape, run.resize)])
-        heatmap_io.write_notice(picture)
-        with atomic_write(heatmap) as temporary:
-            picture.save(temporary, pnginfo=heatmap_io.make_metadata(source or heatmap, run.folder), compress_level=1)
-        result.heatmap = str(heatmap)
-    return result
+
+
+def draw_heatmap(run: Run, image: np.ndarray, saliency: counterfactual_view.Map, shape: tuple[int, ...]) -> Image.Image:
+    """Draw a map and the notice over an image (H, W) uint8. shape: of the image before it was reduced."""
+    on_image = squares.to_original(run.size, shape, run.resize)
+    cells = saliency.cells is not None and saliency.drawn is not saliency.pixels
+    picture = heatmap_io.overlay(image, saliency.drawn.cpu().numpy()[on_image], smooth=not cells)
+    heatmap_io.write_notice(picture)
+    return picture
 
 
 def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor, epsilon: float) -> bool:
@@ -168,21 +220,6 @@ def _survives_climb(run: Run, searched: nn.Module, pixels: Tensor, label: Tensor
             claimed = int(searched(adversarial).argmax()) != predicted
         adversarial = climb(run.model, pixels, label) if claimed else adversarial
     return _still(run, adversarial, predicted)
-
-
-def predict_labels(run: Run, images: Tensor) -> list[tuple[int, np.ndarray]]:
-    """Return the class of each image (B, 1, H, W) and its probabilities (C,), scaled by the run's temperature."""
-    with torch.inference_mode():
-        logits = run.model(images).float().cpu().numpy()
-    probabilities = softmax(logits / (temperature(run) or 1.0))
-    return [(int(row.argmax()), shares) for row, shares in zip(logits, probabilities, strict=True)]
-
-
-def temperature(run: Run) -> float | None:
-    """Return the run's temperature (Guo et al. 2017); None if it has none."""
-    fitted = run.metrics.calibration if run.metrics else None
-    value = fitted.temperature if fitted else None
-    return value if value is not None and value > 0 else None
 
 
 def as_input(image: np.ndarray, size: int, resize: str = "squeeze") -> Tensor:

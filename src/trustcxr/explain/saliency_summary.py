@@ -63,10 +63,10 @@ class Summary:
             figures[name] = Figure(value=means[0], ci=ends, **numbers)
         return figures
 
-    def leads(self, rows: pd.DataFrame, controls: Sequence[str]) -> list[Lead]:
-        """Return the leads of the maps over each of these controls, by measure, on the same images."""
+    def leads(self, rows: pd.DataFrame, baselines: Sequence[str]) -> list[Lead]:
+        """Return the leads of the maps over each of these baseline maps, by measure, on the same images."""
         leads = []
-        for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], controls):
+        for measure, groups, values in _by_measure(rows[rows["measure"].isin((*AGAINST_MASKS, BY_CAUSE))], baselines):
             bootstrap, scores = self._over(groups), values.pop("value")
             columns = {name: column for name, column in values.items() if not np.isnan(column).all()}
             spread = columns.pop(SPREAD, np.zeros(1))
@@ -77,7 +77,7 @@ class Summary:
                 ends = interval(over)
                 if name == RANDOMISED:
                     ends = widen_by_draws(float(over[0]), ends, float(np.nanmax(spread)))
-                leads.append(Lead(measure=measure, control=name, difference=Share(value=over[0], ci=ends)))
+                leads.append(Lead(measure=measure, baseline=name, difference=Share(value=over[0], ci=ends)))
         return leads
 
     def mean(self, values: pd.Series, groups: pd.Series) -> Figure:
@@ -93,7 +93,7 @@ class Summary:
 
 
 def find_closest(leads: Sequence[Lead]) -> list[Lead]:
-    """Return for each measure the lead over the closest control."""
+    """Return for each measure the lead over the closest baseline map."""
     smallest: dict[str, Lead] = {}
     for lead in leads:
         smallest[lead.measure] = min(
@@ -171,14 +171,14 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
     faithfulness, clean = clean[faithful], clean[~faithful]
     right = clean[clean["predicted"] == clean["class"]]
     leads = counts.leads(clean, [*REFERENCES, *SHARPENED, SPREAD])
-    over = [lead for lead in leads if lead.control != RANDOMISED]
+    over = [lead for lead in leads if lead.baseline != RANDOMISED]
     part = SaliencyDocument(
         target="label",
         n=_images(clean),
         without_mask=images - _images(clean),
         cells=cells,
         withheld=withheld,
-        over_controls=[
+        over_baselines=[
             *(lead for lead in over if lead.measure in HEADLINE_MEASURES),
             *counts.leads(faithfulness, ["brightness"]),
         ],
@@ -195,7 +195,7 @@ def _method(name: str, rows: pd.DataFrame, counts: Summary, images: int) -> Sali
         part.threshold = float(tuned.iloc[0])
     if len(faithfulness):
         part.faithfulness = Measures(n=_images(faithfulness)).with_figures(counts.means(faithfulness))
-    if over_random := [lead for lead in leads if lead.control == RANDOMISED]:
+    if over_random := [lead for lead in leads if lead.baseline == RANDOMISED]:
         drawn = clean[clean[RANDOMISED].notna()]
         part.random_weights = RandomWeights(n=_images(drawn), draws=len(DRAWS), leads=over_random)
     if withheld:

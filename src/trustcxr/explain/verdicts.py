@@ -1,4 +1,4 @@
-"""Judge what saliency maps show of the network: they beat their controls and random weights, or say nothing.
+"""Judge what saliency maps show of the network: they beat their baseline maps and random weights, or say nothing.
 
 A map that stays with random weights (Adebayo et al. 2018) depends on the image or the method, not on the network.
 """
@@ -6,7 +6,15 @@ A map that stays with random weights (Adebayo et al. 2018) depends on the image 
 from collections.abc import Mapping
 
 from trustcxr.explain.baseline_scores import SIMILARITY
-from trustcxr.registry import AGAINST_MASKS, CONTROLS, HEADLINE_MEASURES, MEASURES, SALIENCY, Method, format_control
+from trustcxr.registry import (
+    AGAINST_MASKS,
+    BASELINE_MAPS,
+    HEADLINE_MEASURES,
+    MEASURES,
+    SALIENCY,
+    Method,
+    format_baseline,
+)
 from trustcxr.storage.schemas import Alarm, Lead, SaliencyDocument
 
 SURVIVES = "survives_randomisation"
@@ -14,22 +22,22 @@ SAME_MAP = 0.9  # mean SSIM with the maps of random weights from which it counts
 
 
 def set_verdict(method: str, part: SaliencyDocument) -> None:
-    """Set `shows`, `verdict`, `survives` and `void` of a method that depends on the network; controls have none.
+    """Set `shows`, `verdict`, `survives` and `void` of a method that depends on the network; baseline maps have none.
 
     A map shows something by a measure of HEADLINE_MEASURES if two intervals lie above 0: those of its leads over the
-    closest control and over random weights.
+    closest baseline map and over random weights.
     """
     base = Method.parse(method).base
     over = {lead.measure: lead for lead in part.random_weights.leads} if part.random_weights else {}
     beyond = {lead.measure: lead for lead in part.beyond}
     names = [name for name in HEADLINE_MEASURES if name in over and name in beyond]
-    if base in CONTROLS or base not in SALIENCY or not names:
+    if base in BASELINE_MAPS or base not in SALIENCY or not names:
         return
     part.shows = [name for name in names if _above(beyond[name]) and _above(over[name])]
     both = {name: (beyond[name], over[name]) for name in names}
     if part.shows:
         leads = "; ".join(f"{_label(name)} {_format_leads(both[name])}" for name in part.shows)
-        part.verdict = f"above its other controls and above random weights: {leads}"
+        part.verdict = f"above its other baseline maps and above random weights: {leads}"
     else:
         short = "; ".join(
             f"{_label(name)} {_format_leads(tuple(x for x in both[name] if not _above(x)))}" for name in names
@@ -85,7 +93,8 @@ def _above(lead: Lead) -> bool:
 
 def _format_leads(leads: tuple[Lead, ...]) -> str:
     return ", ".join(
-        f"{lead.difference.value:+.3f}{_format_interval(lead.difference.interval)} over {format_control(lead.control)}"
+        f"{lead.difference.value:+.3f}{_format_interval(lead.difference.interval)} over "
+        f"{format_baseline(lead.baseline)}"
         for lead in leads
     )
 

@@ -27,7 +27,7 @@ def check_export(kind: str, out: Path) -> None:
         try:
             import_module(package)
         except ImportError:
-            raise UserError(f"ONNX files need {package}: pip install '.[onnx]'") from None
+            raise UserError(f"ONNX files need {package}: pip install 'trustcxr[onnx]'") from None
 
 
 def write(model: nn.Module, size: int, path: Path, kind: str) -> None:

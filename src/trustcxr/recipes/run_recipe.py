@@ -53,16 +53,11 @@ class Reading(Listing, total=False):
     resize: str
 
 
-class DataRecipe(Strict):
-    """Images and labels of a data set."""
+class ImagesRecipe(Strict):
+    """Options of reading the images and labels of a data set."""
 
-    size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
-    splits: Splits = Splits()
     labels: dict[str, str | None] = Field(
         default_factory=dict, description="the data set's label -> the class it is; null leaves it out"
-    )
-    resize: Literal["squeeze", "pad"] = Field(
-        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
     )
     layout: str = Field("auto", description="auto, list, covidqu, covidx or folders")
     columns: str | dict[str, str | int] | None = Field(
@@ -70,13 +65,58 @@ class DataRecipe(Strict):
     )
     images: str | None = Field(None, description="of a list: the folder of its images; default: the list's folder")
 
+    def listing(self) -> Listing:
+        """Return the options of `read_manifest`."""
+        return Listing(layout=self.layout, columns=self.columns, images=self.images)
+
+
+class AddedData(ImagesRecipe):
+    """Another data set to train on; validation and test images are of the first data set alone."""
+
+    path: str = Field(min_length=1, description="its folder or list, beside the first data set or from here")
+    share: float = Field(gt=0, lt=1, description="share of the drawn images of each class that this data set has")
+    split: str = Field("Train", description="its split to train on")
+    leave_out: tuple[str, ...] = Field(
+        (), description="sample ids not to train on, such as images that are in the first data set's Val or Test"
+    )
+
+
+class DataRecipe(ImagesRecipe):
+    """Images and labels of a data set, and other data sets to train on."""
+
+    size: int = Field(224, ge=16, le=2048, description="side of the square image in pixels")
+    splits: Splits = Splits()
+    resize: Literal["squeeze", "pad"] = Field(
+        "squeeze", description="to a square: squeeze, as COVID-QU-Ex does, or pad"
+    )
+    add: tuple[AddedData, ...] = Field(
+        (), description="other data sets to train on, each with its share; the first data set has the rest"
+    )
+
     def reading(self) -> Reading:
         """Return the options of `load_dataset`."""
         return Reading(size=self.size, labels=self.labels, resize=self.resize, **self.listing())
 
-    def listing(self) -> Listing:
-        """Return the options of `read_manifest`."""
-        return Listing(layout=self.layout, columns=self.columns, images=self.images)
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the share of the first data set, then of each added one."""
+        return (1 - sum(added.share for added in self.add), *(added.share for added in self.add))
+
+    def at_paths_of(self, other: "DataRecipe") -> "DataRecipe":
+        """Return the recipe with the paths of another; images are identified by their pixels."""
+        add = tuple(
+            mine.model_copy(update={"path": theirs.path, "images": theirs.images})
+            for mine, theirs in zip(self.add, other.add, strict=False)
+        )
+        return self.model_copy(update={"images": other.images, "add": add + self.add[len(add) :]})
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "DataRecipe":
+        if self.shares[0] <= 0:
+            raise ValueError(
+                f"add: the shares are together {1 - self.shares[0]:g}, so the first data set has none; choose less"
+            )
+        return self
 
 
 # A key of training -> the test if a run uses it, and what to add if no run does.
@@ -131,12 +171,11 @@ class RunRecipe(Strict):
     def same_as(self, other: "RunRecipe") -> bool:
         """Return True if both recipes make the same run.
 
-        Ignored are trackers, parts of a batch (memory decides; run.yaml records them) and the folder of a list's images
-        (images are identified by their pixels).
+        Ignored are trackers, parts of a batch (memory decides; run.yaml records them) and paths of images (images are
+        identified by their pixels).
         """
         trainings = [each.training.without_tracker().model_copy(update={"accumulate": 1}) for each in (self, other)]
-        data = other.data.model_copy(update={"images": self.data.images})
-        rest = other.model_copy(update={"training": self.training, "data": data})
+        rest = other.model_copy(update={"training": self.training, "data": other.data.at_paths_of(self.data)})
         return trainings[0] == trainings[1] and self == rest
 
     def network_options(self) -> NetworkOptions:
@@ -175,6 +214,11 @@ class RunRecipe(Strict):
 
     def _check_training(self) -> None:
         training, defence = self.training, self.defence
+        if self.data.add and not training.balanced:
+            raise ValueError(
+                f"data.add: {self.data.add[0].path} has a share of each class, which training.balanced: false does not "
+                "draw; set training.balanced: true"
+            )
         if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
             raise ValueError(
                 f"{defence.name} at epsilon 0 attacks nothing; give it a radius, such as 0.02, or choose standard"

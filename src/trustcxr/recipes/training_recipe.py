@@ -123,11 +123,20 @@ class TrainingRecipe(Strict):
 Label = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,39})?$")]
 
 
-class DefenceRecipe(Strict):
+class _Labelled(Strict):
+    name: str
+    label: Label = Field("", description="what runs and tables call it, if its name stands twice in a study")
+
+    @property
+    def called(self) -> str:
+        """Return the label, or the name."""
+        return self.label or self.name
+
+
+class DefenceRecipe(_Labelled):
     """A defence. Its training keys replace the study's; keys that it does not use must keep their defaults."""
 
     name: str = "standard"
-    label: Label = Field("", description="what runs and tables call it, where one defence stands twice in a study")
     epsilon: Fraction = Field(0.02, description="L-infinity radius in pixel space")
     clean_weight: Fraction = Field(0.0, description="share of the loss that is on clean images")
     attack_share: Fraction = Field(0.0, description="ibp and crown-ibp: share of the loss that is on FGSM's images")
@@ -157,11 +166,6 @@ class DefenceRecipe(Strict):
     training: dict[str, Any] = Field(
         default_factory=dict, description="keys of training that take the place of the study's"
     )
-
-    @property
-    def called(self) -> str:
-        """Return the label, or the name."""
-        return self.label or self.name
 
     @property
     def attacks(self) -> bool:
@@ -202,11 +206,10 @@ class NetworkOptions(TypedDict, total=False):
     lung_gate: bool
 
 
-class ModelRecipe(Strict):
+class ModelRecipe(_Labelled):
     """A network, or an ensemble. Its training keys replace the study's."""
 
     name: str = Field(description="one of the 21 or a timm architecture; A+B: an ensemble of both, logits averaged")
-    label: Label = Field("", description="what runs and tables call it, where one network stands twice in a study")
     weights: str = "imagenet"
     normalisation: Literal["batch", "group"] = Field("batch", description="BatchNorm, or GroupNorm in its place")
     activation: Literal["own", "silu", "gelu", "softplus"] = Field(
@@ -218,11 +221,6 @@ class ModelRecipe(Strict):
     training: dict[str, Any] = Field(
         default_factory=dict, description="keys of training that take the place of the study's"
     )
-
-    @property
-    def called(self) -> str:
-        """Return the label, or the name."""
-        return self.label or self.name
 
     @property
     def is_ensemble(self) -> bool:

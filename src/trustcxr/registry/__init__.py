@@ -8,6 +8,7 @@ from trustcxr.registry.attack_entries import (
     ATTACKS,
     AUDIT_ATTACKS,
     BLACK_BOX,
+    GREY_LEVELS,
     HEADLINE_ATTACKS,
     NEEDS_SURROGATE,
     ONE_STEP,
@@ -58,13 +59,13 @@ from trustcxr.registry.measure_entries import (
 )
 from trustcxr.registry.saliency_entries import (
     ACTIVATION,
-    CONTROL,
-    CONTROLS,
+    BASELINE_MAPS,
+    RANDOM_MAP,
     RANDOMISED,
     REFERENCES,
     SALIENCY,
     SHARP,
     Method,
     Saliency,
-    format_control,
+    format_baseline,
 )

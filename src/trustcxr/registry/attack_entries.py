@@ -110,6 +110,9 @@ def is_linf(attack: str) -> bool:
     return attack not in ATTACKS or ATTACKS[attack].norm == "linf"
 
 
+GREY_LEVELS = 255  # of white; epsilon 0.02 is 5.1 of them
+
+
 def format_attack(name: object, steps: object = None, queries: object = None) -> str:
     """Format an attack with its effort: PGD-20, FGSM, worst-case-30/300; an unknown name unchanged, with its steps."""
     entry = ATTACKS.get(str(name))

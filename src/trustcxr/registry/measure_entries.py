@@ -31,7 +31,7 @@ class Measure:
     beware: str = ""
 
 
-_MASKS = "A map on the disease is no proof that the network answers by it: hold it against the controls."
+_MASKS = "A map on the disease is no proof that the network answers by it: compare it with the baseline maps."
 _FEW = "A wide map has little, however well it lies; compare with chance and with the centre prior."
 _WITHOUT_LUNGS = "Accuracy on images whose lungs are hidden so."
 _HIDDEN = "What is left is answered by something that is no lung; the fill and the outline can tell the class too."

@@ -1,4 +1,4 @@
-"""List the saliency methods, with the control that each must beat, and the baseline maps."""
+"""List the saliency methods, with the baseline that each must beat, and the baseline maps."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ class Saliency:
     """A saliency method.
 
     `combine`: for a CAM, the function that combines any layer's features and gradient; it replaces `function`.
-    `control`: the method that shows the same layer without the gradient. `model` False: the map is the same for every
-    model, and is a control. `gradients` False: it uses no gradient.
+    `baseline`: the method that shows the same layer without the gradient. `model` False: the map is the same for every
+    model, and is a baseline map. `gradients` False: it uses no gradient.
     """
 
     name: str
@@ -19,7 +19,7 @@ class Saliency:
     paper: str
     function: str = ""
     combine: str | None = None
-    control: str | None = None
+    baseline: str | None = None
     model: bool = True
     gradients: bool = True
 
@@ -36,24 +36,24 @@ SALIENCY = by_name(
         "layercam-smooth", "LayerCAM, smoothed", "Jiang et al. 2021", "cam:smooth_layer_cam", "cam:_layer_cam_map",
         "activation-smooth",
     ),
-    Saliency("activation", "activation (control)", "", "cam:activation_map", "cam:_activation_map"),
+    Saliency("activation", "activation (baseline)", "", "cam:activation_map", "cam:_activation_map"),
     Saliency(
-        "activation-smooth", "activation, smoothed (control)", "", "cam:smooth_activation_map", "cam:_activation_map",
+        "activation-smooth", "activation, smoothed (baseline)", "", "cam:smooth_activation_map", "cam:_activation_map",
     ),
-    Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map", control="evidence-features"),
+    Saliency("evidence", "evidence, summed to the answer", "", "evidence:evidence_map", baseline="evidence-features"),
     Saliency(
-        "evidence-features", "what the evidence is read from (control)", "", "evidence:features_map", gradients=False,
+        "evidence-features", "what the evidence is read from (baseline)", "", "evidence:features_map", gradients=False,
     ),
     Saliency(
         "integrated-gradients", "integrated gradients", "Sundararajan et al. 2017", "attribution:integrated_gradients",
     ),
     Saliency("smoothgrad", "SmoothGrad", "Smilkov et al. 2017", "attribution:smooth_grad"),
     Saliency("occlusion", "occlusion", "Zeiler and Fergus 2014", "attribution:occlusion", gradients=False),
-    Saliency("random", "random map (control)", "", "baselines:random_saliency", model=False, gradients=False),
-    Saliency("centre", "centre prior (control)", "", "baselines:centre_saliency", model=False, gradients=False),
+    Saliency("random", "random map (baseline)", "", "baselines:random_saliency", model=False, gradients=False),
+    Saliency("centre", "centre prior (baseline)", "", "baselines:centre_saliency", model=False, gradients=False),
 )  # fmt: skip
-CONTROL = "random"  # needs no model
-CONTROLS = (CONTROL, "centre", *dict.fromkeys(s.control for s in SALIENCY.values() if s.control))
+RANDOM_MAP = "random"  # needs no model
+BASELINE_MAPS = (RANDOM_MAP, "centre", *dict.fromkeys(s.baseline for s in SALIENCY.values() if s.baseline))
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Method:
         return self.base if self.layer is None else f"{self.base}@{self.layer}"
 
     @property
-    def control(self) -> "Method | None":
-        """Return the control for the same layer; None if the method reads no layer."""
+    def baseline(self) -> "Method | None":
+        """Return the baseline for the same layer; None if the method reads no layer."""
         entry = SALIENCY.get(self.base)
-        return Method(entry.control, self.layer) if entry and entry.control else None
+        return Method(entry.baseline, self.layer) if entry and entry.baseline else None
 
     @property
     def at_gate(self) -> bool:
@@ -107,7 +107,7 @@ REFERENCES = {
 }
 
 
-def format_control(name: str) -> str:
+def format_baseline(name: str) -> str:
     """Return the label of a baseline map."""
     bare = name.removesuffix(SHARP)
     label = REFERENCES.get(bare, bare)

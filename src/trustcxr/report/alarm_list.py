@@ -95,6 +95,13 @@ class AlarmList:
         """Return the number of alarms, without failed runs."""
         return sum(len(group.lines) for group in self.groups if group.kind != "failed")
 
+    @property
+    def count_text(self) -> str:
+        """Return the number of alarms and of failed runs."""
+        failed = sum(len(group.lines) for group in self.groups if group.kind == "failed")
+        counts = [(self.count, "alarm"), (failed, "failed run")]
+        return formatting.join_words(formatting.plural(number, name) for number, name in counts if number)
+
 
 def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
     """Return the alarms of the runs and of the study by kind."""

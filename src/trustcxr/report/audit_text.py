@@ -1,11 +1,12 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
 from trustcxr.registry import WORST_CASE
+from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
 from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
-from trustcxr.storage.schemas import AuditDocument, AuditPair, Draws, OperatingPoint, Share, Submitted
+from trustcxr.storage.schemas import LEVEL, AuditDocument, AuditPair, Draws, OperatingPoint, Share, Statement, Submitted
 
 _MARKS = {True: "passed", False: "FAILED", None: "not checked"}
 _MET = {True: "yes", False: "NO", None: "open"}
@@ -44,21 +45,28 @@ def describe_verdict(document: AuditDocument) -> list[str]:
         *(f"  - {reason}" for reason in verdict.reasons),
         "Is the model good enough?",
         *(f"  {_MET[row.met]}: {title_question(row.question)} {row.text}" for row in verdict.model),
+        "",
     ]
 
 
 def describe_soundness(document: AuditDocument) -> str:
     """Return the answer about the measurement in a sentence."""
     if not document.verdict.sound:
-        return "NO: no figure of this audit may be relied on."
+        return "NO: do not rely on the figures of this audit."
     if not document.attacks:
         return "Yes, but robustness was not measured."
     return "Yes: every check of it was made, and none failed."
 
 
+def split_statement(row: Statement) -> tuple[str, str, str]:
+    """Return a statement's question, its figures as a sentence, and the words of its answer."""
+    figures, _, word = row.text.rpartition(": ")
+    return title_question(row.question), f"{figures}." if figures else "", word
+
+
 def title_question(question: str) -> str:
-    """Return a question of the verdict as a reader asks it; an acceptance criterion unchanged."""
-    return QUESTIONS.get(question, question)
+    """Return a question of the verdict as a reader asks it; the name of an acceptance criterion with a colon."""
+    return QUESTIONS.get(question, f"{question}:")
 
 
 def describe_model(document: AuditDocument) -> tuple[tuple[str, ...], str]:
@@ -130,7 +138,7 @@ def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
         return []
     target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
     name = worst.effort.name
-    against = target.get(worst.target_class, ", made against this threshold, at most")
+    against = target.get(worst.aimed_at, ", made against this threshold, at most")
     return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
 
@@ -187,7 +195,9 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     if not document.attacks:
         lines.append("robustness: no attack was run, so nothing is known")
     known = "\n".join(document.verdict.reasons)
-    lines += [alarm.text for alarm in document.alarms if alarm.text not in known]
+    # Every sign of failing gradients is a reason of the verdict.
+    others = [a for a in document.alarms if a.text not in known and SHORT.get(a.kind) != "gradients fail"]
+    lines += [f"{SHORT.get(alarm.kind, alarm.kind)}: {alarm.text}" for alarm in others]
     lines += [division.text for division in document.subgroups]
     lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]
     if unknown := [f"{f.name} {f.unknown}" for f in document.findings if f.judged and f.unknown]:
@@ -224,6 +234,9 @@ def describe_pairs(pair: AuditPair) -> list[str]:
         lines.append(f"Compared on {pair.data.images} images at most: one of them has no score of the others")
     if pair.same_pixels is False and len(pair.rows) > 1:  # scores alone have only the clean row
         lines.append("The models take the images at different sizes: each was attacked and corrupted at its own size")
+    few = [row.measure for row in pair.rows if not row.settled and (row.p_least or 0.0) * len(pair.rows) >= LEVEL]
+    if few:
+        lines.append(f"Too few answers differ to settle one of {len(pair.rows)} comparisons: {', '.join(few)}")
     if pair.withdrawn:
         lines.append(f"Not compared, since withdrawn in one of them: {', '.join(pair.withdrawn)}")
     if pair.other_lungs:

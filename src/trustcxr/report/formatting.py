@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
 from trustcxr.console import format_duration
+from trustcxr.console import plural as plural
 from trustcxr.registry import ATTACKS, CORRUPTIONS, MEASURES, SALIENCY, Method, format_attack
 from trustcxr.storage.schemas import Share
 
@@ -151,11 +152,6 @@ def measure(name: object) -> str:
 def part(name: str) -> str:
     """Return the name of a part of a network: layer4; 0.layer4 + 1.layer4 for an ensemble."""
     return name.replace("net.nets.", "").replace("net.", "")
-
-
-def plural(number: int, one: str, many: str | None = None) -> str:
-    """Return `1 run`, `2 runs`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def join_words(items: Iterable[str]) -> str:

@@ -10,34 +10,27 @@ _ENERGY = "infection_energy"
 Numbers = Callable[[Run], Classification | AttackResult]
 
 
-def describe_question(runs: list[Run], head: ranking.Headline) -> str:
-    """Return the questions of the study, its networks, and its test images."""
+def describe_compared(runs: list[Run], head: ranking.Headline) -> str:
+    """Return the networks of the study, its test images, and the accuracy of a constant answer."""
     if not runs:
         return "Nothing has been tested yet."
-    one, networks = len(runs) == 1, formatting.plural(len(ranking.group_by_model(runs)), "network")
-    name = runs[0].label if one else networks
-    questions = [f"How many images {'does' if one else 'do'} {name} classify correctly?"]
-    if head.attacks:
-        how = f"{formatting.epsilon(head.epsilon)} ({head.grey_levels()} of 255 grey levels)"
-        questions.append(f"How many remain correct if an attacker changes every pixel by at most {how}?")
-    if any(run.saliency_methods() for run in runs):
-        questions.append(f"{'Does it' if one else 'Do they'} look where radiologists marked the disease?")
+    networks = formatting.plural(len(ranking.group_by_model(runs)), "network")
+    what = runs[0].label if len(runs) == 1 else f"{formatting.plural(len(runs), 'run')} of {networks}"
     counts = formatting.join_counts(run.clean.n for run in runs)
-    tested = f"{counts} images of the split “{head.split}”"
-    tested = tested if one else f"{formatting.plural(len(runs), 'run')} of {networks} were tested on {tested}"
+    text = f"{what}, on {counts} images of the split “{head.split}”."
     constant = ranking.shared_constant_answer(runs)
-    text = f"{' '.join(questions)} {formatting.capital(tested)}."
     if constant is None:
         return text
     return f"{text} Always giving the commonest class would score {formatting.percent(constant)}."
 
 
-def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> list[str]:
-    """Return three sentences: unperturbed images, images under attack, and where the networks look."""
+def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> dict[str, str]:
+    """Return what the study found, by subject: unperturbed images, images under attack, where the networks look."""
     best = best_by(runs, lambda run: run.clean)
     if best is None:
-        return ["This study has no tested run yet."]
-    return [_clean(runs, best), _attacked(runs, head), _heatmaps(study, runs)]
+        return {"Found": "This study has no tested run yet."}
+    found = {"Unperturbed": _clean(runs, best), "Under attack": _attacked(runs, head)}
+    return found | {"Where they look" if len(runs) > 1 else "Where it looks": _heatmaps(study, runs)}
 
 
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:
@@ -53,13 +46,26 @@ def _name_best(best: Run, runs: list[Run], numbers: Numbers) -> str:
     return f"{best.label} (and {formatting.plural(same, 'other')} with the same figure)" if same else best.label
 
 
+def _lead(best: Run, runs: list[Run], numbers: Numbers) -> str:
+    """Return by how much the best run leads the next, and if their intervals overlap; empty without a lead."""
+    accuracy, second = numbers(best).accuracy, best_by([run for run in runs if run is not best], numbers)
+    value = accuracy.value or 0.0
+    if second is None or value <= (numbers(second).accuracy.value or 0.0):
+        return ""
+    other = numbers(second).accuracy
+    text = f", {formatting.decimal(100 * (value - (other.value or 0.0)), 1)} points above the next ({second.label}"
+    overlap = accuracy.interval and other.interval and accuracy.interval[0] <= other.interval[1]
+    return text + ("; their intervals overlap)" if overlap else ")")
+
+
 def _clean(runs: list[Run], best: Run) -> str:
     figure = formatting.with_count(best.clean.accuracy, best.clean.n)
     if not ranking.better_than_constant(best):
         return f"No run is shown to be better than always giving the commonest class: at most {figure} ({best.label})."
     if len(runs) == 1:
         return f"On unperturbed images its accuracy is {figure}."
-    return f"On unperturbed images {_name_best(best, runs, lambda run: run.clean)} is most accurate: {figure}."
+    name, lead = _name_best(best, runs, lambda run: run.clean), _lead(best, runs, lambda run: run.clean)
+    return f"On unperturbed images {name} is most accurate: {figure}{lead}."
 
 
 def _attacked(runs: list[Run], head: ranking.Headline) -> str:
@@ -81,7 +87,9 @@ def _attacked(runs: list[Run], head: ranking.Headline) -> str:
     figure = formatting.with_count(entry.accuracy, entry.n)
     attack = entry.effort.name
     name = "its accuracy is" if one else f"{_name_best(best, trusted, lowest)} is most accurate:"
-    text = f"If every pixel may change by at most {at}, {name} {figure} under {attack}, its strongest attack."
+    lead = _lead(best, trusted, lowest)
+    text = f"If every pixel may change by at most {at} ({head.grey_levels()} of 255 grey levels), {name} {figure} "
+    text += f"under {attack}, its strongest attack{lead}."
     low = entry.accuracy.interval[0] if entry.accuracy.interval else entry.accuracy.value
     if constant is not None and low is not None:
         text += f" This is {'better' if low > constant else 'not shown to be better'} than a constant answer."

@@ -34,7 +34,8 @@ class Board:
     @property
     def title(self) -> str:
         """Return the number of audits, the protocol and the data."""
-        return f"{formatting.plural(len(self.entries), 'audit')} by {self.protocol} on {self.data} ({self.n} images)"
+        audits, images = formatting.plural(len(self.entries), "audit"), formatting.plural(self.n, "image")
+        return f"{audits} by {self.protocol} on {self.data} ({images})"
 
     @property
     def attack(self) -> str:

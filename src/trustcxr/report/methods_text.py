@@ -47,6 +47,10 @@ def _data(study: StudyDocument, runs: list[Run]) -> str:
     text = f"Chest X-rays of {data.root_name or 'the data set'}"
     text += f" ({', '.join(counts)} images)" if counts else ""
     text += f", classes {formatting.join_words(classes)}" if classes else ""
+    added = [each for each in _list(atomic.section(study.recipe, "data").get("add")) if isinstance(each, dict)]
+    if added:
+        names = formatting.join_words(f"{each.get('path')} ({each.get('share'):.0%} of each class)" for each in added)
+        text += f"; also trained on images of {names}"
     if data.size:
         text += f"; one grey channel with values from 0 to 1, resized to {data.size} × {data.size} pixels"
     masks = [f"{split} {formatting.count(n)}" for split, n in data.infection_masks.items() if n]
@@ -178,7 +182,7 @@ def _statistics(study: StudyDocument, runs: list[Run]) -> str:
 def _machine(study: StudyDocument, runs: list[Run]) -> str:
     versions = [f"{name} {version}" for name, version in study.versions.items() if name.lower() != "trustcxr"]
     hardware = study.hardware
-    on = (hardware.processor, f"{hardware.cores} cores" if hardware.cores else "", hardware.accelerator)
+    on = (hardware.processor, formatting.plural(hardware.cores, "core") if hardware.cores else "", hardware.accelerator)
     text = f"TrustCXR {study.trustcxr}" if study.trustcxr else ""
     text += f" with {', '.join(versions)}" if text and versions else ""
     text = ", on ".join(filter(None, (text, ", ".join(part for part in on if part))))

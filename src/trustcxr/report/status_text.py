@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from trustcxr.console import format_duration
+from trustcxr.console import format_duration, plural
 from trustcxr.report import formatting
 from trustcxr.storage.layout import STEP_FILES
 from trustcxr.storage.os_errors import megabytes, shell_quote
@@ -54,7 +54,7 @@ def describe_status(plan: StudyPlan) -> Iterator[str]:
         f"{states[state]} {state}" for state in ("done", "running", "failed", "waiting")
     )
     if plan.to_choose:
-        yield f"validation will choose {plan.to_choose} networks for robust training"
+        yield f"validation will choose {plural(plan.to_choose, 'network')} for robust training"
     if plan.holder:
         yield f"locked by {plan.holder}"
     for one in plan.runs:
@@ -81,8 +81,8 @@ def describe_timing(costs: CostDocument) -> Iterator[str]:
     machine = costs.hardware
     accelerator = f", {machine.accelerator}" if machine.accelerator not in (None, "none") else ""
     yield (
-        f"measured {costs.measured} on {machine.processor} ({machine.threads} threads{accelerator}) at {costs.size} "
-        "pixels, with random weights, on noise"
+        f"measured {costs.measured} on {machine.processor} ({plural(machine.threads or 0, 'thread')}{accelerator}) "
+        f"at {costs.size} pixels, with random weights, on noise"
     )
     yield "images: " + ", ".join(f"{count:,} {role.replace('_', ' in ')}" for role, count in costs.counts.items())
     yield from costs.notes
@@ -97,7 +97,7 @@ def describe_verification(result: VerifiedDocument) -> Iterator[str]:
     if not result.runs and not result.differences:
         yield f"{result.study}: the figures of no run could be recomputed"
         return
-    count = f"{result.figures:,} figures of {result.files} files recomputed"
+    count = f"{plural(result.figures, 'figure')} of {plural(result.files, 'file')} recomputed"
     agree = "these agree, the rest was not checked" if result.unchecked else "all agree"
     yield f"{result.study}: {count}: " + (f"{len(result.differences)} differ" if result.differences else agree)
 

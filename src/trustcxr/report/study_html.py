@@ -21,26 +21,33 @@ if TYPE_CHECKING:
 
 Parts = dict[str, Any]  # of the page, by their names in the template
 
-_SECTIONS = {
-    "summary": "Summary",
-    "alarms": "Alarms",
-    "leaderboard": "Leaderboard",
-    "accuracy": "Clean and perturbed accuracy",
-    "epsilon": "Accuracy against epsilon",
-    "proved": "Certified accuracy",
-    "corruptions": "Corrupted images",
-    "calibration": "Calibration",
-    "confusion": "Confusion matrices",
-    "classes": "Figures of each class",
-    "training": "Training curves",
-    "explanations": "Where the networks look",
-    "panels": "Heatmaps",
-    "comparisons": "Standard against robust",
-    "shortcuts": "Shortcuts",
-    "other": "Other data",
-    "data": "The data",
-    "methods": "Methods",
-    "provenance": "Provenance",
+_QUESTIONS = {
+    "sound": ("Is the measurement sound?", {"alarms": "Alarms", "data": "The data"}),
+    "accurate": (
+        "How accurate are the networks?",
+        {
+            "leaderboard": "Leaderboard",
+            "accuracy": "Clean and perturbed accuracy",
+            "calibration": "Calibration",
+            "confusion": "Confusion matrices",
+            "classes": "Figures of each class",
+        },
+    ),
+    "robust": (
+        "Do they withstand an attacker?",
+        {"epsilon": "Accuracy against epsilon", "proved": "Certified accuracy"},
+    ),
+    "stable": ("Do they withstand ordinary damage?", {"corruptions": "Corrupted images"}),
+    "look": (
+        "Where do they look?",
+        {"explanations": "Where the networks look", "panels": "Heatmaps", "shortcuts": "Shortcuts"},
+    ),
+    "better": ("Is robust training better?", {"comparisons": "Standard against robust"}),
+    "elsewhere": ("Are they right on other data?", {"other": "Other data"}),
+    "done": (
+        "How was it done?",
+        {"training": "Training curves", "methods": "Methods", "provenance": "Provenance"},
+    ),
 }
 # These sections are left out if all of their parts are empty.
 _OPTIONAL = {
@@ -90,10 +97,26 @@ def gather_parts(folder: StudyFolder) -> Parts:
     parts: Parts = {"head": head, "several": len(runs) > 1}
     parts |= _front(folder, runs, head) | _results(folder, runs, head) | _robustness(runs, head)
     parts |= _explanations(folder, runs) | _provenance(folder, runs)
-    sections = {key: title for key, title in _SECTIONS.items() if any(parts[k] for k in _OPTIONAL.get(key, ("head",)))}
-    parts["sections"] = sections if len(runs) > 1 else sections | {"leaderboard": "Figures"}
+    parts["questions"] = list(_list_questions(parts))
     parts["notes"] = folder.notes  # last: reading the parts may add notes
     return parts
+
+
+def _list_questions(parts: Parts) -> Iterator[Parts]:
+    """Yield the questions of the page with their sections, without sections that are empty."""
+    for key, (title, sections) in _QUESTIONS.items():
+        shown = {name: head for name, head in sections.items() if any(parts[k] for k in _OPTIONAL.get(name, ("head",)))}
+        if not parts["several"] and "leaderboard" in shown:
+            shown["leaderboard"] = "Figures"
+        if shown:
+            yield {"key": key, "title": title if parts["several"] else _of_one(title), "sections": shown}
+
+
+def _of_one(question: str) -> str:
+    """Return a question about several networks as one about one network."""
+    for several, one in (("are the networks", "is the network"), ("Do they", "Does it"), ("do they", "does it")):
+        question = question.replace(several, one)
+    return question.replace("Are they", "Is it")
 
 
 def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":
@@ -122,8 +145,8 @@ def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Part
         "meta": " · ".join(filter(None, meta)),
         "files": _list_files(folder.path),
         "alarms": alarm_list.gather_alarms(folder, runs),
-        "question": key_findings.describe_question(runs, head),
-        "sentences": key_findings.summarise(study, runs, head),
+        "compared": key_findings.describe_compared(runs, head),
+        "answers": key_findings.summarise(study, runs, head),
         "models": accuracy_tables.models(runs, head),
     }
 
@@ -198,7 +221,7 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
         "localisation_legend": svg.legend([dots]),
         "maps_show": saliency.shown(runs),
         "all_measures": saliency.measures(runs),
-        "over_controls": saliency.over_controls(runs),
+        "over_baselines": saliency.over_baselines(runs),
         "by_lesion": saliency.by_lesion(runs),
         "least_lesion_effects": lesions.reported(runs),
         "lesion_effects": lesions.effects(runs),

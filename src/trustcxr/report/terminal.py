@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trustcxr.registry import ONE_CELL, format_control
+from trustcxr.console import plural
+from trustcxr.registry import ONE_CELL, WORST_CASE, format_baseline
 from trustcxr.report import formatting
 from trustcxr.report.load import Run, find_lowest, label_runs
 from trustcxr.report.ranking import choose_headline, rank_runs
@@ -55,6 +56,29 @@ def print_study(study: schemas.StudyDocument) -> None:
             print_table(table)
 
 
+def list_trained(entries: Sequence[schemas.ZooEntry]) -> list[dict[str, object]]:
+    """Return a row for each trained model: its network, accuracy clean and at worst under attack, and the images."""
+    rows = []
+    for entry in entries:
+        clean, worst = entry.audit.accuracy("clean", 0.0), entry.audit.accuracy(WORST_CASE, 0.02)
+        rows.append(
+            {
+                "name": entry.name,
+                "network": entry.architecture,
+                "pixels": entry.input.size,
+                "clean": _with_interval(clean),
+                "worst case at 0.02": _with_interval(worst),
+                "images": f"{entry.audit.n} of {entry.audit.data}",
+                "MB": f"{(entry.bytes or 0) / 1e6:.1f}",
+            }
+        )
+    return rows
+
+
+def _with_interval(figure: schemas.Share) -> str:
+    return f"{formatting.percent(figure.value)} {formatting.interval(figure.ci, 1, scale=100)}".strip()
+
+
 def describe_export(export: schemas.ExportDocument) -> list[str]:
     """Return the exported file, the largest difference from the run, and the next command."""
     kind = f"ONNX, opset {export.opset}" if export.opset else "torch.export program"
@@ -80,13 +104,12 @@ def describe_answer(answer: schemas.ImageAnswer) -> list[str]:
         return [f"{answer.image}: left out: {answer.left_out}"]
     ranked = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
     lines = [f"{answer.image}: " + ", ".join(f"{name} {p:.1%}" for name, p in ranked)]
-    if answer.warnings:
-        doubts = "; ".join(answer.warnings)
-        lines.append(f"  DOUBTFUL: {doubts}. The answer is meaningless unless this is a frontal chest image")
+    if doubts := [*answer.warnings, *([answer.border] if answer.border else [])]:
+        lines += ["  REASONS NOT TO RELY ON THIS:", *(f"  - {doubt}" for doubt in doubts)]
+    else:
+        lines.append("  no reason for doubt was found, which is no proof that the answer is right")
     if answer.calibrated is not None:
         lines.append(f"  {CALIBRATED if answer.calibrated else NOT_CALIBRATED}")
-    if answer.border:
-        lines.append(f"  {answer.border}")
     changed = [name.upper() for name, survived in answer.survives.items() if not survived]
     epsilon = answer.epsilon or 0.0
     radius = f"epsilon {epsilon:g} ({epsilon * 255:.1f} grey levels of 255)"
@@ -122,16 +145,19 @@ def _fault(answer: schemas.ImageAnswer) -> str:
 def describe_ood_fit(fit: schemas.FamiliarityDocument) -> str:
     """Return how the out-of-distribution threshold was set, and its false alarms."""
     return (
-        f"{fit.run}: fitted on {fit.trained} training images; the threshold accepts {format_percent(fit.accepted)} of "
-        f"{fit.validated} validation images; false alarms: {format_share(fit.false_alarms)} of {fit.tested} "
-        "test images"
+        f"{fit.run}: fitted on {plural(fit.trained or 0, 'training image')}; the threshold accepts "
+        f"{format_percent(fit.accepted)} of "
+        f"{plural(fit.validated or 0, 'validation image')}; false alarms: {format_share(fit.false_alarms)} of "
+        f"{plural(fit.tested or 0, 'test image')}"
     )
 
 
 def describe_training(training: schemas.TrainingDocument, at: str = "") -> str:
     """Return training.json in a line; `at`: the radius of the validation attack, as " at epsilon 0.02"."""
-    again = f"; then a refit of {training.refit.epochs} epochs with the validation images" if training.refit else ""
-    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {training.epochs} epochs{again}"
+    refit = plural(training.refit.epochs or 0, "epoch") if training.refit else ""
+    again = f"; then a refit of {refit} with the validation images" if refit else ""
+    epochs = plural(training.epochs or 0, "epoch")
+    return f"best {training.monitor} {format_percent(training.best_value)}{at} after {epochs}{again}"
 
 
 def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
@@ -201,7 +227,7 @@ def describe_metrics(document: schemas.RunDocument) -> list[str]:
 
 def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
     """Return the measures of one saliency method with the lead over the closest baseline map, a row each."""
-    closest = {lead.measure: lead for lead in (*part.over_controls, *part.beyond)}
+    closest = {lead.measure: lead for lead in (*part.over_baselines, *part.beyond)}
     figures = part.figures | (part.faithfulness.figures if part.faithfulness else {})
     return [
         {
@@ -221,14 +247,14 @@ def _format_lead(lead: schemas.Lead | None) -> str:
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
-    return f"{lead.difference.value:+.3f} [{ends}] {format_control(lead.control)}"
+    return f"{lead.difference.value:+.3f} [{ends}] {format_baseline(lead.baseline)}"
 
 
 def describe_saliency(part: schemas.SaliencyDocument) -> list[str]:
     """Return what a map shows, a line each: cells, why it has no hit rate, verdict, alarm."""
     lines = [f"{part.cells} cells"] if part.cells else []
-    if control := part.random_weights:
-        lines.append(f"random weights: {control.draws} networks on {control.n} images")
+    if random := part.random_weights:
+        lines.append(f"random weights: {plural(random.draws or 0, 'network')} on {plural(random.n or 0, 'image')}")
     if part.withheld:
         lines.append(part.withheld if part.cells == ONE_CELL else f"hit rate -: {part.withheld}")
     lines += [f"it {part.verdict}" if part.verdict.startswith("says") else part.verdict] if part.verdict else []

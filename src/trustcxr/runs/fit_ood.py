@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.runs import test_data as tested
 from trustcxr.runs.test_data import Source
+from trustcxr.runs.training_data import add_data
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import FamiliarityDocument, Share
@@ -29,9 +30,10 @@ def fit(
     train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
     if not tested.trained_on(run, train):
         raise UserError(f"{data}: {run.name} was not trained on these images; give the data that it was trained on")
-    log(f"fitting on {len(train)} images")
+    images = add_data(train, run.trained_by.data)
+    log(f"fitting on {plural(len(images), 'image')}")
     with folder_lock(folder):
-        detector = ood.fit(run, train, val)
+        detector = ood.fit(run, images, val)
         ood.save(detector, folder)
     scores = torch.cat([detector.score(run, images) for images in ood.batches(test)])
     alarms, bootstrap = (scores > detector.threshold).double(), Bootstrap.over(test.groups)
@@ -41,7 +43,7 @@ def fit(
         accepted=ood.ACCEPTED,
         threshold=detector.threshold,
         false_alarms=Share(value=float(alarms.mean()), ci=(low, high)),
-        trained=len(train),
+        trained=len(images),
         validated=len(val),
         tested=len(test),
     )

@@ -13,7 +13,7 @@ class DefenceOptions(TypedDict):
     """Options of a defence."""
 
     name: str
-    epsilon: float
+    epsilon: NotRequired[float]
     ramp: NotRequired[float]
     clean_weight: NotRequired[float]
 
@@ -38,7 +38,8 @@ def recipe(
 
     zoo.architectures(model)
     defences.get(defence["name"])
-    attacks.check_epsilon(defence["epsilon"])
+    if "epsilon" in defence:
+        attacks.check_epsilon(defence["epsilon"])
     content = {
         "model": {"name": model, "weights": weights},
         "defence": defence,

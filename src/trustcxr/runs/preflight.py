@@ -21,7 +21,7 @@ from trustcxr.training.devices import Devices
 if TYPE_CHECKING:
     from torch import nn
 
-    from trustcxr.data.dataset import Dataset
+    from trustcxr.data.dataset import Dataset, JoinedDataset
 
 
 def check_study(study: StudyRecipe, folder: Path, devices: int = 1) -> None:
@@ -163,7 +163,7 @@ def _flat_maps(study: StudyRecipe, model: ModelRecipe) -> tuple[str, ...]:
     return ()
 
 
-def check_masks(study: StudyRecipe, train: "Dataset") -> None:
+def check_masks(study: StudyRecipe, train: "Dataset | JoinedDataset") -> None:
     """Raise UserError if a run learns from masks or a column of the data, and no training image has one."""
     for run in (run for model in study.models for run in _runs_of(study, model)):
         dataset.read_sources(train, run.training.balanced_by)

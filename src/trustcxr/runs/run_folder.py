@@ -15,7 +15,7 @@ from trustcxr.console import log
 from trustcxr.data import fingerprints, load_dataset
 from trustcxr.data.dataset import JoinedDataset
 from trustcxr.errors import UserError
-from trustcxr.evaluation import certified, generalisation_gap
+from trustcxr.evaluation import certified, generalisation_gap, trained_models
 from trustcxr.evaluation import predictions as evaluation
 from trustcxr.evaluation.planted_shortcuts import audit
 from trustcxr.evaluation.run_figures import describe
@@ -30,6 +30,7 @@ from trustcxr.runs import test_data as tested
 from trustcxr.runs.from_cli import corruptions_recipe, recipe
 from trustcxr.runs.provenance import Results, data_hash, hash_of, read_hash
 from trustcxr.runs.test_data import Source, report_skipped
+from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, prediction_table, schemas
 from trustcxr.storage.evaluations import own_figures
 from trustcxr.storage.locks import folder_lock
@@ -75,14 +76,18 @@ class RunFolder:
     def train(self, recipe: RunRecipe, train: "Dataset", val: "Dataset", **options: Any) -> TrainingDocument:
         """Train or resume; return training.json. Raises UserError if the folder holds another run or other images.
 
+        The recipe's added data sets join `train`, if none has an image that another validates or tests on.
         `options`: of `fit_run.fit`.
         """
         from trustcxr.training import checkpoint, fit_run
 
         self.check_recipe(recipe)
-        fingerprints.check_same_images(self.folder, JoinedDataset(train, val) if recipe.training.refit else train)
+        images = add_data(train, recipe.data)
+        fingerprints.check_same_images(self.folder, JoinedDataset(images, val) if recipe.training.refit else images)
         if repair.untrained(self.folder) is not None:
-            return fit_run.fit(recipe, train, val, self.folder, **options)
+            if not (self.folder / layout.RUN_FILE).is_file():  # checked at its first start
+                check_added(images, recipe.data, refit=recipe.training.refit)
+            return fit_run.fit(recipe, images, val, self.folder, **options)
         checkpoint.remove(self.folder)  # left if the training was killed at its end
         return schemas.read_schema(TrainingDocument, self.folder / layout.TRAINING_FILE)
 
@@ -362,7 +367,7 @@ class _TestedRun:
         steps.__dict__["run"] = self.run  # loaded already
         for note in tested.notes(self.run, self.images):
             log(note)
-        with folder_lock(out or self.run.folder):
+        with folder_lock(out or trained_models.results_folder(self.run.folder)):
             yield steps
         if not steps.results.written:
             log(f"{folder}: measured before, with the same weights, images and options; nothing was computed again")

@@ -13,6 +13,7 @@ from trustcxr.data import load_dataset, read_manifest
 from trustcxr.data.images.read import SUFFIXES
 from trustcxr.data.layouts.csv_lists import NoColumns
 from trustcxr.errors import UserError
+from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.recipes.run_recipe import Listing
 from trustcxr.storage import atomic, layout
@@ -90,7 +91,11 @@ def folder_for(run: Run, images: "Dataset", options: str, out: Path | None = Non
     Raises UserError if `out` belongs to a run, a study or an audit.
     """
     if out is None:
-        return run.folder / FOLDER / f"{images.root.name}-{images.split or 'all'}-{options[:8]}"
+        return (
+            trained_models.results_folder(run.folder)
+            / FOLDER
+            / f"{images.root.name}-{images.split or 'all'}-{options[:8]}"
+        )
     for name, what in (
         (layout.RUN_FILE, "a run, which its training and its study own"),
         (layout.STUDY_FILE, "a study"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from trustcxr.console import plural
 from trustcxr.data.cache import INDEX, cache_folder
 from trustcxr.errors import UserError
 from trustcxr.storage import layout, locks
@@ -58,17 +59,22 @@ def _unfinished(folder: Path) -> Iterator[Prunable]:
     for store in sorted((*folder.glob(f"*{_BUILDING}"), *folder.glob(f"*{_REMOVING}"))):
         user = ""
         try:
-            with FileLock(store.with_suffix(".lock")).acquire(timeout=0):
+            with _lock(store).acquire(timeout=0):
                 pass
         except Timeout:
             user = _DECODING
         yield _prunable(store, "unfinished store", "decoding that was cut off", user)
 
 
+def _lock(store: Path) -> FileLock:
+    """Return the lock that `data.cache` takes to build a store."""
+    return FileLock(store.with_name(store.name.partition(".")[0] + ".lock"))
+
+
 def _describe_store(store: Path) -> str:
     try:
         index = json.loads((store / INDEX).read_text())
-        return f"{index['count']:,} images of {index['size']} pixels"
+        return f"{plural(index['count'], 'image')} of {index['size']} pixels"
     except (OSError, ValueError, KeyError, TypeError):
         return "damaged"
 
@@ -108,7 +114,7 @@ def _remove(one: Prunable) -> bool:
                 with locks.folder_lock(run):
                     shutil.rmtree(path)
             else:
-                with FileLock(path.with_suffix(".lock")).acquire(timeout=0):  # as `data.cache` takes it
+                with _lock(path).acquire(timeout=0):
                     if one.kind == "store":
                         path = path.rename(path.with_name(f"{path.name}{_REMOVING}"))
                     shutil.rmtree(path)

@@ -10,12 +10,12 @@ import pandas as pd
 from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
 from trustcxr.registry import (
     BACKGROUNDS,
-    CONTROL,
-    CONTROLS,
+    BASELINE_MAPS,
     HIGHER_IS_BETTER,
     HIT_RATE,
     LOWER_IS_BETTER,
     ONE_CELL,
+    RANDOM_MAP,
     STABILITY_ATTACK,
     VIEWS,
     WORST_CASE,
@@ -27,7 +27,7 @@ from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
 from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
-from trustcxr.storage.schemas import Comparison, RunDocument, Share, read_schema
+from trustcxr.storage.schemas import LEVEL, Comparison, RunDocument, Share, read_schema
 
 
 class Key(NamedTuple):
@@ -65,7 +65,7 @@ def compare_documents(runs: Mapping[Path, RunDocument], *, resamples: int = 2000
         gates = {_gated(other) for other in (document, runs[base])}
         for key, before in tables[base].items():
             method = Method.parse(key.method)
-            if key in tables[folder] and method.base not in CONTROLS and not (len(gates) > 1 and method.at_gate):
+            if key in tables[folder] and method.base not in BASELINE_MAPS and not (len(gates) > 1 and method.at_gate):
                 rows.append(_row(document, key, before, tables[folder][key], resamples))
     _correct(rows)
     for row in rows:
@@ -100,6 +100,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
         difference=Share(value=result.difference, ci=result.difference_ci),
         improved=improved,
         p_value=result.p_value,
+        p_least=result.p_least,
         n=result.n,
     )
 
@@ -123,7 +124,9 @@ def sentence(row: Comparison) -> str:
     corrected = "unknown" if row.p_corrected is None else f"{row.p_corrected:.2g}"
     numbers = f"[{ends}], n = {row.n}, corrected p = {corrected}"
     if went == "not settled":
-        return f"Not settled: {name} changes by {change:+.3f} {numbers}."
+        few = (row.p_least or 0.0) * (row.comparisons or 0) >= LEVEL
+        why = f"; too few images differ to settle one of {row.comparisons} comparisons" if few else ""
+        return f"Not settled: {name} changes by {change:+.3f} {numbers}{why}."
     answer = "Yes" if went == row.better else "No" if row.better else "Neither"
     verb = "rises" if went == "higher" else "falls"
     return f"{answer}: {name} {verb} by {abs(change):.3f} {numbers}."
@@ -159,7 +162,7 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
 
 def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the rows of each method except maps of one cell, and without hit rates of too few cells."""
-    for method, rows in table[table["method"] != CONTROL].groupby("method", sort=False):
+    for method, rows in table[table["method"] != RANDOM_MAP].groupby("method", sort=False):
         if cells_of(rows) != ONE_CELL:
             yield str(method), rows[rows["measure"] != HIT_RATE] if describe_ceiling(rows) else rows
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from trustcxr.console import format_duration, log
+from trustcxr.console import format_duration, log, plural
 from trustcxr.data import load_dataset, remote
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
@@ -29,6 +29,7 @@ from trustcxr.recipes.study_recipe import (
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
 from trustcxr.runs.test_data import check_out, report_skipped
+from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
 from trustcxr.storage.locks import folder_lock
 from trustcxr.storage.schemas import (
@@ -104,8 +105,9 @@ class Study:
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
-        counts = ", ".join(f"{len(part)} images to {role}" for role, part in datasets.items())
-        log(f"study {recipe.name}: {len(baselines)} standard runs, then {defended_count} robust ones; {counts}")
+        counts = ", ".join(f"{plural(len(part), 'image')} to {role}" for role, part in datasets.items())
+        standard, robust = plural(len(baselines), "standard run"), plural(defended_count, "robust run")
+        log(f"study {recipe.name}: {standard}, then {robust}; {counts}")
         every = [] if _must_choose(recipe) else self._defended(baselines)
         done = self._each([*baselines, *every])
         trained = [run for run in baselines if (self._run_folder(run) / layout.VALIDATION_FILE).is_file()]
@@ -191,7 +193,10 @@ class Study:
                 + ", ".join(f"{k} {v.classes}" for k, v in datasets.items())
             )
         preflight.check_classes(datasets)
-        preflight.check_masks(self.recipe, datasets["train"])
+        images = add_data(datasets["train"], self.recipe.data)
+        check_added(images, self.recipe.data, refit=self.recipe.training.refit)
+        preflight.check_masks(self.recipe, images)
+        datasets["train"].notes = list(images.notes)
         self.datasets = datasets
         return datasets
 
@@ -341,7 +346,8 @@ def describe_data(root: Path, datasets: dict[str, "Dataset"]) -> DataDescription
 
 def summary(document: StudyDocument) -> str:
     """Summarise a finished study in one line."""
-    return f"{len(document.runs)} runs, {len(document.alarms)} alarms, {format_duration(document.seconds or 0)}"
+    runs, alarms = plural(len(document.runs), "run"), plural(len(document.alarms), "alarm")
+    return f"{runs}, {alarms}, {format_duration(document.seconds or 0)}"
 
 
 def missing(document: StudyDocument) -> str:

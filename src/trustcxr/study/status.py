@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trustcxr.console import format_duration, log
+from trustcxr.console import format_duration, log, plural
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
@@ -229,7 +229,7 @@ def _watch(recipe: StudyRecipe, study: Path, over: threading.Event) -> None:
 def line(plan: StudyPlan) -> str:
     """Return the state of a study in one line, without a time if some run has no estimate."""
     runs = [one for one in plan.runs if one.state != "if chosen"]
-    later = f", before validation chooses {plan.to_choose} networks" if plan.to_choose else ""
+    later = f", before validation chooses {plural(plan.to_choose, 'network')}" if plan.to_choose else ""
     parts = [f"{sum(one.state == 'done' for one in runs)} of {len(runs)} runs done{later}"]
     parts += [f"{one.run}: {one.at}" for one in runs if one.state == "running"]
     if plan.least is not None and plan.most is not None:

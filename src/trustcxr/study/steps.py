@@ -13,11 +13,12 @@ from trustcxr.data import fingerprints, load_dataset
 from trustcxr.errors import CannotWrite, UserError
 from trustcxr.explain import ood
 from trustcxr.recipes.parsing import validate
-from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.recipes.run_recipe import DataRecipe, RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe, run_recipe
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import repair
 from trustcxr.runs.run_folder import RunFolder
+from trustcxr.runs.training_data import add_data
 from trustcxr.storage import atomic, layout, locks
 from trustcxr.storage.layout import DATA_FILE, STUDY_FILE
 from trustcxr.storage.locks import folder_lock
@@ -63,12 +64,12 @@ class StudyFolder:
 
     def images(self, role: str) -> "Dataset":
         """Load the images of train, val or test. Raises UserError if they are not those of the study."""
-        return _images(self.data, role, self.recipe.model_dump_json(include={"data"}), self.fingerprint)
+        return _images(self.data, role, self.recipe.data.model_dump_json(), self.fingerprint)
 
 
 @lru_cache(maxsize=3)  # every step needs them
 def _images(data: str, role: str, recipe: str, fingerprint: str) -> "Dataset":
-    options = StudyRecipe.model_validate_json('{"name": "-", "models": ["-"], ' + recipe[1:]).data
+    options = DataRecipe.model_validate_json(recipe)
     images = load_dataset(data, split=getattr(options.splits, role), **options.reading())
     if fingerprint and fingerprints.hash_training_data(images) != fingerprint:
         raise UserError(f"{data}: the images are not those that the study began with")
@@ -128,7 +129,8 @@ def _fit_ood(study: StudyFolder, steps: RunFolder) -> None:
         if ood.load(steps.folder) is not None:
             return
     try:
-        ood.save(ood.fit(steps.run, study.images("train"), study.images("val")), steps.folder)
+        images = add_data(study.images("train"), study.recipe.data)
+        ood.save(ood.fit(steps.run, images, study.images("val")), steps.folder)
     except CannotWrite:
         raise
     except UserError as problem:  # a network without feature maps

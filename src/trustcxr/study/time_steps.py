@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr import attacks
-from trustcxr.console import log
+from trustcxr.console import format_duration, log
 from trustcxr.data import remote
 from trustcxr.data.layouts import read_manifest
 from trustcxr.data.layouts.covidqu import PUBLISHED
@@ -21,6 +21,7 @@ from trustcxr.models import factory
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.study_recipe import StudyRecipe
 from trustcxr.registry import PLAIN_STEP
+from trustcxr.runs.training_data import read_added
 from trustcxr.storage.schemas import CostDocument, WayCost
 from trustcxr.study.cost import kind
 from trustcxr.training import environment
@@ -52,8 +53,10 @@ def measure(recipe: StudyRecipe, runs: Iterable[RunRecipe], data: Path | None) -
         notes=notes,
     )
     networks: dict[str, WayCost] = {}
-    for number, (name, run) in enumerate(ways.items(), 1):
-        log(f"[{number}/{len(ways)}] timing {name}")
+    began = time.monotonic()
+    for number, (name, run) in enumerate(ways.items()):
+        left = (time.monotonic() - began) / max(number, 1) * (len(ways) - number)
+        log(f"[{number + 1}/{len(ways)}] timing {name}" + (f", about {format_duration(left)} left" if number else ""))
         network = f"{run.model.called} {run.lung_gate}"
         document.ways[name] = networks[network] = time_network(run, like=networks.get(network))
     return document
@@ -194,4 +197,6 @@ def count_images(recipe: StudyRecipe, data: Path | None) -> tuple[dict[str, int]
             masks = [rows[f"{kind}_mask"].notna() for kind in ("infection", "lung")]
             annotated = next((int(has.sum()) for has in masks if has.any()), 0)
             counts["annotated" if role == "test" else "annotated_val"] = annotated
+    for added in recipe.data.add:
+        counts["train"] += int((read_added(added, manifest.root).table["split"] == added.split).sum())
     return counts, f"images counted in {manifest.root.name}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from trustcxr.console import track
+from trustcxr.console import plural, track
 from trustcxr.errors import UserError
 from trustcxr.evaluation import generalisation_gap, run_figures
 from trustcxr.evaluation.trained_run import About
@@ -30,8 +30,8 @@ _OF_NO_TABLE = ("version", "provenance", "notes", "images", "training", "planted
 _OF_IMAGES = "trained_on"  # the kind of alarm that the images alone show
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # what another order of adding up may move a figure by
 _TELL_APART = (  # keys of the entries of a list
-    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "class"),
-    *("epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
+    *("run", "attack", "corruption", "method", "measure", "model", "defence", "kind", "fill", "control", "baseline"),
+    *("class", "epsilon", "steps", "severity", "seed", "condition", "stage", "name"),
 )
 
 
@@ -305,7 +305,7 @@ def _is_close(stored: object, computed: object) -> bool:
 
 
 def _shorten(value: object) -> object:
-    return f"{count_figures(value)} figures" if isinstance(value, dict | list) else value
+    return plural(count_figures(value), "figure") if isinstance(value, dict | list) else value
 
 
 def _name(entry: object, index: int) -> str:

@@ -36,7 +36,7 @@ ALONE = Devices()
 
 
 def fit(
-    recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, *, devices: Devices = ALONE
+    recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, *, devices: Devices = ALONE
 ) -> TrainingDocument:
     """Train one run into `folder` and return its training.json; an interrupted run resumes from its last epoch.
 
@@ -70,7 +70,9 @@ def fit(
         log(f"{recipe.name}: a batch does not fit in memory: using {devices.parts} parts and adding up their gradients")
 
 
-def _fit_part(recipe: RunRecipe, train: "Dataset", val: "Dataset", folder: Path, devices: Devices) -> TrainingDocument:
+def _fit_part(
+    recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, devices: Devices
+) -> TrainingDocument:
     """Train the part of one process of `devices`."""
     if environment.device_kind() == "cpu":
         keep_freed_memory()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from trustcxr import attacks
 from trustcxr.attacks.base import check_finite
 from trustcxr.certify import affine_graph, ibp
-from trustcxr.console import Progress, format_duration
+from trustcxr.console import Progress, format_duration, plural
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError
 from trustcxr.models.weights import save_weights
@@ -149,7 +149,7 @@ class Monitor(pl.Callback):
         """Return the summary as text, after the run's name."""
         judged = f"{self.best['value']:.1%}{self.recipe.defence.at_epsilon}"
         best = f"best {self.monitor} {judged}, at epoch {self.best_epoch}"
-        return f": {len(self.history)} epochs in {format_duration(self.seconds)}, {best}"
+        return f": {plural(len(self.history), 'epoch')} in {format_duration(self.seconds)}, {best}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         if not self.recipe.defence.attacks:
@@ -197,7 +197,8 @@ class RefitMonitor(Monitor):
 
     def sentence(self) -> str:
         """Return the summary as text, after the run's name."""
-        return f" once more, on validation images too: {len(self.history)} epochs in {format_duration(self.seconds)}"
+        epochs = plural(len(self.history), "epoch")
+        return f" once more, on validation images too: {epochs} in {format_duration(self.seconds)}"
 
     def _score(self, row: dict[str, float], classes: int) -> float:
         return row["epoch"]

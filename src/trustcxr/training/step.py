@@ -216,7 +216,7 @@ class TrainingStep(pl.LightningModule):
         pixels, lungs, lesions = to_pixels(images), None, None
         drawn: dict[str, Any] = training.augment.model_dump()
         if self.devices.world > 1:  # each process has the draws of its part of the batch
-            drawn["of"] = self.devices.share(self.batch_images)[0], self.batch_images
+            drawn["part"] = self.devices.share(self.batch_images)[0], self.batch_images
         if self.lungs is None:
             pixels = augment(pixels, generator, **drawn)
         else:

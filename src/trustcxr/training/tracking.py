@@ -38,7 +38,7 @@ def make_logger(recipe: RunRecipe, folder: Path) -> loggers.Logger:
             tracker = _mlflow(name, folder, uri)
         tracker.log_hyperparams(recipe.model_dump(mode="json"))
     except ImportError:
-        raise UserError(f"tracking with {track} needs missing packages: pip install '.[track]'") from None
+        raise UserError(f"tracking with {track} needs missing packages: pip install 'trustcxr[track]'") from None
     except Exception as problem:
         raise UserError(_failed(recipe, problem)) from None
     return tracker

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 SCHEME = "99TRUSTCXR"  # private codes: class names of a model are free
 _MAX_MEANING = 64  # characters
-_DOUBTFUL = "Doubtful: the answer means nothing unless this is a frontal chest image"
+_DOUBT = "Reason for doubt"
+_REFUSED = "No class was answered"
 
 
-def make_content(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementReport":
-    """Return the report: the observing device, and one group with class, probabilities, attacks survived and notes."""
+def make_content(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "MeasurementReport":
+    """Return the report: the observing device, and one group with class, probabilities, attacks survived and notes.
+
+    Without a class, the group has the reason alone.
+    """
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -57,7 +61,9 @@ def sr_uid(text: str) -> str:
     return str(generate_uid(prefix=None, entropy_srcs=[text]))
 
 
-def _group(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "MeasurementsAndQualitativeEvaluations":
+def _group(
+    header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer
+) -> "MeasurementsAndQualitativeEvaluations":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -70,7 +76,7 @@ def _group(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Measu
             for name, value in answer.probabilities.items()
         ],
         qualitative_evaluations=[
-            sr.QualitativeEvaluation(make_code("Class answered"), make_code(answer.predicted)),
+            sr.QualitativeEvaluation(make_code("Class answered"), make_code(answer.predicted or "none")),
             *(
                 sr.QualitativeEvaluation(
                     make_code(f"Answer survives {name} at epsilon {answer.epsilon:g}"),
@@ -82,11 +88,13 @@ def _group(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Measu
         source_images=[sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID)],
     )
     inside = group[0].ContentSequence
-    picture = sr.CodedConcept("121200", "DCM", "Illustration of ROI")
-    inside.append(
-        sr.ImageContentItem(picture, heatmap.SOPClassUID, heatmap.SOPInstanceUID, relationship_type="CONTAINS")
-    )
+    if heatmap is not None:
+        picture = sr.CodedConcept("121200", "DCM", "Illustration of ROI")
+        inside.append(
+            sr.ImageContentItem(picture, heatmap.SOPClassUID, heatmap.SOPInstanceUID, relationship_type="CONTAINS")
+        )
+    refused = [f"{_REFUSED}: {answer.left_out}"] if answer.left_out else []
     near = [f"{answer.border[:1].upper()}{answer.border[1:]}"] if answer.border else []
-    for text in (NOTICE, *(f"{_DOUBTFUL}: {doubt}" for doubt in answer.warnings), *near):
+    for text in (NOTICE, *refused, *(f"{_DOUBT}: {doubt}" for doubt in answer.warnings), *near):
         inside.append(sr.TextContentItem(codes.DCM.Comment, text, relationship_type="CONTAINS"))
     return group

@@ -1,8 +1,9 @@
-"""Find the frontal chest images of DICOM study folders, and classify them.
+"""Find the images of folders and DICOM studies, classify them, and write the answers as a table.
 
 Folders are walked, because a DICOMDIR may name missing files or omit files.
 """
 
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from pathlib import Path
 
 from trustcxr.data.images import dicom_files, plausibility, read
 from trustcxr.errors import CannotWrite, UserError
-from trustcxr.storage.os_errors import file_kind
+from trustcxr.storage.atomic import atomic_write
+from trustcxr.storage.os_errors import escaped, file_kind
 from trustcxr.storage.schemas import ImageAnswer
 
 INDEX = "DICOMDIR"
-MOST_FILES = 5000  # in one folder; a disc of one patient has some hundreds
+MOST_FILES = 50_000  # in one folder; a disc of one patient has some hundreds
+TABLE = "predictions.csv"
 
 
 @dataclass
@@ -26,9 +29,17 @@ class DicomStudy:
 
 
 def predict(
-    run: Path, paths: Sequence[Path], *, epsilon: float = 0.02, out: Path | None = None, objects: bool = False
+    run: Path,
+    paths: Sequence[Path],
+    *,
+    epsilon: float = 0.02,
+    out: Path,
+    objects: bool = False,
+    anyway: bool = False,
 ) -> list[ImageAnswer]:
     """Classify images and the images of folders; files left out come last, with reasons.
+
+    anyway: also classify what is no upright frontal chest radiograph.
 
     objects: also write the answers to DICOM images as DICOM.
     """
@@ -38,11 +49,25 @@ def predict(
     if objects:
         writer.check_installed()
     study = expand(paths)
-    answers = one_image.predict(run, study.images, epsilon=epsilon, out=out)
+    answers = one_image.predict(run, study.images, epsilon=epsilon, out=out, anyway=anyway)
     for answer in answers if objects else ():
         if answer.heatmap is not None:
             _write_dicom(Path(answer.image), answer)
     return [*answers, *study.left_out]
+
+
+def write_table(answers: Sequence[ImageAnswer], out: Path) -> Path:
+    """Write `predictions.csv`, a row for each image: class, probabilities, reasons for doubt or for no class."""
+    classes = list(dict.fromkeys(name for answer in answers for name in answer.probabilities))
+    fields = ("image", "predicted", "smallest_change", "heatmap", "left_out", "error")
+    with atomic_write(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow([*fields, "doubts", *(f"probability {name}" for name in classes)])
+        for answer in answers:
+            doubts = "; ".join([*answer.warnings, *([answer.border] if answer.border else [])])
+            shares = [answer.probabilities.get(name, "") for name in classes]
+            rows.writerow([*(escaped(str(getattr(answer, name) or "")) for name in fields), doubts, *shares])
+    return out / TABLE
 
 
 def _write_dicom(image: Path, answer: ImageAnswer) -> None:
@@ -60,10 +85,11 @@ def _write_dicom(image: Path, answer: ImageAnswer) -> None:
 
 
 def expand(paths: Sequence[Path]) -> DicomStudy:
-    """Return files as they are, and the frontal chest images of each folder (or DICOMDIR), by their headers.
+    """Return files as they are, and the images of each folder (or DICOMDIR).
 
-    Other DICOM files are left out with a reason; files that are not DICOM are counted. A damaged or unreadable file
-    counts as an image, so that reading it reports the error. Raises UserError if a folder has none.
+    DICOM files without a frontal chest image, by their headers, are left out with a reason; files that are neither
+    DICOM nor called as an image are counted. A damaged or unreadable DICOM file counts as an image, so that reading it
+    reports the error. Raises UserError if a folder has none.
     """
     study = DicomStudy()
     for path in paths:
@@ -73,7 +99,7 @@ def expand(paths: Sequence[Path]) -> DicomStudy:
             continue
         part = _search_folder(folder)
         if not part.images:
-            raise UserError(f"{folder}: no frontal chest image here: {_join_reasons(part.left_out)}")
+            raise UserError(f"{folder}: no image here: {_join_reasons(part.left_out)}")
         study.images += part.images
         study.left_out += part.left_out
     return study
@@ -83,7 +109,10 @@ def _search_folder(folder: Path) -> DicomStudy:
     study, others = DicomStudy(), 0
     for path in _list_files(folder):
         if os.access(path, os.R_OK) and not read.is_dicom(path):
-            others += 1
+            if path.suffix.lower() in read.SUFFIXES:
+                study.images.append(path)
+            else:
+                others += 1
         elif path.name != INDEX:
             reason = dicom_files.reason_not_image(path) or plausibility.find_wrong_kind(path)
             if reason is None:
@@ -92,9 +121,7 @@ def _search_folder(folder: Path) -> DicomStudy:
                 study.left_out.append(ImageAnswer(image=str(path), left_out=reason))
     if others:
         files = "1 file that is" if others == 1 else f"{others} files that are"
-        study.left_out.append(
-            ImageAnswer(image=str(folder), left_out=f"{files} not DICOM (pictures are named one by one)")
-        )
+        study.left_out.append(ImageAnswer(image=str(folder), left_out=f"{files} no image"))
     return study
 
 
@@ -109,7 +136,7 @@ def _list_files(folder: Path) -> Iterator[Path]:
                 continue
             count += 1
             if count > MOST_FILES:
-                raise UserError(f"{folder}: more than {MOST_FILES:,} files: give the folder of one study")
+                raise UserError(f"{folder}: more than {MOST_FILES:,} files. Give a smaller folder")
             yield path
 
 

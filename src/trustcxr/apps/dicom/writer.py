@@ -5,6 +5,7 @@ de-identification. No file name, institution or device is copied.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -106,22 +107,40 @@ def _list_referenced(path: Path) -> set[str]:
         return {str(each.value) for each in read_header(path).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
 
-def pack_objects(objects: Objects) -> bytes:
-    """Return both objects as DICOM files in one byte string, for `unpack_objects`."""
+def make_refusal(image: bytes, model: str, why: str) -> "Dataset":
+    """Return a report that an image was not answered, and why. Raises NoDicomAnswer, UserError as `make_objects`."""
+    check_installed()
+    with quiet():
+        header = _read_header(image)
+        try:
+            return _make_report(header, None, ImageAnswer(run=model, left_out=why))
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except Exception as fault:
+            raise NoDicomAnswer(f"its header does not allow one ({type(fault).__name__})") from None
+
+
+def pack_objects(objects: "Sequence[Dataset]") -> bytes:
+    """Return objects as DICOM files in one byte string, each after its length, for `unpack_objects`."""
     files = []
-    for dataset in (objects.heatmap, objects.finding):
+    for dataset in objects:
         file = BytesIO()
         dataset.save_as(file, enforce_file_format=True)
-        files.append(file.getvalue())
-    return struct.pack("<Q", len(files[0])) + b"".join(files)
+        files.append(struct.pack("<Q", len(file.getvalue())) + file.getvalue())
+    return b"".join(files)
 
 
 def unpack_objects(data: bytes) -> "list[Dataset]":
-    """Return the two objects, heatmap and finding."""
+    """Return the objects."""
     import pydicom
 
-    (first,) = struct.unpack_from("<Q", data)
-    return [pydicom.dcmread(BytesIO(part)) for part in (data[8 : 8 + first], data[8 + first :])]
+    objects: list[Dataset] = []
+    start = 0
+    while start < len(data):
+        (length,) = struct.unpack_from("<Q", data, start)
+        objects.append(pydicom.dcmread(BytesIO(data[start + 8 : start + 8 + length])))
+        start += 8 + length
+    return objects
 
 
 def check_installed() -> None:
@@ -228,12 +247,12 @@ def _make_reference(header: "Dataset") -> "Dataset":
     return item
 
 
-def _make_report(header: "Dataset", heatmap: "Dataset", answer: ImageAnswer) -> "Dataset":
-    """Return the finding: complete, preliminary, not verified."""
+def _make_report(header: "Dataset", heatmap: "Dataset | None", answer: ImageAnswer) -> "Dataset":
+    """Return the finding, or why there is none: complete, preliminary, not verified."""
     import highdicom
 
     report: Any = highdicom.sr.ComprehensiveSR(
-        evidence=[header, heatmap],
+        evidence=[header] if heatmap is None else [header, heatmap],
         content=make_content(header, heatmap, answer)[0],
         series_instance_uid=highdicom.UID(),
         series_number=FINDING_SERIES,

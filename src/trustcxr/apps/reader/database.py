@@ -22,14 +22,14 @@ from trustcxr.storage.os_errors import writing
 
 FOLDER, FILE = "reader", "reader.sqlite"
 RATINGS = (1, 2, 3, 4, 5)
-_VERSION = 1
+_VERSION = 2
 _TABLES = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE images (place INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
+CREATE TABLE images (number INTEGER PRIMARY KEY, sample TEXT NOT NULL UNIQUE, grouped TEXT NOT NULL,
                     picture BLOB NOT NULL, mask BLOB NOT NULL);
 CREATE TABLE maps (image INTEGER NOT NULL REFERENCES images, arm INTEGER NOT NULL, picture BLOB NOT NULL,
                    PRIMARY KEY (image, arm));
-CREATE TABLE readers (place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL UNIQUE);
+CREATE TABLE readers (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT NOT NULL UNIQUE);
 CREATE TABLE marks (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
                     regions TEXT NOT NULL, saved TEXT NOT NULL, PRIMARY KEY (reader, image));
 CREATE TABLE judgements (reader INTEGER NOT NULL REFERENCES readers, image INTEGER NOT NULL REFERENCES images,
@@ -112,7 +112,7 @@ class Store:
 
     def readers(self) -> list[Reader]:
         """Return all readers, oldest first."""
-        return [Reader(*row) for row in self._fetch("SELECT place, name, token FROM readers ORDER BY place")]
+        return [Reader(*row) for row in self._fetch("SELECT number, name, token FROM readers ORDER BY number")]
 
     def find_reader(self, token: str) -> Reader | None:
         """Return the reader with that token, or None. Comparison takes constant time."""
@@ -134,7 +134,7 @@ class Store:
 
     def picture(self, image: int) -> bytes:
         """Return the PNG of an image."""
-        return bytes(self._fetch_value("SELECT picture FROM images WHERE place = ?", image))
+        return bytes(self._fetch_value("SELECT picture FROM images WHERE number = ?", image))
 
     def map(self, image: int, arm: int) -> bytes:
         """Return the PNG of an arm's map over the image."""
@@ -182,7 +182,7 @@ class Store:
 
     def samples(self) -> list[tuple[str, str, bytes]]:
         """Return (sample, group, mask as PNG) of each image."""
-        return self._fetch("SELECT sample, grouped, mask FROM images ORDER BY place")
+        return self._fetch("SELECT sample, grouped, mask FROM images ORDER BY number")
 
     def _setting(self, key: str) -> str:
         return str(self._fetch_value("SELECT value FROM study WHERE key = ?", key))

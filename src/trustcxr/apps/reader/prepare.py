@@ -1,4 +1,4 @@
-"""Draw the random images of a reader study, with the map of every arm over each.
+"""Draw the random images of a reader study at their own resolution, with the map of every arm over each.
 
 An arm is a run with a saliency method. Maps are those that the study saved. With data they are computed
 as `examples.make_panels` does.
@@ -14,17 +14,25 @@ import numpy as np
 from PIL import Image
 
 from trustcxr.apps.reader.database import StudyImage
+from trustcxr.data.images import resize as squares
+from trustcxr.data.images.greyscale import UnreadableImage
+from trustcxr.data.images.read import read_image
 from trustcxr.errors import UserError, lookup
 from trustcxr.explain import heatmap_io
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.report import load
+from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import Run
 
-SHOWN = 640  # pixels of the longer side on the page
-_FEWEST, _MOST = 2, 3
+MOST_SIDE = 4096  # pixels of the longer side of an image; a larger one is reduced
+MAP_SIDE = 1024  # pixels of the longer side of a map over its image
+_ALIKE = 8.0  # grey levels: mean difference of a file from the saved image of the same name
+_FEWEST, _MOST = 1, 3
 _DEFAULT_METHOD = "gradcam"  # of saved maps that name none
 
 
@@ -43,16 +51,21 @@ class Arm:
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """Drawn images: pixels (K, H, W) uint8, masks (K, H, W), and for each arm maps (K, H, W) in [0, 1]."""
+    """Drawn images: their files, masks (K, H, W), and for each arm maps (K, H, W) in [0, 1].
+
+    pixels: (K, H, W) uint8 as the network sees them, resized from the files by `resize`.
+    """
 
     samples: list[str]
+    files: list[Path]
+    resize: str
     pixels: np.ndarray
     masks: np.ndarray
     maps: list[np.ndarray]
 
 
 def parse_arms(study: Path, names: Sequence[str]) -> list[Arm]:
-    """Return the two or three arms named RUN or RUN:METHOD; default: all runs of the study.
+    """Return the one to three arms named RUN or RUN:METHOD; default: all runs of the study.
 
     Raises UserError for another number of arms or an unknown name.
     """
@@ -61,7 +74,7 @@ def parse_arms(study: Path, names: Sequence[str]) -> list[Arm]:
     runs = {run.name: run for run in load.load_report(study).runs}
     chosen = list(names) or list(runs)
     if not _FEWEST <= len(chosen) <= _MOST:
-        raise UserError(f"{study}: say two or three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
+        raise UserError(f"{study}: say one to three times --arm RUN or RUN:METHOD; its runs are {', '.join(runs)}")
     result = []
     for text in chosen:
         name, _, method = text.partition(":")
@@ -72,23 +85,69 @@ def parse_arms(study: Path, names: Sequence[str]) -> list[Arm]:
     return result
 
 
-def draw_images(chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int) -> list[StudyImage]:
-    """Draw `count` images with maps: the maps saved by the study or, with `data`, new ones."""
-    shown = _load_saved(chosen, count, seed) if data is None else _compute_maps(chosen, data, count, seed)
+def draw_images(
+    chosen: Sequence[Arm], *, data: Path | None, count: int, seed: int, study: Path | None = None
+) -> list[StudyImage]:
+    """Draw `count` images with maps: the maps saved by the study or, with `data`, new ones.
+
+    Without `data` the files of the images are those of the data of `study`.
+    """
+    shown = _load_saved(chosen, study, count, seed) if data is None else _compute_maps(chosen, data, count, seed)
     group = _load_groups(chosen[0].run)
-    return [
-        StudyImage(
-            sample=sample,
-            group=group.get(sample, sample),
-            picture=_to_png(_enlarge(shown.pixels[k], Image.Resampling.BICUBIC)),
-            mask=_to_png(Image.fromarray((shown.masks[k] != 0).astype(np.uint8))),
-            maps=tuple(_draw_overlay(shown.pixels[k], maps[k]) for maps in shown.maps),
-        )
-        for k, sample in enumerate(shown.samples)
-    ]
+    return [_draw_image(shown, k, group.get(sample, sample)) for k, sample in enumerate(shown.samples)]
 
 
-def _load_saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedImages:
+def _draw_image(shown: PreparedImages, k: int, group: str) -> StudyImage:
+    """Draw one image. Raises UserError if its file is not the image that the network saw."""
+    path, size = shown.files[k], shown.pixels.shape[1]
+    try:
+        image = read_image(path)
+    except UnreadableImage as problem:
+        raise UserError(f"{path}: {problem}. Readers need the images. Restore the data.") from None
+    difference = squares.resize_image(image, size, shown.resize).astype(float) - shown.pixels[k]
+    if np.abs(difference).mean() > _ALIKE:
+        raise UserError(f"{path}: not the image whose map is shown. Give --data with the data of the study.")
+    if shown.resize == "crop":
+        side = min(image.shape)
+        top, left = ((length - side) // 2 for length in image.shape)
+        image = image[top : top + side, left : left + side]
+    part = squares.to_original(size, image.shape, shown.resize)
+    mask = Image.fromarray((shown.masks[k][part] != 0).astype(np.uint8))
+    picture, small = Image.fromarray(image), Image.fromarray(image)
+    picture.thumbnail((MOST_SIDE, MOST_SIDE), reducing_gap=3.0)
+    small.thumbnail((MAP_SIDE, MAP_SIDE), reducing_gap=3.0)
+    return StudyImage(
+        sample=shown.samples[k],
+        group=group,
+        picture=_to_png(picture),
+        mask=_to_png(mask.resize((size, size), Image.Resampling.NEAREST)),
+        maps=tuple(_to_png(heatmap_io.overlay(np.asarray(small), maps[k][part], strength=0.55)) for maps in shown.maps),
+    )
+
+
+def _find_files(run: load.Run, study: Path | None, samples: Sequence[str]) -> tuple[list[Path], str]:
+    """Return the file of each sample in the data of a study, and how images are resized."""
+    from trustcxr.runs import test_data
+
+    about = run.folder / layout.RUN_FILE
+    recipe = (
+        validate(RunRecipe, atomic.section(atomic.read_yaml(about), "recipe"), str(about)) if about.is_file() else None
+    )
+    source = (study or run.folder) / layout.DATA_FILE
+    advice = "Give --data PATH: readers see the images themselves, not the network's small copies."
+    if not source.is_file():
+        raise UserError(f"{source}: missing, so the images are not found. {advice}")
+    data = Path(str(atomic.read_yaml(source)["path"]))
+    if not data.exists():
+        raise UserError(f"{data}: the images of the study are no longer there. {advice}")
+    manifest = test_data.manifest_of(data, None, recipe.data.listing() if recipe else None)
+    paths = dict(zip(manifest.table["sample_id"].astype(str), manifest.table["path"], strict=True))
+    if missing := next((sample for sample in samples if sample not in paths), None):
+        raise UserError(f"{data}: has no image {missing}. {advice}")
+    return [manifest.root / paths[sample] for sample in samples], recipe.data.resize if recipe else "squeeze"
+
+
+def _load_saved(chosen: Sequence[Arm], study: Path | None, count: int, seed: int) -> PreparedImages:
     """Draw from the saved maps of the runs: only images that all runs have, by the chosen methods."""
     needed = "give --data with the study's data, to compute the maps again"
     rows_of = []
@@ -110,7 +169,8 @@ def _load_saved(chosen: Sequence[Arm], count: int, seed: int) -> PreparedImages:
         (arm.run.panels or {})["saliency"][[rows[name] for name in drawn]]
         for arm, rows in zip(chosen, rows_of, strict=True)
     ]
-    return PreparedImages(drawn, panels["image"][first], panels["infection"][first], maps)
+    files, resize = _find_files(chosen[0].run, study, drawn)
+    return PreparedImages(drawn, files, resize, panels["image"][first], panels["infection"][first], maps)
 
 
 def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> PreparedImages:
@@ -136,7 +196,12 @@ def _compute_maps(chosen: Sequence[Arm], data: Path, count: int, seed: int) -> P
     maps = [_explain(loaded[arm.run.name], dataset, drawn, arm.method) for arm in chosen]
     masks = np.array(dataset.masks("infection")[drawn])
     return PreparedImages(
-        [str(dataset.sample_ids[k]) for k in drawn], np.array(dataset.images[drawn])[:, 0], masks, maps
+        [str(dataset.sample_ids[k]) for k in drawn],
+        [dataset.root / str(dataset.table["path"].iloc[k]) for k in drawn],
+        dataset.resize,
+        np.array(dataset.images[drawn])[:, 0],
+        masks,
+        maps,
     )
 
 
@@ -160,17 +225,6 @@ def _load_groups(run: load.Run) -> dict[str, str]:
         return {}
     once = table[table["condition"] == CLEAN].drop_duplicates("sample_id")
     return dict(zip(once["sample_id"].astype(str), once["group"].astype(str), strict=True))
-
-
-def _draw_overlay(pixels: np.ndarray, saliency: np.ndarray) -> bytes:
-    image = np.asarray(_enlarge(pixels, Image.Resampling.BICUBIC))
-    return _to_png(heatmap_io.overlay(image, saliency, strength=0.55))
-
-
-def _enlarge(pixels: np.ndarray, filter: Image.Resampling) -> Image.Image:
-    height, width = pixels.shape
-    scale = SHOWN / max(height, width)
-    return Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), filter)
 
 
 def _to_png(picture: Image.Image) -> bytes:

@@ -115,7 +115,8 @@ class ReaderApi:
         if response.rank is not None and response.rank > len(self.store.arms):
             raise HTTPException(422, "a rank is at most the number of maps")
         arm = self.arm(reader, image, response.map)
-        self.store.save_judgement(reader, image, arm, Judgement(response.rank, response.rating))
+        rank = 1 if len(self.store.arms) == 1 else response.rank  # one map has no rival
+        self.store.save_judgement(reader, image, arm, Judgement(rank, response.rating))
         return self.answers(reader, number)
 
 

@@ -75,10 +75,14 @@ def _numbers(store: Store, reader: Reader, image: int) -> tuple[list[float], lis
 
 
 def make_tables(answers: Responses, runs: list[load.Run]) -> list[Table]:
-    """Return the tables: preference, pairs, agreement, regions. Raises UserError if no image is ranked completely."""
+    """Return the tables: preference, pairs, agreement, regions; of one arm, ratings in place of the first two.
+
+    Raises UserError if no image is ranked completely.
+    """
     if not answers.complete.any():
         raise UserError("no reader has ranked all maps of an image yet. Wait for the readers.")
-    return [_preference(answers), _pairs(answers), _agreement(answers), _regions(answers, runs)]
+    compared = [_ratings(answers)] if len(answers.arms) == 1 else [_preference(answers), _pairs(answers)]
+    return [*compared, _agreement(answers), _regions(answers, runs)]
 
 
 def write_tables(answers: Responses, runs: list[load.Run], folder: Path) -> list[Path]:
@@ -91,10 +95,17 @@ def _make_heading(answers: Responses) -> str:
     return (
         "# What the readers found\n\n"
         f"{formatting.plural(len(answers.readers), 'reader')}, {formatting.plural(len(answers.samples), 'image')}, "
-        f"{len(answers.arms)} maps of each, blinded and in random order; images ranked completely: {counts}. 95 % "
-        f"intervals by bootstrap over patients or groups of images; they hold for these readers. "
-        f"If all resamples are equal, there is no interval. {NOTICE}"
+        f"{formatting.plural(len(answers.arms), 'map')} of each, blinded and in random order; images ranked "
+        f"completely: {counts}. 95 % intervals by bootstrap over patients or groups of images; they hold for these "
+        f"readers. If all resamples are equal, there is no interval. {NOTICE}"
     )
+
+
+def _ratings(answers: Responses) -> Table:
+    rated = table.whole(int(np.isfinite(answers.ratings).sum()))
+    row = [Cell(answers.arms[0]), table.plain(_mean(answers.ratings[:, :, 0], answers.groups), 2), rated]
+    caption = "Ratings go from 1 (does not show the finding) to 5 (shows it precisely)."
+    return Table("Readers: ratings", ["map", "mean rating", "ratings"], [row], caption=caption)
 
 
 def _preference(answers: Responses) -> Table:
@@ -162,7 +173,12 @@ def _agreement(answers: Responses) -> Table:
         "ratings: Krippendorff’s alpha, ordinal": agreement.krippendorff_alpha(ratings, "ordinal", twice),
         "regions: mean IoU of two readers": bootstrap.means(_mean_overlap(answers)),
     }
-    rows = [[Cell(name), table.plain(_to_share(values))] for name, values in values_of.items()]
+    chosen = {
+        name: values
+        for name, values in values_of.items()
+        if len(answers.arms) > 1 or name.startswith(("ratings", "regions"))
+    }
+    rows = [[Cell(name), table.plain(_to_share(values))] for name, values in chosen.items()]
     caption = (
         "1 is full agreement, 0 that of chance (for kappa and alpha). Kappa counts images that all readers ranked; "
         "alpha those that two or more did. Maps that share the first rank are a category."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trustcxr.apps.reader import prepare
 from trustcxr.apps.reader.database import FILE, FOLDER, Store
-from trustcxr.console import log
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.report import load
 from trustcxr.storage import layout, locks
@@ -27,8 +27,9 @@ _DEFAULT_IMAGES, _DEFAULT_SEED = 30, 0
 
 
 def database_path(study: Path) -> Path:
-    """Return the database of the reader study. Raises UserError if there is no study."""
-    return layout.check_study(study) / FOLDER / FILE
+    """Return the database of the reader study of a study or a run. Raises UserError if there is neither."""
+    checked = layout.check_run(study) if (study / layout.RUN_FILE).is_file() else layout.check_study(study)
+    return checked / FOLDER / FILE
 
 
 def open_or_create(study: Path, options: ReaderOptions) -> Store:
@@ -41,9 +42,10 @@ def open_or_create(study: Path, options: ReaderOptions) -> Store:
         if path.exists():  # another process has just created it
             return _open_existing(study, path, options)
         seed = _DEFAULT_SEED if options.seed is None else options.seed
-        images = prepare.draw_images(chosen, data=options.data, count=options.images or _DEFAULT_IMAGES, seed=seed)
+        count = options.images or _DEFAULT_IMAGES
+        images = prepare.draw_images(chosen, data=options.data, count=count, seed=seed, study=study)
         store = Store.create(path, arms=[arm.name for arm in chosen], images=images, seed=seed)
-    log(f"a new reader study: {store.images} images, {len(store.arms)} maps of each, in {path}")
+    log(f"a new reader study: {plural(store.images, 'image')}, {plural(len(store.arms), 'map')} of each, in {path}")
     return store
 
 
@@ -54,7 +56,7 @@ def _open_existing(study: Path, path: Path, options: ReaderOptions) -> Store:
             f"{path}: shows {', '.join(store.arms)}; move that folder away to begin another, or leave --arm out"
         )
     if options.images not in (None, store.images):
-        raise UserError(f"{path}: shows {store.images} images; move that folder away to begin another")
+        raise UserError(f"{path}: shows {plural(store.images, 'image')}; move that folder away to begin another")
     if options.seed is not None and store.seed != options.seed:
         raise UserError(f"{path}: its images were drawn by seed {store.seed}; move that folder away to begin another")
     if options.data is not None:

@@ -41,14 +41,14 @@ class Prediction(BaseModel):
     classes: list[ClassProbability] = Field(description="All classes, the most probable first.")
     calibrated: bool = Field(description="True if probabilities are calibrated on validation images.")
     calibration: str = Field(description="The same as text.")
-    warnings: list[str] = Field(description="Reasons not to rely on the answer.")
+    warnings: list[str] = Field(description="Every reason for doubt that was found, or could not be looked for.")
     familiarity: Familiarity | None = Field(description="Null if not fitted for this run.")
     epsilon: float = Field(description="L-infinity radius of the attacks, for pixels in [0, 1].")
     survives: list[Survived]
     seconds: float = Field(description="Time to read and answer.")
 
 
-class ControlMap(BaseModel):
+class BaselineMap(BaseModel):
     """A baseline map, and its correlation with the map of the method."""
 
     label: str
@@ -64,7 +64,7 @@ class SaliencyMap(BaseModel):
     cells: str = Field(description="Rows x columns of the map before enlargement; empty if it has every pixel.")
     verdict: str = Field(description="Result of this method on the run's test images; empty if not measured.")
     png: Png
-    controls: list[ControlMap]
+    baselines: list[BaselineMap]
 
 
 class SmallestPerturbation(BaseModel):
@@ -105,15 +105,16 @@ class SeenImage(Prediction):
 
 
 class Changed(BaseModel):
-    """The smallest perturbation found, and corruptions."""
+    """The smallest perturbation found, corruptions, and the reasons for doubt that they give."""
 
+    warnings: list[str]
     perturbation: SmallestPerturbation | None = Field(description="Null if none was found.")
     tried_up_to: float = Field(description="Largest epsilon tried.")
     corruptions: list[Corrupted]
 
 
-class Examination(Changed, SeenImage):
-    """Prediction, saliency maps, smallest perturbation and corruptions."""
+class Examination(SeenImage, Changed):
+    """Prediction, saliency maps, smallest perturbation and corruptions; `warnings` are of all of them."""
 
 
 class ServedRun(BaseModel):

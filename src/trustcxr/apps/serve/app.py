@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.exceptions import HTTPException
 
 from trustcxr.apps.serve import api_models, uploads
+from trustcxr.apps.serve.limits import Limits
 from trustcxr.apps.serve.middleware import SecurityMiddleware, add_fault_handlers, add_page, error_response
 from trustcxr.apps.serve.pool import Pool
-from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Limits, Part, Reply, WorkItem
+from trustcxr.apps.serve.worker import PNG, RETRY_AFTER, Kind, Part, Reply, WorkItem
 from trustcxr.version import NOTICE, __version__
 
 _HERE = "trustcxr.apps.serve"
@@ -91,10 +92,13 @@ class ImageApi:
         kinds: tuple[Part, ...] = get_args(Part)
         parts = await asyncio.gather(*(self.pool.ask(replace(item, kind=kind)) for kind in kinds))
         whole: dict[str, object] = {}
+        warnings: list[str] = []
         for part in parts:
             if part.status != 200:
                 return part
             whole |= json.loads(part.body)
+            warnings += cast(list[str], whole["warnings"])
+        whole["warnings"] = warnings
         whole["seconds"] = round(time.perf_counter() - start, 3)
         return Reply(200, json.dumps(whole).encode())
 
@@ -104,7 +108,8 @@ class ImageApi:
         if wanted not in names:
             raise uploads.Refused(422, "unknown-run", f"unknown run; valid: {', '.join(names)}")
         epsilon = _parse_epsilon(form.fields.get("epsilon", "0.02"))
-        return WorkItem(kind, form.image, names.index(wanted), epsilon, form.fields.get("method", "gradcam"))
+        method, anyway = form.fields.get("method", "gradcam"), _parse_anyway(form.fields.get("anyway", "false"))
+        return WorkItem(kind, form.image, names.index(wanted), epsilon, method, anyway)
 
     def metrics(self) -> bytes:
         """Return the current metrics for Prometheus."""
@@ -139,7 +144,7 @@ def build(pool: Pool, limits: Limits, *, token: str | None, hosts: tuple[str, ..
 
 def _add_image_routes(app: FastAPI, api: ImageApi) -> None:
     for kind, model, about in (
-        ("predict", api_models.Prediction, "Class probabilities, warnings, and attacks survived."),
+        ("predict", api_models.Prediction, "Class probabilities, reasons for doubt, and attacks survived."),
         ("examine", api_models.Examination, "The same with maps, the smallest perturbation and corruptions."),
         ("heatmap", None, "The saliency map over the image, as a PNG."),
     ):
@@ -212,7 +217,13 @@ def _to_response(reply: Reply) -> Response:
 
 
 def _field_names(kind: Kind) -> tuple[str, ...]:
-    return ("run", "method") if kind == "heatmap" else ("run", "epsilon")
+    return ("run", "anyway", "method") if kind == "heatmap" else ("run", "anyway", "epsilon")
+
+
+def _parse_anyway(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise uploads.Refused(422, "invalid", "anyway: true or false")
+    return text == "true"
 
 
 def _parse_epsilon(text: str) -> float:
@@ -232,6 +243,7 @@ def _request_schema(kind: Kind) -> dict[str, object]:
         "run": {"type": "string", "description": "One of /api/v1/runs; default: the first."},
         "epsilon": {"type": "number", "minimum": 0, "maximum": _HIGHEST, "default": 0.02},
         "method": {"type": "string", "description": "A saliency method.", "default": "gradcam"},
+        "anyway": {"type": "boolean", "description": "Also classify what is no chest image.", "default": False},
     }
     properties = {name: all_properties[name] for name in ("file", *_field_names(kind))}
     schema = {"type": "object", "required": ["file"], "properties": properties, "additionalProperties": False}

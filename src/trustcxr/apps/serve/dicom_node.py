@@ -1,4 +1,4 @@
-"""Run a DICOM node: receive images by C-STORE, and send the two answer objects to one peer.
+"""Run a DICOM node: receive images by C-STORE, and send the two answer objects, or a report of why not, to one peer.
 
 By default only this machine can connect. Images stay in memory until they are answered, and are never named. A worker
 decodes and classifies them, as for the page.
@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.apps.serve.worker import Limits, Reply, Worker, WorkItem
-from trustcxr.console import log
-from trustcxr.data.images.dicom_files import IMAGES, INSTALL
+from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.worker import Reply, Worker, WorkItem
+from trustcxr.console import log, plural
+from trustcxr.data.images.dicom_files import IMAGES, INSTALL, RESULT_REASON
 from trustcxr.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,13 +58,17 @@ class Peer:
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """Title and address of the node, AE titles that may send, and the peer that gets the answers."""
+    """Title and address of the node, AE titles that may send, and the peer that gets the answers.
+
+    log_accession: log the accession number of each image that is not answered.
+    """
 
     peer: Peer
     callers: tuple[str, ...]
     title: str = TITLE
     host: str = "127.0.0.1"
     port: int = PORT
+    log_accession: bool = False
 
     @classmethod
     def from_peer(cls, peer: str, *, callers: tuple[str, ...] = (), **options: Any) -> "NodeOptions":
@@ -138,7 +143,7 @@ class Node:
         if self._thread.is_alive():
             self._thread.join(5)
         if left := self._images.unfinished_tasks - woken:
-            log(f"DICOM: {left} image(s) were received but not answered. Send them again.")
+            log(f"DICOM: received but not answered: {plural(left, 'image')}. Send them again.")
 
     def _listen(self) -> Any:
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, evt
@@ -207,11 +212,11 @@ class Node:
     def _answer(self, image: bytes) -> bool:
         """Answer one image. Returns False if the node stopped first."""
         start = time.monotonic()
-        reply = self._ask(image)
+        reply = self._ask(WorkItem("dicom", image))
         if self._ending.is_set():
             return False
         if reply.code:
-            self._refuse(reply.message)
+            self._report(image, reply.message)
         elif self._send(reply.body):
             self.answered += 1
             log(f"DICOM: an image was answered, {time.monotonic() - start:.1f} s")
@@ -219,14 +224,24 @@ class Node:
             return not self._ending.is_set()
         return True
 
-    def _ask(self, image: bytes) -> Reply:
+    def _report(self, image: bytes, why: str) -> None:
+        """Send a report of why an image is not answered, and log it; a result of ours needs no report."""
+        if why == RESULT_REASON:
+            return self._refuse(why)
+        reply = self._ask(WorkItem("refusal", image, why=why))
+        sent = not reply.code and self._send(reply.body)
+        accession = f", accession number {reply.accession}" if self.options.log_accession and reply.accession else ""
+        unsent = "" if sent else f"; {reply.message or 'its report was not sent'}"
+        return self._refuse(f"{why}{accession}{unsent}")
+
+    def _ask(self, item: WorkItem) -> Reply:
         worker = self._worker
         if worker is None or not worker.alive:
             try:
                 self._worker = worker = self._new_worker()
             except (UserError, OSError) as problem:
                 return Reply(503, code="busy", message=str(problem))
-        return worker.ask(WorkItem("dicom", image))
+        return worker.ask(item)
 
     def _new_worker(self) -> Worker:
         worker = Worker([self.run], self.limits, 1)
@@ -240,7 +255,7 @@ class Node:
         log(f"DICOM: an image was not answered: {why}")
 
     def _send(self, body: bytes) -> bool:
-        """Send both objects, with retries. Returns True if the peer has accepted both."""
+        """Send the objects of an answer, with retries. Returns True if the peer has accepted all."""
         from trustcxr.apps.dicom import writer
 
         left = writer.unpack_objects(body)

@@ -13,13 +13,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from trustcxr import explain
 from trustcxr.apps.dicom import writer as dicom_answers
 from trustcxr.apps.serve import api_models
 from trustcxr.data.images import dicom_files, greyscale, resize
 from trustcxr.errors import lookup
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.explain import counterfactual_view, heatmap_io, ood
+from trustcxr.explain import counterfactual_view, doubts, ood
 from trustcxr.explain import predict as one_image
 from trustcxr.explain.ood import Familiarity
 from trustcxr.models import fuse_batchnorm
@@ -27,7 +26,6 @@ from trustcxr.report import formatting, terminal
 from trustcxr.storage.schemas import ImageAnswer
 from trustcxr.version import NOTICE
 
-NOT_FITTED = "similarity to the training images is not known. Fit it: trustcxr fit-ood RUN --data PATH"
 _LONGEST = 768  # pixels of an image on the page
 _MOST_MAGNIFIED = 100.0
 
@@ -60,9 +58,10 @@ class ServedModel:
 
 
 def predict(model: ServedModel, image: one_image.LoadedImage, *, epsilon: float, since: float) -> api_models.Prediction:
-    """Return class probabilities, and the attacks that the answer survives."""
+    """Return class probabilities, every reason for doubt, and the attacks that the answer survives."""
     answer = one_image.predict_image(model.run, image.pixels, epsilon=epsilon, searched=model.searched)
-    return api_models.Prediction(**_describe(model, image, answer, since))
+    _add_doubts(model, image, answer)
+    return api_models.Prediction(**_describe(model, answer, since))
 
 
 def look_at_image(
@@ -74,17 +73,18 @@ def look_at_image(
     pixels = _as_input(run, image)
     predicted = run.classes.index(answer.predicted)
     height, width = image.pixels.shape
+    maps = counterfactual_view.make_maps(run, pixels, predicted, model.methods)
+    one_image.add_warnings(answer, run, model.familiarity, image)
+    answer.warnings += doubts.describe_maps(maps, run)
     parts = {
         "width": width,
         "height": height,
         "size": run.size,
         "image": _encode_image(image.pixels),
         "network_image": _encode_grey(pixels[0, 0]),
-        "maps": [
-            _map(run, each, image) for each in counterfactual_view.make_maps(run, pixels, predicted, model.methods)
-        ],
+        "maps": [_map(run, each, image) for each in maps],
     }
-    return api_models.SeenImage(**parts, **_describe(model, image, answer, since))
+    return api_models.SeenImage(**parts, **_describe(model, answer, since))
 
 
 def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Changed:
@@ -92,12 +92,13 @@ def changed(model: ServedModel, image: one_image.LoadedImage) -> api_models.Chan
     run = model.run
     pixels = _as_input(run, image)
     ((predicted, _),) = one_image.predict_labels(run, pixels)
+    flip = counterfactual_view.find_flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
+    corrupted = counterfactual_view.corrupt_image(run, pixels)
     return api_models.Changed(
-        perturbation=_flip(
-            run, counterfactual_view.find_flip(run, pixels, predicted, steps=model.steps, searched=model.searched)
-        ),
+        warnings=doubts.describe_changes(flip, corrupted, predicted, run.classes),
+        perturbation=_flip(run, flip),
         tried_up_to=counterfactual_view.HIGHEST,
-        corruptions=[_spoilt(run, each, predicted) for each in counterfactual_view.corrupt_image(run, pixels)],
+        corruptions=[_spoilt(run, each, predicted) for each in corrupted],
     )
 
 
@@ -106,7 +107,9 @@ def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) ->
     name = lookup({name: name for name in model.methods}, "saliency method", method)
     run = model.run
     pixels = _as_input(run, image)
-    picture = _overlay(run, image, image.pixels, explain.method(name)(run.model, pixels, None))
+    ((predicted, _),) = one_image.predict_labels(run, pixels)
+    (saliency,) = counterfactual_view.make_maps(run, pixels, predicted, [name])
+    picture = one_image.draw_heatmap(run, image.pixels, saliency, image.pixels.shape)
     info, file = PngInfo(), io.BytesIO()
     info.add_text("TrustCXR", NOTICE)
     picture.save(file, "PNG", pnginfo=info, compress_level=3)
@@ -114,38 +117,40 @@ def heatmap(model: ServedModel, image: one_image.LoadedImage, *, method: str) ->
 
 
 def as_dicom(model: ServedModel, data: bytes, image: one_image.LoadedImage, *, epsilon: float) -> bytes:
-    """Return the answer to a DICOM image as two packed DICOM objects. Raises UnreadableImage if there can be none."""
+    """Return the answer to a DICOM image as packed DICOM objects. Raises UnreadableImage if there can be none."""
     if (why := dicom_files.reason_not_image(data)) is not None:
         raise greyscale.UnreadableImage(why)
     run = model.run
     answer = one_image.predict_image(run, image.pixels, epsilon=epsilon, searched=model.searched)
     answer.run = model.name
-    one_image.add_warnings(answer, run, model.familiarity, image)
-    pixels = _as_input(run, image)
-    predicted = run.classes.index(answer.predicted)
+    saliency = _add_doubts(model, image, answer)
     small = Image.fromarray(image.pixels)
     small.thumbnail((dicom_answers.MOST_SIDE, dicom_answers.MOST_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    picture = _overlay(run, image, np.asarray(small), explain.grad_cam(run.model, pixels, predicted))
+    picture = one_image.draw_heatmap(run, np.asarray(small), saliency, image.pixels.shape)
     try:
-        return dicom_answers.pack_objects(dicom_answers.make_objects(data, answer, picture))
+        objects = dicom_answers.make_objects(data, answer, picture)
+        return dicom_answers.pack_objects([objects.heatmap, objects.finding])
     except dicom_answers.NoDicomAnswer as problem:
         raise greyscale.UnreadableImage(f"no DICOM answer: {problem}") from None
+
+
+def refusal(model: ServedModel, data: bytes, why: str) -> bytes:
+    """Return a packed DICOM report of why an image is not answered. Raises UnreadableImage if there can be none."""
+    try:
+        return dicom_answers.pack_objects([dicom_answers.make_refusal(data, model.name, why)])
+    except dicom_answers.NoDicomAnswer as problem:
+        raise greyscale.UnreadableImage(f"no DICOM report: {problem}") from None
+
+
+def _add_doubts(model: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer) -> counterfactual_view.Map:
+    return one_image.add_doubts(answer, model.run, model.familiarity, image, steps=model.steps, searched=model.searched)
 
 
 def _as_input(run: Run, image: one_image.LoadedImage) -> Tensor:
     return one_image.as_input(image.pixels, run.size, run.resize).to(run.device)
 
 
-def _overlay(run: Run, image: one_image.LoadedImage, shown: np.ndarray, saliency: Tensor) -> Image.Image:
-    """Draw a map (1, H, W) and the notice over the image."""
-    on_image = resize.to_original(run.size, image.pixels.shape, run.resize)
-    picture = heatmap_io.overlay(shown, saliency[0].float().cpu().numpy()[on_image])
-    heatmap_io.write_notice(picture)
-    return picture
-
-
-def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAnswer, since: float) -> dict[str, object]:
-    one_image.add_warnings(answer, model.run, model.familiarity, image)
+def _describe(model: ServedModel, answer: ImageAnswer, since: float) -> dict[str, object]:
     familiarity = None
     if model.familiarity is not None and answer.rarer_than is not None:
         familiarity = api_models.Familiarity(
@@ -158,11 +163,7 @@ def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAns
         "classes": [api_models.ClassProbability(name=name, probability=p) for name, p in ranked],
         "calibrated": bool(answer.calibrated),
         "calibration": terminal.CALIBRATED if answer.calibrated else terminal.NOT_CALIBRATED,
-        "warnings": [
-            *answer.warnings,
-            *([answer.border] if answer.border else []),
-            *([] if model.familiarity else [NOT_FITTED]),
-        ],
+        "warnings": [*answer.warnings, *([answer.border] if answer.border else [])],
         "familiarity": familiarity,
         "epsilon": answer.epsilon,
         "survives": [api_models.Survived(attack=name, survives=survives) for name, survives in answer.survives.items()],
@@ -173,11 +174,11 @@ def _describe(model: ServedModel, image: one_image.LoadedImage, answer: ImageAns
 def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedImage) -> api_models.SaliencyMap:
     shown = resize.to_original(run.size, image.pixels.shape, run.resize)
     measured = run.metrics.saliency.get(saliency.method) if run.metrics else None
-    controls = [
-        api_models.ControlMap(
+    baselines = [
+        api_models.BaselineMap(
             label=other.label,
             likeness=round(other.likeness, 3) if math.isfinite(other.likeness) else None,
-            png=_encode_heat(other.pixels[shown]),
+            png=_encode_heat(counterfactual_view.draw_cells(other.pixels, saliency.cells)[shown]),
         )
         for other in saliency.baselines
     ]
@@ -186,8 +187,8 @@ def _map(run: Run, saliency: counterfactual_view.Map, image: one_image.LoadedIma
         label=formatting.method(saliency.method),
         cells=f"{saliency.cells[0]} x {saliency.cells[1]}" if saliency.cells else "",
         verdict=(measured.survives or measured.verdict) if measured else "",
-        png=_encode_heat(saliency.pixels[shown]),
-        controls=controls,
+        png=_encode_heat(saliency.drawn[shown]),
+        baselines=baselines,
     )
 
 

@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from trustcxr.apps.serve.worker import OVERLOADED, Limits, ModelInfo, Reply, Worker, WorkItem
+from trustcxr.apps.serve.limits import Limits
+from trustcxr.apps.serve.worker import OVERLOADED, ModelInfo, Reply, Worker, WorkItem
 from trustcxr.errors import UserError
 
 _RETRY_AFTER = 5.0  # seconds until a failed start is repeated

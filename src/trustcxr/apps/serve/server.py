@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from trustcxr.apps.serve.worker import Limits
-from trustcxr.console import log
+from trustcxr.apps.serve.limits import Limits
+from trustcxr.console import log, plural
 from trustcxr.errors import UserError
 from trustcxr.storage import layout
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trustcxr.apps.serve import dicom_node
     from trustcxr.apps.serve.pool import Pool
 
-INSTALL = "pip install '.[serve]'"
+INSTALL = "pip install 'trustcxr[serve]'"
 TOKEN = "TRUSTCXR_TOKEN"
 
 
@@ -103,7 +103,7 @@ def _server(api: Any) -> "uvicorn.Server":
 
 
 async def _serve_pool(server: "uvicorn.Server", pool: "Pool", listener: socket.socket, address: Address) -> None:
-    log(f"loading {len(pool.folders)} run(s) into {pool.limits.workers} workers")
+    log(f"loading {plural(len(pool.folders), 'run')} into {plural(pool.limits.workers, 'worker')}")
     try:
         await pool.start()
         log(f"open {address.link}")

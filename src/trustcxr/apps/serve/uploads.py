@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from trustcxr.apps.serve.worker import Limits
+from trustcxr.apps.serve.limits import Limits
 
 _FIELD_BYTES = 1024
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its log quotes broken forms

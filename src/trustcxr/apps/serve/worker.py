@@ -10,65 +10,49 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from trustcxr.apps.serve.limits import Limits
 
 if TYPE_CHECKING:
     from trustcxr.apps.serve.inference import ServedModel
     from trustcxr.explain.predict import LoadedImage
 
-Kind = Literal["predict", "examine", "heatmap", "dicom"]
+Kind = Literal["predict", "examine", "heatmap", "dicom", "refusal"]
 Part = Literal["seen", "changed"]  # two workers share "examine"
 JSON, PNG, DICOM = "application/json", "image/png", "application/dicom"
 RETRY_AFTER = 2  # seconds until a refused client may retry
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a server.
-
-    most_bytes: size of an upload. upload, reading, answer: seconds to receive, decode and classify an image.
-    queue: seconds to wait for a worker. workers: processes, each with all runs in memory. waiting: queued requests.
-    memory: bytes that a worker may allocate after its start.
-    """
-
-    most_bytes: int = 64 << 20
-    upload: float = 30.0
-    reading: float = 20.0
-    answer: float = 300.0  # long, because restarting a worker on a busy machine makes it busier
-    queue: float = 60.0
-    workers: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 4)))
-    waiting: int = 6
-    memory: int = 3 << 30
-
-    @property
-    def max_requests(self) -> int:
-        """Maximum number of concurrent requests, active and queued."""
-        return self.workers + self.waiting
-
-
-@dataclass(frozen=True)
 class WorkItem:
-    """One image and its task; run: index in the list of runs."""
+    """One image and its task; run: index in the list of runs. why: for "refusal", why the image is not answered."""
 
     kind: Kind | Part
     data: bytes
     run: int = 0
     epsilon: float = 0.02
     method: str = "gradcam"
+    anyway: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A document or PNG; or an error with a code, whose message quotes nothing of the image."""
+    """A document or PNG; or an error with a code, whose message quotes nothing of the image.
+
+    accession: accession number of a DICOM image that is not answered.
+    """
 
     status: int
     body: bytes = b""
     media: str = JSON
     code: str = ""
     message: str = ""
+    accession: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,9 +186,15 @@ def _answer(connection: Connection, item: WorkItem, models: "list[ServedModel]")
 
     since = time.monotonic()
     try:
-        image = predict.read_source(item.data)
-        connection.send("read")
-        reply = _classify(item, models[item.run], image, since)
+        if item.kind == "refusal":
+            connection.send("read")
+            reply = _refuse(item, models[item.run])
+        else:
+            image = predict.read_source(item.data, anyway=item.anyway)
+            connection.send("read")
+            reply = _classify(item, models[item.run], image, since)
+    except predict.NoChestImage as problem:
+        reply = Reply(422, code="no-chest-image", message=str(problem))
     except UnreadableImage as problem:
         reply = Reply(422, code="unreadable", message=str(problem))
     except UserError as problem:
@@ -216,6 +206,17 @@ def _answer(connection: Connection, item: WorkItem, models: "list[ServedModel]")
         location = f"{type(fault).__name__} at {Path(where.filename).name}:{where.lineno}"
         reply = Reply(500, code="fault", message=f"a fault of the program: {location}")
     connection.send(reply)
+
+
+def _refuse(item: WorkItem, model: "ServedModel") -> Reply:
+    from trustcxr.apps.serve import inference
+    from trustcxr.data.images import dicom_files, greyscale
+
+    accession = dicom_files.read_accession(item.data)
+    try:
+        return Reply(200, inference.refusal(model, item.data, item.why), DICOM, accession=accession)
+    except greyscale.UnreadableImage as problem:
+        return Reply(422, code="unreadable", message=str(problem), accession=accession)
 
 
 def _classify(item: WorkItem, model: "ServedModel", image: "LoadedImage", since: float) -> Reply:

@@ -1,6 +1,8 @@
 """Draft a model file: what a model's own file says about itself, and questions for the rest."""
 
 import json
+import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 import yaml
 
 from trustcxr.audit.formats.loading import TABLES
-from trustcxr.audit.formats.resolve import SUFFIXES, check_trusted
+from trustcxr.audit.formats.outputs import check_trusted
+from trustcxr.audit.formats.resolve import SUFFIXES
 from trustcxr.audit.formats.torch_files import (
     ExportedNet,
     is_torchscript,
@@ -20,12 +23,15 @@ from trustcxr.audit.formats.torch_files import (
 from trustcxr.errors import UserError, unknown
 from trustcxr.storage.atomic import parse_yaml
 
+_LABELS = 1 << 16  # largest size of a file of class names, in bytes
 _NAMES = ("classes", "class_names", "labels", "names", "findings", "id2label", "pathologies")
 
-_INPUT = """  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]
-  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
-  # std: [0.229, 0.224, 0.225]
-  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"""
+_RANGE = "  range: [0, 1]  # ? what black and white are: [0, 1], [0, 255], [-1, 1], [-1024, 1024]"
+_MEAN = """  # mean: [0.485, 0.456, 0.406]  # ? if it was trained with a mean and std: of images in [0, 1]
+  # std: [0.229, 0.224, 0.225]"""
+_OWN = """# python: module:function  # of a network of its own, in place of source and timm: a function that builds it
+#                          # and loads these weights; audit with --trust-code"""
+_RESIZE = "  resize: squeeze  # ? how an image becomes a square: squeeze, pad or crop"
 
 
 @dataclass
@@ -36,12 +42,17 @@ class Draft:
     value: str
     size: int | None = None
     channels: int | None = None
+    range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     outputs: int | None = None
     kind: str | None = None
     classes: list[str] | None = None
     guess: str | None = None  # a kind that the outputs on noise may have by chance: still a question
     timm: str | None = None
     remarks: list[str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)  # lines with the accuracy of each declaration
+    doubts: dict[str, str] = field(default_factory=dict)  # questions about values that are filled in: range, classes
 
     def add_metadata(self, metadata: dict[str, str]) -> None:
         """Take the class names out of a file's metadata, and add the rest as remarks."""
@@ -50,7 +61,12 @@ class Draft:
 
 
 def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
-    """Return a model file for `model` as YAML, with a comment at each line that is still a question.
+    """Return a model file for `model` as YAML, with a comment at each line that is still a question (`draft_model`)."""
+    return format_draft(draft_model(model, trust_code=trust_code))
+
+
+def draft_model(model: str | Path, *, trust_code: bool = False) -> Draft:
+    """Draft a model file from what the model's own file tells.
 
     `model` is a file of a known kind, or "module:function", which is not run. `trust_code` allows loading a
     torch.export program or TorchScript. Raises UserError if the file cannot be read.
@@ -59,7 +75,7 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
     if path.is_dir():
         raise UserError(f"{path}: a folder; a trained run needs no model file, and otherwise give the model's own file")
     if not path.exists() and ":" in str(model):
-        return _text(Draft("python", str(model)))
+        return Draft("python", str(model))
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one that ends in {', '.join((*SUFFIXES, *TABLES))}")
     script = is_torchscript(path)
@@ -67,6 +83,9 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
         ".pt2": _draft_program,
         ".pt": _draft_program if script else _draft_weights,
         ".onnx": _draft_onnx,
+        ".keras": _draft_keras,
+        ".h5": _draft_keras,
+        ".tflite": _draft_tflite,
         ".safetensors": _draft_weights,
         ".pth": _draft_weights,
         ".csv": _draft_table,
@@ -76,12 +95,19 @@ def describe_file(model: str | Path, *, trust_code: bool = False) -> str:
         raise UserError(f"{path}: {unknown('kind of model file', path.suffix, readers)}")
     if readers[path.suffix] is _draft_program:
         check_trusted(str(path), trust_code)
-    return _text(readers[path.suffix](path))
+    draft = readers[path.suffix](path)
+    if draft.key == "source" and draft.classes is None:
+        draft.classes = _read_labels(path)
+    return draft
 
 
 def describe_as_dict(model: str | Path, *, trust_code: bool = False) -> dict[str, Any]:
     """Return the draft of `describe_file` as keys and values, with its open lines under `questions`."""
-    text = describe_file(model, trust_code=trust_code)
+    return parse_draft(describe_file(model, trust_code=trust_code))
+
+
+def parse_draft(text: str) -> dict[str, Any]:
+    """Return a draft's text as keys and values, with its open lines under `questions`."""
     questions = [line.strip().removeprefix("# ") for line in text.splitlines() if "# ?" in line]
     return {**parse_yaml(text), "questions": questions}
 
@@ -107,6 +133,42 @@ def _draft_onnx(path: Path) -> Draft:
     draft.add_metadata({entry.key.lower(): entry.value for entry in model.metadata_props})
     draft.kind = {"Softmax": "probabilities", "Sigmoid": "sigmoid"}.get(model.graph.node[-1].op_type)
     return _probe(net, draft)
+
+
+def _draft_keras(path: Path) -> Draft:
+    from trustcxr.audit.formats.keras import KerasNet
+
+    net = KerasNet(path)
+    return _describe_layers(net, Draft("source", path.name, remarks=["Keras"]))
+
+
+def _draft_tflite(path: Path) -> Draft:
+    from trustcxr.audit.formats.tflite import TfliteNet
+
+    net = TfliteNet(path)
+    return _describe_layers(net, Draft("source", path.name, remarks=["TFLite", *([net.note] if net.note else [])]))
+
+
+def _describe_layers(net: Any, draft: Draft) -> Draft:
+    """Add what the first and the last layers of a Keras or TFLite model tell, and what it answers to noise."""
+    draft.size, draft.channels, draft.range, draft.kind = net.size, net.channels, net.range, net.kind
+    draft.remarks += [f"has {net.outputs} outputs; the first is taken for its answer"] if net.outputs > 1 else []
+    if net.range is not None:
+        draft.remarks.append(f"the file tells what black and white are: {net.range[0]:g} and {net.range[1]:g}")
+    return _probe(net, draft)
+
+
+def _read_labels(path: Path) -> list[str] | None:
+    """Read class names, a line each ("0 Normal"), from the labels.txt next to a model or inside a TFLite file."""
+    beside, text = path.with_name("labels.txt"), ""
+    if beside.is_file() and beside.stat().st_size < _LABELS:
+        text = beside.read_text(encoding="utf-8", errors="replace")
+    elif path.suffix == ".tflite" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            texts = [r for r in archive.infolist() if r.filename.endswith(".txt") and r.file_size < _LABELS]
+            text = archive.read(texts[0]).decode("utf-8", "replace") if texts else ""
+    names = [re.sub(r"^\d+[\s:]+", "", line).strip() for line in text.splitlines() if line.strip()]
+    return [_printable(name) for name in names] or None
 
 
 def _draft_weights(path: Path) -> Draft:
@@ -186,16 +248,25 @@ def _shape_text(shape: Any) -> str:
     return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
 
 
-def _text(draft: Draft) -> str:
+def format_draft(draft: Draft) -> str:
+    """Return a draft as YAML, with a comment at each line that is still a question."""
     lines = ["# A model file for `trustcxr audit`. Answer what has a question mark."]
     lines += [f"# seen: {_printable(line)}" for line in draft.remarks]
+    lines += [f"#   {_on_one_line(line)}" for line in draft.table]
     lines.append(f"{draft.key}: {json.dumps(draft.value, ensure_ascii=False)}")
     if draft.timm:
         question = "  # ? which timm architecture are these weights of" if draft.timm == "?" else ""
         lines.append("timm:" + (question or f" {json.dumps(draft.timm)}"))
+        lines += [_OWN] if question else []
     if draft.key != "predictions":
         lines += ["input:", _line("size", draft.size, 224, "the side of its images in pixels")]
-        lines += [_line("channels", draft.channels, 1, "1 or 3"), _INPUT]
+        lines.append(_line("channels", draft.channels, 1, "1 or 3"))
+        if draft.range is None:
+            lines += [_RANGE, _MEAN]
+        else:
+            lines.append(f"  range: [{draft.range[0]:g}, {draft.range[1]:g}]{draft.doubts.get('range', '')}")
+            lines += [f"  mean: {list(draft.mean)}", f"  std: {list(draft.std or ())}"] if draft.mean else []
+        lines.append(_RESIZE)
     lines.append("output:")
     why = "its answers to noise lie between 0 and 1: " if draft.guess else ""
     guess = draft.guess or "logits"
@@ -209,6 +280,8 @@ def _text(draft: Draft) -> str:
 
 def _names_question(draft: Draft) -> str:
     """Return the question after the classes; empty if the file names one for each output."""
+    if "classes" in draft.doubts:
+        return draft.doubts["classes"]
     if draft.classes is None:
         return "  # ? their names, in the order of its outputs"
     if draft.outputs in (None, len(draft.classes)):
@@ -220,7 +293,11 @@ def _names_question(draft: Draft) -> str:
 
 def _printable(text: str) -> str:
     """Return a file's text without line breaks, which could write keys, and without control characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return " ".join(_on_one_line(text).split())
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _line(key: str, value: Any, default: Any, question: str) -> str:

@@ -49,7 +49,8 @@ class _Layers(TorchFunctionMode):
         result, name, parts = func(*args, **(kwargs or {})), plain_name(func), tensors_in(args)
         bounds = name in _BOUNDS or name.rstrip("_") in _BOUNDS
         bounded = bounds or (name in _LAYERS | _SUMS | _FORMS and any(id(part) in self.bounded for part in parts))
-        layers = name in _LAYERS or (name in _SUMS | _FORMS and bool(parts) and all(map(self.is_from_layer, parts)))
+        terms = [part for part in parts if not isinstance(part, nn.Parameter)]  # without a layer's own bias
+        layers = name in _LAYERS or (name in _SUMS | _FORMS and bool(terms) and all(map(self.is_from_layer, terms)))
         for output in tensors_in((result,)):
             if bounded:
                 self.bounded[id(output)] = output

@@ -65,6 +65,7 @@ class ExternalModel:
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
+    criteria: str | None = None  # file of acceptance criteria
     original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
 
     @property
@@ -155,9 +156,8 @@ def _external(
     declared: ModelFile, model: WrappedModel | None, origin: Origin, name: str, **parts: Any
 ) -> ExternalModel:
     classes, size = declared.output.classes, declared.input.size
-    return ExternalModel(
-        model, classes, size, name, origin, declared.input, declared.output, reported=declared.reported, **parts
-    )
+    parts |= {"reported": declared.reported, "criteria": declared.criteria}
+    return ExternalModel(model, classes, size, name, origin, declared.input, declared.output, **parts)
 
 
 def _wrap(
@@ -168,14 +168,16 @@ def _wrap(
         return WrappedModel(net, declared.input, declared.output).eval()
 
     model = wrap(source.net)
-    if on is not None and source.kind != "ONNX":
+    if on is not None and source.kind not in ("ONNX", "TFLite"):
         model = model.to(on)
     gradients, notes = source.gradients, list(source.notes)
     if gradients != "none" and not _has_gradient(model, declared, origin):
         gradients = "none"
         notes.append("no gradients: its answers do not depend on the image in a way that torch can follow")
     # A file that is run operator by operator stores its weights as buffers.
-    weights = sum(p.numel() for p in model.parameters()) or sum(b.numel() for b in model.net.buffers())
+    weights = sum(p.numel() for p in model.parameters() if p.is_floating_point()) or sum(
+        b.numel() for b in model.net.buffers()
+    )
     origin = replace(origin, parameters=weights or None, gradients=gradients, notes=tuple(notes))
     name = declared.name or Path(origin.path or str(declared.python).strip(":")).stem
     original = None if source.original is None else wrap(source.original)

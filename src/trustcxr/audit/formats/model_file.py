@@ -120,7 +120,9 @@ class Reported(Declared):
 class ModelFile(Declared):
     """A model file with one of `source`, `python`, `predictions`; `timm` names the network of weights."""
 
-    source: str | None = Field(None, description=".onnx, weights (.safetensors, .pth), .pt2 or TorchScript .pt")
+    source: str | None = Field(
+        None, description=".onnx, .keras, .h5, .tflite, weights (.safetensors, .pth), .pt2 or TorchScript .pt"
+    )
     timm: str | None = Field(None, description="of weights alone: the timm architecture they are of")
     python: str | None = Field(None, description="module:function that returns the model; it runs code")
     predictions: str | None = Field(None, description="a table of scores, .csv or .parquet; then nothing is attacked")
@@ -128,6 +130,7 @@ class ModelFile(Declared):
     input: InputSpec = InputSpec()
     output: OutputSpec
     reported: Reported = Reported()
+    criteria: str | None = Field(None, description="file of acceptance criteria, see trustcxr audit --init-criteria")
     _folder: Path | None = PrivateAttr(None)
 
     @property
@@ -155,7 +158,7 @@ def read_model_file(path: Path) -> ModelFile:
     declared = validate_part(ModelFile, read_yaml(path, what="model file"), str(path))
     moved = {
         key: str(path.parent / value)
-        for key in ("source", "predictions")
+        for key in ("source", "predictions", "criteria")
         if (value := getattr(declared, key)) and not Path(value).is_absolute()
     }
     declared = declared.model_copy(update=moved)

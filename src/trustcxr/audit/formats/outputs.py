@@ -1,4 +1,4 @@
-"""Read outputs of external networks and their errors; run networks that take one batch size alone."""
+"""Read outputs of external networks, make their errors, and run networks that take one batch size alone."""
 
 import re
 from typing import Any
@@ -35,6 +35,15 @@ def refused_images(where: str, channels: int, size: int, problem: Exception) -> 
         f"{where}: it does not take images of {channels} {many} and {size} pixels ({one_line(problem)}): see "
         "input.size and input.channels"
     )
+
+
+def check_trusted(source: str, trust_code: bool) -> None:
+    """Raise UserError unless the code of a model's maker is trusted."""
+    if not trust_code:
+        raise UserError(
+            f"{source}: it can run its maker's code when it is loaded. Give --trust-code (trust_code=True) if you "
+            "trust the maker, or take the model as ONNX or safetensors"
+        )
 
 
 class FixedBatch(nn.Module):

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from trustcxr.audit.formats.model_file import ModelFile
+from trustcxr.audit.formats.outputs import FixedBatch, check_trusted
 from trustcxr.audit.formats.torch_files import ExportedNet, fixed_batch, is_torchscript, load_torchscript, read_tensors
 from trustcxr.errors import UserError, unknown
 
 Gradients = Literal["own", "converted", "none"]
-SUFFIXES = (".pt2", ".pt", ".onnx", ".safetensors", ".pth")
+SUFFIXES = (".pt2", ".pt", ".onnx", ".keras", ".h5", ".tflite", ".safetensors", ".pth")
 UNCHANGED = "TorchScript runs as it is: its own gradients are used, and no BPDA is tried where they stop inside it"
 
 
@@ -29,7 +30,7 @@ class ResolvedSource:
     """A network and its source."""
 
     net: nn.Module
-    kind: str  # "torch.export", "TorchScript", "ONNX", "weights" or "python"
+    kind: str  # "torch.export", "TorchScript", "ONNX", "Keras", "TFLite", "weights" or "python"
     gradients: Gradients = "own"  # "converted": of an equivalent network in torch
     batch: int | None = None  # the one batch size that it takes; None for any
     notes: tuple[str, ...] = ()
@@ -53,6 +54,13 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
         return _open_weights(path, declared)
     if path.suffix == ".onnx":
         return _open_onnx(path, probe)
+    if path.suffix in (".keras", ".h5"):
+        from trustcxr.audit.formats.keras import KerasNet
+
+        model = KerasNet(path, trust_code=trust_code)
+        return ResolvedSource(model, "Keras", notes=_first_output(model.outputs))
+    if path.suffix == ".tflite":
+        return _open_tflite(path, probe)
     if path.suffix == ".pt2":
         check_trusted(str(path), trust_code)
         net = ExportedNet(path)
@@ -61,27 +69,38 @@ def open_source(declared: ModelFile, probe: Tensor, *, trust_code: bool) -> Reso
         check_trusted(str(path), trust_code)
         program = load_torchscript(path)
         return ResolvedSource(program, "TorchScript", batch=fixed_batch(program, probe), notes=(UNCHANGED,))
-    raise UserError(f"{path}: weights alone; say which network they are of with timm: NAME")
-
-
-def check_trusted(source: str, trust_code: bool) -> None:
-    """Raise UserError unless the code of a model's maker is trusted."""
-    if not trust_code:
-        raise UserError(
-            f"{source}: it can run its maker's code when it is loaded. Give --trust-code (trust_code=True) if you "
-            "trust the maker, or take the model as ONNX or safetensors"
-        )
+    raise UserError(
+        f"{path}: weights alone. Say which network they are of with timm: NAME; of a network of its own write "
+        "python: module:function, a function that builds it and loads the weights"
+    )
 
 
 def _open_onnx(path: Path, probe: Tensor) -> ResolvedSource:
-    from trustcxr.audit.formats.onnx import load_onnx
+    from trustcxr.audit.formats.onnx import load_onnx, takes_any_batch
 
     net, converted, why = load_onnx(path, probe)
-    first = f"it has {net.outputs} outputs, of which the first was taken for its answer, and no other looked at"
-    notes = (first,) if net.outputs > 1 else ()
+    notes = _first_output(net.outputs)
+    if converted is not None and net.batch is not None and takes_any_batch(converted, net, probe):
+        return ResolvedSource(converted, "ONNX", "converted", None, notes, original=FixedBatch(net, net.batch))
     if converted is not None:
         return ResolvedSource(converted, "ONNX", "converted", net.batch, notes, original=net)
     return ResolvedSource(net, "ONNX", "none", net.batch, (no_gradients(why), *notes))
+
+
+def _open_tflite(path: Path, probe: Tensor) -> ResolvedSource:
+    from trustcxr.audit.formats.tflite import TfliteNet
+
+    net = TfliteNet(path)
+    net(probe[:1])
+    notes = (net.note,) if net.note else ()
+    why = "a TFLite file is run as it is"
+    return ResolvedSource(net, "TFLite", "none", notes=(no_gradients(why), *notes, *_first_output(net.outputs)))
+
+
+def _first_output(outputs: int) -> tuple[str, ...]:
+    """Return the note of a network with several outputs."""
+    text = f"it has {outputs} outputs, of which the first was taken for its answer, and no other looked at"
+    return (text,) if outputs > 1 else ()
 
 
 def no_gradients(why: str) -> str:

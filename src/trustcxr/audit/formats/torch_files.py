@@ -102,7 +102,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as problem:  # torch and safetensors raise many kinds
         raise UserError(
-            f"{path}: cannot be read as tensors alone ({type(problem).__name__}); nothing in it was run"
+            f"{path}: cannot be read as tensors alone ({type(problem).__name__}); nothing in it was run. Of a whole "
+            "model that was pickled, save the weights: torch.save(model.state_dict(), 'weights.pth'); or export it: "
+            "torch.onnx.export"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

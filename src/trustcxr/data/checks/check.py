@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
+from trustcxr.console import plural
 from trustcxr.data.checks import confounds, duplicates
 from trustcxr.data.checks.confounds import Association, Probe
 from trustcxr.data.checks.issues import (
@@ -136,7 +137,10 @@ class DataAudit:
 
     def text(self) -> str:
         """Return a summary for the terminal, with control characters of names escaped."""
-        lines = [f"{self.manifest.root.name}: {len(self.manifest.table):,} images, layout {self.manifest.layout}", ""]
+        lines = [
+            f"{self.manifest.root.name}: {plural(len(self.manifest.table), 'image')}, layout {self.manifest.layout}",
+            "",
+        ]
         lines += [*self.count_table().to_string().splitlines(), ""]
         lines += [p["text"] for p in self.published]
         lines += self.file_lines()

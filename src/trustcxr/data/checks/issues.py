@@ -84,9 +84,10 @@ def class_issues(manifest: Manifest) -> list[Issue]:
 _DOUBTS = {
     "colour": "# [image is|images are] in colour",
     "constant": "# [image is|images are] nearly one grey level",
-    "noise": "# [image looks|images look] like noise",
-    "inverted": "# [image is|images are] inverted, or no chest image",
-    "unlike": "# [image is|images are] not laid out as a frontal chest image is",
+    "mirrored": "# [image is|images are] mirrored (or the heart lies right)",
+    "turned": "# [image is|images are] turned or upside down",
+    "inverted": "# [image is|images are] inverted",
+    "other": "# [image is|images are] not laid out as a frontal chest image is",
 }
 _CHANCE = 0.03  # share of real images that may look unusual: up to it, a note instead of a warning
 
@@ -95,13 +96,14 @@ def image_issues(manifest: Manifest, scan: Scan) -> list[Issue]:
     """Return issues of images that may not be frontal chest images."""
     items: dict[str, list[Item]] = {kind: [] for kind in _DOUBTS}
     samples = _items(manifest.table, slice(None))
-    for row in np.flatnonzero(scan.readable):
-        colour = float(scan.files["colour"].iloc[row])
-        for kind, reason in plausibility.find_doubts(scan.thumbs[row], colour).items():
+    rows = np.flatnonzero(scan.readable)
+    colours = scan.files["colour"].iloc[rows].astype(float).tolist()
+    for row, doubts in zip(rows, plausibility.find_all_doubts(scan.thumbs[rows], colours), strict=True):
+        for kind, reason in doubts.items():
             items[kind].append(Item(**samples[row] | {"detail": reason}))
     issues = []
     for kind, text in _DOUBTS.items():
-        by_chance = kind in ("inverted", "unlike") and len(items[kind]) <= _CHANCE * len(samples)
+        by_chance = kind not in ("colour", "constant") and len(items[kind]) <= _CHANCE * len(samples)
         issues += make_issues(f"image_{kind}", "note" if by_chance else "warning", text, items[kind])
     return issues
 

@@ -6,6 +6,7 @@ Messages never quote the file's text, so that no patient's identifier reaches a 
 import re
 import struct
 import zlib
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 from trustcxr.data.images.greyscale import MAX_PIXELS, UnreadableImage, quiet, scale_depth
 from trustcxr.storage.os_errors import Source, open_source
 
-INSTALL = "pip install '.[dicom]'"
+INSTALL = "pip install 'trustcxr[dicom]'"
 MANUFACTURER = "TrustCXR"  # of our own DICOM results, which are no input
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _MOST_BYTES = 4 * MAX_PIXELS  # of an inflated file
+ADULT = 18  # years
 RESULT_ENDINGS = (".heatmap.dcm", ".finding.dcm")
 RESULT_REASON = "a result that TrustCXR wrote, and no image"
 IMAGES = (
@@ -82,6 +84,31 @@ def is_own_result(source: Source) -> bool:
             return _is_ours(read_header(source, ["Manufacturer"]))
     except Exception:  # not a readable DICOM file
         return False
+
+
+def read_age(source: Source) -> float | None:
+    """Return the patient's age in years by the header, or by the dates of birth and study; None if unknown."""
+    try:
+        with quiet():
+            header = read_header(source, ["PatientAge", "PatientBirthDate", "StudyDate"])
+        age = str(header.get("PatientAge") or "").strip().upper()
+        if re.fullmatch(r"\d{1,3}[DWMY]", age):
+            return int(age[:-1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[age[-1]]
+        born, seen = (str(header.get(name) or "").strip() for name in ("PatientBirthDate", "StudyDate"))
+        days = (datetime.strptime(seen, "%Y%m%d") - datetime.strptime(born, "%Y%m%d")).days
+        return days / 365.25 if days >= 0 else None
+    except Exception:  # damaged, or without dates
+        return None
+
+
+def read_accession(source: Source) -> str:
+    """Return the accession number of the header in printable characters; empty if there is none."""
+    try:
+        with quiet():
+            text = str(read_header(source, ["AccessionNumber"]).get("AccessionNumber") or "")
+    except Exception:  # damaged
+        return ""
+    return "".join(character for character in text[:16] if character.isprintable()).strip()
 
 
 def _is_ours(header: Any) -> bool:

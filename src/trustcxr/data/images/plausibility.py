@@ -1,10 +1,9 @@
-"""Warn about images that may not be frontal chest images, by simple features and without a network.
+"""Find images that are no upright frontal chest images, by their pixels, colour and DICOM header.
 
-The thresholds flag about one real image in a hundred (COVID-QU-Ex and other hospitals; a test measures it), so they
-only warn. A DICOM header of another kind of image is an error.
+The limits flag about one real image in a hundred: `benchmarks/chest_check.py` measures it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,67 +13,37 @@ from trustcxr.data.images.read import FORMATS, is_dicom
 from trustcxr.storage.os_errors import Source, open_source
 
 SIDE = 64  # pixels of the thumbnail
-FLAT, NOISY, COLOURED = 8.0, 0.75, 15.0  # grey levels; correlation of neighbours; levels between the colour channels
-LAYOUT, UPSIDE = 0.6, -1.2  # see Signs
+FLAT, COLOURED = 8.0, 15.0  # grey levels: standard deviation; distance of the colour channels
+_REASONS = {
+    "colour": "it is in colour",
+    "constant": "it is nearly one grey level",
+    "mirrored": "its heart lies on the other side: mirrored, or dextrocardia",
+    "turned": "it is turned or upside down",
+    "inverted": "its black and white are inverted",
+    "other": "it is not laid out as a frontal chest image is",
+}
 _IMAGES = {"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC", "PX"}  # modalities that an image may be stored as
 _OTHERS = {"CT", "MR", "US", "MG", "PT", "NM", "XA", "ECG", "OPT", "OP", "ES", "GM", "SM", "IO", "BMD", "SEG", "SR"}
 _CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "TORSO", "TRUNK", "STERN")
 
 
-@dataclass(frozen=True)
-class Signs:
-    """Features of a thumbnail (64, 64) uint8.
-
-    Attributes:
-        spread: standard deviation of the grey levels.
-        smoothness: correlation of pixels with their right neighbours.
-        symmetry: correlation of the 16 x 16 image with its mirror image.
-        middle: how much brighter the mediastinum is than the lung fields, in standard deviations.
-        below: how much brighter the upper abdomen is than the lung fields, likewise.
-    """
-
-    spread: float
-    smoothness: float
-    symmetry: float
-    middle: float
-    below: float
-
-    @property
-    def layout(self) -> float:
-        """High for a chest image: symmetric, dark lungs, bright middle and abdomen."""
-        return self.symmetry + self.middle + self.below
-
-
-def measure_signs(thumb: np.ndarray) -> Signs:
-    """Measure the features of a thumbnail (64, 64) uint8."""
-    levels = thumb.astype(np.float64)
-    spread = float(levels.std())
-    if spread < 1:
-        return Signs(spread, 0.0, 0.0, 0.0, 0.0)
-    coarse = levels.reshape(16, 4, 16, 4).mean(axis=(1, 3))
-    lungs = (_zone(levels, 0.3, 0.6, 0.2, 0.4) + _zone(levels, 0.3, 0.6, 0.6, 0.8)) / 2
-    middle = (_zone(levels, 0.35, 0.75, 0.45, 0.56) - lungs) / spread
-    below = (_zone(levels, 0.8, 1.0, 0.2, 0.8) - lungs) / spread
-    smoothness = _correlation(levels[:, 1:], levels[:, :-1])
-    return Signs(spread, smoothness, _correlation(coarse, coarse[:, ::-1]), middle, below)
-
-
 def find_doubts(thumb: np.ndarray, colour: float = 0.0) -> dict[str, str]:
-    """Return doubts that this is a chest image: a fixed word -> the reason.
+    """Return doubts that this is an upright frontal chest image: a fixed word -> the reason.
 
     thumb: the image squeezed to (64, 64) uint8. colour: mean distance of the colour channels in grey levels.
     """
-    signs = measure_signs(thumb)
-    doubts = {"colour": "it is in colour"} if colour > COLOURED else {}
-    if signs.spread < FLAT:
-        doubts["constant"] = "it is nearly one grey level"
-    elif signs.smoothness < NOISY:
-        doubts["noise"] = "its pixels have little to do with their neighbours, as in noise"
-    elif signs.middle + signs.below < UPSIDE and signs.symmetry > 0:
-        doubts["inverted"] = "its lungs are brighter than the middle of the chest: inverted, or no chest image"
-    elif signs.layout < LAYOUT:
-        doubts["unlike"] = "it is not laid out as a frontal chest image is"
-    return doubts
+    return find_all_doubts(thumb[None], [colour])[0]
+
+
+def find_all_doubts(thumbs: np.ndarray, colours: Sequence[float]) -> list[dict[str, str]]:
+    """Return the doubts of each thumbnail (N, 64, 64), as `find_doubts`."""
+    from trustcxr.data.images.chest_network import name_kinds
+
+    results = []
+    for thumb, colour, kind in zip(thumbs, colours, name_kinds(thumbs), strict=True):
+        kinds = [*(["colour"] if colour > COLOURED else []), "constant" if thumb.std() < FLAT else kind]
+        results.append({kind: _REASONS[kind] for kind in kinds if kind in _REASONS})
+    return results
 
 
 def make_thumbnail(image: np.ndarray) -> np.ndarray:
@@ -120,15 +89,3 @@ def find_wrong_kind(path: Source) -> str | None:
     if part and not any(word in part for word in _CHEST):
         return "a DICOM file of another body part: expected the chest"
     return None
-
-
-def _zone(levels: np.ndarray, top: float, bottom: float, left: float, right: float) -> float:
-    height, width = levels.shape
-    zone = levels[int(top * height) : int(bottom * height), int(left * width) : int(right * width)]
-    return float(zone.mean())
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    one, other = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / scale if scale > 1e-9 else 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trustcxr.registry import Effort
+from trustcxr.registry import CERTIFIED_COLOUR, Effort
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
@@ -78,6 +78,46 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
         keys.append(svg.Key(effort.name, svg.INK, mark, dash=dash))
     alt = f"Accuracy against epsilon, {model}; see the table below."
     return svg.Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
+
+
+def worst_curve(run: Run) -> svg.Drawing | None:
+    """Draw the lowest accuracy at each epsilon, certified accuracy, and that of a constant answer; None if unknown."""
+    clean = run.clean.accuracy
+    rows = [run.strongest(epsilon) for epsilon in radii([run])]
+    attacked = [(e.epsilon or 0.0, e.accuracy) for e in rows if e.accuracy.value is not None]
+    if clean.value is None or not attacked:
+        return None
+    proved = [(e.epsilon or 0.0, e.accuracy) for e in run.metrics.certified if e.accuracy.value is not None]
+    constant = constant_answer(run)
+    series = [(sorted([(0.0, clean), *attacked], key=lambda pair: pair[0]), "under attack, at most", svg.WORSE, "o")]
+    if proved:
+        series.append((sorted(proved, key=lambda pair: pair[0]), "proved, at least", CERTIFIED_COLOUR, "s"))
+
+    def plot(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for points, name, colour, mark in series:
+            x, y = [e for e, _ in points], [part.value or 0.0 for _, part in points]
+            (line,) = axes.plot(x, y, color=colour, lw=1.8, marker=mark, ms=5, clip_on=False)
+            svg.add_titles(line, *(f"{name}, epsilon {e:g}: {formatting.with_count(part)}" for e, part in points))
+            band = [(e, *part.interval) for e, part in points if part.interval is not None]
+            if len(band) > 1:
+                at, low, high = zip(*band, strict=True)
+                axes.fill_between(at, low, high, color=colour, alpha=0.15, lw=0)
+        if constant is not None:
+            axes.axhline(constant, color=svg.QUIET, lw=1.1, ls=(0, (2, 2)), zorder=0)
+        _epsilon_axis(axes, [e for e, _ in attacked])
+        axes.set_ylim(-0.02, 1.02)
+        svg.percent_axis(axes.yaxis)
+        axes.grid(axis="y", color=svg.RULE, lw=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("epsilon: largest change of a pixel")
+        axes.set_ylabel("accuracy, %")
+
+    keys = [svg.Key(name, colour, mark) for _, name, colour, mark in series]
+    if constant is not None:
+        keys.append(svg.Key("a constant answer", svg.QUIET, dash=(0, (2, 2))))
+    alt = "Accuracy against epsilon, under the strongest attack; see the table of attacks."
+    return svg.Drawing("worst", 400, 230, plot, alt, tuple(keys))
 
 
 def radii(runs: list[Run]) -> list[float]:

@@ -159,6 +159,13 @@ def png(image: "Image.Image", *, step: int = 1) -> bytes:
     return buffer.getvalue()
 
 
+def grey_address(image: "np.ndarray") -> str:
+    """Return a grey image, uint8 (H, W), as a PNG in a data: address."""
+    from PIL import Image
+
+    return _address(png(Image.fromarray(image)))
+
+
 def _address(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
 

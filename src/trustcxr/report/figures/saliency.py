@@ -103,7 +103,7 @@ def _label(row: Comparison) -> str:
 
 def sanity(runs: list[Run]) -> list[svg.Drawing]:
     """Draw for each run the similarity with the trained map as layers become random from the logits down."""
-    tested = [(run, [(m, d) for _, m, d in documents([run], control=False) if d.sanity]) for run in runs]
+    tested = [(run, [(m, d) for _, m, d in documents([run], baseline_maps=False) if d.sanity]) for run in runs]
     return [_cascade(run, methods) for run, methods in tested if methods]
 
 

@@ -26,14 +26,17 @@ LEGEND = tuple(svg.Key(label, colour, dash=dash) for _, label, colour, dash in _
 def training_curve(run: Run) -> svg.Drawing | None:
     """Draw accuracy against epoch, from 1, with the best epoch marked; None without a history."""
     table = run.history
-    if table is None or "epoch" not in table or not any(name in table for name, *_ in _HISTORY):
+    if table is None or "epoch" not in table:
+        return None
+    drawn = [name for name, *_ in _HISTORY if name in table and _numeric(table[name]).notna().any()]
+    if not drawn:
         return None
     best = run.metrics.training.best_epoch
 
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for name, label, colour, dash in _HISTORY:
-            if name in table:
+            if name in drawn:
                 rows = table[["epoch", name]].apply(_numeric).dropna()
                 size = 4 if len(rows) == 1 else 1.8
                 (line,) = axes.plot(rows["epoch"] + 1, rows[name], color=colour, ls=dash, lw=1.7, clip_on=False)
@@ -54,7 +57,7 @@ def training_curve(run: Run) -> svg.Drawing | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("accuracy, %")
 
-    legend = tuple(key for (name, *_), key in zip(_HISTORY, LEGEND, strict=True) if name in table)
+    legend = tuple(key for (name, *_), key in zip(_HISTORY, LEGEND, strict=True) if name in drawn)
     alt = f"Accuracy against epoch while training {run.label}."
     return svg.Drawing(f"training-{run.name}", 330, 230, plot, alt, legend)
 

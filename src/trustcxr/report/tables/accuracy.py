@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trustcxr.registry import CONTROL, HIT_RATE, NULL_MAPS, USUAL_ATTACKS, Effort
+from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS, Effort
 from trustcxr.report import formatting
 from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import Run
@@ -118,7 +118,7 @@ def explanations(runs: list[Run], *, perturbed: bool = False) -> Table:
     for run in runs:
         for method, document in run.saliency_methods().items():
             part = document.perturbed if perturbed else document
-            if part is None or (method == CONTROL and run is not runs[-1]):  # the random map is the same for every run
+            if part is None or (method == RANDOM_MAP and run is not runs[-1]):  # the same for every run
                 continue
             counts = run.measured(method, perturbed=perturbed)
             without = None if perturbed else document.without_mask

@@ -108,7 +108,7 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
     rows = []
     for p in points:
         attack = f"{p.effort.name} {p.epsilon:g}" if p.attack != CLEAN else "unperturbed"
-        target = f"against the {p.target_class}" if p.target_class and p.attack != CLEAN else ""
+        target = f"against the {p.aimed_at}" if p.aimed_at and p.attack != CLEAN else ""
         threshold = formatting.DASH if p.threshold is None else format_probability(p.threshold)
         rows.append(
             [

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from trustcxr.registry import AGAINST_MASKS, CONTROL, HIT_RATE, ONE_CELL, REFERENCES, USUAL_ATTACKS, format_control
+from trustcxr.registry import AGAINST_MASKS, HIT_RATE, ONE_CELL, RANDOM_MAP, REFERENCES, USUAL_ATTACKS, format_baseline
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import main_method
@@ -16,16 +16,16 @@ _BY_CAUSE = "ranked_by_cause"
 _MAIN = ("infection_energy", "infection_energy_given_lung", "pointing_hit_rate", "infection_auroc")
 
 
-def documents(runs: list[Run], *, control: bool = True) -> Iterator[tuple[Run, str, SaliencyDocument]]:
+def documents(runs: list[Run], *, baseline_maps: bool = True) -> Iterator[tuple[Run, str, SaliencyDocument]]:
     """Yield each run's saliency methods; the random map, which is the same for every run, once at the end."""
     random: tuple[Run, str, SaliencyDocument] | None = None
     for run in runs:
         for method, document in run.saliency_methods().items():
-            if method == CONTROL:
+            if method == RANDOM_MAP:
                 random = random or (run, method, document)
             else:
                 yield run, method, document
-    if random and control:
+    if random and baseline_maps:
         yield random
 
 
@@ -80,14 +80,14 @@ def _lead(leads: list[Lead], name: str, *, named: bool = True) -> Cell:
     if row.difference.value is None or ends is None:
         return Cell(formatting.DASH)
     note = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else ""
-    return gained(row.difference, format_control(row.control) if named else "", note)
+    return gained(row.difference, format_baseline(row.baseline) if named else "", note)
 
 
 def shown(runs: list[Run]) -> Table:
     """Return what each map may show: cells, the largest hit rate, similarity with random weights, verdict."""
     header = ["Model", "Defence", "Method", "Cells", "Largest hit rate", "SSIM with random weights", "Verdict"]
     rows = []
-    for run, method, document in documents(runs, control=False):
+    for run, method, document in documents(runs, baseline_maps=False):
         if not (document.verdict or document.withheld or document.cells):
             continue
         ceiling = document.figure("pointing_ceiling")
@@ -106,19 +106,19 @@ def shown(runs: list[Run]) -> Table:
     return Table("Verdict on each map", header, rows, heads=3)
 
 
-def over_controls(runs: list[Run]) -> Table:
+def over_baselines(runs: list[Run]) -> Table:
     """Return the lead over every baseline map on the same images, a row per run, method and measure."""
-    measured = [(run, method, part) for run, method, part in documents(runs) if part.over_controls]
-    controls = list(dict.fromkeys(lead.control for _, _, part in measured for lead in part.over_controls))
+    measured = [(run, method, part) for run, method, part in documents(runs) if part.over_baselines]
+    names = list(dict.fromkeys(lead.baseline for _, _, part in measured for lead in part.over_baselines))
     rows = []
     for run, method, part in measured:
-        for measure in dict.fromkeys(lead.measure for lead in part.over_controls):
+        for measure in dict.fromkeys(lead.measure for lead in part.over_baselines):
             if part.figure(measure).value is None:
                 continue
-            leads = {lead.control: [lead] for lead in part.over_controls if lead.measure == measure}
-            cells = [_lead(leads.get(control, []), measure, named=False) for control in controls]
+            leads = {lead.baseline: [lead] for lead in part.over_baselines if lead.measure == measure}
+            cells = [_lead(leads.get(name, []), measure, named=False) for name in names]
             rows.append([*method_cells(run, method), Cell(formatting.measure(measure)), *cells, whole(part.n)])
-    titles = [formatting.capital(format_control(name)) for name in controls]
+    titles = [formatting.capital(format_baseline(name)) for name in names]
     return Table("Lead over every baseline map", ["Model", "Defence", "Method", "Measure", *titles, "n"], rows, heads=4)
 
 
@@ -200,17 +200,17 @@ def faithfulness(runs: list[Run]) -> Table:
     header = ["Model", "Defence", "Method", "Insertion", "Deletion (blurred)", "ROAD", "Ranks by cause"]
     header += ["After randomising", "n"]
     rows = []
-    for run, method, document in documents(runs, control=False):
+    for run, method, document in documents(runs, baseline_maps=False):
         part = document.faithfulness
         if part is None:
             continue
-        control = run.saliency_methods().get(CONTROL)
-        random = (control.faithfulness if control else None) or Measured()
+        random_map = run.saliency_methods().get(RANDOM_MAP)
+        random = (random_map.faithfulness if random_map else None) or Measured()
         cells = []
         for name in ("insertion", "deletion", "road"):
             second = f"random {formatting.decimal(random.figure(name).value)}"
             cells.append(replace(plain(part.figure(name)), second=second))
-        cause, over = part.figure(_BY_CAUSE), _lead(document.over_controls, _BY_CAUSE, named=False)
+        cause, over = part.figure(_BY_CAUSE), _lead(document.over_baselines, _BY_CAUSE, named=False)
         second = f"brightness {formatting.decimal(cause.brightness)}"
         if over.value is not None:
             second += f"; over it {over.text} ({over.small})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from trustcxr.registry import CONTROL
+from trustcxr.registry import RANDOM_MAP
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage import atomic
@@ -24,6 +24,8 @@ _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}"}
 _LATEX |= {"^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "−": "$-$", "–": "--", "×": "$\\times$", "·": "$\\cdot$"}
 _LATEX |= {"\u00a0": "~", "±": "$\\pm$", "\n": " "}
+
+_BROAD = 13  # columns that do not fit in a window of 1280 pixels
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Table:
     def html(self, *, tight: bool = False, stack: bool = False, matrix: bool = False) -> "Markup":
         """Return HTML with a CSV and a LaTeX download.
 
-        tight: smaller letters; stack: a card for each row on a phone; matrix: narrow shaded cells, not sortable.
+        tight: smaller letters; stack: a card for each row on a phone, or on any screen if there are many columns;
+        matrix: narrow shaded cells, not sortable.
         """
         from markupsafe import Markup
 
         from trustcxr.report.html import load_templates
 
-        kind = "matrix" if matrix else f"sorts{' tight' if tight else ''}{' stack' if stack else ''}"
+        names = {"tight": tight, "stack": stack, "broad": stack and len(self.header) >= _BROAD}
+        kind = "matrix" if matrix else " ".join(["sorts", *(name for name, chosen in names.items() if chosen)])
         return Markup(load_templates().get_template("table.html.j2").render(t=self, kind=kind, stack=stack))
 
     def markdown(self) -> str:
@@ -218,5 +222,5 @@ def run_cells(run: Run) -> list[Cell]:
 
 def method_cells(run: Run, method: str) -> list[Cell]:
     """Return model, defence and saliency method; the random map belongs to no run."""
-    first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == CONTROL else run_cells(run)
+    first = [Cell("any", note="quiet"), Cell(formatting.DASH)] if method == RANDOM_MAP else run_cells(run)
     return [*first, Cell(formatting.method(method))]

@@ -7,6 +7,14 @@ from pydantic import ValidationError
 
 from trustcxr.errors import UserError
 from trustcxr.storage import atomic
+from trustcxr.storage.schemas.audit_details import (
+    AuditFacts,
+    Characteristic,
+    CriterionResult,
+    Failure,
+    FlowStep,
+    PredictiveValue,
+)
 from trustcxr.storage.schemas.audit_document import (
     AuditDocument,
     AuditedData,
@@ -17,6 +25,7 @@ from trustcxr.storage.schemas.audit_document import (
     Finding,
     OperatingPoint,
     PairRow,
+    SmallestChange,
     Statement,
     Subgroup,
     Submitted,
@@ -77,6 +86,7 @@ from trustcxr.storage.schemas.test_figures import (
     PlantedShortcut,
     Sign,
 )
+from trustcxr.storage.schemas.zoo_entry import ZooAudit, ZooEntry, ZooFigure, ZooInput
 
 VERSION = 2  # of the documents' shape: raised if a field changes its name or meaning
 

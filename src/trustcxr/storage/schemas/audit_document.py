@@ -1,10 +1,15 @@
 """Define audit.json and the output of `trustcxr compare`."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from trustcxr.storage.schemas.document import Document, Number, Share
+from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
+from trustcxr.storage.schemas.document import Document, Number, Result, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
 from trustcxr.storage.schemas.test_figures import Attacked
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Curve(Document):
@@ -24,13 +29,13 @@ class OperatingPoint(Attacked):
     a specificity of `at_specificity` or more. Near 0 and 1 figures have the score interval; average precision has that
     of resamples.
 
-    `target_class` names what the attack aimed at. "threshold": this class at its threshold; under worst-case an image
+    `aimed_at`: the target of the attack. "threshold": this class at its threshold; under worst-case an image
     counts with its worst score under any attack within epsilon. "answer": the highest class, so an attack on the
     threshold may leave less. Empty if nothing was attacked.
     """
 
     finding: str = ""
-    target_class: str = ""
+    aimed_at: str = ""
     threshold: Number = None
     origin: str = ""
     n: int | None = None
@@ -112,6 +117,15 @@ class Submitted(Document):
     accuracy: Share = Share()
     found_alone: int | None = None
     missed: int | None = None
+
+
+class SmallestChange(Document):
+    """The smallest L-infinity change found that flips a right answer; `epsilon` is None if none was found."""
+
+    sample_id: str = ""
+    label: str = ""
+    answer: str = ""
+    epsilon: Number = None
 
 
 class EntryCheck(Document):
@@ -210,6 +224,11 @@ class AuditDocument(RunDocument):
     subgroups: list[Division] = []
     findings: list[Finding] = []
     submitted: list[Submitted] = []
+    smallest_changes: list[SmallestChange] = []
+    facts: AuditFacts = AuditFacts()
+    failures: list[Failure] = []
+    predictive_values: list[PredictiveValue] = []
+    criteria: list[CriterionResult] = []
 
     def same_classes(self, other: "AuditDocument") -> bool:
         """Return whether both have the same classes, in any order."""
@@ -252,7 +271,8 @@ class AuditDocument(RunDocument):
 class PairRow(Document):
     """Accuracy of both models under one condition, and the second less the first.
 
-    `settled`: the interval and the test, corrected for the number of rows, agree that they differ.
+    `settled`: the interval and the test, corrected for the number of rows, agree that they differ. `p_least`: the
+    p-value if all answers that differ were right in the same model.
     """
 
     measure: str = ""
@@ -260,12 +280,13 @@ class PairRow(Document):
     second: Number = None
     difference: Share = Share()
     p_value: Number = None
+    p_least: Number = None
     n: int | None = None
     p_corrected: Number = None
     settled: bool = False
 
 
-class AuditPair(Document):
+class AuditPair(Result):
     """Two audits: the models' names, which of them are sound, and what was withdrawn in one of them.
 
     `submitted`: of each, who handed in adversarial images that alone changed its worst case.
@@ -284,3 +305,21 @@ class AuditPair(Document):
     other_lungs: list[str] = []
     submitted: list[list[str]] = []
     rows: list[PairRow] = []
+
+    def table(self) -> "pd.DataFrame":
+        """Return a row for each condition: accuracy of both, the difference with its interval, and p."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "condition": row.measure,
+                self.first: row.first,
+                self.second: row.second,
+                "difference": row.difference.value,
+                "low": (row.difference.ci or (None, None))[0],
+                "high": (row.difference.ci or (None, None))[1],
+                "p, corrected": row.p_corrected,
+                "n": row.n,
+            }
+            for row in self.rows
+        )

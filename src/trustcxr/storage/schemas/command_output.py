@@ -11,9 +11,10 @@ class ImageAnswer(Document):
     """The class of one image, its probabilities, and whether it survives epsilon; or the reason for no answer.
 
     `calibrated`: the probabilities are scaled by a temperature. `survives`: by attack. `error`: the file cannot be
-    read, or its results cannot be written. `left_out`: it is no image. `dicom`: paths of DICOM objects; `no_dicom`: why
-    there are none. `border`: text if two classes are nearly as likely. `rarer_than`: the share of validation images
-    that are more like the training images.
+    read, or its results cannot be written. `left_out`: it is no image, or no chest radiograph. `dicom`: paths of DICOM
+    objects; `no_dicom`: why there are none. `warnings`: reasons for doubt. `border`: text if two classes are nearly as
+    likely. `rarer_than`: the share of validation images that are more like the training images. `smallest_change`:
+    epsilon of the smallest change found that flips it.
     """
 
     image: str = ""
@@ -29,6 +30,7 @@ class ImageAnswer(Document):
     warnings: list[str] = []
     border: str | None = None
     rarer_than: Number = None
+    smallest_change: Number = None
     error: str | None = None
     left_out: str | None = None
 

@@ -2,9 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
+
+from trustcxr.version import NOTICE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _finite(value: float | None) -> float | None:
@@ -25,11 +31,36 @@ class Document(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+class Result(Document):
+    """A document that shows itself as a table in a notebook. `folder`: where a command wrote its tables."""
+
+    _folder: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the results; None if they were not kept."""
+        return self._folder
+
+    def table(self) -> "pd.DataFrame":
+        """Return the figures as a table, a row for each condition; shares and interval ends are in [0, 1]."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, for a notebook."""
+        return self.table().to_html(index=False, na_rep="", float_format="{:.3f}".format) + f"<p>{NOTICE}</p>"
+
+
 class Share(Document):
     """A figure and its 95 % interval: `{"value": 0.84, "ci": [0.81, 0.87]}`."""
 
     value: Number = None
     ci: tuple[Number, Number] | None = None
+
+    @property
+    def columns(self) -> dict[str, float | None]:
+        """The figure and the ends of its interval, as columns of a table."""
+        low, high = self.ci or (None, None)
+        return {"accuracy": self.value, "low": low, "high": high}
 
     @property
     def interval(self) -> tuple[float, float] | None:

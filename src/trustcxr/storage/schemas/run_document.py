@@ -1,6 +1,8 @@
 """Define training.json and metrics.json: one trained run, or an external model."""
 
-from trustcxr.storage.schemas.document import Document, Number
+from typing import TYPE_CHECKING
+
+from trustcxr.storage.schemas.document import Document, Number, Result
 from trustcxr.storage.schemas.saliency_figures import LesionDocument, SaliencyDocument
 from trustcxr.storage.schemas.test_figures import (
     Accuracy,
@@ -16,6 +18,9 @@ from trustcxr.storage.schemas.test_figures import (
     MaskingVerdict,
     PlantedShortcut,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Reported(Document):
@@ -81,7 +86,7 @@ class TrainingDocument(Document):
     alarm: str | None = None
 
 
-class RunDocument(Document):
+class RunDocument(Result):
     """metrics.json: one run on one split; study.json adds `training`.
 
     `origin`: trained here, or external. `images`: fingerprint of the images. `given`: the external model;
@@ -135,3 +140,21 @@ class RunDocument(Document):
         whole = [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
         measured = [row for row in whole if row.least.value is not None]
         return min(measured, key=lambda row: row.least.value or 0.0, default=None)
+
+    def table(self) -> "pd.DataFrame":
+        """Return accuracy under each condition, with its interval: clean, attacks, certified, corruptions."""
+        import pandas as pd
+
+        clean: dict[str, object] = {"condition": "clean", "epsilon": None, "steps": None, "queries": None}
+        clean |= {"severity": None}
+        rows = [clean | {"n": self.clean.n} | self.clean.accuracy.columns]
+        for row in self.attacks:
+            which = {"condition": row.attack, "epsilon": row.epsilon, "n": row.n}
+            rows.append(clean | which | {"steps": row.steps, "queries": row.queries} | row.accuracy.columns)
+        for proved in self.certified:
+            which = {"condition": f"certified, {proved.method}", "epsilon": proved.epsilon, "n": proved.n}
+            rows.append(clean | which | proved.accuracy.columns)
+        for damaged in self.corruptions:
+            which = {"condition": damaged.corruption, "severity": damaged.severity, "n": damaged.n}
+            rows.append(clean | which | damaged.accuracy.columns)
+        return pd.DataFrame(rows)

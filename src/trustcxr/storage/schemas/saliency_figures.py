@@ -42,10 +42,10 @@ class Perturbed(Measures):
 
 
 class Lead(Document):
-    """The difference of a map and a control, or the closest of several, on the same images by one measure."""
+    """The difference of a map and a baseline map, or the closest of several, on the same images by one measure."""
 
     measure: str = ""
-    control: str = ""
+    baseline: str = ""
     difference: Share = Share()
 
 
@@ -60,10 +60,10 @@ class RandomWeights(Document):
 class SaliencyDocument(Measures):
     """One saliency method against the masks; its own figures are of the clean images.
 
-    `over_controls`: lead over each control; `beyond`: over the closest. `cells`: rows and columns of a CAM, "2 x 2";
-    `withheld`: why the hit rate, or every figure of a map of one cell, is null. `shows`: measures by which the map is
-    above its controls and random weights; `verdict`: that in a sentence. `void`: measures that a map of random weights
-    reaches too; `survives`: that in words.
+    `over_baselines`: lead over each baseline map; `beyond`: over the closest. `cells`: rows and columns of a CAM,
+    "2 x 2"; `withheld`: why the hit rate, or every figure of a map of one cell, is null. `shows`: measures by which the
+    map is above its baseline maps and random weights; `verdict`: that in a sentence. `void`: measures that a map of
+    random weights reaches too; `survives`: that in words.
     """
 
     target: str = ""
@@ -78,7 +78,7 @@ class SaliencyDocument(Measures):
     without_mask: int | None = None
     threshold: Number = None
     beyond: list[Lead] = []
-    over_controls: list[Lead] = []
+    over_baselines: list[Lead] = []
     correct: Measures = Measures()
     by_lesion: list[Stratum] = []
     stability: list[Change] = []

@@ -10,7 +10,11 @@ LEVEL = 0.05  # of a p-value, corrected for the number of comparisons
 
 
 class Comparison(Document):
-    """A robust run less the standard one on the same images, by one measure; `better`: the good direction, if any."""
+    """A robust run less the standard one on the same images, by one measure; `better`: the good direction, if any.
+
+    `p_least`: the p-value if all these images changed in one direction. Larger than LEVEL after correction, it cannot
+    settle anything.
+    """
 
     model: str = ""
     seed: int | None = None
@@ -26,6 +30,7 @@ class Comparison(Document):
     difference: Share = Share()
     improved: Number = None
     p_value: Number = None
+    p_least: Number = None
     n: int | None = None
     p_corrected: Number = None
     comparisons: int | None = None

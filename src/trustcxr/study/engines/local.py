@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trustcxr.console import log
-from trustcxr.study.engines.base import Failure, Outcomes, Task, Work, attempt
+from trustcxr.study.engines.base import Order, Outcomes, Task, Work, attempt
 
 
 class LocalEngine:
@@ -22,14 +22,9 @@ class LocalEngine:
 
     def map(self, work: Work, tasks: Sequence[Task], after: Callable[[], object] = lambda: None) -> Outcomes:
         """Do every task; the outcomes in their order, None for one that was done."""
-        failed: dict[str, Failure] = {}
-        outcomes: Outcomes = []
-        for number, task in enumerate(tasks, 1):
-            if task.run not in failed:
-                log(f"[{number}/{len(tasks)}] {task.step} {task.run}")
-                outcome = attempt(work, task)
-                after()
-                if outcome is not None:
-                    failed[task.run] = outcome
-            outcomes.append(failed.get(task.run))
-        return outcomes
+        order = Order(tasks)
+        while (index := order.next()) is not None:
+            log(f"[{index + 1}/{len(tasks)}] {tasks[index].step} {tasks[index].run}")
+            order.end(index, attempt(work, tasks[index]))
+            after()
+        return order.outcomes()

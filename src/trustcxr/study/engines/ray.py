@@ -99,7 +99,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise UserError("the engine ray needs Ray: pip install '.[ray]'") from None
+        raise UserError("the engine ray needs Ray: pip install 'trustcxr[ray]'") from None
     if ray.is_initialized():
         yield ray
         return

@@ -52,7 +52,7 @@ class SlurmEngine:
         try:
             import submitit
         except ImportError:
-            raise UserError("the engine slurm needs submitit: pip install '.[slurm]'") from None
+            raise UserError("the engine slurm needs submitit: pip install 'trustcxr[slurm]'") from None
         parameters: dict[str, Any] = {"name": f"trustcxr-{name}", "timeout_min": _HOURS * 60}
         parameters["cpus_per_task"] = self.needs.cpus
         if self.needs.gpus is not None:

@@ -108,6 +108,8 @@ async function go(now) {
   }
   byId("title").textContent = `Image ${state.next + 1} of ${state.images}`;
   byId("judging").hidden = true;
+  byId("judging-title").textContent = state.maps > 1 ? "2. Compare the heatmaps" : "2. Rate the heatmap";
+  byId("ranking").hidden = state.maps === 1;
   problems.clear();
   image = answers;
   regions = image.mark ? image.mark.regions : [];
@@ -338,7 +340,8 @@ function makeMap(response) {
   part.querySelector("figcaption").textContent = name;
   part.querySelector(".heat").alt = `${name}: heatmap over the image`;
   const ranks = Array.from({ length: state.maps }, (_, k) => k + 1);
-  choices(part.querySelector(".rank"), name, "rank", ranks, response);
+  if (state.maps > 1) choices(part.querySelector(".rank"), name, "rank", ranks, response);
+  else part.querySelector(".rank").hidden = true;
   choices(part.querySelector(".rating"), name, "rating", state.ratings, response);
   return part;
 }
@@ -398,7 +401,8 @@ function choose(name, value) {
 function counted() {
   const missing = image.responses.filter((response) => response.rank === null || response.rating === null).length;
   byId("next").disabled = missing > 0;
-  byId("missing").textContent = missing ? `${missing} of ${state.maps} maps still need a rank or a rating` : "";
+  const needed = state.maps > 1 ? `${missing} of ${state.maps} maps still need a rank or a rating` : "The map still needs a rating";
+  byId("missing").textContent = missing ? needed : "";
 }
 
 byId("next").addEventListener("click", guarded("next", async () => {

@@ -66,6 +66,8 @@ for (const zone of document.querySelectorAll(".drop")) {
 // An image dropped outside the fields must not replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
 
+byId("anyway").addEventListener("change", () => { if (images.some(Boolean)) show(); });
+
 byId("clear").addEventListener("click", () => {
   images.fill(null);
   for (const input of document.querySelectorAll("input[type=file]")) input.value = "";
@@ -130,6 +132,7 @@ async function ask(image, run, now) {
     const form = new FormData();
     form.append("file", image, "image");
     form.append("run", run.name);
+    form.append("anyway", String(byId("anyway").checked));
     const response = await fetch("api/v1/examine", { method: "POST", body: form, headers: headers() });
     if (response.ok) return response.json();
     if (response.status === 503 && attempt < 10) {
@@ -138,6 +141,7 @@ async function ask(image, run, now) {
       continue;
     }
     const body = await response.json().catch(() => null);
+    if (body && body.error.code === "no-chest-image") throw new Error(`${body.error.message}, so it gets no class`);
     throw new Error(body ? body.error.message : `the server answered with status ${response.status}`);
   }
   return null;
@@ -173,12 +177,14 @@ function fill(panel, answer) {
   at(".answers").hidden = false;
 }
 
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1).replace(/\.$/, "")}.`;
 
 function fillWarnings(section, warnings) {
   section.classList.toggle("none", warnings.length === 0);
-  const rows = warnings.length ? warnings : ["No reasons were found. That is no proof that the answer is right."];
-  section.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text.replace(/\.$/, "")))));
+  const count = warnings.length === 1 ? "1 reason" : `${warnings.length} reasons`;
+  section.querySelector("h3").textContent = warnings.length ? `${count} not to rely on this` : "No reason for doubt was found";
+  const rows = warnings.length ? warnings : ["Everything was looked at. That is no proof that the answer is right."];
+  section.querySelector("ul").replaceChildren(...rows.map((text) => element("li", sentence(text))));
 }
 
 function fillClasses(list, answer) {
@@ -201,31 +207,31 @@ function fillMaps(panel, answer) {
     shown.src = image;
     shown.alt = "The image";
   }
-  const pictures = answer.maps.map((map) => ({ map: png(map.png), controls: map.controls.map((c) => png(c.png)) }));
+  const pictures = answer.maps.map((map) => ({ map: png(map.png), baselines: map.baselines.map((c) => png(c.png)) }));
   const method = at(".method");
-  const control = at(".control");
+  const baseline = at(".baseline");
   method.replaceChildren(...answer.maps.map((map, i) => new Option(map.label, String(i))));
   const fillControls = () => {
     const map = answer.maps[Number(method.value)];
-    control.replaceChildren(...map.controls.map((c, i) => new Option(c.label, String(i))));
+    baseline.replaceChildren(...map.baselines.map((c, i) => new Option(c.label, String(i))));
     draw();
   };
   const draw = () => {
     const map = answer.maps[Number(method.value)];
-    const other = map.controls[Number(control.value)];
+    const other = map.baselines[Number(baseline.value)];
     const cells = map.cells ? `, made of ${map.cells} cells` : "";
     at(".map").src = pictures[Number(method.value)].map;
     at(".map").alt = `${map.label} for ${answer.predicted}: bright where the network sees evidence`;
-    at(".other").src = pictures[Number(method.value)].controls[Number(control.value)];
-    at(".other").alt = `Control: ${other.label}`;
+    at(".other").src = pictures[Number(method.value)].baselines[Number(baseline.value)];
+    at(".other").alt = `Baseline map: ${other.label}`;
     at(".of-map").textContent = `${map.label} for ${answer.predicted}${cells}`;
-    at(".of-control").textContent = `Control: ${other.label}${cells}. It does not depend on the answer.`;
+    at(".of-baseline").textContent = `Baseline map: ${other.label}${cells}. It does not depend on the answer.`;
     at(".likeness").textContent = other.likeness === null ? "One of the two maps is even, so they cannot be compared."
-      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than the control).`;
-    at(".verdict").textContent = map.verdict ? `On the test images of the run: ${map.verdict}` : "";
+      : `Correlation of the two maps: ${other.likeness.toFixed(2)} (1: the map shows no more than the baseline map).`;
+    at(".verdict").textContent = map.verdict ? `On the test images of the run: ${map.verdict}` : "Not measured on the test images of the run.";
   };
   method.addEventListener("change", fillControls);
-  control.addEventListener("change", draw);
+  baseline.addEventListener("change", draw);
   const opacity = at(".opacity");
   opacity.addEventListener("input", () => {
     for (const image of panel.querySelectorAll(".map")) image.style.opacity = opacity.value / 100;

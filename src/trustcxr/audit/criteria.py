@@ -1,0 +1,319 @@
+"""Judge an audit by acceptance criteria: met, not met, or not settled by this many images."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from trustcxr.audit import verdict
+from trustcxr.audit.compare import compare
+from trustcxr.audit.facts import predictive_values
+from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.subject import Subject
+from trustcxr.errors import UserError, suggest_nearest
+from trustcxr.recipes.criteria_file import (
+    CLAIM,
+    CLAIMS,
+    CriteriaRecipe,
+    Criterion,
+    Selector,
+    Step,
+    outline,
+    read_criteria,
+)
+from trustcxr.statistics import LEVEL
+from trustcxr.storage import layout
+from trustcxr.storage.prediction_table import CLEAN
+from trustcxr.storage.schemas import AuditDocument, CriterionResult, Share, read_audit
+
+POWER = 0.8  # chance that the images needed settle a criterion
+_LOWER_IS_BETTER = (
+    *("ece", "ece_plug_in", "ece_scaled", "flip_rate", "success_rate", "log_loss", "log_loss_scaled"),
+    *("likelihood_negative", "unmoved"),
+)
+_NO_SHARES = ("likelihood_positive", "likelihood_negative", "log_loss", "log_loss_scaled", "temperature")
+_ENTRY_KEYS = ("finding", "attack", "epsilon", "column", "name", "corruption", "severity", "by")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of audit.json: its path, value and interval, and the images it is over."""
+
+    path: str
+    share: Share
+    n: int | None
+    counts: bool = False  # a whole number, not a share
+
+    @property
+    def last(self) -> str:
+        """Return the last name of the path."""
+        return self.path.rpartition(".")[2]
+
+
+def choose_criteria(subject: Subject, recipe: CriteriaRecipe | None) -> CriteriaRecipe:
+    """Return the criteria, or without any those that the model file names, with the prevalence of both."""
+    recipe = recipe or CriteriaRecipe()
+    if recipe.criteria or not isinstance(subject, ExternalModel) or not subject.criteria:
+        return recipe
+    declared = read_criteria(Path(subject.criteria))
+    return declared.model_copy(update={"prevalence": {**declared.prevalence, **recipe.prevalence}})
+
+
+def apply_criteria(document: AuditDocument, recipe: CriteriaRecipe, out: Path, *, measured_before: bool) -> None:
+    """Set predictive values, the results of acceptance criteria and the verdict, which need no new measurement.
+
+    `measured_before`: the figures stood before this command. Then a criterion was written beforehand only if the audit
+    had it already, with the same figure and bound.
+    """
+    before = {_identify(row) for row in document.criteria if row.beforehand}
+    document.predictive_values = predictive_values(document.operating_points, recipe.prevalence)
+    document.criteria = judge(document, recipe.criteria, out)
+    for row in document.criteria:
+        row.beforehand = not measured_before or _identify(row) in before
+        row.text += "" if row.beforehand else " (this criterion was written after the figures were known)"
+    answers = [
+        verdict.Answer(row.name, row.met, row.text, "MET", "NOT MET", measured=row.result.value is not None)
+        for row in document.criteria
+    ]
+    document.verdict = verdict.judge(document, answers)
+    for row in document.criteria:
+        row.met = row.met if document.verdict.sound or not row.met else None  # nothing is met by what is not sound
+
+
+def _identify(row: CriterionResult) -> tuple[object, ...]:
+    return row.name, row.figure, row.by, row.not_worse_than, row.margin, row.side, row.bound
+
+
+def judge(document: AuditDocument, criteria: Sequence[Criterion], out: Path) -> list[CriterionResult]:
+    """Return the result of each criterion; `out` is the folder of the audit, for comparison with other audits."""
+    content = document.model_dump(mode="json", by_alias=True)
+    return [_judge_one(document, content, one, out) for one in criteria]
+
+
+def count_needed(n: int, value: float, interval: tuple[float, float], bound: float, power: float = POWER) -> int | None:
+    """Return how many images settle a criterion with a chance of `power`, if the true value is `value`.
+
+    The interval shrinks with the square root of the number of images. Its side towards the bound must be shorter than
+    the distance to the bound, by as much as the next estimate varies. None if the value is at the bound.
+    """
+    if math.isclose(value, bound, abs_tol=1e-9):
+        return None
+    low, high = interval
+    varies = (high - low) / 2 * stats.norm.ppf(power) / stats.norm.ppf((1 + LEVEL) / 2)
+    side = value - low if value > bound else high - value
+    return math.ceil(n * ((side + varies) / (value - bound)) ** 2)
+
+
+def find_figures(content: Mapping[str, Any], steps: Sequence[Step]) -> list[Figure]:
+    """Return every figure that the steps of a path lead to, in the dictionary of audit.json."""
+    return list(_walk(content, steps, "", None))
+
+
+def _walk(at: Any, steps: Sequence[Step], path: str, n: int | None) -> Iterator[Figure]:
+    if isinstance(at, dict) and isinstance(at.get("n"), int):
+        n = at["n"]
+    if not steps:
+        share = at if isinstance(at, dict) else {"value": at}
+        yield Figure(path, Share.model_validate(share), n, counts=isinstance(at, int))
+        return
+    step, rest = steps[0], steps[1:]
+    if isinstance(at, list) and isinstance(step, dict):
+        for entry in (entry for entry in at if _matches(entry, step)):
+            yield from _walk(entry, rest, f"{path}[{_describe(entry, step)}]", n)
+    elif isinstance(at, dict) and isinstance(step, dict):
+        for name in at:  # [*] of a mapping
+            yield from _walk(at[name], rest, f"{path}[{name}]", n)
+    elif isinstance(at, dict) and isinstance(step, str) and at.get(step) is not None:
+        yield from _walk(at[step], rest, _join(path, step, at), n)
+
+
+def _join(path: str, step: str, at: Mapping[str, Any]) -> str:
+    is_name = path and all(isinstance(value, dict) for value in at.values())
+    return f"{path}[{step}]" if is_name and not step.isidentifier() else f"{path}.{step}" if path else step
+
+
+def _matches(entry: Mapping[str, Any], selector: Selector) -> bool:
+    for key, text in selector.items():
+        value = entry.get(key)
+        try:
+            same = abs(float(text) - float(value)) < 1e-9  # type: ignore[arg-type]  # None is a TypeError
+        except (TypeError, ValueError):
+            same = str(value) == text
+        if not same:
+            return False
+    return True
+
+
+def _describe(entry: Mapping[str, Any], selector: Selector) -> str:
+    """Return the selector of one entry, with the keys that tell it apart."""
+    keys = [key for key in _ENTRY_KEYS if key in selector or entry.get(key) not in (None, "", 0)]
+    return ", ".join(f"{key}={entry.get(key)}" for key in keys)
+
+
+def _judge_one(document: AuditDocument, content: Mapping[str, Any], one: Criterion, out: Path) -> CriterionResult:
+    found = [figure for figure in find_figures(content, one.steps) if figure.share.value is not None]
+    if not found:
+        return _row(one, text=f"{one.figure} was not measured{_explain_missing(document, content, one)}")
+    rows = [_judge_figure(document, one, figure, out) for figure in found]
+    decisive = min(rows, key=lambda row: ({False: 0, None: 1, True: 2}[row.met], _slack(row)))
+    if len(rows) > 1:
+        text = f"{decisive.text}; it is the worst of {len(rows)} figures, and each of them must meet the bound"
+        decisive = decisive.model_copy(update={"text": text})
+    return decisive
+
+
+def _explain_missing(document: AuditDocument, content: Mapping[str, Any], one: Criterion) -> str:
+    if document.withdrawn and one.steps[0] in ("attacks", "operating_points", "predictive_values"):
+        return f": withdrawn, since {document.withdrawn}"
+    loose: list[Step] = [{} if isinstance(step, dict) else step for step in one.steps]
+    names = [figure.path for figure in find_figures(content, loose) if figure.share.value is not None]
+    near = suggest_nearest(one.figure, names) or (f"there is {', '.join(names[:3])}" if names else "")
+    return f": {near.strip()}" if near else " by this audit"
+
+
+def _judge_figure(document: AuditDocument, one: Criterion, figure: Figure, out: Path) -> CriterionResult:
+    if one.not_worse_than is None:
+        side, bound = ("at_least", one.at_least) if one.at_least is not None else ("at_most", one.at_most)
+        return _compare(one, figure, side, float(bound or 0.0), "", _under_attack(one))
+    side = "at_most" if figure.last in _LOWER_IS_BETTER else "at_least"
+    margin = float(one.margin or 0.0)
+    if one.not_worse_than == CLAIM:
+        claim = getattr(document.model.reported, CLAIMS[outline(one.figure)])
+        if claim is None:
+            return _row(one, text="the model's makers claim no such figure")
+        reason = f" (the makers' {_format(figure, claim)} less the margin)"
+        return _compare(one, figure, side, claim - margin, reason, _under_attack(one))
+    return _compare_audits(one, figure, side, margin, out)
+
+
+def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, out: Path) -> CriterionResult:
+    """Compare a figure with that of another audit: image by image, or as independent if that cannot be."""
+    folder = Path(str(one.not_worse_than))
+    other = read_audit(folder / layout.AUDIT_FILE)
+    others = find_figures(other.model_dump(mode="json", by_alias=True), one.steps)
+    match = next((o for o in others if o.path == figure.path and o.share.value is not None), None)
+    if match is None:
+        return _row(one, text=f"{folder} has no figure {figure.path}")
+    difference, how = _paired_difference(figure, folder, out), "image by image"
+    if difference is None:
+        difference, how = _independent_difference(figure.share, match.share), "as of independent images"
+    change = replace(figure, path=f"{figure.path} less that of {other.model.name}", share=difference)
+    bound = margin if side == "at_most" else -margin
+    return _compare(one, change, side, bound, f" (the margin; compared {how})", "")
+
+
+def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
+    """Return this accuracy less the other's over the same images; None if `compare` has no such row."""
+    names = {f"{CLEAN}.accuracy": f"{CLEAN} accuracy"}
+    names |= {f"attacks[{k}].accuracy": v for k, v in _attack_rows(figure.path)}
+    try:
+        rows = {row.measure: row.difference for row in compare(folder, out).rows}
+    except UserError:  # of other images, or another protocol
+        return None
+    return rows.get(names.get(figure.path, ""))
+
+
+def _attack_rows(path: str) -> Iterator[tuple[str, str]]:
+    if path.startswith("attacks["):
+        inside = path.partition("[")[2].partition("]")[0]
+        parts = dict(pair.split("=") for pair in inside.split(", "))
+        yield inside, f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+
+
+def _independent_difference(first: Share, second: Share) -> Share:
+    """Return first less second with the interval of two independent figures (MOVER: Newcombe 1998, method 10)."""
+    value = float(first.value or 0.0) - float(second.value or 0.0)
+    if first.interval is None or second.interval is None:
+        return Share(value=value, ci=None)
+    (low_1, high_1), (low_2, high_2) = first.interval, second.interval
+    below = math.hypot(float(first.value or 0.0) - low_1, high_2 - float(second.value or 0.0))
+    above = math.hypot(high_1 - float(first.value or 0.0), float(second.value or 0.0) - low_2)
+    return Share(value=value, ci=(value - below, value + above))
+
+
+def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: str, remark: str) -> CriterionResult:
+    """Compare a figure, or its whole interval, with a bound."""
+    sign, value = (1.0 if side == "at_least" else -1.0), float(figure.share.value or 0.0)
+    needed, met = None, bool(sign * (value - bound) >= 0)
+    words = (
+        f"{figure.path} is {_format_share(figure)}, {side.replace('_', ' ')} {_format(figure, bound)} is asked{reason}"
+    )
+    if one.by == "interval":
+        if figure.share.interval is None:
+            return _row(one, figure, side, bound, text=f"{words}, but it has no interval on these images")
+        low, high = figure.share.interval
+        near, far = (low, high) if sign > 0 else (high, low)
+        met = True if sign * (near - bound) >= 0 else False if sign * (far - bound) < 0 else None  # type: ignore[assignment]
+        if met is None and figure.n:
+            needed = count_needed(figure.n, value, (low, high), bound)
+    part = "" if one.by == "interval" else ", by the estimate alone"
+    if met is None:
+        text = f"{words}; {_images(figure.n)} do not settle it{_format_needed(needed)}"
+    else:
+        text = f"{words}{part}{remark if met else ''}"
+    return _row(one, figure, side, bound, met=met, needed=needed, text=text)
+
+
+def _images(n: int | None) -> str:
+    return "these images" if n is None else f"{n:,} images"
+
+
+def _format_needed(needed: int | None) -> str:
+    if needed is None:
+        return ", and no number of images does if the true value is at the bound"
+    digits = max(len(str(needed)) - 2, 0)
+    rounded = math.ceil(needed / 10**digits) * 10**digits
+    return f": about {rounded:,} such images would, with a chance of {POWER:.0%}, if the true value is this one"
+
+
+def _under_attack(one: Criterion) -> str:
+    """Return the remark on an upper bound, if the figure is one under attack that must be high enough."""
+    attacked = any(isinstance(step, dict) and step.get("attack", CLEAN) != CLEAN for step in one.steps)
+    return "; under these attacks: a stronger one may leave less" if attacked and one.at_most is None else ""
+
+
+def _format(figure: Figure, number: float) -> str:
+    if figure.counts or figure.last in _NO_SHARES:
+        return f"{number:.4g}"
+    return f"{number:+.1%}" if " less that of " in figure.path else f"{number:.1%}"
+
+
+def _format_share(figure: Figure) -> str:
+    value, ends = float(figure.share.value or 0.0), figure.share.interval
+    if ends is None:
+        return _format(figure, value)
+    return f"{_format(figure, value)} [{_format(figure, ends[0])}, {_format(figure, ends[1])}]"
+
+
+def _slack(row: CriterionResult) -> float:
+    """Return how far the estimate lies on the right side of the bound."""
+    return (-1.0 if row.side == "at_most" else 1.0) * ((row.result.value or 0.0) - (row.bound or 0.0))
+
+
+def _row(
+    one: Criterion,
+    figure: Figure | None = None,
+    side: str = "",
+    bound: float | None = None,
+    *,
+    met: bool | None = None,
+    needed: int | None = None,
+    text: str = "",
+) -> CriterionResult:
+    return CriterionResult(
+        name=one.name,
+        figure=one.figure if figure is None else figure.path,
+        side=side,
+        bound=bound,
+        by=one.by,
+        not_worse_than=Path(one.not_worse_than).name if one.not_worse_than else "",
+        margin=one.margin,
+        result=Share() if figure is None else figure.share,
+        n=None if figure is None else figure.n,
+        met=met,
+        images_needed=needed,
+        text=text,
+    )

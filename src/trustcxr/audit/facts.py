@@ -1,0 +1,188 @@
+"""Collect the facts of an audit that a committee asks for: date, machine, images left out, Table 1, failures."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trustcxr.audit import multilabel, subgroups
+from trustcxr.audit.audit_data import AuditImages
+from trustcxr.data.dataset import Dataset
+from trustcxr.errors import UserError
+from trustcxr.statistics import softmax
+from trustcxr.storage import layout
+from trustcxr.storage.atomic import write_arrays
+from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.schemas import (
+    AuditDocument,
+    AuditFacts,
+    Characteristic,
+    Failure,
+    FlowStep,
+    OperatingPoint,
+    PredictiveValue,
+    Share,
+)
+from trustcxr.training.environment import hardware
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+FAILURES = 12  # wrong answers that are listed and shown
+_TABLE_1 = {"age", "sex", "gender", "view", "source", "hospital", "site", "country", "race", "ethnicity"}
+_TABLE_1 |= {"manufacturer", "scanner", "device"}
+_MOST_VALUES = 12  # of a column in Table 1; rarer ones are counted together
+
+
+def describe_facts(images: AuditImages, answered: int, findings: tuple[str, ...] = ()) -> AuditFacts:
+    """Return the facts of an audit now, on this machine. `answered`: images with predictions."""
+    table = images.examined.table
+    patients = table["patient"].dropna().astype(str)
+    facts = AuditFacts(
+        date=datetime.now(UTC).date().isoformat(),
+        versions=layout.versions(),
+        hardware=hardware(),
+        patients=patients.nunique() if len(patients) else None,
+        without_patient=len(table) - len(patients),
+        flow=_describe_flow(images, answered),
+        characteristics=_describe_characteristics(images.examined, by_class=not findings),
+    )
+    if findings:
+        truth = multilabel.labelled_findings(table, findings)
+        facts.classes = {name: int((truth[:, k] == 1).sum()) for k, name in enumerate(findings)}
+        facts.labelled = {name: int(np.isfinite(truth[:, k]).sum()) for k, name in enumerate(findings)}
+    else:
+        facts.classes = {name: int((table["class"] == name).sum()) for name in images.examined.classes}
+    return facts
+
+
+def _describe_flow(images: AuditImages, answered: int) -> list[FlowStep]:
+    """Return how many images each step of choosing them left."""
+    examined, steps = images.examined, [FlowStep(step="listed in the data", n=images.listed)]
+
+    def leave_out(step: str, n: int, why: str) -> None:
+        steps.append(FlowStep(step=step, n=n, left_out=int(steps[-1].n or 0) - n, why=why))
+
+    if examined.split is not None and images.in_split is not None:
+        leave_out(f"in the split {examined.split}", images.in_split, "in another split")
+    leave_out("with a label of the model", len(examined) + len(examined.skipped), "label left out, or unlike any class")
+    reasons = sorted(set(map(str, examined.skipped["reason"])))
+    leave_out("readable", len(examined), "; ".join(reasons[:3]) or "file not readable")
+    leave_out("with an answer of the model", answered, "no score in the table")
+    return steps
+
+
+def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[Characteristic]:
+    """Return Table 1: age, sex, view, source and the like, by class."""
+    table, rows = dataset.table, list[Characteristic]()
+    classes = dict.fromkeys(dataset.classes) if by_class else {}
+    for name, values in subgroups.dividing_columns(table, (), single=True).items():
+        if not _TABLE_1 & subgroups.words_of(name):
+            continue
+        if "age" in subgroups.words_of(name):
+            rows += _age_quartiles(name, table, classes)
+        counts = values.value_counts()
+        shown = values.where(values.isin(counts.index[:_MOST_VALUES]), subgroups.OTHERS)
+        for value in sorted(set(shown), key=lambda v: (v in (subgroups.OTHERS, subgroups.UNKNOWN), v)):
+            inside = shown == value
+            by = {k: int((inside & (table["class"] == k)).sum()) for k in classes}
+            rows.append(Characteristic(column=name, value=str(value), n=int(inside.sum()), by_class=by))
+    return rows
+
+
+def _age_quartiles(name: str, table: "pd.DataFrame", classes: Mapping[str, None]) -> list[Characteristic]:
+    years = subgroups.as_numbers(table[name])
+    if not years.notna().any():
+        return []
+    parts = {"all": years} | {key: years[table["class"] == key] for key in classes}
+    quartiles = {key: tuple(part.quantile([0.25, 0.5, 0.75])) for key, part in parts.items() if part.notna().any()}
+    return [Characteristic(column=name, value="median", n=int(years.notna().sum()), quartiles=quartiles)]
+
+
+def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[Failure]:
+    """Return the most confident wrong answers on unperturbed images, the most confident first."""
+    clean = table[(table["attack"] == CLEAN).to_numpy()]
+    probabilities, labels = softmax(logits_of(clean)), clean["label"].to_numpy(int)
+    answers = probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    wrong = np.flatnonzero(answers != labels)
+    names = clean["sample_id"].to_numpy(dtype=str)
+    first = wrong[np.lexsort((names[wrong], -confidence[wrong]))][:FAILURES]
+    images = (clean["image"] if "image" in clean else clean["sample_id"]).to_numpy(dtype=str)
+    finding = clean["finding"].to_numpy(dtype=str) if "finding" in clean else np.full(len(clean), "")
+    return [
+        Failure(
+            sample_id=images[row],
+            finding=finding[row],
+            label=classes[labels[row]],
+            answer=classes[answers[row]],
+            probability=float(confidence[row]),
+        )
+        for row in first
+    ]
+
+
+def write_pictures(document: AuditDocument, dataset: Dataset, out: "Path", *, pictures: bool) -> None:
+    """Write the images of the failures into `out`; without `pictures` remove every image of a patient there."""
+    path = out / layout.FAILURES_FILE
+    if not pictures:
+        (out / layout.SMALLEST_CHANGES_FILE).unlink(missing_ok=True)
+    if not pictures or not document.failures:
+        path.unlink(missing_ok=True)
+        return
+    row_of = {name: row for row, name in enumerate(dataset.sample_ids)}
+    names = list(dict.fromkeys(failure.sample_id for failure in document.failures))
+    if missing := [name for name in names if name not in row_of]:
+        raise UserError(f"{out}: has a failure on {missing[0]}, which is not among these images; choose another --out")
+    pixels = dataset.batch([row_of[name] for name in names])[:, 0]
+    write_arrays(path, {"sample_id": np.array(names), "image": pixels})
+
+
+def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, float]) -> list[PredictiveValue]:
+    """Return PPV and NPV of each operating point whose class has a prevalence, clean and under each attack.
+
+    By Bayes: the odds before the test times a likelihood ratio. The ends of an interval are those of the ratio's.
+    """
+    rows = []
+    for point in (point for point in points if point.finding in prevalence):
+        before = prevalence[point.finding]
+        odds = before / (1 - before)
+        sensitivity, specificity = point.sensitivity.value, point.specificity.value
+        if sensitivity is None or specificity is None:
+            continue
+        hits, false = odds * sensitivity, 1 - specificity
+        cleared, missed = specificity, odds * (1 - sensitivity)
+        ppv_ends = [_chance(end, odds) for end in _ratio_ends(point.likelihood_positive)]
+        npv_ends = [1 - _chance(end, odds) for end in reversed(_ratio_ends(point.likelihood_negative))]
+        rows.append(
+            PredictiveValue(
+                finding=point.finding,
+                attack=point.attack,
+                epsilon=point.epsilon,
+                steps=point.steps,
+                queries=point.queries,
+                aimed_at=point.aimed_at,
+                prevalence=before,
+                n=point.n,
+                ppv=Share(value=hits / (hits + false) if hits + false else None, ci=_pair(ppv_ends)),
+                npv=Share(value=cleared / (cleared + missed) if cleared + missed else None, ci=_pair(npv_ends)),
+            )
+        )
+    return rows
+
+
+def _ratio_ends(ratio: Share) -> list[float]:
+    """Return both ends of a likelihood ratio's interval; a missing upper end is infinite."""
+    low, high = ratio.ci or (None, None)
+    return [] if low is None else [low, float("inf") if high is None else high]
+
+
+def _chance(ratio: float, odds: float) -> float:
+    return 1.0 if ratio == float("inf") else odds * ratio / (1 + odds * ratio)
+
+
+def _pair(ends: list[float]) -> tuple[float, float] | None:
+    return (ends[0], ends[1]) if ends else None

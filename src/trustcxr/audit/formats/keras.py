@@ -1,0 +1,258 @@
+"""Check Keras files, and load them as torch modules by Keras 3 on its torch backend."""
+
+import io
+import json
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from trustcxr.audit.formats.outputs import check_trusted, one_line
+from trustcxr.errors import UserError
+
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_RECORDS = (_CONFIG, _WEIGHTS, "metadata.json")
+_EXPANSION = 20  # largest size of a file's content, in units of the file: trained weights hardly compress
+_CODE = {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+_READERS = {"StringLookup", "IntegerLookup", "TextVectorization"}  # layers that read other files
+_VALUES = {"__tensor__", "__numpy__", "__keras_tensor__", "__slice__", "__ellipsis__", "TensorShape"}
+_WITHOUT_GROUPS = {"DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}  # Keras 2 writes groups, Keras 3 has none
+_KINDS = {"softmax": "probabilities", "sigmoid": "sigmoid", "linear": "logits"}
+
+
+class KerasNet(nn.Module):
+    """A Keras model: images (B, C, H, W) in its own range -> its first output, with gradients.
+
+    `size` and `channels` are of its images, None for any.
+    """
+
+    def __init__(self, path: Path, *, trust_code: bool = False) -> None:
+        super().__init__()
+        self.model = _load_model(path, trust_code)
+        self.device_scope = _import_keras().device
+        self.where, self.outputs = str(path), len(self.model.outputs)
+        if len(self.model.inputs) != 1 or len(self.model.inputs[0].shape) != 4:
+            raise UserError(f"{path}: it takes {len(self.model.inputs)} inputs. One is needed, the images")
+        _, *sides = self.model.inputs[0].shape
+        self.channels_last = sides[2] in (1, 3) or sides[0] not in (1, 3)
+        height, width, self.channels = sides if self.channels_last else (*sides[1:], sides[0])
+        self.size = height if height == width else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the first output."""
+        with self.device_scope(str(images.device)):
+            output = self.model(images.permute(0, 2, 3, 1) if self.channels_last else images, training=False)
+        return output[0] if isinstance(output, list | tuple) else output
+
+    @property
+    def kind(self) -> str | None:
+        """Return the kind of output that the last activation makes; None if that is not known."""
+        layer = list(_layers(self.model))[-1]
+        name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__.lower())
+        return _KINDS.get(name)
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """Return the values of black and white that a Rescaling layer turns to 0 (or -1) and 1; None without one."""
+        for layer in _layers(self.model):
+            scale, offset = getattr(layer, "scale", None), getattr(layer, "offset", 0.0)
+            if type(layer).__name__ == "Rescaling" and isinstance(scale, float) and isinstance(offset, float | int):
+                black, white = ((target - offset) / scale for target in (-1.0 if offset < 0 else 0.0, 1.0))
+                return round(black, 3), round(white, 3)
+        return None
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield from _layers(layer) if getattr(layer, "layers", None) else (layer,)
+
+
+def _import_keras() -> Any:
+    """Import Keras 3 on its torch backend; UserError if it is missing or has another backend."""
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "torch"
+    keras = _needs("keras")
+    if keras.backend.backend() != "torch":
+        raise UserError(
+            f"keras: it was imported with the backend {keras.backend.backend()}, and torch is needed. Set "
+            "KERAS_BACKEND=torch before Python starts"
+        )
+    return keras
+
+
+def _needs(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError:
+        raise UserError(f"Keras files need {package}: pip install '.[keras]'") from None
+
+
+def _load_model(path: Path, trust_code: bool) -> Any:
+    config, numbers = _read_archive(path) if path.suffix == ".keras" else _read_hdf5(path)
+    keras = _import_keras()
+    try:
+        _check_config(config, path, keras, trust_code)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with keras.device("meta"):  # without memory: a layer may claim any size
+                claimed = _build(config, trust_code).count_params()
+            if claimed > numbers:
+                raise UserError(f"{path}: its layers claim {claimed} weights where the file has {numbers}")
+            with keras.device("cpu"):
+                model = _build(config, trust_code)
+                model.load_weights(str(path))
+    except UserError:
+        raise
+    except Exception as problem:  # Keras raises many kinds
+        raise UserError(f"{path}: Keras does not take it ({one_line(problem)})") from None
+    if not getattr(model, "inputs", None):
+        raise UserError(f"{path}: it does not tell the shape of its images. Save it after it was built")
+    return model
+
+
+def _build(config: dict[str, Any], trust_code: bool) -> Any:
+    """Build a model from its configuration, with new weights."""
+    from keras.src.legacy.saving.saving_utils import model_from_config
+    from keras.src.saving.serialization_lib import SafeModeScope, deserialize_keras_object
+
+    config = deepcopy(config)  # Keras changes it
+    with SafeModeScope(not trust_code):
+        return deserialize_keras_object(config) if "module" in config else model_from_config(config)
+
+
+def _read_archive(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the configuration and the number of weights of a .keras archive, without extracting it.
+
+    Raises UserError for an archive that is damaged, has other records, or would fill memory.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.filename not in _RECORDS:
+                    name = ascii(record.filename)[1:-1]
+                    raise UserError(f"{path}: it holds '{name}', not only {', '.join(_RECORDS)}. Nothing was extracted")
+                _check_size(path, record.filename, record.file_size, size)
+            config, weights = json.loads(archive.read(_CONFIG)), archive.read(_WEIGHTS)
+        with _needs("h5py").File(io.BytesIO(weights), "r") as file:
+            numbers = _count_numbers(file, path, len(weights))
+    except UserError:
+        raise
+    except Exception as problem:  # zipfile, json and h5py raise many kinds
+        raise UserError(f"{path}: not readable as a Keras archive ({one_line(problem)})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: its {_CONFIG} is not the configuration of a model")
+    config.pop("compile_config", None)  # losses and metrics serve training
+    return config, numbers
+
+
+def _read_hdf5(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the configuration and the number of weights of an .h5 file; UserError if it is damaged or unsafe."""
+    size = path.stat().st_size
+    try:
+        with _needs("h5py").File(path, "r") as file:
+            numbers = _count_numbers(file, path, size)
+            if "model_config" not in file.attrs:
+                raise UserError(f"{path}: weights alone. Save the whole model: model.save('model.keras')")
+            _check_size(path, "model_config", file.attrs.get_id("model_config").get_storage_size(), size)
+            config = json.loads(file.attrs["model_config"])
+    except UserError:
+        raise
+    except Exception as problem:  # h5py and json raise many kinds
+        raise UserError(f"{path}: not readable as a Keras file ({one_line(problem)})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: its model_config is not the configuration of a model")
+    _update_config(config)
+    return config, numbers
+
+
+def _update_config(config: Any) -> None:
+    """Change a configuration of Keras 2 to what Keras 3 reads: no groups, and one tensor rather than a list of one."""
+    if isinstance(config, list):
+        for part in config:
+            _update_config(part)
+    elif isinstance(config, dict):
+        if config.get("class_name") in _WITHOUT_GROUPS and isinstance(config.get("config"), dict):
+            config["config"].pop("groups", None)
+        for key in ("input_layers", "output_layers"):
+            if isinstance(config.get(key), list) and len(config[key]) == 1:
+                config[key] = config[key][0]
+        _update_config(list(config.values()))
+
+
+def _count_numbers(file: Any, path: Path, size: int) -> int:
+    """Return how many numbers the data sets of an HDF5 file hold.
+
+    Raises UserError if they lie in other files, or claim far more than the `size` of the file in bytes.
+    """
+    h5py, numbers, claimed = _needs("h5py"), 0, 0
+    groups, seen = [file["/"]], set()
+    while groups:
+        group = groups.pop()
+        if group in seen:
+            continue
+        seen.add(group)
+        for name in group:
+            part = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+            if part is None or (isinstance(part, h5py.Dataset) and (part.external or part.is_virtual)):
+                raise UserError(
+                    f"{path}: '{ascii(name)[1:-1]}' lies elsewhere, perhaps in another file. It was not read"
+                )
+            if isinstance(part, h5py.Group):
+                groups.append(part)
+            elif isinstance(part, h5py.Dataset):
+                numbers, claimed = numbers + part.size, claimed + part.nbytes
+                _check_size(path, part.name, claimed, size)
+    return numbers
+
+
+def _check_size(path: Path, name: str, claimed: int, size: int) -> None:
+    if claimed > _EXPANSION * size:
+        raise UserError(f"{path}: '{ascii(name)[1:-1]}' claims {claimed} bytes where the file has {size}")
+
+
+def _check_config(config: Any, path: Path, keras: Any, trust_code: bool) -> None:
+    """Raise UserError for a layer that is code, that reads files, or that is not Keras's own."""
+    if isinstance(config, list):
+        for part in config:
+            _check_config(part, path, keras, trust_code)
+    elif isinstance(config, dict):
+        name, module = config.get("class_name"), config.get("module") or "keras"
+        shown = ascii(name).strip("'")[:60]
+        if name in _CODE:
+            check_trusted(f"{path} (its layer {shown})", trust_code)
+        elif name is not None and name not in _VALUES and not _is_own(config, name, str(module), keras):
+            raise UserError(
+                f"{path}: its layer {shown} is not one of Keras's own for images. Build the model in Python, and "
+                "write python: module:function in the model file"
+            )
+        _check_config(list(config.values()), path, keras, trust_code)
+
+
+def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:
+    """Return whether a class of a configuration is one of Keras's layers, operations, initialisers or the like."""
+    if not isinstance(name, str) or name in _READERS or module.partition(".")[0] not in ("keras", "builtins"):
+        return False
+    if name == "function":
+        name = entry.get("config")
+        return isinstance(name, str) and callable(getattr(keras.activations, name, None))
+    if module.startswith("keras.src.ops."):
+        found = getattr(sys.modules.get(module), name, None)
+        return isinstance(found, type) and issubclass(found, keras.Operation)
+    places = (
+        keras,
+        keras.src.models,
+        keras.layers,
+        keras.initializers,
+        keras.regularizers,
+        keras.constraints,
+        keras.dtype_policies,
+    )
+    return any(isinstance(getattr(place, name, None), type) for place in places)

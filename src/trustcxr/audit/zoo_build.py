@@ -1,0 +1,88 @@
+"""Build a trained model of the zoo from its recipe: train, pack the weights in float16, audit, describe."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from trustcxr.audit.run_audit import audit
+from trustcxr.console import log
+from trustcxr.errors import UserError
+from trustcxr.evaluation import hub, trained_models
+from trustcxr.evaluation.trained_run import load_run
+from trustcxr.recipes.parsing import validate
+from trustcxr.recipes.run_recipe import RunRecipe
+from trustcxr.runs import fit_ood, run_folder
+from trustcxr.storage import atomic, layout
+from trustcxr.storage.schemas import AuditDocument, ZooAudit, ZooEntry, ZooFigure, ZooInput
+from trustcxr.version import __version__
+
+
+def build(name: str, data: Path, out: Path, *, description: Path | None = None) -> ZooEntry:
+    """Train a model of the zoo again and audit it; write `out`/NAME.json and the run `out`/NAME; return the entry.
+
+    `description`: a YAML file for a model that is not in the zoo yet, with the keys summary, recipe, licence,
+    data_licence, not_for and training_data. An interrupted build resumes. Raises UserError for an unknown name, or data
+    that do not fit the recipe.
+    """
+    entry = trained_models.entry(name) if description is None else _read_description(name, description)
+    recipe = validate(RunRecipe, entry.recipe, f"{name}: recipe")
+    trained, packed = out / "training" / name, out / name
+    run_folder.train(recipe, data, trained)
+    fit_ood.fit(trained, data)
+    run_folder.evaluate(trained, data)
+    log(f"packing {name}")
+    packed.mkdir(parents=True, exist_ok=True)
+    hub.stage(trained, packed)
+    _pack_weights(packed)
+    document = audit(packed, data, out / "audits" / name)
+    entry = _complete(entry, packed, document)
+    atomic.write_json(out / f"{name}.json", entry)
+    return entry
+
+
+def _read_description(name: str, path: Path) -> ZooEntry:
+    keys = {"summary", "recipe", "licence", "data_licence", "not_for", "training_data"}
+    content = atomic.read_yaml(path)
+    if missing := sorted(keys - set(content)):
+        raise UserError(f"{path}: {', '.join(missing)} missing. Add them.")
+    return ZooEntry.model_validate({"name": name} | {key: content[key] for key in keys})
+
+
+def _pack_weights(run: Path) -> None:
+    """Convert the weights of a staged run to float16, and note their checksum in run.yaml."""
+    path = run / layout.WEIGHTS_FILE
+    state = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+        raise UserError(f"{run}: a weight is too large for float16. Train with a smaller learning rate.")
+    save_file(state, path)
+    content = dict(atomic.read_yaml(run / layout.RUN_FILE))
+    atomic.write_yaml(run / layout.RUN_FILE, content | {"checksums": layout.checksums(run, content["classes"])})
+
+
+def _complete(entry: ZooEntry, folder: Path, document: AuditDocument) -> ZooEntry:
+    """Return the entry with what its weights and its audit say."""
+    run, weights = load_run(folder, on="cpu"), folder / layout.WEIGHTS_FILE
+    with torch.no_grad():
+        logits = run.model(trained_models.synthetic_images(run.size)).double()
+    entry.architecture = run.trained_by.model.name
+    entry.parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    entry.input = ZooInput(size=run.size, channels=1, range=(0.0, 1.0), resize=run.resize)
+    entry.classes, entry.sha256, entry.bytes = list(run.classes), atomic.checksum(weights), weights.stat().st_size
+    entry.expected_logits = [[round(float(value), 5) for value in row] for row in logits]
+    clean = document.clean
+    rows = [ZooFigure(attack="clean", epsilon=0.0, n=clean.n, accuracy=clean.accuracy)]
+    rows += [
+        ZooFigure(attack=row.attack, epsilon=row.epsilon, steps=row.steps, n=row.n, accuracy=row.accuracy)
+        for row in document.attacks
+    ]
+    entry.audit = ZooAudit(
+        protocol=document.protocol,
+        data=document.data.name,
+        split=document.split,
+        fingerprint=document.data.fingerprint,
+        n=document.data.n,
+        trustcxr=__version__,
+        figures=rows,
+    )
+    return entry

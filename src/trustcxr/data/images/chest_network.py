@@ -1,0 +1,97 @@
+"""Tell upright frontal chest images from mirrored, turned, inverted and other images, by thumbnails of 64 x 64 pixels.
+
+A small network names the kind, and a density of chest images (probabilistic principal components, Tipping and Bishop
+1999) finds what the network has never seen. `benchmarks/chest_check.py` fits both, and writes how and on what into the
+metadata of `chest_network.safetensors`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trustcxr.data.images.density import Components
+
+FILE = Path(__file__).with_suffix(".safetensors")
+KINDS = ("chest", "mirrored", "turned", "inverted", "other")
+CHANNELS = (16, 32, 48)
+SEEN, SIDE = 32, 16  # pixels of the image that the network sees, and of that whose density is fitted
+_BATCH, _LIKELY = 256, 0.8
+
+
+class ChestNetwork(nn.Sequential):
+    """Map normalised images (B, 1, 32, 32) to one logit for each of KINDS."""
+
+    def __init__(self) -> None:
+        blocks: list[nn.Module] = []
+        for inside, outside in zip((1, *CHANNELS), CHANNELS, strict=False):
+            blocks += [nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.ReLU()]
+        super().__init__(*blocks, nn.Flatten(), nn.Dropout(0.3), nn.Linear(16 * CHANNELS[-1], 32), nn.ReLU())
+        self.append(nn.Linear(32, len(KINDS)))
+
+
+@dataclass(frozen=True)
+class ChestCheck:
+    """The fitted network and density. limits: lowest log probability of "chest", highest log distance of a chest."""
+
+    network: ChestNetwork
+    density: Components
+    limits: Tensor
+
+    def measure(self, thumbs: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return log probabilities (N, KINDS) and log distances (N,) of thumbnails (N, 64, 64) uint8."""
+        parts = [
+            self._measure(normalise(shrink(thumbs[start : start + _BATCH]))) for start in range(0, len(thumbs), _BATCH)
+        ]
+        scores, distances = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(distances)
+
+    def _measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            distances = self.density.distance(flatten(images)).clamp(min=1e-9).log()
+            return self.network(images[:, None]).log_softmax(1), distances
+
+
+def name_kinds(thumbs: np.ndarray) -> list[str]:
+    """Return one of KINDS for each thumbnail (N, 64, 64) uint8."""
+    if not len(thumbs):
+        return []
+    check = load_check()
+    scores, distances = check.measure(thumbs)
+    refused = (scores[:, 0] < check.limits[0]) | (distances > check.limits[1])
+    best, kinds = scores[:, 1:].max(1)
+    named = torch.where(best.exp() > _LIKELY, kinds + 1, len(KINDS) - 1)  # "other" if no kind is likely
+    return [KINDS[int(kind)] for kind in torch.where(refused, named, 0)]
+
+
+def shrink(thumbs: np.ndarray) -> Tensor:
+    """Average thumbnails (N, 64, 64) uint8 to SEEN x SEEN, (N, 32, 32) in grey levels."""
+    return functional.adaptive_avg_pool2d(torch.from_numpy(np.array(thumbs))[:, None].float(), SEEN)[:, 0]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Shift and scale images (N, H, W) to mean 0 and standard deviation 1."""
+    centred = images - images.mean((1, 2), keepdim=True)
+    return centred / centred.std((1, 2), keepdim=True).clamp(min=4)
+
+
+def flatten(images: Tensor) -> Tensor:
+    """Average normalised images to SIDE x SIDE, (N, SIDE * SIDE)."""
+    return functional.adaptive_avg_pool2d(images[:, None], SIDE).flatten(1)
+
+
+@cache
+def load_check() -> ChestCheck:
+    """Load the check that the package ships."""
+    with safe_open(FILE, "pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    limits = tensors.pop("limits")
+    density = Components(*(tensors.pop(name).double() for name in ("mean", "axes", "rest")))
+    network = ChestNetwork().eval()
+    network.load_state_dict(tensors)
+    return ChestCheck(network, density, limits)

@@ -1,0 +1,103 @@
+"""The functions of `import trustcxr as tx`: they give what the commands give, as tables that a notebook shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import trustcxr as tx
+from pack import Pack
+from trustcxr.errors import UserError
+from trustcxr.version import NOTICE
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_predict_in_three_lines(pack: Pack, tmp_path: Path) -> None:
+    run = tx.train(
+        pack.images(), tmp_path / "run", model="test_resnet", weights="none", size=32, training={"epochs": 1}
+    )
+    result = tx.evaluate(run.folder, pack.images(), attacks=["fgsm"])
+    answers = tx.predict(run.folder, next(pack.images().rglob("*.png")), out=tmp_path / "maps")
+    table = result.table()
+    assert list(table["condition"]) == ["clean", "fgsm"]
+    assert table["accuracy"][0] == result.clean.accuracy.value
+    assert (table["low"] <= table["accuracy"]).all()
+    assert (table["accuracy"] <= table["high"]).all()
+    assert (result.folder / "metrics.json").is_file()
+    assert answers.table()["class"][0] in run.classes
+    for shown in (result._repr_html_(), answers._repr_html_()):
+        assert "<table" in shown
+        assert NOTICE in shown
+
+
+def test_compare_shows_both_models_and_the_difference(pack: Pack) -> None:
+    pair = tx.compare(pack.audits() / "good", pack.audits() / "bad")
+    table = pair.table()
+    assert {"condition", "good", "bad", "difference", "low", "high", "p, corrected", "n"} == set(table.columns)
+    assert np.allclose(table["bad"] - table["good"], table["difference"], atol=1e-6)
+
+
+def test_a_saliency_figure_has_the_map_and_the_outline() -> None:
+    image, heat, mask = torch.rand(1, 16, 16), torch.rand(16, 16), torch.zeros(16, 16)
+    mask[4:9, 4:9] = 1
+    figure = tx.plot.saliency(image, heat, mask)
+    assert [len(axes.images) for axes in figure.axes] == [1, 2]
+    assert all(axes.collections for axes in figure.axes)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="the saliency map has shape"):
+        tx.plot.saliency(image, heat[:8])
+
+
+def test_a_robustness_figure_has_the_lowest_accuracy_at_each_epsilon(pack: Pack) -> None:
+    from trustcxr.storage.schemas import AuditDocument, read_schema
+
+    document = read_schema(AuditDocument, pack.audits() / "good" / "audit.json")
+    (line,) = tx.plot.robustness(document).axes[0].lines
+    radii = sorted({row.epsilon for row in document.attacks})
+    lowest = [min(row.accuracy.value for row in document.attacks if row.epsilon == radius) for radius in radii]
+    assert list(line.get_xdata()) == [0.0, *radii]
+    assert list(line.get_ydata()) == [document.clean.accuracy.value, *lowest]
+    with pytest.raises(UserError, match="no accuracy under nothing"):
+        tx.plot.robustness(document, attack="nothing")
+
+
+def test_a_roc_figure_has_scikit_learns_areas() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], len(labels))
+    figure = tx.plot.roc(labels, probabilities, ["a", "b", "c"])
+    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    for k, name in enumerate("abc"):
+        assert f"{name}, AUROC {roc_auc_score(labels == k, probabilities[:, k]):.3f}" in words
+    with pytest.raises(UserError, match="do not fit"):
+        tx.plot.roc(labels, probabilities, ["a", "b"])
+
+
+def brightness(size: int = 32) -> torch.nn.Module:
+    """A model that answers by the mean grey."""
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[-8.0], [0.0], [8.0]]))
+        model[2].bias.copy_(torch.tensor([2.4, 0.0, -3.6]))
+    return model
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_module_is_the_document_of_the_command(pack: Pack, tmp_path: Path) -> None:
+    data = tx.load_dataset(pack.greys(), size=32)
+    options = {"attacks": ["fgsm"], "epsilons": [0.02]}
+    document = tx.audit.run(brightness(), data, out=tmp_path / "audit", **options)
+    assert (tmp_path / "audit" / "audit.json").is_file()
+    assert document.folder == tmp_path / "audit"
+    assert list(document.table()["condition"][:2]) == ["clean", "fgsm"]
+    assert "<table" in document._repr_html_()
+    assert document.verdict.sound is not None
+    by_path = brightness()
+    by_path.classes, by_path.size = data.classes, 32
+    assert tx.audit.run(by_path, pack.greys(), **options).clean == document.clean
+    with pytest.raises(UserError, match="classes or image size are unknown"):
+        tx.audit.run(brightness(), pack.greys())
+    with pytest.raises(UserError, match="its size 16 is not the model's"):
+        tx.audit.run(by_path, tx.load_dataset(pack.greys(), size=16))
