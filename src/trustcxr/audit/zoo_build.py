@@ -1,5 +1,7 @@
 """Build a trained model of the zoo from its recipe: train, pack the weights in float16, audit, describe."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +16,8 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.runs import fit_ood, run_folder
 from trustcxr.storage import atomic, layout
-from trustcxr.storage.schemas import AuditDocument, ZooAudit, ZooEntry, ZooFigure, ZooInput
+from trustcxr.storage.schemas import AuditDocument, CertifiedResult, ZooAudit, ZooEntry, ZooFigure, ZooInput
+from trustcxr.storage.schemas.zoo_entry import CERTIFIED
 from trustcxr.version import __version__
 
 
@@ -29,14 +32,19 @@ def build(name: str, data: Path, out: Path, *, description: Path | None = None) 
     recipe = validate(RunRecipe, entry.recipe, f"{name}: recipe")
     trained, packed = out / "training" / name, out / name
     run_folder.train(recipe, data, trained)
-    fit_ood.fit(trained, data)
-    run_folder.evaluate(trained, data)
     log(f"packing {name}")
-    packed.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(packed, ignore_errors=True)
+    packed.mkdir(parents=True)
     hub.stage(trained, packed)
     _pack_weights(packed)
+    # All that follows is of the weights in float16.
+    fit_ood.fit(packed, data)
+    measure = run_folder.certify if recipe.defence.certifies else run_folder.evaluate
+    figures, folder = measure(packed, data)
+    atomic.write_json(packed / layout.METRICS_FILE, figures)
+    shutil.rmtree(folder.parent)
     document = audit(packed, data, out / "audits" / name)
-    entry = _complete(entry, packed, document)
+    entry = _complete(entry, packed, document, figures.certified)
     atomic.write_json(out / f"{name}.json", entry)
     return entry
 
@@ -60,8 +68,8 @@ def _pack_weights(run: Path) -> None:
     atomic.write_yaml(run / layout.RUN_FILE, content | {"checksums": layout.checksums(run, content["classes"])})
 
 
-def _complete(entry: ZooEntry, folder: Path, document: AuditDocument) -> ZooEntry:
-    """Return the entry with what its weights and its audit say."""
+def _complete(entry: ZooEntry, folder: Path, document: AuditDocument, certified: Sequence[CertifiedResult]) -> ZooEntry:
+    """Return the entry with what its weights, its audit and its proofs say."""
     run, weights = load_run(folder, on="cpu"), folder / layout.WEIGHTS_FILE
     with torch.no_grad():
         logits = run.model(trained_models.synthetic_images(run.size)).double()
@@ -76,12 +84,14 @@ def _complete(entry: ZooEntry, folder: Path, document: AuditDocument) -> ZooEntr
         ZooFigure(attack=row.attack, epsilon=row.epsilon, steps=row.steps, n=row.n, accuracy=row.accuracy)
         for row in document.attacks
     ]
+    rows += [ZooFigure(attack=CERTIFIED, epsilon=row.epsilon, n=row.n, accuracy=row.accuracy) for row in certified]
     entry.audit = ZooAudit(
         protocol=document.protocol,
         data=document.data.name,
         split=document.split,
         fingerprint=document.data.fingerprint,
         n=document.data.n,
+        sound=document.verdict.sound,
         trustcxr=__version__,
         figures=rows,
     )

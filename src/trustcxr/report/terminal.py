@@ -13,6 +13,7 @@ from trustcxr.report.tables import accuracy, certified, comparisons
 from trustcxr.report.tables.table import Table
 from trustcxr.storage import schemas
 from trustcxr.storage.os_errors import shell_quote
+from trustcxr.storage.schemas.zoo_entry import CERTIFIED
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, object]]) -> None:
@@ -60,7 +61,9 @@ def list_trained(entries: Sequence[schemas.ZooEntry]) -> list[dict[str, object]]
     """Return a row for each trained model: its network, accuracy clean and at worst under attack, and the images."""
     rows = []
     for entry in entries:
-        clean, worst = entry.audit.accuracy("clean", 0.0), entry.audit.accuracy(WORST_CASE, 0.02)
+        clean, worst, proved = (
+            entry.audit.accuracy(*condition) for condition in (("clean", 0.0), (WORST_CASE, 0.02), (CERTIFIED, 0.02))
+        )
         rows.append(
             {
                 "name": entry.name,
@@ -68,6 +71,7 @@ def list_trained(entries: Sequence[schemas.ZooEntry]) -> list[dict[str, object]]
                 "pixels": entry.input.size,
                 "clean": _with_interval(clean),
                 "worst case at 0.02": _with_interval(worst),
+                "certified at 0.02": "" if proved.value is None else _with_interval(proved),
                 "images": f"{entry.audit.n} of {entry.audit.data}",
                 "MB": f"{(entry.bytes or 0) / 1e6:.1f}",
             }

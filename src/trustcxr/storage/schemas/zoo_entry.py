@@ -2,6 +2,8 @@
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 
+CERTIFIED = "certified"  # name of a figure that is proved
+
 
 class ZooInput(Document):
     """The images that the model takes: its side, channels, range, and how an image becomes a square."""
@@ -13,7 +15,7 @@ class ZooInput(Document):
 
 
 class ZooFigure(Document):
-    """Accuracy on the audit's images under one condition; `epsilon` in [0, 1], `steps` of the attack."""
+    """Accuracy on the audit's images: under an attack at `epsilon` in [0, 1] with `steps`, clean, or certified."""
 
     attack: str = ""
     epsilon: Number = None
