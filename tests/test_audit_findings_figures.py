@@ -320,7 +320,9 @@ def test_the_worst_case_compares_finding_by_finding_too(masked: tuple[AuditDocum
     document, out, _ = masked
     rows = {row.measure: row for row in compare.compare(out, out, resamples=50).rows}
     table = atomic.read_table(out / "predictions.parquet")
-    at, worst = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)], "worst-case-20/50 accuracy @0.02"
+    at = table[(table["attack"] == "worst-case") & (table["epsilon"] == 0.02)]
+    effort = next(row.effort for row in document.attacks if row.attack == "worst-case")
+    worst = f"worst-case-{effort.steps}/{effort.queries} accuracy @0.02"
     for name in ("Ill", "Severe"):
         own = at[at["finding"] == name]
         left = (np.stack(own["logits"]).argmax(1) == own["label"]).mean()
