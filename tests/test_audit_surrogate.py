@@ -145,7 +145,7 @@ def test_an_audit_with_a_surrogate_that_was_cut_off_goes_on_to_the_same_figures(
     without_gradients: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
-    monkeypatch.setattr(audits, "load_exam", lambda _: short)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: short)
     real, cuts = predictions._attacked, []
 
     def cut(*args: object, seed: int, **options: object) -> object:
