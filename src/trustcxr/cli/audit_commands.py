@@ -186,11 +186,41 @@ def compare(
 
 @audit_app.command(epilog="Example: trustcxr leaderboard out/audits")
 def leaderboard(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder that contains folders of audits.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder that contains folders of audits, or entries.")],
     out: Annotated[Path | None, Option(help="Folder for the page and the table. Default: FOLDER.")] = None,
+    add: Annotated[
+        Path | None,
+        Option(metavar="AUDIT", help="Write the entry of this audit into FOLDER."),
+    ] = None,
+    licence: Annotated[str, Option(help="With --add: licence of the model, such as MIT or none.")] = "",
+    source: Annotated[str, Option(metavar="ADDRESS@COMMIT", help="With --add: where the model is published.")] = "",
+    run_by: Annotated[str, Option(metavar="NAME", help="With --add: who made the audit.")] = "",
+    model_file: Annotated[
+        Path | None, Option(metavar="FILE", help="With --add: model file of the audit (.yaml), for the entry.")
+    ] = None,
+    reported: Annotated[
+        bool, Option("--reported", help="With --add: the audit was made by those who submit it.")
+    ] = False,
+    check: Annotated[bool, Option("--check", help="Check the entries in FOLDER; exit with 2 on a fault.")] = False,
+    models: Annotated[
+        Path | None, Option(metavar="DIR", help="With --check: compare the models' files in DIR with the entries.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Rank the audits of one protocol and data set: a sortable page and a table (CSV)."""
+    """Rank audits or entries of one protocol and data set: a page and a table. Add entries, and check them."""
+    if add is None and (licence or source or run_by or model_file or reported):
+        raise UserError("leaderboard: --licence, --source, --run-by, --model-file and --reported need --add AUDIT")
+    if models is not None and not check:
+        raise UserError("leaderboard: --models needs --check")
+    if add is not None:
+        from trustcxr.audit.leaderboard_entries import add_entry
+
+        details = {"licence": licence, "source": source, "run_by": run_by}
+        path = add_entry(layout.check_audit(add), folder, **details, model_file=model_file, reported=reported)
+        if not check:
+            return print_json({"entry": str(path)}) if json else print(f"written to {path}\n{NOTICE}")
+    if check:
+        return _check_entries(folder, models, json=json)
     from trustcxr import report
     from trustcxr.report import leaderboard as board
 
@@ -198,9 +228,26 @@ def leaderboard(
     page, table = board.write(ranking, out or folder)
     if json:
         return print_json(board.to_json(ranking))
-    report.print_table(board.terminal_table(ranking))
-    for line in board.list_remarks(ranking):
-        print(line)
+    for one in (ranking, *ranking.others):
+        report.print_table(board.terminal_table(one))
+        for line in board.list_remarks(one):
+            print(line)
     for name, why in ranking.refused:
         print(f"not compared: {name}: {why}")
     return print(f"written to {page} and {table}\n{NOTICE}")
+
+
+def _check_entries(folder: Path, models: Path | None, *, json: bool) -> None:
+    """Print a line for each fault of the entries in a folder; exit with 2 if there is one."""
+    from trustcxr.audit.leaderboard_entries import check_entries
+
+    entries, found, faults = check_entries(folder, models)
+    if json:
+        print_json({"entries": entries, "models": None if models is None else found, "faults": faults})
+    else:
+        for line in faults:
+            print(line)
+        compared = "" if models is None else f", unchanged models in {models} {found}"
+        print(f"{folder}: entries {entries}, faults {len(faults)}{compared}")
+    if faults:
+        raise Exit(2)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trustcxr.errors import UserError
@@ -13,7 +13,17 @@ from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.os_errors import reason
-from trustcxr.storage.schemas import AttackResult, AuditDocument, RunDocument, Share, Submitted, read_audit
+from trustcxr.storage.schemas import (
+    ENTRY_NAME,
+    AttackResult,
+    AuditDocument,
+    LeaderboardEntry,
+    RunDocument,
+    Share,
+    Submitted,
+    read_audit,
+    read_schema,
+)
 from trustcxr.version import NOTICE
 
 PAGE, TABLE = "leaderboard.html", "leaderboard.csv"
@@ -22,7 +32,10 @@ _IN_TERMINAL = ["model", "measurement", "clean, %", "attacked, %", "clean report
 
 @dataclass(frozen=True)
 class Board:
-    """Comparable audits in rank order by folder, rejected folders with reasons, protocol and data set."""
+    """Comparable audits in rank order by folder, rejected folders with reasons, protocol and data set.
+
+    `submissions`: the entries of a leaderboard among them by name. `others`: boards of entries that do not compare.
+    """
 
     protocol: str
     data: str
@@ -30,6 +43,8 @@ class Board:
     classes: tuple[str, ...]
     entries: tuple[tuple[str, AuditDocument], ...]
     refused: tuple[tuple[str, str], ...]
+    submissions: dict[str, LeaderboardEntry] = field(default_factory=dict)
+    others: tuple["Board", ...] = ()
 
     @property
     def title(self) -> str:
@@ -60,31 +75,49 @@ class Board:
 
 
 def gather_audits(folder: Path) -> Board:
-    """Return the largest set of comparable audits under `folder`; UserError if there is none."""
-    audits, refused = _read_audits(folder)
+    """Return the largest set of comparable audits under `folder`; UserError if there is none.
+
+    Entries of a leaderboard that do not compare with it are boards of their own, in `others`.
+    """
+    audits, refused, submissions = _read_audits(folder)
     if not audits:
         why = f"{refused[0][0]}: {refused[0][1]}" if refused else "`trustcxr audit` writes one into its --out folder"
         raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a complete audit in it: {why}")
-    chosen = max((one for _, one in audits), key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
-    reasons = [(name, document, _why_apart(document, chosen)) for name, document in audits]
-    entries = sorted(((name, document) for name, document, why in reasons if not why), key=lambda pair: _rank(pair[1]))
-    refused += [(name, why) for name, _, why in reasons if why]
-    first = entries[0][1]
-    count = first.data.total or first.data.n or 0
-    return Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), tuple(refused))
+    boards: list[Board] = []
+    while audits:
+        chosen = max((one for _, one in audits), key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
+        reasons = [(name, document, _why_apart(document, chosen)) for name, document in audits]
+        entries = sorted(
+            ((name, document) for name, document, why in reasons if not why), key=lambda pair: _rank(pair[1])
+        )
+        first = entries[0][1]
+        count = first.data.total or first.data.n or 0
+        known = {name: submissions[name] for name, _ in entries if name in submissions}
+        boards.append(
+            Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), (), known)
+        )
+        audits = [(name, document) for name, document, why in reasons if why]
+        if not submissions:
+            refused += [(name, why) for name, _, why in reasons if why]
+            break
+    return replace(boards[0], refused=tuple(refused), others=tuple(boards[1:]))
 
 
-def _read_audits(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]]]:
-    """Return the complete audits under a folder by name, and the others with reasons."""
+def _read_audits(
+    folder: Path,
+) -> tuple[list[tuple[str, AuditDocument]], list[tuple[str, str]], dict[str, LeaderboardEntry]]:
+    """Return the complete audits under a folder by name, the others with reasons, and the entries of a leaderboard."""
     if not folder.is_dir():
         why = "this is a file" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {why}. Give the folder that contains the folders of audits.")
     audits: list[tuple[str, AuditDocument]] = []
     refused: list[tuple[str, str]] = []
+    submissions: dict[str, LeaderboardEntry] = {}
     for path in sorted(_find_files(folder, refused)):
-        name = path.parent.relative_to(folder).as_posix()
+        is_audit = path.name == layout.AUDIT_FILE
+        name = (path.parent if is_audit else path.with_suffix("")).relative_to(folder).as_posix()
         try:
-            document = read_audit(path)
+            document = read_audit(path) if is_audit else _read_entry(path, name, submissions)
         except UserError as problem:
             refused.append((name, str(problem)))
             continue
@@ -94,11 +127,20 @@ def _read_audits(folder: Path) -> tuple[list[tuple[str, AuditDocument]], list[tu
             refused.append((name, f"unknown images: no checksum of them in its {layout.AUDIT_FILE}"))
         else:
             audits.append((name, document))
-    return audits, refused
+    return audits, refused, submissions
+
+
+def _read_entry(path: Path, name: str, submissions: dict[str, LeaderboardEntry]) -> AuditDocument:
+    """Return the audit of an entry, and add the entry to `submissions`; UserError if it is faulty."""
+    entry = read_schema(LeaderboardEntry, path)
+    if entry.faults:
+        raise UserError(f"{path}: {entry.faults[0]}")
+    submissions[name] = entry
+    return entry.audit
 
 
 def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
-    """Yield every audit.json under a folder, links included; add unreadable folders to `refused`.
+    """Yield every audit.json and entry under a folder, links included; add unreadable folders to `refused`.
 
     Each real folder counts once. Links are followed last, so a folder keeps its real name and a loop ends.
     """
@@ -119,6 +161,7 @@ def _find_files(folder: Path, refused: list[tuple[str, str]]) -> Iterator[Path]:
             waiting += [path for name in folders if (path := Path(current) / name).is_symlink()]
             if layout.AUDIT_FILE in (*files, *folders):
                 yield Path(current) / layout.AUDIT_FILE
+            yield from (Path(current) / name for name in files if ENTRY_NAME.fullmatch(name))
 
 
 def _rank(document: AuditDocument) -> tuple[bool, float, float]:
@@ -216,7 +259,11 @@ def _shares(document: AuditDocument) -> dict[str, Share]:
     }
 
 
-def _record(name: str, document: AuditDocument) -> dict[str, object]:
+def _list_rows(board: Board) -> list[tuple[str, AuditDocument, LeaderboardEntry | None]]:
+    return [(name, document, board.submissions.get(name)) for name, document in board.entries]
+
+
+def _record(name: str, document: AuditDocument, entry: LeaderboardEntry | None = None) -> dict[str, object]:
     """Return one audit as values: shares of one with intervals, counts and texts; None if missing."""
     reported, worst, mean = document.model.reported, find_worst_attack(document), document.corruptions_mean
     shares: dict[str, object] = {}
@@ -245,6 +292,7 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
         "training data": reported.training_data or None,
         "paper": reported.paper or None,
         "folder": name,
+        **({key: getattr(entry, key) for key in ("badge", "run_by", "licence", "source", "command")} if entry else {}),
     }
 
 
@@ -260,19 +308,20 @@ def to_json(board: Board) -> dict[str, object]:
         "n": board.n,
         "classes": list(board.classes),
         "copies": board.copies,
-        "rows": [_record(name, document) for name, document in board.entries],
+        "rows": [_record(*row) for row in _list_rows(board)],
         "refused": [{"folder": name, "why": why} for name, why in board.refused],
+        "others": [to_json(other) for other in board.others],
     }
 
 
 def to_csv(board: Board) -> str:
-    """Return the board as CSV: the values of the JSON document, an interval as two columns."""
+    """Return the board and its others as CSV: the values of the JSON document, an interval as two columns."""
     import pandas as pd
 
-    lines = []
-    for name, document in board.entries:
+    lines, boards = [], (board, *board.others)
+    for row in (row for one in boards for row in _list_rows(one)):
         line: dict[str, object] = {}
-        for column, value in _record(name, document).items():
+        for column, value in _record(*row).items():
             if column.endswith("_ci"):
                 low, high = value if isinstance(value, list) else (None, None)
                 line |= {f"{column[:-3]} low": low, f"{column[:-3]} high": high}
@@ -283,13 +332,13 @@ def to_csv(board: Board) -> str:
     return pd.DataFrame(lines).astype(object).to_csv(index=False)
 
 
-def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
-    """Return the cells of one audit by column."""
+def make_row(name: str, document: AuditDocument, entry: LeaderboardEntry | None = None) -> dict[str, Cell]:
+    """Return the cells of one audit by column; of an entry with its badge, source and licence."""
     reported, worst = document.model.reported, find_worst_attack(document)
     sound, reasons = bool(document.verdict.sound), "; ".join(document.verdict.reasons)
     shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
     fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
-    return {
+    cells = {
         "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="" if sound else "unsound"),
         "measurement": Cell("sound" if sound else "NOT SOUND", reasons, note="why"),
         "clean reported, %": share(reported.clean),
@@ -304,6 +353,12 @@ def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
         "paper": _text(reported.paper),
         "folder": _text(name),
     }
+    if entry is None:
+        return cells
+    first = cells.pop("model")
+    badge = Cell(entry.badge, f"by {entry.run_by}", note="text")
+    source = Cell(entry.source, f"licence {entry.licence}", note="text")
+    return {"model": first, "badge": badge, **cells, "source": source}
 
 
 def _text(text: str) -> Cell:
@@ -312,8 +367,10 @@ def _text(text: str) -> Cell:
 
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    rows = [make_row(name, document) for name, document in board.entries]
-    return Table("Leaderboard", _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
+    rows = [make_row(*row) for row in _list_rows(board)]
+    columns = list(max(rows, key=len))  # audits that are no entries have no badge and no source
+    lines = [[cells.get(column, _text("")) for column in columns] for cells in rows]
+    return Table(board.title if board.submissions else "Leaderboard", _name_attack(board, columns), lines)
 
 
 def terminal_table(board: Board) -> Table:
@@ -345,7 +402,7 @@ def render(board: Board) -> str:
     parts = {
         "board": board,
         "notice": NOTICE,
-        "leaderboard": make_table(board),
+        "tables": [(one, make_table(one)) for one in (board, *board.others)],
         "submitted": [board.names[folder] for folder, document in board.entries if describe_submitted(document)],
         "copies": _describe_copies(board),
     }

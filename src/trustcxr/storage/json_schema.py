@@ -12,6 +12,7 @@ DOCUMENTS: dict[str, type[documents.Document]] = {
     layout.AUDIT_FILE: documents.AuditDocument,
     layout.STUDY_RESULTS: documents.StudyDocument,
     layout.TRAINING_FILE: documents.TrainingDocument,
+    "leaderboard-entry.json": documents.LeaderboardEntry,
 }
 
 

@@ -227,12 +227,15 @@ def verify_conversion(subject: ExternalModel, images: Tensor) -> tuple[ExternalM
 def _origin(declared: ModelFile, kind: str) -> Origin:
     if declared.source is None:
         return Origin(kind, declared.python, *resolve.hash_code(str(declared.python)))
-    files = [Path(declared.source)]
-    if kind == "ONNX":
-        from trustcxr.audit.formats.onnx import external_files
+    hashed = hash_onnx if kind == "ONNX" else _checksum
+    return Origin(kind, declared.source, *hashed(Path(declared.source)))
 
-        files += external_files(files[0])
-    return Origin(kind, declared.source, *_checksum(*files))
+
+def hash_onnx(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 and the bytes of an ONNX file that `read_onnx` accepts, with its external data."""
+    from trustcxr.audit.formats.onnx import external_files
+
+    return _checksum(path, *external_files(path))
 
 
 def _checksum(*paths: Path) -> tuple[str, int]:

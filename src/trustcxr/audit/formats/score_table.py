@@ -20,12 +20,13 @@ _ROUNDED = 0.02  # tolerance of the sum of an image's probabilities
 def read_scores(path: Path, output: OutputSpec) -> "tuple[pd.DataFrame, tuple[str, ...]]":
     """Read a table of columns sample_id and logits, (C,) float32 a row, and notes on scores that contradict `output`.
 
-    The file has a column of image ids (one of KEYS) and one for each class. Scores declared as logits that look like
-    probabilities are converted. Raises UserError for a missing column, a repeated id, or a score that is no number.
+    The file has a column of image ids (one of KEYS) and one for each class, `X` or, as `trustcxr predict` writes it,
+    `probability X`. Scores declared as logits that look like probabilities are converted. Raises UserError for a
+    missing column, a repeated id, or a score that is no number.
     """
     import pandas as pd
 
-    table = read_table(path, text=KEYS)
+    table = read_table(path, text=KEYS).rename(columns=lambda name: str(name).removeprefix("probability "))
     lowered = {str(c).lower(): c for c in table.columns}
     key = next((lowered[k] for k in KEYS if k in lowered), None)
     listed = ", ".join(str(c) for c in table.columns[:12]) + (", ..." if len(table.columns) > 12 else "")

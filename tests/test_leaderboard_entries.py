@@ -1,0 +1,207 @@
+"""Entries of the leaderboard: an audit becomes one, each fault has a line, and pages are made of them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from test_audit_board import audit
+from test_cli import complaint, run
+from trustcxr.report import leaderboard
+from trustcxr.storage import atomic
+
+SUBMIT = ("--licence", "MIT", "--source", "https://example.org/ada/model@0123abc", "--run-by", "Ada")
+FACTS = {"date": "2026-01-01", "versions": {"trustcxr": "0.2.0"}, "hardware": {"processor": "a processor", "cores": 2}}
+WORST = {"attack": "worst-case", "epsilon": 0.02, "steps": 30, "queries": 300, "n": 40}
+
+
+def whole(folder: Path, weights: bytes = b"one", **changes: Any) -> Path:
+    """An audit with all that an entry needs; the model's checksum is that of `weights`."""
+    digest = hashlib.sha256(weights).hexdigest()
+    model = {"name": folder.name, "kind": "ONNX", "path": f"/home/ada/{folder.name}.onnx", "bytes": len(weights)}
+    content = {
+        "version": 2,
+        "model": model | {"sha256": digest} | changes.pop("model", {}),
+        "verdict": {"sound": True},
+        "attacks": [WORST | {"accuracy": {"value": 0.3, "ci": [0.2, 0.4]}}],
+        "facts": FACTS | {"patients": 7, "characteristics": [{"column": "sex", "value": "F"}]},
+        "failures": [{"sample_id": "patient-1"}],
+    }
+    return audit(folder, **content | changes)
+
+
+def entry(tmp_path: Path, name: str = "net", *options: object, **changes: Any) -> Path:
+    """The file of an entry that the command wrote."""
+    board = tmp_path / "leaderboard"
+    done = run("leaderboard", board, "--add", whole(tmp_path / name, **changes), *SUBMIT, *options, "--json")
+    return Path(json.loads(done.stdout)["entry"])
+
+
+def change(path: Path, key: str, value: object) -> None:
+    """Write another value at a key such as audit.clean.n."""
+    content = json.loads(path.read_text())
+    *parts, last = key.split(".")
+    part = content
+    for name in parts:
+        part = part[name]
+    part[last] = value
+    path.write_text(json.dumps(content))
+
+
+def faults(path: Path, *options: object) -> list[str]:
+    """The lines of `--check`, which exits with 2, without the last, which counts them."""
+    *lines, last = run("leaderboard", path, "--check", *options, expect=2).stdout.splitlines()
+    assert f"faults {len(lines)}" in last
+    return lines
+
+
+def test_an_entry_has_the_figures_and_nothing_private(tmp_path: Path) -> None:
+    (tmp_path / "net.yaml").write_text("source: /home/ada/net.onnx\ninput: {size: 64}\n")
+    path = entry(tmp_path, "net", "--model-file", tmp_path / "net.yaml")
+    digest = hashlib.sha256(b"one").hexdigest()
+    assert path == tmp_path / "leaderboard" / "images" / f"net-{digest[:8]}.json"
+    content = json.loads(path.read_text())
+    assert content["command"] == "trustcxr audit net.yaml --data images --protocol exam-1 --out DIR"
+    assert content["model_file"] == {"source": "net.onnx", "input": {"size": 64}}
+    assert content["audit"]["attacks"][0]["accuracy"] == {"value": 0.3, "ci": [0.2, 0.4]}
+    assert (content["audit"]["model"]["sha256"], content["audit"]["facts"]) == (digest, FACTS)
+    assert not {"/home", "patient"} & {word for word in ("/home", "patient") if word in path.read_text()}
+    assert run("leaderboard", tmp_path / "leaderboard", "--check").stdout.endswith("entries 1, faults 0\n")
+
+
+def test_badges_follow_from_the_model_and_who_ran_it(tmp_path: Path) -> None:
+    scores = {"kind": "predictions"}
+    badges = [
+        json.loads(path.read_text())["badge"]
+        for path in (
+            entry(tmp_path, "here"),
+            entry(tmp_path, "scores", model=scores, weights=b"two"),
+            entry(tmp_path, "theirs", "--reported", weights=b"three"),
+        )
+    ]
+    assert badges == ["run here", "scores only", "reported"]
+
+
+def test_old_entries_stay_and_none_is_replaced(tmp_path: Path) -> None:
+    first = entry(tmp_path)
+    before = first.read_bytes()
+    assert entry(tmp_path) == first  # the same audit once more
+    assert entry(tmp_path, weights=b"a new revision") != first
+    assert first.read_bytes() == before
+    other = whole(tmp_path / "net", attacks=[WORST | {"accuracy": {"value": 0.9}}])
+    message = complaint("leaderboard", tmp_path / "leaderboard", "--add", other, *SUBMIT)
+    assert f"{first}: another entry of these bytes is there" in message
+    assert first.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({"protocol": None}, SUBMIT, "audited with other options than a protocol's"),
+        ({"model": {"sha256": None}}, SUBMIT, "audit.model.sha256: None is no SHA-256"),
+        ({"facts": {}}, SUBMIT, "audit.facts: version, date or machine is missing"),
+        ({}, (), "run_by: it is missing. Add it."),
+        ({}, (*SUBMIT, "--source", "https://example.org"), "'https://example.org' is not ADDRESS@COMMIT"),
+    ],
+)
+def test_what_is_no_entry_is_refused(
+    tmp_path: Path, changes: dict[str, Any], options: tuple[str, ...], words: str
+) -> None:
+    assert words in complaint("leaderboard", tmp_path / "board", "--add", whole(tmp_path / "net", **changes), *options)
+    assert not (tmp_path / "board").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("badge", "gold", "badge: 'gold' is unknown"),
+        ("badge", "scores only", "badge: 'scores only' does not fit a model of kind 'ONNX'. Use 'run here'."),
+        ("stars", 5, "stars: Extra inputs are not permitted"),
+        ("version", 1, "it has version 1"),
+        ("audit.protocol", "exam-0", "audit.protocol: 'exam-0' is unknown"),
+        ("audit.clean.accuracy", {"value": 1.2}, "audit.clean.accuracy: 1.2 is no share of one"),
+        ("audit.clean.accuracy", {"value": 0.9, "ci": [0.91, 0.95]}, "0.9 is outside its interval [0.91, 0.95]"),
+        ("audit.attacks", [WORST | {"accuracy": {"value": -0.1}}], "audit.attacks[0].accuracy: -0.1 is no share"),
+        ("audit.model.name", "other", "file name: it does not fit data, name and sha256. Rename it to images/other-"),
+        ("audit.model.sha256", "f" * 64, "Rename it to images/net-ffffffff.json."),
+        ("audit.data.name", "others", "Rename it to others/net-"),
+    ],
+)
+def test_each_fault_has_a_line(tmp_path: Path, key: str, value: object, words: str) -> None:
+    path = entry(tmp_path)
+    change(path, key, value)
+    (line,) = faults(tmp_path / "leaderboard")
+    assert line.startswith(f"{path}: ")
+    assert words in line
+
+
+def test_duplicates_and_files_of_another_kind_are_faults(tmp_path: Path) -> None:
+    first = entry(tmp_path, "a")
+    second = entry(tmp_path, "b")
+    (first.parent / "damaged.json").write_text("{")
+    lines = faults(tmp_path / "leaderboard")
+    assert len(lines) == 2
+    assert "damaged.json: not readable as JSON" in lines[0]
+    assert lines[1] == f"{second}: duplicate: the same model, images and protocol as {first}. Remove one of them."
+    assert "no entry (*.json) in it" in complaint("leaderboard", whole(tmp_path / "c"), "--check")
+
+
+def test_a_changed_byte_of_a_model_is_noticed(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "run").mkdir(parents=True)
+    (models / "net.onnx").write_bytes(b"one")
+    (models / "run" / "model.safetensors").write_bytes(b"two")
+    path = entry(tmp_path)
+    trained = entry(tmp_path, "trained", weights=b"two", model={"kind": "run", "path": "out/run"})
+    entry(tmp_path, "elsewhere", weights=b"three")
+    done = run("leaderboard", tmp_path / "leaderboard", "--check", "--models", models)
+    assert done.stdout.endswith(f"entries 3, faults 0, unchanged models in {models} 2\n")
+    (models / "net.onnx").write_bytes(b"onE")
+    (models / "run" / "model.safetensors").write_bytes(b"twO")
+    lines = faults(tmp_path / "leaderboard", "--models", models)
+    assert [line.split(" has changed: ")[0] for line in lines] == [
+        f"{path}: model: {models / 'net.onnx'}",
+        f"{trained}: model: {models / 'run' / 'model.safetensors'}",
+    ]
+    assert hashlib.sha256(b"onE").hexdigest() in lines[0]
+    assert "--models needs --check" in complaint("leaderboard", tmp_path / "leaderboard", "--models", models)
+    assert "need --add AUDIT" in complaint("leaderboard", tmp_path / "leaderboard", *SUBMIT)
+
+
+def test_a_page_has_a_table_for_each_protocol_data_set_and_effort(tmp_path: Path) -> None:
+    entry(tmp_path, "strong", attacks=[WORST | {"accuracy": {"value": 0.6, "ci": [0.5, 0.7]}}])
+    entry(tmp_path, "weak", weights=b"2")
+    reasons = ["the gradients vanish"]
+    entry(tmp_path, "masked", weights=b"3", verdict={"sound": False, "reasons": reasons}, attacks=[WORST])
+    entry(tmp_path, "shorter", weights=b"4", attacks=[WORST | {"steps": 10, "accuracy": {"value": 0.9}}])
+    entry(tmp_path, "quick", weights=b"5", protocol="exam-quick-1")
+    entry(tmp_path, "abroad", "--reported", weights=b"6", data={"name": "abroad", "fingerprint": "2", "n": 40})
+    board = leaderboard.gather_audits(tmp_path / "leaderboard")
+    tables = [[document.model.name for _, document in one.entries] for one in (board, *board.others)]
+    assert tables[0] == ["strong", "weak", "masked"]
+    assert sorted(tables[1:]) == [["abroad"], ["quick"], ["shorter"]]
+    done = run("leaderboard", tmp_path / "leaderboard", "--out", tmp_path / "page")
+    assert done.stdout.count("image") >= 4
+    page = (tmp_path / "page" / "leaderboard.html").read_text()
+    assert page.count("<table") == 4
+    for words in ("NOT SOUND", "the gradients vanish", "run here", "by Ada", "ada/model@0123abc", "licence MIT"):
+        assert words in page
+    row = leaderboard.to_json(board)["rows"][0]  # type: ignore[index]
+    assert (row["badge"], row["attacked_ci"], row["run_by"]) == ("run here", [0.5, 0.7], "Ada")
+    assert (tmp_path / "page" / "leaderboard.csv").read_text().count("\n") == 7
+
+
+def test_faulty_entries_are_not_ranked_and_own_audits_stand_beside_entries(tmp_path: Path) -> None:
+    good, bad = entry(tmp_path, "good"), entry(tmp_path, "bad", weights=b"2")
+    change(bad, "audit.clean.accuracy", {"value": 0.9, "ci": [0.1, 0.2]})
+    whole(tmp_path / "leaderboard" / "mine", weights=b"3")
+    board = leaderboard.gather_audits(tmp_path / "leaderboard")
+    assert {name for name, _ in board.entries} == {f"images/{good.stem}", "mine"}
+    ((name, why),) = board.refused
+    assert name == f"images/{bad.stem}"
+    assert "0.9 is outside its interval" in why
+    table = leaderboard.make_table(board)
+    assert {len(row) for row in table.rows} == {len(table.header)}
+    assert atomic.read_json(good)["badge"] in {cell.text for row in table.rows for cell in row}
