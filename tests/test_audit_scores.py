@@ -63,6 +63,11 @@ def test_a_name_that_images_of_two_splits_have_says_of_none_which_it_is(images: 
     assert {point.threshold for point in some.operating_points} == {None}, "no validation image has a score"
 
 
+def test_a_path_of_a_file_in_the_data_names_its_image(images: Path, tmp_path: Path) -> None:
+    whole = audited(images, tmp_path / "whole", "probabilities", [str(images / path) for path in paths("Test")])
+    assert whole.clean.n == 24
+
+
 @pytest.mark.parametrize("kind", ["probabilities", "sigmoid"])
 def test_scores_of_validation_images_choose_the_thresholds(kind: str, images: Path, tmp_path: Path) -> None:
     document = audited(images, tmp_path / "both", kind, paths("Test") + paths("Val"))

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from browser import SIZES, opened, sideways, violations
 from test_audit_board import audit
 from test_cli import complaint, run
+from trustcxr.apps.dicom.studies_on_disk import write_table
+from trustcxr.audit.formats.model_file import OutputSpec
+from trustcxr.audit.formats.score_table import read_scores
 from trustcxr.report import leaderboard
 from trustcxr.storage import atomic
+from trustcxr.storage.schemas import ImageAnswer
 
 SUBMIT = ("--licence", "MIT", "--source", "https://example.org/ada/model@0123abc", "--run-by", "Ada")
 FACTS = {"date": "2026-01-01", "versions": {"trustcxr": "0.2.0"}, "hardware": {"processor": "a processor", "cores": 2}}
@@ -183,9 +188,10 @@ def test_a_page_has_a_table_for_each_protocol_data_set_and_effort(tmp_path: Path
     assert tables[0] == ["strong", "weak", "masked"]
     assert sorted(tables[1:]) == [["abroad"], ["quick"], ["shorter"]]
     done = run("leaderboard", tmp_path / "leaderboard", "--out", tmp_path / "page")
-    assert done.stdout.count("image") >= 4
+    assert done.stdout.count("on images (40 images)") == 3
     page = (tmp_path / "page" / "leaderboard.html").read_text()
     assert page.count("<table") == 4
+    assert "6 audits in 4 tables" in page
     for words in ("NOT SOUND", "the gradients vanish", "run here", "by Ada", "ada/model@0123abc", "licence MIT"):
         assert words in page
     row = leaderboard.to_json(board)["rows"][0]  # type: ignore[index]
@@ -205,3 +211,40 @@ def test_faulty_entries_are_not_ranked_and_own_audits_stand_beside_entries(tmp_p
     table = leaderboard.make_table(board)
     assert {len(row) for row in table.rows} == {len(table.header)}
     assert atomic.read_json(good)["badge"] in {cell.text for row in table.rows for cell in row}
+
+
+def test_scores_alone_do_not_join_two_efforts_in_one_table(tmp_path: Path) -> None:
+    entry(tmp_path, "long")
+    entry(tmp_path, "longer", weights=b"2")
+    entry(tmp_path, "short", weights=b"3", attacks=[WORST | {"steps": 10, "accuracy": {"value": 0.9}}])
+    entry(tmp_path, "scores", weights=b"4", model={"kind": "predictions"}, attacks=[])
+    board = leaderboard.gather_audits(tmp_path / "leaderboard")
+    tables = [{document.model.name for _, document in one.entries} for one in (board, *board.others)]
+    assert tables == [{"long", "longer", "scores"}, {"short"}]
+
+
+def test_the_table_of_predict_is_a_table_of_scores(tmp_path: Path) -> None:
+    images = [ImageAnswer(image=f"/a/{n}.png", probabilities={"x": n / 4, "y": 1 - n / 4}) for n in range(3)]
+    scores, _ = read_scores(write_table(images, tmp_path), OutputSpec(kind="probabilities", classes=("x", "y")))
+    assert list(scores["sample_id"]) == ["/a/0.png", "/a/1.png", "/a/2.png"]
+    assert [int(row.argmax()) for row in scores["logits"]] == [1, 1, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_of_entries_can_be_used_in_a_browser(browser: Any, tmp_path: Path, size: str) -> None:
+    for name, clean in (("one", 0.8), ("two", 0.9), ("three", 0.7)):
+        accuracy = {"value": clean, "ci": [clean - 0.05, clean + 0.05]}
+        entry(tmp_path, name, weights=name.encode(), clean={"accuracy": accuracy, "n": 40})
+    entry(tmp_path, "far", weights=b"4", protocol="exam-quick-1", verdict={"sound": False, "reasons": ["it counts"]})
+    run("leaderboard", tmp_path / "leaderboard")
+    page = tmp_path / "leaderboard" / "leaderboard.html"
+    with opened(browser, page, size=size) as seen:
+        assert seen.complaints == []
+        assert sideways(seen.page) == 0
+        assert violations(seen.page) == []
+        if size == "desktop":
+            head = seen.page.locator("thead").first.get_by_text("clean, %")
+            head.click()
+            names = seen.page.locator("table").first.locator("tbody th")
+            assert [text.split()[0] for text in names.all_inner_texts()] == ["two", "one", "three"]

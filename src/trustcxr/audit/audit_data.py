@@ -272,7 +272,8 @@ def match_scores(
     """
     assert subject.predictions is not None
     images = evaluation.about_images(dataset)
-    scores = dict(zip(subject.predictions["sample_id"], subject.predictions["logits"], strict=True))
+    ids = (_shorten_path(name, dataset.root) for name in subject.predictions["sample_id"])
+    scores = dict(zip(ids, subject.predictions["logits"], strict=True))
     rows, logits, unclear = list[int](), [], 0
     for row, names in enumerate(_image_names(dataset.table)):
         usable = (n for k, n in enumerate(names) if n in scores and (k < _UNIQUE or n not in ambiguous_names))
@@ -293,6 +294,13 @@ def match_scores(
     if not complete:
         text += "; the others are left out, and may be those that it fails on: give a score for every image"
     return table, [Check("scores", complete, text + remark, grave=True)]
+
+
+def _shorten_path(name: str, root: Path) -> str:
+    """Return the path of a file within `root` relative to it; any other name as it is."""
+    path = Path(name)
+    inside = path.is_file() and path.resolve().is_relative_to(root.resolve())
+    return str(path.resolve().relative_to(root.resolve())) if inside else name
 
 
 def _image_names(table: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -61,7 +61,9 @@ def _shorten(document: AuditDocument) -> AuditDocument:
 
 
 def _hide_folder(key: str, value: object) -> object:
-    return Path(value).name if key in ("path", "source", "predictions") and isinstance(value, str) else value
+    return (
+        Path(value).name if key in ("path", "source", "predictions", "criteria") and isinstance(value, str) else value
+    )
 
 
 def _describe_command(document: AuditDocument, model_file: Path | None) -> str:
@@ -97,9 +99,9 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
     faults += _find_duplicates(entries)
     found = 0
     if models is not None:
-        known = list(_find_models(models))
+        files = list(_find_models(models))
         for path, entry in entries.items():
-            matches, changed = _compare_model(entry, known)
+            matches, changed = _compare_model(entry, files)
             found += matches
             faults += [f"{path}: {line}" for line in changed]
     return len(paths), found, faults
@@ -138,10 +140,10 @@ def _find_models(folder: Path) -> Iterator[tuple[str, Path]]:
             yield (path.resolve().parent.name if path.name == layout.WEIGHTS_FILE else path.name), path
 
 
-def _compare_model(entry: LeaderboardEntry, known: list[tuple[str, Path]]) -> tuple[bool, list[str]]:
+def _compare_model(entry: LeaderboardEntry, files: list[tuple[str, Path]]) -> tuple[bool, list[str]]:
     """Return whether a file is the entry's model, and a line if only changed files have its name."""
     model = entry.audit.model
-    paths = [path for name, path in known if name == model.path]
+    paths = [path for name, path in files if name == model.path]
     try:
         hashes = [_hash_model(path, model.bytes or 0) for path in paths]
     except UserError as problem:

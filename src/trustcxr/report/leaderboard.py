@@ -53,6 +53,14 @@ class Board:
         return f"{audits} by {self.protocol} on {self.data} ({images})"
 
     @property
+    def heading(self) -> str:
+        """Return the heading of the page: the number of audits, with the protocol if there is one table."""
+        count = len(self.entries) + sum(len(other.entries) for other in self.others)
+        return formatting.plural(count, "audit") + (
+            f" in {1 + len(self.others)} tables" if self.others else f" by {self.protocol}"
+        )
+
+    @property
     def attack(self) -> str:
         """Return the attack with its effort, which all compared audits share; empty without attacks."""
         return next((name for _, one in self.entries if (name := find_worst_attack(one).effort.name)), "")
@@ -85,7 +93,9 @@ def gather_audits(folder: Path) -> Board:
         raise UserError(f"{folder}: no {layout.AUDIT_FILE} of a complete audit in it: {why}")
     boards: list[Board] = []
     while audits:
-        chosen = max((one for _, one in audits), key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
+        attacked = [one for _, one in audits if find_worst_attack(one).attack]  # scores alone compare with any effort
+        candidates = attacked or [one for _, one in audits]
+        chosen = max(candidates, key=lambda one: sum(not _why_apart(other, one) for _, other in audits))
         reasons = [(name, document, _why_apart(document, chosen)) for name, document in audits]
         entries = sorted(
             ((name, document) for name, document, why in reasons if not why), key=lambda pair: _rank(pair[1])
@@ -332,13 +342,13 @@ def to_csv(board: Board) -> str:
     return pd.DataFrame(lines).astype(object).to_csv(index=False)
 
 
-def make_row(name: str, document: AuditDocument, entry: LeaderboardEntry | None = None) -> dict[str, Cell]:
-    """Return the cells of one audit by column; of an entry with its badge, source and licence."""
+def make_row(name: str, document: AuditDocument) -> dict[str, Cell]:
+    """Return the cells of one audit by column."""
     reported, worst = document.model.reported, find_worst_attack(document)
     sound, reasons = bool(document.verdict.sound), "; ".join(document.verdict.reasons)
     shares = {f"{column}, %": share(figure) for column, figure in _shares(document).items()}
     fewer = f"attacks {formatting.count(worst.n)}" if worst.n not in (None, document.clean.n) else ""
-    cells = {
+    return {
         "model": Cell(document.model.name or formatting.DASH, document.model.kind, note="" if sound else "unsound"),
         "measurement": Cell("sound" if sound else "NOT SOUND", reasons, note="why"),
         "clean reported, %": share(reported.clean),
@@ -353,12 +363,30 @@ def make_row(name: str, document: AuditDocument, entry: LeaderboardEntry | None 
         "paper": _text(reported.paper),
         "folder": _text(name),
     }
-    if entry is None:
-        return cells
-    first = cells.pop("model")
-    badge = Cell(entry.badge, f"by {entry.run_by}", note="text")
-    source = Cell(entry.source, f"licence {entry.licence}", note="text")
-    return {"model": first, "badge": badge, **cells, "source": source}
+
+
+def make_entry_row(name: str, document: AuditDocument, entry: LeaderboardEntry | None) -> dict[str, Cell]:
+    """Return the cells of an entry by column, with its badge and source; few enough for sorting on a small screen.
+
+    `entry` is None if the audit stands beside entries and is none itself.
+    """
+    cells = make_row(name, document)
+    for column in ("clean", "attacked"):
+        reported = cells.pop(f"{column} reported, %")
+        second = f"reported {reported.text}" if reported.value is not None else ""
+        cells[f"{column}, %"] = replace(cells[f"{column}, %"], second=second)
+    submitted, trained = describe_submitted(document), cells.pop("training data")
+    worst, epsilon = cells["attacked, %"], find_worst_attack(document).epsilon
+    second = "; ".join(part for part in ("" if epsilon is None else f"at {epsilon:g}", worst.second, submitted) if part)
+    cells |= {
+        "model": replace(cells["model"], second=(document.model.sha256 or "")[:8]),
+        "attacked, %": replace(worst, second=second),
+        "trained": replace(trained, small=cells.pop("threat model").text),
+        "badge": _text("audit") if entry is None else Cell(entry.badge, f"by {entry.run_by}", note="text"),
+        "source": _text(name) if entry is None else Cell(entry.source, f"licence {entry.licence}", note="text"),
+    }
+    columns = ("model", "badge", "measurement", "clean, %", "attacked, %", "corrupted, %", "AUROC, %")
+    return {column: cells[column] for column in (*columns, "calibration error, %", "n", "trained", "source")}
 
 
 def _text(text: str) -> Cell:
@@ -367,10 +395,11 @@ def _text(text: str) -> Cell:
 
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
-    rows = [make_row(*row) for row in _list_rows(board)]
-    columns = list(max(rows, key=len))  # audits that are no entries have no badge and no source
-    lines = [[cells.get(column, _text("")) for column in columns] for cells in rows]
-    return Table(board.title if board.submissions else "Leaderboard", _name_attack(board, columns), lines)
+    if board.submissions:
+        rows, title = [make_entry_row(*row) for row in _list_rows(board)], board.title
+    else:
+        rows, title = [make_row(name, document) for name, document in board.entries], "Leaderboard"
+    return Table(title, _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
 
 
 def terminal_table(board: Board) -> Table:
