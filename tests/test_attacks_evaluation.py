@@ -235,7 +235,7 @@ def test_figures_of_transfer_name_the_run_that_its_images_were_made_on(run: Run,
     document = RunDocument.model_validate(run_figures.describe(run, table, resamples=50))
     assert {a.attack: a.surrogate for a in document.attacks} == {"fgsm": "", "transfer": made_on}
     shown = [row["condition"] for row in terminal.list_accuracies(document)]
-    assert shown == ["clean", "fgsm", f"transfer-10 from {made_on}"]
+    assert shown == ["clean", "FGSM", f"transfer-10 from {made_on}"]
 
 
 def test_a_surrogate_with_other_classes(run: Run, radiographs: Any, place: Path, tmp_path: Path) -> None:

@@ -290,7 +290,8 @@ def test_the_report_says_what_broke_each_image(batch: tuple[Tensor, Tensor]) -> 
     assert [name is None for name in report.broken_by] == right.tolist()
     assert report.broken_by[:3] == ("clean",) * 3
     assert torch.equal(report.images[:3], images[:3])
-    assert set(report.broken_by) <= {None, "clean", "apgd-margin", "apgd-ce", "fab", "square"}
+    parts = {"apgd-margin", "apgd-ce", "pgd-8bit", "fab", "square"}
+    assert set(report.broken_by) <= {None, "clean", *parts, *(f"{part}, 8-bit" for part in parts)}
     assert Counter(report.broken_by)["apgd-margin"] > 50
     # Those that hold out come back as the worst input seen, not as they were.
     before, after = (nn.functional.cross_entropy(model(x), labels, reduction="none") for x in (images, report.images))
@@ -310,7 +311,7 @@ def test_what_is_known_is_kept(batch: tuple[Tensor, Tensor]) -> None:
     assert [name for name, was in zip(after.broken_by, broken, strict=True) if was] == ["start"] * sum(broken)
     assert torch.equal(after.images[broken], before.images[broken])
     assert after.accuracy <= before.accuracy
-    assert meter.rows < 3 * len(images) + 20 * (len(images) - sum(broken))
+    assert meter.rows < 3 * len(images) + 26 * (len(images) - sum(broken))
 
 
 def test_a_start_outside_the_ball_is_refused(batch: tuple[Tensor, Tensor]) -> None:

@@ -25,7 +25,7 @@ CLASSES = ("dark", "bright")
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     short = load_exam().model_copy(update={"bootstrap": 100})
-    monkeypatch.setattr(audits, "load_exam", lambda _: short)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: short)
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,9 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     entry_checks = real.entry_checks.model_copy(update={"planted": 4})
     blind = [a.model_copy(update={"steps": a.steps and 3, "queries": 20}) for a in real.without_gradients]
     changed = {"attacks": tuple(few), "without_gradients": tuple(blind), "entry_checks": entry_checks, "bootstrap": 200}
+    changed["guards"] = real.guards.model_copy(update={"images": 8, "queries": 20, "large_images": 4})
     short = real.model_copy(update=changed)
-    monkeypatch.setattr(audits, "load_exam", lambda _: short)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: short)
     monkeypatch.setattr(attack_runner, "distil", partial(distil, steps=20))
     monkeypatch.setattr(second_instance, "run_elsewhere", answer_here)
 
@@ -133,8 +134,8 @@ def test_an_honest_model_may_be_relied_on_and_is_not_examined_twice(greys: Path,
     model, out = model_file(tmp_path / "model", Brightness()), tmp_path / "audit"
     done = run("audit", model, "--data", greys, "--out", out)
     document = atomic.read_json(out / "audit.json")
-    (reason,) = document["verdict"]["reasons"]
-    assert reason.startswith("active test not checked: "), "one brightness leaves no room to plant an example"
+    assert document["verdict"]["reasons"] == []
+    assert document["verdict"]["sound"] is True
     assert document["clean"]["accuracy"]["value"] > 0.9
     assert all(check["passed"] is not False for check in document["entry_checks"])
     assert "Results:" in done.stdout
@@ -217,7 +218,7 @@ def test_code_of_the_makers_is_refused_unless_it_is_trusted(greys: Path, tmp_pat
 @pytest.mark.slow
 def test_what_was_cut_off_goes_on(greys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = audits.load_exam().model_copy(update={"batch_size": 12})
-    monkeypatch.setattr(audits, "load_exam", lambda _: short)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: short)
     model, real, asked = model_file(tmp_path / "model", Brightness()), predictions._attacked, []
 
     def cut(*args: object, seed: int, **options: object) -> object:
@@ -253,7 +254,7 @@ def test_an_attack_that_misses_what_was_planted_is_withdrawn(
     assert left == {"square"}, "it needed no gradient"
     assert not document["verdict"]["sound"]
     assert document["withdrawn"]
-    assert "withdrawn: FGSM, PGD-3, worst case" in done.stdout
+    assert "withdrawn: FGSM, PGD-3, worst-case-3/" in done.stdout
     assert "under PGD" not in done.stdout
     schemas.AuditDocument.model_validate(document)
 

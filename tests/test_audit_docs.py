@@ -44,7 +44,7 @@ def test_torchxrayvisions_densenet_goes_through_an_audit(tmp_path: Path, monkeyp
             "corruptions": real.corruptions.model_copy(update={"names": ("gamma",)}),
         }
     )
-    monkeypatch.setattr(audits, "load_exam", lambda _: light)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: light)
     document = audits.audit(
         tmp_path / "model.yaml",
         tmp_path / "images",

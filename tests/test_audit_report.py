@@ -198,6 +198,19 @@ def handed(
     audit(folder / name, attacks=attacks, submitted=given)
 
 
+def test_audits_of_unequal_effort_do_not_share_a_leaderboard(tmp_path: Path) -> None:
+    for name, queries in (("one", 50), ("two", 50), ("more", 300)):
+        worst = {"attack": "worst-case", "epsilon": 0.02, "accuracy": {"value": 0.6}, "steps": 20, "queries": queries}
+        audit(tmp_path / name, attacks=[worst])
+    board = leaderboard.gather_audits(tmp_path)
+    assert {name for name, _ in board.entries} == {"one", "two"}
+    why = "attacked by worst-case-20/300, the others by worst-case-20/50: audit it again"
+    assert board.refused == (("more", why),)
+    assert "attacked by worst-case-20/50, %" in leaderboard.make_table(board).header
+    (row, _) = leaderboard.to_json(board)["rows"]  # type: ignore[misc]
+    assert (row["by"], row["steps"], row["queries"]) == ("worst-case-20/50, epsilon 0.02", 20, 50)
+
+
 def test_the_leaderboard_ranks_by_our_own_attacks_and_says_who_was_attacked_with_more(tmp_path: Path) -> None:
     handed(tmp_path, "attacked", 0.4, ("Ada", 0.01, 10))  # by ours alone 0.65
     handed(tmp_path, "plain", 0.6)
@@ -235,12 +248,13 @@ def test_without_images_handed_in_the_leaderboard_says_nothing_of_them(tmp_path:
     handed(tmp_path, "withdrawn", 0.9, ("Ada", 0.02, 4))
     path = tmp_path / "withdrawn" / "audit.json"
     content = atomic.read_json(path)
-    content["attacks"][0]["accuracy"] = {"value": None}  # so the board has what PGD leaves, without theirs
+    content["attacks"][0]["accuracy"] = {"value": None}  # the board has no figure under another attack instead
     atomic.write_json(path, content)
     page, _ = leaderboard.write(leaderboard.gather_audits(tmp_path), tmp_path)
     assert "ubmitted" not in page.read_text().split("</script>")[1]
     assert leaderboard.list_remarks(leaderboard.gather_audits(tmp_path)) == []
-    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["withdrawn", "plain"]
+    assert [name for name, _ in leaderboard.gather_audits(tmp_path).entries] == ["plain", "withdrawn"]
+    assert leaderboard.make_row("withdrawn", read_schema(AuditDocument, path))["attacked, %"].value is None
 
 
 def test_the_leaderboard_as_one_json_document(audits: Path) -> None:

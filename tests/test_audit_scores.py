@@ -21,7 +21,7 @@ CLASSES = ("Ill", "Normal")
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     short = protocol.load_exam().model_copy(update={"bootstrap": 100})
-    monkeypatch.setattr(audits, "load_exam", lambda _: short)
+    monkeypatch.setattr(audits, "load_exam", lambda *_: short)
 
 
 @pytest.fixture(scope="module")

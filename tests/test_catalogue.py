@@ -65,7 +65,10 @@ def test_every_entry_says_what_it_is_called_and_labels_differ() -> None:
 def test_what_needs_no_steps_shows_none() -> None:
     assert registry.format_attack("pgd", 20) == "PGD-20"
     assert registry.format_attack("fgsm", 1) == "FGSM"
-    assert registry.format_attack("worst-case", 50) == "worst case"
+    assert registry.format_attack("worst-case", 50, 1000) == "worst-case-50/1000"
+    assert registry.format_attack("worst-case", 50) == "worst-case-50"
+    assert registry.format_attack("worst-case") == "worst-case"
+    assert registry.format_attack("square", 300, 300) == registry.format_attack("square", 300) == "Square-300"
     assert registry.format_attack("unheard-of", 3) == "unheard-of-3"
 
 

@@ -44,6 +44,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert "Certified accuracy" in done.output
     assert "0.002" in done.output
+    assert "after decoding and resizing, not of the file" in done.output
     return folder
 
 
@@ -63,6 +64,7 @@ def test_certified_accuracy_stands_below_every_attack_s(run: Path) -> None:
     assert [entry["epsilon"] for entry in document["certified"]] == [0.002, 0.01]
     for entry in document["certified"]:
         rows = table[table["epsilon"] == entry["epsilon"]]
+        assert entry["tf32"] is False
         assert entry["n"] == len(rows) == rows["sample_id"].nunique() == 24
         assert entry["accuracy"]["value"] == pytest.approx(rows["certified"].mean())
         assert entry["accuracy"]["ci"][0] <= entry["accuracy"]["value"] <= entry["accuracy"]["ci"][1]

@@ -33,7 +33,7 @@ def test_beside_a_proof_stands_the_lowest_attack_of_the_same_ball() -> None:
     (row,) = found.rows
     shown = dict(zip(found.header, row, strict=True))
     assert (shown["Certified, %"].value, shown["Under attack, %"].value) == (0.6, 0.65)
-    assert shown["Strongest"].text == "worst case"
+    assert shown["Strongest"].text == "worst-case"
     assert shown["Open, points"].text == "5.0"
 
 

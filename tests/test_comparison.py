@@ -327,3 +327,20 @@ def test_a_hit_rate_that_its_cells_do_not_allow_is_not_compared(tmp_path: Path) 
         folders = [make_run(tmp_path / f"{ceiling}", name, clean, saliency=table) for name in ("standard", "fgsm")]
         found = comparison.standard_against_robust(folders, resamples=100)
         assert {row.measure for row in found if row.method} == measures
+
+
+def test_worst_cases_of_unequal_effort_are_not_compared(tmp_path: Path, right: dict[str, np.ndarray]) -> None:
+    def worst(name: str, steps: int, queries: int) -> pd.DataFrame:
+        return rows("worst-case", 0.02, right[name], steps).assign(queries=queries)
+
+    clean = rows("clean", 0.0, right["a"])
+    made = [
+        make_run(tmp_path, "standard", clean, worst("a", 30, 300)),
+        make_run(tmp_path, "fgsm", clean, worst("b", 30, 300)),
+        make_run(tmp_path, "pgd", clean, worst("b", 50, 1000)),
+    ]
+    compared = comparison.standard_against_robust(made, resamples=50)
+    measures = {(row.defence, row.measure) for row in compared}
+    assert ("fgsm", "worst-case-30/300 accuracy @0.02") in measures
+    assert {measure for defence, measure in measures if defence == "pgd"} == {"clean accuracy"}
+    assert set(comparison.figures(made[2])) == {Key("clean accuracy"), Key("worst-case-50/1000 accuracy @0.02")}

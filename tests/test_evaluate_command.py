@@ -110,7 +110,7 @@ def test_other_data_say_what_is_lost_from_the_runs_own(trained: Path, images: Pa
     assert {name: part["n"] for name, part in document.plain()["by_source"].items()} == {"one": 18, "other": 6}
     said = "\n".join(terminal.describe_metrics(document))
     assert "Drop from internal, clean: " in said
-    assert "Drop from internal, pgd-3 at 0.02: " in said
+    assert "Drop from internal, PGD-3 at 0.02: " in said
     assert "one: " in said
     assert "drop_from_internal" not in own.plain()
     assert document.plain()["calibration"]["split"] == "Val", "the temperature of the run's own validation images"

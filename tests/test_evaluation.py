@@ -68,7 +68,9 @@ def part(table: pd.DataFrame, attack: str, epsilon: float = 0.0, severity: int =
 def test_predictions_hold_every_image_under_every_condition_once(table: pd.DataFrame, held_out: Any) -> None:
     about = ["sample_id", "group", "source", "split", "class", "label"]
     about += ["view"]  # synthetic images know theirs
-    assert list(table) == [*about, "attack", "epsilon", "steps", "severity", "moved", "broken_by", "gradient", "logits"]
+    condition = ["attack", "epsilon", "steps", "severity"]
+    further = ["moved", "broken_by", "gradient", "queries", "rounded", "logits"]
+    assert list(table) == [*about, *condition, *further]
     conditions = [("clean", 0.0, 0, 0), ("fgsm", 0.01, 1, 0), ("fgsm", 0.03, 1, 0), ("pgd", 0.03, 3, 0)]
     conditions += [(view, 0.0, 0, 0) for view in registry.VIEWS]
     conditions += [(name, 0.0, 0, severity) for name in HARM.names for severity in HARM.severities]

@@ -41,9 +41,13 @@ def test_exam_1_is_what_it_was_when_audits_were_published() -> None:
         ("worst-case", (0.02,), 20, 50),
     ]
     assert [(a.name, a.epsilons, a.steps, a.queries) for a in exam.without_gradients] == [
-        ("square", (0.01, 0.02), None, 300),
-        ("worst-case", (0.02,), 20, 300),
+        ("square", (0.01,), None, 300),
+        ("square", (0.02,), None, 600),
+        ("worst-case", (0.02,), 20, 50),
     ]
+    guards = exam.guards
+    assert (guards.images, guards.queries, guards.agreement) == (64, 1000, 0.8)
+    assert (guards.large_epsilon, guards.large_images, guards.large_queries) == (0.3, 16, 300)
     assert (exam.corruptions.names, exam.corruptions.severities) == ("all", (3,))
     assert (exam.entry_checks.images, exam.entry_checks.epsilon, exam.entry_checks.planted) == (120, 0.02, 16)
     assert (exam.batch_size, exam.bootstrap, exam.seeds) == (32, 2000, "batch")

@@ -47,7 +47,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     entry_checks = real.entry_checks.model_copy(update={"planted": 2, "images": 16})
     light = real.corruptions.model_copy(update={"names": ("gamma",)})
     changed = {"attacks": tuple(few), "entry_checks": entry_checks, "bootstrap": 200, "corruptions": light}
-    monkeypatch.setattr(audits, "load_exam", lambda _: real.model_copy(update=changed))
+    monkeypatch.setattr(audits, "load_exam", lambda *_: real.model_copy(update=changed))
 
 
 @pytest.fixture(scope="module")

@@ -65,13 +65,13 @@ def test_an_honest_sweep_is_not_masked() -> None:
          "under PGD-20 rises from 30.0% at epsilon 0.02 to 36.0% at 0.05"),
         ([("pgd", 0.02, 0.9)], "rising_with_epsilon", "rises from 80.0% at epsilon 0 to 90.0% at epsilon 0.02"),
         ([("pgd", 0.02, 0.3), ("pgd", 0.3, 0.2)], "left_at_large_epsilon", "still 20.0% under PGD-20 at epsilon 0.3"),
-        ([("pgd", 0.02, 0.5), ("square", 0.02, 0.3)], "black_box_wins", "30.0% under SQUARE-1000, 50.0% under PGD-20"),
+        ([("pgd", 0.02, 0.5), ("square", 0.02, 0.3)], "black_box_wins", "30.0% under Square-1000, 50.0% under PGD-20"),
         ([("pgd", 0.02, 0.5), ("transfer", 0.02, 0.4)], "black_box_wins",
          "without gradients is the stronger at epsilon 0.02"),
         # Each of these is no more than FGSM that flatters: the stronger attack's gradients are sound.
         ([("fgsm", 0.02, 0.63), ("pgd", 0.02, 0.0)], "fgsm_overstates",
          "63.0% under FGSM but 0.0% under PGD-20"),
-        ([("fgsm", 0.02, 0.63), ("worst-case", 0.02, 0.2)], "fgsm_overstates", "20.0% under WORST-CASE-50"),
+        ([("fgsm", 0.02, 0.63), ("worst-case", 0.02, 0.2)], "fgsm_overstates", "20.0% under worst-case-50"),
     ],
 )  # fmt: skip
 def test_each_sign_by_itself(rows: list[tuple[str, float, float]], kind: str, reasons: str) -> None:

@@ -46,7 +46,7 @@ def test_the_worse_of_the_two_counts_and_it_is_said_by_whom(
     model, asked = model_file(tmp_path / "model", Brightness()), {"attacks": ["worst-case"], "epsilons": [0.2]}
     weak = audits.load_exam().changed(("worst-case",), (0.2,))
     short = weak.attacks[0].model_copy(update={"epsilons": (0.2,), "steps": 1, "queries": 1})
-    monkeypatch.setattr(audits, "load_exam", lambda _: weak.model_copy(update={"attacks": (short,)}))
+    monkeypatch.setattr(audits, "load_exam", lambda *_: weak.model_copy(update={"attacks": (short,)}))
     monkeypatch.setattr("trustcxr.audit.attack_runner.AttackRunner.__call__", lambda self, a, x, *rest: x)
     alone = audits.audit(model, greys, tmp_path / "alone", **asked)  # type: ignore[arg-type]
     both = audits.audit(

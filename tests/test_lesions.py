@@ -21,7 +21,7 @@ from trustcxr.explain import lesion_effect as explained
 from trustcxr.recipes.run_recipe import RunRecipe
 from trustcxr.recipes.training_recipe import ModelRecipe
 from trustcxr.report.load import Run as ReportRun
-from trustcxr.report.tables.lesions import effects
+from trustcxr.report.tables.lesions import effects, reported
 from trustcxr.storage.schemas import RunDocument
 
 SIZE, COUNT = 48, 12
@@ -70,6 +70,7 @@ def test_a_model_that_reads_the_lesion_has_a_lesion_effect_by_every_fill_and_con
     table = explained.remove_lesions(_lesion_reader(), radiographs, 0)
     assert set(table["fill"]) == set(lesion_edits.FILLS)
     assert set(table["control"]) == {"lung", "background"}
+    assert table["fall"].to_numpy() == pytest.approx((table["before"] - table["without"]).to_numpy(), nan_ok=True)
     for (fill, control), rows in table.groupby(["fill", "control"]):
         found = explained.summarise_effect(rows, rows["image"].astype(str).to_numpy())
         assert (found.effect.value or 0) > 0.1, (fill, control)
@@ -301,6 +302,82 @@ def test_a_map_is_judged_by_what_removing_does() -> None:
     assert torch.equal(falls.isnan(), outside)
 
 
+def test_the_same_place_of_a_healthy_image_is_filled_and_its_fall_is_subtracted() -> None:
+    radiographs, healthy = _images("COVID-19"), _images("Normal", seed=30)
+    table = explained.compare_with_healthy(_lesion_reader(), radiographs, healthy, 0, 1, fills=("grey",))
+    assert set(table["control"]) == {explained.HEALTHY_IMAGE}
+    own = table["fall"] - (table["control_before"] - table["control_answer"])
+    assert table["effect"].to_numpy() == pytest.approx(own.to_numpy())
+    assert table["share"].between(0.3, 1).all()
+    assert table["effect"].mean() > 0.1
+    pair = lesion_edits.match_place(radiographs, healthy)
+    assert pair.lesion.flatten(1).sum(1).tolist() == pair.control.flatten(1).sum(1).tolist()
+    assert not (pair.lesion & ~radiographs.lesion).any()
+    assert not (pair.control & ~healthy.lung).any()
+    middles = lesion_edits._middle(pair.lesion) - lesion_edits._middle(radiographs.lung)
+    there = lesion_edits._middle(pair.control) - lesion_edits._middle(healthy.lung)
+    assert (middles - there).abs().max() <= 1, "the same place in the lungs"
+
+
+def test_a_model_that_any_edit_upsets_has_an_effect_but_none_over_a_healthy_image() -> None:
+    class Upset(nn.Module):
+        """Answers class 0 of the ill and class 1 of the healthy, and doubts both once they are edited."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            known = torch.stack([(images == known.images).flatten(1).all(1) for known in (radiographs, healthy)], 1)
+            return 4.0 * known
+
+    radiographs, healthy = _images("COVID-19"), _images("Normal", seed=30)
+    table = explained.compare_with_healthy(Upset(), radiographs, healthy, 0, 1, fills=("grey",))
+    assert table["fall"].min() > 0.4
+    assert table["effect"].abs().max() < 1e-6
+
+
+def test_the_smaller_of_effect_and_fall_is_reported_by_the_least_favourable_fill() -> None:
+    group = np.arange(4).astype(str)
+    about = {"image": range(4), "flipped": 0.0, "flipped_control": 0.0}
+    table = pd.DataFrame(about | {"effect": [0.5, 0.3, 0.5, 0.3], "fall": [0.1, 0.2, 0.1, 0.2]})
+    found = explained.summarise_effect(table, group, resamples=50)
+    assert found.least.value == found.fall.value == pytest.approx(0.15)
+    swapped = explained.summarise_effect(table.rename(columns={"fall": "effect", "effect": "fall"}), group)
+    assert swapped.least.value == pytest.approx(0.15)
+    rows = [
+        {"fill": fill, "control": control, "least": {"value": value}, "condition": "clean", "epsilon": epsilon}
+        for fill, control, value, epsilon in (
+            ("grey", "lung", 0.3, 0.0),
+            ("mirror", "lung", 0.2, 0.0),
+            ("grey", "healthy image", 0.25, 0.0),
+            ("grey", "background", 0.1, 0.0),
+            ("transplant", "healthy patch", 0.05, 0.0),
+            ("grey", "lung", 0.0, 0.02),
+        )
+    ]
+    rows = [row | {"images": 20, "left_out": 4} for row in rows]
+    rows.append({"fill": "inpaint", "control": "lung", "least": {"value": 0.0}, "images": 4, "left_out": 2})  # a sample
+    document = RunDocument.model_validate({"lesions": rows, "model": "m", "defence": "d"})
+    assert document.lesion_effect is not None
+    assert (document.lesion_effect.fill, document.lesion_effect.least.value) == ("mirror", 0.2)
+    (line,) = reported([ReportRun(document, Path(), [])]).rows
+    assert line[2].value == 0.2
+    assert line[3].text == "mirrored lung"
+    assert RunDocument().lesion_effect is None
+
+
+def test_images_without_a_control_are_reported_for_themselves() -> None:
+    radiographs = _images("COVID-19")
+    full = EditInputs(radiographs.images, radiographs.lung, radiographs.lesion.clone())
+    full.lesion[:5] = full.lung[:5]  # no healthy lung is left
+    table = explained.remove_lesions(_lesion_reader(), full, 0, fills=("grey",))
+    table = table.assign(group=table["image"].astype(str), condition="clean", epsilon=0.0)
+    document = next(row for row in explained.summarise_effects(table, resamples=50) if row.control == "lung")
+    alone = document.without_control
+    assert alone is not None
+    assert (alone.images, document.left_out, document.images) == (5, 5, COUNT - 5)
+    assert alone.fall.value == pytest.approx((alone.before or 0) - (alone.whole or 0))
+    assert (alone.fall.value or 0) > 0.1
+    assert alone.flipped.value is not None
+
+
 def test_the_model_is_left_as_it_was_found() -> None:
     radiographs = _images("COVID-19")
     model = _lesion_reader().train()
@@ -332,7 +409,7 @@ def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(
     run, data, table = _asked(tmp_path, batch_size=4)
     ill = explained.find_lesion_rows(data)
     assert len(ill) == 8
-    assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 2, 2), "the time that is left is said"
+    assert bars[-1] == ("lesions of evidence-17x8-standard-s0", 4, 4), "the time that is left is said"
     for (_, _), rows in table.groupby(["fill", "control"]):
         assert rows["image"].tolist() == ill.tolist()
         assert rows["sample_id"].tolist() == data.sample_ids[ill].tolist()
@@ -345,10 +422,10 @@ def test_a_run_is_asked_about_every_image_with_a_lesion_and_the_report_shows_it(
 
     document = explained.summarise_effects(table, resamples=100)
     assert [(row.fill, row.control) for row in document] == [
-        (fill, control) for control in explained.CONTROLS for fill in explained.FILLS
+        (fill, control) for control in (*explained.CONTROLS, explained.HEALTHY_IMAGE) for fill in explained.FILLS
     ]
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
-    assert len(shown.rows) == 4
+    assert len(shown.rows) == 6
     assert shown.rows[0][2].text == "healthy grey"
     assert shown.rows[0][8].value == pytest.approx(document[0].effect.value)
 
@@ -394,7 +471,7 @@ def test_a_sample_is_inpainted_attacked_and_put_into_healthy_images_too(tmp_path
     assert ("clean", 0.0, "transplant", "healthy patch", 3) in told
     shown = effects([ReportRun(RunDocument(lesions=document, model="m", defence="d"), tmp_path, [])])
     assert ("pgd", 0.02, "transplant", "healthy patch", 3) in told
-    assert len(shown.rows) == len(document) == 12
+    assert len(shown.rows) == len(document) == 14
     assert "PGD, epsilon 0.02" in str([row[2] for row in shown.rows])
     assert "transplanted into a healthy image" in [row[2].text for row in shown.rows]
 
@@ -454,8 +531,11 @@ def test_means_are_of_the_images_that_the_effect_is_of() -> None:
         {"before": 0.1, "without": 0.1, "control_answer": 0.1},
     )
     about = {"condition": "clean", "epsilon": 0.0, "fill": "grey", "control": "lung", "whole": 0.1, "lesion": 0.2}
-    about |= {"flipped": 1.0, "flipped_control": 0.0}
-    rows = [one | about | {"share": 0.9, "effect": 0.6}, other | about | {"share": 0.1, "effect": np.nan}]
+    about |= {"flipped": 1.0, "flipped_control": 0.0, "flipped_whole": 1.0, "control_before": 0.9}
+    rows = [
+        one | about | {"share": 0.9, "effect": 0.6, "fall": 0.7},
+        other | about | {"share": 0.1, "effect": np.nan, "fall": np.nan},
+    ]
     table = pd.DataFrame(rows).assign(image=[0, 1], group=["a", "b"])
     (found,) = explained.summarise_effects(table, resamples=100)
     assert (found.images, found.left_out) == (1, 1)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from trustcxr.evaluation import gradient_masking, run_figures
 from trustcxr.recipes.parsing import validate
 from trustcxr.recipes.study_recipe import StudyRecipe
+from trustcxr.registry import Effort
 from trustcxr.report import alarm_list, formatting, key_findings, load, methods_text, ranking
 from trustcxr.report.figures import heatmaps, saliency, svg
 from trustcxr.report.figures.accuracy import epsilon_curves, forest
@@ -147,11 +148,13 @@ def _both_pgds() -> load.Run:
 def test_of_two_pgds_the_stronger_counts_and_both_stand_on_the_page() -> None:
     run = _both_pgds()
     head = ranking.choose_headline(EMPTY, [run])
-    assert (head.strongest, head.names["pgd"]) == ("pgd", "PGD-10/40")
+    assert [effort.name for effort in head.attacks] == ["FGSM", "PGD-10", "PGD-40", "PGD (L2)-20"]
+    assert head.strongest == Effort("pgd", 40)
     assert run.attacked("pgd", 0.02).steps == 40
-    assert run.attacked("pgd", 0.02, 10).accuracy.value == 0.55
+    assert run.attacked(Effort("pgd", 10), 0.02).accuracy.value == 0.55
     board = accuracy.leaderboard([run], head)
-    assert board.rows[0][board.header.index("PGD-10/40 at 0.02, %")].text == "20.0"
+    assert board.rows[0][board.header.index("PGD-10 at 0.02, %")].text == "55.0"
+    assert board.rows[0][board.header.index("PGD-40 at 0.02, %")].text == "20.0"
     swept = {row[2].text: row[3].text for row in accuracy.sweeps([run]).rows}
     assert swept == {"FGSM": "60.0", "PGD-10": "55.0", "PGD-40": "20.0", "PGD (L2)-20": "10.0"}
     assert "20.0\u00a0%" in key_findings.summarise(EMPTY, [run], head)["Under attack"]
@@ -167,7 +170,7 @@ def test_headlines_take_the_lowest_whatever_the_attack_is_called() -> None:
     weak = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.5), _attack("apgd-ce", 0.02, 0.1)])
     held = _run(clean={"accuracy": {"value": 0.8}}, attacks=[_attack("pgd", 0.02, 0.4), _attack("apgd-ce", 0.02, 0.3)])
     head = ranking.choose_headline(EMPTY, [weak, held])
-    assert head.strongest == "apgd-ce"
+    assert head.strongest == Effort("apgd-ce")
     assert ranking.rank_runs([weak, held], head) == [held, weak]
 
 
@@ -207,8 +210,8 @@ def test_numbers_as_words() -> None:
     assert formatting.range_text([-0.002, -0.0002]) == "−0.002 to 0.000"
     assert formatting.range_text([-0.002, -0.0002], reveal=True) == "−0.0020 to −0.0002"
     assert formatting.range_text([-0.002, 0.0], reveal=True) == "−0.002 to 0.000"
-    assert formatting.attack("pgd", 20) == "PGD-20"
-    assert formatting.attack("fgsm", 1) == "FGSM"
+    assert formatting.attack("pgd") == "PGD"
+    assert formatting.attack("fgsm") == "FGSM"
     assert formatting.measure("pgd accuracy @0.02") == "PGD accuracy at 0.02"
     assert formatting.measure("infection_energy") == "infection energy"
     assert formatting.measure("val_pgd_accuracy") == "validation PGD accuracy"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trustcxr.attacks.apgd import apgd
 from trustcxr.attacks.base import check_input, logits_of, radii
 from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
+from trustcxr.attacks.grid import round_inwards
 from trustcxr.attacks.pgd import pgd
 from trustcxr.attacks.square import square
 from trustcxr.models.preserve_state import preserve_state
@@ -33,10 +34,12 @@ def adaptive(
     steps: int = 50,
     queries: int = 0,
     seed: int = 0,
+    ends: float = 1.0,
 ) -> Tensor:
     """Return the worst of PGD and APGD through each variant of the model, of a surrogate's images and of `start`.
 
-    For a random model, that is the image which is misclassified most often over draws. Common arguments: see `fgsm`.
+    Each is tried as floats and as an 8-bit file (`grid.round_inwards`). For a random model, that is the image which is
+    misclassified most often over draws. Common arguments: see `fgsm`.
 
     Args:
         traits: what `probe_gradients` returned; by default it probes these images.
@@ -44,6 +47,7 @@ def adaptive(
         gradients: False if the model has none.
         start: adversarial candidates (B, 1, H, W) to try.
         queries: of Square on the images that remain; 0 for none.
+        ends: see `square`.
 
     Raises UserError as the attacks do.
     """
@@ -67,7 +71,8 @@ def adaptive(
     if queries and len(rows := worst.remaining()):
         seen = AttackView(model, draws=traits.draws, scale=traits.scale)
         radius = radii(epsilon, images)[rows]
-        worst.add(rows, square(seen, images[rows], labels[rows], epsilon=radius, queries=queries, seed=seed))
+        options = {"epsilon": radius, "queries": queries, "seed": seed, "ends": ends}
+        worst.add(rows, square(seen, images[rows], labels[rows], **options))  # type: ignore[arg-type]
     return worst.images
 
 
@@ -106,6 +111,11 @@ class _Worst:
         return (self.wrong < 1).nonzero()[:, 0]
 
     def add(self, rows: Tensor, candidates: Tensor) -> None:
+        """Keep candidates (N, 1, H, W) for these rows, as floats or on whole greys, if they are worse."""
+        self._keep(rows, candidates)
+        self._keep(rows, round_inwards(candidates, self.clean[rows]))
+
+    def _keep(self, rows: Tensor, candidates: Tensor) -> None:
         wrong, lead = self._measure(candidates, rows)
         worse = wrong > self.wrong[rows]
         if self.draws > 1:

@@ -18,6 +18,7 @@ from trustcxr.attacks.base import (
     lowered,
     radii,
 )
+from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
 
 _FIRST_SHARE = 0.8  # of the image, covered by the first squares
@@ -34,14 +35,16 @@ def square(
     queries: int = 1000,
     seed: int = 0,
     precision: Precision | None = None,
+    ends: float = 1.0,
 ) -> Tensor:
     """Square attack, L-infinity (Andriushchenko et al. 2020). Black box: at most `queries` forward passes.
 
     It starts from vertical stripes of +- epsilon. Then it moves one square at a time to +- epsilon, in shrinking sizes.
     A move is accepted if it reduces the margin: logit of the true class - the highest other. An image leaves the batch
     when it is misclassified. `precision` "bf16" queries in bfloat16 and confirms each success in the caller's
-    precision; it finds a little less. Common arguments: see `fgsm`. Raises UserError as fgsm does, and for fewer
-    queries than 1.
+    precision; it finds a little less. `ends` below 1 draws the size of each move from [ends, 1] epsilon, so that no
+    pixel at the end of the ball tells what was changed. Common arguments: see `fgsm`. Raises UserError as fgsm does,
+    for fewer queries than 1, and for ends outside (0, 1].
 
     >>> import torch, trustcxr as tx
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
@@ -52,6 +55,8 @@ def square(
     """
     check_input(images, labels, epsilon)
     check_counts("square", queries=queries)
+    if not 0 < ends <= 1:
+        raise UserError(f"square: ends must be above 0 and at most 1, not {ends:g}")
     images = images.detach()
     radius = radii(epsilon, images)
     generator = torch.Generator().manual_seed(seed)
@@ -66,11 +71,11 @@ def square(
         now, lead = original, torch.full((len(rows),), math.inf, device=images.device)
         for query in range(queries):
             if query == 0:
-                stripes = _signs((*original.shape[:2], 1, original.shape[3]), original, generator)
+                stripes = _signs((*original.shape[:2], 1, original.shape[3]), original, generator, ends)
                 tried = between(original + size * stripes, low, high)
             else:
                 side = _side(query / queries, images.shape[-2:])
-                tried = _move(now, original, size, low, high, side, generator)
+                tried = _move(now, original, size, low, high, side, generator, ends)
             with lowered(precision, images):
                 logits = logits_of(model, tried)
             wrong = is_misclassified(model, tried, truth, precision=precision, logits=logits)
@@ -92,9 +97,11 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, column)[:, 0] - logits.scatter(1, column, -math.inf).amax(1)
 
 
-def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator, ends: float) -> Tensor:
+    """Draw signs, times a size in [ends, 1]."""
     # Drawn on the CPU so that one seed gives the same search on every device.
-    return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like)
+    signs = (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like)
+    return signs if ends == 1 else signs * (ends + (1 - ends) * torch.rand(shape, generator=generator)).to(like)
 
 
 def _side(done: float, shape: torch.Size) -> int:
@@ -104,9 +111,16 @@ def _side(done: float, shape: torch.Size) -> int:
 
 
 def _move(
-    now: Tensor, original: Tensor, size: Tensor, low: Tensor, high: Tensor, side: int, generator: torch.Generator
+    now: Tensor,
+    original: Tensor,
+    size: Tensor,
+    low: Tensor,
+    high: Tensor,
+    side: int,
+    generator: torch.Generator,
+    ends: float,
 ) -> Tensor:
-    """Move one random square of each image to + or - its radius."""
+    """Move one random square of each image to + or - its radius, or to a part of it in [ends, 1]."""
     count, channels, height, width = now.shape
     corners = [torch.randint(0, max(1, n - side + 1), (count, 1), generator=generator) for n in (height, width)]
     inside = [
@@ -114,7 +128,7 @@ def _move(
         for n, corner in zip((height, width), corners, strict=True)
     ]
     window = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    signs = _signs((count, channels, 1, 1), now, generator)
+    signs = _signs((count, channels, 1, 1), now, generator, ends)
     moved = [torch.where(window, between(original + s * size, low, high), now) for s in (signs, -signs)]
     # If the square is already at that value, the other sign saves the query.
     same = (moved[0] == now).flatten(1).all(1)[:, None, None, None]

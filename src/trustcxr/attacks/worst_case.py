@@ -24,9 +24,12 @@ from trustcxr.attacks.base import (
     radii,
 )
 from trustcxr.attacks.fab import fab
+from trustcxr.attacks.grid import pgd_on_grid, round_inwards
 from trustcxr.attacks.square import square
 from trustcxr.errors import UserError
 from trustcxr.models.preserve_state import preserve_state
+
+ROUNDED = ", 8-bit"  # after the name of an attack in `broken_by`
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class WorstCase:
 
     `images` (B, 1, H, W): the image that broke the answer, else the input of highest cross-entropy that was tried.
     `broken_by` names for each image what broke it: "clean" (wrong without an attack), "start" (an image given as a
-    start), an attack, or None if it withstood all.
+    start), an attack, or None if it withstood all. ", 8-bit" follows if only its rounding to whole grey levels did.
     """
 
     images: Tensor
@@ -56,6 +59,7 @@ class Options(TypedDict, total=False):
     seed: int
     start: Tensor | Sequence[Tensor]
     precision: Precision | None
+    ends: float
 
 
 def worst_case(
@@ -90,21 +94,23 @@ def worst_case_report(
     seed: int = 0,
     start: Tensor | Sequence[Tensor] = (),
     precision: Precision | None = None,
+    ends: float = 1.0,
 ) -> WorstCase:
     """Run several attacks, L-infinity, and return the worst image of each and which attack made it; 2 classes or more.
 
-    The order is: APGD on the margin toward each wrong class, APGD on the cross-entropy, FAB toward each wrong class
-    (Croce and Hein 2020), Square (Andriushchenko et al. 2020). A broken image leaves the batch. Common arguments: see
-    `fgsm`.
+    The order is: APGD on the margin toward each wrong class, APGD on the cross-entropy, PGD on whole grey levels, FAB
+    toward each wrong class (Croce and Hein 2020), Square (Andriushchenko et al. 2020). Each result is tried as floats
+    and as an 8-bit file (`grid.round_inwards`). A broken image leaves the batch. Common arguments: see `fgsm`.
 
     Args:
-        steps: of APGD and FAB.
+        steps: of APGD, PGD and FAB.
         queries: of Square.
         restarts: of APGD and FAB.
         start: images (B, 1, H, W) within epsilon, from a smaller epsilon or another attack. Those that break the answer
             count, so accuracy cannot rise with epsilon.
         precision: "bf16" lets APGD and Square search in bfloat16 and confirms each success in the caller's precision.
             It halves the time if the processor has bfloat16; Square finds a little less.
+        ends: see `square`.
 
     Raises UserError as the attacks do, and for a start outside the ball.
 
@@ -130,11 +136,15 @@ def worst_case_report(
             # In one batch, as the final judgement will be, so that rounding is the same.
             rows, logits = search.todo, logits_of(model, candidate)
             search.record("start", rows, candidate.detach()[rows], logits[rows])
-        for name, attack in _attacks(model, steps, queries, restarts, seed, precision):
+            _record_rounded(search, model, "start", candidate.detach(), images)
+        for name, attack in _attacks(model, steps, queries, restarts, seed, precision, ends):
             if len(rows := search.todo) == 0 or not bool(size.any()):
                 break
             tried = attack(images[rows], labels[rows], size[rows])
             search.record(name, rows, tried, logits_of(model, tried))
+            every = images.clone()
+            every[rows] = tried
+            _record_rounded(search, model, name, every, images)
     return WorstCase(search.images, tuple(search.broken_by))
 
 
@@ -158,16 +168,26 @@ class _Search:
         self.todo = rows[~wrong]
 
 
+def _record_rounded(search: _Search, model: nn.Module, name: str, tried: Tensor, images: Tensor) -> None:
+    """Try the images of an attack (B, 1, H, W) as 8-bit files, where they failed as floats."""
+    rows = search.todo
+    rounded = round_inwards(tried[rows], images[rows])
+    if len(rows) and not torch.equal(rounded, tried[rows]):
+        search.record(f"{name}{ROUNDED}", rows, rounded, logits_of(model, rounded))
+
+
 def _attacks(
-    model: nn.Module, steps: int, queries: int, restarts: int, seed: int, precision: Precision | None
+    model: nn.Module, steps: int, queries: int, restarts: int, seed: int, precision: Precision | None, ends: float
 ) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
     """Yield the attacks of the suite, the most effective for its cost first."""
     climb = partial(apgd, model, steps=steps, restarts=restarts, precision=precision)
     yield "apgd-margin", lambda x, y, e: climb(x, y, epsilon=e, loss="margin", seed=seed)
     yield "apgd-ce", lambda x, y, e: climb(x, y, epsilon=e, loss="ce", seed=seed + 1)
+    yield "pgd-8bit", lambda x, y, e: pgd_on_grid(model, x, y, epsilon=e, steps=steps, seed=seed + 4)
     near = partial(fab, model, steps=steps, restarts=restarts)
     yield "fab", lambda x, y, e: near(x, y, epsilon=e, seed=seed + 2)
-    yield "square", lambda x, y, e: square(model, x, y, epsilon=e, queries=queries, seed=seed + 3, precision=precision)
+    search = partial(square, model, queries=queries, precision=precision, ends=ends)
+    yield "square", lambda x, y, e: search(x, y, epsilon=e, seed=seed + 3)
 
 
 def _check_start(start: Tensor, images: Tensor, radius: Tensor) -> None:

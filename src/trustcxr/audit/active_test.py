@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from trustcxr.attacks.adaptive import wrong_share
 from trustcxr.attacks.bpda import AttackView, GradientTraits, probe_gradients
+from trustcxr.attacks.grid import round_inwards
 from trustcxr.attacks.pgd import pgd
 from trustcxr.audit.formats.wrapper import tensors_in
 from trustcxr.models.preserve_state import preserve_state
@@ -222,10 +223,10 @@ def _find_readout(model: nn.Module, images: Tensor) -> tuple[_Call | None, int, 
 
 
 def _around(images: Tensor, epsilon: float, count: int, random: torch.Generator, *, corner: bool) -> Tensor:
-    """Return points around each image (B, count, 1, H, W) in [0, 1]: corners of the ball, or uniform inside it."""
+    """Return points around each image (B, count, 1, H, W) on whole greys: corners of the ball, or uniform inside it."""
     noise = torch.rand((len(images), count, *images.shape[1:]), generator=random) * 2 - 1
     noise = noise.sign() if corner else noise * _INSIDE
-    return (images[:, None] + epsilon * noise.to(images)).clamp(0, 1)
+    return round_inwards((images[:, None] + epsilon * noise.to(images)).clamp(0, 1), images[:, None])
 
 
 def _features(model: nn.Module, call: _Call, images: Tensor, draws: int) -> Tensor:

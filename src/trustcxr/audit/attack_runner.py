@@ -10,6 +10,7 @@ from trustcxr import attacks
 from trustcxr.attacks.adaptive import adaptive
 from trustcxr.attacks.base import is_misclassified
 from trustcxr.attacks.bpda import AttackView, GradientTraits
+from trustcxr.attacks.grid import keep_worse
 from trustcxr.attacks.surrogate import distil
 from trustcxr.evaluation.predictions import Options
 from trustcxr.models.fuse_batchnorm import make_fused_copy
@@ -17,6 +18,7 @@ from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.registry import ONE_STEP, WORST_CASE
 
+ENDS = 0.9  # of epsilon: the least move of Square
 COMPARED = 8  # images on which the faster model must answer as the model does
 
 
@@ -46,8 +48,17 @@ class AttackRunner:
     def __call__(
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
+        """Return adversarial images (B, 1, H, W) within epsilon, as floats or rounded to 8 bits, whichever is worse."""
+        found = self._attack(attack, images, labels, epsilon, options)
+        if self.traits.random or attack.name == WORST_CASE or attack.entry.norm != "linf":
+            return found
+        return keep_worse(self.model, images, found, labels)
+
+    def _attack(self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
         """Return adversarial images (B, 1, H, W) within epsilon."""
         function = attacks.get(attack.name)
+        if "queries" in attack.entry.options:
+            options["ends"] = ENDS
         if (self.traits.random or self.whole_climb) and "stop_when_wrong" in options:
             options["stop_when_wrong"] = False
         if self.plain:
@@ -70,6 +81,7 @@ class AttackRunner:
             steps=options["steps"],
             queries=options["queries"],
             seed=options["seed"],
+            ends=ENDS,
         )
 
     def _search(self, search: partial[Tensor], images: Tensor, labels: Tensor, *, one_step: bool) -> Tensor:
@@ -110,8 +122,11 @@ class AttackRunner:
     @cached_property
     def surrogate(self) -> nn.Module | None:
         """Return a network distilled from the model, if its own gradients are not enough."""
-        if not needs_surrogate(self.traits, self.gradients):
-            return None
+        return self.distilled if needs_surrogate(self.traits, self.gradients) else None
+
+    @cached_property
+    def distilled(self) -> nn.Module:
+        """Return a network distilled from the model."""
         images = self.images if self.load_surrogate_images is None else self.load_surrogate_images()
         return distil(self.model, images, scale=self.traits.scale)
 

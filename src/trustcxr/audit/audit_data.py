@@ -35,7 +35,7 @@ from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditedData
 
-AUDIT_VERSION = 2  # of the algorithms: an audit of another version is computed again
+AUDIT_VERSION = 3  # of the algorithms: an audit of another version is computed again
 SURROGATE_IMAGES = 256  # training images that a surrogate learns from, at most
 _UNIQUE = 2  # of the names of an image, the first that no other image shares
 
@@ -258,7 +258,7 @@ def first_by_hash(sample_ids: np.ndarray, labels: np.ndarray, count: int) -> np.
     return np.array([i for _, _, i in sorted(turns)[:count]], dtype=int)
 
 
-def load_pixels(dataset: Dataset, rows: np.ndarray, device: torch.device) -> Tensor:
+def load_pixels(dataset: Dataset | multilabel.OneFinding, rows: np.ndarray, device: torch.device) -> Tensor:
     """Load some images, (N, 1, H, W) in [0, 1]."""
     return to_pixels(torch.from_numpy(dataset.batch(rows)).to(device))
 

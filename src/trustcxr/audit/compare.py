@@ -31,7 +31,8 @@ def compare(first: Path, second: Path, *, resamples: int = 2000) -> AuditPair:
     """
     audits = [read_audit(layout.check_audit(folder) / layout.AUDIT_FILE) for folder in (first, second)]
     _check_comparable(audits, (first, second))
-    withdrawn = {f"{a.attack} accuracy @{a.epsilon:g}" for d in audits for a in d.attacks if a.accuracy.value is None}
+    lost = [row for document in audits for row in document.attacks if row.accuracy.value is None]
+    withdrawn = {f"{a.effort.name if a.attack == WORST_CASE else a.attack} accuracy @{a.epsilon:g}" for a in lost}
     for document, path in zip(audits, (folder / layout.PREDICTIONS_FILE for folder in (first, second)), strict=True):
         check_table(atomic.read_table(path), path, None if document.findings else len(document.classes))
     tables = [figures(folder) for folder in (first, second)]
@@ -100,7 +101,7 @@ def attacked_more(audits: Sequence[AuditDocument], measure: str, findings: Itera
     """
     whole, _, finding = measure.partition(", ")
     name, _, radius = whole.partition(" accuracy @")
-    if name != WORST_CASE:
+    if not name.startswith(WORST_CASE):
         return None
     others = [f"({other})" for other in findings if other != finding] if finding else []
     changed = [

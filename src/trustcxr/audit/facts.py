@@ -162,6 +162,8 @@ def predictive_values(points: list[OperatingPoint], prevalence: Mapping[str, flo
                 finding=point.finding,
                 attack=point.attack,
                 epsilon=point.epsilon,
+                steps=point.steps,
+                queries=point.queries,
                 aimed_at=point.aimed_at,
                 prevalence=before,
                 n=point.n,

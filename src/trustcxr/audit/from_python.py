@@ -48,7 +48,7 @@ def run(
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 3))
         >>> images = tx.load_dataset(data, split="Test", size=32)
         >>> audit = tx.audit.run(model, images, attacks=["fgsm"], epsilons=[0.02])
-        >>> list(audit.table()["condition"][:2])
+        >>> audit.table()["condition"].tolist()[:2]
         ['clean', 'fgsm']
     """
     subject = _open(model, data) if isinstance(model, nn.Module | Run) else model

@@ -17,6 +17,7 @@ from trustcxr.audit.attack_runner import AttackRunner
 from trustcxr.audit.audit_data import Audit, AuditImages, load_pixels, match_scores
 from trustcxr.audit.entry_checks import PROBED, Check, EntryReport, check_memory, describe_declaration
 from trustcxr.audit.formats import ExternalModel
+from trustcxr.audit.guards import Guards, try_guards
 from trustcxr.audit.image_rows import ImageRows
 from trustcxr.audit.second_instance import ASKED, AskedImages
 from trustcxr.audit.submitted import worst_with_submitted
@@ -33,6 +34,8 @@ from trustcxr.recipes.evaluation_recipe import AttackRecipe
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, logits_of
 from trustcxr.storage.schemas import Division, Finding, OperatingPoint, RunDocument, Submitted
 
+FEWEST_GUARDED = 8  # images of each finding for the attacks of `guards`
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -48,6 +51,7 @@ class Measured:
     submitted: list[Submitted] = field(default_factory=list)
     one_vs_rest: pd.DataFrame | None = None  # predictions under attacks on the threshold of one class each
     images: int = 0  # with predictions
+    guards: Guards = field(default_factory=Guards)
 
 
 def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Path) -> Measured:
@@ -58,6 +62,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
     subject, exam = audit.subject, audit.exam
     model: nn.Module = report.evaluated_model or nn.Identity()
     examined = ModelUnderTest(subject.name, model, subject.classes, subject.device)
+    guards = Guards()
     if report.model is None:
         assert isinstance(subject, ExternalModel)
         table, checks = match_scores(subject, audit.dataset, audit.images.ambiguous_names)
@@ -72,6 +77,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         keep = AskedImages(parts / ASKED, len(audit.dataset))
         options: dict[str, Any] = {"attacks": attacks, "corruptions": exam.corruptions, "carry_out": runner}
         table = _predict_some_attacked(audit, examined, parts=parts, keep=keep, **options)
+        guards = try_guards(runner, audit.dataset, table, exam.guards, subject.device)
         checks = [check for check in [_check_class_order(audit, table)] if check.remedied]
         validation = _predict_validation(audit, examined)
     table, submitted = _add_submitted(audit, table, model)
@@ -89,6 +95,7 @@ def measure_classes(audit: Audit, report: EntryReport, shown: Tensor, parts: Pat
         submitted=submitted,
         one_vs_rest=attacked,
         images=int((table["attack"] == CLEAN).sum()),
+        guards=guards,
     )
 
 
@@ -228,6 +235,7 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     findings: list[Finding] = []
     submitted: list[Submitted] = []
     points: list[OperatingPoint] = []
+    guards = Guards()
     for index, name in enumerate(names):
         threshold = multilabel.threshold_of(subject.output, index, labelled, audit.images.why_no_threshold())
         labels = truth[:, index]
@@ -239,7 +247,10 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
         by_image = dict(zip(audit.dataset.sample_ids, labels, strict=True))
         table = multilabel.as_decisions(answers, name, index, threshold.value, by_image)
         if report.model is not None:
-            attacked, decision = _attack_finding(audit, report, index, threshold.value, labels, shown, parts)
+            attacked, decision, tried = _attack_finding(
+                audit, report, index, threshold.value, labels, shown, parts, not guards.total
+            )
+            guards += tried
             table = pd.concat([table, multilabel.add_finding(attacked, name, threshold.value)], ignore_index=True)
             table, more = _add_submitted(audit, table, decision)
             submitted += [one.model_copy(update={"by": f"{one.by} ({name})"}) for one in more]
@@ -263,7 +274,7 @@ def measure_findings(audit: Audit, report: EntryReport, shown: Tensor, parts: Pa
     if report.model is not None and not report.random:
         checks.append(_check_memory_of_findings(audit, report.model, truth, findings))
     count = int(answered.sum())
-    return Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count)
+    return Measured(table, None, figures, points, divisions, findings, checks, submitted, images=count, guards=guards)
 
 
 def _check_memory_of_findings(audit: Audit, model: nn.Module, truth: np.ndarray, findings: Sequence[Finding]) -> Check:
@@ -339,26 +350,38 @@ def _describe_finding(name: str, labels: np.ndarray, threshold: Threshold) -> Fi
 
 
 def _attack_finding(
-    audit: Audit, report: EntryReport, index: int, threshold: float, labels: np.ndarray, shown: Tensor, parts: Path
-) -> tuple[pd.DataFrame, nn.Module]:
-    """Predict one finding's decision under every attack and on masked views; return the evaluated decision too."""
+    audit: Audit,
+    report: EntryReport,
+    index: int,
+    threshold: float,
+    labels: np.ndarray,
+    shown: Tensor,
+    parts: Path,
+    surrogate: bool,
+) -> tuple[pd.DataFrame, nn.Module, Guards]:
+    """Predict one finding's decision under every attack and on masked views; return it and the guards' counts too."""
     assert report.model is not None
     decision, names = multilabel.Decision(report.model, index, threshold), audit.subject.classes
     evaluated = OverDraws(decision) if report.random else decision
     labelled, attacks = np.flatnonzero(np.isfinite(labels)), audit.attacks(gradients=report.gradients)
     rows = audit.rows_to_attack(labelled, labels[labelled])
+    data = multilabel.OneFinding(audit.dataset, rows, labels[rows])
+    runner = _decision_runner(audit, report, decision, shown, attacks)
     table = _predict(
         audit,
         ModelUnderTest(audit.subject.name, evaluated, multilabel.STATES, audit.subject.device),
-        data=multilabel.OneFinding(audit.dataset, rows, labels[rows]),
+        data=data,
         attacks=attacks,
         clean=not attacks,
-        carry_out=_decision_runner(audit, report, decision, shown, attacks),
+        carry_out=runner,
         parts=parts / f"finding{index}",
         keep=AskedImages(parts / ASKED, len(rows), (index, operating_points.cut(threshold))),
         title=_title(names[index], index, len(names)),
     )
-    return table[table["attack"] != CLEAN], evaluated
+    guards, few = audit.exam.guards, max(FEWEST_GUARDED, audit.exam.guards.images // len(names))
+    guards = guards.model_copy(update={"images": min(few, guards.images)})
+    tried = try_guards(runner, data, table, guards, audit.subject.device, surrogate=surrogate)
+    return table[table["attack"] != CLEAN], evaluated, tried
 
 
 def _find_remedies(

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trustcxr.audit import facts, measure, multilabel, verdict
-from trustcxr.audit.attack_runner import needs_surrogate
 from trustcxr.audit.audit_data import Audit, check_out_folder, first_images, open_images
 from trustcxr.audit.criteria import apply_criteria, choose_criteria
-from trustcxr.audit.entry_checks import Check, EntryReport, check_afterwards, compare_black_box, run_entry_checks
+from trustcxr.audit.entry_checks import Check, check_afterwards, compare_black_box, run_entry_checks
+from trustcxr.audit.guards import describe_guards
 from trustcxr.audit.second_instance import ASKED, copy_subject, judge_again
 from trustcxr.audit.smallest_changes import find_smallest_changes
 from trustcxr.audit.subject import Subject, describe_model, is_another, is_multilabel, open_model
@@ -22,7 +22,7 @@ from trustcxr.recipes.criteria_file import CriteriaRecipe, check_criteria
 from trustcxr.recipes.exams import NEWEST
 from trustcxr.recipes.protocol import ExamRecipe, load_exam
 from trustcxr.recipes.run_recipe import Listing
-from trustcxr.registry import BLACK_BOX, WORST_CASE
+from trustcxr.registry import BLACK_BOX
 from trustcxr.runs.test_data import check_out
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.locks import LOCK_FILE, folder_lock
@@ -147,7 +147,9 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
     names = subject.classes if is_multilabel(subject) else ()
     document.facts = facts.describe_facts(audit.images, measured.images, names)
     document.failures = facts.find_failures(measured.table, multilabel.STATES if names else subject.classes)
-    checks = _merge_checks([*report.checks, *_surrogate_check(audit, report, len(shown))], measured.checks)
+    checks = _merge_checks(report.checks, measured.checks)
+    learned_from = _describe_surrogate_images(audit, len(shown))
+    checks += describe_guards(measured.guards, exam.guards, learned_from, gradients=report.gradients)
     if not report.attacks_reliable:
         _withdraw(document)
     checks += [*afterwards, *compare_black_box(document)]
@@ -177,7 +179,7 @@ def _withdraw(document: AuditDocument) -> None:
 
 
 def _without_figures(row: AttackResult) -> AttackResult:
-    values = row.model_dump(include={"attack", "epsilon", "steps", "n"} & row.model_fields_set)
+    values = row.model_dump(include={"attack", "epsilon", "steps", "queries", "n"} & row.model_fields_set)
     return AttackResult(**values, accuracy=Share(value=None, ci=None))
 
 
@@ -192,14 +194,8 @@ def _merge_checks(entry: Sequence[Check], measured: Sequence[Check]) -> list[Che
     return [*first, *(check for check in measured if check.check != "declaration" or not remedied)]
 
 
-def _surrogate_check(audit: Audit, report: EntryReport, shown: int) -> list[Check]:
-    """Return the check that tells the training images of the surrogate, if there is one."""
-    worst_case = any(attack.name == WORST_CASE for attack in audit.attacks(gradients=report.gradients))
-    if report.traits is None or not worst_case or not needs_surrogate(report.traits, report.gradients):
-        return []
-    text = "a surrogate, whose adversarial images are tried on the model, learned to answer as it does from "
+def _describe_surrogate_images(audit: Audit, shown: int) -> str:
+    """Describe the training images of the surrogate."""
     if (images := audit.images.surrogate) is not None:
-        text += f"{len(images.rows)} images of the split {images.training.split}, none of a patient who is examined"
-    else:
-        text += f"{shown} of the images that are examined, since these data have no training images of other patients"
-    return [Check("surrogate", True, text)]
+        return f"{len(images.rows)} images of the split {images.training.split}, none of a patient who is examined"
+    return f"{shown} of the images that are examined, since these data have no training images of other patients"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from trustcxr.evaluation.gradient_masking import FAILING
-from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, format_attack, is_linf
+from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, Share, Statement, Subgroup, Verdict
 from trustcxr.storage.schemas.test_figures import CONSTANT
@@ -137,7 +137,7 @@ def _robust(document: AuditDocument) -> Answer:
     met = None if met and not reached else met
     worst, others = rows[-1], rows[-2::-1]
     text = f"{_describe_change(clean.accuracy, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
-    text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({format_attack(worst.attack, worst.steps)}"
+    text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
     text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + ")"
     return Answer("robust", met, text, yes, no)
 

@@ -81,7 +81,9 @@ def _complete(entry: ZooEntry, folder: Path, document: AuditDocument, certified:
     clean = document.clean
     rows = [ZooFigure(attack="clean", epsilon=0.0, n=clean.n, accuracy=clean.accuracy)]
     rows += [
-        ZooFigure(attack=row.attack, epsilon=row.epsilon, steps=row.steps, n=row.n, accuracy=row.accuracy)
+        ZooFigure(
+            attack=row.attack, epsilon=row.epsilon, steps=row.steps, queries=row.queries, n=row.n, accuracy=row.accuracy
+        )
         for row in document.attacks
     ]
     rows += [ZooFigure(attack=CERTIFIED, epsilon=row.epsilon, n=row.n, accuracy=row.accuracy) for row in certified]

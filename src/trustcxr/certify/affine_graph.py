@@ -80,7 +80,17 @@ def layers(model: nn.Module) -> list[Layer]:
 
 
 def exact(model: nn.Module) -> list[Layer]:
-    """Return the layers of a copy of the model in float64 and evaluation mode, for proofs."""
+    """Return the layers of a copy of the model in float64 and evaluation mode, for proofs.
+
+    Raises UserError as `layers` does, and for a module with forward hooks or with a `forward` of its own instance: the
+    model would answer otherwise than its layers say.
+    """
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise UserError(
+                f"certify: module '{name or type(module).__name__}' has forward hooks or a replaced forward, which no "
+                "proof sees. Remove them"
+            )
     return layers(deepcopy(model).double().eval().requires_grad_(False))
 
 

@@ -213,7 +213,7 @@ def certify(
     from trustcxr import report
     from trustcxr.certify.verify import effort
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.certified import proved
+    from trustcxr.report.tables.certified import SCOPE, proved
     from trustcxr.runs import run_folder
 
     document, folder = run_folder.certify(
@@ -229,6 +229,7 @@ def certify(
         return print_json(document)
     if table := proved([Run(document, folder, [])]):
         report.print_table(table)
+        print(SCOPE)
     for alarm in document.alarms:
         print(f"ALARM: {alarm.text}")
     print(f"written to {folder}\n{NOTICE}")
@@ -291,7 +292,7 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
     from trustcxr import report
     from trustcxr.explain.verdicts import SURVIVES
     from trustcxr.report.load import Run
-    from trustcxr.report.tables.lesions import effects
+    from trustcxr.report.tables.lesions import effects, reported
     from trustcxr.report.terminal import describe_saliency, list_saliency
 
     for name, part in document.saliency.items():
@@ -299,7 +300,8 @@ def _print_saliency(document: "RunDocument", folder: Path) -> None:
         for line in describe_saliency(part):
             print(f"  {line}")
     if document.lesions:
-        report.print_table(effects([Run(document, folder, [])]))
+        for table in (reported([Run(document, folder, [])]), effects([Run(document, folder, [])])):
+            report.print_table(table)
     for alarm in document.alarms:
         if alarm.kind != SURVIVES:  # already printed for each map
             print(f"ALARM: {alarm.text}")

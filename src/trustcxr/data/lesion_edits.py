@@ -80,6 +80,17 @@ def match_controls(lesion: Tensor, allowed: Tensor) -> Pair:
     return Pair(parts, controls, share, tuple(move for _, _, move in matches))
 
 
+def match_place(images: "EditInputs", others: "EditInputs") -> Pair:
+    """Return the part of each lesion whose place in the lungs is lung of another image too, and that place in it."""
+    moves = [
+        (False, down, right) for down, right in (_middle(others.lung) - _middle(images.lung)).round().long().tolist()
+    ]
+    pair = Pair(images.lesion, images.lesion, images.lesion.flatten(1).sum(1), tuple(moves))
+    control = pair.move_to_control(images.lesion) & others.lung
+    part = pair.move_to_lesion(control)
+    return Pair(part, control, part.flatten(1).sum(1) / images.lesion.flatten(1).sum(1), tuple(moves))
+
+
 def _match(lesion: Tensor, free: Tensor) -> tuple[Tensor, Tensor, tuple[bool, int, int]]:
     """Return the part of a lesion (H, W) that fits into `free` (H, W) after the best move, its control and the move."""
     height, width = lesion.shape

@@ -37,11 +37,11 @@ def describe(
     plain = predictions[(prediction_table.severities(predictions) == 0) & ~predictions["attack"].isin(registry.VIEWS)]
     clean = plain["attack"] == prediction_table.CLEAN
     attacked = []
-    for (attack, epsilon, steps), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
+    for (attack, epsilon, _), rows in plain[~clean].groupby(["attack", "epsilon", "steps"]):
         condition = _condition(rows, temperature, samples)
         condition.attack, condition.epsilon = str(attack), float(epsilon)
-        if attack not in registry.ONE_STEP:
-            condition.steps = int(steps)
+        for name, count in prediction_table.efforts_of(rows).items():
+            setattr(condition, name, count)
         attacked.append(condition)
     return Calibration(
         temperature=temperature,

@@ -17,7 +17,7 @@ from trustcxr.data.loader import loader, to_pixels
 from trustcxr.evaluation import metrics
 from trustcxr.evaluation.predictions import about_images
 from trustcxr.evaluation.trained_run import Run
-from trustcxr.models.preserve_state import preserve_state
+from trustcxr.models.preserve_state import preserve_state, without_tf32
 from trustcxr.statistics import Bootstraps, share_interval
 from trustcxr.storage.schemas import CertifiedResult, Share
 
@@ -34,7 +34,8 @@ def prove(
 
     Columns, besides those of `about_images`: `epsilon`; `answer`, the predicted class index; `margin`, a lower bound of
     its margin over other classes within epsilon; `proved`, margin > 0; `certified`, proved and correct; `method`, crown
-    or ibp. Raises UserError with the layer's name if the model cannot be bounded.
+    or ibp; `tf32`, False: the model answers without TF32. Raises UserError with the layer's name if the model cannot
+    be bounded.
     """
     layers, about, pieces = affine_graph.exact(run.model), about_images(dataset), []
     effort = (effort or Effort()).over(len(run.model.members()))
@@ -42,14 +43,14 @@ def prove(
     with Progress(f"certifying {run.name} on {len(dataset)} images", len(batches) * len(epsilons)) as bar:
         for raw, _, indices in batches:
             images, rows = to_pixels(raw.to(run.device)), about.iloc[indices.numpy()]
-            with torch.no_grad(), preserve_state(run.model):
+            with torch.no_grad(), preserve_state(run.model), without_tf32():
                 answers = run.model(images).argmax(1)
             for epsilon in epsilons:
                 margin = least_margins(layers, images, answers, epsilon, effort).cpu().numpy()
                 pieces.append(_rows(rows, answers.cpu().numpy(), epsilon, margin))
                 bar.advance(note=f"epsilon {epsilon:g}")
     table = pd.concat(pieces).sort_values("epsilon", kind="stable", ignore_index=True)
-    return table.assign(method="crown" if effort.crown else "ibp")
+    return table.assign(method="crown" if effort.crown else "ibp", tf32=False)
 
 
 def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
@@ -71,6 +72,7 @@ def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedRes
                 proved=Share(value=proved[0], ci=share_interval(bootstrap, proved)),
                 n=len(rows),
                 method=str(rows["method"].iloc[0]) if "method" in rows and rows["method"].notna().all() else "",
+                tf32=bool(rows["tf32"].any()) if "tf32" in rows and rows["tf32"].notna().all() else None,
             )
         )
     return results

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from trustcxr.registry import ONE_STEP, VIEWS
+from trustcxr.registry import VIEWS
 from trustcxr.statistics import Bootstraps, interval
-from trustcxr.storage.prediction_table import CLEAN, IMAGES, right, severities
+from trustcxr.storage.prediction_table import CLEAN, IMAGES, efforts_of, right, severities
 from trustcxr.storage.schemas import Drop, Share
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resampl
         return []
     ours, theirs = Bootstraps(resamples=resamples, seed=0), Bootstraps(resamples=resamples, seed=1)
     drops = []
-    for (attack, epsilon, steps), (here, there) in _in_both(internal, external).items():
+    for (attack, epsilon, _), (here, there) in _in_both(internal, external).items():
         within, outside = ours.over(here["group"]).means(right(here)), theirs.over(there["group"]).means(right(there))
         change = within - outside
         drop = Drop(
@@ -32,9 +32,8 @@ def from_internal(internal: "pd.DataFrame", external: "pd.DataFrame", *, resampl
             drop=Share(value=change[0], ci=interval(change)),
             n_internal=len(here),
             n_external=len(there),
+            **efforts_of(here),
         )
-        if attack not in (CLEAN, *ONE_STEP):
-            drop.steps = steps
         drops.append(drop)
     return drops
 

@@ -162,8 +162,8 @@ def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, 
 
 
 def label(row: AttackResult) -> str:
-    """Return an attack with its steps: PGD-20."""
-    return row.attack.upper() + (f"-{row.steps:g}" if row.steps else "")
+    """Return an attack with its effort: PGD-20."""
+    return row.effort.name
 
 
 def _rows(document: RunDocument) -> list[AttackResult]:
@@ -318,4 +318,4 @@ def _alone(row: AttackResult) -> float | None:
     """Return the share of images that only Square, the last part of worst-case, broke; None if unknown."""
     if "broken_by" not in row.model_fields_set or not row.n:
         return None
-    return row.broken_by.get("square", 0) / row.n
+    return sum(count for name, count in row.broken_by.items() if name.startswith("square")) / row.n

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from trustcxr import statistics
 from trustcxr.errors import NotFiniteError
 from trustcxr.evaluation import calibration, multilabel_metrics
-from trustcxr.registry import GROUPINGS, LUNGS_HIDDEN, ONE_STEP, STOCHASTIC_DRAWS, VIEWS
+from trustcxr.registry import GROUPINGS, LUNGS_HIDDEN, STOCHASTIC_DRAWS, VIEWS
 from trustcxr.statistics import (
     Bootstrap,
     Bootstraps,
@@ -19,7 +19,15 @@ from trustcxr.statistics import (
     mean_share_interval,
     share_interval,
 )
-from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, clean_answers, logits_of, right, severities
+from trustcxr.storage.prediction_table import (
+    CLEAN,
+    RIGHT_SHARE,
+    clean_answers,
+    efforts_of,
+    logits_of,
+    right,
+    severities,
+)
 from trustcxr.storage.schemas import (
     Accuracy,
     AttackResult,
@@ -314,8 +322,8 @@ def _attack(rows: "pd.DataFrame", shown: "pd.DataFrame", samples: Bootstraps) ->
         ece_plug_in=float(calibration.calibration_error(totals[0])),
         n=len(rows),
     )
-    if "steps" in rows and attack not in ONE_STEP:
-        result.steps = int(rows["steps"].iloc[0])
+    for name, count in efforts_of(rows).items():
+        setattr(result, name, count)
     if (drawn := _draws(rows, samples)) is not None:
         result.draws = drawn
     _add_details(result, rows, was_right)
@@ -335,6 +343,8 @@ def _add_details(result: AttackResult, rows: "pd.DataFrame", was_right: NDArray[
     """Add `unmoved` (share of correct images that the attack left unchanged), `broken_by`, and `surrogate`."""
     if "moved" in rows and rows["moved"].notna().any() and was_right.any():
         result.unmoved = float((rows["moved"].to_numpy(dtype=float)[was_right] == 0).mean())
+    if "rounded" in rows and rows["rounded"].notna().all():
+        result.rounded = bool(rows["rounded"].any())
     if "broken_by" in rows and (names := rows["broken_by"].fillna(""))[names != ""].any():
         result.broken_by = {str(name): int(count) for name, count in names[names != ""].value_counts().items()}
     if "surrogate" in rows and rows["surrogate"].notna().any():

@@ -15,9 +15,9 @@ from scipy import special
 
 from trustcxr import statistics
 from trustcxr.evaluation import roc
-from trustcxr.registry import ONE_STEP, VIEWS, WORST_CASE, is_linf
+from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Bootstrap, Floats, area_interval, interval, is_rare, ratio_interval, share_interval
-from trustcxr.storage.prediction_table import CLEAN, logits_of, severities
+from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of, severities
 from trustcxr.storage.schemas import OperatingPoint
 
 if TYPE_CHECKING:
@@ -163,9 +163,8 @@ def conditions(predictions: "pd.DataFrame") -> list[tuple[dict[str, Any], "pd.Da
     """Return the conditions of clean images, then of every attack, each with its rows sorted by sample."""
     plain = predictions[(severities(predictions) == 0) & ~predictions["attack"].isin(VIEWS)]
     parts = []
-    for (attack, epsilon, steps), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
-        condition = {"attack": str(attack), "epsilon": float(epsilon)}
-        condition |= {} if attack in (CLEAN, *ONE_STEP) else {"steps": int(steps)}
+    for (attack, epsilon, _), rows in plain.groupby(["attack", "epsilon", "steps"], sort=True):
+        condition = {"attack": str(attack), "epsilon": float(epsilon), **efforts_of(rows)}
         parts.append((condition, rows.sort_values("sample_id")))
     return sorted(parts, key=lambda pair: pair[0]["attack"] != CLEAN)
 

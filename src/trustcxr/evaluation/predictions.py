@@ -51,11 +51,14 @@ class Version:
     broken_by: Sequence[str] | str = ""
     gradient: np.ndarray | float = np.nan
     surrogate: str = ""
+    queries: int = 0
+    rounded: bool = False
 
     def table(self, about: pd.DataFrame, logits: np.ndarray, right_share: np.ndarray | None) -> pd.DataFrame:
         """Return its rows of predictions.parquet; `about` describes all images."""
         stated: dict[str, str | float] = dict(zip(_CONDITION, self.condition, strict=True))
         further = {"moved": self.moved, "broken_by": self.broken_by, "gradient": self.gradient}
+        further |= {"queries": self.queries, "rounded": self.rounded}
         drawn = {} if right_share is None else {RIGHT_SHARE: right_share}
         made_on = {"surrogate": self.surrogate} if self.surrogate else {}
         return about.iloc[self.rows].assign(**stated, **further, **drawn, **made_on, logits=list(logits))
@@ -148,7 +151,8 @@ def predict(
     """Return logits of every image, clean and under every attack and epsilon: the table of predictions.parquet.
 
     Further columns: `moved` (largest change of a pixel), `broken_by` (worst-case: the attack that succeeded),
-    `gradient` (size of the input gradient, on a part of the clean images), `surrogate` (transfer: its run). A random
+    `gradient` (size of the input gradient, on a part of the clean images), `surrogate` (transfer: its run), `queries`
+    (of Square, in the worst case too), `rounded` (whether the worse of floats and of 8-bit files counts). A random
     model (`stochastic.OverDraws`) has `right_share`, the share of correct draws; its logits are the mean, but those of
     the worst draw under worst-case.
 
@@ -246,7 +250,9 @@ def _attacked(
             base.check_result(attack.name, images, perturbed, epsilon, attack.entry.norm)
             moved = (perturbed - images).flatten(1).abs().amax(1).float().cpu().numpy()
             condition = (attack.name, epsilon, attack.effort, 0)
-            yield Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
+            version = Version(condition, rows, perturbed, moved, broken or "", surrogate=made_on)
+            both = attack.name == WORST_CASE or (carry_out is not None and attack.entry.norm == "linf")
+            yield replace(version, queries=attack.queries or 0, rounded=both)
             if attack.entry.norm == "linf":
                 earlier.append((epsilon, perturbed))
 

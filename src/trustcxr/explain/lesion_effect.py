@@ -2,8 +2,9 @@
 
 A saliency map shows where a model might look; the lesion effect shows what it answers without the lesion. It is the
 fall of the class's probability when the lesion is removed, less the fall when as much healthy lung of the same shape is
-filled alike. The effect of any edit is in both and cancels. A weaker control changes as much background by the same
-grey levels.
+filled alike. The effect of any edit is in both and cancels. A second control fills the same place in the lungs of a
+healthy image: it serves lesions that leave no healthy lung of their shape. A weaker control changes as much background
+by the same grey levels. The figure to report is the smaller of effect and fall, by the least favourable fill.
 
 Images are (B, 1, H, W), float, in [0, 1]; masks (B, H, W), bool. A model sees the edited pixels only, no mask.
 """
@@ -34,13 +35,14 @@ from trustcxr.recipes.training_recipe import TrainingRecipe
 from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
 from trustcxr.storage.schemas import LesionDocument, Share
-from trustcxr.storage.schemas.saliency_figures import LesionSize
+from trustcxr.storage.schemas.saliency_figures import LesionSize, LesionsWithoutControl
 
 if TYPE_CHECKING:
     from trustcxr.data.dataset import Dataset
     from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CONTROLS = ("lung", "background")
+HEALTHY_IMAGE = "healthy image"
 FILLS = ("grey", "mirror")  # for every image
 INPAINTED = ("inpaint",)  # for a sample, if scikit-image is installed
 TRANSPLANT = "transplant"
@@ -56,8 +58,9 @@ def remove_lesions(
 
     Columns: image (row of the batch), lesion (share of the lungs), fill, control, share (of the lesion with a congruent
     counterpart), before, without (that part removed), control_answer (the control changed), whole (all of the lesion
-    removed), effect (control_answer - without). `flipped`, `flipped_control`, `flipped_whole`: 1 if the class changed.
-    `effect` is NaN for images without a lung mask, or with a counterpart of less than SMALLEST of the lesion.
+    removed), fall (before - without), effect (control_answer - without). `flipped`, `flipped_control` and
+    `flipped_whole` are 1 if the predicted class changed. `fall` and `effect` are NaN for images without a lung mask, or
+    with a counterpart of less than SMALLEST of the lesion.
     """
     with preserve_state(model, autocast_cache=False), torch.no_grad():
         answer = partial(_answer, model, target=target)
@@ -75,6 +78,32 @@ def remove_lesions(
     return pd.concat(tables, ignore_index=True)
 
 
+def compare_with_healthy(
+    model: nn.Module,
+    images: EditInputs,
+    healthy: EditInputs,
+    target: int | Tensor,
+    healthy_target: int | Tensor,
+    *,
+    fills: Sequence[str] = FILLS,
+) -> pd.DataFrame:
+    """Remove lesions, and fill the same place in the lungs of a healthy image each: a row an image and fill.
+
+    Columns as `remove_lesions`, with control_answer and control_before for the probability of the healthy image's own
+    class after and before: the effect is fall - (control_before - control_answer).
+    """
+    with preserve_state(model, autocast_cache=False), torch.no_grad():
+        before, pair, tables = _answer(model, images.images, target), lesion_edits.match_place(images, healthy), []
+        share = pair.share.where(images.lung.flatten(1).any(1) & healthy.lung.flatten(1).any(1), torch.nan)
+        about = {"lesion": _cover(images), "control": HEALTHY_IMAGE, "share": share.cpu().numpy()}
+        at_first = _answer(model, healthy.images, healthy_target)
+        for fill in fills:
+            edited, other = _changed(images, pair, fill, refilled=True, others=healthy)
+            without, control = _answer(model, edited, target), _answer(model, other, healthy_target)
+            tables.append(_compared(before, without, control, about | {"fill": fill}, control_before=at_first))
+    return pd.concat(tables, ignore_index=True)
+
+
 def pairs(images: EditInputs) -> dict[str, Pair]:
     """Return the part of each lesion that is compared, and its control, by the control's name."""
     return {
@@ -83,20 +112,23 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
     }
 
 
-def _changed(images: EditInputs, pair: Pair, fill: str, *, refilled: bool) -> tuple[Tensor, Tensor]:
+def _changed(
+    images: EditInputs, pair: Pair, fill: str, *, refilled: bool, others: EditInputs | None = None
+) -> tuple[Tensor, Tensor]:
     """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change.
 
-    Mirrored lung is used only if part and control both have it: the other side of a control is often the lesion.
+    The control lies in the same images, or in `others`. Mirrored lung is used only if part and control both have it:
+    the other side of a control is often the lesion.
     """
-    only = None
+    only, others = None, others or images
     if fill == "mirror" and refilled:
-        _, usable = lesion_edits.mirror_lungs(images.images, images.lung, images.lesion)
-        only = usable & pair.move_to_lesion(usable)
+        usable, there = (lesion_edits.mirror_lungs(x.images, x.lung, x.lesion)[1] for x in (images, others))
+        only = usable & pair.move_to_lesion(there)
     without = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
     if refilled:
         only = None if only is None else pair.move_to_control(only)
         return without, lesion_edits.fill_region(
-            images.images, pair.control, images.lung, images.lesion, fill=fill, only=only
+            others.images, pair.control, others.lung, others.lesion, fill=fill, only=only
         )
     change = pair.move_to_control((without - images.images)[:, 0])
     return without, (images.images + change[:, None]).clamp(0, 1)
@@ -125,7 +157,8 @@ def transplant_lesions(
         cover = _cover(EditInputs(images.images, images.lung, region))
         about = {"lesion": cover, "fill": TRANSPLANT, "control": "healthy patch", "share": share.cpu().numpy()}
         table = _compared(answer(images.images), ill, well, about)
-    return table.assign(effect=-table["effect"], whole=np.nan, flipped_whole=np.nan)  # nothing was removed
+    nothing_removed = dict.fromkeys(("fall", "whole", "flipped_whole"), np.nan)
+    return table.assign(effect=-table["effect"], **nothing_removed)
 
 
 @dataclass
@@ -150,15 +183,23 @@ def _compared(
     about: Mapping[str, object],
     *,
     whole: _Answers | None = None,
+    control_before: _Answers | None = None,
 ) -> pd.DataFrame:
     table = pd.DataFrame({"image": np.arange(len(before.label)), **about})
     whole = whole or without
     table["before"], table["without"] = before.probability, without.probability
     table["control_answer"], table["whole"] = control.probability, whole.probability
     enough = table["share"].to_numpy() >= SMALLEST
-    table["effect"] = np.where(enough, control.probability - without.probability, np.nan)
-    for name, other in (("flipped", without), ("flipped_control", control), ("flipped_whole", whole)):
-        table[name] = np.where(enough, (before.label != other.label).astype(float), np.nan)
+    fall, at_first = before.probability - without.probability, control_before or before
+    # Of one image the two `before` cancel; they are left out, so that they add no rounding.
+    effect = control.probability - without.probability
+    if control_before is not None:
+        effect = fall - (control_before.probability - control.probability)
+    table["control_before"] = at_first.probability
+    table["fall"], table["effect"] = (np.where(enough, values, np.nan) for values in (fall, effect))
+    for name, first, other in (("flipped", before, without), ("flipped_control", at_first, control)):
+        table[name] = np.where(enough, (first.label != other.label).astype(float), np.nan)
+    table["flipped_whole"] = (before.label != whole.label).astype(float)
     return table
 
 
@@ -195,6 +236,8 @@ def lesion_effects(
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
+    Each is compared with a healthy image too (`compare_with_healthy`), drawn by a fixed seed, if there are any.
+
     `sample` images, drawn by a fixed seed, are also inpainted (if scikit-image is installed), edited under PGD at
     `epsilon`, and transplanted: each lesion into another, healthy image, clean and under PGD. Columns condition and
     epsilon say which are attacked. Empty if no image has a lesion mask.
@@ -202,11 +245,14 @@ def lesion_effects(
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
     jobs = [partial(_removed, run, dataset, some, fills) for some in slices(rows, batch_size)]
+    healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
+    if len(healthy):
+        partners = np.stack([rows, np.resize(healthy, len(rows))], 1)
+        jobs += [partial(_compared_with_healthy, run, dataset, some, fills) for some in slices(partners, batch_size)]
     if len(drawn) and find_spec("skimage") is not None:
         jobs += [partial(_removed, run, dataset, some, INPAINTED) for some in slices(drawn, batch_size)]
     if epsilon > 0:
         jobs += [partial(_removed, run, dataset, some, FILLS, epsilon) for some in slices(drawn, batch_size)]
-    healthy = np.random.default_rng(0).permutation(_healthy(run, dataset))
     count = min(len(drawn), len(healthy)) if len(healthy) > 1 else 0
     trios = np.stack([healthy[:count], drawn[:count], np.roll(healthy, 1)[:count]], 1)
     for radius in dict.fromkeys((0.0, epsilon)):
@@ -240,6 +286,16 @@ def _removed(
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
     images = attack_inputs(run.model, lesion_edits.make_edit_inputs(dataset, rows, run.device), labels, epsilon)
     return _add_columns(remove_lesions(run.model, images, labels, fills=fills), dataset, rows, epsilon)
+
+
+def _compared_with_healthy(
+    run: "Run | ModelUnderTest", dataset: "Dataset", partners: np.ndarray, fills: Sequence[str]
+) -> pd.DataFrame:
+    """Run `compare_with_healthy` on pairs of rows, (N, 2): an image with a lesion, and a healthy one."""
+    images, healthy = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in partners.T)
+    labels = [torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in partners.T]
+    table = compare_with_healthy(run.model, images, healthy, *labels, fills=fills)
+    return _add_columns(table, dataset, partners[:, 0], 0.0)
 
 
 def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
@@ -278,28 +334,50 @@ def summarise_effects(table: pd.DataFrame, *, resamples: int = 2000) -> list[Les
         effect = summarise_effect(rows, groups, resamples=resamples)
         content = dict(zip(about, values, strict=True)) | effect.model_dump(exclude_unset=True)
         content |= {
-            name: float(counted[name].mean()) for name in ("before", "without", "control_answer", "whole", "share")
+            name: float(counted[name].mean())
+            for name in ("before", "without", "control_before", "control_answer", "whole", "share")
         }
+        if values[-1] == CONTROLS[0]:
+            content["without_control"] = _summarise_uncontrolled(rows[rows["effect"].isna()], resamples)
         content["by_size"] = summarise_by_size(rows, groups, resamples=resamples)
         documents.append(LesionDocument.model_validate(content))
     return documents
 
 
+def _summarise_uncontrolled(rows: pd.DataFrame, resamples: int) -> LesionsWithoutControl:
+    """Return the fall without the whole lesion of images that have no control."""
+    if rows.empty:
+        return LesionsWithoutControl(images=0)
+    bootstrap = Bootstrap.over(rows["group"].to_numpy(dtype=str), resamples=resamples)
+    fall, flipped = bootstrap.means(rows["before"] - rows["whole"]), bootstrap.means(rows["flipped_whole"])
+    return LesionsWithoutControl(
+        images=len(rows),
+        before=float(rows["before"].mean()),
+        whole=float(rows["whole"].mean()),
+        fall=Share(value=fall[0], ci=interval(fall)),
+        flipped=Share(value=flipped[0], ci=share_interval(bootstrap, flipped)),
+    )
+
+
 def summarise_effect(
     table: pd.DataFrame, groups: Sequence[str] | np.ndarray, *, resamples: int = 2000
 ) -> LesionDocument:
-    """Return effect, flips and counts of the rows of one fill and control, whose images are of these groups (N,).
+    """Return effect, fall, the smaller of both, flips and counts of the rows of one fill and control.
 
-    Raises UserError if an image occurs twice.
+    `groups` (N,) are those of the images. Raises UserError if an image occurs twice.
     """
     if table["image"].duplicated().any():
         raise UserError("a lesion effect is of one fill and one control: choose the rows of one of each")
     bootstrap = Bootstrap.over(groups, resamples=resamples)
-    effect, flipped, control = (bootstrap.means(table[name]) for name in ("effect", "flipped", "flipped_control"))
+    names = ("effect", "fall", "flipped", "flipped_control")
+    effect, fall, flipped, control = (bootstrap.means(table[name]) for name in names)
+    least = np.fmin(effect, fall)  # in each resample
     counted = int(table["effect"].notna().sum())
     ends = share_interval(bootstrap, flipped, of=table["flipped"].notna())
     return LesionDocument(
         effect=Share(value=effect[0], ci=interval(effect)),
+        fall=Share(value=fall[0], ci=interval(fall)),
+        least=Share(value=least[0], ci=interval(least)),
         flipped=Share(value=flipped[0], ci=ends),
         flipped_control=control[0],
         images=counted,

@@ -53,6 +53,18 @@ def preserve_state(
 
 
 @contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute in full float32 on a GPU: TF32 rounds each factor 8,192 times as coarsely as float32 does."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+@contextmanager
 def uncached() -> Iterator[None]:
     """Stop autocast from caching weights that are cast inside.
 

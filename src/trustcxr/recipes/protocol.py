@@ -35,6 +35,17 @@ class EffortRecipe(Strict):
     planted_found: Fraction = Field(0.95, description="least share of them to find")
 
 
+class GuardRecipe(Strict):
+    """Attacks without gradients of the model, on images that all attacks left right."""
+
+    images: int = Field(64, ge=1, description="most images for Square and the surrogate's adversarial images")
+    queries: int = Field(1000, ge=1, description="of Square")
+    agreement: Fraction = Field(0.8, description="least agreement with the model, for a surrogate's images to count")
+    large_epsilon: Fraction = Field(0.3, description="at which about no answer must stay right")
+    large_images: int = Field(16, ge=1, description="most images for it")
+    large_queries: int = Field(300, ge=1, description="of Square for it")
+
+
 class ExamRecipe(Strict):
     """The protocol of an audit. `without_gradients`: the attacks on a model without gradients."""
 
@@ -47,6 +58,7 @@ class ExamRecipe(Strict):
     without_gradients: tuple[AttackRecipe, ...]
     corruptions: CorruptionsRecipe
     entry_checks: EntryChecksRecipe = EntryChecksRecipe()
+    guards: GuardRecipe = GuardRecipe()
     effort: EffortRecipe = EffortRecipe()
     seeds: Literal["batch"] = Field(
         "batch", description="the number of a batch is the seed of its attacks, from 0; corruptions are drawn by name"

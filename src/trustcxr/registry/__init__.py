@@ -18,6 +18,7 @@ from trustcxr.registry.attack_entries import (
     USUAL_ATTACKS,
     WORST_CASE,
     Attack,
+    Effort,
     Style,
     format_attack,
     format_steps,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from trustcxr.registry.base import by_name
 
@@ -14,7 +14,8 @@ class Attack:
     """An attack.
 
     `options`: what a recipe may set, with defaults. `fixed`: further arguments of the function. `steps`: "one"
-    gradient, "many" gradients, or "search" without gradients. `shows_steps`: tables add the steps, as in PGD-20.
+    gradient, "many" gradients, or "search" without gradients. `shows_steps`: tables add the steps, as in PGD-20, or the
+    queries, as in Square-1000.
     `about`: a sentence for its figures.
     """
 
@@ -33,9 +34,12 @@ class Attack:
     style: Style | None = None
     about: str = ""
 
-    def format_name(self, steps: object = None) -> str:
-        """Format the name for a table: PGD-20, FGSM, worst case."""
-        return f"{self.label}-{steps}" if self.shows_steps and steps else self.label
+    def format_name(self, steps: object = None, queries: object = None) -> str:
+        """Format the name for a table: PGD-20, FGSM, worst-case-30/300 (steps/queries)."""
+        if not self.shows_steps or not (steps or queries):
+            return self.label
+        both = steps and queries and {"steps", "queries"} <= self.options.keys()
+        return f"{self.label}-{steps}/{queries}" if both else f"{self.label}-{steps or queries}"
 
 
 _CLIMB = {"steps": 50, "restarts": 1}
@@ -71,11 +75,11 @@ ATTACKS = by_name(
     Attack("fab", "FAB", "Croce and Hein 2020", "fab:fab", _CLIMB, shows_steps=True),
     Attack(
         "square", "Square", "Andriushchenko et al. 2020", "square:square", _SEARCH, box="black", steps="search",
-        style=("#809590", "s", (0, (1, 1.2))),
+        shows_steps=True, style=("#809590", "s", (0, (1, 1.2))),
     ),
     Attack(
-        "worst-case", "worst case", "Croce and Hein 2020, for few classes", "worst_case:worst_case", _CLIMB | _SEARCH,
-        style=("#00002a", "D", "solid"),
+        "worst-case", "worst-case", "Croce and Hein 2020, for few classes", "worst_case:worst_case", _CLIMB | _SEARCH,
+        shows_steps=True, style=("#00002a", "D", "solid"),
     ),
 )  # fmt: skip
 USUAL_ATTACKS = ("fgsm", "pgd")  # default attacks of an evaluation
@@ -109,7 +113,20 @@ def is_linf(attack: str) -> bool:
 GREY_LEVELS = 255  # of white; epsilon 0.02 is 5.1 of them
 
 
-def format_attack(name: object, steps: object = None) -> str:
-    """Format an attack for a table: PGD-20, FGSM, worst case; an unknown name unchanged, with its steps."""
+def format_attack(name: object, steps: object = None, queries: object = None) -> str:
+    """Format an attack with its effort: PGD-20, FGSM, worst-case-30/300; an unknown name unchanged, with its steps."""
     entry = ATTACKS.get(str(name))
-    return entry.format_name(steps) if entry else f"{name}-{steps}" if steps else str(name)
+    return entry.format_name(steps, queries) if entry else f"{name}-{steps}" if steps else str(name)
+
+
+class Effort(NamedTuple):
+    """An attack with its numbers of steps and queries: accuracies compare if these are the same."""
+
+    attack: str
+    steps: int | None = None
+    queries: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name for a table."""
+        return format_attack(*self)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from trustcxr.registry import format_attack
 from trustcxr.report import formatting
 from trustcxr.report.checklist import build_checklist
 from trustcxr.report.figures.heatmaps import Panel, grey_address
@@ -101,7 +100,7 @@ def _claims(document: AuditDocument) -> Table | None:
     if claimed.clean is not None:
         rows.append([Cell("accuracy"), share(claimed.clean), share(document.clean.accuracy), Cell("", note="prose")])
     if claimed.attacked is not None and worst.accuracy.value is not None:
-        how = f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+        how = f"{worst.effort.name}, epsilon {worst.epsilon:g}"
         remark = f"claimed for {claimed.threat_model or 'an attack that is not named'}; measured under {how}"
         rows.append([Cell("under attack"), share(claimed.attacked), share(worst.accuracy), Cell(remark, note="prose")])
     return Table("Claims", ["figure", "claimed by the makers, %", "measured here, %", ""], rows) if rows else None
@@ -112,7 +111,7 @@ def _predictive_values(document: AuditDocument) -> Table:
         [
             Cell(p.finding),
             share(p.prevalence),
-            Cell("unperturbed" if p.attack == CLEAN else f"{format_attack(p.attack)} {p.epsilon:g}", note="text"),
+            Cell("unperturbed" if p.attack == CLEAN else f"{p.effort.name} {p.epsilon:g}", note="text"),
             share(p.ppv),
             share(p.npv),
         ]

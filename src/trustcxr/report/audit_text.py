@@ -1,6 +1,6 @@
 """Describe audit.json in sentences: model, data, results and limits."""
 
-from trustcxr.registry import WORST_CASE, format_attack
+from trustcxr.registry import WORST_CASE
 from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import find_lowest
 from trustcxr.report.terminal import format_percent, format_share
@@ -92,8 +92,10 @@ def describe_results(document: AuditDocument) -> tuple[str, ...]:
     ]
     for row in document.attacks:
         if row.accuracy.value is not None:
-            name, left = format_attack(row.attack, row.steps), format_share(row.accuracy)
+            name, left = row.effort.name, format_share(row.accuracy)
             lines.append(f"under {name} at epsilon {row.epsilon:g}: accuracy at most {left}{_format_draws(row.draws)}")
+    if any(row.rounded for row in document.attacks):
+        lines.append("each adversarial image counts as floats or rounded to an 8-bit file, whichever is worse")
     lines += [_format_submitted(part) for part in document.submitted]
     if mean := document.corruptions_mean:
         worst = find_lowest(document.corruptions)
@@ -135,7 +137,7 @@ def describe_attacked(document: AuditDocument, finding: str) -> list[str]:
     if worst is None:
         return []
     target = {"": "", "answer": ", made against the answer and not against this threshold, at most"}
-    name = format_attack(worst.attack, worst.steps)
+    name = worst.effort.name
     against = target.get(worst.aimed_at, ", made against this threshold, at most")
     return [f"under {name} at epsilon {worst.epsilon:g}{against}: {format_rates(worst)}"]
 
@@ -188,7 +190,7 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
     """Return what the figures do not show, and alarms that are no reason of the verdict."""
     lines = []
     if why := document.withdrawn:
-        names = {format_attack(row.attack, row.steps) for row in document.attacks if row.accuracy.value is None}
+        names = {row.effort.name for row in document.attacks if row.accuracy.value is None}
         lines.append(f"withdrawn: {', '.join(sorted(names))}: {why}")
     if not document.attacks:
         lines.append("robustness: no attack was run, so nothing is known")

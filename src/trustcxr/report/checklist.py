@@ -8,7 +8,7 @@ DECIDE-AI (Vasey et al. 2022), Good Machine Learning Practice (FDA, Health Canad
 from collections.abc import Callable
 from typing import NamedTuple
 
-from trustcxr.registry import LUNGS_HIDDEN, format_attack
+from trustcxr.registry import LUNGS_HIDDEN
 from trustcxr.report import formatting
 from trustcxr.report.leaderboard import find_worst_attack
 from trustcxr.report.load import find_lowest
@@ -131,7 +131,7 @@ def _attacks(document: AuditDocument) -> str:
     worst = find_worst_attack(document)
     if worst.accuracy.value is None:
         return ""
-    name = format_attack(worst.attack, worst.steps)
+    name = worst.effort.name
     left = formatting.with_count(worst.accuracy, worst.n)
     text = f"Under {name} at epsilon {worst.epsilon:g} accuracy is at most {left}."
     proved = [row for row in document.certified if row.accuracy.value is not None]

@@ -116,10 +116,9 @@ def seconds(value: Value) -> str:
     return DASH if number is None else format_duration(number)
 
 
-def attack(name: object, steps: Value = None) -> str:
-    """Return FGSM, or PGD-20 if the number of steps is known."""
-    number = finite(steps)
-    return format_attack(name, None if number is None else f"{number:.0f}")
+def attack(name: object) -> str:
+    """Return FGSM, PGD or worst-case."""
+    return format_attack(name)
 
 
 def corruption(name: object) -> str:

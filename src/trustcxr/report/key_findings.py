@@ -85,7 +85,7 @@ def _attacked(runs: list[Run], head: ranking.Headline) -> str:
         return f"At epsilon {at} {which} was measured, so nothing is known about robustness."
     entry, constant = lowest(best), ranking.constant_answer(best)
     figure = formatting.with_count(entry.accuracy, entry.n)
-    attack = formatting.attack(entry.attack, entry.steps)
+    attack = entry.effort.name
     name = "its accuracy is" if one else f"{_name_best(best, trusted, lowest)} is most accurate:"
     lead = _lead(best, trusted, lowest)
     text = f"If every pixel may change by at most {at} ({head.grey_levels()} of 255 grey levels), {name} {figure} "

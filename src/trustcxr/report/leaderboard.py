@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trustcxr.errors import UserError
-from trustcxr.registry import WORST_CASE, format_attack, is_linf
+from trustcxr.registry import WORST_CASE, is_linf
 from trustcxr.report import formatting, html
 from trustcxr.report.tables.table import Cell, Table, guarded, share, whole
 from trustcxr.report.terminal import format_percent
@@ -36,6 +36,11 @@ class Board:
         """Return the number of audits, the protocol and the data."""
         audits, images = formatting.plural(len(self.entries), "audit"), formatting.plural(self.n, "image")
         return f"{audits} by {self.protocol} on {self.data} ({images})"
+
+    @property
+    def attack(self) -> str:
+        """Return the attack with its effort, which all compared audits share; empty without attacks."""
+        return next((name for _, one in self.entries if (name := find_worst_attack(one).effort.name)), "")
 
     @property
     def names(self) -> dict[str, str]:
@@ -133,15 +138,21 @@ def _why_apart(document: AuditDocument, others: AuditDocument) -> str:
         return f"not the same images as the others {document.data.describe_difference(others.data)}"
     if not document.data.same_truth(others.data):
         return "not the same labels of findings as the others on these images"
+    efforts = [find_worst_attack(one).effort for one in (document, others)]
+    if efforts[0] != efforts[1] and all(effort.attack for effort in efforts):
+        return f"attacked by {efforts[0].name}, the others by {efforts[1].name}: audit it again"
     return ""
 
 
 def find_worst_attack(document: RunDocument) -> AttackResult:
-    """Return the strongest attack at the largest L-infinity epsilon; the worst case if it was tried."""
+    """Return the worst case at its largest epsilon, withdrawn or not; without one the strongest attack."""
+    worst = [row for row in document.attacks if row.attack == WORST_CASE]
+    if worst:
+        return max(worst, key=lambda row: row.epsilon or 0.0)
     rows = [row for row in document.attacks if row.accuracy.value is not None and is_linf(row.attack)]
     largest = max((row.epsilon or 0.0 for row in rows), default=None)
     rows = [row for row in rows if row.epsilon == largest]
-    return min(rows, key=lambda row: (row.accuracy.value or 0.0, row.attack != WORST_CASE), default=AttackResult())
+    return min(rows, key=lambda row: row.accuracy.value or 0.0, default=AttackResult())
 
 
 def own_accuracy(document: AuditDocument) -> float | None:
@@ -163,7 +174,7 @@ def own_accuracy(document: AuditDocument) -> float | None:
 def _counted_submissions(document: AuditDocument) -> list[Submitted]:
     """Return the submitted images that lowered the worst case on the board."""
     worst = find_worst_attack(document)
-    if worst.attack != WORST_CASE:
+    if worst.attack != WORST_CASE or worst.accuracy.value is None:
         return []
     return [one for one in document.misled_alone if (one.epsilon or 0.0) <= (worst.epsilon or 0.0) + 1e-9]
 
@@ -226,6 +237,8 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
         "attacked reported": reported.attacked,
         **shares,
         "by": _format_attack(worst) or None,
+        "steps": worst.steps,
+        "queries": worst.queries,
         "attacked_by_ours": own_accuracy(document),
         "attacked_with_more": describe_submitted(document),
         "threat model": reported.threat_model or None,
@@ -236,7 +249,7 @@ def _record(name: str, document: AuditDocument) -> dict[str, object]:
 
 
 def _format_attack(worst: AttackResult) -> str:
-    return "" if worst.epsilon is None else f"{format_attack(worst.attack, worst.steps)}, epsilon {worst.epsilon:g}"
+    return "" if worst.epsilon is None else f"{worst.effort.name}, epsilon {worst.epsilon:g}"
 
 
 def to_json(board: Board) -> dict[str, object]:
@@ -300,7 +313,7 @@ def _text(text: str) -> Cell:
 def make_table(board: Board) -> Table:
     """Return the whole leaderboard."""
     rows = [make_row(name, document) for name, document in board.entries]
-    return Table("Leaderboard", list(rows[0]), [list(cells.values()) for cells in rows])
+    return Table("Leaderboard", _name_attack(board, list(rows[0])), [list(cells.values()) for cells in rows])
 
 
 def terminal_table(board: Board) -> Table:
@@ -310,7 +323,13 @@ def terminal_table(board: Board) -> Table:
         cells = make_row(folder, document)
         cells["model"] = replace(cells["model"], text=board.names[folder], small="")
         rows.append([cells[column] for column in _IN_TERMINAL])
-    return Table(board.title, _IN_TERMINAL, rows)
+    return Table(board.title, _name_attack(board, _IN_TERMINAL), rows)
+
+
+def _name_attack(board: Board, header: list[str]) -> list[str]:
+    """Return a header whose column of accuracy under attack names the attack with its effort."""
+    named = f"attacked by {board.attack}, %" if board.attack else "attacked, %"
+    return [named if column == "attacked, %" else column for column in header]
 
 
 def write(board: Board, out: Path) -> tuple[Path, Path]:

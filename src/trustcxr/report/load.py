@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from trustcxr.errors import UserError
-from trustcxr.registry import STABILITY_ATTACK, is_linf
+from trustcxr.registry import STABILITY_ATTACK, Effort, is_linf
 from trustcxr.report import formatting
 from trustcxr.storage import atomic, layout, schemas, segments
 from trustcxr.storage.evaluations import other_figures, own_figures
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _A = TypeVar("_A", AttackResult, CorruptionResult)
-Steps = int | None | Literal["any"]
 
 
 @dataclass
@@ -88,24 +87,21 @@ class Run:
         """Return the attacks at one epsilon."""
         return [entry for entry in self.attacks if entry.is_at(epsilon)]
 
-    def attacked(self, attack: str, epsilon: float | None, steps: Steps = "any") -> AttackResult:
-        """Return one attack at one epsilon, by default with the steps of lowest accuracy; empty if not measured."""
-        return (
-            find_lowest([e for e in self.at(epsilon) if e.attack == attack and steps in ("any", e.steps)])
-            or AttackResult()
-        )
+    def attacked(self, attack: str | Effort, epsilon: float | None) -> AttackResult:
+        """Return one attack at one epsilon; of a name alone, the effort of lowest accuracy. Empty if not measured."""
+        return find_lowest([e for e in self.at(epsilon) if attack in (e.attack, e.effort)]) or AttackResult()
 
     def strongest(self, epsilon: float | None) -> AttackResult:
         """Return the L-infinity attack of lowest accuracy at one epsilon; empty without any."""
         return find_lowest([entry for entry in self.at(epsilon) if is_linf(entry.attack)]) or AttackResult()
 
-    def efforts(self) -> list[tuple[str, int | None]]:
-        """Return every attack with its steps, each once: PGD with 10 and with 40 steps are two."""
-        return sorted({(e.attack, e.steps) for e in self.attacks}, key=lambda pair: (pair[0], pair[1] or 0))
+    def efforts(self) -> list[Effort]:
+        """Return every attack with its effort, each once: PGD with 10 and with 40 steps are two."""
+        return sorted({e.effort for e in self.attacks}, key=lambda e: (e.attack, e.steps or 0, e.queries or 0))
 
-    def sweep(self, attack: str, steps: int | None) -> list[AttackResult]:
-        """Return the results of one attack with these steps, by rising epsilon."""
-        rows = [e for e in self.attacks if (e.attack, e.steps) == (attack, steps) and e.accuracy.value is not None]
+    def sweep(self, effort: Effort) -> list[AttackResult]:
+        """Return the results of one attack with this effort, by rising epsilon."""
+        rows = [e for e in self.attacks if e.effort == effort and e.accuracy.value is not None]
         return sorted(rows, key=lambda entry: entry.epsilon or 0.0)
 
     def saliency_methods(self) -> dict[str, SaliencyDocument]:

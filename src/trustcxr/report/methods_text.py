@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trustcxr.recipes.training_recipe import DefenceRecipe, ModelRecipe
-from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Method
+from trustcxr.registry import ATTACKS, CORRUPTIONS, DEFENCES, SALIENCY, Effort, Method
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage import atomic, segments
@@ -119,19 +119,23 @@ def _defences(study: StudyDocument) -> str:
 
 
 def _attacks(runs: list[Run]) -> str:
-    efforts: dict[tuple[str, int | None, str], set[float]] = {}
+    efforts: dict[tuple[Effort, str], set[float]] = {}
     for run in runs:
         for entry in run.attacks:
-            efforts.setdefault((entry.attack, entry.steps, entry.surrogate), set()).add(entry.epsilon or 0.0)
+            efforts.setdefault((entry.effort, entry.surrogate), set()).add(entry.epsilon or 0.0)
     parts = []
-    for (name, steps, surrogate), epsilons in efforts.items():
-        cited = _cited(formatting.attack(name, steps), ATTACKS[name].paper if name in ATTACKS else "")
+    for (effort, surrogate), epsilons in efforts.items():
+        cited = _cited(effort.name, ATTACKS[effort.attack].paper if effort.attack in ATTACKS else "")
         cited += f" with images of the surrogate {surrogate}" if surrogate else ""
         parts.append(f"{cited} at epsilon {formatting.join_words(formatting.epsilon(e) for e in sorted(epsilons))}")
     text = ""
     if parts:
         text = f"Accuracy was measured under {'; '.join(parts)}. Epsilon is the largest change of a pixel, on a scale "
         text += "from 0 to 1 (L-infinity, except for L2 attacks); perturbed images are clamped to [0, 1]."
+    rounded = {entry.effort.name for run in runs for entry in run.attacks if entry.rounded}
+    if rounded:
+        text += f" Under {formatting.join_words(sorted(rounded))} an image counts as floats or rounded to an 8-bit "
+        text += "file, whichever is worse; under other attacks as floats."
     corrupted = {entry.corruption for run in runs for entry in run.metrics.corruptions}
     levels = sorted({e.severity for run in runs for e in run.metrics.corruptions if e.severity is not None})
     if corrupted:

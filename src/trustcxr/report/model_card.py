@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trustcxr.registry import format_attack
 from trustcxr.report import formatting, leaderboard, methods_text
 from trustcxr.report.html import load_templates
 from trustcxr.storage import atomic, evaluations, layout, schemas, segments
@@ -90,8 +89,7 @@ def list_results(accuracy: Share, auroc: Share, worst: AttackResult) -> list[tup
     """Return the main figures that were measured, by name."""
     measured = [("Accuracy", accuracy), ("AUROC, macro", auroc)]
     if worst.epsilon is not None:
-        attack = format_attack(worst.attack, worst.steps)
-        measured.append((f"Accuracy under {attack} at L-infinity {worst.epsilon:g}", worst.accuracy))
+        measured.append((f"Accuracy under {worst.effort.name} at L-infinity {worst.epsilon:g}", worst.accuracy))
     return [(name, part) for name, part in measured if part.value is not None]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, is_linf
+from trustcxr.registry import DEFENCES, HEADLINE_ATTACKS, Effort, is_linf
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.storage.schemas import StudyDocument
@@ -19,11 +19,10 @@ class Headline:
     """The attacks and the epsilon of the leaderboard and the summary."""
 
     epsilon: float | None
-    attacks: tuple[str, ...]  # weakest first, as far as known
-    names: dict[str, str]  # fgsm -> FGSM, pgd -> PGD-20; with several numbers of steps the lowest accuracy is shown
+    attacks: tuple[Effort, ...]  # weakest first, as far as known
     split: str
     classes: tuple[str, ...]
-    strongest: str | None = None  # the attack with the lowest mean accuracy over the runs
+    strongest: Effort | None = None  # the attack with the lowest mean accuracy over the runs
 
     def grey_levels(self) -> str:
         """Return epsilon in the 255 grey levels of an image file."""
@@ -35,38 +34,35 @@ def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
     tested = Counter(round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None)
     wanted = _recipe_epsilon(study.recipe) or _USUAL_EPSILON
     chosen = min(tested, key=lambda e: (abs(e - wanted) > 1e-9, -tested[e], abs(e - wanted)), default=None)
-    names = _attack_names(runs, chosen)
+    attacks = _list_attacks(runs, chosen)
     splits = Counter(run.metrics.split for run in runs if run.metrics.split).most_common(1)
     classes = study.classes or next((run.metrics.classes for run in runs if run.metrics.classes), [])
     return Headline(
         epsilon=chosen,
-        attacks=tuple(names),
-        names=names,
+        attacks=attacks,
         split=splits[0][0] if splits else formatting.DASH,
         classes=tuple(classes),
-        strongest=_find_strongest(runs, list(names), chosen),
+        strongest=_find_strongest(runs, attacks, chosen),
     )
 
 
-def _attack_names(runs: Sequence[Run], epsilon: float | None) -> dict[str, str]:
-    """Return the attacks tried at an epsilon with their labels: PGD-20, or PGD-10/40 for two numbers of steps."""
-    steps: dict[str, set[int]] = {}
-    for entry in (entry for run in runs for entry in run.at(epsilon)):
-        steps.setdefault(entry.attack, set()).update([entry.steps] if entry.steps else [])
-    order = [a for a in HEADLINE_ATTACKS if a in steps] + sorted(a for a in steps if a not in HEADLINE_ATTACKS)
-    ordered = {name: sorted(steps[name]) for name in order}
-    return {name: "/".join([formatting.attack(name, *n[:1]), *map(str, n[1:])]) for name, n in ordered.items()}
+def _list_attacks(runs: Sequence[Run], epsilon: float | None) -> tuple[Effort, ...]:
+    """Return the attacks tried at an epsilon; each effort is one, such as PGD-10 and PGD-40."""
+    found = {entry.effort for run in runs for entry in run.at(epsilon)}
+    usual = {name: index for index, name in enumerate(HEADLINE_ATTACKS)}
+    order = lambda e: (usual.get(e.attack, len(usual)), e.attack, e.steps or 0, e.queries or 0)  # noqa: E731
+    return tuple(sorted(found, key=order))
 
 
-def _find_strongest(runs: list[Run], names: list[str], epsilon: float | None) -> str | None:
+def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float | None) -> Effort | None:
     """Return the attack with the lowest mean accuracy over the runs that it was tried on; the later of equals."""
-    means: dict[str, float] = {}
-    for name in names:
-        accuracies = [run.attacked(name, epsilon).accuracy.value for run in runs]
+    means: dict[Effort, float] = {}
+    for effort in attacks:
+        accuracies = [run.attacked(effort, epsilon).accuracy.value for run in runs]
         values = [value for value in accuracies if value is not None]
-        if values and (is_linf(name) or len(names) == 1):
-            means[name] = sum(values) / len(values)
-    return min(reversed(list(means)), key=lambda name: means[name], default=None)
+        if values and (is_linf(effort.attack) or len(attacks) == 1):
+            means[effort] = sum(values) / len(values)
+    return min(reversed(list(means)), key=lambda effort: means[effort], default=None)
 
 
 def _recipe_epsilon(recipe: Mapping[str, Any]) -> float | None:

@@ -187,7 +187,7 @@ def list_accuracies(document: schemas.RunDocument) -> list[dict[str, str]]:
 
 def _attack(row: schemas.AttackResult | schemas.Drop) -> str:
     surrogate = f" from {row.surrogate}" if isinstance(row, schemas.AttackResult) and row.surrogate else ""
-    return row.attack + (f"-{row.steps}" if row.steps is not None else "") + surrogate
+    return row.effort.name + surrogate
 
 
 def describe_metrics(document: schemas.RunDocument) -> list[str]:

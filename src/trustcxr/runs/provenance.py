@@ -28,7 +28,7 @@ TABLES = (
     layout.CERTIFIED_FILE,
 )
 # Add one to a file if the same weights, data and options give other figures.
-ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1)
+ALGORITHM_VERSION = dict.fromkeys((*TABLES, layout.METRICS_FILE, layout.EXAMPLES_FILE), 1) | {layout.LESIONS_FILE: 2}
 
 
 def hash_of(**parts: object) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trustcxr.errors import UserError
+from trustcxr.registry import ONE_STEP
 from trustcxr.statistics import Floats
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ def conditions_of(table: "pd.DataFrame") -> list[Condition]:
     """Return the condition of every row."""
     columns = (table["attack"], table["epsilon"], table["steps"].fillna(0), table["severity"].fillna(0))
     return [(str(a), float(e), int(s), int(v)) for a, e, s, v in zip(*columns, strict=True)]
+
+
+def efforts_of(rows: "pd.DataFrame") -> dict[str, int]:
+    """Return `steps` and `queries` of rows of one condition, as far as its attack has them."""
+    first = rows.iloc[0]
+    if first["attack"] in (CLEAN, *ONE_STEP):
+        return {}
+    return {name: int(first[name]) for name in ("steps", "queries") if name in rows and first[name] > 0}
 
 
 def check_table(table: "pd.DataFrame", path: Path, classes: int | None = None) -> None:

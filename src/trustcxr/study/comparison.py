@@ -18,13 +18,15 @@ from trustcxr.registry import (
     RANDOM_MAP,
     STABILITY_ATTACK,
     VIEWS,
+    WORST_CASE,
     Method,
     direction,
+    format_attack,
 )
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
-from trustcxr.storage.prediction_table import CLEAN, logits_of
+from trustcxr.storage.prediction_table import CLEAN, efforts_of, logits_of
 from trustcxr.storage.schemas import LEVEL, Comparison, RunDocument, Share, read_schema
 
 
@@ -145,6 +147,11 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     corrupted = predictions["severity"].fillna(0) > 0 if "severity" in predictions else np.zeros(len(right), dtype=bool)
     for (attack, epsilon), rows in predictions[~corrupted].groupby(["attack", "epsilon"], sort=False):
         name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
+        if attack == WORST_CASE:  # only equal efforts compare
+            efforts = [part for _, part in rows.groupby("steps")] if "steps" in rows else [rows]
+            named = {f"{format_attack(attack, **efforts_of(part))} accuracy @{epsilon:g}": part for part in efforts}
+            tables |= {Key(key): part.set_index("sample_id")[["value", "group"]] for key, part in named.items()}
+            continue
         if "steps" in rows:  # of several numbers of steps the strongest attack counts
             rows = rows[rows["steps"] == rows.groupby("steps")["value"].mean().sort_index(ascending=False).idxmin()]
         tables[Key(name)] = rows.set_index("sample_id")[["value", "group"]]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 
+from trustcxr.registry import WORST_CASE
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import OverSeeds, RunDocument, SeedFigure
 
@@ -48,7 +49,8 @@ def _figures(run: RunDocument) -> Iterator[tuple[tuple[str, str], float]]:
     lowest: dict[str, float] = {}
     for attack in run.attacks:
         if attack.accuracy.value is not None:
-            name = f"{attack.attack} accuracy @{attack.epsilon:g}"
+            worst = attack.attack == WORST_CASE  # only equal efforts share a row
+            name = f"{attack.effort.name if worst else attack.attack} accuracy @{attack.epsilon:g}"
             lowest[name] = min(attack.accuracy.value, lowest.get(name, 1.0))
     for name, value in lowest.items():
         yield from _named(name, value)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trustcxr.registry import CERTIFIED_COLOUR
+from trustcxr.registry import CERTIFIED_COLOUR, Effort
 from trustcxr.report import formatting
 from trustcxr.report.figures import svg
 from trustcxr.report.load import Run
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
     """Draw clean and attacked accuracy of every run with 95 % intervals, rows as in the leaderboard."""
-    attacks = [(name, *svg.attack_style(name)[:2]) for name in head.attacks]
+    attacks = [(effort, *svg.attack_style(effort.attack)[:2]) for effort in head.attacks]
     shift = 0.2 if attacks else 0.0
 
     def plot(figure: "Figure") -> None:
@@ -25,7 +25,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
         svg.label_rows(axes, [run.label for run in runs])
         for row, run in enumerate(runs):
             series: list[tuple[str, Classification | AttackResult, str, str]] = [("clean", run.clean, *svg.CLEAN_STYLE)]
-            series += [(head.names[a], run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
+            series += [(a.name, run.attacked(a, head.epsilon), colour, mark) for a, colour, mark in attacks]
             for index, (name, entry, colour, mark) in enumerate(series):
                 value = entry.accuracy.value
                 if value is None:
@@ -41,11 +41,11 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
         svg.percent_axis(axes.xaxis)
         axes.set_xlabel("accuracy, %")
 
-    names = ["clean", *[head.names[a] for a in head.attacks]]
+    names = ["clean", *[effort.name for effort in head.attacks]]
     at = f"at epsilon {formatting.epsilon(head.epsilon)}"
     keys = (
         svg.Key("clean", *svg.CLEAN_STYLE),
-        *(svg.Key(f"{head.names[a]} {at}", colour, mark) for a, colour, mark in attacks),
+        *(svg.Key(f"{a.name} {at}", colour, mark) for a, colour, mark in attacks),
     )
     alt = f"Dot plot of {formatting.join_words(names)} accuracy of {len(runs)} runs; see the leaderboard."
     return svg.Drawing("accuracy", 640, 64 + 30 * len(runs), plot, alt, tuple(keys))
@@ -58,8 +58,8 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
     def plot(figure: "Figure") -> None:
         axes = figure.add_subplot()
         for run in runs:
-            for attack, steps in run.efforts():
-                _curve(axes, run, attack, steps)
+            for effort in run.efforts():
+                _curve(axes, run, effort)
         constant = next((c for c in map(constant_answer, runs) if c is not None), None)
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
@@ -73,9 +73,9 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
         axes.set_ylabel("accuracy, %")
 
     keys = [svg.Key(name, svg.defence_colour(name)) for name in list_defences(runs)]
-    for name, steps in dict.fromkeys(effort for run in runs for effort in run.efforts()):
-        _, mark, dash = svg.attack_style(name)
-        keys.append(svg.Key(formatting.attack(name, steps), svg.INK, mark, dash=dash))
+    for effort in dict.fromkeys(effort for run in runs for effort in run.efforts()):
+        _, mark, dash = svg.attack_style(effort.attack)
+        keys.append(svg.Key(effort.name, svg.INK, mark, dash=dash))
     alt = f"Accuracy against epsilon, {model}; see the table below."
     return svg.Drawing(f"epsilon-{model}", 330, 260, plot, alt, tuple(keys))
 
@@ -125,17 +125,17 @@ def radii(runs: list[Run]) -> list[float]:
     return sorted({entry.epsilon for run in runs for entry in run.attacks if entry.epsilon})
 
 
-def _curve(axes: "Axes", run: Run, attack: str, steps: int | None) -> None:
-    _, mark, dash = svg.attack_style(attack)
+def _curve(axes: "Axes", run: Run, effort: Effort) -> None:
+    _, mark, dash = svg.attack_style(effort.attack)
     colour = svg.defence_colour(run.defence)
-    entries = run.sweep(attack, steps)
+    entries = run.sweep(effort)
     points = [(e.epsilon or 0.0, e.accuracy.value or 0.0, e.accuracy.interval) for e in entries]
     clean = run.clean.accuracy
     if clean.value is not None and not any(p[0] == 0 for p in points):
         points.insert(0, (0.0, clean.value, clean.interval))
     x, y = [p[0] for p in points], [p[1] for p in points]
     (line,) = axes.plot(x, y, color=colour, ls=dash, lw=1.6, marker=mark, ms=4, clip_on=False)
-    name = f"{run.training_name}, {formatting.attack(attack, steps)}"
+    name = f"{run.training_name}, {effort.name}"
     texts = [formatting.percent(a) + formatting.interval(ends, 1, scale=100) for _, a, ends in points]
     svg.add_titles(
         line, *(f"{name}, epsilon {formatting.epsilon(e)}: {text}" for e, text in zip(x, texts, strict=True))

@@ -28,9 +28,8 @@ def reliability(run: Run, head: Headline) -> svg.Drawing | None:
     conditions = list_conditions(document, head) if document else []
     if not conditions:
         return None
-    strongest = run.attacked(head.strongest or "", head.epsilon)
-    key_of, clean = (strongest.attack, strongest.steps), conditions[0][1]
-    under = next((part for _, part in conditions[1:] if (part.attack, part.steps) == key_of), Calibrated())
+    clean = conditions[0][1]
+    under = next((part for _, part in conditions[1:] if part.effort == head.strongest), Calibrated())
     series = [clean.bins, clean.bins_scaled, under.bins, under.bins_scaled]
 
     def plot(figure: "Figure") -> None:

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from trustcxr.registry import format_attack
 from trustcxr.report.figures import svg
 from trustcxr.storage.schemas import Curve, OperatingPoint
 
@@ -16,7 +15,7 @@ def curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.Drawin
     shown = [(clean, svg.CLEAN_STYLE[0], "unperturbed")]
     if attacked is not None:
         colour = svg.attack_style(attacked.attack)[0]
-        shown.append((attacked, colour, f"{format_attack(attacked.attack, attacked.steps)} {attacked.epsilon:g}"))
+        shown.append((attacked, colour, f"{attacked.effort.name} {attacked.epsilon:g}"))
 
     def plot(figure: "Figure") -> None:
         left, right = figure.subplots(1, 2)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS
+from trustcxr.registry import HIT_RATE, NULL_MAPS, RANDOM_MAP, USUAL_ATTACKS, Effort
 from trustcxr.report import formatting
 from trustcxr.report.alarm_list import SHORT
 from trustcxr.report.load import Run
@@ -44,7 +44,7 @@ def _lowest(run: Run, head: Headline) -> Cell:
     if cell.value is None:
         return cell
     failing = run.masked is True
-    by = formatting.attack(entry.attack, entry.steps) + ("; gradients fail" if failing else "")
+    by = entry.effort.name + ("; gradients fail" if failing else "")
     return replace(cell, second=by, note="bad" if failing else "")
 
 
@@ -63,13 +63,13 @@ def _energy(run: Run) -> Cell:
 def leaderboard(runs: list[Run], head: Headline) -> Table:
     """Return accuracy clean and under each headline attack, and the other figures of the clean test."""
     at = f" at {formatting.epsilon(head.epsilon)}, %"
-    attacks = head.attacks or USUAL_ATTACKS
-    names = [head.names.get(name, formatting.attack(name)) + (at if head.attacks else ", %") for name in attacks]
+    attacks = head.attacks or tuple(map(Effort, USUAL_ATTACKS))
+    names = [effort.name + (at if head.attacks else ", %") for effort in attacks]
     header = ["Model", "Defence", "Clean accuracy, %", *names, "Balanced accuracy, %", "Macro F1", "AUROC"]
     header += ["Calibration error", "n"]
     rows = []
     for run in runs:
-        test, entries = run.clean, [run.attacked(name, head.epsilon) for name in attacks]
+        test, entries = run.clean, [run.attacked(effort, head.epsilon) for effort in attacks]
         fewer = {entry.n for entry in entries if entry.n != test.n}
         attacked = f"attacks {formatting.join_counts(fewer)}" if fewer - {None} else ""
         groups = f"{formatting.count(test.groups)} groups" if test.groups not in (None, test.n) else ""
@@ -83,15 +83,15 @@ def leaderboard(runs: list[Run], head: Headline) -> Table:
 
 
 def sweeps(runs: list[Run]) -> Table:
-    """Return accuracy at every epsilon tested, a row per run, attack and number of steps."""
+    """Return accuracy at every epsilon tested, a row per run, attack and effort."""
     epsilons = sorted({round(e.epsilon, 9) for run in runs for e in run.attacks if e.epsilon is not None})
     rows = []
     for run in runs:
-        for attack, steps in run.efforts():
-            entries = [run.attacked(attack, e, steps) for e in epsilons]
+        for effort in run.efforts():
+            entries = [run.attacked(effort, e) for e in epsilons]
             cells = [share(entry.accuracy) for entry in entries]
             counts = list_counts(entry.n for entry in entries)
-            rows.append([*run_cells(run), Cell(formatting.attack(attack, steps)), *cells, counts])
+            rows.append([*run_cells(run), Cell(effort.name), *cells, counts])
     header = ["Model", "Defence", "Attack", *[f"{formatting.epsilon(e)}, %" for e in epsilons], "n"]
     return Table("Accuracy at each epsilon", header, rows, heads=3)
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from trustcxr.registry import format_attack
 from trustcxr.report import formatting
 from trustcxr.report.load import Run
 from trustcxr.report.ranking import Headline
@@ -13,6 +12,7 @@ from trustcxr.statistics import format_probability
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, Division, OperatingPoint, RunDocument, Share
 
+PIXELS = {None: formatting.DASH, False: "floats", True: "floats or 8-bit file, the worse"}
 _PASSED = {
     True: Cell("passed", note="good text"),
     False: Cell("failed", note="bad text"),
@@ -23,7 +23,7 @@ _PASSED = {
 def tables(document: AuditDocument) -> dict[str, object]:
     """Return the tables by their names in the template; None or an empty list if not measured."""
     run = as_run(document)
-    head = Headline(None, (), {}, document.split, tuple(run.metrics.classes))
+    head = Headline(None, (), document.split, tuple(run.metrics.classes))
     return {
         "entry_checks": _checks(document),
         "clean": None if document.clean.accuracy.value is None else _clean(document),
@@ -82,15 +82,16 @@ def _without_defence(table: Table | None) -> Table | None:
 def _attacks(document: AuditDocument) -> Table:
     rows = [
         [
-            Cell(format_attack(a.attack, a.steps)),
+            Cell(a.effort.name),
             Cell(formatting.epsilon(a.epsilon), value=a.epsilon),
+            Cell(PIXELS[a.rounded], note="text"),
             *map(share, (a.accuracy, a.balanced_accuracy, a.ece)),
             Cell(formatting.count(a.n)),
             Cell(", ".join(f"{name} {count}" for name, count in a.broken_by.items()) or formatting.DASH, note="prose"),
         ]
         for a in document.attacks
     ]
-    header = ["attack", "epsilon", "accuracy, %", "balanced, %", "calibration error, %", "n", "broken by"]
+    header = ["attack", "epsilon", "pixels", "accuracy, %", "balanced, %", "calibration error, %", "n", "broken by"]
     return Table("Attacks", header, rows)
 
 
@@ -106,7 +107,7 @@ def operating_points(points: Iterable[OperatingPoint]) -> Table:
     """Return a row per class or finding, unperturbed and under each attack."""
     rows = []
     for p in points:
-        attack = f"{format_attack(p.attack, p.steps)} {p.epsilon:g}" if p.attack != CLEAN else "unperturbed"
+        attack = f"{p.effort.name} {p.epsilon:g}" if p.attack != CLEAN else "unperturbed"
         target = f"against the {p.aimed_at}" if p.aimed_at and p.attack != CLEAN else ""
         threshold = formatting.DASH if p.threshold is None else format_probability(p.threshold)
         rows.append(

@@ -7,6 +7,8 @@ from trustcxr.report.load import Run
 from trustcxr.report.tables.table import Cell, Table, run_cells, share, whole
 from trustcxr.storage.schemas import AttackResult, CertifiedResult
 
+SCOPE = "The proof is of the pixels that the network sees, after decoding and resizing, not of the file."
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -52,7 +54,7 @@ def proved(runs: list[Run]) -> Table | None:
                 share(gap.entry.accuracy),
                 share(gap.entry.balanced_accuracy),
                 share(gap.lowest.accuracy),
-                Cell(formatting.attack(gap.lowest.attack) if gap.attacked is not None else formatting.DASH),
+                Cell(gap.lowest.effort.name if gap.attacked is not None else formatting.DASH),
                 Cell(formatting.percent_number(between)),
                 share(gap.run.clean.accuracy),
                 whole(gap.entry.n),

@@ -24,8 +24,8 @@ def matrices(run: Run, head: Headline) -> list[Table]:
     if classes and [len(row) for row in clean] == [len(classes)] * len(classes):
         tables.append(_matrix(run, "clean", classes, clean))
     if attacked := under_attack(run, head, len(classes)):
-        name = formatting.attack(head.strongest, run.attacked(head.strongest or "", head.epsilon).steps)
-        tables.append(_matrix(run, f"{name} at {formatting.epsilon(head.epsilon)}", classes, attacked))
+        assert head.strongest is not None  # else there are no counts
+        tables.append(_matrix(run, f"{head.strongest.name} at {formatting.epsilon(head.epsilon)}", classes, attacked))
     return tables
 
 
@@ -39,7 +39,7 @@ def under_attack(run: Run, head: Headline, classes: int) -> list[list[int]] | No
     table = run.predictions()
     if table is None:
         return None
-    rows = table[(table["attack"] == head.strongest) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
+    rows = table[(table["attack"] == entry.attack) & ((table["epsilon"] - head.epsilon).abs() < 1e-6)]
     rows = rows[rows["steps"] == entry.steps] if entry.steps else rows
     split = run.metrics.split
     rows = rows[rows["split"] == split] if split else rows

@@ -103,7 +103,7 @@ def list_conditions(document: Calibration, head: Headline) -> list[tuple[str, Ca
 
 
 def _attack_name(part: Calibrated | Drop) -> str:
-    return f"{formatting.attack(part.attack, part.steps)} {formatting.epsilon(part.epsilon)}"
+    return f"{part.effort.name} {formatting.epsilon(part.epsilon)}"
 
 
 def planted(runs: list[Run]) -> Table | None:

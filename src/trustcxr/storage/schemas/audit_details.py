@@ -2,6 +2,7 @@
 
 from trustcxr.storage.schemas.document import Document, Number, Share
 from trustcxr.storage.schemas.study_document import Hardware
+from trustcxr.storage.schemas.test_figures import Attacked
 
 
 class FlowStep(Document):
@@ -54,12 +55,10 @@ class Failure(Document):
     probability: Number = None
 
 
-class PredictiveValue(Document):
+class PredictiveValue(Attacked):
     """Predictive values of an operating point at a prevalence, from its likelihood ratios."""
 
     finding: str = ""
-    attack: str = ""
-    epsilon: Number = None
     aimed_at: str = ""
     prevalence: Number = None
     n: int | None = None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from trustcxr.storage.schemas.audit_details import AuditFacts, CriterionResult, Failure, PredictiveValue
 from trustcxr.storage.schemas.document import Document, Number, Result, Share
 from trustcxr.storage.schemas.run_document import AuditedModel, RunDocument
+from trustcxr.storage.schemas.test_figures import Attacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ class Curve(Document):
     high: list[Number] = []
 
 
-class OperatingPoint(Document):
+class OperatingPoint(Attacked):
     """A class against the rest, or a finding, at its threshold, under one condition (`attack` "clean": none).
 
     `threshold`: a probability, None if the highest class is the answer; `origin`: who set it. An end None of a
@@ -34,9 +35,6 @@ class OperatingPoint(Document):
     """
 
     finding: str = ""
-    attack: str = ""
-    epsilon: Number = None
-    steps: int | None = None
     aimed_at: str = ""
     threshold: Number = None
     origin: str = ""

@@ -129,15 +129,28 @@ class RunDocument(Result):
     examination: str = ""
     finding: str = ""
 
+    @property
+    def lesion_effect(self) -> LesionDocument | None:
+        """Return the lesion effect to report: the smallest by any fill, against healthy lung or a healthy image.
+
+        Fills of a sample alone do not count.
+        """
+        rows = [row for row in self.lesions if row.control in ("lung", "healthy image") and not row.epsilon]
+        counts = [(row.images or 0) + (row.left_out or 0) for row in rows]
+        whole = [row for row, count in zip(rows, counts, strict=True) if count == max(counts)]
+        measured = [row for row in whole if row.least.value is not None]
+        return min(measured, key=lambda row: row.least.value or 0.0, default=None)
+
     def table(self) -> "pd.DataFrame":
         """Return accuracy under each condition, with its interval: clean, attacks, certified, corruptions."""
         import pandas as pd
 
-        clean: dict[str, object] = {"condition": "clean", "epsilon": None, "steps": None, "severity": None}
+        clean: dict[str, object] = {"condition": "clean", "epsilon": None, "steps": None, "queries": None}
+        clean |= {"severity": None}
         rows = [clean | {"n": self.clean.n} | self.clean.accuracy.columns]
         for row in self.attacks:
-            which = {"condition": row.attack, "epsilon": row.epsilon, "steps": row.steps, "n": row.n}
-            rows.append(clean | which | row.accuracy.columns)
+            which = {"condition": row.attack, "epsilon": row.epsilon, "n": row.n}
+            rows.append(clean | which | {"steps": row.steps, "queries": row.queries} | row.accuracy.columns)
         for proved in self.certified:
             which = {"condition": f"certified, {proved.method}", "epsilon": proved.epsilon, "n": proved.n}
             rows.append(clean | which | proved.accuracy.columns)

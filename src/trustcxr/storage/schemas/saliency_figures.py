@@ -98,14 +98,30 @@ class LesionSize(Document):
     high: Number = None
 
 
+class LesionsWithoutControl(Document):
+    """Images of which less than a tenth of the lesion has a congruent counterpart: the whole lesion removed.
+
+    `fall`: `before` less `whole`. It includes the effect of the edit itself, which no control shows.
+    """
+
+    images: int | None = None
+    before: Number = None
+    whole: Number = None
+    fall: Share = Share()
+    flipped: Share = Share()
+
+
 class LesionDocument(Document):
     """The probability of the image's class with and without its lesion, by one fill and control.
 
     `before`: unchanged; `without`: the part of the lesion with a congruent counterpart removed, `share` of it;
-    `control_answer`: the counterpart removed instead; `whole`: all of the lesion removed. `effect`: `control_answer`
-    less `without`. Of
-    the fill transplant: a healthy image before, with another's lesion, and with a healthy patch instead; `effect`:
-    `without` less `control_answer`. `condition`: clean, or the attack at `epsilon` on the image.
+    `control_answer`: the counterpart removed instead; `whole`: all of the lesion removed. `fall`: `before` less
+    `without`; `effect`: `control_answer` less `without`; `least`: the smaller of both, which is reported.
+
+    Of the control "healthy image" `control_before` and `control_answer` are the healthy image's, for its own class, and
+    `effect` is `fall` less theirs. Of the fill transplant: a healthy image before, with another's lesion, and with a
+    healthy patch instead; `effect`: `without` less `control_answer`. `condition`: clean, or the attack at `epsilon` on
+    the image.
     """
 
     condition: str = "clean"
@@ -114,12 +130,16 @@ class LesionDocument(Document):
     control: str = ""
     before: Number = None
     without: Number = None
+    control_before: Number = None
     control_answer: Number = None
     whole: Number = None
     share: Number = None
     effect: Share = Share()
+    fall: Share = Share()
+    least: Share = Share()
     flipped: Share = Share()
     flipped_control: Number = None
     images: int | None = None
     left_out: int | None = None
+    without_control: LesionsWithoutControl | None = None
     by_size: list[LesionSize] = []

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from trustcxr.registry import Effort
 from trustcxr.storage.schemas.document import Document, Number, Share
 
 CONSTANT, OVERFITTING = "no_better_than_constant", "catastrophic_overfitting"  # kinds of alarms
@@ -66,10 +67,20 @@ class Accuracy(Document):
 
 
 class Attacked(Document):
-    """A result under one attack at one epsilon (L-infinity in pixel space, except for L2 attacks)."""
+    """A result under one attack at one epsilon (L-infinity in pixel space, except for L2 attacks).
+
+    `steps`: gradient steps, of Square its queries; `queries`: forward passes of Square, in the worst case too.
+    """
 
     attack: str = ""
     epsilon: Number = None
+    steps: int | None = None
+    queries: int | None = None
+
+    @property
+    def effort(self) -> Effort:
+        """Return the attack with its steps and queries."""
+        return Effort(self.attack, self.steps, self.queries)
 
     def is_at(self, epsilon: float | None) -> bool:
         """Return whether it is of this epsilon."""
@@ -80,7 +91,9 @@ class AttackResult(Attacked):
     """One attack at one epsilon.
 
     `unmoved`: the share of the right images that it left unchanged; `broken_by`: of worst-case, the images that each of
-    its attacks broke; `draws` of a stochastic model; `surrogate`: of transfer, the run that its images were made on.
+    its attacks broke, ", 8-bit" if only after rounding; `rounded`: whether the worse of the floats and of their
+    rounding to the grey levels of an 8-bit file counts, and not the floats alone; `draws` of a stochastic model;
+    `surrogate`: of transfer, the run that its images were made on.
     """
 
     accuracy: Share = Share()
@@ -89,8 +102,8 @@ class AttackResult(Attacked):
     ece: Share = Share()
     ece_plug_in: Number = None
     n: int | None = None
-    steps: int | None = None
     unmoved: Number = None
+    rounded: bool | None = None
     broken_by: dict[str, int] = {}
     draws: Draws | None = None
     surrogate: str = ""
@@ -100,7 +113,8 @@ class CertifiedResult(Document):
     """Certified accuracy at one epsilon: answers that are right and proved.
 
     `balanced_accuracy`: its mean over the classes; `proved`: the share of answers, right or wrong, that cannot change;
-    `method`: crown (intervals, then CROWN) or ibp (intervals alone).
+    `method`: crown (intervals, then CROWN) or ibp (intervals alone); `tf32`: whether the model answered with TF32,
+    whose rounding the proof does not allow for; None if unknown.
     """
 
     epsilon: Number = None
@@ -109,6 +123,7 @@ class CertifiedResult(Document):
     proved: Share = Share()
     n: int | None = None
     method: str = ""
+    tf32: bool | None = None
 
     def is_at(self, epsilon: float | None) -> bool:
         """Return whether it is of this epsilon."""
@@ -145,7 +160,6 @@ class Bin(Document):
 class Calibrated(Attacked):
     """Calibration under one condition, without and with the temperature; `attack` is empty if clean."""
 
-    steps: int | None = None
     accuracy: Share = Share()
     ece: Share = Share()
     ece_plug_in: Number = None
@@ -177,12 +191,9 @@ class InputGradients(Document):
     vanishing: Number = None
 
 
-class Drop(Document):
+class Drop(Attacked):
     """The loss of accuracy from internal to external test images, clean or under one attack."""
 
-    attack: str = ""
-    epsilon: Number = None
-    steps: int | None = None
     internal: Number = None
     external: Number = None
     drop: Share = Share()

@@ -15,11 +15,12 @@ class ZooInput(Document):
 
 
 class ZooFigure(Document):
-    """Accuracy on the audit's images: under an attack at `epsilon` in [0, 1] with `steps`, clean, or certified."""
+    """Accuracy on the audit's images: under an attack at `epsilon` in [0, 1], clean, or certified."""
 
     attack: str = ""
     epsilon: Number = None
     steps: int | None = None
+    queries: int | None = None
     n: int | None = None
     accuracy: Share = Share()
 
