@@ -32,7 +32,7 @@ CHANCE = {"share": "the mask’s share of the area", "half": "0.5", "pixels": "a
 WRITTEN_FROM = {
     "CONTRIBUTING.md": "contributing.md",
     "src/trustcxr/registry/measure_entries.py": "measures.md",
-    "README.md#what-was-found-with-it": "findings/index.md",
+    "results/README.md": "findings/index.md",
 }
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+[^)\s]+)\)")
 LINK = re.compile(r"`((?:results/)?([a-z0-9-]+)\.(md|csv))`")
@@ -108,7 +108,7 @@ def written() -> dict[str, str | bytes]:
 
 def _found() -> list[dict[str, str]]:
     """The findings by title; of two that are called alike each with its file's name."""
-    titles = {path.name: _title(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.md"))}
+    titles = {path.name: _title(path.read_text("utf-8")) for path in sorted(RESULTS.glob("[!R]*.md"))}
     alike = [title for title in titles.values() if list(titles.values()).count(title) > 1]
     named = {name: f"{title} ({name[:-3]})" if title in alike else title for name, title in titles.items()}
     return [{"What was found": "findings/index.md"}, *({title: f"findings/{name}"} for name, title in named.items())]
@@ -189,16 +189,14 @@ def findings() -> dict[str, str | bytes]:
         found[f"findings/{path.name}"] = path.read_bytes()
         if drawing := figure(pd.read_csv(path)):
             found[f"findings/{path.stem}.svg"] = drawing
-    for path in sorted(RESULTS.glob("*.md")):
+    for path in sorted(RESULTS.glob("[!R]*.md")):
         found[f"findings/{path.name}"] = _finding(path, f"findings/{path.stem}.svg" in found)
     return found
 
 
 def _index() -> str:
-    """What was found, as the README says it, with links to the pages."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    part = text[text.index("## What was found with it") : text.index("## What it does not do yet")]
-    return _linked(f"# {part[3:]}", f"*{NOTICE}*\n")
+    """What was found, with links to the pages."""
+    return _linked((RESULTS / "README.md").read_text("utf-8"), f"*{NOTICE}*\n")
 
 
 def _finding(path: Path, drawn: bool) -> str:

@@ -142,14 +142,15 @@ def train(
     return load_run(out)
 
 
-def evaluate(run: Folder, data: Folder, **options: Any) -> RunDocument:
+def evaluate(run: Folder, data: Folder, *, out: Folder | None = None, **options: Any) -> RunDocument:
     """Measure a run on a data set: clean, attacked, corrupted. Return metrics.json, whose `table()` has all accuracies.
 
     Args:
         run: a run's folder, or a trained model's name.
         data: folder of images, or a list (CSV).
-        options: split, attacks, epsilons, steps, queries, surrogate, sweep, corruptions, severities, shortcuts, labels,
-            listing and out, as of `runs.run_folder.evaluate`.
+        out: folder for the results; by default within the run's, or in `trustcxr-out` for a trained model.
+        options: split, attacks, epsilons, steps, queries, surrogate, sweep, corruptions, severities, shortcuts, labels
+            and listing, as of `runs.run_folder.evaluate`.
 
     The same evaluation is not measured again. Raises UserError for a wrong option or unreadable data.
 
@@ -164,7 +165,7 @@ def evaluate(run: Folder, data: Folder, **options: Any) -> RunDocument:
     """
     from trustcxr.runs import run_folder
 
-    document, folder = run_folder.evaluate(Path(run), Path(data), **options)
+    document, folder = run_folder.evaluate(Path(run), Path(data), out=None if out is None else Path(out), **options)
     document._folder = folder
     return document
 
@@ -195,7 +196,8 @@ def predict(
         >>> import trustcxr as tx
         >>> folder = tempfile.mkdtemp()
         >>> data = tx.data.phantom.write(folder + "/images", {"Test": 1}, size=256)
-        >>> answers = tx.predict("covid-robust", data / "Test" / "Normal" / "images", out=folder, anyway=True)
+        >>> image = next(data.rglob("images/*.png"))
+        >>> answers = tx.predict("covid-robust", image, out=folder, anyway=True)
         >>> answers[0].predicted in ("COVID-19", "Non-COVID", "Normal")
         True
     """

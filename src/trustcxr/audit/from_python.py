@@ -48,8 +48,8 @@ def run(
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 3))
         >>> images = tx.load_dataset(data, split="Test", size=32)
         >>> audit = tx.audit.run(model, images, attacks=["fgsm"], epsilons=[0.02])
-        >>> audit.table()["condition"].tolist()[:2]
-        ['clean', 'fgsm']
+        >>> print(*audit.table().condition.head(2))
+        clean fgsm
     """
     subject = _open(model, data) if isinstance(model, nn.Module | Run) else model
     images = data if isinstance(data, Dataset) else Path(data)

@@ -14,10 +14,7 @@ serve_app = Typer()
 
 @serve_app.command(epilog="Example: trustcxr serve out/quick/runs/resnet18-fgsm-s0")
 def serve(
-    runs: Annotated[
-        list[Path],
-        Argument(metavar="RUN...", help="Run folders or trained models; two are compared.", callback=resolve_runs),
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Run folders or trained models; two are compared.")],
     host: Annotated[str, Option(help="Address to listen on. Other machines need a token.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="0: any free port.")] = 8000,
     workers: Annotated[int | None, Option(min=1, max=64, help="Processes that answer.")] = None,
@@ -53,7 +50,7 @@ def serve(
             f"--dicom-{unused[0].replace('_', '-')} needs --dicom TITLE@HOST:PORT, the peer that gets the answers"
         )
     limits = {"most_bytes": most_megabytes << 20} | ({} if workers is None else {"workers": workers})
-    server.serve(runs, host=host, port=port, limits=Limits(**limits), dicom=node)
+    server.serve(resolve_runs(runs), host=host, port=port, limits=Limits(**limits), dicom=node)
 
 
 @serve_app.command(
