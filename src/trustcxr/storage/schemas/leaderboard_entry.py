@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from trustcxr.storage.schemas.audit_document import AuditDocument
 from trustcxr.storage.schemas.document import Document, Share
@@ -39,7 +40,9 @@ class LeaderboardEntry(Document):
     source: str = ""
     command: str = ""
     model_file: dict[str, object] = {}
-    audit: AuditDocument = AuditDocument()
+    audit: Annotated[AuditDocument, WithJsonSchema({"type": "object", "description": "As in audit.schema.json."})] = (
+        AuditDocument()
+    )
 
     @property
     def file_name(self) -> str:
