@@ -21,7 +21,7 @@ import pandas as pd  # noqa: E402
 
 from trustcxr import registry  # noqa: E402
 from trustcxr.registry import Attack, Measure  # noqa: E402
-from trustcxr.report import formatting  # noqa: E402
+from trustcxr.report import formatting, leaderboard  # noqa: E402
 from trustcxr.report.tables.table import markdown_rows  # noqa: E402
 from trustcxr.version import NOTICE  # noqa: E402
 
@@ -103,7 +103,24 @@ def _named(page: str) -> str:
 
 def written() -> dict[str, str | bytes]:
     """Pages from the catalogue and from the root of the repository."""
-    return {"measures.md": measures(), "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8")}
+    board = leaderboard.gather_audits(ROOT / "leaderboard")
+    return {
+        "measures.md": measures(),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+        "leaderboard.md": _leaderboard(board),
+        "board.html": leaderboard.render(board),
+    }
+
+
+def _leaderboard(board: leaderboard.Board) -> str:
+    """The entries as a table, with a link to the page that sorts."""
+    which = (
+        f"{len(board.entries)} audits by {board.protocol} on {board.data}, {board.n} images, best under attack first."
+    )
+    overlap = "The models were trained on images of the same collections."
+    links = "[The page that sorts](board.html), [how to submit](howto/submit.md)."
+    table = leaderboard.make_table(board).markdown()
+    return f"# Leaderboard\n\n*{NOTICE}* {which} {overlap} {links}\n\n{table}\n"
 
 
 def _found() -> list[dict[str, str]]:

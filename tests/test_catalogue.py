@@ -163,7 +163,7 @@ masks = scores.Masks(infection=torch.ones(2, 16, 16) > 0, lung=torch.ones(2, 16,
 maps = torch.rand(2, 16, 16)
 assert "infection_toy" in scores.score_maps(maps, masks, None)
 assert "infection_toy" in scores.score_chance(maps, masks, None)
-assert (words.attack("toyattack", 3), words.corruption("toyhaze")) == ("Toy-3", "toy haze")
+assert (c.format_attack("toyattack", 3), words.corruption("toyhaze")) == ("Toy-3", "toy haze")
 assert (words.method("toycam@-2"), words.measure("infection_toy")) == ("ToyCAM, stage \\u22122", "infection toy")
 assert defence_colour("toydefence") == "#123456"
 print("found")

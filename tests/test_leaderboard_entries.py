@@ -76,6 +76,12 @@ def test_an_entry_has_the_figures_and_nothing_private(tmp_path: Path) -> None:
     assert run("leaderboard", tmp_path / "leaderboard", "--check").stdout.endswith("entries 1, faults 0\n")
 
 
+def test_the_entries_of_the_repository_have_no_fault_and_their_models_are_unchanged() -> None:
+    root = Path(__file__).parents[1]
+    result = run("leaderboard", root / "leaderboard", "--check", "--models", root / "src/trustcxr/zoo")
+    assert "entries 4, faults 0, unchanged models" in result.stdout
+
+
 def test_badges_follow_from_the_model_and_who_ran_it(tmp_path: Path) -> None:
     scores = {"kind": "predictions"}
     badges = [
