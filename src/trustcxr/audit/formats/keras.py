@@ -91,7 +91,7 @@ def _needs(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError:
-        raise UserError(f"Keras files need {package}: pip install '.[keras]'") from None
+        raise UserError(f"Keras files need {package}: pip install 'trustcxr[keras]'") from None
 
 
 def _load_model(path: Path, trust_code: bool) -> Any:

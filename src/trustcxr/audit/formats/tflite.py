@@ -163,4 +163,4 @@ def _import_litert() -> Any:
     try:
         return import_module("ai_edge_litert.interpreter")
     except ImportError:
-        raise UserError("TFLite files need ai-edge-litert: pip install '.[tflite]'") from None
+        raise UserError("TFLite files need ai-edge-litert: pip install 'trustcxr[tflite]'") from None
