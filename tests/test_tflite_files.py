@@ -1,7 +1,6 @@
 """TFLite files: the answers of LiteRT, quantised or not, without gradients; damaged files end in one line."""
 
 import io
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -24,11 +23,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "howto" / "public-models.md"
 
 
 @pytest.fixture
-def theirs() -> Path:
+def theirs(real_data: Path) -> Path:
     """The folder of models of strangers."""
-    folder = Path(os.environ.get("TRUSTCXR_DATA", "missing")) / "external-models"
+    folder = real_data / "external-models"
     if not folder.is_dir():
-        pytest.skip("TRUSTCXR_DATA has no external-models")
+        pytest.skip(f"{folder} is not there: set TRUSTCXR_DATA")
     return folder
 
 
