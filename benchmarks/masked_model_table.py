@@ -61,8 +61,8 @@ def prepare(data: Path, size: int, each: int, epochs: int, out: Path) -> tuple[s
         for path in rows["path"][:each]:
             (out / "images" / str(name) / Path(path).name).symlink_to((manifest.root / path).resolve())
     examined = load_dataset(out / "images", None, size, classes=training.classes)
-    known = to_pixels(torch.from_numpy(examined.images.copy())), torch.from_numpy(examined.labels)
-    save_network(net, known, size, out / "network.pt")
+    examined_images = to_pixels(torch.from_numpy(examined.images.copy())), torch.from_numpy(examined.labels)
+    save_network(net, examined_images, size, out / "network.pt")
     os.environ[WEIGHTS] = str(out / "network.pt")
     return training.classes
 
@@ -81,9 +81,9 @@ def describe(name: str, classes: tuple[str, ...], size: int, out: Path, *, whole
     if name == BARE:
         description, truth = "The undefended network itself.", None
     else:
-        made = load_masked_model()
-        description = (type(made).__doc__ or "").splitlines()[0]
-        truth = measure_truth(made, saved["images"], saved["labels"], epsilon=EPSILON)  # type: ignore[arg-type]
+        masked = load_masked_model()
+        description = (type(masked).__doc__ or "").splitlines()[0]
+        truth = measure_truth(masked, saved["images"], saved["labels"], epsilon=EPSILON)  # type: ignore[arg-type]
     before = time.process_time()
     attacks = {} if whole else {"attacks": ("fgsm", "pgd", "worst-case"), "epsilons": (EPSILON,)}
     try:

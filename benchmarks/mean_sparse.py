@@ -154,17 +154,17 @@ def main() -> None:
     for alpha in options.alphas:
         for layer in layers:
             layer.alpha = alpha
-        found: dict[str, list[Tensor]] = {}
+        by_condition: dict[str, list[Tensor]] = {}
         for part in np.array_split(rows, -(-len(rows) // BATCH)):
             pixels, labels = to_pixels(torch.from_numpy(images.batch(part))), torch.from_numpy(images.labels[part])
             effort = {"steps": options.steps, "queries": options.queries}
             right = withstand(model, layers, pixels, labels, epsilon=options.epsilon, **effort)
             for name, values in right.items():
-                found.setdefault(name, []).append(values)
-        kept = {name: torch.cat(values).numpy().astype(float) for name, values in found.items()}
-        lowest, groups = kept["square"], images.groups[rows]
+                by_condition.setdefault(name, []).append(values)
+        correct = {name: torch.cat(values).numpy().astype(float) for name, values in by_condition.items()}
+        lowest, groups = correct["square"], images.groups[rows]
         what = f"MeanSparse at alpha {alpha:g} on {run.name} ({run.folder.name}); right after "
-        what += ", ".join(f"{way} {100 * values.mean():.1f}" for way, values in kept.items())
+        what += ", ".join(f"{way} {100 * values.mean():.1f}" for way, values in correct.items())
         if before is not None:
             change = paired(before, lowest, groups)
             less, low, high = (f"{100 * value:+.1f}" for value in (change.difference, *change.difference_ci))
@@ -179,7 +179,7 @@ def main() -> None:
             "epsilon": options.epsilon,
             "command": typed_command(),
         }
-        row |= percent(kept["clean"], groups, "clean") | percent(lowest, groups, "attacked")
+        row |= percent(correct["clean"], groups, "clean") | percent(lowest, groups, "attacked")
         append_trial(options.table, row)
         print(what, flush=True)
 

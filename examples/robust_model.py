@@ -10,8 +10,8 @@ from pathlib import Path
 import trustcxr as tx
 
 with tempfile.TemporaryDirectory() as folder:
-    made = Path(folder) / "images"  # synthetic images, if you give none
-    image = sys.argv[1] if len(sys.argv) > 1 else next(tx.data.phantom.write(made, {"Test": 1}).rglob("images/*.png"))
+    drawn = Path(folder) / "images"  # synthetic images, if you give none
+    image = sys.argv[1] if len(sys.argv) > 1 else next(tx.data.phantom.write(drawn, {"Test": 1}).rglob("images/*.png"))
     answer = tx.predict("covid-robust", image, out=folder)[0]
 print(f"class: {answer.predicted or 'none'}")
 print("probabilities:", {name: round(value, 2) for name, value in answer.probabilities.items()})

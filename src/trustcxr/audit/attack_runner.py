@@ -49,10 +49,10 @@ class AttackRunner:
         self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options
     ) -> Tensor:
         """Return adversarial images (B, 1, H, W) within epsilon, as floats or rounded to 8 bits, whichever is worse."""
-        found = self._attack(attack, images, labels, epsilon, options)
+        perturbed = self._attack(attack, images, labels, epsilon, options)
         if self.traits.random or attack.name == WORST_CASE or attack.entry.norm != "linf":
-            return found
-        return keep_worse(self.model, images, found, labels)
+            return perturbed
+        return keep_worse(self.model, images, perturbed, labels)
 
     def _attack(self, attack: AttackRecipe, images: Tensor, labels: Tensor, epsilon: float, options: Options) -> Tensor:
         """Return adversarial images (B, 1, H, W) within epsilon."""

@@ -154,10 +154,10 @@ def _describe(entry: Mapping[str, Any], selector: Selector) -> str:
 
 
 def _judge_one(document: AuditDocument, content: Mapping[str, Any], one: Criterion, out: Path) -> CriterionResult:
-    found = [figure for figure in find_figures(content, one.steps) if figure.share.value is not None]
-    if not found:
+    measured = [figure for figure in find_figures(content, one.steps) if figure.share.value is not None]
+    if not measured:
         return _row(one, text=f"{one.figure} was not measured{_explain_missing(document, content, one)}")
-    rows = [_judge_figure(document, one, figure, out) for figure in found]
+    rows = [_judge_figure(document, one, figure, out) for figure in measured]
     decisive = min(rows, key=lambda row: ({False: 0, None: 1, True: 2}[row.met], _slack(row)))
     if len(rows) > 1:
         text = f"{decisive.text}; it is the worst of {len(rows)} figures, and each of them must meet the bound"

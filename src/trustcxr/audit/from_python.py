@@ -66,9 +66,9 @@ def _open(model: nn.Module | Run, data: str | Path | Dataset) -> Subject:
     """Return a module as the subject of an audit; UserError if its classes or size are unknown."""
     if isinstance(model, Run):
         return model
-    known = data if isinstance(data, Dataset) else None
-    classes = getattr(model, "classes", None) or (known.classes if known else None)
-    size = getattr(model, "size", None) or (known.size if known else None)
+    dataset = data if isinstance(data, Dataset) else None
+    classes = getattr(model, "classes", None) or (dataset.classes if dataset else None)
+    size = getattr(model, "size", None) or (dataset.size if dataset else None)
     if classes is None or size is None:
         raise UserError(
             f"{type(model).__name__}: its classes or image size are unknown. Set model.classes and model.size, or "

@@ -76,17 +76,17 @@ def try_guards(
         return Guards()
     within = (table["attack"].map(is_linf) & (table["epsilon"] > 0) & (table["epsilon"] <= epsilon)).to_numpy()
     attacked, clean = table[within], table[(table["attack"] == CLEAN).to_numpy()]
-    held = _find_right(attacked, dataset)
-    some, trial = _spread(held, recipe.images), _Trial(runner, dataset, device)
-    guards = Guards(total=attacked["sample_id"].nunique(), left=len(held))
+    unbroken = _find_right(attacked, dataset)
+    some, trial = _spread(unbroken, recipe.images), _Trial(runner, dataset, device)
+    guards = Guards(total=attacked["sample_id"].nunique(), left=len(unbroken))
     with Progress("attacks without gradients of the model", 3) as bar:
         guards += trial.square(some, epsilon, recipe.queries)
         bar.advance(note="a surrogate")
         if surrogate:
             guards += trial.surrogate(some, _spread(np.arange(len(dataset)), recipe.images), epsilon, recipe)
         bar.advance(note=f"epsilon {recipe.large_epsilon:g}")
-        known = _find_right(clean, dataset) if len(clean) else held
-        guards += trial.large(_spread(known, recipe.large_images), recipe)
+        right = _find_right(clean, dataset) if len(clean) else unbroken
+        guards += trial.large(_spread(right, recipe.large_images), recipe)
         bar.advance()
     return guards
 
@@ -123,8 +123,8 @@ class _Trial:
         if agreeing < recipe.agreement * len(others) or not len(rows):
             return compared
         images, labels = self._load(rows)
-        found = pgd(net, images, labels, epsilon=epsilon, steps=_STEPS, seed=_SEED)
-        return compared + Guards(transferred=len(rows), by_surrogate=self._wrong(found, labels))
+        perturbed = pgd(net, images, labels, epsilon=epsilon, steps=_STEPS, seed=_SEED)
+        return compared + Guards(transferred=len(rows), by_surrogate=self._wrong(perturbed, labels))
 
     def large(self, rows: np.ndarray, recipe: GuardRecipe) -> Guards:
         if not len(rows):
@@ -136,8 +136,8 @@ class _Trial:
             return guards + Guards(large_pgd=guards.large_square)
         climb = AttackRecipe(name="pgd", epsilons=(epsilon,), steps=_STEPS)
         options: Options = {**climb.options(), "seed": _SEED, "stop_when_wrong": True}
-        found = self.runner(climb, images, labels, epsilon, options)
-        return guards + Guards(large_pgd=len(rows) - self._wrong(found, labels))
+        perturbed = self.runner(climb, images, labels, epsilon, options)
+        return guards + Guards(large_pgd=len(rows) - self._wrong(perturbed, labels))
 
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         labels = torch.from_numpy(np.asarray(self.dataset.labels)[rows]).long()

@@ -97,20 +97,20 @@ def check_entries(board: Path, models: Path | None = None) -> tuple[int, int, li
             continue
         faults += [f"{path}: {fault}" for fault in (*_misplaced(path, entries[path]), *_list_faults(entries[path]))]
     faults += _find_duplicates(entries)
-    found = 0
+    matched = 0
     if models is not None:
         files = list(_find_models(models))
         for path, entry in entries.items():
             matches, changed = _compare_model(entry, files)
-            found += matches
+            matched += matches
             faults += [f"{path}: {line}" for line in changed]
-    return len(paths), found, faults
+    return len(paths), matched, faults
 
 
 def _list_faults(entry: LeaderboardEntry) -> list[str]:
-    known = list_exams()
-    unknown = f"audit.protocol: {entry.audit.protocol!r} is unknown. Audit the model by one of {', '.join(known)}."
-    return [*([] if entry.audit.protocol in known else [unknown]), *entry.faults]
+    protocols = list_exams()
+    unknown = f"audit.protocol: {entry.audit.protocol!r} is unknown. Audit the model by one of {', '.join(protocols)}."
+    return [*([] if entry.audit.protocol in protocols else [unknown]), *entry.faults]
 
 
 def _misplaced(path: Path, entry: LeaderboardEntry) -> list[str]:

@@ -130,9 +130,9 @@ def _compute(audit: Audit, out: Path, key: str, model: str | Path | Subject | No
     measure_all = measure.measure_findings if is_multilabel(subject) else measure.measure_classes
     measured = measure_all(audit, report, shown, out / PARTS / key)
     afterwards = check_afterwards(report, shown, **options)  # type: ignore[arg-type]
-    asked = out / PARTS / key / ASKED
-    if report.model is not None and asked.is_dir():
-        afterwards.append(judge_again(model, report.subject or subject, report.model, asked, trust=trust))
+    asked_folder = out / PARTS / key / ASKED
+    if report.model is not None and asked_folder.is_dir():
+        afterwards.append(judge_again(model, report.subject or subject, report.model, asked_folder, trust=trust))
     document = AuditDocument.from_figures(
         measured.figures,
         model=describe_model(report.subject or subject),

@@ -108,11 +108,13 @@ def read_source(source: Source, *, anyway: bool = False) -> LoadedImage:
         raise greyscale.UnreadableImage(why)
     pixels = reading.read_image(source)
     thumb, colour = plausibility.make_thumbnail(pixels), plausibility.measure_colour(source)
-    found = [f"no upright frontal chest radiograph: {why}" for why in plausibility.find_doubts(thumb, colour).values()]
-    if found and not anyway:
-        raise NoChestImage(found[0])
+    refusals = [
+        f"no upright frontal chest radiograph: {why}" for why in plausibility.find_doubts(thumb, colour).values()
+    ]
+    if refusals and not anyway:
+        raise NoChestImage(refusals[0])
     age = dicom_files.read_age(source) if reading.is_dicom(source) else None
-    return LoadedImage(pixels, (*found, *([doubts.CHILD] if age is not None and age < dicom_files.ADULT else [])))
+    return LoadedImage(pixels, (*refusals, *([doubts.CHILD] if age is not None and age < dicom_files.ADULT else [])))
 
 
 def describe_own_output(source: Source) -> str | None:

@@ -194,9 +194,9 @@ def describe_limits(document: AuditDocument) -> tuple[str, ...]:
         lines.append(f"withdrawn: {', '.join(sorted(names))}: {why}")
     if not document.attacks:
         lines.append("robustness: no attack was run, so nothing is known")
-    known = "\n".join(document.verdict.reasons)
+    reasons = "\n".join(document.verdict.reasons)
     # Every sign of failing gradients is a reason of the verdict.
-    others = [a for a in document.alarms if a.text not in known and SHORT.get(a.kind) != "gradients fail"]
+    others = [a for a in document.alarms if a.text not in reasons and SHORT.get(a.kind) != "gradients fail"]
     lines += [f"{SHORT.get(alarm.kind, alarm.kind)}: {alarm.text}" for alarm in others]
     lines += [division.text for division in document.subgroups]
     lines += [f"{finding.name}: not evaluated: {finding.why}" for finding in document.findings if not finding.judged]

@@ -99,8 +99,8 @@ def _subgroups(document: AuditDocument) -> str:
     settled = [
         f"{g.name} by {part.column}" for part in divisions for g in part.groups if g.settled and (g.gap.value or 0) < 0
     ]
-    found = f"Settled to be worse for {', '.join(settled)}." if settled else "No group is settled to be worse."
-    return f"Groups by {formatting.join_words(part.column for part in divisions)}. {found}"
+    result = f"Settled to be worse for {', '.join(settled)}." if settled else "No group is settled to be worse."
+    return f"Groups by {formatting.join_words(part.column for part in divisions)}. {result}"
 
 
 def _elsewhere(document: AuditDocument) -> str:

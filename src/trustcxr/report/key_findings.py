@@ -29,8 +29,8 @@ def summarise(study: StudyDocument, runs: list[Run], head: ranking.Headline) -> 
     best = best_by(runs, lambda run: run.clean)
     if best is None:
         return {"Found": "This study has no tested run yet."}
-    found = {"Unperturbed": _clean(runs, best), "Under attack": _attacked(runs, head)}
-    return found | {"Where they look" if len(runs) > 1 else "Where it looks": _heatmaps(study, runs)}
+    summary = {"Unperturbed": _clean(runs, best), "Under attack": _attacked(runs, head)}
+    return summary | {"Where they look" if len(runs) > 1 else "Where it looks": _heatmaps(study, runs)}
 
 
 def best_by(runs: list[Run], numbers: Numbers) -> Run | None:

@@ -102,9 +102,11 @@ def gather_audits(folder: Path) -> Board:
         )
         first = entries[0][1]
         count = first.data.total or first.data.n or 0
-        known = {name: submissions[name] for name, _ in entries if name in submissions}
+        entries_by_name = {name: submissions[name] for name, _ in entries if name in submissions}
         boards.append(
-            Board(str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), (), known)
+            Board(
+                str(first.protocol), first.data.name, count, tuple(first.classes), tuple(entries), (), entries_by_name
+            )
         )
         audits = [(name, document) for name, document, why in reasons if why]
         if not submissions:

@@ -48,10 +48,10 @@ def choose_headline(study: StudyDocument, runs: list[Run]) -> Headline:
 
 def _list_attacks(runs: Sequence[Run], epsilon: float | None) -> tuple[Effort, ...]:
     """Return the attacks tried at an epsilon; each effort is one, such as PGD-10 and PGD-40."""
-    found = {entry.effort for run in runs for entry in run.at(epsilon)}
+    efforts = {entry.effort for run in runs for entry in run.at(epsilon)}
     usual = {name: index for index, name in enumerate(HEADLINE_ATTACKS)}
     order = lambda e: (usual.get(e.attack, len(usual)), e.attack, e.steps or 0, e.queries or 0)  # noqa: E731
-    return tuple(sorted(found, key=order))
+    return tuple(sorted(efforts, key=order))
 
 
 def _find_strongest(runs: list[Run], attacks: Sequence[Effort], epsilon: float | None) -> Effort | None:

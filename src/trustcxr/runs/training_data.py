@@ -40,8 +40,8 @@ def add_data(train: "Dataset", recipe: "DataRecipe") -> "Dataset | JoinedDataset
 
 def read_added(added: "AddedData", root: Path) -> "Manifest":
     """Read the manifest of an added data set; `root`: the folder of the first one."""
-    beside = root.parent / added.path
-    manifest = read_manifest(beside if beside.exists() else added.path, **added.listing())
+    neighbour = root.parent / added.path
+    manifest = read_manifest(neighbour if neighbour.exists() else added.path, **added.listing())
     if strange := sorted(set(added.leave_out) - set(manifest.table["sample_id"])):
         raise UserError(f"data.add: {added.path} has no sample {strange[0]}. Correct leave_out")
     return manifest.select(~manifest.table["sample_id"].isin(added.leave_out))

@@ -244,8 +244,8 @@ def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:
         name = entry.get("config")
         return isinstance(name, str) and callable(getattr(keras.activations, name, None))
     if module.startswith("keras.src.ops."):
-        found = getattr(sys.modules.get(module), name, None)
-        return isinstance(found, type) and issubclass(found, keras.Operation)
+        layer_class = getattr(sys.modules.get(module), name, None)
+        return isinstance(layer_class, type) and issubclass(layer_class, keras.Operation)
     places = (
         keras,
         keras.src.models,

@@ -61,12 +61,12 @@ class TfliteNet(nn.Module):
                 f"{tuple(images.shape[1:])}: see input.size and input.channels of the model file"
             )
         net, values = self._interpreter(), images.detach().cpu().numpy().astype(np.float32)
-        taken, made = net.get_input_details()[0], net.get_output_details()[0]
+        input_details, output_details = net.get_input_details()[0], net.get_output_details()[0]
         values, rows = values.transpose(0, 2, 3, 1) if self.channels_last else values, []
         for image in values:
-            net.set_tensor(taken["index"], _to_stored(image[None], taken))
+            net.set_tensor(input_details["index"], _to_stored(image[None], input_details))
             net.invoke()
-            rows.append(_to_real(net.get_tensor(made["index"]), made))
+            rows.append(_to_real(net.get_tensor(output_details["index"]), output_details))
         return torch.from_numpy(np.concatenate(rows)).to(images.device)
 
     def _interpreter(self) -> Any:
@@ -86,11 +86,11 @@ class TfliteNet(nn.Module):
     @property
     def range(self) -> tuple[float, float] | None:
         """Return the real values of the smallest and the largest number of a quantised input; None for floats."""
-        taken = self._interpreter().get_input_details()[0]
-        if not np.issubdtype(taken["dtype"], np.integer):
+        input_details = self._interpreter().get_input_details()[0]
+        if not np.issubdtype(input_details["dtype"], np.integer):
             return None
-        ends = np.iinfo(taken["dtype"])
-        black, white = _to_real(np.array([ends.min, ends.max]), taken).tolist()
+        ends = np.iinfo(input_details["dtype"])
+        black, white = _to_real(np.array([ends.min, ends.max]), input_details).tolist()
         return round(black, 3), round(white, 3)
 
     @property

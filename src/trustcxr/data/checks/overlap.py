@@ -54,8 +54,8 @@ def check_overlap(data: Sequence["Dataset"], used: Sequence[Sequence[str]]) -> N
 def _roles(number: int, data: "Dataset", used: Sequence[str]) -> pd.DataFrame:
     """Return the rows of all splits, with columns set, trains and held."""
     split = data.all_splits["split"]
-    held = ~split.isin([used[0], NO_SPLIT])
-    return data.all_splits.assign(set=number, trains=split.isin(used), held=held)
+    held_out = ~split.isin([used[0], NO_SPLIT])
+    return data.all_splits.assign(set=number, trains=split.isin(used), held=held_out)
 
 
 def _manifest(data: "Dataset", rows: pd.DataFrame) -> Manifest:
