@@ -112,6 +112,17 @@ def test_commands_take_the_name_and_suggest_a_near_one(packed: Path, pack) -> No
     result = CliRunner().invoke(cli.app, ["certify", "smal", "--data", str(pack.images())])
     assert isinstance(result.exception, UserError)
     assert "did you mean small?" in str(result.exception)
+    for load in (tx.load_run, tx.load_model):
+        with pytest.raises(UserError, match=r"did you mean small\?"):
+            load("smal")
+    result = CliRunner().invoke(cli.app, ["audit", "smal", "--data", str(pack.images()), "--out", "audit"])
+    assert "did you mean small?" in str(result.exception)
+
+
+def test_no_command_writes_into_the_package(packed: Path, pack) -> None:
+    result = CliRunner().invoke(cli.app, ["fit-ood", "small", "--data", str(pack.images())])
+    assert "small: comes with the statistics" in str(result.exception)
+    assert not (packed / "small" / "ood.safetensors").exists()
 
 
 def test_results_of_a_trained_model_stand_in_the_working_folder(packed: Path, pack, tmp_path: Path) -> None:

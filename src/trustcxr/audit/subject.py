@@ -38,6 +38,8 @@ def load_subject(
         >>> external.model(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 64])
     """
+    if isinstance(model, str | Path):
+        trained_models.check_name(model)
     if isinstance(model, str | Path) and (trained_models.is_name(model) or Path(model).is_dir()):
         layout.check_run(trained_models.resolve(model))
         if options:

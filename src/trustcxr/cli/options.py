@@ -22,10 +22,6 @@ def resolve_run(run: Path) -> Path:
 
     if run.is_dir() or is_address(run):
         return run
-    if not run.exists() and not trained_models.is_name(run) and (near := trained_models.suggest(run)):
-        raise UserError(
-            f"{run}: no such run folder, and no trained model: {near}valid: {', '.join(trained_models.names())}"
-        )
     return layout.check_run(trained_models.resolve(run))
 
 
@@ -38,6 +34,7 @@ def resolve_name(model: str) -> str:
     """Return the folder of a trained model if `model` is its name, else `model`."""
     from trustcxr.evaluation import trained_models
 
+    trained_models.check_name(model)
     return str(trained_models.fetch(model)) if trained_models.is_name(model) else model
 
 

@@ -33,13 +33,18 @@ def is_name(run: str | Path) -> bool:
 
 
 def resolve(run: str | Path) -> Path:
-    """Return the folder of a trained model if `run` is its name, else `run` as a path."""
+    """Return the folder of a trained model if `run` is its name, else `run` as a path, as `check_name`."""
+    check_name(run)
     return fetch(str(run)) if is_name(run) else Path(run)
 
 
-def suggest(run: str | Path) -> str:
-    """Return "did you mean covid-robust? ", or "" if no name is near."""
-    return suggest_nearest(run, names())
+def check_name(run: str | Path) -> None:
+    """Raise UserError, with the nearest names, if this is neither a path nor a name, but close to a name."""
+    path = Path(run)
+    if path.exists() or path.suffix or ":" in str(run) or is_name(run):
+        return
+    if near := suggest_nearest(run, names()):
+        raise UserError(f"{run}: no such run folder, and no trained model: {near}valid: {', '.join(names())}")
 
 
 def fetch(name: str) -> Path:

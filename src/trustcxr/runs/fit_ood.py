@@ -7,6 +7,7 @@ import torch
 
 from trustcxr.console import log, plural
 from trustcxr.errors import UserError
+from trustcxr.evaluation import trained_models
 from trustcxr.evaluation.trained_run import load_run
 from trustcxr.explain import ood
 from trustcxr.recipes.run_recipe import Listing
@@ -23,8 +24,11 @@ def fit(
 ) -> FamiliarityDocument:
     """Fit on training images, set the threshold on validation images, and count false alarms on test images.
 
-    Writes ood.safetensors into the run's folder. Raises UserError if the data are not those of the run.
+    Writes ood.safetensors into the run's folder. Raises UserError if the data are not those of the run, or the run is a
+    trained model of the package.
     """
+    if name := trained_models.name_of(folder):
+        raise UserError(f"{name}: comes with the statistics of its training images. It needs no fit-ood.")
     run, source = load_run(folder), Source(data, None, labels, listing)
     splits = run.trained_by.data.splits
     train, val, test = (tested.load(run, source, split) for split in (splits.train, splits.val, splits.test))
