@@ -93,7 +93,8 @@ def test_an_audit_of_a_module_is_the_document_of_the_command(pack: Pack, tmp_pat
     assert document.folder == tmp_path / "audit"
     assert list(document.table()["condition"][:2]) == ["clean", "fgsm"]
     assert "<table" in document._repr_html_()
-    assert document.verdict.sound is not None
+    checks = {check.check: check.passed for check in document.entry_checks}
+    assert checks["same answer in another order"] is True, "a copy of the module is the second instance"
     by_path = brightness()
     by_path.classes, by_path.size = data.classes, 32
     assert tx.audit.run(by_path, pack.greys(), **options).clean == document.clean
@@ -101,3 +102,19 @@ def test_an_audit_of_a_module_is_the_document_of_the_command(pack: Pack, tmp_pat
         tx.audit.run(brightness(), pack.greys())
     with pytest.raises(UserError, match="its size 16 is not the model's"):
         tx.audit.run(by_path, tx.load_dataset(pack.greys(), size=16))
+
+
+class Uncopied(torch.nn.Sequential):
+    """A model that refuses to be copied."""
+
+    def __deepcopy__(self, memo: object) -> object:
+        raise RuntimeError
+
+
+@pytest.mark.slow
+def test_a_module_that_has_no_copy_is_not_called_sound(pack: Pack) -> None:
+    model, data = Uncopied(*brightness()), tx.load_dataset(pack.greys(), size=32)
+    document = tx.audit.run(model, data, attacks=["fgsm"], epsilons=[0.02])
+    checks = {check.check: check.passed for check in document.entry_checks}
+    assert checks["same answer in another order"] is None
+    assert document.verdict.sound is False
