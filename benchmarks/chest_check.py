@@ -1,8 +1,8 @@
 """Fit and measure the check that an image is an upright frontal chest radiograph.
 
 `python -m benchmarks.chest_check fit` fits it on training images of the packs, sets its thresholds on validation
-images, and writes `src/trustcxr/data/images/chest_network.safetensors`. `measure` prints `results/chest-check.md`: how
-many images of other hospitals pass, and how many others do not. Both read packs from TRUSTCXR_DATA.
+images, and writes `src/trustcxr/data/images/chest_network.safetensors`. `measure` prints how many images of other
+hospitals pass, and how many others do not (studies/measurements). Both read packs from TRUSTCXR_DATA.
 """
 
 import json

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 import pytest
 import typer
 from benchmarks import site
+from scripts import write_reference
 
 from browser import chromium, opened, sideways, violations
 from docs_blocks import ROOT, blocks, carry_out, commands
@@ -93,7 +93,7 @@ def dead_links(page: Path) -> list[str]:
 
 def test_every_link_of_the_repository_leads_somewhere(tmp_path: Path) -> None:
     pages = [
-        page for part in ("*.md", "docs/**/*.md", "results/*.md", "benchmarks/**/*.md") for page in ROOT.glob(part)
+        page for part in ("*.md", "docs/**/*.md", "studies/**/*.md", "benchmarks/**/*.md") for page in ROOT.glob(part)
     ]
     assert len(pages) > 30
     assert {str(page.relative_to(ROOT)): dead for page in pages if (dead := dead_links(page))} == {}
@@ -102,36 +102,26 @@ def test_every_link_of_the_repository_leads_somewhere(tmp_path: Path) -> None:
 
 
 def test_links_to_files_of_the_repository_are_pages_of_the_site() -> None:
-    found = site.link_pages("[a](../../CONTRIBUTING.md) [b](../../results/x.md) [c](../audit.md)", "howto/x.md")
-    assert found == "[a](../contributing.md) [b](../findings/x.md) [c](../audit.md)"
+    found = site.link_pages(
+        "[a](../../CONTRIBUTING.md) [b](../../studies/x/README.md#y) [c](../audit.md)", "howto/x.md"
+    )
+    assert found == "[a](../contributing.md) [b](../studies/x/README.md#y) [c](../audit.md)"
+    found = site.link_pages("[a](../../docs/paper.md) [b](figure.png) [c](https://a.b)", "studies/x/README.md")
+    assert found == "[a](../../paper.md) [b](figure.png) [c](https://a.b)"
+
+
+def test_pages_that_the_program_writes_are_current() -> None:
+    assert write_reference.stale_pages() == [], "run: python scripts/write_reference.py"
 
 
 def test_every_measure_says_what_it_is_and_what_it_does_not_mean() -> None:
-    page = site.measures()
+    page = write_reference.write_measures()
     for entry in registry.MEASURES.values():
         part = page[page.index(f"`{entry.name}`") :].split("\n### ")[0]
         assert entry.beware in part
         assert len(part.split("\n\n")[1]) > 20, f"{entry.name}: what it is"
     for table in (registry.ATTACKS, registry.DEFENCES, registry.CORRUPTIONS, registry.SALIENCY):
         assert [name for name in table if f"| `{name}` |" not in page] == []
-
-
-@pytest.mark.slow
-def test_findings_are_the_pages_of_results_with_figures_from_their_tables() -> None:
-    found = site.findings()
-    results = {f"findings/{path.name}" for path in site.RESULTS.glob("[!R]*.*") if path.suffix in (".md", ".csv")}
-    assert results <= set(found)
-    drawn = found["findings/certified-covidqu-midi.svg"]
-    assert isinstance(drawn, bytes)
-    assert b"<svg" in drawn
-    assert "](certified-covidqu-midi.svg)" in str(found["findings/certified-covidqu-midi.md"])
-    assert "(certified-covidqu-midi.md)" in str(found["findings/index.md"])
-
-
-def test_a_figure_shows_the_rows_of_its_table() -> None:
-    table = pd.read_csv(site.RESULTS / "quick-covidqu-mini.csv")
-    points = [p for p in site._points(table) if p["run"] == "resnet18-fgsm-s0" and p["condition"] == "pgd"]
-    assert [(p["epsilon"], round(100 * float(str(p["value"])), 1)) for p in points] == [(0.02, 55.1)]
 
 
 # --- slow: what a reader does, from the top to the bottom -------------------------------------------------------------
@@ -209,7 +199,7 @@ def test_pages_of_the_site_in_a_browser(whole: bool, built: Path) -> None:
                 for name, size, dark in (
                     ("index", "phone", False),
                     ("audit", "desktop", False),
-                    ("findings/index", "tablet", False),
+                    ("studies/certified/index", "tablet", False),
                     *((page, "desktop", True) for page in pages if whole),
                 ):
                     with opened(browser, f"{own}{name}.html", size=size, dark=dark) as found:

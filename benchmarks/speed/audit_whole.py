@@ -1,6 +1,6 @@
 """How long a whole audit by `exam-1` takes: of each run, on all validation images, on the clock.
 
-    python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH [--images N] > results/audit-times.md
+    python -m benchmarks.speed.audit_whole RUN [RUN...] --data PATH [--images N] > audit-times.md
 
 Validation images, since a clock need not open Test; `--images`: the first N of each class. An audit has its parts
 image by image: what it takes for so many more is in proportion, and is printed beside.

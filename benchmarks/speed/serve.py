@@ -1,6 +1,6 @@
 """How the page's server holds under load, over many requests, and against files that mean it harm.
 
-python -m benchmarks.speed.serve RUN [--seconds 60] [--requests 2000] [--hostile 1000] > results/serve-load.md
+python -m benchmarks.speed.serve RUN [--seconds 60] [--requests 2000] [--hostile 1000] > serve-load.md
 
 Starts `trustcxr serve RUN`, then: 32 clients at once for a minute; many images one after the other, with the memory of
 all its processes before and after; a thousand hostile uploads. Prints what came back.

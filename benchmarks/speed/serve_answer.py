@@ -1,6 +1,6 @@
 """How long the page's answer takes: images one after the other through `trustcxr serve`, each with all its pictures.
 
-python -m benchmarks.speed.serve_answer RUN [RUN...] [--images 10] > results/serve-answer.md
+python -m benchmarks.speed.serve_answer RUN [RUN...] [--images 10] > serve-answer.md
 
 Beside the time that a clock shows, the processor seconds of the server and its workers, which other work on the machine
 does not lengthen: on 2 cores an answer takes no longer than those, if it has the cores to itself.

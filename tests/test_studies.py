@@ -1,0 +1,116 @@
+"""Studies: pages and figures are those of their CSV files, and so is every number of every document."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from studies import build
+
+from trustcxr.recipes.study_recipe import load_study
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "studies"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(STUDIES.rglob("README.md"))]
+# Settings, not results: the level of intervals, the limits of a verdict and of an entry check.
+SETTINGS = {"95", "90", "80", "50", "5"}
+LISTS = {"measurements"}  # pages of many tables
+NUMBER = r"[+-]?\d+(?:\.\d+)?"
+INTERVAL = re.compile(rf"({NUMBER}) ?(?:%|points)? ?\[({NUMBER}) ?%?, ({NUMBER}) ?%?\]")
+PERCENT = re.compile(rf"(?<![\d.\w-])({NUMBER}) ?%")
+
+
+def written_forms(value: object) -> set[str]:
+    """Return a cell of a CSV file as a document may write it: as it is or as percent, with up to four digits."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return set(re.findall(NUMBER, str(value)))
+    return {f"{scale * number:.{digits}f}".replace("-0.000", "0.000") for scale in (1, 100) for digits in range(5)}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[list[set[str]]]:
+    """Every row of every CSV file of the studies, each cell in all its forms."""
+    files = list(STUDIES.glob("*/*.csv"))
+    assert len(files) > 10
+    tables = [pd.read_csv(path, dtype=str).fillna("") for path in files]
+    return [[written_forms(cell) for cell in row if cell] for table in tables for row in table.itertuples(index=False)]
+
+
+def claims(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield the numbers of a text with their intervals, and those in percent, outside its code and its made tables."""
+    text = re.sub(r"^```.*?^```$|<!-- table .*?<!-- end -->|`[^`\n]*`", "", text, flags=re.M | re.S)
+    text = re.sub(
+        r"^\| .*\d+\.\d \[.*\|$", "", text, flags=re.M
+    )  # the trained models, whose figures test_readme.py checks
+    for value, low, high in INTERVAL.findall(text):
+        yield value.lstrip("+"), low.lstrip("+"), high.lstrip("+")
+    for value in PERCENT.findall(INTERVAL.sub("", text)):
+        if value not in SETTINGS:
+            yield (value,)
+
+
+def unknown_claims(text: str, rows: list[list[set[str]]]) -> list[tuple[str, ...]]:
+    """Return the claims of a document that no row of a CSV file holds."""
+    return [
+        claim for claim in claims(text) if not any(all(any(n in cell for cell in row) for n in claim) for row in rows)
+    ]
+
+
+def test_every_number_of_a_document_is_in_a_csv_file_of_a_study(rows: list[list[set[str]]]) -> None:
+    texts = {page: page.read_text(encoding="utf-8") for page in DOCUMENTS}
+    assert sum(len(list(claims(text))) for text in texts.values()) > 15
+    wrong = {page.relative_to(ROOT).as_posix(): unknown_claims(text, rows) for page, text in texts.items()}
+    assert {page: found for page, found in wrong.items() if found} == {}
+
+
+def test_a_number_that_nobody_measured_is_found(rows: list[list[set[str]]]) -> None:
+    assert unknown_claims("It has 67.5 % [63.4, 71.4], and 95 % of nothing.", rows) == []
+    assert unknown_claims("It has 67.5 % [63.4, 71.5] and 12.3456 %.", rows) == [("67.5", "63.4", "71.5"), ("12.3456",)]
+
+
+@pytest.mark.parametrize("study", build.study_names())
+def test_page_and_figure_are_those_of_the_csv_files(study: str) -> None:
+    assert build.is_current(study), "run: python -m studies.build"
+
+
+def test_a_changed_csv_file_makes_a_page_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    shutil.copytree(STUDIES / "folds", tmp_path / "folds")
+    monkeypatch.setattr(build, "STUDIES", tmp_path)
+    assert build.is_current("folds")
+    table = tmp_path / "folds/results.csv"
+    table.write_text(table.read_text().replace("0.8234510", "0.8244510"))
+    assert not build.is_current("folds")
+    build.build_study("folds")
+    assert build.is_current("folds")
+    assert "82.4 [81.3" in (tmp_path / "folds/README.md").read_text()
+
+
+@pytest.mark.parametrize("study", build.study_names())
+def test_a_study_is_small_and_says_what_it_does_not_show(study: str) -> None:
+    folder = STUDIES / study
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 60 or study in LISTS
+    for part in ("**Question.**", "**Answer.**", "## What it does not show", "Not for diagnosis"):
+        assert part in page, part
+    assert len((folder / "make.py").read_text().splitlines()) <= 100
+    assert list(folder.glob("*.csv"))
+    figure = folder / "figure.png"
+    assert study in LISTS or ("](figure.png)" in page and figure.stat().st_size < 60_000)
+    for recipe in folder.glob("recipe.yaml"):
+        assert load_study(recipe).name == study
+
+
+def test_the_studies_have_little_code_and_stand_in_the_list() -> None:
+    code = list(STUDIES.rglob("*.py"))
+    assert sum(len(path.read_text().splitlines()) for path in code) <= 1500
+    index = (STUDIES / "README.md").read_text(encoding="utf-8")
+    assert [name for name in build.study_names() if f"({name}/README.md)" not in index] == []
+    openings = pd.read_csv(STUDIES / "test-openings.csv").query("images != 'ct-mini'")
+    for page in STUDIES.rglob("README.md"):
+        for count in re.findall(r"opened (?:\[)?(\d+) times", page.read_text(encoding="utf-8")):
+            assert int(count) == len(openings), page
