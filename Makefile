@@ -42,6 +42,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/check_style.py
+	$(BIN)/python scripts/check_documents.py
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

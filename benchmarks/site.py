@@ -63,6 +63,7 @@ def link_pages(markdown: str, address: str) -> str:
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Let a table wider than the window scroll in a region of its own, which the keyboard reaches."""
+    html = re.sub(r"(?<=\d) (\[-?[\d.]+,) (-?[\d.]+\])", r"&nbsp;\1&nbsp;\2", html)  # an interval stays in one line
     around = r'<div class="scrolls" role="region" aria-label="Table" tabindex="0">\g<0></div>'
     return re.sub(r"<table>.*?</table>", around, html, flags=re.DOTALL)
 

@@ -1,6 +1,6 @@
 """Write the pages of the documentation that the program knows itself: commands, recipe keys and measures.
 
-Run: python scripts/write_reference.py [--check]
+Run: python -m scripts.write_reference [--check]
 
 `--check` writes nothing, and ends with exit code 1 if a page is older than the program.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from scripts.draw_data_flow import draw_data_flow
 
 from trustcxr import cli, registry
 from trustcxr.recipes.parsing import model_in
@@ -185,6 +186,7 @@ PAGES = {
     "reference/commands.md": write_commands,
     "reference/recipe.md": write_recipe_keys,
     "explanation/measures.md": write_measures,
+    "figures/data-flow.svg": draw_data_flow,
 }
 
 
@@ -201,7 +203,7 @@ def main() -> None:
     """Write the pages, or check them."""
     if "--check" in sys.argv[1:]:
         stale = stale_pages()
-        sys.exit(f"older than the program: {', '.join(stale)}. Run: python scripts/write_reference.py" if stale else 0)
+        sys.exit(f"older than the program: {', '.join(stale)}. Run: python -m scripts.write_reference" if stale else 0)
     for name, write in PAGES.items():
         (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / name).write_text(write(), encoding="utf-8")

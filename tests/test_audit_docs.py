@@ -1,4 +1,4 @@
-"""docs/audit.md: the model file that stands there runs, and every key of a model file is explained."""
+"""docs/reference/audit.md: the model file that stands there runs, and every key of a model file is explained."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from trustcxr.audit import run_audit as audits
 from trustcxr.audit.formats import InputSpec, ModelFile, OutputSpec
 from trustcxr.recipes import protocol
 
-TEXT = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "reference" / "audit.md").read_text()
 
 
 def model_file() -> str:

@@ -2,7 +2,7 @@
 
 A sound measurement has passed every grave check, has no sign of failing gradients, and was made on a model that is
 better than a constant answer. All limits of the answers about the model are constants of this module, and are explained
-in `docs/audit.md`.
+in `docs/reference/audit.md`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
