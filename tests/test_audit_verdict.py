@@ -168,6 +168,13 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "grey levels (PGD; 30% [27.0%, 33.0%] by 2.6): NOT ROBUST.",
         ),
         ("robust", {"attacks": [attacked("pgd", 0.02, 0.71)]}, None, "NOT SETTLED."),
+        (  # the clean accuracy of the images that were attacked counts
+            "robust",
+            {"attacks": [attacked("pgd", 0.02, 0.6) | {"clean": {"value": 0.7, "ci": [0.65, 0.75]}}]},
+            True,
+            "Accuracy falls from 70% [65.0%, 75.0%] to 60% [57.0%, 63.0%] of 400 images when each pixel may change by "
+            "5.1 of 255 grey levels (PGD): ROBUST.",
+        ),
         ("robust", {"attacks": [attacked("pgd", 0.01, 0.88)]}, None, "NOT SETTLED."),
         ("robust", {"attacks": [attacked("pgd", 0.01, 0.1)]}, False, "NOT ROBUST."),
         ("robust", {"attacks": [attacked("pgd-l2", 0.02, 0.1), attacked("pgd", 0.02, 0.85)]}, True, ": ROBUST."),
@@ -182,7 +189,7 @@ def test_a_table_of_scores_says_that_robustness_was_not_measured() -> None:
             "subgroups",
             {"subgroups": [{"column": "sex", "groups": [group("F", -0.2, settled=True), group("M", 0.2)]}]},
             False,
-            "Accuracy is 70% [67.0%, 73.0%] on 100 images of F (by sex), -20.0% [-23.0%, -17.0%] against all others; "
+            "Accuracy is 70% [67.0%, 73.0%] on 100 images with sex = F, -20.0% [-23.0%, -17.0%] against all others; "
             "2 groups were compared: WORSE FOR THIS GROUP.",
         ),
         ("subgroups", {"subgroups": [{"column": "sex", "groups": [group("F", -0.04)]}]}, None, "NOT SETTLED."),
