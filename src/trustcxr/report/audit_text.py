@@ -60,7 +60,7 @@ def describe_soundness(document: AuditDocument) -> str:
         for check in document.entry_checks
         if check.passed is not True
     ]
-    return "Yes: no grave check failed" + (f"; of the lesser ones, {', '.join(lesser)}." if lesser else ".")
+    return "Yes: no important check failed." + (f" Minor checks: {', '.join(lesser)}." if lesser else "")
 
 
 def split_statement(row: Statement) -> tuple[str, str, str]:
