@@ -77,7 +77,8 @@ def check_fields(node: ast.ClassDef) -> Iterator[Problem]:
 
 def check_lives(scope: Function | ast.Module) -> Iterator[Problem]:
     """Yield local names that are verb forms and live longer than ten lines."""
-    bound, used = {}, defaultdict(int)
+    bound: dict[str, int] = {}
+    used: defaultdict[str, int] = defaultdict(int)
     inside = list(ast.walk(scope)) if isinstance(scope, Function) else list(scope.body)
     for node in inside:
         for name in ast.walk(node) if isinstance(scope, ast.Module) and isinstance(node, ast.Assign) else [node]:
