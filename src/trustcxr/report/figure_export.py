@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trustcxr.errors import unknown
 from trustcxr.report import ranking, study_html
-from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, saliency, svg, training_curves
+from trustcxr.report.figures import accuracy, calibration, heatmaps, saliency, svg, training_curves
 from trustcxr.report.load import StudyFolder, load_report
 from trustcxr.report.tables import table
 from trustcxr.storage import atomic
@@ -56,7 +56,7 @@ def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     results: list[svg.Drawing | None] = []
     for run in runs:
         results += [calibration.reliability(run, head), training_curves.training_curve(run)]
-    results += [certified.bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
+    results += [accuracy.proof_bars(runs), saliency.explanation_dots(runs, narrow=narrow), *saliency.sanity(runs)]
     results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
     rows = study.study.comparisons
     results += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from trustcxr.errors import UserError
 from trustcxr.report import alarm_list, formatting, html, key_findings, methods_text, model_card, ranking
-from trustcxr.report.figures import accuracy, calibration, certified, heatmaps, svg, training_curves
+from trustcxr.report.figures import accuracy, calibration, heatmaps, svg, training_curves
 from trustcxr.report.figures import saliency as saliency_figures
 from trustcxr.report.load import Run, StudyFolder, load_report
 from trustcxr.report.tables import accuracy as accuracy_tables
 from trustcxr.report.tables import certified as certified_table
-from trustcxr.report.tables import comparisons, confusion, lesions, provenance, robustness, saliency, table
+from trustcxr.report.tables import comparisons, lesions, provenance, robustness, saliency, table
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.schemas import DataDescription, StudyDocument
 from trustcxr.version import NOTICE
@@ -177,7 +177,7 @@ def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Pa
         "curve_legend": svg.legend(curves),
         "uneven_axis": bool(epsilons) and accuracy.is_wide(epsilons),
         "sweeps": accuracy_tables.sweeps(attacked),
-        "matrices": [matrix for run in runs for matrix in confusion.matrices(run, head)],
+        "matrices": [matrix for run in runs for matrix in accuracy_tables.matrices(run, head)],
         "per_class": [accuracy_tables.per_class(run, head.classes) for run in runs if run.clean.per_class],
         "histories": _all_drawn(histories, "fit"),
         "history_legend": svg.legend(histories),
@@ -186,7 +186,7 @@ def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Pa
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
     """Return certified accuracy, corruptions, masking, calibration, planted shortcuts and other data."""
-    bars = certified.bars(runs)
+    bars = accuracy.proof_bars(runs)
     diagrams = [calibration.reliability(run, head) for run in runs]
     return {
         "proved": certified_table.proved(runs),

@@ -4,6 +4,7 @@ An engine does each step. A step writes a file, and a current file is not comput
 """
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from trustcxr.console import format_duration, log, plural
-from trustcxr.data import load_dataset, remote
+from trustcxr.data import load_dataset, read_manifest, remote
 from trustcxr.data.fingerprints import hash_training_data
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
@@ -28,6 +29,7 @@ from trustcxr.recipes.study_recipe import (
 )
 from trustcxr.recipes.training_recipe import DefenceRecipe
 from trustcxr.runs import preflight, provenance
+from trustcxr.runs.provenance import data_hash, hash_of
 from trustcxr.runs.test_data import check_out, report_skipped
 from trustcxr.runs.training_data import add_data, check_added
 from trustcxr.storage import atomic, layout, schemas
@@ -42,7 +44,7 @@ from trustcxr.storage.schemas import (
     StudyDocument,
     TrainingDocument,
 )
-from trustcxr.study import comparison, cost, data_check, seed_spread, status
+from trustcxr.study import comparison, cost, status
 from trustcxr.study.engines import Engine, Failure, Task, failures
 from trustcxr.study.selection import left_out, ranked
 from trustcxr.study.steps import carry_out
@@ -101,7 +103,7 @@ class Study:
         self._claim_folder()
         preflight.warn_flat_maps(self.recipe, self.folder)
         if self.check_data:
-            data_check.write(self.recipe, self.data, self.folder, datasets.values())
+            write_data_check(self.recipe, self.data, self.folder, datasets.values())
         recipe = self.recipe
         baselines = [run_recipe(recipe, model, DefenceRecipe(), s) for model in recipe.models for s in recipe.seeds]
         defended_count = min(recipe.selection.count, len(recipe.models)) * len(recipe.defences) * len(recipe.seeds)
@@ -292,7 +294,7 @@ class Study:
                 ],
             ),
             runs=tested,
-            over_seeds=seed_spread.over_seeds(tested),
+            over_seeds=comparison.over_seeds(tested),
             comparisons=comparison.standard_against_robust(folders, resamples=recipe.evaluation.bootstrap),
             alarms=[alarm.model_copy(update={"run": run.run}) for run in tested for alarm in run.alarms],
             failures=[FailedRun(run=failure.name, reason=failure.reason) for failure in self.failures],
@@ -360,3 +362,24 @@ def missing(document: StudyDocument) -> str:
         listed = {*names, *(run.run for run in document.runs)}
         names += [run.name for run in status.plan_runs(recipe, None).certain if run.name not in listed]
     return ", ".join(names)
+
+
+_OF = "of"  # key of a checksum of images and masks
+
+
+def write_data_check(recipe: StudyRecipe, data: Path, folder: Path, images: Iterable["Dataset"]) -> Path:
+    """Write data-check.json into the study's folder, as `trustcxr data check --json`, unless it is current."""
+    from trustcxr.data.checks.check import check_data
+
+    path, now = folder / layout.DATA_CHECK_FILE, hash_of(data=[data_hash(one, *one.mask_kinds) for one in images])
+    before = str(atomic.read_document(path).get(_OF)) if atomic.is_readable(path) else ""
+    if before != now:
+        if before:
+            log(f"{path}: of other images or masks: checked again")
+        listing, labels = recipe.data.listing(), recipe.data.labels
+        report = (
+            check_data(read_manifest(data, **listing).with_labels(labels)) if labels else check_data(data, **listing)
+        )
+        atomic.write_json(path, report.to_dict() | {_OF: now})
+        log(f"data check: {report.verdict}")
+    return path

@@ -13,8 +13,7 @@ from trustcxr.data.checks.check import DataAudit
 from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
 from trustcxr.data.checks.issues import Issue
 from trustcxr.data.images.greyscale import UnreadableImage
-from trustcxr.data.images.read import read_image
-from trustcxr.data.images.resize import resize_image
+from trustcxr.data.images.read import read_image, resize_image
 from trustcxr.storage.atomic import atomic_write
 from trustcxr.version import NOTICE
 
