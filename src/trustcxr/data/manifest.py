@@ -226,7 +226,6 @@ class Manifest:
         return replace(self, table=table, classes=classes, notes=list(self.notes))
 
     def _rebuild(self, records: Any, notes: list[str]) -> "Manifest":
-        """Return a manifest with other rows and notes."""
         manifest = from_records(records, self.root, self.layout, notes, self.file)
         manifest.skipped, manifest.split_column = self.skipped, self.split_column
         return manifest

@@ -120,7 +120,6 @@ def gather_alarms(folder: StudyFolder, runs: list[Run]) -> AlarmList:
 
 
 def _list_unchecked(runs: list[Run]) -> list[str]:
-    """Return what could not be checked."""
     lines = []
     if count := sum(run.masked is None for run in runs):
         lines.append(f"failing gradients in {formatting.plural(count, 'run')}: the verdict of each gives the reason")

@@ -54,7 +54,6 @@ def _clean_points(document: AuditDocument) -> list[OperatingPoint]:
 
 
 def _summarise(document: AuditDocument) -> dict[str, tuple[str, ...]]:
-    """Return model, data, results and limits by heading."""
     model, images = audit_text.describe_model(document)
     return {
         "Model": model,

@@ -85,7 +85,6 @@ def save(drawing: svg.Drawing, path: Path, width: float) -> None:
 
 
 def _scale_lines(figure: "Figure") -> None:
-    """Scale lines and marks with the font."""
     from matplotlib.collections import LineCollection, PathCollection
     from matplotlib.lines import Line2D
 

@@ -29,7 +29,6 @@ def finite(value: Value) -> float | None:
 
 
 def _interval(ends: Sequence[float | None] | None) -> tuple[float, float] | None:
-    """Return a (low, high) pair of finite numbers, or None."""
     low, high = map(finite, ends or (None, None))
     return None if low is None or high is None else (low, high)
 

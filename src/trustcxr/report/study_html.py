@@ -132,7 +132,6 @@ def _all_drawn(drawings: Iterable[svg.Drawing | None], key: str) -> "list[Markup
 
 
 def _front(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return title, notice, summary and alarms."""
     study = folder.study
     meta = [
         f"Study “{study.study or folder.path.name}”",
@@ -160,7 +159,6 @@ def _list_files(folder: Path) -> str:
 
 
 def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return leaderboard, accuracy figures, confusion, classes and training curves."""
     under = "lowest accuracy under these attacks in whole percent, then by "
     attacked = [run for run in runs if run.attacks]
     epsilons = accuracy.radii(runs)
@@ -185,7 +183,6 @@ def _results(folder: StudyFolder, runs: list[Run], head: ranking.Headline) -> Pa
 
 
 def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
-    """Return certified accuracy, corruptions, masking, calibration, planted shortcuts and other data."""
     bars = accuracy.proof_bars(runs)
     diagrams = [calibration.reliability(run, head) for run in runs]
     return {
@@ -207,7 +204,6 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
 
 
 def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
-    """Return explanations, panels, comparisons and shortcuts."""
     rows = folder.study.comparisons
     accuracies = [row for row in rows if not row.method]
     measures = list(dict.fromkeys(row.measure for row in accuracies))
@@ -243,7 +239,6 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
 
 
 def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
-    """Return data, recipe, hardware and times."""
     import yaml
 
     study = folder.study
@@ -270,7 +265,6 @@ def _provenance(folder: StudyFolder, runs: list[Run]) -> Parts:
 
 
 def _left_out(study: StudyDocument) -> str:
-    """Return the networks that could not be trained; empty if there are none."""
     texts = "; ".join(f"{run.run} ({run.reason or 'reason unknown'})" for run in study.selection.left_out)
     return f"Left out of the study, since training failed: {texts}." if texts else ""
 

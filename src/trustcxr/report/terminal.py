@@ -247,7 +247,6 @@ def list_saliency(part: schemas.SaliencyDocument) -> list[dict[str, str]]:
 
 
 def _format_lead(lead: schemas.Lead | None) -> str:
-    """Return the lead over a baseline map with interval and name, or a dash."""
     if lead is None or lead.difference.value is None:
         return "-"
     ends = ", ".join(f"{end:+.3f}" for end in lead.difference.interval or ())
@@ -281,7 +280,6 @@ def _number(value: float | None) -> str:
 
 
 def _error(share: schemas.Share) -> str:
-    """Return a calibration error with its 95 % interval."""
     ends = f" [{', '.join(map(_number, share.ci))}]" if share.ci else ""
     return _number(share.value) + ends
 

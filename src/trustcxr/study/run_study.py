@@ -154,10 +154,7 @@ class Study:
         atomic.write_yaml(self.folder / layout.DATA_FILE, {"path": remote.resolve_address(self.data)})
 
     def _resume(self, content: dict[str, object]) -> None:
-        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes.
-
-        Raises UserError if it is another study. A recipe may grow, or leave out networks that were not trained.
-        """
+        """Check that study.yaml is of this study and images, add the runs left out to `content`, and log changes."""
         stored, recipe = layout.read_study(self.folder), self.recipe
         earlier, before = recipe, stored.get("recipe")
         with suppress(UserError):  # a recipe that cannot be read is shown as it is
@@ -225,7 +222,6 @@ class Study:
         self._clock = now
 
     def _seconds(self) -> float:
-        """Return the seconds of all starts of this study."""
         return cost.read_seconds(self.folder).get("seconds", 0.0)
 
     def _run_folder(self, run: RunRecipe) -> Path:

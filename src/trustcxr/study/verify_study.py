@@ -320,5 +320,4 @@ def _records(content: object) -> list[dict[str, Any]]:
 
 
 def _plain(document: object) -> Any:
-    """Return a document as JSON has it."""
     return json.loads(atomic.to_json(document))

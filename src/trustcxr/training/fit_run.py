@@ -73,7 +73,6 @@ def fit(
 def _fit_part(
     recipe: RunRecipe, train: "Dataset | JoinedDataset", val: "Dataset", folder: Path, devices: Devices
 ) -> TrainingDocument:
-    """Train the part of one process of `devices`."""
     if environment.device_kind() == "cpu":
         keep_freed_memory()
     if not recipe.training.refit:
@@ -290,10 +289,7 @@ def _finish(
 def _write_recipe(
     folder: Path, recipe: RunRecipe, train: "Dataset | JoinedDataset", devices: Devices, done: int | None
 ) -> None:
-    """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images.
-
-    `done`: the epochs it resumes from; None if nothing is trained into this folder now.
-    """
+    """Write run.yaml and the list of training images; raise UserError if the folder was trained on other images."""
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints.check_same_images(folder, train)
     content: dict[str, object] = {

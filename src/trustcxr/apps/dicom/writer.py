@@ -103,7 +103,6 @@ def write(image: Path, answer: ImageAnswer) -> list[str]:
 
 
 def _list_referenced(path: Path) -> set[str]:
-    """Return the UIDs of the images that an answer refers to."""
     with quiet():
         return {str(each.value) for each in read_header(path).iterall() if each.keyword == "ReferencedSOPInstanceUID"}
 
@@ -153,10 +152,7 @@ def check_installed() -> None:
 
 
 def _read_header(image: Path | bytes) -> "Dataset":
-    """Return the header in Unicode, with invalid optional values emptied.
-
-    Raises NoDicomAnswer if it cannot be read or an identifier is missing.
-    """
+    """Return the header in Unicode, with invalid optional values emptied."""
     import pydicom
 
     try:
@@ -194,7 +190,6 @@ def _is_valid(header: "Dataset", name: str) -> bool:
 
 
 def _describe_equipment(answer: ImageAnswer, title: str) -> Any:
-    """Return the values of the series and equipment modules."""
     return {
         "series_description": f"{MANUFACTURER} {title}: {RESEARCH}",
         "manufacturer": MANUFACTURER,

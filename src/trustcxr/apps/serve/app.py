@@ -237,7 +237,6 @@ def _parse_epsilon(text: str) -> float:
 
 
 def _request_schema(kind: Kind) -> dict[str, object]:
-    """Return the schema of the form."""
     all_properties: dict[str, object] = {
         "file": {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM image."},
         "run": {"type": "string", "description": "One of /api/v1/runs; default: the first."},

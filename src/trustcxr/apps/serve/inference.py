@@ -246,7 +246,6 @@ def _encode_difference(change: Tensor) -> tuple[str, float]:
 
 
 def _encode_png(image: Image.Image) -> str:
-    """Encode an image as PNG in base64."""
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=3)
     return base64.b64encode(file.getvalue()).decode("ascii")

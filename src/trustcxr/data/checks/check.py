@@ -58,7 +58,6 @@ class FileSummary(TypedDict):
 
 
 def _nested(probe: Probe) -> dict[str, object]:
-    """Return a probe for JSON, its accuracy as `{"value", "ci"}`."""
     content = asdict(probe)
     return content | {"accuracy": {"value": probe.accuracy, "ci": content.pop("accuracy_ci")}}
 

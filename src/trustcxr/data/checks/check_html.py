@@ -98,7 +98,6 @@ def _picture(path: Path) -> np.ndarray | None:
 
 
 def _source(picture: np.ndarray) -> str:
-    """Encode an image as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

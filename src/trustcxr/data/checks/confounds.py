@@ -167,7 +167,6 @@ def measure_associations(manifest: Manifest, scan: Scan) -> list[Association]:
 
 
 def _merge_rare(values: "pd.Series[str]", most: int = 8) -> "pd.Series[str]":
-    """Replace all but the most common values by 'other'."""
     return values.where(values.isin(values.value_counts().index[:most]), "other")
 
 

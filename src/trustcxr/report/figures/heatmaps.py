@@ -144,7 +144,6 @@ def _cell_borders(side: int, cells: tuple[int, int]) -> "Image.Image":
 
 
 def _as_image(colours: "np.ndarray") -> "Image.Image":
-    """Return (H, W, 3) in [0, 1] as an image."""
     import numpy as np
     from PIL import Image
 

@@ -159,7 +159,6 @@ _COLOUR = re.compile(r"#([0-9a-fA-F]{6})\b")
 
 
 def _local(name: str) -> str:
-    """Return an XML name without its namespace."""
     return name.rpartition("}")[2]
 
 
