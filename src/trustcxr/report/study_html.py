@@ -21,34 +21,6 @@ if TYPE_CHECKING:
 
 Parts = dict[str, Any]  # of the page, by their names in the template
 
-_QUESTIONS = {
-    "sound": ("Is the measurement sound?", {"alarms": "Alarms", "data": "The data"}),
-    "accurate": (
-        "How accurate are the networks?",
-        {
-            "leaderboard": "Leaderboard",
-            "accuracy": "Clean and perturbed accuracy",
-            "calibration": "Calibration",
-            "confusion": "Confusion matrices",
-            "classes": "Figures of each class",
-        },
-    ),
-    "robust": (
-        "Do they withstand an attacker?",
-        {"epsilon": "Accuracy against epsilon", "proved": "Certified accuracy"},
-    ),
-    "stable": ("Do they withstand ordinary damage?", {"corruptions": "Corrupted images"}),
-    "look": (
-        "Where do they look?",
-        {"explanations": "Where the networks look", "panels": "Heatmaps", "shortcuts": "Shortcuts"},
-    ),
-    "better": ("Is robust training better?", {"comparisons": "Standard against robust"}),
-    "elsewhere": ("Are they right on other data?", {"other": "Other data"}),
-    "done": (
-        "How was it done?",
-        {"training": "Training curves", "methods": "Methods", "provenance": "Provenance"},
-    ),
-}
 # These sections are left out if all of their parts are empty.
 _OPTIONAL = {
     "proved": ("proved",),
@@ -104,19 +76,14 @@ def gather_parts(folder: StudyFolder) -> Parts:
 
 def _list_questions(parts: Parts) -> Iterator[Parts]:
     """Yield the questions of the page with their sections, without sections that are empty."""
-    for key, (title, sections) in _QUESTIONS.items():
-        shown = {name: head for name, head in sections.items() if any(parts[k] for k in _OPTIONAL.get(name, ("head",)))}
+    for question in html.read_yaml("questions.yaml"):
+        sections = question["sections"].items()
+        shown = {name: head for name, head in sections if any(parts[k] for k in _OPTIONAL.get(name, ("head",)))}
         if not parts["several"] and "leaderboard" in shown:
             shown["leaderboard"] = "Figures"
         if shown:
-            yield {"key": key, "title": title if parts["several"] else _of_one(title), "sections": shown}
-
-
-def _of_one(question: str) -> str:
-    """Return a question about several networks as one about one network."""
-    for several, one in (("are the networks", "is the network"), ("Do they", "Does it"), ("do they", "does it")):
-        question = question.replace(several, one)
-    return question.replace("Are they", "Is it")
+            title = question["title"] if parts["several"] else question.get("of_one", question["title"])
+            yield {"key": question["key"], "title": title, "sections": shown}
 
 
 def _drawn(drawing: svg.Drawing | None, key: str) -> "Markup | None":

@@ -317,17 +317,7 @@ NO_FINDING = "No Finding"
 UNCERTAIN = "Uncertain"
 _PRESENT, _ABSENT, _UNCERTAIN, _BLANK = ("1", "1.0"), ("0", "0.0"), ("-1", "-1.0"), ("", "nan", "none")
 # Names of CheXpert, MIMIC-CXR, NIH ChestX-ray14, PadChest, VinDr-CXR and torchxrayvision, without spaces.
-_FINDINGS = {
-    "airspaceopacity", "aorticenlargement", "atelectasis", "bronchiectasis", "bronchitis", "calcification",
-    "cardiomegaly", "clavicularfracture", "consolidation", "copdsigns", "covid", "covid19", "edema", "effusion",
-    "emphysema", "enlargedcardiomediastinum", "enlargedpa", "fibrosis", "fracture", "granuloma",
-    "groundglassopacity", "hemidiaphragmelevation", "hernia", "hilarenlargement", "hyperinflation", "ild",
-    "infiltrate", "infiltration", "interstitialpattern", "lobarpneumonia", "lungcavity", "lungcyst", "lunglesion",
-    "lungopacity", "lungtumor", "mass", "mediastinalshift", "nodule", "nodulemass", "nofinding", "normal",
-    "opacity", "otherlesion", "pleuraleffusion", "pleuralother", "pleuralthickening", "pneumonia", "pneumothorax",
-    "pulmonaryfibrosis", "ribfracture", "scoliosis", "supportdevices", "tortuousaorta", "tuberculosis",
-    "viralpneumonia",
-}  # fmt: skip
+_FINDINGS = frozenset(Path(__file__).with_name("findings.txt").read_text(encoding="utf-8").split())
 _PATIENT = re.compile(r"(?:^|/)(patient[ _-]?\w*\d\w*)/", re.IGNORECASE)
 
 
