@@ -21,8 +21,7 @@ def write(document: AuditDocument, out: Path) -> tuple[Path, Path]:
     checklist = f"# Checklist of {document.model.name}\n\n**{NOTICE}**\n\n{build_checklist(document).markdown()}\n"
     page, card = out / layout.REPORT_FILE, out / model_card.CARD_FILE
     for path, text in (page, render(document, out)), (card, render_card(document)), (out / CHECKLIST_FILE, checklist):
-        with atomic.atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        atomic.write_text(path, text)
     return page, card
 
 

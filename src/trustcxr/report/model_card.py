@@ -15,9 +15,7 @@ CARD_FILE = "model_card.md"
 def write(run: Path) -> Path:
     """Write model_card.md into a run's folder; return its path."""
     path = run / CARD_FILE
-    text = render_card(run)
-    with atomic.atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    atomic.write_text(path, render_card(run))
     return path
 
 

@@ -46,8 +46,7 @@ def write(study_folder: Path, *, tables: bool = False) -> Path:
     for run in study.runs:
         _write_card(run.folder)
     target = study.path / layout.REPORT_FILE
-    with atomic.atomic_write(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    atomic.write_text(target, page)
     return target
 
 

@@ -14,7 +14,7 @@ from trustcxr.data.checks.confounds import VIEWS, WITHOUT_LUNGS
 from trustcxr.data.checks.issues import Issue
 from trustcxr.data.images.greyscale import UnreadableImage
 from trustcxr.data.images.read import read_image, resize_image
-from trustcxr.storage.atomic import atomic_write
+from trustcxr.storage.atomic import write_text
 from trustcxr.version import NOTICE
 
 SIDE = 128  # pixels of an image's side
@@ -46,8 +46,7 @@ def write_page(audit: DataAudit, path: str | Path) -> Path:
         ],
     )
     file = Path(path)
-    with atomic_write(file) as part:
-        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(file, page)
     return file
 
 

@@ -38,8 +38,7 @@ def accuracy_dots(runs: list[Run], head: Headline) -> svg.Drawing:
             constant = constant_answer(run)
             if constant is not None:
                 axes.plot([constant] * 2, [row - 0.5, row + 0.5], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
-        axes.set_xlim(0, 1)
-        svg.percent_axis(axes.xaxis)
+        svg.format_shares(axes, "x")
         axes.set_xlabel("accuracy, %")
 
     names = ["clean", *[effort.name for effort in head.attacks]]
@@ -65,13 +64,9 @@ def epsilon_curves(model: str, runs: list[Run]) -> svg.Drawing:
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, epsilons)
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.yaxis)
-        axes.grid(axis="y", color=svg.RULE, lw=0.7)
-        axes.set_axisbelow(True)
+        svg.format_shares(axes, "y")
         svg.set_title(axes, model)
-        axes.set_xlabel("epsilon")
-        axes.set_ylabel("accuracy, %")
+        axes.set(xlabel="epsilon", ylabel="accuracy, %")
 
     keys = [svg.Key(name, svg.defence_colour(name)) for name in list_defences(runs)]
     for effort in dict.fromkeys(effort for run in runs for effort in run.efforts()):
@@ -107,12 +102,8 @@ def worst_curve(run: Run) -> svg.Drawing | None:
         if constant is not None:
             axes.axhline(constant, color=svg.QUIET, lw=1.1, ls=(0, (2, 2)), zorder=0)
         _epsilon_axis(axes, [e for e, _ in attacked])
-        axes.set_ylim(-0.02, 1.02)
-        svg.percent_axis(axes.yaxis)
-        axes.grid(axis="y", color=svg.RULE, lw=0.7)
-        axes.set_axisbelow(True)
-        axes.set_xlabel("epsilon: largest change of a pixel")
-        axes.set_ylabel("accuracy, %")
+        svg.format_shares(axes, "y")
+        axes.set(xlabel="epsilon: largest change of a pixel", ylabel="accuracy, %")
 
     keys = [svg.Key(name, colour, mark) for _, name, colour, mark in series]
     if constant is not None:
@@ -226,8 +217,7 @@ def proof_bars(runs: list[Run]) -> svg.Drawing | None:
                 drawn = axes.barh(row, end - start, left=start, height=0.56, color=colour)
                 svg.add_titles(list(drawn), f"{gap.run.label}: {key.text}: {formatting.percent(end - start)}")
             axes.plot([gap.certified] * 2, [row - 0.36, row + 0.36], color=svg.INK, lw=1.1)
-        axes.set_xlim(0, 1)
-        svg.percent_axis(axes.xaxis)
+        svg.format_shares(axes, "x")
         axes.set_xlabel("accuracy, %")
 
     alt = "Bars of certified accuracy, open accuracy, and accuracy lost to an attack; see the table."

@@ -74,13 +74,8 @@ def draw_curves(clean: OperatingPoint, attacked: OperatingPoint | None) -> svg.D
         left.plot([0, 1], [0, 1], color=svg.QUIET, lw=0.9, ls=(0, (2, 2)), zorder=0)
         titles = ((left, "1 - specificity, %", "sensitivity, %"), (right, "recall, %", "precision, %"))
         for axes, across, along in titles:
-            axes.set_xlim(0, 1)
-            axes.set_ylim(0, 1.02)
-            svg.percent_axis(axes.xaxis)
-            svg.percent_axis(axes.yaxis)
-            axes.grid(color=svg.RULE, lw=0.7)
-            axes.set_xlabel(across)
-            axes.set_ylabel(along)
+            svg.format_shares(axes, "x", "y")
+            axes.set(xlabel=across, ylabel=along)
         svg.set_title(left, clean.finding)
         left.legend(loc="lower right", frameon=False, fontsize="small")
 
