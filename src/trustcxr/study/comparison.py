@@ -8,22 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from trustcxr import registry
 from trustcxr.explain.saliency_summary import average_changes, cells_of, describe_ceiling, means_over_severities
-from trustcxr.registry import (
-    BACKGROUNDS,
-    BASELINE_MAPS,
-    HIGHER_IS_BETTER,
-    HIT_RATE,
-    LOWER_IS_BETTER,
-    ONE_CELL,
-    RANDOM_MAP,
-    STABILITY_ATTACK,
-    VIEWS,
-    WORST_CASE,
-    Method,
-    direction,
-    format_attack,
-)
+from trustcxr.registry import BASELINE_MAPS, HIGHER_IS_BETTER, LOWER_IS_BETTER, Method, format_attack
 from trustcxr.statistics import holm, paired
 from trustcxr.storage import atomic
 from trustcxr.storage.layout import METRICS_FILE, PREDICTIONS_FILE, SALIENCY_FILE
@@ -75,7 +62,7 @@ def compare_documents(runs: Mapping[Path, RunDocument], *, resamples: int = 2000
 
 
 def _gated(document: RunDocument) -> bool:
-    background = BACKGROUNDS.get(document.background)
+    background = registry.BACKGROUNDS.get(document.background)
     return background is not None and background.gate
 
 
@@ -83,7 +70,7 @@ def _row(document: RunDocument, key: Key, first: pd.DataFrame, second: pd.DataFr
     shared = first.index.intersection(second.index)
     before, after = first.loc[shared], second.loc[shared]
     result = paired(before["value"], after["value"], before["group"], resamples=resamples)
-    better = direction(key.measure)
+    better = registry.direction(key.measure)
     moved = np.asarray(after["value"] - before["value"], dtype=float)
     improved = float((better * moved[np.isfinite(moved)] > 0).mean()) if result.n and better else result.improved
     return Comparison(
@@ -147,8 +134,8 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
     corrupted = predictions["severity"].fillna(0) > 0 if "severity" in predictions else np.zeros(len(right), dtype=bool)
     for (attack, epsilon), rows in predictions[~corrupted].groupby(["attack", "epsilon"], sort=False):
-        name = f"{attack} accuracy" if attack in (CLEAN, *VIEWS) else f"{attack} accuracy @{epsilon:g}"
-        if attack == WORST_CASE:  # only equal efforts compare
+        name = f"{attack} accuracy" if attack in (CLEAN, *registry.VIEWS) else f"{attack} accuracy @{epsilon:g}"
+        if attack == registry.WORST_CASE:  # only equal efforts compare
             efforts = [part for _, part in rows.groupby("steps")] if "steps" in rows else [rows]
             named = {f"{format_attack(attack, **efforts_of(part))} accuracy @{epsilon:g}": part for part in efforts}
             tables |= {Key(key): part.set_index("sample_id")[["value", "group"]] for key, part in named.items()}
@@ -163,15 +150,15 @@ def _accuracies(predictions: pd.DataFrame) -> dict[Key, pd.DataFrame]:
 
 def _maps(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the rows of each method except maps of one cell, and without hit rates of too few cells."""
-    for method, rows in table[table["method"] != RANDOM_MAP].groupby("method", sort=False):
-        if cells_of(rows) != ONE_CELL:
-            yield str(method), rows[rows["measure"] != HIT_RATE] if describe_ceiling(rows) else rows
+    for method, rows in table[table["method"] != registry.RANDOM_MAP].groupby("method", sort=False):
+        if cells_of(rows) != registry.ONE_CELL:
+            yield str(method), rows[rows["measure"] != registry.HIT_RATE] if describe_ceiling(rows) else rows
 
 
 def _saliency(table: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     tables: dict[Key, pd.DataFrame] = {}
     for method, rows in _maps(table):
-        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == STABILITY_ATTACK)
+        stability = (rows["measure"] == "stability_ssim") & (rows["condition"] == registry.STABILITY_ATTACK)
         named = {
             str(measure): means_over_severities(part)
             for measure, part in rows[(rows["condition"] == CLEAN) | stability].groupby("measure", sort=False)
@@ -224,7 +211,7 @@ def _figures(run: RunDocument) -> Iterator[tuple[tuple[str, str], float]]:
     lowest: dict[str, float] = {}
     for attack in run.attacks:
         if attack.accuracy.value is not None:
-            worst = attack.attack == WORST_CASE  # only equal efforts share a row
+            worst = attack.attack == registry.WORST_CASE  # only equal efforts share a row
             name = f"{attack.effort.name if worst else attack.attack} accuracy @{attack.epsilon:g}"
             lowest[name] = min(attack.accuracy.value, lowest.get(name, 1.0))
     for name, value in lowest.items():
