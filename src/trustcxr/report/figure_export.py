@@ -60,9 +60,7 @@ def drawings(study: StudyFolder, *, narrow: bool) -> Iterator[svg.Drawing]:
     results.append(heatmaps.draw_sheet(runs, columns=3 if narrow else 6))
     rows = study.study.comparisons
     results += [drawing for _, drawing in saliency.forests(rows, columns=2 if narrow else 4)]
-    for measure in dict.fromkeys(row.measure for row in rows if not row.method):
-        results.append(accuracy.forest(measure, [row for row in rows if not row.method and row.measure == measure]))
-    yield from filter(None, results)
+    yield from filter(None, [*results, *accuracy.forests(rows)])
 
 
 def save(drawing: svg.Drawing, path: Path, width: float) -> None:

@@ -171,9 +171,6 @@ def _robustness(runs: list[Run], head: ranking.Headline) -> Parts:
 
 def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
     rows = folder.study.comparisons
-    accuracies = [row for row in rows if not row.method]
-    measures = list(dict.fromkeys(row.measure for row in accuracies))
-    forests = (accuracy.forest(name, [row for row in accuracies if row.measure == name]) for name in measures)
     by_method = saliency_figures.forests(rows)
     dots = saliency_figures.explanation_dots(runs)
     return {
@@ -199,7 +196,7 @@ def _explanations(folder: StudyFolder, runs: list[Run]) -> Parts:
         "maps_file": layout.EXAMPLES_FILE,
         "colour_bar": heatmaps.colour_bar(),
         "comparisons": comparisons.comparisons(folder.study),
-        "forests": _all_drawn(forests, "forest"),
+        "forests": _all_drawn(accuracy.forests(rows), "forest"),
         "shortcuts": accuracy_tables.shortcuts(runs),
     }
 
