@@ -1,7 +1,5 @@
 """Fill a checklist from an audit: the items of reporting guidelines, and the figure that answers each."""
 
-import re
-
 from trustcxr.registry import LUNGS_HIDDEN
 from trustcxr.report import formatting, html
 from trustcxr.report.leaderboard import find_worst_attack
@@ -16,12 +14,9 @@ MAKER, NOT_MEASURED = "asked of the maker", "not measured by this audit"
 
 def build_checklist(document: AuditDocument) -> Table:
     """Return the checklist as a table: a row for each topic, with the figure of this audit, if it has one."""
-    from jinja2 import Environment
-
-    environment, parts = Environment(), _gather_parts(document)
-    rows = []
+    parts, rows = _gather_parts(document), []
     for row in html.read_yaml("checklist.yaml"):
-        text = re.sub("[ \n]+", " ", environment.from_string(row.get("text", "")).render(parts)).strip()
+        text = html.fill_text(row.get("text", ""), parts)
         absent = NOT_MEASURED if "text" in row else MAKER
         measured = Cell(text, note="prose") if text else Cell(absent, note="prose quiet")
         where = Cell(row["where"] if text else formatting.DASH, note="text")

@@ -52,6 +52,13 @@ def fill_template(template: str, parts: Mapping[str, object]) -> str:
     return page
 
 
+def fill_text(text: str, parts: Mapping[str, object]) -> str:
+    """Return a template of plain text filled with its parts, in one line."""
+    from jinja2 import Environment, StrictUndefined
+
+    return re.sub("[ \n]+", " ", Environment(undefined=StrictUndefined).from_string(text).render(parts)).strip()
+
+
 @lru_cache(maxsize=4)
 def read_yaml(name: str) -> Any:
     """Read a document that lies beside the templates."""
