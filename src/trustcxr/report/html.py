@@ -28,7 +28,10 @@ def load_templates() -> "Environment":
     from markupsafe import Markup
 
     templates = Environment(
-        loader=PackageLoader("trustcxr.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("trustcxr.report"),
+        autoescape=lambda name: str(name).endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -50,6 +53,12 @@ def fill_template(template: str, parts: Mapping[str, object]) -> str:
         variables = ";".join(f"{name}:{form.format(colour)}" for name, colour in colours.items())
         page = page.replace(mark, f":root{{{variables}}}", 1)
     return page
+
+
+def fill_lines(name: str, parts: Mapping[str, object]) -> list[str]:
+    """Return the lines of a template of plain text in `lines/`, without blank ones."""
+    text = load_templates().get_template(f"lines/{name}.txt.j2").render(parts)
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def fill_text(text: str, parts: Mapping[str, object]) -> str:
