@@ -182,13 +182,11 @@ def over_seeds(runs: Sequence[RunDocument]) -> list[OverSeeds]:
         seeds = [run.seed for run in several if run.seed is not None]
         if len(seeds) > 1:
             names = {"model": model, "defence": defence, "label": label, "background": background, "split": split}
-            spreads.append(OverSeeds(**names, seeds=seeds, figures=_spread([dict(_figures(run)) for run in several])))
+            values = [dict(_figures(run)) for run in several]
+            shared = [key for key in values[0] if all(key in other for other in values)]
+            spread = [_figure(key, [other[key] for other in values]) for key in shared]
+            spreads.append(OverSeeds(**names, seeds=seeds, figures=spread))
     return spreads
-
-
-def _spread(values: Sequence[dict[tuple[str, str], float]]) -> list[SeedFigure]:
-    shared = [key for key in values[0] if all(key in other for other in values)]
-    return [_figure(key, [other[key] for other in values]) for key in shared]
 
 
 def _figure(key: tuple[str, str], values: list[float]) -> SeedFigure:

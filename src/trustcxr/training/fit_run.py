@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -305,7 +306,8 @@ def _write_recipe(
     )
     atomic.write_yaml(path, content)
     if not (folder / layout.IMAGES_FILE).is_file():
-        atomic.write_table(folder / layout.IMAGES_FILE, fingerprints.list_training_images(train))
+        table = pd.DataFrame({"sample_id": train.sample_ids, "image": train.image_sums})
+        atomic.write_table(folder / layout.IMAGES_FILE, table)
 
 
 @contextmanager

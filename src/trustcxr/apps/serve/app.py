@@ -73,7 +73,7 @@ class ImageApi:
             self.counts.count(kind, status, time.perf_counter() - start)
 
     async def _answer(self, request: Request, kind: Kind) -> Response:
-        if self.inside >= self.limits.max_requests:
+        if self.inside >= self.limits.workers + self.limits.waiting:
             await uploads.drain(request, self.limits)
             return busy_response("all workers are busy: try again soon")
         self.inside += 1

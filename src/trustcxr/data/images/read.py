@@ -171,7 +171,8 @@ def _grey(image: Image.Image) -> Image.Image:
     inverted = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF WhiteIsZero, which PIL applies to 8 bits only
     cut = image.mode in _CUT and ";16" in str(getattr(image, "tile", ""))  # only the higher byte of each is read
     image.load()
-    if cut and max(high for _, high in _extrema(image)) < _FILLS_16_BITS:
+    channels: Any = image.getextrema()  # the lowest and highest of each; those of transparency do not count
+    if cut and max(high for _, high in channels[: 1 if image.mode == "LA" else 3]) < _FILLS_16_BITS:
         raise UnreadableImage("16-bit colour or transparency with unused bits: save it as 16-bit grey")
     _turn_upright(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -184,12 +185,6 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.mode == "L":
         return image
     return (image.convert("RGB") if image.mode == "P" else image).convert("L")
-
-
-def _extrema(image: Image.Image) -> list[tuple[int, int]]:
-    """Return (lowest, highest) of each channel but transparency."""
-    extrema: Any = image.getextrema()
-    return list(extrema[: {"LA": 1}.get(image.mode, 3)])
 
 
 def _turn_upright(image: Image.Image) -> None:
