@@ -106,7 +106,7 @@ def _describe_defence(defence: dict[str, object], training: Mapping[str, object]
     name = str(defence.get("name") or formatting.DASH)
     name = "standard training" if name == formatting.STANDARD else name
     name = _cited(entry.label, entry.paper) if entry and entry.paper else name
-    rest = {key: defence[key] for key in ("label", "background") if key in defence}
+    rest: dict[str, object] = {key: defence[key] for key in ("label", "background") if key in defence}
     settings = _settings(rest, {}) + _settings(atomic.section(defence, "training"), training)
     return ", ".join([name, *list_options(defence), *settings])
 
