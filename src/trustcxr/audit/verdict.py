@@ -13,7 +13,7 @@ from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AttackResult, AuditDocument, Share, Statement, Subgroup, Verdict
-from trustcxr.storage.schemas.test_figures import CONSTANT
+from trustcxr.storage.schemas.run_document import CONSTANT
 
 EPSILON = 0.02  # at which a model must be robust
 KEPT_UNDER_ATTACK = 0.8  # least share of the clean accuracy that the worst case leaves

@@ -19,7 +19,7 @@ from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_li
 from trustcxr.statistics import Bootstraps, interval, wilson
 from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, MaskingVerdict, RunDocument, Sign
-from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
+from trustcxr.storage.schemas.run_document import FGSM_OVERSTATES
 
 if TYPE_CHECKING:
     import pandas as pd
