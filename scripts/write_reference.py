@@ -15,8 +15,8 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from scripts.draw_data_flow import draw_data_flow
 
+from scripts.draw_data_flow import draw_data_flow
 from trustcxr import cli, registry
 from trustcxr.recipes.parsing import model_in
 from trustcxr.recipes.study_recipe import StudyRecipe

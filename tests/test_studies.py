@@ -103,6 +103,14 @@ def test_a_study_is_small_and_says_what_it_does_not_show(study: str) -> None:
         assert load_study(recipe).name == study
 
 
+def test_a_printed_table_becomes_the_csv_file_of_the_same_table() -> None:
+    make = build.load_make("measurements")
+    for name in ("audit-times", "chest-check", "serve-load"):
+        table = pd.read_csv(STUDIES / "measurements" / f"{name}.csv", dtype=str)
+        printed = make.make_tables({name: table})[name]
+        assert make.read_printed(f"# A page\n\n{printed}\nThe end").equals(table), name
+
+
 def test_the_studies_have_little_code_and_stand_in_the_list() -> None:
     code = list(STUDIES.rglob("*.py"))
     assert sum(len(path.read_text().splitlines()) for path in code) <= 1500

@@ -1,10 +1,22 @@
-"""Make the tables of small measurements, one for each CSV file."""
+"""Make the tables of small measurements, one for each CSV file.
 
+    python -m studies.measurements.make NAME < PAGE
+
+reads the first Markdown table of what a benchmark printed, and writes it as NAME.csv.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
 from studies.build import Tables, markdown
+
+INTERVAL = re.compile(r"^([+-]?[\d.]+)%? [\[(]([+-]?[\d.]+)%?(?:,| to) ([+-]?[\d.]+)%?[\])]$")
 
 
 def make_tables(tables: Tables) -> dict[str, str]:
-    """Return each file as a table; columns X, X low and X high become one, and so do shares with low and high."""
+    """Return each file as a table; the columns X, X low and X high become one."""
     made = {}
     for name, table in tables.items():
         if name == "out-of-distribution":
@@ -13,22 +25,42 @@ def make_tables(tables: Tables) -> dict[str, str]:
         head = [column for column in table if not str(column).endswith((" low", " high"))]
         rows = []
         for _, row in table.astype(str).replace("nan", "-").iterrows():
-            cells = []
-            for column in head:
-                ends = [row.get(f"{column} {end}", "-") for end in ("low", "high")]
-                cells.append(row[column] if "-" in ends else f"{row[column]} [{ends[0]}, {ends[1]}]")
-            rows.append(cells)
+            ends = {column: [row.get(f"{column} {end}", "-") for end in ("low", "high")] for column in head}
+            shown = {
+                column: row[column] if "-" in pair else f"{row[column]} [{pair[0]}, {pair[1]}]"
+                for column, pair in ends.items()
+            }
+            rows.append(list(shown.values()))
         made[name] = markdown([str(column) for column in head], rows)
     return made
 
 
-def _refusals(table: object) -> str:
-    import pandas as pd
-
-    assert isinstance(table, pd.DataFrame)
+def _refusals(table: pd.DataFrame) -> str:
+    """Return what the score that warns refuses, of each kind of image."""
     shown = table[table["method"] == "the score"]
     rows = [
         [row["kind"], row["n"], f"{100 * row['refused']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"]
         for _, row in shown.iterrows()
     ]
     return markdown(("images", "n", "unlike the training images, %"), rows)
+
+
+def read_printed(text: str) -> pd.DataFrame:
+    """Return the first Markdown table of a text; a cell with an interval becomes three columns."""
+    lines = re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    head, rows = cells[0], [row for row in cells[2:] if len(row) == len(cells[0])]
+    columns: dict[str, list[str]] = {}
+    for name, values in zip(head, zip(*rows, strict=True), strict=True):
+        found = [INTERVAL.match(value) for value in values]
+        columns[name] = [
+            match[1] if match else value.removesuffix("%") for match, value in zip(found, values, strict=True)
+        ]
+        if any(found):
+            columns[f"{name} low"] = [match[2] if match else "" for match in found]
+            columns[f"{name} high"] = [match[3] if match else "" for match in found]
+    return pd.DataFrame(columns)
+
+
+if __name__ == "__main__":
+    read_printed(sys.stdin.read()).to_csv(Path(__file__).with_name(f"{sys.argv[1]}.csv"), index=False)
