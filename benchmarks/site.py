@@ -26,11 +26,14 @@ def on_config(config: Any) -> Any:
     more = [path for path in sorted((ROOT / "docs").rglob("*.md")) if _address(path) not in named]
     studies = [path for path in sorted(STUDIES.rglob("README.md")) if path.parent != STUDIES]
     pages = {_title(path.read_text("utf-8")): path.relative_to(ROOT).as_posix() for path in studies}
-    config.nav = [
-        *config.nav,
-        {"Studies": [{"All studies": "studies/README.md"}, *({title: address} for title, address in pages.items())]},
-        *([{"More": [{_title(path.read_text("utf-8")): _address(path)} for path in more]}] if more else []),
+    nav = list(config.nav)
+    before = next((place for place, item in enumerate(nav) if "Leaderboard" in item), len(nav))
+    nav[before:before] = [
+        {"Studies": [{"All studies": "studies/README.md"}, *({name: page} for name, page in pages.items())]}
     ]
+    if more:
+        nav.append({"More": [{_title(path.read_text("utf-8")): _address(path)} for path in more]})
+    config.nav = nav
     return config
 
 
