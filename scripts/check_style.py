@@ -86,9 +86,9 @@ def check_lives(scope: Function | ast.Module) -> Iterator[Problem]:
                 if isinstance(name.ctx, ast.Store):
                     bound.setdefault(name.id, name.lineno)
                 used[name.id] = max(used[name.id], name.lineno)
-    for name, line in bound.items():
-        if used[name] - line > LONGEST_LIFE:
-            yield line, f"{name}: lives {used[name] - line} lines; say what it is"
+    for verb, line in bound.items():
+        if used[verb] - line > LONGEST_LIFE:
+            yield line, f"{verb}: lives {used[verb] - line} lines; say what it is"
 
 
 def check_module_names(files: list[Path], source: Path) -> Iterator[str]:
