@@ -19,6 +19,7 @@ from trustcxr.data.phantom import anatomy, write_files
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
 from trustcxr.explain import (
+    baseline_scores,
     evaluate,
     examples,
     faithfulness,
@@ -370,7 +371,7 @@ def test_the_size_of_the_lesion_is_its_share_of_the_lungs() -> None:
     infection[0, :, :5] = True  # the whole lung
     infection[1, :5] = True  # half of it, and as much beside it
     infection[3, 0] = True  # no lung is known
-    found = evaluate.Masks(infection, lung).lesion.tolist()
+    found = baseline_scores.Masks(infection, lung).lesion.tolist()
     assert found[:2] == [1.0, 0.5]
     assert np.isnan(found[2:]).all()
 

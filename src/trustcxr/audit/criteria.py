@@ -24,7 +24,7 @@ from trustcxr.recipes.criteria_file import (
     outline,
     read_criteria,
 )
-from trustcxr.statistics import LEVEL
+from trustcxr.statistics import LEVEL, difference_interval
 from trustcxr.storage import layout
 from trustcxr.storage.prediction_table import CLEAN
 from trustcxr.storage.schemas import AuditDocument, CriterionResult, Share, read_audit
@@ -224,14 +224,11 @@ def _attack_rows(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _independent_difference(first: Share, second: Share) -> Share:
-    """Return first less second with the interval of two independent figures (MOVER: Newcombe 1998, method 10)."""
-    value = float(first.value or 0.0) - float(second.value or 0.0)
+    """Return first less second with the interval of two independent figures."""
+    one, other = float(first.value or 0.0), float(second.value or 0.0)
     if first.interval is None or second.interval is None:
-        return Share(value=value, ci=None)
-    (low_1, high_1), (low_2, high_2) = first.interval, second.interval
-    below = math.hypot(float(first.value or 0.0) - low_1, high_2 - float(second.value or 0.0))
-    above = math.hypot(high_1 - float(first.value or 0.0), float(second.value or 0.0) - low_2)
-    return Share(value=value, ci=(value - below, value + above))
+        return Share(value=one - other, ci=None)
+    return Share(value=one - other, ci=difference_interval(one, first.interval, other, second.interval))
 
 
 def _compare(one: Criterion, figure: Figure, side: str, bound: float, reason: str, remark: str) -> CriterionResult:
@@ -304,13 +301,11 @@ def _row(
     text: str = "",
 ) -> CriterionResult:
     return CriterionResult(
-        name=one.name,
+        **one.model_dump(include={"name", "by", "margin"}),
         figure=one.figure if figure is None else figure.path,
         side=side,
         bound=bound,
-        by=one.by,
         not_worse_than=Path(one.not_worse_than).name if one.not_worse_than else "",
-        margin=one.margin,
         result=Share() if figure is None else figure.share,
         n=None if figure is None else figure.n,
         met=met,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from trustcxr.audit.formats import OutputSpec
 from trustcxr.audit.formats.wrapper import as_states
-from trustcxr.audit.image_rows import ImageRows
 from trustcxr.errors import UserError, unknown
 from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chosen, cut
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
@@ -22,7 +21,6 @@ from trustcxr.statistics import Floats
 if TYPE_CHECKING:
     import pandas as pd
 
-    from trustcxr.data.dataset import Dataset
 
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of images that have none of the findings
@@ -72,15 +70,6 @@ class Decision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, 2) of images (B, 1, H, W) in [0, 1]."""
         return as_states(self.model(images), self.index, self.offset)
-
-
-class OneFinding(ImageRows):
-    """The images with a label of one finding as a data set of two classes: those with it are explained."""
-
-    def __init__(self, dataset: "Dataset", rows: np.ndarray, labels: np.ndarray) -> None:
-        super().__init__(dataset, rows, labels)
-        self.classes, self.explained = STATES, self.labels == 1
-        self.healthy = ~self.explained & self.table["class"].str.strip().str.lower().isin(NOTHING).to_numpy()
 
 
 def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:

@@ -17,7 +17,7 @@ from torch import nn
 from trustcxr import statistics
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
-from trustcxr.evaluation.stochastic import predict_logits
+from trustcxr.evaluation.predictions import predict_logits
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.recipes.protocol import ExamRecipe
 from trustcxr.registry import WORST_CASE
@@ -135,9 +135,7 @@ def check_radius(submitted: SubmittedImages, exam: ExamRecipe) -> None:
     radii = sorted({e for attack in exam.attacks if attack.name == WORST_CASE for e in attack.epsilons})
     if not radii or submitted.epsilon > radii[-1] + 1e-9:
         listed = ", ".join(f"{radius:g}" for radius in radii) or "no epsilon"
-        raise UserError(
-            f"{submitted.path}: images for epsilon {submitted.epsilon:g}, but worst-case is tried at {listed}"
-        )
+        raise UserError(f"{submitted.path}: images at epsilon {submitted.epsilon:g}; worst-case is tried at {listed}")
 
 
 def _image_id(name: Any) -> str:

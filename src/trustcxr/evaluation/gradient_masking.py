@@ -4,7 +4,6 @@ The signs are those of Athalye et al. 2018 (Obfuscated Gradients Give a False Se
 (On Evaluating Adversarial Robustness). L2 attacks are left out: their radius is another measure.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.registry import BLACK_BOX, ONE_STEP, PLAIN_STEP, WORST_CASE, is_linf
-from trustcxr.statistics import Bootstraps, interval, wilson
+from trustcxr.statistics import Bootstraps, difference_interval, interval, wilson
 from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, MaskingVerdict, RunDocument, Sign
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
@@ -45,17 +44,11 @@ FAILING = (
 
 
 def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, float] | None:
-    """Return a `Gap` from the two intervals alone, as for different images (square and add, Newcombe 1998).
-
-    It is wider than `paired_gap`.
-    """
+    """Return a `Gap` from the two intervals alone, as for different images: wider than `paired_gap`."""
     ends, other_ends = first.accuracy.interval, second.accuracy.interval
     if ends is None or other_ends is None:
         return None
-    one, other = _accuracy(first), _accuracy(second)
-    between = one - other
-    lower = math.hypot(one - ends[0], other_ends[1] - other)
-    return between - lower, between + math.hypot(ends[1] - one, other - other_ends[0])
+    return difference_interval(_accuracy(first), ends, _accuracy(second), other_ends)
 
 
 def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
@@ -130,16 +123,12 @@ def verdict(document: RunDocument, gap: Gap = from_intervals) -> MaskingVerdict:
     failing = [sign.text for sign in signs if sign.kind in FAILING]
     overstates = [f"FGSM overstates: {sign.text}" for sign in signs if sign.kind == FGSM_OVERSTATES]
     if failing:
-        return _verdict(True, signs, looked, failing + overstates)
+        return MaskingVerdict(masked=True, reasons=failing + overstates, looked_for=looked, signs=signs)
     if why := _no_proof(looked, rows, clean, document):
-        return _verdict(None, signs, looked, [why, *overstates])
+        return MaskingVerdict(masked=None, reasons=[why, *overstates], looked_for=looked, signs=signs)
     missing = [name for name in checks if name not in looked]
     parts = [f"no sign of it in {', '.join(looked)}", *([f"not looked for: {', '.join(missing)}"] if missing else [])]
-    return _verdict(False, signs, looked, parts + overstates)
-
-
-def _verdict(masked: bool | None, signs: list[Sign], looked: list[str], reasons: list[str]) -> MaskingVerdict:
-    return MaskingVerdict(masked=masked, reasons=reasons, looked_for=looked, signs=signs)
+    return MaskingVerdict(masked=False, reasons=parts + overstates, looked_for=looked, signs=signs)
 
 
 def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, document: RunDocument) -> str:
@@ -224,10 +213,7 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
 
 
 def _surely_more(share: float, count: float) -> bool:
-    """Return whether more than VANISHED of all images have no gradient, by the score interval.
-
-    A few of a hundred are normal: an honest network may be too confident for float32.
-    """
+    """Return whether surely more than VANISHED have no gradient; a few of a hundred are only too confident."""
     return share > VANISHED and (not count or wilson(share, count)[0] > VANISHED)
 
 

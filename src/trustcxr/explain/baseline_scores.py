@@ -193,8 +193,7 @@ def make_random_baseline(
 ) -> RandomWeightsBaseline:
     """Explain at most CONTROLLED of the images with random weights, the lung gate as trained: one network a draw.
 
-    `batches`: rows -> images, labels and masks, a batch at a time. A null map counts for no draw: a network without a
-    map is no easier to beat.
+    `batches`: rows -> images, labels and masks, a batch at a time. A null map counts for no draw.
     """
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:CONTROLLED])
     wanted = select_model_methods(names)

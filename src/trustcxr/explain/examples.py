@@ -25,8 +25,7 @@ def choose_images(
 ) -> dict[int, str]:
     """Return rows to show, and why: `count` drawn by `seed`, then the best and worst by each of MAIN above chance.
 
-    `tables`: saliency.parquet of every run that is shown. An image's figure is its mean over all of them, so that all
-    runs show the same images.
+    An image's figure is its mean over `tables` (saliency.parquet) of all runs, so that all show the same images.
     """
     rows = find_annotated(dataset)
     reasons = {int(row): [AT_RANDOM] for row in np.sort(np.random.default_rng(seed).permutation(rows)[:count])}

@@ -115,13 +115,9 @@ def pairs(images: EditInputs) -> dict[str, Pair]:
 def _changed(
     images: EditInputs, pair: Pair, fill: str, *, refilled: bool, others: EditInputs | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change.
-
-    The control lies in the same images, or in `others`. Mirrored lung is used only if part and control both have it:
-    the other side of a control is often the lesion.
-    """
+    """Return images without the lesion's part, and with the control changed: `refilled`, or by the same change."""
     only, others = None, others or images
-    if fill == "mirror" and refilled:
+    if fill == "mirror" and refilled:  # only if part and control both have it: a control's other side may be the lesion
         usable, there = (lesion_edits.mirror_lungs(x.images, x.lung, x.lesion)[1] for x in (images, others))
         only = usable & pair.move_to_lesion(there)
     without = lesion_edits.fill_region(images.images, pair.lesion, images.lung, images.lesion, fill=fill, only=only)
@@ -236,11 +232,9 @@ def lesion_effects(
 ) -> pd.DataFrame:
     """Return the table of lesion_effects.parquet: `remove_lesions` of every image with a lesion, for its own class.
 
-    Each is compared with a healthy image too (`compare_with_healthy`), drawn by a fixed seed, if there are any.
-
-    `sample` images, drawn by a fixed seed, are also inpainted (if scikit-image is installed), edited under PGD at
-    `epsilon`, and transplanted: each lesion into another, healthy image, clean and under PGD. Columns condition and
-    epsilon say which are attacked. Empty if no image has a lesion mask.
+    Each is compared with a drawn healthy image too (`compare_with_healthy`). A drawn `sample` is also inpainted (with
+    scikit-image), edited under PGD at `epsilon`, and transplanted into healthy images, clean and under PGD. Empty if no
+    image has a lesion mask.
     """
     rows = select_annotated(dataset, find_lesion_rows(dataset))
     drawn = np.sort(np.random.default_rng(0).permutation(rows)[:sample])
@@ -268,7 +262,7 @@ def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
 
 def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
     """Return the rows of the healthy class with lungs and without a lesion; empty if no class is healthy."""
-    recipe = getattr(run, "trained_by", None)  # None for an external model
+    recipe = getattr(run, "recipe", None)  # None for an external model
     name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
     healthy = getattr(dataset, "healthy", None)  # of the images of one finding
     if healthy is None:
@@ -299,10 +293,7 @@ def _compared_with_healthy(
 
 
 def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
-    """Run `transplant_lesions` on trios of rows, (N, 3): recipient, donor of a lesion, healthy donor.
-
-    PGD attacks the recipient before the edit, away from its own class.
-    """
+    """Run `transplant_lesions` on trios of rows, (N, 3): attacked recipient, donor of a lesion, healthy donor."""
     into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
     healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
     into = attack_inputs(run.model, into, healthy_labels, epsilon)
@@ -436,10 +427,9 @@ def _part(index: int, cells: int, side: int) -> slice:
 
 
 def rank_by_cause(saliency: Tensor, falls: Tensor) -> np.ndarray:
-    """Return Spearman's rank correlation of a map and the falls, over the cells of each image, (B,).
+    """Return Spearman's rank correlation of maps (B, H, W), averaged over cells, and falls (B, cells, cells), (B,).
 
-    `saliency` (B, H, W) is averaged over the cells of `falls` (B, cells, cells). NaN for fewer than three cells or
-    equal falls; 0 for a map that is the same in all cells.
+    NaN for fewer than three cells or equal falls; 0 for a map that is the same in all cells.
     """
     cells, (height, width) = falls.shape[-1], saliency.shape[-2:]
     rows, columns = ([_part(index, cells, side) for index in range(cells)] for side in (height, width))

@@ -8,6 +8,7 @@ images' spread; the threshold accepts ACCEPTED of these. Classes, masks and othe
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,16 +196,10 @@ def _features(run: Run, images: Tensor) -> Tensor:
     def note(stage: int, output: Tensor) -> None:
         seen[stage] = arrangement(output, height, width, run.model)(output).detach().float().mean((2, 3))
 
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output))
-        for stage, layer in enumerate(_stages(run.model))
-    ]
-    try:
-        with torch.no_grad(), preserve_state(run.model, autocast_cache=False):
-            run.model(images.to(run.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), preserve_state(run.model, autocast_cache=False), ExitStack() as hooks:
+        for stage, layer in enumerate(_stages(run.model)):
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, output, stage=stage: note(stage, output)))
+        run.model(images.to(run.device))
     return torch.cat([seen[stage] for stage in sorted(seen)], 1).cpu().double()
 
 

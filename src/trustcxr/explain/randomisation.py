@@ -5,7 +5,7 @@ the end. The networks of an ensemble go in step. A random network keeps only the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from itertools import count, zip_longest
 from typing import Any, NamedTuple
@@ -122,12 +122,10 @@ def _order_of_calls(model: nn.Module) -> Iterator[dict[str, int]]:
 
         return done
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
+    with ExitStack() as hooks:
+        for name, module in list(model.named_modules())[1:]:
+            hooks.enter_context(module.register_forward_hook(note(name)))
         yield called
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _parts(model: nn.Module, called: dict[str, int], depth: int) -> list[Part]:

@@ -96,10 +96,7 @@ def removed_models(before: StudyRecipe, now: StudyRecipe) -> list[ModelRecipe]:
 def check_seeds(before: StudyRecipe, now: StudyRecipe, folder: Path) -> None:
     """Raise UserError if `now` is the study in that folder with fewer seeds."""
     if adds_seeds(now, before):
-        raise UserError(
-            f"{folder}: holds this study with {_seeds(before)}, and {_seeds(now)} would be fewer: ask for as many, or "
-            "choose another --out"
-        )
+        raise UserError(f"{folder}: holds {_seeds(before)} of this study, not {_seeds(now)}: use another --out")
 
 
 def describe_growth(before: StudyRecipe, now: StudyRecipe) -> str:
