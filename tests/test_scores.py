@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from small_networks import stages_of
 from trustcxr import attacks, corruptions, explain
 from trustcxr.data import load_dataset
 from trustcxr.data.lesion_edits import EditInputs
@@ -26,7 +27,6 @@ from trustcxr.explain import (
     lesion_effect,
     measures,
     methods,
-    randomisation,
     stability,
 )
 from trustcxr.explain.baseline_scores import SHARPENED
@@ -224,7 +224,7 @@ def test_the_dear_measures_are_of_a_sample_that_is_the_same_for_every_run(
 def test_sanity_is_the_cascade_of_each_method(table: pd.DataFrame, run: Any, batch: Any) -> None:
     images, labels, _, _, ids = batch
     chosen = np.isin(ids, list(set(table[table["measure"] == "road"]["sample_id"])))
-    stages = list(randomisation.cascading_randomisation(run.model, images[chosen], explain.grad_cam, labels[chosen]))
+    stages = list(stages_of(run.model, images[chosen], explain.grad_cam, labels[chosen]))
     conditions = [c for c in dict.fromkeys(table["condition"]) if c.startswith("randomised:")]
     assert conditions == [f"randomised:{stage.part}" for stage in stages]
     for stage in stages:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from trustcxr.attacks.minimal_perturbation import nearest
@@ -21,9 +21,6 @@ from trustcxr.storage import layout, schemas
 from trustcxr.storage.atomic import write_arrays
 from trustcxr.storage.prediction_table import CLEAN, logits_of
 from trustcxr.training.environment import hardware
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FAILURES = 12  # wrong answers that are listed and shown
 _TABLE_1 = {"age", "sex", "gender", "view", "source", "hospital", "site", "country", "race", "ethnicity"}
@@ -90,7 +87,7 @@ def _describe_characteristics(dataset: Dataset, *, by_class: bool) -> list[schem
     return rows
 
 
-def _age_quartiles(name: str, table: "pd.DataFrame", classes: Mapping[str, None]) -> list[schemas.Characteristic]:
+def _age_quartiles(name: str, table: pd.DataFrame, classes: Mapping[str, None]) -> list[schemas.Characteristic]:
     years = subgroups.as_numbers(table[name])
     if not years.notna().any():
         return []
@@ -99,7 +96,7 @@ def _age_quartiles(name: str, table: "pd.DataFrame", classes: Mapping[str, None]
     return [schemas.Characteristic(column=name, value="median", n=int(years.notna().sum()), quartiles=quartiles)]
 
 
-def find_failures(table: "pd.DataFrame", classes: tuple[str, ...]) -> list[schemas.Failure]:
+def find_failures(table: pd.DataFrame, classes: tuple[str, ...]) -> list[schemas.Failure]:
     """Return the most confident wrong answers on unperturbed images, the most confident first."""
     clean = table[(table["attack"] == CLEAN).to_numpy()]
     probabilities, labels = softmax(logits_of(clean)), clean["label"].to_numpy(int)
@@ -178,7 +175,7 @@ def _chance(ratio: float, odds: float) -> float:
 
 
 def find_smallest_changes(
-    audit: Audit, report: EntryReport, table: "pd.DataFrame", out: Path
+    audit: Audit, report: EntryReport, table: pd.DataFrame, out: Path
 ) -> list[schemas.SmallestChange]:
     """Find the smallest change that flips each of a few right answers, and write the images into `out`.
 

@@ -6,9 +6,10 @@ present, with the logit above the threshold as margin. So every attack works on 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor, nn
 
 from trustcxr.audit.formats import OutputSpec
@@ -18,17 +19,13 @@ from trustcxr.evaluation.operating_points import CHOSEN, GIVEN, Threshold, chose
 from trustcxr.registry import VIEWS, WORST_CASE, is_linf
 from trustcxr.statistics import Floats
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 STATES = ("absent", "present")
 NOTHING = ("normal", "no finding", "none")  # labels of images that have none of the findings
 _STATES = {"1": 1.0, "1.0": 1.0, "true": 1.0, "yes": 1.0, "present": 1.0}
 _STATES |= {"0": 0.0, "0.0": 0.0, "false": 0.0, "no": 0.0, "absent": 0.0}
 
 
-def labelled_findings(table: "pd.DataFrame", findings: Sequence[str]) -> Floats:
+def labelled_findings(table: pd.DataFrame, findings: Sequence[str]) -> Floats:
     """Return the labels of each image, (N, F): 1 present, 0 absent, NaN unknown.
 
     They come from a column with the finding's name, as in CheXpert: 1, 0, and anything else (-1, blank) is unknown.
@@ -72,7 +69,7 @@ class Decision(nn.Module):
         return as_states(self.model(images), self.index, self.offset)
 
 
-def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:
+def as_decisions(table: pd.DataFrame, name: str, index: int, threshold: float, labels: Mapping[str, float]) -> Any:
     """Return one finding's rows of the predictions of all findings, with `labels` by sample id; NaN is left out.
 
     Logits become 0 and the margin.
@@ -85,14 +82,14 @@ def as_decisions(table: "pd.DataFrame", name: str, index: int, threshold: float,
     return add_finding(rows, name, threshold)
 
 
-def add_finding(table: "pd.DataFrame", name: str, threshold: float) -> "pd.DataFrame":
+def add_finding(table: pd.DataFrame, name: str, threshold: float) -> pd.DataFrame:
     """Add the columns of one finding: name, threshold, image, state, and sample ids that include the finding."""
     states, images = [STATES[k] for k in table["label"]], table["sample_id"].astype(str)
     table = table.assign(finding=name, threshold=threshold, image=images)
     return table.assign(**{"class": states, "sample_id": images + "#" + name})  # type: ignore[arg-type]
 
 
-def worst_scores(attacked: "pd.DataFrame") -> "pd.DataFrame":
+def worst_scores(attacked: pd.DataFrame) -> pd.DataFrame:
     """Give the worst-case rows of one finding the worst margin under any attack within epsilon.
 
     An attack that stops once the decision has changed leaves a score just beyond the threshold, which would flatter the

@@ -5,9 +5,9 @@ The signs are those of Athalye et al. 2018 (Obfuscated Gradients Give a False Se
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from trustcxr.statistics import Bootstraps, difference_interval, interval, wilso
 from trustcxr.storage.prediction_table import CLEAN, right
 from trustcxr.storage.schemas import AttackResult, MaskingVerdict, RunDocument, Sign
 from trustcxr.storage.schemas.test_figures import FGSM_OVERSTATES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LARGE = 0.3  # an epsilon at which any image can become any other, to a network
 ABOUT_ZERO = 0.05  # accuracy that a sound attack must leave at most at LARGE
@@ -51,7 +48,7 @@ def from_intervals(first: AttackResult, second: AttackResult) -> tuple[float, fl
     return difference_interval(_accuracy(first), ends, _accuracy(second), other_ends)
 
 
-def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
+def paired_gap(predictions: pd.DataFrame, *, resamples: int = 2000) -> Gap:
     """Return a `Gap` over the same images, by bootstrap over groups; `from_intervals` if the images differ."""
     samples = Bootstraps(resamples=resamples)
 
@@ -66,7 +63,7 @@ def paired_gap(predictions: "pd.DataFrame", *, resamples: int = 2000) -> Gap:
     return gap
 
 
-def _predictions_of(predictions: "pd.DataFrame", row: AttackResult) -> "pd.DataFrame":
+def _predictions_of(predictions: pd.DataFrame, row: AttackResult) -> pd.DataFrame:
     rows = predictions[predictions["attack"] == row.attack]
     if row.attack == CLEAN:
         return rows

@@ -1,21 +1,17 @@
 """Generate views of images without the lungs, or with little else: lungs alone, outline, border, another background."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trustcxr.data.dataset import has_filled_mask
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.loader import to_pixels
 from trustcxr.data.lung_masks import soften
 from trustcxr.models.lung_gate import LEVEL
 from trustcxr.registry import VIEWS
 from trustcxr.storage.prediction_table import Condition
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 SILHOUETTE = (
     0.25,
@@ -25,7 +21,7 @@ BORDER = 24 / 256  # width of the frame that is left where the border alone is s
 
 
 def generate_views(
-    dataset: "Dataset", rows: np.ndarray, images: Tensor
+    dataset: Dataset, rows: np.ndarray, images: Tensor
 ) -> Iterator[tuple[Condition, np.ndarray, Tensor]]:
     """Yield VIEWS of the images with a non-empty lung mask: condition, rows, pixels."""
     has = has_filled_mask(dataset, "lung", rows)  # nothing would be hidden by an empty mask

@@ -3,22 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 from trustcxr import attacks
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import Run
 from trustcxr.statistics import Bootstrap, share_interval
 from trustcxr.storage.schemas import Accuracy, PlantedShortcut, Share
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from trustcxr.evaluation.trained_run import Run
 
 _COLUMN = "shortcut_"
 HOW = ("as_is", "removed", "moved")
@@ -34,7 +31,7 @@ class Shortcut:
 
 
 def audit(
-    run: "Run", data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
+    run: Run, data: Path, *, split: str, batch_size: int = 64, resamples: int = 2000
 ) -> dict[str, PlantedShortcut]:
     """Return "planted_shortcuts" of metrics.json: {kind: accuracy as is, removed, and moved to another class only}.
 
@@ -91,7 +88,7 @@ def _planted(data: Path, classes: Sequence[str]) -> "tuple[pd.DataFrame, list[Sh
     return table, shortcuts
 
 
-def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
+def _marks(images: pd.DataFrame, shortcut: Shortcut, how: str) -> list[tuple[str, ...]]:
     """Return the shortcuts on each image."""
     kinds = [str(c).removeprefix(_COLUMN) for c in images.columns if str(c).startswith(_COLUMN)]
     marks = []
@@ -106,7 +103,7 @@ def _marks(images: "pd.DataFrame", shortcut: Shortcut, how: str) -> list[tuple[s
 
 
 def _answers(
-    run: "Run", images: "pd.DataFrame", side: int, marks: Sequence[tuple[str, ...]], batch_size: int
+    run: Run, images: pd.DataFrame, side: int, marks: Sequence[tuple[str, ...]], batch_size: int
 ) -> np.ndarray:
     rows, answers = images.to_dict("records"), []
     for first in range(0, len(rows), batch_size):

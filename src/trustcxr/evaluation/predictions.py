@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from trustcxr.attacks import base
 from trustcxr.attacks.bpda import AttackView
 from trustcxr.console import Progress, log
 from trustcxr.corruptions import corrupt
+from trustcxr.data.dataset import Dataset
 from trustcxr.data.loader import loader, to_pixels
 from trustcxr.errors import NotFiniteError, UserError
 from trustcxr.evaluation import gradient_masking, parallel
@@ -32,9 +33,6 @@ from trustcxr.recipes.parsing import validate
 from trustcxr.registry import ATTACKS, BLACK_BOX, GROUPINGS, STOCHASTIC_DRAWS, VIEWS, WORST_CASE
 from trustcxr.storage import atomic, layout
 from trustcxr.storage.prediction_table import CLEAN, RIGHT_SHARE, Condition
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
 
 Options = dict[str, Any]  # of an attack, by name
 Keep = Callable[[Condition, np.ndarray, Tensor, np.ndarray], None]  # condition, rows of the data, pixels, logits
@@ -89,7 +87,7 @@ class _BatchPlan:
     """Conditions of each batch: attacks, corruptions at their severities, views."""
 
     run: Run | ModelUnderTest
-    dataset: "Dataset"
+    dataset: Dataset
     about: pd.DataFrame
     attacks: Sequence[AttackRecipe]
     corruptions: Sequence[tuple[str, int]]
@@ -155,7 +153,7 @@ class _BatchPlan:
 
 def predict(
     run: Run | ModelUnderTest,
-    dataset: "Dataset",
+    dataset: Dataset,
     conditions: Sequence[AttackRecipe] = (),
     *,
     corruptions: CorruptionsRecipe | None = None,
@@ -217,7 +215,7 @@ def predict(
 _CONDITION = ("attack", "epsilon", "steps", "severity")
 
 
-def about_images(dataset: "Dataset") -> pd.DataFrame:
+def about_images(dataset: Dataset) -> pd.DataFrame:
     """Describe every image: sample_id, group, source, split, class, label, and other columns that divide the data."""
     also = [name for name in GROUPINGS if name in dataset.table and dataset.table[name].notna().any()]
     groupings = {name: dataset.table[name].fillna("").astype(str).to_numpy() for name in also if name != "source"}

@@ -3,19 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trustcxr import attacks, corruptions
 from trustcxr.console import Progress, log, track
-from trustcxr.data.dataset import has_filled_mask
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs
 from trustcxr.data.loader import to_pixels
 from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain import baseline_scores, baselines, faithfulness, lesion_effect, measures, randomisation
 from trustcxr.explain import methods as methods_by_name
 from trustcxr.explain.base import ALL_DONE, LeftOut
@@ -24,10 +25,6 @@ from trustcxr.explain.stability import CLEAN, STABILITY_ATTACK, Change, list_cha
 from trustcxr.models import feature_maps
 from trustcxr.recipes.evaluation_recipe import ExplanationRecipe
 from trustcxr.registry import ACTIVATION, HIT_RATE, RANDOM_MAP, RANDOMISED, REFERENCES, SHARP, Method
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 BY_CAUSE = "ranked_by_cause"  # a measure of the sample's clean images
 RANDOM = RANDOM_MAP  # always scored: a map without any knowledge of the model
@@ -83,7 +80,7 @@ def _stacked(names: Mapping[str, Tensor], values: Mapping[str, Tensor], count: i
     return np.concatenate(columns) if columns else np.empty(0)
 
 
-def find_annotated(dataset: "Dataset") -> np.ndarray:
+def find_annotated(dataset: Dataset) -> np.ndarray:
     """Return the rows of images with a non-empty infection mask; if no image has one, with a lung mask.
 
     For the images of one finding, only rows of images that have it. Raises UserError if no image has a mask.
@@ -97,8 +94,8 @@ def find_annotated(dataset: "Dataset") -> np.ndarray:
 
 
 def score(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
     options: ExplanationRecipe | None = None,
     *,
     thresholds: Mapping[str, float] | None = None,
@@ -115,8 +112,8 @@ def score(
 
 
 def score_batches(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
     options: ExplanationRecipe | None = None,
     *,
     thresholds: Mapping[str, float] | None = None,
@@ -169,7 +166,7 @@ def check_options(options: ExplanationRecipe) -> None:
         corruptions.get(name)
 
 
-def check_methods(run: "Run | ModelUnderTest", methods: Sequence[str]) -> None:
+def check_methods(run: Run | ModelUnderTest, methods: Sequence[str]) -> None:
     """Raise UserError for a method, or a layer in its name, that the model does not have."""
     for name in methods:
         base, layer = methods_by_name.parse(name)
@@ -184,18 +181,18 @@ def add_random_map(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name.strip().lower() if "@" not in name else name for name in methods), RANDOM]))
 
 
-def _images(run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray) -> tuple[Tensor, Tensor]:
+def _images(run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     images = to_pixels(torch.from_numpy(dataset.batch(rows)).to(run.device))
     return images, torch.as_tensor(np.asarray(dataset.labels[rows]), device=run.device)
 
 
-def _masks(dataset: "Dataset", rows: np.ndarray, device: torch.device) -> baseline_scores.Masks:
+def _masks(dataset: Dataset, rows: np.ndarray, device: torch.device) -> baseline_scores.Masks:
     kinds = (torch.from_numpy(np.array(dataset.masks(kind)[rows])).to(device) != 0 for kind in ("infection", "lung"))
     return baseline_scores.Masks(*kinds)
 
 
 def describe_images(
-    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, masks: baseline_scores.Masks
+    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, masks: baseline_scores.Masks
 ) -> dict[str, np.ndarray]:
     """Return the columns (B,) that identify each image, and the share of the lungs that its lesion covers."""
     true = np.array([run.classes[k] for k in dataset.labels[rows]])
@@ -209,7 +206,7 @@ def describe_images(
     }
 
 
-def predict_classes(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
+def predict_classes(run: Run | ModelUnderTest, images: Tensor) -> np.ndarray:
     """Return the names of the predicted classes, (B,)."""
     # Not inference_mode: TorchScript that was attacked keeps its own graph, and refuses such tensors.
     with torch.no_grad(), attacks.preserve_state(run.model):
@@ -220,8 +217,8 @@ def predict_classes(run: "Run | ModelUnderTest", images: Tensor) -> np.ndarray:
 class _Scorer:
     """Scores some rows of a data set, by these methods and under these changes of the images."""
 
-    run: "Run | ModelUnderTest"
-    dataset: "Dataset"
+    run: Run | ModelUnderTest
+    dataset: Dataset
     methods: Sequence[str]
     ways: Sequence[Change]
     baselines: RunBaselines
@@ -298,8 +295,12 @@ class _Scorer:
             }
             table.add(name, CLEAN, curves, bright)
         names = baseline_scores.select_model_methods(randomised)
-        for stages in randomisation.cascade(run.model, images, names, labels):
-            for name, stage in stages.items():
+
+        def maps_of(network: nn.Module, classes: Tensor) -> list[Tensor]:
+            return list(methods_by_name.maps(network, images, classes, names).values())
+
+        for stages in randomisation.cascade(run.model, images, maps_of, labels) if names else ():
+            for name, stage in zip(names, stages, strict=True):
                 scores = {f"randomised_{key}": value for key, value in stage._asdict().items() if key != "part"}
                 table.add(name, CASCADE + stage.part, scores)
         return pd.concat(table.tables, ignore_index=True)
@@ -331,7 +332,7 @@ def _moved(before: Tensor, after: Tensor, drawn: Tensor) -> tuple[dict[str, Tens
 
 
 def tune_thresholds(
-    run: "Run | ModelUnderTest", dataset: "Dataset", methods: Sequence[str], *, batch_size: int = 32
+    run: Run | ModelUnderTest, dataset: Dataset, methods: Sequence[str], *, batch_size: int = 32
 ) -> dict[str, float]:
     """Return the threshold with the best mean IoU on a (validation) split, for each method and the centre prior.
 
@@ -355,7 +356,7 @@ def tune_thresholds(
     return {name: float(_LEVELS[int(total.argmax())]) for name, total in totals.items()}
 
 
-def log_masks(dataset: "Dataset", measured: int) -> None:
+def log_masks(dataset: Dataset, measured: int) -> None:
     """Log how many images have no mask, and how many masks differ in size from their image."""
     images = len(lesion_effect.select_annotated(dataset, np.arange(len(dataset))))
     if measured < images:
@@ -364,7 +365,7 @@ def log_masks(dataset: "Dataset", measured: int) -> None:
         log(f"{other} masks are not of their image's size: resized by nearest neighbour")
 
 
-def masks_of_other_size(dataset: "Dataset") -> int:
+def masks_of_other_size(dataset: Dataset) -> int:
     """Count masks whose size differs from their image's; files that cannot be opened are not counted."""
     from PIL import Image
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,10 @@ from torch import Tensor, nn
 from trustcxr import attacks
 from trustcxr.console import track
 from trustcxr.data import lesion_edits
-from trustcxr.data.dataset import has_filled_mask
+from trustcxr.data.dataset import Dataset, has_filled_mask
 from trustcxr.data.lesion_edits import EditInputs, Pair
 from trustcxr.errors import UserError
+from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 from trustcxr.explain.base import target_classes
 from trustcxr.explain.stability import CLEAN, PGD_STEPS
 from trustcxr.models.preserve_state import preserve_state
@@ -36,10 +36,6 @@ from trustcxr.registry import USUAL_ATTACKS
 from trustcxr.statistics import Bootstrap, interval, share_interval
 from trustcxr.storage.schemas import LesionDocument, Share
 from trustcxr.storage.schemas.saliency_figures import LesionSize, LesionsWithoutControl
-
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset
-    from trustcxr.evaluation.trained_run import ModelUnderTest, Run
 
 CONTROLS = ("lung", "background")
 HEALTHY_IMAGE = "healthy image"
@@ -208,22 +204,22 @@ def _cover(images: EditInputs) -> np.ndarray:
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def find_lesion_rows(dataset: "Dataset") -> np.ndarray:
+def find_lesion_rows(dataset: Dataset) -> np.ndarray:
     """Return the rows of images with a non-empty lesion mask; empty if the data has no such masks."""
     if not {"lung", "infection"} <= set(dataset.mask_kinds):
         return np.zeros(0, int)
     return np.flatnonzero([bool(mask.any()) for mask in dataset.masks("infection")])
 
 
-def select_annotated(dataset: "Dataset", rows: np.ndarray) -> np.ndarray:
+def select_annotated(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """Return the rows that can be explained: all, or for the images of one finding those that have it."""
     explained = getattr(dataset, "explained", None)
     return rows if explained is None else rows[explained[rows]]
 
 
 def lesion_effects(
-    run: "Run | ModelUnderTest",
-    dataset: "Dataset",
+    run: Run | ModelUnderTest,
+    dataset: Dataset,
     *,
     fills: Sequence[str] = FILLS,
     batch_size: int = 32,
@@ -260,7 +256,7 @@ def slices(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
+def _healthy(run: Run | ModelUnderTest, dataset: Dataset) -> np.ndarray:
     """Return the rows of the healthy class with lungs and without a lesion; empty if no class is healthy."""
     recipe = getattr(run, "recipe", None)  # None for an external model
     name = (TrainingRecipe() if recipe is None else recipe.training).counterfactuals.healthy_class
@@ -274,7 +270,7 @@ def _healthy(run: "Run | ModelUnderTest", dataset: "Dataset") -> np.ndarray:
 
 
 def _removed(
-    run: "Run | ModelUnderTest", dataset: "Dataset", rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
+    run: Run | ModelUnderTest, dataset: Dataset, rows: np.ndarray, fills: Sequence[str], epsilon: float = 0.0
 ) -> pd.DataFrame:
     """Run `remove_lesions` on some images, clean or under PGD."""
     labels = torch.from_numpy(dataset.labels[rows]).to(run.device)
@@ -283,7 +279,7 @@ def _removed(
 
 
 def _compared_with_healthy(
-    run: "Run | ModelUnderTest", dataset: "Dataset", partners: np.ndarray, fills: Sequence[str]
+    run: Run | ModelUnderTest, dataset: Dataset, partners: np.ndarray, fills: Sequence[str]
 ) -> pd.DataFrame:
     """Run `compare_with_healthy` on pairs of rows, (N, 2): an image with a lesion, and a healthy one."""
     images, healthy = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in partners.T)
@@ -292,7 +288,7 @@ def _compared_with_healthy(
     return _add_columns(table, dataset, partners[:, 0], 0.0)
 
 
-def _put_in(run: "Run | ModelUnderTest", dataset: "Dataset", trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
+def _put_in(run: Run | ModelUnderTest, dataset: Dataset, trios: np.ndarray, epsilon: float = 0.0) -> pd.DataFrame:
     """Run `transplant_lesions` on trios of rows, (N, 3): attacked recipient, donor of a lesion, healthy donor."""
     into, ill, well = (lesion_edits.make_edit_inputs(dataset, rows, run.device) for rows in trios.T)
     healthy_labels, labels = (torch.from_numpy(dataset.labels[rows]).to(run.device) for rows in trios.T[:2])
@@ -309,7 +305,7 @@ def attack_inputs(model: nn.Module, images: EditInputs, labels: Tensor, epsilon:
     )
 
 
-def _add_columns(table: pd.DataFrame, dataset: "Dataset", rows: np.ndarray, epsilon: float) -> pd.DataFrame:
+def _add_columns(table: pd.DataFrame, dataset: Dataset, rows: np.ndarray, epsilon: float) -> pd.DataFrame:
     """Add the images' rows in the data set, their ids and groups, and the attack."""
     image = rows[table["image"].to_numpy()]
     about = {"image": image, "sample_id": dataset.sample_ids[image], "group": dataset.groups[image]}

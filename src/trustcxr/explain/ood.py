@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trustcxr.console import track
+from trustcxr.data.dataset import Dataset, JoinedDataset
 from trustcxr.data.images.density import Components, fit_components
 from trustcxr.errors import UserError
 from trustcxr.evaluation.trained_run import Run
@@ -28,13 +28,9 @@ from trustcxr.models.feature_maps import arrangement, find_layer
 from trustcxr.models.preserve_state import preserve_state
 from trustcxr.storage import atomic, layout
 
-if TYPE_CHECKING:
-    from trustcxr.data.dataset import Dataset, JoinedDataset
-
 ACCEPTED = 0.95  # of validation images
 SIDE = 32  # pixels of the small image
 COMPONENTS = {"network": 256, "image": 64}  # at most; and no more than a quarter of the training images
-SIGNS = ("spread", "sharpness", "dark", "bright")  # of quality; see `signs`
 EXTREME = 0.005  # share of training images beyond each limit of a sign
 _TENSORS = ("middle", "spread", "scores", "low", "high")
 _BATCH = 128
@@ -72,7 +68,7 @@ class Familiarity:
         return float((self.scores < score).double().mean())
 
 
-def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiarity:
+def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> Familiarity:
     """Fit the densities on training images, and set the threshold on validation images."""
     followed = track(batches(train), f"training images of {run.name}", _count(train))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
@@ -92,13 +88,13 @@ def fit(run: Run, train: "Dataset | JoinedDataset", val: "Dataset") -> Familiari
     return Familiarity(network, radiograph, middle, spread, scores, threshold, low, high, about)
 
 
-def batches(data: "Dataset | JoinedDataset") -> Iterator[Tensor]:
+def batches(data: Dataset | JoinedDataset) -> Iterator[Tensor]:
     """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
 
 
-def _count(data: "Dataset | JoinedDataset") -> int:
+def _count(data: Dataset | JoinedDataset) -> int:
     """Return the number of `batches`."""
     return -(-len(data) // _BATCH)
 

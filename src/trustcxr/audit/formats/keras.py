@@ -226,6 +226,6 @@ def _is_own(entry: dict[str, Any], name: Any, module: str, keras: Any) -> bool:
     if module.startswith("keras.src.ops."):
         layer_class = getattr(sys.modules.get(module), name, None)
         return isinstance(layer_class, type) and issubclass(layer_class, keras.Operation)
-    places = (keras, keras.src.models, keras.layers, keras.initializers, keras.regularizers)
-    places += (keras.constraints, keras.dtype_policies)
+    places = [keras, keras.src.models, keras.layers, keras.initializers, keras.regularizers]
+    places += [keras.constraints, keras.dtype_policies]
     return any(isinstance(getattr(place, name, None), type) for place in places)

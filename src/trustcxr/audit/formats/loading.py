@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +19,6 @@ from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.storage import layout
 from trustcxr.storage.schemas import RunDocument, TrainingDocument
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TABLES = (".csv", ".parquet")
 _PROBES = 2  # images of noise in the first comparison of a conversion
@@ -54,7 +52,7 @@ class ExternalModel:
     origin: Origin
     input: InputSpec
     output: OutputSpec
-    predictions: "pd.DataFrame | None" = None  # the scores: columns sample_id and logits
+    predictions: pd.DataFrame | None = None  # the scores: columns sample_id and logits
     metrics: RunDocument | None = None
     training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
