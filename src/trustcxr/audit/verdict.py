@@ -8,6 +8,7 @@ in `docs/audit.md`.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
@@ -117,20 +118,21 @@ def _accurate(document: AuditDocument) -> Answer:
 
 
 def _robust(document: AuditDocument) -> Answer:
-    """Compare the worst case up to EPSILON with the clean accuracy and a constant answer."""
+    """Compare the worst case up to EPSILON with the clean accuracy of the same images and a constant answer."""
     clean, rows = document.clean, _worst_by_epsilon(document)
     yes, no = "ROBUST", "NOT ROBUST"
-    if not rows or clean.accuracy.value is None:
+    before = _of_same_images(rows[-1].clean, clean.accuracy) if rows else clean.accuracy
+    if not rows or before.value is None:
         why = "its figures were withdrawn" if document.withdrawn else "no attack was run"
         return Answer("robust", None, f"How it answers under attack is not known: {why}", yes, no, measured=False)
-    bound = KEPT_UNDER_ATTACK * clean.accuracy.value
+    bound = KEPT_UNDER_ATTACK * before.value
     if not document.findings:  # of rare findings, "absent" for all is often right
         bound = max(bound, clean.constant_answer or 0.0)
     reached = rows[-1].is_at(EPSILON)
     met = _above([row.accuracy for row in rows], bound)
     met = None if met and not reached else met
     worst, others = rows[-1], rows[-2::-1]
-    text = f"{_describe_change(clean.accuracy, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
+    text = f"{_describe_change(before, worst.accuracy)} of {_images(worst.n, document)} when each pixel may "
     text += f"change by {_grey(worst)} of {GREY_LEVELS} grey levels ({worst.effort.name}"
     text += "".join(f"; {_text(row.accuracy)} by {_grey(row)}" for row in others) + ")"
     return Answer("robust", met, text, yes, no)
@@ -150,9 +152,9 @@ def _worst_by_epsilon(document: AuditDocument) -> list[AttackResult]:
 
 
 def _stable(document: AuditDocument) -> Answer:
-    """Compare the mean accuracy under corruptions with the clean accuracy."""
-    clean, mean = document.clean.accuracy, document.corruptions_mean
-    yes, no = "STABLE", "NOT STABLE"
+    """Compare the mean accuracy under corruptions with the clean accuracy of the same images."""
+    mean, yes, no = document.corruptions_mean, "STABLE", "NOT STABLE"
+    clean = document.clean.accuracy if mean is None else _of_same_images(mean.clean, document.clean.accuracy)
     if mean is None or mean.accuracy.value is None or clean.value is None:
         text = "How it answers on noisy, blurred or wrongly exposed images is not known: none was shown to it"
         return Answer("stable", None, text, yes, no, measured=False)
@@ -190,20 +192,21 @@ def _lungs(document: AuditDocument) -> Answer:
 
 
 def _subgroups(document: AuditDocument) -> Answer:
-    """Find the group whose accuracy is most below that of all others, after correction for all groups."""
+    """Find the group of one value whose accuracy is most below that of all others, after correction for all groups."""
     yes, no = f"NO GROUP IS WORSE BY MORE THAN {_percent(WORSE)}", "WORSE FOR THIS GROUP"
     groups = [
         (division.column, group)
         for division in document.subgroups
         for group in division.groups
         if group.gap.value is not None and group.gap.interval is not None
+        if group.name != OTHERS and (group.images or 0) >= SMALLEST
     ]
     if not groups:
-        text = "For whom it is worse is not known: no column of the data divides the images into large enough groups"
+        text = f"For whom it is worse is not known: no column of the data has a group of {SMALLEST} images"
         return Answer("subgroups", None, text, yes, no, measured=False)
     settled = [pair for pair in groups if pair[1].settled and _gap(pair[1]) < 0]
     column, worst = min(settled or groups, key=lambda pair: _gap(pair[1]))
-    text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} of {worst.name} (by {column}), "
+    text = f"Accuracy is {_text(worst.accuracy)} on {_images(worst.n, document)} with {column} = {worst.name}, "
     low, high = worst.gap.interval or (0.0, 0.0)
     text += f"{_gap(worst):+.1%} [{low:+.1%}, {high:+.1%}] against all others; {len(groups)} groups were compared"
     bounded = all(group.gap.interval is not None and group.gap.interval[0] >= -WORSE for _, group in groups)
@@ -235,6 +238,11 @@ def _above(shares: Sequence[Share], bound: float) -> bool | None:
     if any(pair is not None and pair[1] <= bound for pair in intervals):
         return False
     return True if all(pair is not None and pair[0] > bound for pair in intervals) else None
+
+
+def _of_same_images(part: Share, whole: Share) -> Share:
+    """Return the clean accuracy of the images of a condition: of a part of all images, or of the whole."""
+    return whole if part.value is None else part
 
 
 def _describe_change(before: Share, after: Share) -> str:
