@@ -61,8 +61,8 @@ def apgd(
     generator = torch.Generator().manual_seed(seed)
     with preserve_state(model):
         logits = base.checked_logits(model, images, labels)
-        if target is not None and _highest(target) >= logits.shape[1]:
-            raise UserError(f"apgd: target {_highest(target)}, but the model has {logits.shape[1]} classes")
+        if target is not None and target.numel() and int(target.max()) >= logits.shape[1]:
+            raise UserError(f"apgd: target {int(target.max())}, but the model has {logits.shape[1]} classes")
         result, values = images.clone(), torch.full((len(images),), -math.inf, device=images.device)
         todo = (logits.argmax(1) == labels).nonzero()[:, 0]
         for _ in range(restarts):
@@ -242,7 +242,3 @@ def _check_target(target: Tensor, labels: Tensor, loss: str) -> None:
         raise UserError(f"apgd: target must be whole numbers (B,), a class for each image, not {tuple(target.shape)}")
     if bool((target == labels).any()) or bool((target < 0).any()):
         raise UserError("apgd: target must be a wrong class for each image")
-
-
-def _highest(target: Tensor) -> int:
-    return int(target.max()) if target.numel() else 0

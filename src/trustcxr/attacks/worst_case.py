@@ -6,7 +6,7 @@ AutoAttack's standard version needs four classes (for its DLR loss and its targe
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,26 +40,7 @@ class WorstCase:
         return self.broken_by.count(None) / len(self.broken_by) if self.broken_by else float("nan")
 
 
-class Options(TypedDict, total=False):
-    """Options of `worst_case_report` and `worst_case`."""
-
-    steps: int
-    queries: int
-    restarts: int
-    seed: int
-    start: Tensor | Sequence[Tensor]
-    precision: base.Precision | None
-    ends: float
-
-
-def worst_case(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float | Tensor,
-    **options: Unpack[Options],
-) -> Tensor:
+def worst_case(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float | Tensor, **options: Any) -> Tensor:
     """Return the worst of several attacks for each image: the `images` of `worst_case_report`, which has the options.
 
     >>> import torch, trustcxr as tx

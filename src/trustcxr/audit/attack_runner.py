@@ -126,18 +126,14 @@ class AttackRunner:
     @cached_property
     def surrogate(self) -> nn.Module | None:
         """Return a network distilled from the model, if its own gradients are not enough."""
-        return self.distilled if needs_surrogate(self.traits, self.gradients) else None
+        enough = self.gradients and not (self.traits.random or self.traits.needs_bpda)
+        return None if enough else self.distilled
 
     @cached_property
     def distilled(self) -> nn.Module:
         """Return a network distilled from the model."""
         images = self.images if self.load_surrogate_images is None else self.load_surrogate_images()
         return distil(self.model, images, scale=self.traits.scale)
-
-
-def needs_surrogate(traits: GradientTraits, gradients: bool) -> bool:
-    """Return whether worst-case needs a surrogate; `gradients`: whether attacks can use the model's own."""
-    return not gradients or traits.random or traits.needs_bpda
 
 
 class AgainstRest(nn.Module):

@@ -1,7 +1,9 @@
 """Judge an audit by acceptance criteria: met, not met, or not settled by this many images."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,20 +209,15 @@ def _compare_audits(one: Criterion, figure: Figure, side: str, margin: float, ou
 
 def _paired_difference(figure: Figure, folder: Path, out: Path) -> Share | None:
     """Return this accuracy less the other's over the same images; None if `compare` has no such row."""
-    names = {f"{CLEAN}.accuracy": f"{CLEAN} accuracy"}
-    names |= {f"attacks[{k}].accuracy": v for k, v in _attack_rows(figure.path)}
-    try:
-        rows = {row.measure: row.difference for row in compare(folder, out).rows}
-    except UserError:  # of other images, or another protocol
+    measure = f"{CLEAN} accuracy"
+    if attack := re.fullmatch(r"attacks\[(.*)\]\.accuracy", figure.path):
+        parts = dict(pair.split("=") for pair in attack[1].split(", "))
+        measure = f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+    elif figure.path != f"{CLEAN}.accuracy":
         return None
-    return rows.get(names.get(figure.path, ""))
-
-
-def _attack_rows(path: str) -> Iterator[tuple[str, str]]:
-    if path.startswith("attacks["):
-        inside = path.partition("[")[2].partition("]")[0]
-        parts = dict(pair.split("=") for pair in inside.split(", "))
-        yield inside, f"{parts['attack']} accuracy @{float(parts['epsilon']):g}"
+    with suppress(UserError):  # other images, or another protocol
+        return {row.measure: row.difference for row in compare(folder, out).rows}.get(measure)
+    return None
 
 
 def _independent_difference(first: Share, second: Share) -> Share:

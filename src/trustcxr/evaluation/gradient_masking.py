@@ -147,11 +147,6 @@ def _no_proof(looked: list[str], rows: list[AttackResult], clean: AttackResult, 
     return ""
 
 
-def label(row: AttackResult) -> str:
-    """Return an attack with its effort: PGD-20."""
-    return row.effort.name
-
-
 def _rows(document: RunDocument) -> list[AttackResult]:
     whole = [r for r in document.attacks if r.attack and r.epsilon is not None and r.accuracy.value is not None]
     # A random model has the worst of its draws under worst-case, else their mean: these do not compare.
@@ -160,6 +155,10 @@ def _rows(document: RunDocument) -> list[AttackResult]:
 
 def _accuracy(row: AttackResult) -> float:
     return row.accuracy.value or 0.0  # of `_rows` all have one
+
+
+def _under(row: AttackResult) -> str:
+    return f"{_accuracy(row):.1%} under {row.effort.name}"
 
 
 def _radius(row: AttackResult) -> float:
@@ -204,7 +203,7 @@ def _gradients(document: RunDocument, rows: list[AttackResult]) -> list[Sign] | 
         signs.append(Sign(kind="vanishing_gradients", text=f"{text}: an attack that follows it does not move"))
     row = max(moved, key=lambda row: row.unmoved or 0.0, default=None)
     if row is not None and row.unmoved and row.unmoved > VANISHED:
-        text = f"{label(row)} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
+        text = f"{row.effort.name} left {row.unmoved:.1%} of the images unchanged at epsilon {_radius(row):g}"
         signs.append(Sign(kind="unmoved_attack", text=f"{text}: it found no direction"))
     return signs if measured is not None or moved else None
 
@@ -227,7 +226,7 @@ def _one_step(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         for strong, sizes, by in ((_worst(many), flatters, OVERSTATES), (_worst(_single_attacks(here)), weak, RISE)):
             pair = (one, strong) if sizes is flatters else (strong, one)
             if _beyond(*pair, by, gap):
-                under = f"{_accuracy(one):.1%} under {label(one)} but {_accuracy(strong):.1%} under {label(strong)}"
+                under = f"{_under(one)} but {_under(strong)}"
                 size = abs(_accuracy(one) - _accuracy(strong))
                 sizes.append((size, f"at epsilon {epsilon:g} accuracy is {under}"))
     if not compared:
@@ -243,7 +242,7 @@ def _rising(rows: list[AttackResult], clean: AttackResult, gap: Gap) -> list[Sig
     """Find the largest rise of accuracy under an iterated attack above that at smaller epsilons; None without one."""
     sweeps: dict[str, list[AttackResult]] = {}
     for row in _iterated(rows):
-        sweeps.setdefault(label(row), []).append(row)
+        sweeps.setdefault(row.effort.name, []).append(row)
     rises: list[tuple[float, str]] = []
     for name, sweep in sweeps.items():
         lowest = None if clean.accuracy.value is None else clean
@@ -269,7 +268,7 @@ def _left(rows: list[AttackResult]) -> list[Sign] | None:
     low = row.accuracy.ci[0] if row.accuracy.ci else None
     if _accuracy(row) <= ABOUT_ZERO or (low is not None and low <= ABOUT_ZERO):
         return []
-    text = f"accuracy is still {_accuracy(row):.1%} under {label(row)} at epsilon {_radius(row):g}, but must be about 0"
+    text = f"accuracy is still {_under(row)} at epsilon {_radius(row):g}, but must be about 0"
     return [Sign(kind="left_at_large_epsilon", text=text)]
 
 
@@ -283,15 +282,15 @@ def _black_box(rows: list[AttackResult], gap: Gap) -> list[Sign] | None:
         if black and white:
             compared, blind, seeing = True, _worst(black), _worst(white)
             if _beyond(seeing, blind, RISE, gap):
-                figures = f"{_accuracy(blind):.1%} under {label(blind)}, {_accuracy(seeing):.1%} under {label(seeing)}"
+                figures = f"{_under(blind)}, {_under(seeing)}"
                 text = f"an attack without gradients is the stronger at epsilon {epsilon:g}: {figures}"
                 wins.append((_accuracy(seeing) - _accuracy(blind), text))
         for row in here:
             if (share := _alone(row)) is not None:
                 compared = True
                 if wilson(share, float(row.n or 1))[0] > RISE:
-                    text = f"within {label(row)} at epsilon {epsilon:g} Square alone broke {share:.1%} of the images"
-                    wins.append((share, f"{text}, after every attack by gradient had failed on them"))
+                    text = f"within {row.effort.name} at epsilon {epsilon:g} Square alone broke {share:.1%} of"
+                    wins.append((share, f"{text} the images, after every attack by gradient had failed on them"))
     if not compared:
         return None
     return [Sign(kind="black_box_wins", text=max(wins)[1])] if wins else []

@@ -114,7 +114,7 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     content = atomic.read_yaml(path / layout.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
-        classes = tuple(str(name) for name in _listed(content["classes"]))
+        classes = tuple(str(name) for name in content["classes"])
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     layout.check_sums(path, content)
@@ -131,12 +131,6 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     return Run(
         path, model, classes, recipe, None if measured is None else measured.document, training or TrainingDocument()
     )
-
-
-def _listed(classes: object) -> list[object]:
-    if not isinstance(classes, list):
-        raise TypeError("a list of classes")
-    return classes
 
 
 def load_before_refit(run: Run) -> Run:

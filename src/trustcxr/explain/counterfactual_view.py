@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,15 +86,12 @@ class Spoilt:
 def find_methods(run: Run) -> list[str]:
     """Return the methods that this network supports, Grad-CAM first; each takes a pass."""
     x = torch.full((1, 1, run.size, run.size), 0.5, device=run.device)
-    return [name for name in MAPS if _has(run, x, name)]
-
-
-def _has(run: Run, x: Tensor, name: str) -> bool:
-    try:
-        methods.maps(run.model, x, 0, [name])
-    except UserError:
-        return False
-    return True
+    names = []
+    for name in MAPS:
+        with suppress(UserError):
+            methods.maps(run.model, x, 0, [name])
+            names.append(name)
+    return names
 
 
 def make_maps(run: Run, pixels: Tensor, predicted: int, names: Sequence[str]) -> list[Map]:

@@ -402,19 +402,14 @@ def measure_causes(model: nn.Module, radiographs: EditInputs, target: int | Tens
         before = logits.float().log_softmax(1).gather(1, labels)[:, 0]
         falls = torch.full((len(images), cells, cells), torch.nan, device=images.device)
         for row, column in product(range(cells), repeat=2):
-            cell = _cell(row, column, cells, size).to(images.device).expand(len(images), *size)
+            cell = torch.zeros(len(images), *size, dtype=torch.bool, device=images.device)
+            cell[:, _part(row, cells, size[0]), _part(column, cells, size[1])] = True
             has_lung = (cell & radiographs.lung).flatten(1).any(1)
             if has_lung.any():
                 edited = lesion_edits.fill_region(images, cell, radiographs.lung, radiographs.lesion)
                 after = model(edited).float().log_softmax(1).gather(1, labels)[:, 0]
                 falls[has_lung, row, column] = (before - after)[has_lung]
     return falls
-
-
-def _cell(row: int, column: int, cells: int, size: Sequence[int]) -> Tensor:
-    mask = torch.zeros(*size, dtype=torch.bool)
-    mask[_part(row, cells, size[0]), _part(column, cells, size[1])] = True
-    return mask
 
 
 def _part(index: int, cells: int, side: int) -> slice:

@@ -70,14 +70,14 @@ class Familiarity:
 
 def fit(run: Run, train: Dataset | JoinedDataset, val: Dataset) -> Familiarity:
     """Fit the densities on training images, and set the threshold on validation images."""
-    followed = track(batches(train), f"training images of {run.name}", _count(train))
+    followed = track(batches(train), f"training images of {run.name}", -(-len(train) // _BATCH))
     rows = [(_features(run, images), _small(images), signs(images)) for images in followed]
     features, radiographs, quality = (torch.cat(column) for column in zip(*rows, strict=True))
     network, radiograph = (
         fit_components(features, COMPONENTS["network"]),
         fit_components(radiographs, COMPONENTS["image"]),
     )
-    followed = track(batches(val), f"validation images of {run.name}", _count(val))
+    followed = track(batches(val), f"validation images of {run.name}", -(-len(val) // _BATCH))
     distances = torch.cat([_distances(run, images, network, radiograph) for images in followed])
     quartiles = torch.quantile(distances, _shares(0.25, 0.5, 0.75), dim=0)
     middle, spread = quartiles[1], (quartiles[2] - quartiles[0]).clamp(min=1e-6)
@@ -92,11 +92,6 @@ def batches(data: Dataset | JoinedDataset) -> Iterator[Tensor]:
     """Yield the images of a data set, (B, 1, H, W) in [0, 1]."""
     for first in range(0, len(data), _BATCH):
         yield torch.from_numpy(data.batch(range(first, min(first + _BATCH, len(data))))).float().div_(255)
-
-
-def _count(data: Dataset | JoinedDataset) -> int:
-    """Return the number of `batches`."""
-    return -(-len(data) // _BATCH)
 
 
 def save(familiarity: Familiarity, folder: Path) -> None:

@@ -18,7 +18,6 @@ from trustcxr.audit.formats.wrapper import WrappedModel
 from trustcxr.errors import UserError
 from trustcxr.recipes.parsing import validate
 from trustcxr.storage import layout
-from trustcxr.storage.schemas import RunDocument, TrainingDocument
 
 TABLES = (".csv", ".parquet")
 _PROBES = 2  # images of noise in the first comparison of a conversion
@@ -53,8 +52,6 @@ class ExternalModel:
     input: InputSpec
     output: OutputSpec
     predictions: pd.DataFrame | None = None  # the scores: columns sample_id and logits
-    metrics: RunDocument | None = None
-    training: TrainingDocument = field(default_factory=TrainingDocument)
     reported: Reported = field(default_factory=Reported)
     criteria: str | None = None  # file of acceptance criteria
     original: WrappedModel | None = None  # in its own runtime, without gradients, if `model` is a conversion
