@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trustcxr import defences
-from trustcxr.explain import randomisation
+from trustcxr.explain import evaluate, randomisation
 
 SIDE = 20
 
@@ -104,3 +105,8 @@ def stages_of(
     """The stages of the cascade of one method's maps."""
     stages = randomisation.cascade(model, x, lambda network, classes: [method(network, x, classes)], target, **options)
     return (stage for (stage,) in stages)
+
+
+def scores_of(*arguments: Any, **options: Any) -> pd.DataFrame:
+    """The whole table of saliency.parquet."""
+    return pd.concat(evaluate.score_batches(*arguments, **options), ignore_index=True)

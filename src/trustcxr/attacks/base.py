@@ -186,10 +186,7 @@ def input_gradient(
         # Summed, not averaged: in half precision an averaged loss can underflow to a zero gradient.
         total = (loss or cross_entropy)(logits.float(), labels.long().clone()).sum()
         if not total.requires_grad:
-            raise UserError(
-                "attack: the model has no gradient that torch can follow. Use square or transfer, or wrap the model in "
-                "attacks.bpda.AttackView(bpda=True)"
-            )
+            raise UserError("attack: the model has no gradient that torch can follow. Use square or transfer")
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:  # the logits do not depend on the images: the model rounds or detaches them
         gradient = torch.zeros_like(leaf)

@@ -136,7 +136,5 @@ def _check_same_images(
     one, other = (table[Key(f"{CLEAN} accuracy")].index for table in tables)
     partly = any(document.data.partial or document.findings for document in audits)
     if len(one.intersection(other)) < (1 if partly else max(len(one), len(other))):
-        raise UserError(
-            f"{folders[0]} and {folders[1]}: the images in {layout.PREDICTIONS_FILE} of one are named otherwise than "
-            "in that of the other; audit both models again, into new folders"
-        )
+        pair = f"{folders[0]} and {folders[1]}"
+        raise UserError(f"{pair}: images of one are named otherwise than in that of the other; audit both again")

@@ -147,10 +147,7 @@ def _side_by_side(name: str, ensemble: Ensemble) -> list[Layer]:
     ]
     count, kinds = len(each), {tuple(type(x) for x in chain) for chain in each}
     if len(kinds) > 1 or len(set(zip(ensemble.means, ensemble.stds, strict=True))) > 1:
-        raise UserError(
-            f"certify: the networks of the ensemble '{name}' differ, so they cannot be bounded together. Use several "
-            "members of one network (model.members)"
-        )
+        raise UserError(f"certify: networks of the ensemble '{name}' differ. Use members of one (model.members)")
 
     def shared(images: Tensor) -> Tensor:
         return torch.cat([images] * count, 1)

@@ -11,7 +11,7 @@ Shared options:
     grown: epsilon as a share of its final value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,6 @@ from trustcxr.certify import affine_graph, crown
 from trustcxr.certify.ibp import Interval, intervals, last_margins
 from trustcxr.defences.base import Radius, smoothed_cross_entropy
 
-Bounded = Callable[..., tuple[Tensor, Tensor]]
 TOLERANCE = 0.5  # ratios above it have no penalty (Shi et al. 2021)
 
 

@@ -50,11 +50,6 @@ def prove(
     return table.assign(method="crown" if effort.crown else "ibp", tf32=False)
 
 
-def within(table: pd.DataFrame, radii: Sequence[float] | None) -> pd.DataFrame:
-    """Return the rows of these radii; all if `radii` is None."""
-    return table if radii is None else table[table["epsilon"].isin(radii)].reset_index(drop=True)
-
-
 def describe(table: pd.DataFrame, *, resamples: int = 2000) -> list[CertifiedResult]:
     """Return `certified` of metrics.json: an entry per epsilon, with intervals over groups."""
     bootstraps, results = Bootstraps(resamples=resamples), []

@@ -93,24 +93,6 @@ def find_annotated(dataset: Dataset) -> np.ndarray:
     raise UserError(f"{dataset.where}: no infection or lung masks here, so saliency has nothing to be measured against")
 
 
-def score(
-    run: Run | ModelUnderTest,
-    dataset: Dataset,
-    options: ExplanationRecipe | None = None,
-    *,
-    thresholds: Mapping[str, float] | None = None,
-    batch_size: int = 32,
-) -> pd.DataFrame:
-    """Return the table of saliency.parquet: a row for each annotated image, method, condition and measure.
-
-    The image's true class is explained. `thresholds`: of each method's maps (`tune_thresholds`), for
-    `infection_iou_tuned`.
-    """
-    return pd.concat(
-        score_batches(run, dataset, options, thresholds=thresholds, batch_size=batch_size), ignore_index=True
-    )
-
-
 def score_batches(
     run: Run | ModelUnderTest,
     dataset: Dataset,
@@ -121,11 +103,12 @@ def score_batches(
     left_out: LeftOut = ALL_DONE,
     mean_mask: Tensor | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Yield the table of `score` a batch at a time, so that memory does not grow with the number of images.
+    """Yield the table of saliency.parquet a batch at a time: a row an annotated image, method, condition and measure.
 
-    Random weights explain a drawn part of the images first. Then all are scored against the masks, clean and under
-    FGSM, and for stability; then a drawn sample for PGD, faithfulness and sanity. `left_out`: parts that the model does
-    not allow. `mean_mask` (H, W): the mean lesion mask of training images.
+    The image's true class is explained. Random weights explain a drawn part of the images first. Then all are scored
+    against the masks, clean and under FGSM, and for stability; then a drawn sample for PGD, faithfulness and sanity.
+    `thresholds`: of each method's maps (`tune_thresholds`), for `infection_iou_tuned`. `left_out`: parts that the model
+    does not allow. `mean_mask` (H, W): the mean lesion mask of training images.
     """
     options = options or ExplanationRecipe()
     methods = add_random_map(options.methods)

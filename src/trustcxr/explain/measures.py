@@ -288,9 +288,7 @@ def _maps(saliency: Tensor) -> Tensor:
 
 def _pair(saliency: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if mask.shape != saliency.shape:
-        raise UserError(
-            f"masks {tuple(mask.shape)} do not fit saliency {tuple(saliency.shape)}: resize them by nearest"
-        )
+        raise UserError(f"masks {tuple(mask.shape)} do not fit maps {tuple(saliency.shape)}: resize them by nearest")
     return _maps(saliency), (mask != 0).flatten(1).to(saliency.device)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -225,9 +226,7 @@ def _check_selector(where: str, selector: Selector, radii: dict[str, set[float]]
         raise UserError(where + str(unknown("attack of the protocol", attack, radii)))
     if epsilon is not None and attack not in (None, CLEAN) and radii:
         valid = [f"{radius:g}" for radius in sorted(radii[str(attack)])]
-        try:
-            if f"{float(epsilon):g}" in valid:
-                return
-        except ValueError:
-            pass
-        raise UserError(where + str(unknown(f"epsilon of {attack}", epsilon, valid)))
+        with suppress(ValueError):
+            epsilon = f"{float(epsilon):g}"
+        if epsilon not in valid:
+            raise UserError(where + str(unknown(f"epsilon of {attack}", epsilon, valid)))

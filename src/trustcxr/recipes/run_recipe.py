@@ -31,10 +31,7 @@ def check_splits(splits: Splits) -> None:
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
         if named[first] == named[second]:
-            raise UserError(
-                f"data.splits: {first} and {second} are both {named[first]}; testing needs images that "
-                "training and validation have not used. Name three splits"
-            )
+            raise UserError(f"data.splits: {first} and {second} are both {named[first]}; name three, for unseen images")
 
 
 class Listing(TypedDict, total=False):
@@ -213,17 +210,12 @@ class RunRecipe(Strict):
     def _check_training(self) -> None:
         training, defence = self.training, self.defence
         if self.data.add and not training.balanced:
-            raise ValueError(
-                f"data.add: {self.data.add[0].path} has a share of each class, which training.balanced: false does not "
-                "draw; set training.balanced: true"
-            )
+            path = self.data.add[0].path
+            raise ValueError(f"data.add: {path} has a share of each class, so draw evenly: set training.balanced: true")
         if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
             raise ValueError(f"{defence.name} at epsilon 0 attacks nothing; set a radius, such as 0.02, or drop it")
         if defence.regulariser and not defence.ramp:
-            raise ValueError(
-                f"regulariser: {defence.regulariser:g} does nothing without an epsilon that grows; set defence.ramp, "
-                "such as 0.5, or leave regulariser out"
-            )
+            raise ValueError(f"regulariser: {defence.regulariser:g} does nothing without defence.ramp, such as 0.5")
         if training.warmup_epochs > training.epochs:
             raise ValueError(f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs")
         if training.weight_decay * training.learning_rate >= 1:
@@ -235,15 +227,9 @@ class RunRecipe(Strict):
     def _check_bounds(self) -> None:
         name, shown = self.defence.name, self.defence.clean_weight + self.defence.attack_share
         if self.training.guidance and not shown:
-            raise ValueError(
-                f"guidance looks at what explains an answer to an image, and {name} asks for bounds alone; set "
-                "defence.clean_weight too, or leave guidance out"
-            )
+            raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
         if self.empty_lungs:
-            raise ValueError(
-                f"background: {self.background} shows images with emptied lungs beside each batch, which {name} cannot "
-                "bound; choose full, swap, mask or crop"
-            )
+            raise ValueError(f"background: {self.background} adds images that {name} cannot bound; choose full or swap")
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name
