@@ -114,7 +114,9 @@ def load_run(folder: str | Path, *, on: torch.device | str | None = None) -> Run
     content = atomic.read_yaml(path / layout.RUN_FILE)
     try:
         recipe = validate(RunRecipe, content["recipe"], str(path / layout.RUN_FILE))
-        classes = tuple(str(name) for name in content["classes"])
+        if not isinstance(names := content["classes"], list):
+            raise TypeError("a list of classes")
+        classes = tuple(map(str, names))
     except (KeyError, TypeError) as problem:
         raise UserError(f"{path / layout.RUN_FILE}: not the file of a run ({problem} is missing)") from None
     layout.check_sums(path, content)
