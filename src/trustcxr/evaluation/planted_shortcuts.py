@@ -117,7 +117,7 @@ def _answers(
 
 
 def _draw(row: Mapping[Any, Any], side: int, planted: Sequence[str], size: int) -> np.ndarray:
-    from trustcxr.data.images.resize import resize_image
+    from trustcxr.data.images.read import resize_image
     from trustcxr.data.phantom.render_image import render
 
     image = render(row["class"], int(row["seed"]), side, tuple(planted), conspicuity=float(row["conspicuity"]))

@@ -15,7 +15,7 @@ from trustcxr.registry import VIEWS
 from trustcxr.statistics import Bootstraps, interval
 from trustcxr.storage.prediction_table import CLEAN, IMAGES, efforts_of, right, severities
 from trustcxr.storage.schemas import VERSION, Alarm, Drop, RunDocument, Share, TrainingDocument
-from trustcxr.storage.schemas.test_figures import CONSTANT, OVERFITTING
+from trustcxr.storage.schemas.run_document import CONSTANT, OVERFITTING
 
 AT_RANDOM = "its outputs are random, and attack and test see the same draw: its robust accuracy is overestimated"
 

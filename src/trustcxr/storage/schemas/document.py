@@ -46,7 +46,6 @@ class Result(Document):
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        """Return the table as HTML, for a notebook."""
         return self.table().to_html(index=False, na_rep="", float_format="{:.3f}".format) + f"<p>{NOTICE}</p>"
 
 
