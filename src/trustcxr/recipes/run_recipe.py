@@ -215,7 +215,7 @@ class RunRecipe(Strict):
         if defence.attacks and not defence.epsilon and not defence.weight_perturbation:
             raise ValueError(f"{defence.name} at epsilon 0 attacks nothing; set a radius, such as 0.02, or drop it")
         if defence.regulariser and not defence.ramp:
-            raise ValueError(f"regulariser: {defence.regulariser:g} does nothing without defence.ramp, such as 0.5")
+            raise ValueError(f"regulariser: {defence.regulariser:g} does nothing alone; set defence.ramp, such as 0.5")
         if training.warmup_epochs > training.epochs:
             raise ValueError(f"warmup_epochs: {training.warmup_epochs:g} is more than the {training.epochs} epochs")
         if training.weight_decay * training.learning_rate >= 1:
@@ -229,7 +229,9 @@ class RunRecipe(Strict):
         if self.training.guidance and not shown:
             raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
         if self.empty_lungs:
-            raise ValueError(f"background: {self.background} adds images that {name} cannot bound; choose full or swap")
+            raise ValueError(
+                f"background: {self.background} shows images that {name} cannot bound; choose full or swap"
+            )
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name
