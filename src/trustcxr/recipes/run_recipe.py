@@ -229,9 +229,7 @@ class RunRecipe(Strict):
         if self.training.guidance and not shown:
             raise ValueError(f"guidance is of answers; {name} asks for bounds alone; set defence.clean_weight too")
         if self.empty_lungs:
-            raise ValueError(
-                f"background: {self.background} shows images that {name} cannot bound; choose full or swap"
-            )
+            raise ValueError(f"background: {self.background} shows images that {name} cannot bound; use full or swap")
 
     def _check_guidance(self) -> None:
         training, name = self.training, self.model.name
