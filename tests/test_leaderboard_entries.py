@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from browser import SIZES, opened, sideways, violations
@@ -44,6 +45,22 @@ def entry(tmp_path: Path, name: str = "net", *options: object, **changes: Any) -
     return Path(json.loads(done.stdout)["entry"])
 
 
+def answered(folder: Path, clean: str, worst: str, groups: str, **changes: Any) -> Path:
+    """An audit of as many images as there are characters, right where there is a 1, with its predictions."""
+    shares = [{"value": text.count("1") / len(text.replace("-", ""))} for text in (clean, worst)]
+    content = {"clean": {"accuracy": shares[0], "n": len(clean)}, "attacks": [WORST | {"accuracy": shares[1]}]}
+    whole(folder, **content | changes)
+    rows = [
+        {"sample_id": f"{n:03}.png", "group": groups[n], "split": "Test", "label": 0, "attack": attack, "steps": 0}
+        | {"epsilon": epsilon, "severity": 0, "logits": [1.0, 0.0] if text[n] == "1" else [0.0, 1.0]}
+        for attack, epsilon, text in (("clean", 0.0, clean), ("worst-case", 0.02, worst))
+        for n in reversed(range(len(text)))
+        if text[n] != "-"
+    ]
+    atomic.write_table(folder / "predictions.parquet", pd.DataFrame(rows))
+    return folder
+
+
 def change(path: Path, key: str, value: object) -> None:
     """Write another value at a key such as audit.clean.n."""
     content = json.loads(path.read_text())
@@ -80,6 +97,34 @@ def test_the_entries_of_the_repository_have_no_fault_and_their_models_are_unchan
     root = Path(__file__).parents[1]
     result = run("leaderboard", root / "leaderboard", "--check", "--models", root / "src/trustcxr/zoo")
     assert "entries 4, faults 0, unchanged models" in result.stdout
+
+
+def test_an_entry_has_right_and_wrong_of_each_image_without_names(tmp_path: Path) -> None:
+    board = tmp_path / "leaderboard"
+    run("leaderboard", board, "--add", answered(tmp_path / "net", "11010", "10-00", "bbaac"), *SUBMIT)
+    (path,) = board.rglob("*.json")
+    results = json.loads(path.read_text())["image_results"]
+    assert len(results.pop("images")) == 64
+    assert results == {"new_group": "10101", "clean": "01110", "worst_case": "-0100"}  # a, then b, then c
+    assert ".png" not in path.read_text()
+    change(path, "image_results.worst_case", "-1100")
+    (line,) = faults(board)
+    assert "image_results.worst_case: its share of right images is 0.5, but the audit's accuracy 0.25" in line
+    change(path, "image_results.worst_case", "-010")
+    assert "image_results.worst_case: it is not one of 0, 1, - for each of 5 images" in faults(board)[0]
+
+
+def test_results_of_other_figures_are_left_out_and_an_entry_without_gets_them(tmp_path: Path) -> None:
+    board, folder = tmp_path / "leaderboard", answered(tmp_path / "net", "1101", "1000", "abcd")
+    table = atomic.read_table(folder / "predictions.parquet")
+    atomic.write_table(folder / "predictions.parquet", table[:-1])
+    run("leaderboard", board, "--add", folder, *SUBMIT)
+    (path,) = board.rglob("*.json")
+    assert "image_results" not in json.loads(path.read_text())
+    atomic.write_table(folder / "predictions.parquet", table)
+    run("leaderboard", board, "--add", folder, *SUBMIT)
+    assert json.loads(path.read_text())["image_results"]["clean"] == "1101"
+    assert run("leaderboard", board, "--check").stdout.endswith("entries 1, faults 0\n")
 
 
 def test_badges_follow_from_the_model_and_who_ran_it(tmp_path: Path) -> None:

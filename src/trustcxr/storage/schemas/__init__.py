@@ -41,7 +41,7 @@ from trustcxr.storage.schemas.command_output import (
     VerifiedDocument,
 )
 from trustcxr.storage.schemas.document import Document, Figure, Measured, Share
-from trustcxr.storage.schemas.leaderboard_entry import ENTRY_NAME, LeaderboardEntry
+from trustcxr.storage.schemas.leaderboard_entry import ENTRY_NAME, ImageResults, LeaderboardEntry
 from trustcxr.storage.schemas.run_document import AuditedModel, Refit, RunDocument, TrainingDocument
 from trustcxr.storage.schemas.saliency_figures import (
     Change,
