@@ -37,6 +37,10 @@ class ImageResults(Document):
     clean: str = ""
     worst_case: str = ""
 
+    def same_images(self, other: "ImageResults") -> bool:
+        """Return whether both list the same images in the same groups, so that they compare image by image."""
+        return (self.images, self.new_group) == (other.images, other.new_group)
+
     def find_fault(self, audit: AuditDocument) -> str:
         """Return why these are not the results of an audit; empty if they give its figures."""
         if not _SHA256.fullmatch(self.images):
