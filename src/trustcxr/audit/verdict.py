@@ -8,6 +8,7 @@ in `docs/audit.md`.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from trustcxr.audit.subgroups import OTHERS, SMALLEST
 from trustcxr.evaluation.gradient_masking import FAILING
 from trustcxr.registry import CORRUPTIONS, GREY_LEVELS, LUNGS_ONLY, is_linf
 from trustcxr.storage.prediction_table import CLEAN
@@ -196,16 +197,17 @@ def _lungs(document: AuditDocument) -> Answer:
 
 
 def _subgroups(document: AuditDocument) -> Answer:
-    """Find the group whose accuracy is most below that of all others, after correction for all groups."""
+    """Find the group of one value whose accuracy is most below that of all others, after correction for all groups."""
     yes, no = f"NO GROUP IS WORSE BY MORE THAN {_percent(WORSE)}", "WORSE FOR THIS GROUP"
     groups = [
         (division.column, group)
         for division in document.subgroups
         for group in division.groups
         if group.gap.value is not None and group.gap.interval is not None
+        if group.name != OTHERS and (group.images or 0) >= SMALLEST
     ]
     if not groups:
-        text = "For whom it is worse is not known: no column of the data divides the images into large enough groups"
+        text = f"For whom it is worse is not known: no column of the data has a group of {SMALLEST} images"
         return Answer("subgroups", None, text, yes, no, measured=False)
     settled = [pair for pair in groups if pair[1].settled and _gap(pair[1]) < 0]
     column, worst = min(settled or groups, key=lambda pair: _gap(pair[1]))
