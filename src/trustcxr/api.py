@@ -20,7 +20,12 @@ Folder = str | Path
 
 
 class Answers(list[ImageAnswer]):
-    """The answers for images, one each; a notebook shows them as a table. `file`: predictions.csv, if written."""
+    """The answers for images, one each; a notebook shows them as a table. `file`: predictions.csv, if written.
+
+    >>> import trustcxr as tx
+    >>> len(tx.api.Answers().table())
+    0
+    """
 
     file: Path | None = None
 
@@ -319,7 +324,14 @@ def compare(first: Folder, second: Folder) -> AuditPair:
 
     Raises UserError if a folder holds no audit, or the audits are not comparable.
 
-    Example: `tx.compare("out/audit-a", "out/audit-b").table()`.
+    Example:
+        >>> import tempfile
+        >>> import trustcxr as tx
+        >>> folder = tempfile.mkdtemp()
+        >>> data = tx.data.phantom.write(folder + "/images", {"Test": 2}, size=32)
+        >>> audit = tx.audit.run("covid-certified", data, protocol="exam-quick-1", out=folder + "/audit")
+        >>> float(tx.compare(audit.folder, audit.folder).table()["difference"].abs().max())  # an audit with itself
+        0.0
     """
     from trustcxr.audit.compare import compare as compare_audits
     from trustcxr.storage import layout
